@@ -1,0 +1,89 @@
+"""The runtime role: makes, starts, watches and ends the containers of a pod (entry points ``crinoid.runtimes``).
+
+The story of a container: ``create`` leaves its process waiting before its entry point, ``start`` lets it go, any
+number of ``exec_sync``, ``update``, ``kill`` and ``stats`` follow, ``wait`` tells of its end, ``delete`` removes what
+is left. The daemon may be killed between any two of these and call on with the same handle. Every hook but
+``create``, ``start`` and ``exec_sync`` is idempotent.
+"""
+
+from crinoid.core.api.hooks import hookspec
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.runtime import (
+    ContainerHandle,
+    ContainerProcess,
+    ContainerRequest,
+    ExecOutput,
+    ExecRequest,
+    ExitStatus,
+    PodSandbox,
+    RuntimeFeatures,
+    RuntimeState,
+)
+from crinoid.core.api.values.stats import CgroupUsage
+
+
+class RuntimeHooks:
+    """What a runtime driver implements."""
+
+    @hookspec
+    async def probe(self) -> RuntimeFeatures:  # type: ignore[empty-body]  # a specification
+        """Tell what the runtime can; called at start and for Status.
+
+        Raises Unsupported when the binary or its monitor is missing or doesn't work on this host, saying what to install.
+        """
+
+    @hookspec
+    async def start_pod(self, pod: PodSandbox) -> None:
+        """Optional. Prepare for the pod's containers, after its namespaces and network are there (a VM starts here)."""
+
+    @hookspec
+    async def stop_pod(self, pod: PodSandbox) -> None:
+        """Optional. Undo ``start_pod``; all containers of the pod have ended."""
+
+    @hookspec
+    async def create(self, request: ContainerRequest) -> ContainerProcess:  # type: ignore[empty-body]
+        """Make the container; return when its process waits before the entry point.
+
+        On any error, and when cancelled, nothing of the container is left but what ``delete`` removes. Raises
+        CommandFailed with the runtime's own words, InvalidArgument when the spec names what does not exist.
+        """
+
+    @hookspec
+    async def start(self, handle: ContainerHandle) -> None:
+        """Let the created container run. Raises CommandFailed when its entry point can't be executed."""
+
+    @hookspec
+    async def wait(self, handle: ContainerHandle) -> ExitStatus:  # type: ignore[empty-body]
+        """Wait, with no deadline, until the container has ended; answers at once when it has.
+
+        Any number of callers may wait. When nobody saw the end (the monitor was killed), the answer is 255 with
+        ``known`` false. Raises NotFound for a container this driver has nothing of.
+        """
+
+    @hookspec
+    async def state(self, handle: ContainerHandle) -> RuntimeState:  # type: ignore[empty-body]
+        """Tell the container's state; ``ABSENT`` when there is none."""
+
+    @hookspec
+    async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
+        """Send a signal to the first process, or to every process of the container; no error if it has ended."""
+
+    @hookspec
+    async def delete(self, handle: ContainerHandle) -> None:
+        """Remove the container, killing what still runs, its monitor, its cgroup and the driver's files; keep the log."""
+
+    @hookspec
+    async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:  # type: ignore[empty-body]
+        """Run a further process to its end. Raises DeadlineExceeded after killing its process tree."""
+
+    @hookspec
+    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
+        """Change limits of a created or running container; zero and empty fields stay as they are."""
+
+    @hookspec
+    async def reopen_log(self, handle: ContainerHandle) -> None:
+        """Make the monitor open the log path anew (it was rotated away); no line is lost or torn."""
+
+    @hookspec
+    async def stats(self, handle: ContainerHandle) -> CgroupUsage:  # type: ignore[empty-body]
+        """Read what the container uses now. Raises NotFound once it has ended."""

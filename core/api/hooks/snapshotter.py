@@ -1,0 +1,86 @@
+"""The snapshotter role: keeps unpacked layers, and makes root file systems of them (``crinoid.snapshotters``).
+
+The story of an image: for each layer from the bottom, ``prepare_layer`` gives a folder, the kernel unpacks into it,
+``commit_layer`` names the result by its chain id. A chain id (OCI image-spec, config.md, "ChainID") names a layer
+together with all those below it. Of a container: ``create_snapshot`` stacks a writable part on a chain id and returns
+mounts; the kernel makes and undoes the mounts; ``remove_snapshot`` drops the writable part.
+
+Everything survives a restart, and a kill at any moment leaves only what ``list_unfinished`` names.
+"""
+
+from crinoid.core.api.hooks import hookspec
+from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures
+
+
+class SnapshotterHooks:
+    """What a snapshotter driver implements."""
+
+    @hookspec
+    def features(self) -> SnapshotterFeatures:  # type: ignore[empty-body]  # a specification
+        """Tell how this snapshotter can be used; no coroutine. Constant for the slot's life."""
+
+    @hookspec
+    async def probe(self) -> None:
+        """Raise Unsupported when this host or file system can't do it, saying what is missing. Called at start."""
+
+    @hookspec
+    async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:  # type: ignore[empty-body]
+        """Make a folder to unpack the layer ``chain_id`` into, on top of the committed chain id ``parent``.
+
+        Several preparations of one chain id may be under way. With ``parallel_unpack`` the parent need not be committed
+        yet. Raises NotFound for a parent that is needed and not there.
+        """
+
+    @hookspec
+    async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
+        """Make a prepared layer permanent under its chain id, synced to disk. If the chain id is there already, the
+        prepared folder is dropped and the old one stays. Raises NotFound for an unknown key."""
+
+    @hookspec
+    async def discard_layer(self, key: str) -> None:
+        """Drop a prepared layer. Idempotent."""
+
+    @hookspec
+    async def has_layer(self, chain_id: str) -> bool:  # type: ignore[empty-body]
+        """Tell whether the chain id is committed."""
+
+    @hookspec
+    async def list_layers(self) -> tuple[tuple[str, str | None], ...]:  # type: ignore[empty-body]
+        """Return every committed chain id with its parent."""
+
+    @hookspec
+    async def remove_layer(self, chain_id: str) -> None:
+        """Remove a committed layer. Idempotent. Raises FailedPrecondition while a layer or snapshot stands on it."""
+
+    @hookspec
+    async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:  # type: ignore[empty-body]
+        """Stack a writable part (or, if ``readonly``, none) named ``key`` on a chain id; return the mounts that make
+        its root. ``parent`` ``None`` is an empty root. Raises AlreadyExists for a key in use, NotFound for the parent."""
+
+    @hookspec
+    async def mounts(self, key: str) -> tuple[Mount, ...]:  # type: ignore[empty-body]
+        """Return the mounts of a snapshot again. Raises NotFound."""
+
+    @hookspec
+    async def remove_snapshot(self, key: str) -> None:
+        """Drop a snapshot's writable part; its mounts are undone already. Idempotent."""
+
+    @hookspec
+    async def list_snapshots(self) -> tuple[str, ...]:  # type: ignore[empty-body]
+        """Return the keys of all snapshots."""
+
+    @hookspec
+    async def list_unfinished(self) -> tuple[str, ...]:  # type: ignore[empty-body]
+        """Return the keys of prepared layers that were neither committed nor discarded."""
+
+    @hookspec
+    async def usage(self, key: str) -> DiskUsage:  # type: ignore[empty-body]
+        """Measure the writable part of a snapshot. Raises NotFound."""
+
+    @hookspec
+    async def layer_usage(self, chain_id: str) -> DiskUsage:  # type: ignore[empty-body]
+        """Measure one committed layer, without those below it. Raises NotFound."""
+
+    @hookspec
+    async def total_usage(self) -> DiskUsage:  # type: ignore[empty-body]
+        """Measure all committed layers together; cheap enough to be asked every ten seconds."""

@@ -1,0 +1,24 @@
+"""What the kernel hands to each driver beside its options: folders of its own, and its name.
+
+Built by ``slots`` once for every slot; a test builds one over ``tmp_path``.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A slot's place on the node.
+
+    ``slot`` is the slot's name in the configuration (``runc``, ``default``). ``state_dir`` survives a reboot,
+    ``run_dir`` does not (it lies under ``/run``); both exist, are private to the slot (mode 0700) and outlive the
+    daemon's process. ``version`` is crinoid's.
+    """
+
+    slot: str
+    state_dir: Path
+    run_dir: Path
+    log: logging.Logger
+    version: str = ""

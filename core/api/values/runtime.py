@@ -1,0 +1,123 @@
+"""What crosses the OCI runtime's hooks: a container to be made, its process, its end, its usage."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crinoid.core.api.values.pod import PodConfig, SecurityProfile
+
+OciSpec = Mapping[str, Any]
+"""An OCI runtime-spec ``config.json`` as a JSON object; ``Any`` because its schema is the specification's."""
+
+
+class ContainerStatus(enum.Enum):
+    """The state of a container as its runtime sees it."""
+
+    ABSENT = "absent"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerHandle:
+    """Names a container in every hook; enough, together with the driver's own folders, to find it after a restart.
+
+    ``cgroup`` is its cgroup path below the mount point (cgroupfs), or ``slice:prefix:name`` (systemd).
+    """
+
+    container_id: str
+    pod_id: str
+    bundle: Path
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRequest:
+    """A container to be made from ``spec``, whose ``root.path`` is mounted already.
+
+    The driver completes the spec by what its slot says (seccomp, extra annotations) and writes it to the bundle.
+    ``seccomp`` ``None`` means unconfined, as in a privileged container. ``log_path`` is absolute; ``None`` discards
+    the output. The monitor runs in ``monitor_cgroup`` (a path below the mount point) where that is not empty.
+    """
+
+    handle: ContainerHandle
+    spec: OciSpec
+    seccomp: SecurityProfile | None = None
+    log_path: Path | None = None
+    terminal: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    monitor_cgroup: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerProcess:
+    """The container's first process (``pid``, in the host's PID namespace) and its monitor (0: none)."""
+
+    pid: int
+    monitor_pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeState:
+    """What the runtime says of a container; ``pid`` is 0 once it has stopped."""
+
+    status: ContainerStatus
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a container ended: 0 to 255, 128 + signal for a signal. ``known`` is false when nobody saw the end (255)."""
+
+    exit_code: int
+    finished_at_ns: int
+    oom_killed: bool = False
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecRequest:
+    """A further process in a running container: ``process`` is an OCI ``process`` object.
+
+    When ``timeout_s`` passes (``None``: no limit) its whole process tree is killed. Output beyond
+    ``max_output_bytes`` of each stream is dropped.
+    """
+
+    process: Mapping[str, Any]
+    timeout_s: float | None = None
+    max_output_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOutput:
+    """What a synchronous exec gave."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeFeatures:
+    """What the runtime binary is and can: name and version as it tells them itself."""
+
+    name: str
+    version: str
+    recursive_read_only_mounts: bool = False
+    user_namespaces: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PodSandbox:
+    """A pod as the pod hooks of a runtime see it; ``namespaces`` maps ``network``, ``ipc``, ``uts``, … to pins."""
+
+    pod_id: str
+    config: PodConfig
+    namespaces: Mapping[str, Path]
+    cgroup_parent: str
