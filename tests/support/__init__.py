@@ -1,0 +1,1 @@
+"""What tests share: images built in pure Python, real registries on loopback."""
