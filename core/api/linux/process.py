@@ -1,0 +1,329 @@
+"""Child processes: every program that crinoid runs is started here, by posix_spawn, and watched through a pidfd.
+
+``run`` is for programs that answer and end (runc, CNI plugins); ``spawn`` for those that stay or need descriptors
+of their own (conmon). Neither forks the daemon's address space, and nothing is left a zombie.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shlex
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, ResourceExhausted, Unsupported
+from crinoid.core.api.linux import libc
+from crinoid.core.api.linux.threads import call_in_fresh_thread
+
+_LOG = logging.getLogger(__name__)
+_NO_FDS: Mapping[int, int] = MappingProxyType({})
+_CLONE_FS = 0x200
+_PIECE_BYTES = 1 << 16
+_REAP_S = 5.0
+_EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_NOT_RUNNABLE = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP}
+# Python ignores these, and an ignored signal stays ignored across exec.
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A program that ended; ``exit_code`` is negative for a signal. Output beyond the limit was dropped."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+async def run(
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    fds: Mapping[int, int] = _NO_FDS,
+    cwd: Path | None = None,
+    max_output_bytes: int = 16 << 20,
+) -> Finished:
+    """Run a program to its end, whatever its exit code.
+
+    ``env`` ``None`` is the daemon's own; ``fds`` maps descriptors of the child to ours. The output of processes that
+    outlive the program is not waited for. At the deadline, and when cancelled, its whole process group is killed and
+    reaped. Raises DeadlineExceeded, Unsupported when there is no such program, ResourceExhausted when none can be
+    started.
+    """
+    with contextlib.ExitStack() as stack:
+        stdout = stack.enter_context(_Output(max_output_bytes))
+        stderr = stack.enter_context(_Output(max_output_bytes))
+        with stdout.writer() as out, stderr.writer() as err, _input(stdin) as source:
+            process = spawn(command, env=env, fds={0: source, 1: out, 2: err, **fds}, cwd=cwd)
+        stdout.watch()
+        stderr.watch()
+        exit_code = await _wait_or_kill(process, command, timeout_s)
+        return Finished(exit_code, stdout.drain(), stderr.drain())
+
+
+async def run_checked(
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    fds: Mapping[int, int] = _NO_FDS,
+    cwd: Path | None = None,
+    max_output_bytes: int = 16 << 20,
+) -> Finished:
+    """As ``run``; raises CommandFailed with the last words of stderr for any exit code but 0."""
+    finished = await run(
+        command, timeout_s=timeout_s, stdin=stdin, env=env, fds=fds, cwd=cwd, max_output_bytes=max_output_bytes
+    )
+    if finished.exit_code != 0:
+        _LOG.debug("failed with %d: %s", finished.exit_code, shlex.join(command))
+        raise CommandFailed(tuple(command), finished.exit_code, finished.stderr.decode(errors="replace"))
+    return finished
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    fds: Mapping[int, int] = _NO_FDS,
+    cwd: Path | None = None,
+    new_session: bool = True,
+) -> "Process":
+    """Start a program, found by PATH; standard streams that ``fds`` does not name are ``/dev/null``.
+
+    ``fds`` stay the caller's to close. With ``new_session`` the program leads a session and a process group, and
+    ``kill`` means all of the group. Raises Unsupported and ResourceExhausted as ``run`` does.
+    """
+
+    def start() -> int:
+        with _child_fds(fds) as actions:
+            return _posix_spawn(command, os.environ if env is None else env, actions, new_session)
+
+    def start_in_folder() -> int:
+        libc.call("unshare", _CLONE_FS)
+        os.chdir(cwd or "/")
+        return start()
+
+    # posix_spawn in Python knows no chdir: a thread with a working folder of its own does it.
+    pid = start() if cwd is None else call_in_fresh_thread(start_in_folder)
+    return Process(pid, _open_pidfd(pid), new_session)
+
+
+class Process:
+    """A child process. Close it when done; a child that still runs then is reaped when it ends."""
+
+    def __init__(self, pid: int, pidfd: int, leads_group: bool) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._leads_group = leads_group
+        self._exit_code: int | None = None
+        self._ended: asyncio.Future[int] | None = None
+        self._closed = False
+
+    async def wait(self) -> int:
+        """Wait for the end, with no deadline: the exit code, negative for a signal. Any number may wait."""
+        if self._exit_code is None:
+            return await asyncio.shield(self._watch())
+        return self._exit_code
+
+    def reap(self) -> int:
+        """Wait for the end, blocking: for code in threads. Not together with ``wait``."""
+        if self._exit_code is None:
+            self._collect(os.WEXITED)
+        assert self._exit_code is not None
+        return self._exit_code
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal the process, with its group if it leads one; nothing happens once it has been reaped."""
+        if self._exit_code is not None:
+            return  # its number may be another's by now
+        with contextlib.suppress(ProcessLookupError):
+            if self._leads_group:
+                os.killpg(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def close(self) -> None:
+        """Give up the handle. Idempotent; the process runs on if it does, and leaves no zombie."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._exit_code is None:
+            self._collect(os.WEXITED | os.WNOHANG)
+        if self._exit_code is None:
+            self._watch()
+        elif self._ended is None or self._ended.done():
+            os.close(self.pidfd)
+
+    def _watch(self) -> "asyncio.Future[int]":
+        if self._ended is None:
+            loop = asyncio.get_running_loop()
+            self._ended = loop.create_future()
+            loop.add_reader(self.pidfd, self._on_end, loop, self._ended)
+        return self._ended
+
+    def _on_end(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[int]") -> None:
+        loop.remove_reader(self.pidfd)
+        if self._exit_code is None:
+            self._collect(os.WEXITED | os.WNOHANG)
+        if not ended.done():
+            ended.set_result(255 if self._exit_code is None else self._exit_code)
+        if self._closed:
+            os.close(self.pidfd)
+
+    def _collect(self, options: int) -> None:
+        try:
+            result = os.waitid(os.P_PIDFD, self.pidfd, options)
+        except ChildProcessError:  # somebody set SIGCHLD to be ignored: the kernel keeps no status then
+            self._exit_code = 255
+            return
+        if result is not None:
+            self._exit_code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+async def _wait_or_kill(process: Process, command: Sequence[str], timeout_s: float) -> int:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await process.wait()
+    except TimeoutError:
+        await _end(process)
+        raise DeadlineExceeded(f"{command[0]} was killed: it had not ended after {timeout_s:g} s") from None
+    except asyncio.CancelledError:
+        await _end(process)
+        raise
+    finally:
+        process.close()
+
+
+async def _end(process: Process) -> None:
+    """Kill and reap; a process that hangs in the kernel is reaped later, when it ends."""
+    process.kill(signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _REAP_S)
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:  # too many open files: what can't be watched must not run
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise ResourceExhausted(f"process {pid} was killed, it can't be watched: {error.strerror}") from error
+
+
+def _posix_spawn(
+    command: Sequence[str], env: Mapping[str, str], actions: list[tuple[int, int, int]], new_session: bool
+) -> int:
+    _LOG.debug("run: %s", shlex.join(command))
+    try:
+        return os.posix_spawnp(
+            command[0],
+            command,
+            env,
+            file_actions=actions,
+            setsid=new_session,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+    except OSError as error:
+        if error.errno in _NOT_RUNNABLE:
+            raise Unsupported(f"program {command[0]} can't be run: {error.strerror}; is it installed?") from error
+        if error.errno in _EXHAUSTED:
+            raise ResourceExhausted(f"program {command[0]} can't be started: {error.strerror}") from error
+        raise
+
+
+@contextlib.contextmanager
+def _child_fds(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Duplicate our descriptors above all of the child's, so that no dup2 overwrites one that is still to be copied."""
+    with contextlib.ExitStack() as stack:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, null)
+        wanted = {0: null, 1: null, 2: null, **fds}
+        actions = []
+        for child, ours in wanted.items():
+            high = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, max(wanted) + 1)
+            stack.callback(os.close, high)
+            actions.append((os.POSIX_SPAWN_DUP2, high, child))
+        yield actions
+
+
+@contextlib.contextmanager
+def _input(content: bytes) -> Iterator[int]:
+    """A descriptor to read the content from: memory, so nobody has to feed a pipe."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC) if content else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        if content:
+            os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class _Output(contextlib.AbstractContextManager["_Output"]):
+    """A pipe whose read end is emptied by the loop; keeps the first ``limit`` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reader, False)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pieces: list[bytes] = []
+        self._room = limit
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[int]:
+        """The child's end, ours only until the child is there."""
+        try:
+            yield self._writer
+        finally:
+            self._close_writer()
+
+    def watch(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._reader, self._read)
+
+    def drain(self) -> bytes:
+        """Take what is in the pipe and return all; no more than it can hold, as others may go on writing."""
+        left = fcntl.fcntl(self._reader, fcntl.F_GETPIPE_SZ)
+        while left > 0 and (count := self._read()):
+            left -= count
+        return b"".join(self._pieces)
+
+    def __exit__(self, *exc: object) -> None:
+        self._unwatch()
+        os.close(self._reader)
+        self._close_writer()
+
+    def _close_writer(self) -> None:
+        if self._writer >= 0:
+            os.close(self._writer)
+            self._writer = -1
+
+    def _read(self) -> int:
+        """Take one piece and return its length; 0 when there is none now, or none will come."""
+        try:
+            piece = os.read(self._reader, _PIECE_BYTES)
+        except BlockingIOError:
+            return 0
+        if not piece:
+            self._unwatch()
+        elif self._room:
+            self._pieces.append(piece[: self._room])
+            self._room -= len(self._pieces[-1])
+        return len(piece)
+
+    def _unwatch(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._reader)
+            self._loop = None

@@ -1,0 +1,138 @@
+"""Programs are run, bounded, killed with their group and reaped; descriptors arrive where they were sent."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, Unsupported
+from crinoid.core.api.linux.process import run, run_checked, spawn
+
+
+def open_fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+async def test_output_and_exit_code_come_back() -> None:
+    finished = await run(["sh", "-c", "cat; echo oops >&2; exit 3"], timeout_s=10, stdin=b"hello")
+    assert (finished.exit_code, finished.stdout, finished.stderr) == (3, b"hello", b"oops\n")
+
+
+async def test_a_signal_is_a_negative_exit_code() -> None:
+    assert (await run(["sh", "-c", "kill -TERM $$"], timeout_s=10)).exit_code == -signal.SIGTERM
+
+
+async def test_large_input_and_output_do_not_deadlock() -> None:
+    content = os.urandom(1 << 20)
+    assert (await run(["cat"], timeout_s=20, stdin=content)).stdout == content
+
+
+async def test_output_beyond_the_limit_is_dropped() -> None:
+    finished = await run(["head", "-c", "1000000", "/dev/zero"], timeout_s=10, max_output_bytes=1000)
+    assert (finished.exit_code, len(finished.stdout)) == (0, 1000)
+
+
+async def test_checked_failure_carries_the_last_words() -> None:
+    with pytest.raises(CommandFailed, match="sh ended with exit code 4: no luck") as caught:
+        await run_checked(["sh", "-c", "echo no luck >&2; exit 4"], timeout_s=10)
+    assert caught.value.exit_code == 4
+
+
+async def test_a_missing_program_is_named() -> None:
+    with pytest.raises(Unsupported, match="no-such-program-here"):
+        await run(["no-such-program-here"], timeout_s=10)
+
+
+async def test_the_environment_and_folder_are_the_given_ones(tmp_path: Path) -> None:
+    finished = await run(["/bin/sh", "-c", "echo $A; pwd"], timeout_s=10, env={"A": "b"}, cwd=tmp_path)
+    assert finished.stdout.decode().split() == ["b", str(tmp_path)]
+    assert Path.cwd() != tmp_path
+
+
+async def test_the_deadline_kills_the_whole_group(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="sh was killed"):
+        await run(["sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout_s=0.5)
+    assert time.monotonic() - started < 5
+    await gone(int(pid_file.read_text()))
+
+
+async def test_cancellation_kills_and_reaps(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    task = asyncio.create_task(run(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout_s=60))
+    while not (pid_file.exists() and pid_file.read_text()):  # noqa: ASYNC110  # another process writes it
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not Path(f"/proc/{int(pid_file.read_text())}").exists()
+
+
+async def test_output_of_a_process_that_outlives_the_program_is_not_waited_for(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    finished = await run(["sh", "-c", f"yes & echo $! > {pid_file}; echo done"], timeout_s=5, max_output_bytes=1 << 20)
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert finished.exit_code == 0
+
+
+async def test_low_descriptors_do_not_overwrite_each_other() -> None:
+    """Swapping: the child's 3 is our second pipe's end, its 4 the first one's, whatever numbers those have here."""
+    a, b = os.memfd_create("a"), os.memfd_create("b")
+    try:
+        low, high = sorted((a, b))
+        script = f"echo low > /proc/self/fd/{high}; echo high > /proc/self/fd/{low}"
+        finished = await run(["sh", "-c", script], timeout_s=10, fds={high: low, low: high})
+        assert finished.exit_code == 0, finished.stderr
+        assert (os.pread(low, 10, 0), os.pread(high, 10, 0)) == (b"low\n", b"high\n")
+    finally:
+        os.close(a)
+        os.close(b)
+
+
+async def test_no_descriptor_reaches_the_child_or_stays_with_us() -> None:
+    await run(["true"], timeout_s=10)
+    before = open_fds()
+    secret = os.open("/dev/zero", os.O_RDONLY)
+    finished = await run(["ls", "-l", "/proc/self/fd"], timeout_s=10)
+    os.close(secret)
+    assert b"/dev/null" in finished.stdout
+    assert b"/dev/zero" not in finished.stdout
+    assert open_fds() == before
+
+
+async def test_ignored_signals_are_not_inherited() -> None:
+    finished = await run(["grep", "SigIgn", "/proc/self/status"], timeout_s=10)
+    assert int(finished.stdout.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+
+
+async def test_many_may_wait_for_a_spawned_process() -> None:
+    process = spawn(["sh", "-c", "exit 7"])
+    assert await asyncio.gather(process.wait(), process.wait()) == [7, 7]
+    assert await process.wait() == 7
+    process.kill()  # nothing to do, no error
+    process.close()
+    process.close()
+
+
+async def test_a_closed_process_leaves_no_zombie() -> None:
+    process = spawn(["sleep", "0.1"])
+    process.close()
+    await gone(process.pid)
+
+
+async def gone(pid: int) -> None:
+    """A process that init must reap takes a moment."""
+    async with asyncio.timeout(5):
+        while is_alive(pid):  # noqa: ASYNC110  # no child of ours tells
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
