@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.values.container import ContainerConfig
+from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
 from crinoid.core.api.values.runtime import ContainerHandle
@@ -48,8 +49,8 @@ CONTAINER_STEPS: Mapping[ContainerState, frozenset[ContainerState]] = {
 class PodRecord:
     """A pod sandbox. ``namespaces`` maps ``network``, ``ipc``, ``uts``, ``pid``, ``user`` to pinned paths.
 
-    ``runtime_handler`` is what the client asked for, maybe empty; ``runtime``, ``network``, ``snapshotter`` are the slots
-    that were chosen. ``answered`` is false until the client was told the id: a retry of the request may claim it, then.
+    ``runtime_handler`` is what the client asked for, maybe empty; ``runtime``, ``network``, ``snapshotter`` are the
+    slots that were chosen. ``answered`` is false until the client was told the id: a retry may claim it, then.
     """
 
     id: str
@@ -80,7 +81,7 @@ class ProcessUser:
 class ContainerRecord:
     """A container. ``image_id`` is the digest of the image's configuration, ``image_ref`` a name with digest.
 
-    Times are 0 until they happen. ``reason``: ``Completed``, ``Error``, ``OOMKilled``, ``StartError``, ``ContainerCreateError``.
+    Times are 0 until they happen. ``reason`` is ``Completed``, ``Error``, ``OOMKilled`` or ``StartError`` at the end.
     ``resources`` is what is in force, which UpdateContainerResources changes.
     """
 
@@ -109,19 +110,18 @@ class ContainerRecord:
 class ImageRecord:
     """An image by id, the digest of its configuration, with all its names.
 
-    ``tags`` and ``digests`` are full references (``registry/name:tag``, ``registry/name@digest``). ``manifests`` are the
-    digests of every index and manifest that led here; ``layers`` the blobs, ``chain_ids`` what they unpack to, bottom
-    first; ``snapshotters`` where they are unpacked. ``size_bytes`` counts the blobs as pulled. ``config`` is the image
-    configuration (OCI image-spec, config.md) as JSON text.
+    ``tags`` and ``digests`` are full references (``registry/name:tag``, ``registry/name@digest``). ``manifests`` are
+    the digests of every index and manifest that led here; ``layers`` the blobs, ``chain_ids`` what they unpack to,
+    bottom first. ``size_bytes`` counts the blobs as pulled. ``config`` is the image configuration (OCI image-spec,
+    config.md) as JSON text.
     """
 
     id: str
     tags: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
     manifests: tuple[str, ...] = ()
-    layers: tuple[str, ...] = ()
+    layers: tuple[Descriptor, ...] = ()
     chain_ids: tuple[str, ...] = ()
-    snapshotters: tuple[str, ...] = ()
     size_bytes: int = 0
     pulled_at_ns: int = 0
     config: str = "{}"

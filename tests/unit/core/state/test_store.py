@@ -1,0 +1,156 @@
+"""The store: records and ledger survive, nonsense is put aside, states take only the steps of their table."""
+
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, NotFound
+from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, VolumeMount
+from crinoid.core.api.values.image import Descriptor
+from crinoid.core.api.values.network import Attachment
+from crinoid.core.api.values.pod import IdMapping, NamespaceOptions, PodConfig, PodMetadata, PodSecurity, UserNamespace
+from crinoid.core.api.values.runtime import ContainerHandle
+from crinoid.core.state.records import (
+    CONTAINER_STEPS,
+    POD_STEPS,
+    ContainerRecord,
+    ContainerState,
+    ImageRecord,
+    PodRecord,
+    PodState,
+)
+from crinoid.core.state.store import Store
+
+
+def a_pod(key: str = "p1") -> PodRecord:
+    security = PodSecurity(namespaces=NamespaceOptions(user=UserNamespace(uids=(IdMapping(1, 0, 9),))))
+    return PodRecord(
+        id=key,
+        config=PodConfig(metadata=PodMetadata("n", "ns", "u"), labels={"a": "b"}, security=security),
+        runtime_handler="",
+        runtime="runc",
+        network="default",
+        snapshotter="default",
+        state=PodState.READY,
+        created_at_ns=5,
+        namespaces={"network": Path("/run/x")},
+        attachment=Attachment(("10.1.1.1",), {"result": {"ips": [1, "x"]}}),
+    )
+
+
+def a_container(state: ContainerState = ContainerState.CREATED) -> ContainerRecord:
+    config = ContainerConfig(
+        metadata=ContainerMetadata("c"), envs=(("A", "é"),), mounts=(VolumeMount(container_path="/x"),)
+    )
+    handle = ContainerHandle("c1", "p1", Path("/b"), "/crinoid/c1")
+    return ContainerRecord(
+        id="c1", pod_id="p1", config=config, handle=handle, image_id="i", image_ref="r", state=state, created_at_ns=1
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+def test_records_come_back_equal(path: Path) -> None:
+    store = Store(path)
+    image = ImageRecord(id="sha256:1", tags=("a:b",), layers=(Descriptor("m", "sha256:2", 3),), config='{"x": 1}')
+    wanted = (store.pods.put(a_pod()), store.containers.put(a_container()), store.put_image(image))
+    store.close()
+    again = Store(path)
+    assert (again.pods.get("p1"), again.containers.get("c1"), again.images.get("sha256:1")) == wanted
+    assert again.containers_of("p1") == [wanted[1]]
+
+
+def test_dropped_records_stay_dropped(path: Path) -> None:
+    store = Store(path)
+    store.pods.put(a_pod())
+    store.pods.drop("p1")
+    store.pods.drop("p1")
+    assert list(Store(path).pods) == []
+
+
+def test_find_by_unique_prefix(path: Path) -> None:
+    store = Store(path)
+    for key in ("abc1", "abd2"):
+        store.pods.put(a_pod(key))
+    assert store.pods.find("abc").id == "abc1"
+    with pytest.raises(FailedPrecondition, match="2 ids of pods"):
+        store.pods.find("ab")
+    for missing in ("x", ""):
+        with pytest.raises(NotFound):
+            store.pods.find(missing)
+
+
+def test_ledger_is_undone_latest_first_and_by_what_was_amended(path: Path) -> None:
+    ledger = Store(path).ledger
+    first = ledger.intend("p1", "mount", "/a", {})
+    second = ledger.intend("p1", "network", "default", {"plan": {"x": [1]}})
+    ledger.intend("p2", "mount", "/b", {})
+    ledger.amend(second, {"data": {"ip": "é"}})
+    again = Store(path).ledger
+    assert [(e.key, e.data) for e in again.entries("p1")] == [("default", {"data": {"ip": "é"}}), ("/a", {})]
+    again.strike(first)
+    again.strike(first)
+    assert [entry.key for entry in again.entries()] == ["/b", "default"]
+
+
+@pytest.mark.parametrize("old", ContainerState)
+@pytest.mark.parametrize("new", ContainerState)
+def test_containers_take_only_the_steps_of_the_table(path: Path, old: ContainerState, new: ContainerState) -> None:
+    store = Store(path)
+    store.containers.put(a_container(old))
+    if new is old or new in CONTAINER_STEPS[old]:
+        assert store.containers.put(a_container(new)).state is new
+    else:
+        with pytest.raises(FailedPrecondition, match=f"from {old.value} to {new.value}"):
+            store.containers.put(a_container(new))
+        assert store.containers.get("c1") == a_container(old)
+
+
+def test_a_stopped_pod_never_gets_ready_again(path: Path) -> None:
+    assert POD_STEPS[PodState.NOT_READY] == frozenset()
+    store = Store(path)
+    store.pods.put(dataclasses.replace(a_pod(), state=PodState.NOT_READY))
+    with pytest.raises(FailedPrecondition):
+        store.pods.put(a_pod())
+
+
+def test_a_record_that_does_not_parse_is_put_in_quarantine(path: Path) -> None:
+    store = Store(path)
+    store.pods.put(a_pod("good"))
+    store.pods.put(a_pod("bad"))
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE pods SET body = '{\"id\": 3}' WHERE id = 'bad'")
+    for _ in range(2):
+        again = Store(path)
+        assert [pod.id for pod in again.pods] == ["good"]
+        assert [row[:2] for row in again.quarantined()] == [("pods", "bad")]
+        again.close()
+
+
+def test_a_file_that_is_no_database_is_put_aside(path: Path) -> None:
+    path.write_bytes(b"rubbish" * 1000)
+    store = Store(path)
+    store.pods.put(a_pod())
+    (aside,) = path.parent.glob("state.db.broken-*")
+    assert aside.read_bytes().startswith(b"rubbish")
+
+
+def test_a_newer_schema_is_refused_untouched(path: Path) -> None:
+    Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigurationError, match="schema 99"):
+        Store(path)
+    assert not list(path.parent.glob("*.broken-*"))
+
+
+def test_settings_survive(path: Path) -> None:
+    Store(path).set("pod_cidrs", "10.0.0.0/24")
+    assert Store(path).setting("pod_cidrs") == "10.0.0.0/24"
+    assert Store(path).setting("other") is None
