@@ -1,0 +1,312 @@
+"""What a configuration file may say, field by field; the descriptions here are what ``config schema`` prints.
+
+Every table and every field has a default, so that no file at all makes a working node. ``loader`` builds a
+:class:`Config` from the files.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+DEFAULT_SLOT = "default"
+"""The name of the slot that the tables ``[network]`` and ``[snapshotter]`` make."""
+
+
+def _be_absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_be_absolute)]
+SlotName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")]
+DriverName = Annotated[str, StringConstraints(min_length=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen table in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ServerConfig(Section):
+    """The CRI endpoint."""
+
+    socket: AbsolutePath = Path("/run/crinoid/crinoid.sock")
+    """Path of the unix socket that serves the CRI."""
+    mode: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")] = "0660"
+    """Permissions of the socket, octal."""
+    group: str = "root"
+    """Group that owns the socket: a name or a number."""
+    max_message_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
+    """Largest request and response, in bytes."""
+    graceful_stop_s: Seconds = 30.0
+    """How long requests under way may take to end after SIGTERM, in seconds."""
+
+    @property
+    def mode_bits(self) -> int:
+        """``mode`` as a number."""
+        return int(self.mode, 8)
+
+
+class LogConfig(Section):
+    """The daemon's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """How a line looks; auto is console on a terminal and json elsewhere."""
+
+
+class MetricsConfig(Section):
+    """Prometheus metrics of the daemon."""
+
+    listen: Annotated[str, StringConstraints(pattern=r"^$|^.*:[0-9]{1,5}$")] = ""
+    """host:port to serve /metrics on; empty turns it off."""
+
+
+class TracingConfig(Section):
+    """OpenTelemetry traces: a span for each RPC and each hook."""
+
+    endpoint: str = ""
+    """OTLP gRPC endpoint such as http://127.0.0.1:4317; empty turns tracing off."""
+    sampling_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests without a parent span that are traced."""
+
+
+class ImagesConfig(Section):
+    """Pulling, storing and unpacking images."""
+
+    sources: tuple[SlotName, ...] = ("layout", "distribution")
+    """Slots of [registries] that are asked for an image, in this order, until one has it."""
+    max_parallel_layers: Annotated[int, Field(ge=1, le=64)] = 4
+    """Layers of one image that are fetched at the same time."""
+    max_parallel_unpacks: Annotated[int, Field(ge=1, le=64)] = 2
+    """Layers that are unpacked at the same time, of all pulls together."""
+    platform: Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$")] = ""
+    """os/architecture[/variant] to choose from an index; empty is the host's own."""
+    pinned: tuple[str, ...] = ()
+    """References that are reported as pinned, so that the kubelet's garbage collection leaves them."""
+    pull_idle_timeout_s: Seconds = 300.0
+    """A pull that makes no progress for so long is given up, in seconds."""
+
+
+Capability = Annotated[str, StringConstraints(pattern=r"^CAP_[A-Z_]+$")]
+
+
+class PodsConfig(Section):
+    """What pods and containers get when neither the kubelet nor the image says otherwise."""
+
+    cgroup_driver: Literal["auto", "cgroupfs", "systemd"] = "auto"
+    """Who makes cgroups; auto is systemd where it runs and cgroup v2 is used, else cgroupfs. The kubelet must agree."""
+    cgroup_root: Annotated[str, StringConstraints(pattern=r"^/.*$")] = "/crinoid"
+    """Parent cgroup of pods that come without one."""
+    monitor_cgroup: str = ""
+    """Cgroup path that containers' monitors run in; empty is one below the pod's own."""
+    default_runtime: SlotName = "runc"
+    """Slot of [runtimes] for pods that name no runtime handler."""
+    init_binary: str = ""
+    """Init process of a pod that shares its PID namespace; empty looks for catatonit and falls back to pause_image."""
+    pause_image: str = "registry.k8s.io/pause:3.10.2"
+    """Image whose process is the init of a shared PID namespace where there is no init binary."""
+    default_capabilities: tuple[Capability, ...] = (
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE",
+    )
+    """Capabilities of a container before its own additions and drops."""
+    default_ulimits: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]+=-?[0-9]+(:-?[0-9]+)?$")], ...] = ()
+    """Resource limits as name=soft[:hard], such as nofile=1024:4096; -1 is no limit."""
+    default_sysctls: dict[str, str] = {}
+    """Sysctls of every pod with namespaces of its own; a pod's own ones win."""
+    default_env: dict[str, str] = {}
+    """Environment variables of every container; the image's and the container's own win."""
+    enable_unprivileged_ports: bool = True
+    """Let any user in a pod bind ports below 1024 (net.ipv4.ip_unprivileged_port_start = 0)."""
+    enable_unprivileged_icmp: bool = True
+    """Let any user in a pod ping (net.ipv4.ping_group_range)."""
+    shm_size_bytes: Bytes = 64 << 20
+    """Size of a pod's /dev/shm."""
+    pids_limit: Annotated[int, Field(ge=0)] = 0
+    """Processes a container may have; 0 is no limit of its own."""
+    apparmor_profile: str = ""
+    """Loaded AppArmor profile for RuntimeDefault; empty leaves containers unconfined by AppArmor."""
+    read_only_tmpfs: bool = False
+    """Mount a tmpfs on /run, /tmp and /var/tmp of containers with a read-only root."""
+    stop_timeout_s: Annotated[float, Field(ge=0)] = 10.0
+    """Grace between SIGTERM and SIGKILL where a stop comes without one, as in StopPodSandbox, in seconds."""
+    kill_timeout_s: Seconds = 30.0
+    """How long after SIGKILL a container may take to end before the stop reports it as stuck, in seconds."""
+    exec_output_max_bytes: Annotated[int, Field(ge=1 << 10)] = 16 << 20
+    """Output of one synchronous exec that is kept, each of stdout and stderr, in bytes."""
+
+
+class Deadlines(Section):
+    """How long a role's hooks may take, in seconds."""
+
+    default: Seconds = 60.0
+    """Deadline of every hook that has none of its own here, in seconds."""
+
+    def of(self, hook: str) -> float:
+        """Return the deadline of a hook in seconds."""
+        return float(getattr(self, hook if hook in type(self).model_fields else "default"))
+
+
+class RuntimeDeadlines(Deadlines):
+    """Deadlines of the runtime role; wait has none, exec_sync adds its own to the request's."""
+
+    probe: Seconds = 15.0
+    """probe, at start and for Status."""
+    start_pod: Seconds = 120.0
+    """start_pod, where a virtual machine starts."""
+    create: Seconds = 120.0
+    """create, up to the container's waiting process."""
+    exec_sync: Seconds = 30.0
+    """What exec_sync may take beyond the timeout of its request."""
+    stats: Seconds = 10.0
+    """stats of one container."""
+
+
+class NetworkDeadlines(Deadlines):
+    """Deadlines of the network role."""
+
+    status: Seconds = 10.0
+    """status, for NetworkReady."""
+
+
+class SnapshotterDeadlines(Deadlines):
+    """Deadlines of the snapshotter role."""
+
+    commit_layer: Seconds = 600.0
+    """commit_layer, which syncs a whole layer to disk."""
+    create_snapshot: Seconds = 600.0
+    """create_snapshot, which may copy an image's files."""
+    remove_layer: Seconds = 300.0
+    """remove_layer, which deletes a whole layer's files."""
+    remove_snapshot: Seconds = 300.0
+    """remove_snapshot, which deletes what a container wrote."""
+
+
+class RegistryDeadlines(Deadlines):
+    """Deadlines of the registry role."""
+
+    resolve: Seconds = 180.0
+    """resolve, with all mirrors and retries."""
+    open_blob: Seconds = 180.0
+    """open_blob, up to the stream; with all mirrors and retries."""
+    next_piece: Seconds = 300.0
+    """Each piece of a blob's stream, with the driver's own resumption."""
+    status: Seconds = 10.0
+    """status, for verbose Status."""
+
+
+class DeadlinesConfig(Section):
+    """How long each role's hooks may take before the slot is named in a DeadlineExceeded."""
+
+    runtime: RuntimeDeadlines = RuntimeDeadlines()
+    """Of the runtimes."""
+    network: NetworkDeadlines = NetworkDeadlines()
+    """Of the networks."""
+    snapshotter: SnapshotterDeadlines = SnapshotterDeadlines()
+    """Of the snapshotters."""
+    registry: RegistryDeadlines = RegistryDeadlines()
+    """Of the image sources."""
+
+
+class SlotConfig(Section):
+    """A named use of a driver."""
+
+    driver: DriverName
+    """Name of the driver, as its distribution gave it in the role's entry point group."""
+    options: dict[str, Any] = {}
+    """The driver's own options."""
+
+
+class RuntimeSlotConfig(SlotConfig):
+    """A runtime handler, as a RuntimeClass names it."""
+
+    network: SlotName = DEFAULT_SLOT
+    """Network of this handler's pods: default, or a name of [networks]."""
+    snapshotter: SlotName = DEFAULT_SLOT
+    """Snapshotter of this handler's containers: default, or a name of [snapshotters]."""
+    enabled: bool = True
+    """Whether the slot is there at all; false takes away one that a default or an earlier file made."""
+
+
+class ExtensionSlotConfig(SlotConfig):
+    """An observer or adjuster."""
+
+    on_failure: Literal["ignore", "fail"] = "ignore"
+    """Whether a failure of this extension is only logged, or fails the act that it was told of."""
+    deadline_s: Seconds = 5.0
+    """How long each of its hooks may take, in seconds."""
+    enabled: bool = True
+    """Whether the extension is used at all."""
+
+
+class Config(Section):
+    """The whole configuration of a node."""
+
+    root: AbsolutePath = Path("/var/lib/crinoid")
+    """Folder of all that survives a reboot: records, images, snapshots, drivers' own state."""
+    run: AbsolutePath = Path("/run/crinoid")
+    """Folder of all that does not survive a reboot: pins, mounts, sockets. Keep it short: sockets lie below."""
+    server: ServerConfig = ServerConfig()
+    """The CRI endpoint."""
+    log: LogConfig = LogConfig()
+    """The daemon's log."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Prometheus metrics."""
+    tracing: TracingConfig = TracingConfig()
+    """OpenTelemetry traces."""
+    images: ImagesConfig = ImagesConfig()
+    """Images."""
+    pods: PodsConfig = PodsConfig()
+    """Defaults of pods and containers."""
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    """Deadlines of the hooks."""
+    runtimes: dict[SlotName, RuntimeSlotConfig] = {"runc": RuntimeSlotConfig(driver="runc")}
+    """Runtime handlers by name. The slot runc is there unless it is disabled."""
+    network: SlotConfig = SlotConfig(driver="cni")
+    """The network of pods whose handler names no other; the slot is called default."""
+    networks: dict[SlotName, SlotConfig] = {}
+    """Further networks by name, for handlers to choose."""
+    snapshotter: SlotConfig = SlotConfig(driver="overlay")
+    """The snapshotter of handlers that name no other; the slot is called default."""
+    snapshotters: dict[SlotName, SlotConfig] = {}
+    """Further snapshotters by name, for handlers to choose."""
+    registries: dict[SlotName, SlotConfig] = {
+        "layout": SlotConfig(driver="layout"),
+        "distribution": SlotConfig(driver="distribution"),
+    }
+    """Image sources by name; images.sources says which are asked, and in what order."""
+    extensions: dict[SlotName, ExtensionSlotConfig] = {}
+    """Extensions by name, called in the order in which they stand in the files."""
+
+    @property
+    def enabled_runtimes(self) -> dict[str, RuntimeSlotConfig]:
+        """The runtimes slots that are not disabled."""
+        return {name: slot for name, slot in self.runtimes.items() if slot.enabled}
+
+
+BUILT_IN: dict[str, Any] = {
+    "runtimes": {"runc": {"driver": "runc"}},
+    "network": {"driver": "cni"},
+    "snapshotter": {"driver": "overlay"},
+    "registries": {"layout": {"driver": "layout"}, "distribution": {"driver": "distribution"}},
+}
+"""What lies beneath the files: slots that a file may change key by key, and others may join."""

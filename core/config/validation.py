@@ -1,0 +1,79 @@
+"""From merged TOML tables to a model, and from what pydantic says to problems with file, line and nearest name.
+
+``loader`` uses it for the configuration itself, ``slots`` for the options of each driver.
+"""
+
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from crinoid.core.config.origins import Origins, Problem, suggest
+from crinoid.core.config.positions import KeyPath
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], table: Mapping[str, Any], origins: Origins, base: KeyPath = ()) -> M | list[Problem]:
+    """Make a model of a table that stands at the key path ``base``, or tell everything that is wrong with it.
+
+    Types are strict, as TOML has types of its own: a number in quotes is no number.
+    """
+    try:
+        return model.model_validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        return [_explain(model, detail, origins, base) for detail in error.errors(include_url=False)]
+
+
+def _explain(model: type[BaseModel], detail: ErrorDetails, origins: Origins, base: KeyPath) -> Problem:
+    place = tuple(part for part in detail["loc"] if part != "[key]")
+    key = base + place
+    if detail["type"] == "extra_forbidden":
+        around = _model_at(model, place[:-1])
+        message = "unknown key" + suggest(str(place[-1]), around.model_fields if around else ())
+        return Problem(key, message, origins.nearest(key))
+    if detail["type"] == "missing":
+        return Problem(key, "this key is missing", origins.nearest(key))
+    return Problem(key, _say(detail), origins.nearest(key))
+
+
+def _say(detail: ErrorDetails) -> str:
+    text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    value = detail["input"]
+    shown = "" if isinstance(value, Mapping | list) else f", not {_write(value)}"
+    return text + shown
+
+
+def _write(value: object) -> str:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else json.dumps(value, default=str)
+
+
+def _model_at(model: type[BaseModel], place: KeyPath) -> type[BaseModel] | None:
+    """Follow a path of fields, keys and indexes to the model there, as far as annotations tell."""
+    if not place:
+        return model
+    field = model.model_fields.get(str(place[0]))
+    if field is None:
+        return None
+    return next((found for found in _walk(field.annotation, place[1:]) if found), None)
+
+
+def _walk(annotation: Any, place: KeyPath) -> Iterator[type[BaseModel] | None]:  # Any: a type expression
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield _model_at(annotation, place)
+        return
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        yield from _walk(arguments[0], place)
+    elif origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            yield from _walk(argument, place)
+    elif arguments and place:
+        element = arguments[-1] if isinstance(origin, type) and issubclass(origin, Mapping) else arguments[0]
+        yield from _walk(element, place[1:])
