@@ -1,0 +1,198 @@
+"""Files that must be whole, files that others may have laid traps in, and what trees of them take on disk.
+
+All of it blocks; call it in a thread where the tree may be large. Errors are OSError with the path.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from crinoid.core.api.linux import libc
+from crinoid.core.api.values.snapshot import DiskUsage
+
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_RESOLVE_IN_ROOT = 0x10
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own blocks are
+_HOP_BYTES = 3000  # a longer path is walked in several steps: the kernel takes at most 4095 at once
+_MAX_DEPTH = 64
+_PARK = ".crinoid-remove-"
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file as a whole, synced to disk: a reader, and a crash, sees the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        os.fsync(fd)
+
+
+def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_RDONLY, mode: int = 0) -> int:
+    """Open a path as a process would that has ``root_fd`` as its root: no link and no ``..`` leads out of it."""
+    return _openat2(root_fd, path, flags, mode, _RESOLVE_IN_ROOT)
+
+
+def read_in_root(root: Path, name: str, max_bytes: int) -> bytes:
+    """Read a regular file of a foreign tree, such as an image's ``/etc/passwd``.
+
+    Raises FileNotFoundError, and OSError for what is no regular file (EINVAL) or is longer than ``max_bytes`` (EFBIG).
+    """
+    with _opened(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd:
+        # O_NONBLOCK: a FIFO there would hold the opener forever.
+        fd = open_in_root(root_fd, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", f"{root}/{name.lstrip('/')}")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", f"{root}/{name.lstrip('/')}")
+    return content
+
+
+def disk_usage(path: Path) -> DiskUsage:
+    """Measure a tree, or a file, by its allocated blocks, each inode once; stays on its file system.
+
+    What appears or vanishes meanwhile may be counted or not. Raises FileNotFoundError for ``path`` itself.
+    """
+    top = path.lstat()
+    seen = {top.st_ino}
+    blocks = top.st_blocks
+    if stat.S_ISDIR(top.st_mode):
+        for status in _walk(path, top.st_dev):
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                blocks += status.st_blocks
+    return DiskUsage(blocks * _BLOCK_BYTES, len(seen))
+
+
+def _walk(path: Path, device: int) -> Iterator[os.stat_result]:
+    """Yield the status of all below a folder, however deep, with one descriptor at a time."""
+    with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd:
+        pending = [b"."]
+        while pending:
+            folder = pending.pop()
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                _opened(_open_below(root_fd, folder)) as fd,
+            ):
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        with contextlib.suppress(FileNotFoundError):
+                            status = entry.stat(follow_symlinks=False)
+                            if status.st_dev != device:
+                                continue
+                            if stat.S_ISDIR(status.st_mode):
+                                pending.append(folder + b"/" + os.fsencode(entry.name))
+                            yield status
+
+
+def _open_below(root_fd: int, folder: bytes) -> int:
+    """Open a folder below another by a path of any length; a link on the way is an error."""
+    fd = os.dup(root_fd)
+    while folder:
+        cut = len(folder) if len(folder) <= _HOP_BYTES else folder.rindex(b"/", 0, _HOP_BYTES)
+        hop, folder = folder[:cut], folder[cut + 1 :]
+        with _opened(fd):
+            fd = _openat2(fd, hop, os.O_RDONLY | os.O_DIRECTORY, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
+    return fd
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a tree or a file; idempotent. Follows no link and enters no mount (EXDEV): unmount first."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        if path.is_symlink() or not path.is_dir():
+            raise
+        _remove_folder(path)
+
+
+def _remove_folder(path: Path) -> None:
+    with _opened(_open_folder(os.O_RDONLY, None, path)) as fd:
+        park = _Park(fd)
+        _empty(fd, park, 0)
+        while park.names:
+            name = park.names.pop()
+            with _opened(_open_folder(os.O_RDONLY, fd, name)) as deep:
+                _empty(deep, park, 0)
+            os.rmdir(name, dir_fd=fd)
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+
+
+class _Park:
+    """Where folders that lie too deep for the number of open descriptors are moved, to be emptied later."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.names: list[str] = []
+        self._numbers = itertools.count()
+
+    def take(self, folder_fd: int, name: str) -> None:
+        parked = f"{_PARK}{os.getpid()}-{next(self._numbers)}"
+        os.rename(name, parked, src_dir_fd=folder_fd, dst_dir_fd=self.fd)
+        self.names.append(parked)
+
+
+def _empty(fd: int, park: _Park, depth: int) -> None:
+    with os.scandir(fd) as entries:
+        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in listed:
+        if name in park.names and depth == 0:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if not is_folder:
+                os.unlink(name, dir_fd=fd)
+            elif depth < _MAX_DEPTH:
+                with _opened(_open_folder(os.O_RDONLY, fd, name)) as below:
+                    _empty(below, park, depth + 1)
+                os.rmdir(name, dir_fd=fd)
+            else:
+                park.take(fd, name)
+
+
+def _open_folder(flags: int, dir_fd: int | None, name: Path | str) -> int:
+    if dir_fd is None:
+        return os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return _openat2(dir_fd, os.fsencode(name), flags | os.O_DIRECTORY, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS)
+
+
+def _openat2(dir_fd: int, path: str | bytes, flags: int, mode: int, resolve: int) -> int:
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    name = os.fsencode(path)
+    while True:
+        try:
+            return libc.syscall(libc.OPENAT2, dir_fd, name, how, len(how), path=os.fsdecode(name))
+        except BlockingIOError:  # the kernel saw a rename on the way and asks to try again
+            continue
+
+
+@contextlib.contextmanager
+def _opened(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)

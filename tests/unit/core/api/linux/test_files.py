@@ -1,0 +1,99 @@
+"""Whole files, confined opening, measuring and removing trees, also very deep ones and ones with traps."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.linux import files
+
+
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.write_text("old and long")
+    files.write_atomically(target, b"new", mode=0o640)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError):
+        files.write_atomically(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (root / "up").symlink_to("../secret")
+    (root / "abs").symlink_to("/inner")
+    (root / "inner").write_text("inner")
+    assert files.read_in_root(root, "/abs", 100) == b"inner"
+    for name in ("up", "../secret", "/../secret"):
+        with pytest.raises(FileNotFoundError):
+            files.read_in_root(root, name, 100)
+
+
+def test_traps_for_readers_are_errors(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "long").write_bytes(b"x" * 11)
+    (tmp_path / "folder").mkdir()
+    for name, code in (("fifo", errno.EINVAL), ("long", errno.EFBIG), ("folder", errno.EINVAL)):
+        with pytest.raises(OSError) as caught:
+            files.read_in_root(tmp_path, name, 10)
+        assert caught.value.errno == code
+        assert name in str(caught.value)
+
+
+def test_usage_counts_blocks_and_each_inode_once(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "a").write_bytes(b"x" * 10_000)
+    os.link(top / "a", top / "b")
+    with (top / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    (top / "out").symlink_to("/usr")
+    usage = files.disk_usage(top)
+    assert usage.inodes == 4
+    expected = sum((top / name).lstat().st_blocks for name in (".", "a", "sparse", "out"))
+    assert usage.used_bytes == expected * 512 < 1 << 20
+
+
+def test_usage_of_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.disk_usage(tmp_path / "none")
+
+
+def test_a_tree_deeper_than_path_max_is_measured_and_removed(tmp_path: Path) -> None:
+    depth = 1500
+    top = tmp_path / "top"
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("0123456789", dir_fd=fd)
+        below = os.open("0123456789", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    assert files.disk_usage(top).inodes == depth + 1
+    files.remove_tree(top)
+    assert not top.exists()
+
+
+def test_removing_follows_no_link_and_is_idempotent(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    top = tmp_path / "top"
+    (top / "folder").mkdir(parents=True)
+    (top / "folder" / "file").touch()
+    (top / "link").symlink_to(kept)
+    (tmp_path / "direct").symlink_to(kept)
+    for path in (top, top, tmp_path / "direct"):
+        files.remove_tree(path)
+        assert not os.path.lexists(path)
+    assert (kept / "file").exists()
