@@ -58,15 +58,17 @@ def read_in_root(root: Path, name: str, max_bytes: int) -> bytes:
 
     Raises FileNotFoundError, and OSError for what is no regular file (EINVAL) or is longer than ``max_bytes`` (EFBIG).
     """
+    shown = f"{root}/{name.lstrip('/')}"
     with _opened(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd:
         # O_NONBLOCK: a FIFO there would hold the opener forever.
         fd = open_in_root(root_fd, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(fd, "rb") as file:
+    with _opened(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", f"{root}/{name.lstrip('/')}")
-        content = file.read(max_bytes + 1)
+            raise OSError(errno.EINVAL, "not a regular file", shown)
+        with open(fd, "rb", closefd=False) as file:
+            content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", f"{root}/{name.lstrip('/')}")
+        raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", shown)
     return content
 
 
@@ -87,24 +89,27 @@ def disk_usage(path: Path) -> DiskUsage:
 
 
 def _walk(path: Path, device: int) -> Iterator[os.stat_result]:
-    """Yield the status of all below a folder, however deep, with one descriptor at a time."""
+    """Yield the status of all below a folder, however deep, with one folder open at a time."""
     with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd:
         pending = [b"."]
         while pending:
             folder = pending.pop()
-            with (
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                _opened(_open_below(root_fd, folder)) as fd,
-            ):
-                with os.scandir(fd) as entries:
-                    for entry in entries:
-                        with contextlib.suppress(FileNotFoundError):
-                            status = entry.stat(follow_symlinks=False)
-                            if status.st_dev != device:
-                                continue
-                            if stat.S_ISDIR(status.st_mode):
-                                pending.append(folder + b"/" + os.fsencode(entry.name))
-                            yield status
+            for name, status in _entries(root_fd, folder):
+                if status.st_dev == device:
+                    yield status
+                    if stat.S_ISDIR(status.st_mode):
+                        pending.append(folder + b"/" + os.fsencode(name))
+
+
+def _entries(root_fd: int, folder: bytes) -> Iterator[tuple[str, os.stat_result]]:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        _opened(_open_below(root_fd, folder)) as fd,
+        os.scandir(fd) as entries,
+    ):
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.name, entry.stat(follow_symlinks=False)
 
 
 def _open_below(root_fd: int, folder: bytes) -> int:

@@ -11,8 +11,8 @@ _HIGHEST = 1000
 def clamp_oom_score_adj(value: int) -> int:
     """Return what may be set of ``value``: within the kernel's range and, without CAP_SYS_RESOURCE, not below our own.
 
-    The kernel's true limit then is the lowest value that a privileged process ever gave us; it tells nobody, and our own
-    value is never below it (proc(5), /proc/pid/oom_score_adj).
+    The kernel's true limit then is the lowest value that a privileged process ever gave us; it tells nobody, and our
+    own value is never below it (proc(5), /proc/pid/oom_score_adj).
     """
     lowest = _LOWEST if "CAP_SYS_RESOURCE" in capabilities.effective() else own_oom_score_adj()
     return min(max(value, lowest), _HIGHEST)

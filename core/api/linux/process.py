@@ -226,7 +226,7 @@ def _posix_spawn(
     try:
         return os.posix_spawnp(
             command[0],
-            command,
+            list(command),
             env,
             file_actions=actions,
             setsid=new_session,

@@ -42,7 +42,7 @@ def test_traps_for_readers_are_errors(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "long").write_bytes(b"x" * 11)
     (tmp_path / "folder").mkdir()
-    for name, code in (("fifo", errno.EINVAL), ("long", errno.EFBIG), ("folder", errno.EINVAL)):
+    for name, code in (("fifo", errno.EINVAL), ("long", errno.EFBIG), ("folder", errno.EINVAL), ("none", errno.ENOENT)):
         with pytest.raises(OSError) as caught:
             files.read_in_root(tmp_path, name, 10)
         assert caught.value.errno == code
