@@ -1,0 +1,1 @@
+"""Images: from a reference in a request to unpacked layers that a snapshotter holds."""

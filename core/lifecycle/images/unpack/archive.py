@@ -1,0 +1,54 @@
+"""The entries of a layer, one after the other, from the bytes of ``stream``: headers with their extensions applied."""
+
+from collections.abc import Iterator
+
+from crinoid.core.lifecycle.images.unpack.extensions import KINDS as EXTENSION_KINDS
+from crinoid.core.lifecycle.images.unpack.extensions import Extensions
+from crinoid.core.lifecycle.images.unpack.faults import Corrupt
+from crinoid.core.lifecycle.images.unpack.headers import GNU_SPARSE, Entry, HeaderParser
+from crinoid.core.lifecycle.images.unpack.sparse import resolve_sparse
+from crinoid.core.lifecycle.images.unpack.stream import ByteReader
+
+_ZEROS = bytes(512)
+
+
+def read_entries(reader: ByteReader) -> Iterator[Entry]:
+    """Yield the entries; the caller may take ``entry.size`` bytes of data from ``reader`` before the next.
+
+    The archive ends at two blocks of zeros, or where the stream ends between entries; nothing after that is looked at.
+    Raises Corrupt.
+    """
+    parse = HeaderParser().parse
+    extensions = Extensions()
+    while (block := reader.take_header()) is not None:
+        if block == _ZEROS:
+            return _check_end(reader)
+        entry = parse(block)
+        if entry.kind in EXTENSION_KINDS:
+            extensions.read(entry, reader)
+            continue
+        if extensions.any or entry.kind == GNU_SPARSE:
+            extensions.apply(entry)
+            following = _complete(entry, extensions, reader)
+            extensions = Extensions()
+        else:
+            following = reader.offset + entry.size + (-entry.size % 512)
+        yield entry
+        reader.skip(following - reader.offset)
+    return None
+
+
+def _complete(entry: Entry, extensions: Extensions, reader: ByteReader) -> int:
+    """Read the sparse map, if any; return the offset of the next header."""
+    if entry.kind == GNU_SPARSE:  # its extension blocks are not counted in its size
+        resolve_sparse(entry, {}, reader)
+        return reader.offset + entry.size + (-entry.size % 512)
+    following = reader.offset + entry.size + (-entry.size % 512)
+    resolve_sparse(entry, extensions.records, reader)
+    return following
+
+
+def _check_end(reader: ByteReader) -> None:
+    second = reader.take_header()
+    if second is not None and second != _ZEROS:
+        raise Corrupt("the archive goes on after a block of zeros")

@@ -1,0 +1,80 @@
+"""The program of the child: shuts itself in the target, unpacks, verifies, syncs, answers, ends.
+
+Descriptors: 0 the blob, 1 the pipe for the answer, 2 the same pipe (the last words of a crash), 3 the target folder.
+``layer`` gives the rest as arguments, in the order of ``main``.
+"""
+
+import os
+import sys
+
+from crinoid.core.lifecycle.images.unpack import kernel
+from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked
+from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_parent
+from crinoid.core.lifecycle.images.unpack.decompression import load_codec
+from crinoid.core.lifecycle.images.unpack.extraction import Extraction
+from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt
+from crinoid.core.lifecycle.images.unpack.stream import ByteReader, LayerStream
+from crinoid.core.lifecycle.images.unpack.tree import Tree
+
+BLOB_FD, ANSWER_FD, TARGET_FD = 0, 1, 3
+_FOREIGN_FDS = 4
+_DEEPEST = 6000  # folders in a path of PATH_MAX, and some
+
+
+def main(arguments: list[str]) -> None:
+    """Unpack and leave the process. ``arguments``: parent's pid, whiteouts, diffID, max bytes, max entries, sync."""
+    parent, whiteouts, diff_id, max_bytes, max_entries, sync = arguments
+    die_with_parent(int(parent))
+    sys.setrecursionlimit(_DEEPEST)
+    job = _Job(whiteouts == "overlay", diff_id, _limit(max_bytes), _limit(max_entries), sync == "sync")
+    answer = job.run().encode()
+    while answer:
+        answer = answer[os.write(ANSWER_FD, answer) :]
+    os._exit(0)  # threads may still wait for a reader
+
+
+def _limit(text: str) -> int | None:
+    return int(text) if text else None
+
+
+class _Job:
+    def __init__(self, overlay: bool, diff_id: str, max_bytes: int | None, max_entries: int | None, sync: bool) -> None:
+        self._expected = diff_id
+        self._sync = sync
+        self._stream = LayerStream(BLOB_FD, max_bytes)
+        self._reader = ByteReader(self._stream.chunks())
+        self._overlay = overlay
+        self._max_entries = max_entries
+        self._entry = b""
+
+    def run(self) -> Unpacked | Failed:
+        try:
+            return self._unpack()
+        except ArchiveFault as fault:
+            return Failed(fault.kind, 0, self._entry, str(fault))
+        except OSError as error:
+            return Failed("io", error.errno or 0, self._entry, _say(error))
+        except MemoryError:
+            return Failed("limit", 0, self._entry, "it needs more memory than the unpacker may have")
+
+    def _unpack(self) -> Unpacked:
+        load_codec(BLOB_FD)
+        confine(TARGET_FD, _FOREIGN_FDS)
+        tree = Tree(TARGET_FD, self._overlay, self._reader)
+        extraction = Extraction(self._reader, tree, self._max_entries)
+        self._stream.start()
+        try:
+            extraction.run()
+        finally:
+            self._entry = extraction.current
+        diff_id = self._stream.diff_id()
+        if diff_id != self._expected:
+            raise Corrupt(f"its diffID is {diff_id}, and the image's configuration says {self._expected}")
+        if self._sync:
+            kernel.sync_file_system(TARGET_FD)
+        return Unpacked(diff_id, tree.used_bytes, tree.inodes, tuple(tree.implied))
+
+
+def _say(error: OSError) -> str:
+    notes = getattr(error, "__notes__", [])
+    return "; ".join([error.strerror or str(error), *notes])

@@ -1,0 +1,150 @@
+"""The daemon's side of unpacking: one call per layer, a confined child for each.
+
+Called by the pull, between the content store, which has the blob, and the snapshotter, which gave the target.
+"""
+
+import asyncio
+import errno
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from crinoid.core.api.errors import (
+    CorruptContent,
+    CrinoidError,
+    DeadlineExceeded,
+    ResourceExhausted,
+    Unsupported,
+)
+from crinoid.core.api.values.snapshot import WhiteoutForm
+from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked, decode
+from crinoid.core.lifecycle.images.unpack.process import ChildProcess
+
+_PROGRAM = (
+    "import sys; sys.path += sys.argv[1].split('\\n'); "
+    "from crinoid.core.lifecycle.images.unpack.child import main; main(sys.argv[2:])"
+)
+_LAYER_TYPES = (
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+)
+_COMPRESSIONS = ("", ".gzip", "+gzip", "+zstd", ".zstd")
+_ACCEPTED = frozenset(kind + compression for kind in _LAYER_TYPES for compression in _COMPRESSIONS)
+_EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK})
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackRequest:
+    """One layer to unpack.
+
+    ``blob`` is its file in the content store, ``target`` an existing folder: empty for ``WhiteoutForm.OVERLAY``, a
+    tree of all lower layers for ``DELETE``. ``expected_diff_id`` is ``sha256:…`` of the uncompressed bytes, from the
+    image's configuration. ``max_bytes`` bounds the uncompressed stream, ``max_entries`` the members of the archive.
+    ``sync``: put the target's file system on disk before the call returns. ``timeout_s`` bounds it all.
+    """
+
+    blob: Path
+    media_type: str
+    target: Path
+    whiteouts: WhiteoutForm
+    expected_diff_id: str
+    max_bytes: int | None = None
+    max_entries: int | None = None
+    sync: bool = True
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackResult:
+    """What was unpacked. ``used_bytes`` counts files and folders in blocks of 4 KiB; ``inodes`` counts what was made.
+
+    ``implied``: folders, relative to the target, that entries lie in and that have no entry of their own. They are
+    root's, with mode 0755; a snapshotter that stacks layers may give them what a lower layer says.
+    """
+
+    diff_id: str
+    used_bytes: int
+    inodes: int
+    implied: tuple[str, ...]
+
+
+async def unpack_layer(request: UnpackRequest) -> UnpackResult:
+    """Unpack a layer's blob into its target folder, in a child process that can reach nothing else.
+
+    The target is the caller's to remove when this raises or is cancelled: it may be half full. Cancelling kills the
+    child. Raises CorruptContent for a damaged blob, another diffID or an entry that no layer may have; Unsupported for
+    a media type or entry that is not done here; ResourceExhausted for a passed limit or a full disk; DeadlineExceeded;
+    CrinoidError for other faults of the host. Source: OCI image-spec, layer.md.
+    """
+    _check_media_type(request)
+    try:
+        async with asyncio.timeout(request.timeout_s):
+            exit_code, output = await _run(request)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
+        ) from error
+    match decode(output):
+        case Unpacked(diff_id, used_bytes, inodes, implied):
+            return UnpackResult(diff_id, used_bytes, inodes, tuple(os.fsdecode(path) for path in implied))
+        case Failed() as failure:
+            raise _as_error(request, failure)
+    words = output.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
+    raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {exit_code}: {words}")
+
+
+async def _run(request: UnpackRequest) -> tuple[int, bytes]:
+    with _Opened(request.blob, os.O_RDONLY) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
+        child = ChildProcess(_command(request), {0: blob, 3: target}, output_fds=(1, 2))
+    return await child.read_to_end()
+
+
+class _Opened:
+    """A descriptor that is closed at the end of a ``with``."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        try:
+            self._fd = os.open(path, flags | os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CrinoidError(f"cannot open {path} to unpack a layer: {error.strerror}") from error
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _command(request: UnpackRequest) -> list[str]:
+    limits = ["" if limit is None else str(limit) for limit in (request.max_bytes, request.max_entries)]
+    sync = "sync" if request.sync else ""
+    # -I -S: no site, no user's modules, no variables; what the child needs comes by the search path below.
+    interpreter = [sys.executable, "-I", "-S", "-c", _PROGRAM, "\n".join(path for path in sys.path if path)]
+    return [*interpreter, str(os.getpid()), request.whiteouts.value, request.expected_diff_id, *limits, sync]
+
+
+def _check_media_type(request: UnpackRequest) -> None:
+    if request.media_type not in _ACCEPTED:
+        raise Unsupported(
+            f"{_describe(request)}: media type {request.media_type!r} is no layer that can be unpacked; "
+            "OCI and Docker layers are tar, plain or compressed with gzip or zstd"
+        )
+
+
+def _as_error(request: UnpackRequest, failure: Failed) -> CrinoidError:
+    where = f", entry {os.fsdecode(failure.entry[:300])!a}" if failure.entry else ""
+    message = f"{_describe(request)}{where}: {failure.message}"
+    if failure.kind == "corrupt":
+        return CorruptContent(message)
+    if failure.kind == "unsupported":
+        return Unsupported(message)
+    if failure.kind == "limit" or failure.errno in _EXHAUSTED:
+        return ResourceExhausted(message)
+    return CrinoidError(f"{message} (while writing to {request.target})")
+
+
+def _describe(request: UnpackRequest) -> str:
+    return f"unpack layer {request.blob.name} (diffID {request.expected_diff_id})"

@@ -1,0 +1,154 @@
+"""The bytes of a layer: read, decompressed and hashed in threads of their own, handed to the extraction in order.
+
+Decompression and SHA-256 run without the interpreter's lock, so with two processors three things go on at once.
+Memory is bounded: a few chunks of 1 MiB each wait between the threads, whatever the blob expands to.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Iterator
+
+from crinoid.core.lifecycle.images.unpack.decompression import decompress
+from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
+
+_CHUNKS_WAITING = 4
+
+
+class LayerStream:
+    """The uncompressed layer as a stream of chunks, and its digest once all of it went by.
+
+    ``max_bytes`` bounds the uncompressed size. A damaged blob raises Corrupt from ``chunks``.
+    """
+
+    def __init__(self, fd: int, max_bytes: int | None) -> None:
+        self._fd = fd
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self._to_hash: queue.Queue[bytes] = queue.Queue(_CHUNKS_WAITING)
+        self._to_read: queue.Queue[bytes | BaseException] = queue.Queue(_CHUNKS_WAITING)
+        self._hasher = threading.Thread(target=self._digest, name="hash", daemon=True)
+        self._producer = threading.Thread(target=self._produce, name="decompress", daemon=True)
+
+    def start(self) -> None:
+        """Start both threads."""
+        self._hasher.start()
+        self._producer.start()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the chunks, none empty."""
+        while chunk := self._to_read.get():
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def diff_id(self) -> str:
+        """Return the digest of the uncompressed stream; to be called after ``chunks`` has ended."""
+        self._hasher.join()
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def _produce(self) -> None:
+        try:
+            for chunk in self._within_limit():
+                self._to_hash.put(chunk)
+                self._to_read.put(chunk)
+            self._to_hash.put(b"")
+            self._to_read.put(b"")
+        except (ArchiveFault, OSError, MemoryError) as error:
+            self._to_read.put(error)
+
+    def _within_limit(self) -> Iterator[bytes]:
+        total = 0
+        for chunk in decompress(self._fd):
+            total += len(chunk)
+            if self._max_bytes is not None and total > self._max_bytes:
+                raise TooLarge(f"the layer has more than {self._max_bytes} bytes uncompressed, the limit")
+            yield chunk
+
+    def _digest(self) -> None:
+        while chunk := self._to_hash.get():
+            self._hash.update(chunk)
+
+
+class ByteReader:
+    """Takes exact numbers of bytes from chunks, copying no more than it must. ``offset`` counts what was taken."""
+
+    __slots__ = ("_base", "_chunk", "_chunks", "_end", "_position", "_view")
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk = b""
+        self._view = memoryview(b"")
+        self._position = 0
+        self._end = 0
+        self._base = 0
+
+    @property
+    def offset(self) -> int:
+        """Bytes taken since the start of the stream."""
+        return self._base + self._position
+
+    def take(self, count: int) -> bytes:
+        """Return ``count`` bytes. Raises Corrupt if the stream ends before."""
+        start = self._position
+        end = start + count
+        if end <= self._end:
+            self._position = end
+            return self._chunk[start:end]
+        return b"".join(self._pieces(count))
+
+    def take_header(self) -> bytes | None:
+        """Return 512 bytes, or None where the stream ends on the boundary."""
+        if self._position == self._end and not self._refill():
+            return None
+        return self.take(512)
+
+    def skip(self, count: int) -> None:
+        """Pass over ``count`` bytes."""
+        end = self._position + count
+        if end <= self._end:
+            self._position = end
+        else:
+            for _ in self._pieces(count):
+                pass
+
+    def write_to(self, fd: int, count: int) -> None:
+        """Write the next ``count`` bytes to ``fd`` at its position."""
+        end = self._position + count
+        if end <= self._end:  # the common case: one small file, one write
+            view = self._view[self._position : end]
+            self._position = end
+            written = os.write(fd, view)
+            if written != count:
+                _write_all(fd, view[written:])
+            return
+        for piece in self._pieces(count):
+            _write_all(fd, piece)
+
+    def drain(self) -> None:
+        """Take all that is left: the padding after an archive counts for its digest."""
+        while self._refill():
+            pass
+
+    def _pieces(self, count: int) -> Iterator[memoryview]:
+        while count > 0:
+            if self._position == self._end and not self._refill():
+                raise Corrupt(f"the archive ends early: {count} bytes are missing at offset {self.offset}")
+            size = min(count, self._end - self._position)
+            view = self._view[self._position : self._position + size]
+            self._position += size
+            count -= size
+            yield view
+
+    def _refill(self) -> bool:
+        self._base += self._end
+        self._chunk = next(self._chunks, b"")
+        self._view = memoryview(self._chunk)
+        self._position, self._end = 0, len(self._chunk)
+        return self._end > 0
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    while view:  # a short write is the kernel's way to say that the next one will name the fault
+        view = view[os.write(fd, view) :]

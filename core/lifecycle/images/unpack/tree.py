@@ -1,0 +1,331 @@
+"""Makes the entries of a layer in the target folder: one method a kind of entry.
+
+Every call names one part of a path in an open folder and follows no link. What an entry replaces is removed first;
+a folder that is there already keeps its content. Metadata of folders waits for ``finish``, since whatever is made in a
+folder touches its times.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, show
+from crinoid.core.lifecycle.images.unpack.folders import Folder, FolderCache, list_attributes
+from crinoid.core.lifecycle.images.unpack.headers import BLOCK_DEVICE, CHARACTER_DEVICE, Entry
+from crinoid.core.lifecycle.images.unpack.kernel import open_directory_in_root
+from crinoid.core.lifecycle.images.unpack.paths import parse, split
+from crinoid.core.lifecycle.images.unpack.removal import empty, remove
+from crinoid.core.lifecycle.images.unpack.stream import ByteReader
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SPECIAL_BITS = 0o7000
+_IMPLIED_MODE = 0o755
+_BLOCK_BYTES = 4096
+_OPAQUE = "trusted.overlay.opaque"
+_NODE_TYPES = {CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
+_LARGEST_MAJOR, _LARGEST_MINOR = 0xFFF, 0xFFFFF
+
+
+class _FolderMetadata(NamedTuple):
+    path: bytes
+    mode: int
+    mtime_ns: int
+    xattrs: dict[str, bytes]
+
+
+class Tree:
+    """The tree under ``root_fd``. ``overlay``: whiteouts stay, in overlayfs's form; else they remove.
+
+    ``used_bytes`` and ``inodes`` count what was made, in blocks of 4 KiB.
+    """
+
+    def __init__(self, root_fd: int, overlay: bool, reader: ByteReader) -> None:
+        self._root_fd = root_fd
+        self._overlay = overlay
+        self._reader = reader
+        self._folders = FolderCache(root_fd, self._make_missing)
+        self._pending: dict[int, _FolderMetadata] = {}
+        self._made: dict[int, set[bytes]] = {}
+        self.used_bytes = 0
+        self.inodes = 0
+
+    @property
+    def implied(self) -> list[bytes]:
+        """Paths of folders that were made because entries lie in them, with no entry of their own."""
+        return list(self._folders.implied.values())
+
+    def add_file(self, parent: bytes, name: bytes, entry: Entry) -> None:
+        """Make a regular file, with the next ``entry.size`` bytes of the reader."""
+        folder = self._folders.find_or_make(parent)
+        mode = entry.mode
+        try:
+            fd = os.open(name, _NEW_FILE, mode, dir_fd=folder.fd)
+        except FileExistsError:
+            self._replace(folder, name)
+            fd = os.open(name, _NEW_FILE, mode, dir_fd=folder.fd)
+        try:
+            if entry.sparse is not None:
+                self._write_pieces(fd, entry.sparse)
+            elif entry.size:
+                self._reader.write_to(fd, entry.size)
+            if entry.uid or entry.gid or folder.inherits or mode & _SPECIAL_BITS:
+                _own_file(fd, entry, folder)
+            if entry.xattrs:
+                _set_attributes(fd, entry)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(fd)
+        self.used_bytes += entry.size + (-entry.size % _BLOCK_BYTES)
+        self._count(folder, name)
+
+    def add_folder(self, parent: bytes, name: bytes, entry: Entry) -> None:
+        """Make a folder, or give the one that is there its new metadata."""
+        folder = self._folders.find_or_make(parent)
+        is_new = self._make_folder(folder, name, entry.mode)
+        path = b"%b/%b" % (parent, name) if parent else name
+        child = self._folders.find_or_make(path)
+        if not is_new:
+            _drop_attributes(child.fd)
+        self._describe(child, path, entry, is_new)
+        self._note(folder, name)
+
+    def describe_root(self, entry: Entry) -> None:
+        """Give the target folder itself the metadata of the entry ``./``."""
+        self._describe(self._folders.root, b"", entry, is_new=False)
+
+    def add_symlink(self, parent: bytes, name: bytes, entry: Entry) -> None:
+        """Make a symbolic link. What it says is nobody's business here: nothing follows it out of the tree."""
+        folder = self._folders.find_or_make(parent)
+        self._make(folder, name, lambda: os.symlink(entry.link, name, dir_fd=folder.fd))
+        self._finish_node(folder, name, entry)
+
+    def add_node(self, parent: bytes, name: bytes, entry: Entry) -> None:
+        """Make a device or a FIFO."""
+        major, minor = entry.device
+        if not (0 <= major <= _LARGEST_MAJOR and 0 <= minor <= _LARGEST_MINOR):
+            raise Corrupt(f"{major}:{minor} is no device number")
+        if entry.kind == CHARACTER_DEVICE and entry.device == (0, 0):
+            self.hide(parent, name)  # what overlayfs takes it for
+            return
+        folder = self._folders.find_or_make(parent)
+        mode = entry.mode | _NODE_TYPES.get(entry.kind, stat.S_IFIFO)
+        device = os.makedev(major, minor)
+        self._make(folder, name, lambda: os.mknod(name, mode, device, dir_fd=folder.fd))
+        if entry.uid or entry.gid or folder.inherits or entry.mode & _SPECIAL_BITS:
+            os.chown(name, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
+            os.chmod(name, entry.mode, dir_fd=folder.fd)  # just made, so no link
+        self._finish_node(folder, name, entry)
+
+    def add_hard_link(self, parent: bytes, name: bytes, entry: Entry) -> None:
+        """Make another name for a file of this layer or, where whiteouts remove, of those below."""
+        folder = self._folders.find_or_make(parent)
+        source_parent, source = split(entry.link)
+        source_folder = self._folders.find(source_parent) if source else None
+        before = _status(source_folder, source) if source_folder else None
+        if source_folder is None or before is None or self._is_whiteout(before):
+            raise self._missing_link(entry)
+        if stat.S_ISDIR(before.st_mode):
+            raise Corrupt(f"it is a hard link to the folder {show(entry.link)}")
+        self._note(folder, name)
+        present = _status(folder, name)
+        if present is not None:
+            if os.path.samestat(present, before):
+                return
+            self._replace(folder, name)
+        os.link(source, name, src_dir_fd=source_folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
+
+    def hide(self, parent: bytes, name: bytes) -> None:
+        """Apply a whiteout of ``name``: what lower layers have there is gone, what this one has stays."""
+        if not self._overlay:
+            folder = self._folders.find(parent)
+            if folder is not None:
+                self._remove_lower(folder, name)
+            return
+        folder = self._folders.find_or_make(parent)
+        present = _status(folder, name)
+        if present is None:
+            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=folder.fd)
+            self.inodes += 1
+        elif stat.S_ISDIR(present.st_mode):
+            self._set_opaque(folder, name)
+
+    def hide_below(self, parent: bytes) -> None:
+        """Apply an opaque whiteout: of all in the folder ``parent``, only what this layer has is left."""
+        if self._overlay:
+            os.setxattr(self._folders.find_or_make(parent).fd, _OPAQUE, b"y")
+            return
+        folder = self._folders.find(parent)
+        if folder is not None:
+            empty(folder.fd, self._made)
+            self._folders.forget()
+
+    def finish(self) -> None:
+        """Give the folders their modes, attributes and times."""
+        self._folders.forget()
+        for inode, metadata in self._pending.items():
+            try:
+                fd = open_directory_in_root(self._root_fd, metadata.path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # replaced by a later entry
+            try:
+                if os.fstat(fd).st_ino == inode:
+                    _finish_folder(fd, metadata)
+            finally:
+                os.close(fd)
+
+    def _make(self, folder: Folder, name: bytes, make: Callable[[], None]) -> None:
+        try:
+            make()
+        except FileExistsError:
+            self._replace(folder, name)
+            make()
+
+    def _finish_node(self, folder: Folder, name: bytes, entry: Entry) -> None:
+        if entry.uid or entry.gid or folder.inherits:
+            os.chown(name, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
+        if entry.xattrs:  # there is no call that takes a folder and a name
+            os.fchdir(folder.fd)
+            _set_attributes(name, entry)
+            os.fchdir(self._root_fd)
+        times = (entry.mtime_ns, entry.mtime_ns)
+        os.utime(name, ns=times, dir_fd=folder.fd, follow_symlinks=False)
+        self._count(folder, name)
+
+    def _make_folder(self, folder: Folder, name: bytes, mode: int) -> bool:
+        """Make a folder unless there is one; return whether it was made."""
+        try:
+            os.mkdir(name, mode & 0o777, dir_fd=folder.fd)
+        except FileExistsError:
+            present = _status(folder, name)
+            if present is not None and stat.S_ISDIR(present.st_mode):
+                return False
+            self._replace(folder, name)
+            os.mkdir(name, mode & 0o777, dir_fd=folder.fd)
+            if present is not None and self._is_whiteout(present):
+                self._set_opaque(folder, name)
+        self.inodes += 1
+        self.used_bytes += _BLOCK_BYTES
+        return True
+
+    def _describe(self, folder: Folder, path: bytes, entry: Entry, is_new: bool) -> None:
+        if entry.uid or entry.gid or folder.inherits or not is_new:
+            os.fchown(folder.fd, entry.uid, entry.gid)
+        self._folders.implied.pop(folder.inode, None)
+        path = b"/".join(parse(path)) or b"."
+        self._pending[folder.inode] = _FolderMetadata(path, entry.mode, entry.mtime_ns, entry.xattrs)
+
+    def _make_missing(self, folder: Folder, name: bytes) -> bytes | None:
+        """Make a folder that entries take for granted, or return where the link in its place points."""
+        present = _status(folder, name)
+        if present is not None:
+            if stat.S_ISLNK(present.st_mode):
+                return os.readlink(name, dir_fd=folder.fd)
+            if not self._is_whiteout(present) and (self._overlay or name in self._made.get(folder.inode, ())):
+                raise Corrupt(f"{show(name)}, a part of its path, is no folder")
+        self._make_folder(folder, name, _IMPLIED_MODE)
+        if folder.inherits:
+            os.chown(name, 0, 0, dir_fd=folder.fd, follow_symlinks=False)
+            os.chmod(name, _IMPLIED_MODE, dir_fd=folder.fd)
+        self._note(folder, name)
+        return None
+
+    def _replace(self, folder: Folder, name: bytes) -> None:
+        """Remove what stands in the way of an entry."""
+        present = _status(folder, name)
+        if present is None:
+            return
+        remove(folder.fd, name)
+        if stat.S_ISDIR(present.st_mode) or stat.S_ISLNK(present.st_mode):
+            self._folders.forget()
+
+    def _remove_lower(self, folder: Folder, name: bytes) -> None:
+        if name not in self._made.get(folder.inode, ()):
+            remove(folder.fd, name, self._made)
+        elif (present := _status(folder, name)) and stat.S_ISDIR(present.st_mode):
+            fd = open_directory_in_root(folder.fd, name)
+            try:
+                empty(fd, self._made)
+            finally:
+                os.close(fd)
+        self._folders.forget()
+
+    def _is_whiteout(self, status: os.stat_result) -> bool:
+        return self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+    def _set_opaque(self, folder: Folder, name: bytes) -> None:
+        fd = open_directory_in_root(folder.fd, name)
+        try:
+            os.setxattr(fd, _OPAQUE, b"y")
+        finally:
+            os.close(fd)
+
+    def _write_pieces(self, fd: int, sparse: tuple[int, list[tuple[int, int]]]) -> None:
+        size, pieces = sparse
+        for offset, length in pieces:
+            os.lseek(fd, offset, os.SEEK_SET)
+            self._reader.write_to(fd, length)
+        os.ftruncate(fd, size)
+
+    def _count(self, folder: Folder, name: bytes) -> None:
+        self.inodes += 1
+        self._note(folder, name)
+
+    def _note(self, folder: Folder, name: bytes) -> None:
+        if not self._overlay:  # there, all that is in the target is of this layer
+            self._made.setdefault(folder.inode, set()).add(name)
+
+    def _missing_link(self, entry: Entry) -> Exception:
+        if self._overlay:
+            return NotSupported(
+                f"it is a hard link to {show(entry.link)}, which is not in this layer; overlay layers are unpacked "
+                "without their parents, use a snapshotter that unpacks into copies, such as native"
+            )
+        return Corrupt(f"it is a hard link to {show(entry.link)}, which does not exist")
+
+
+def _status(folder: Folder, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _own_file(fd: int, entry: Entry, folder: Folder) -> None:
+    if folder.inherits:
+        _drop_attributes(fd)
+    os.fchown(fd, entry.uid, entry.gid)
+    os.fchmod(fd, entry.mode)  # after chown, which clears set-user-id
+
+
+def _finish_folder(fd: int, metadata: _FolderMetadata) -> None:
+    for name, value in metadata.xattrs.items():
+        _set_attribute(fd, name, value)
+    os.fchmod(fd, metadata.mode)
+    os.utime(fd, ns=(metadata.mtime_ns, metadata.mtime_ns))
+
+
+def _drop_attributes(fd: int) -> None:
+    """Remove a lower layer's attributes from a folder: the upper layer's entry says all there is to say."""
+    for name in list_attributes(fd):
+        if name.startswith(("user.", "trusted.", "system.posix_acl")) and name != _OPAQUE:
+            os.removexattr(fd, name)
+
+
+def _set_attributes(target: int | bytes, entry: Entry) -> None:
+    for name, value in entry.xattrs.items():
+        _set_attribute(target, name, value)
+
+
+def _set_attribute(target: int | bytes, name: str, value: bytes) -> None:
+    try:
+        if isinstance(target, int):
+            os.setxattr(target, name, value)
+        else:
+            os.setxattr(target, name, value, follow_symlinks=False)
+    except OSError as error:
+        of_node = isinstance(target, bytes) and name.startswith("user.") and error.errno == errno.EPERM
+        if error.errno != errno.ENOTSUP and not of_node:  # xattr(7): user.* is for files and folders alone
+            error.add_note(f"setting the extended attribute {name!a}")
+            raise
