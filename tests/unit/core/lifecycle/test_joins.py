@@ -1,0 +1,112 @@
+import asyncio
+
+import pytest
+
+from crinoid.core.api.errors import NotFound, Unavailable
+from crinoid.core.lifecycle.joins import SharedTasks
+
+
+class Work:
+    """Counts how often it began and ended, and waits to be let go."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.begun = self.ended = 0
+        self.cancelled = False
+        self.has_begun, self.go = asyncio.Event(), asyncio.Event()
+        self._error = error
+
+    async def __call__(self) -> str:
+        self.begun += 1
+        self.has_begun.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        self.ended += 1
+        if self._error:
+            raise self._error
+        return "done"
+
+
+async def test_callers_of_one_key_share_one_run() -> None:
+    tasks, work = SharedTasks("pull"), Work()
+    callers = [asyncio.create_task(tasks.join("a", work)) for _ in range(3)]
+    await work.has_begun.wait()
+    work.go.set()
+    assert await asyncio.gather(*callers) == ["done"] * 3
+    assert work.begun == 1
+
+
+async def test_a_later_caller_starts_anew() -> None:
+    tasks, work = SharedTasks("pull"), Work()
+    work.go.set()
+    await tasks.join("a", work)
+    await tasks.join("a", work)
+    assert work.begun == 2
+    assert len(tasks) == 0
+
+
+async def test_other_keys_run_beside() -> None:
+    tasks, one, two = SharedTasks("pull"), Work(), Work()
+    first = asyncio.create_task(tasks.join("a", one))
+    two.go.set()
+    assert await tasks.join("b", two) == "done"
+    assert "a" in tasks
+    one.go.set()
+    await first
+
+
+async def test_a_cancelled_caller_leaves_the_others_alone() -> None:
+    tasks, work = SharedTasks("pull"), Work()
+    first, second = (asyncio.create_task(tasks.join("a", work)) for _ in range(2))
+    await work.has_begun.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    work.go.set()
+    assert await second == "done"
+    assert not work.cancelled
+
+
+async def test_work_goes_on_when_the_last_caller_has_left() -> None:
+    tasks, work = SharedTasks("pull"), Work()
+    caller = asyncio.create_task(tasks.join("a", work))
+    await work.has_begun.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    work.go.set()
+    assert await tasks.join("a", work) == "done"
+    assert (work.begun, work.ended) == (1, 1)
+
+
+async def test_every_caller_gets_the_error() -> None:
+    tasks, work = SharedTasks("pull"), Work(NotFound("no such image"))
+    callers = [asyncio.create_task(tasks.join("a", work)) for _ in range(2)]
+    await work.has_begun.wait()
+    work.go.set()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert [str(error) for error in results] == ["no such image"] * 2
+
+
+async def test_close_cancels_waits_and_refuses() -> None:
+    tasks, work = SharedTasks("pull"), Work()
+    caller = asyncio.create_task(tasks.join("a", work))
+    await work.has_begun.wait()
+    await tasks.close()
+    assert work.cancelled
+    with pytest.raises(Unavailable, match="pull a was given up"):
+        await caller
+    with pytest.raises(Unavailable, match="pull a is refused"):
+        await tasks.join("a", work)
+    await tasks.close()
+
+
+async def test_a_caller_cancelled_while_closing_is_cancelled() -> None:
+    tasks, work = SharedTasks("pull"), Work()
+    caller = asyncio.create_task(tasks.join("a", work))
+    await work.has_begun.wait()
+    caller.cancel()
+    await tasks.close()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
