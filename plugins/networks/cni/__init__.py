@@ -1,0 +1,10 @@
+"""The network driver ``cni``: any Container Network Interface plugin, run as a program (CNI specification 1.1).
+
+Read in this order: ``configuration`` (what the administrator wrote), ``plans`` (what is written down before anything is
+done), ``execution`` (one plugin, run once), ``chains`` (a list of plugins, forwards and back), ``results`` (what they
+answer), ``driver`` (the hooks).
+"""
+
+from crinoid.plugins.networks.cni.driver import CniNetwork, CniOptions
+
+__all__ = ["CniNetwork", "CniOptions"]
