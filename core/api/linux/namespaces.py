@@ -1,0 +1,149 @@
+"""Namespaces without a process: made in a thread that ends, held by a bind mount of their file (namespaces(7)).
+
+All of it blocks; call it in a thread. A thread that unshared or entered a namespace is never used again.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from crinoid.core.api.errors import DriverError
+from crinoid.core.api.linux import libc, mount
+from crinoid.core.api.linux.process import Process, spawn
+from crinoid.core.api.linux.threads import call_in_fresh_thread
+from crinoid.core.api.values.pod import IdMapping
+
+T = TypeVar("T")
+
+_NEW_NETWORK = 0x40000000
+# OCI runtime-spec names (config-linux.md, "Namespaces") to clone flags, names below /proc/*/ns, unshare(1)'s options.
+# PID and mount namespaces need a process, or forbid the bind: they can't be held so.
+_KINDS = {
+    "network": (_NEW_NETWORK, "net", "--net"),
+    "ipc": (0x08000000, "ipc", "--ipc"),
+    "uts": (0x04000000, "uts", "--uts"),
+    "cgroup": (0x02000000, "cgroup", "--cgroup"),
+}
+_USER = "user"
+PINNABLE = frozenset({*_KINDS, _USER})
+
+
+def pin(
+    kinds: Mapping[str, Path], *, uids: Sequence[IdMapping] = (), gids: Sequence[IdMapping] = (), hostname: str = ""
+) -> None:
+    """Make new namespaces and hold each at its path: all of them, or none on an error.
+
+    ``kinds`` has the OCI's names: ``network``, ``ipc``, ``uts``, ``cgroup``, and ``user``, which owns the others then
+    and gets the maps ``uids`` and ``gids``. ``hostname`` is set in a new ``uts``. Raises FileExistsError for a path in
+    use, ValueError for a kind that can't be held.
+    """
+    if unknown := kinds.keys() - PINNABLE:
+        raise ValueError(f"namespaces of kind {', '.join(sorted(unknown))} can't be held without a process")
+    if _USER in kinds:
+        _pin_with_user(kinds, uids, gids, hostname)
+    else:
+        call_in_fresh_thread(lambda: _pin_here(kinds, hostname))
+
+
+def unpin(path: Path) -> None:
+    """Let a namespace go and remove its file. Idempotent; what is left in it goes with its last process."""
+    mount.unmount(path)
+    path.unlink(missing_ok=True)
+
+
+def is_pinned(path: Path) -> bool:
+    """Tell whether a namespace is held at the path."""
+    try:
+        return path.stat().st_dev == Path("/proc/self/ns/uts").stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
+def call_in(netns: Path, function: Callable[[], T]) -> T:
+    """Call a function in a network namespace, by a thread that ends with it. Raises what the function raises."""
+
+    def enter_and_call() -> T:
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            libc.call("setns", fd, _NEW_NETWORK, path=netns)
+        finally:
+            os.close(fd)
+        return function()
+
+    return call_in_fresh_thread(enter_and_call)
+
+
+def _pin_here(kinds: Mapping[str, Path], hostname: str) -> None:
+    """Unshare, hostname and binds, in a thread of its own."""
+    flags = 0
+    for kind in kinds:
+        flags |= _KINDS[kind][0]
+    libc.call("unshare", flags)
+    if hostname and "uts" in kinds:
+        _set_hostname(hostname)
+    _bind_all(kinds, Path("/proc/thread-self/ns"))
+
+
+def _pin_with_user(
+    kinds: Mapping[str, Path], uids: Sequence[IdMapping], gids: Sequence[IdMapping], hostname: str
+) -> None:
+    """A thread can't make a user namespace: a child does, with all others so that they belong to it."""
+    with _unshared_child([_KINDS[kind][2] for kind in kinds if kind != _USER]) as process:
+        folder = Path(f"/proc/{process.pid}")
+        (folder / "uid_map").write_text(_id_map(uids))
+        (folder / "gid_map").write_text(_id_map(gids))
+        if hostname and "uts" in kinds:
+            call_in_fresh_thread(lambda: _set_hostname_of(process.pid, hostname))
+        _bind_all(kinds, folder / "ns")
+
+
+@contextlib.contextmanager
+def _unshared_child(options: list[str]) -> Iterator[Process]:
+    """A child that has unshared, waits, and ends with the block."""
+    with contextlib.ExitStack() as stack:
+        to_child, to_us = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        for fd in (to_child[1], to_us[0]):
+            stack.callback(os.close, fd)
+        try:
+            process = spawn(["unshare", "--user", *options, "cat"], fds={0: to_child[0], 1: to_us[1], 2: to_us[1]})
+        finally:
+            os.close(to_child[0])
+            os.close(to_us[1])
+        stack.callback(process.close)
+        stack.callback(process.reap)
+        stack.callback(process.kill)
+        with contextlib.suppress(BrokenPipeError):  # unshare gave up already, and has said why
+            os.write(to_child[1], b"\n")
+        if (answer := os.read(to_us[0], 1000)) != b"\n":  # cat's echo: the namespaces are there
+            raise DriverError(f"can't make a user namespace: {answer.decode(errors='replace').strip() or 'no answer'}")
+        yield process
+
+
+def _id_map(mappings: Sequence[IdMapping]) -> str:
+    return "".join(f"{m.container_id} {m.host_id} {m.length}\n" for m in mappings)
+
+
+def _set_hostname(name: str) -> None:
+    encoded = name.encode()
+    libc.call("sethostname", encoded, len(encoded))
+
+
+def _set_hostname_of(pid: int, name: str) -> None:
+    fd = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.call("setns", fd, _KINDS["uts"][0])
+    finally:
+        os.close(fd)
+    _set_hostname(name)
+
+
+def _bind_all(kinds: Mapping[str, Path], folder: Path) -> None:
+    with contextlib.ExitStack() as undo:
+        for kind, path in kinds.items():
+            name = _USER if kind == _USER else _KINDS[kind][1]
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+            undo.callback(unpin, path)
+            mount.bind(folder / name, path)
+        undo.pop_all()

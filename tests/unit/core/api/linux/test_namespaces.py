@@ -1,0 +1,94 @@
+"""Namespaces are held without a process, entered by a thread of their own, and let go."""
+
+import fcntl
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.linux import mount, namespaces
+from crinoid.core.api.values.pod import IdMapping
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for point in mount.mountpoints(tmp_path):
+        mount.unmount(point)
+
+
+def test_pin_enter_and_unpin(folder: Path) -> None:
+    kinds = {"network": folder / "net", "ipc": folder / "ipc", "uts": folder / "uts"}
+    ours = os.stat("/proc/self/ns/net").st_ino
+    threads = threading.active_count()
+    namespaces.pin(kinds)
+    assert all(namespaces.is_pinned(path) for path in kinds.values())
+    assert len({path.stat().st_ino for path in kinds.values()} | {ours}) == 4
+    names = namespaces.call_in(kinds["network"], lambda: [name for _, name in socket.if_nameindex()])
+    assert names == ["lo"] or "lo" in names
+    inside = namespaces.call_in(kinds["network"], lambda: os.stat("/proc/thread-self/ns/net").st_ino)
+    assert inside == kinds["network"].stat().st_ino != ours
+    assert os.stat("/proc/self/ns/net").st_ino == ours
+    assert threading.active_count() == threads
+    for path in kinds.values():
+        namespaces.unpin(path)
+        namespaces.unpin(path)
+        assert not path.exists()
+
+
+def test_the_hostname_is_of_the_new_namespace(folder: Path) -> None:
+    before = socket.gethostname()
+    namespaces.pin({"uts": folder / "uts"}, hostname="inside")
+    assert socket.gethostname() == before
+    assert uts_name(folder / "uts") == "inside"
+
+
+def test_a_user_namespace_owns_the_others(folder: Path) -> None:
+    maps = (IdMapping(host_id=100_000, container_id=0, length=65_536),)
+    kinds = {"user": folder / "user", "network": folder / "net", "uts": folder / "uts"}
+    namespaces.pin(kinds, uids=maps, gids=maps, hostname="mapped")
+    with open(kinds["network"]) as file:
+        owner = ioctl_user_namespace(file.fileno())
+    assert owner == kinds["user"].stat().st_ino
+    assert uts_name(kinds["uts"]) == "mapped"
+
+
+def test_a_failure_leaves_nothing(folder: Path) -> None:
+    (folder / "ipc").touch()
+    with pytest.raises(FileExistsError):
+        namespaces.pin({"network": folder / "net", "ipc": folder / "ipc"})
+    assert not (folder / "net").exists()
+    assert mount.mountpoints(folder) == ()
+
+
+def test_what_needs_a_process_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="mount, pid"):
+        namespaces.pin({"pid": folder / "pid", "mount": folder / "mount"})
+
+
+def test_errors_come_out_of_the_thread(folder: Path) -> None:
+    namespaces.pin({"network": folder / "net"})
+    with pytest.raises(ZeroDivisionError):
+        namespaces.call_in(folder / "net", lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError, match="none"):
+        namespaces.call_in(folder / "none", lambda: 1)
+    assert not namespaces.is_pinned(folder / "none")
+
+
+def ioctl_user_namespace(fd: int) -> int:
+    owner = fcntl.ioctl(fd, 0xB701)  # NS_GET_USERNS
+    try:
+        return os.fstat(owner).st_ino
+    finally:
+        os.close(owner)
+
+
+def uts_name(path: Path) -> str:
+    command = ["nsenter", f"--uts={path}", "hostname"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
