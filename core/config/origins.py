@@ -44,6 +44,10 @@ class Origins:
         return str(origin) if origin else "default"
 
 
+NO_ORIGINS = Origins()
+"""Of a configuration that was made in code."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong: at which key, what, and where that stands."""

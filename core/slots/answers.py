@@ -1,0 +1,64 @@
+"""What a hook's answer must be: checks that a facade gives to the wrapper with each call.
+
+A check takes whatever the driver returned and returns it typed, or raises DriverError saying what is due.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from crinoid.core.api.errors import DriverError
+
+T = TypeVar("T")
+Check = Callable[[object], T]
+
+
+def one(expected: type[T]) -> Check[T]:
+    """The answer is a value of this type."""
+
+    def check(answer: object) -> T:
+        if not isinstance(answer, expected):
+            raise DriverError(f"returned {_name(answer)} where {expected.__name__} is due")
+        return answer
+
+    return check
+
+
+def one_or_none(expected: type[T]) -> Check[T | None]:
+    """The answer is a value of this type, or nothing."""
+    check = one(expected)
+    return lambda answer: None if answer is None else check(answer)
+
+
+def tuple_of(expected: type[T]) -> Check[tuple[T, ...]]:
+    """The answer is a tuple whose elements are all of this type."""
+    check_whole, check_element = one(tuple), one(expected)
+    return lambda answer: tuple(check_element(element) for element in check_whole(answer))
+
+
+def layers(answer: object) -> tuple[tuple[str, str | None], ...]:
+    """The answer is a tuple of chain ids with their parents."""
+    pairs = tuple_of(tuple)(answer)
+    for pair in pairs:
+        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str | None):
+            raise DriverError(f"returned {pair!r} where a chain id and its parent are due")
+    return pairs
+
+
+def json_object(answer: object) -> Mapping[str, object]:
+    """The answer can be written to disk as a JSON object and comes back the same."""
+    if not isinstance(answer, Mapping):
+        raise DriverError(f"returned {_name(answer)} where a JSON object is due")
+    try:
+        json.dumps(answer if isinstance(answer, dict) else dict(answer))
+    except (TypeError, ValueError) as error:
+        raise DriverError(f"returned an object that is no JSON: {error}") from error
+    return answer
+
+
+def nothing(answer: object) -> None:
+    """The hook has no answer; one that is given is ignored."""
+
+
+def _name(answer: object) -> str:
+    return "nothing" if answer is None else type(answer).__name__

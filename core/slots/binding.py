@@ -1,0 +1,213 @@
+"""Makes the drivers and binds them to their slots: called once by ``daemon``, at the start.
+
+A driver is made with its options and a host of its own, registered in a pluggy manager of its own, and checked
+against its role's hooks. Anything wrong stops the start. One manager a slot holds for extensions too: called together
+they would share one deadline and one failure, and pluggy would call the last one first.
+"""
+
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import pluggy
+
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
+from crinoid.core.api.hooks import PROJECT
+from crinoid.core.api.host import Host
+from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig
+from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
+from crinoid.core.slots.calls import Binding, Slot
+from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
+from crinoid.core.slots.instruments import NO_INSTRUMENTS, Instruments
+from crinoid.core.slots.network import NetworkSlot
+from crinoid.core.slots.registry import RegistrySlot
+from crinoid.core.slots.roles import ROLES, Role
+from crinoid.core.slots.runtime import RuntimeSlot
+from crinoid.core.slots.selection import ValidSlot, check
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Every slot of the node. ``registries`` are in the order in which they are asked."""
+
+    runtimes: Mapping[str, RuntimeSlot]
+    networks: Mapping[str, NetworkSlot]
+    snapshotters: Mapping[str, SnapshotterSlot]
+    registries: Mapping[str, RegistrySlot]
+    extensions: ExtensionSlots = field(default_factory=ExtensionSlots)
+    default_runtime: str = "runc"
+
+    @property
+    def network(self) -> NetworkSlot:
+        """The network of handlers that name no other."""
+        return self.networks[DEFAULT_SLOT]
+
+    @property
+    def snapshotter(self) -> SnapshotterSlot:
+        """The snapshotter of handlers that name no other."""
+        return self.snapshotters[DEFAULT_SLOT]
+
+    def runtime(self, handler: str) -> RuntimeSlot:
+        """Return the slot of a runtime handler, empty for the default; raise InvalidArgument for an unknown one."""
+        slot = self.runtimes.get(handler or self.default_runtime)
+        if slot is None:
+            known = ", ".join(sorted(self.runtimes))
+            raise InvalidArgument(f'runtime handler "{handler}" is not in the configuration; known: {known}')
+        return slot
+
+    def network_of(self, handler: str) -> NetworkSlot:
+        """Return the network that a runtime handler's pods are attached to."""
+        return self.networks[self._config_of(handler).network]
+
+    def snapshotter_of(self, handler: str) -> SnapshotterSlot:
+        """Return the snapshotter that a runtime handler's containers stand on."""
+        return self.snapshotters[self._config_of(handler).snapshotter]
+
+    def all(self) -> tuple[Slot, ...]:
+        """Return every slot."""
+        groups: tuple[Iterable[Slot], ...] = (
+            self.runtimes.values(),
+            self.networks.values(),
+            self.snapshotters.values(),
+            self.registries.values(),
+            self.extensions.slots,
+        )
+        return tuple(slot for group in groups for slot in group)
+
+    async def close(self) -> None:
+        """Let the image sources release what they hold; one that fails is logged. Idempotent as far as they are."""
+        for source in self.registries.values():
+            try:
+                await source.close()
+            except CrinoidError as error:
+                logging.getLogger("crinoid.slots").warning("%s", error.message)
+
+    def _config_of(self, handler: str) -> RuntimeSlotConfig:
+        config = self.runtime(handler).config
+        assert isinstance(config, RuntimeSlotConfig)
+        return config
+
+
+def bind(
+    config: Config, origins: Origins = NO_ORIGINS, instruments: Instruments = NO_INSTRUMENTS, version: str = ""
+) -> Slots:
+    """Load, make and bind every driver that the configuration selects, and make the slots' folders.
+
+    ``version`` is crinoid's own. Raises a ConfigurationError that lists every driver that can't be used, with the
+    distribution it is of.
+    """
+    binder = _Binder(config, origins, instruments, version)
+    bindings = [binder.bind(slot) for slot in check(config, origins)]
+    refuse(binder.problems)
+    return _assemble(config, [binding for binding in bindings if binding])
+
+
+def _assemble(config: Config, bindings: list[Binding]) -> Slots:
+    deadlines = config.deadlines
+
+    def of(role: str) -> Iterable[Binding]:
+        return (binding for binding in bindings if binding.role.name == role)
+
+    return Slots(
+        MappingProxyType({b.name: RuntimeSlot(b, deadlines.runtime) for b in of("runtime")}),
+        MappingProxyType({b.name: NetworkSlot(b, deadlines.network) for b in of("network")}),
+        MappingProxyType({b.name: SnapshotterSlot(b, deadlines.snapshotter) for b in of("snapshotter")}),
+        MappingProxyType({b.name: RegistrySlot(b, deadlines.registry) for b in of("registry")}),
+        ExtensionSlots(
+            [ExtensionSlot(b, b.config) for b in of("extension") if isinstance(b.config, ExtensionSlotConfig)]
+        ),
+        config.pods.default_runtime,
+    )
+
+
+class _Binder:
+    """Binds one slot after the other and collects what is wrong with their drivers."""
+
+    def __init__(self, config: Config, origins: Origins, instruments: Instruments, version: str) -> None:
+        self._config = config
+        self._origins = origins
+        self._instruments = instruments
+        self._version = version
+        self.problems: list[Problem] = []
+
+    def bind(self, slot: ValidSlot) -> Binding | None:
+        """Make a slot's driver and bind it; on a failure add a problem."""
+        try:
+            return self._bind(slot)
+        except ConfigurationError as error:
+            key = (*slot.selection.key, "driver")
+            self.problems.append(Problem(key, str(error), self._origins.nearest(key)))
+            return None
+
+    def _bind(self, slot: ValidSlot) -> Binding:
+        selection, role = slot.selection, ROLES[slot.selection.role]
+        state_dir = _make_folder(self._config.root / "plugins" / role.name / selection.name)
+        run_dir = _make_folder(self._config.run / role.folder / selection.name)
+        log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
+        driver = _make(slot, Host(selection.name, state_dir, run_dir, log, self._version))
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(role.specification)
+        return Binding(
+            role=role,
+            name=selection.name,
+            config=selection.config,
+            driver=slot.driver.installed,
+            hooks=manager.hook,
+            implemented=_register(manager, role, driver, slot),
+            instruments=self._instruments,
+            state_dir=state_dir,
+            run_dir=run_dir,
+        )
+
+
+def _make(slot: ValidSlot, host: Host) -> object:
+    try:
+        driver: object = slot.driver.factory(slot.options, host)
+    except CrinoidError as error:
+        raise ConfigurationError(f"{_owner(slot)} can't be used: {error.message}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(f"{_owner(slot)} can't be made: {type(error).__name__}: {error}") from error
+    return driver
+
+
+def _register(manager: pluggy.PluginManager, role: Role, driver: object, slot: ValidSlot) -> frozenset[str]:
+    """Register a driver; return the hooks that it has. Raises a ConfigurationError for one that is no hook of the
+    role, has other parameters, or is missing."""
+    try:
+        manager.register(driver, slot.selection.name)
+    except pluggy.PluginValidationError as error:
+        raise ConfigurationError(f"{_owner(slot)} does not fit its hooks: {error}") from error
+    callers = manager.get_hookcallers(driver) or []
+    _refuse_unknown([caller.name for caller in callers if not caller.has_spec()], role, slot)
+    implemented = frozenset(caller.name for caller in callers)
+    missing = sorted(role.hooks - role.optional - implemented)
+    if missing:
+        raise ConfigurationError(f"{_owner(slot)} lacks {', '.join(missing)}, which every {role.name} driver must have")
+    return implemented
+
+
+def _refuse_unknown(names: list[str], role: Role, slot: ValidSlot) -> None:
+    """pluggy's ``check_pending`` with the distribution's name and the nearest hook's."""
+    for name in names:
+        near = difflib.get_close_matches(name, role.hooks, n=1, cutoff=0.5)
+        hint = f'; did its authors mean "{near[0]}"?' if near else ""
+        raise ConfigurationError(f'{_owner(slot)} implements "{name}", which is no hook of a {role.name}{hint}')
+
+
+def _owner(slot: ValidSlot) -> str:
+    driver = slot.driver.installed
+    return f'{driver.role} driver "{driver.name}" of distribution {driver.distribution} {driver.version}'
+
+
+def _make_folder(path: Path) -> Path:
+    """Make a folder of mode 0700, which it may not have had, and its parents."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: the slot's folder can't be made: {error.strerror}") from error
+    return path

@@ -1,0 +1,213 @@
+"""The one wrapper around every hook call: deadline, type of the answer, name of the culprit, measurements.
+
+Between the facades (``runtime``, ``network``, …), which give hooks their types, and pluggy, which finds the driver's
+method. Whatever goes wrong in a driver leaves here as a CrinoidError that begins with role, slot, driver and hook.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import math
+import time
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    CrinoidError,
+    DeadlineExceeded,
+    DriverError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from crinoid.core.config.models import Deadlines, SlotConfig
+from crinoid.core.slots.answers import Check, nothing
+from crinoid.core.slots.drivers import InstalledDriver
+from crinoid.core.slots.instruments import Instruments
+from crinoid.core.slots.roles import Role
+
+T = TypeVar("T")
+
+_ABOUT_THE_REQUEST = (InvalidArgument, NotFound, AlreadyExists, FailedPrecondition)
+"""Errors that say nothing against the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """What a slot's driver failed with last, for ``crinoid plugins`` and verbose Status."""
+
+    hook: str
+    message: str
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A slot as ``binding`` made it: its name, its driver, and pluggy's hook callers, the attributes of ``hooks``."""
+
+    role: Role
+    name: str
+    config: SlotConfig
+    driver: InstalledDriver
+    hooks: object
+    implemented: frozenset[str]
+    instruments: Instruments
+    state_dir: Path
+    run_dir: Path
+
+    @property
+    def label(self) -> str:
+        """How the slot is named in errors: ``network "default" (cni)``, or shorter where slot and driver agree."""
+        driver = "" if self.name == self.driver.name else f" ({self.driver.name})"
+        return f'{self.role.name} "{self.name}"{driver}'
+
+
+class Slot:
+    """What all facades share: attributes that describe the slot, and the wrapped call."""
+
+    def __init__(self, binding: Binding, deadlines: Deadlines) -> None:
+        self._binding = binding
+        self._deadlines = deadlines
+        self._log = logging.getLogger(f"crinoid.slots.{binding.role.name}.{binding.name}")
+        self.last_error: LastError | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
+    @property
+    def role(self) -> str:
+        """The role's name."""
+        return self._binding.role.name
+
+    @property
+    def name(self) -> str:
+        """The slot's name in the configuration."""
+        return self._binding.name
+
+    @property
+    def driver(self) -> str:
+        """The driver's name."""
+        return self._binding.driver.name
+
+    @property
+    def installed(self) -> InstalledDriver:
+        """The driver's distribution and versions."""
+        return self._binding.driver
+
+    @property
+    def config(self) -> SlotConfig:
+        """The slot's table in the configuration."""
+        return self._binding.config
+
+    @property
+    def label(self) -> str:
+        """How errors name the slot."""
+        return self._binding.label
+
+    @property
+    def state_dir(self) -> Path:
+        """The slot's folder that survives a reboot."""
+        return self._binding.state_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """The slot's folder that does not survive a reboot."""
+        return self._binding.run_dir
+
+    def implements(self, hook: str) -> bool:
+        """Tell whether the driver has this hook."""
+        return hook in self._binding.implemented
+
+    async def _ask(self, hook: str, check: Check[T], deadline_s: float | None = None, /, **arguments: object) -> T:
+        """Call a hook and check its answer; ``deadline_s`` ``None``: the configured one, ``inf``: none."""
+        limit = self._deadlines.of(hook) if deadline_s is None else deadline_s
+        with self._watch(hook):
+            return check(await self._finish(self._start(hook, arguments), limit))
+
+    async def _tell(self, hook: str, /, **arguments: object) -> None:
+        """Call a hook that has no answer; one that the driver leaves out does nothing."""
+        if self.implements(hook):
+            await self._ask(hook, nothing, **arguments)
+
+    def _ask_now(self, hook: str, check: Check[T], /, **arguments: object) -> T:
+        """Call a hook that is no coroutine."""
+        with self._watch(hook):
+            return check(self._start(hook, arguments))
+
+    def _start(self, hook: str, arguments: dict[str, object]) -> Any:  # Any: a driver may return what it likes
+        return getattr(self._binding.hooks, hook)(**arguments)
+
+    async def _finish(self, answer: Any, limit_s: float) -> Any:
+        if not inspect.isawaitable(answer):
+            raise DriverError(f"returned {type(answer).__name__}: the hook must be a coroutine")
+        return await await_within(answer, limit_s)
+
+    @contextlib.contextmanager
+    def _watch(self, hook: str) -> Iterator[None]:
+        """Measure and trace a call; ``cancelled`` when neither an answer nor an error came."""
+        started = time.monotonic()
+        outcome = "cancelled"
+        try:
+            with self._binding.instruments.span(f"{self.role}.{hook}", self._attributes(hook)), self._named(hook):
+                yield
+            outcome = "ok"
+        except CrinoidError as error:
+            outcome = error.reason
+            raise
+        finally:
+            self._binding.instruments.observe(self.role, self.name, hook, time.monotonic() - started, outcome)
+
+    @contextlib.contextmanager
+    def _named(self, hook: str) -> Iterator[None]:
+        """Turn whatever is raised into a CrinoidError that names the slot and the hook."""
+        try:
+            yield
+        except CrinoidError as error:
+            self._name(hook, error)
+            raise
+        except (Exception, SystemExit) as error:  # a driver can't end the daemon
+            failure = _translate(error)
+            if type(failure) is DriverError:
+                self._log.warning("%s %s raised what no driver may raise", self.label, hook, exc_info=error)
+            self._name(hook, failure)
+            raise failure from error
+
+    def _attributes(self, hook: str) -> dict[str, str]:
+        return {
+            "crinoid.role": self.role,
+            "crinoid.slot": self.name,
+            "crinoid.driver": self.driver,
+            "crinoid.hook": hook,
+        }
+
+    def _name(self, hook: str, error: CrinoidError) -> None:
+        """Put slot and hook before the error's message, keeping its class; once, as a driver may raise it again."""
+        prefix = f"{self.label} {hook}: "
+        if not str(error).startswith(prefix):
+            error.args = (prefix + str(error),)
+        if not isinstance(error, _ABOUT_THE_REQUEST):
+            self.last_error = LastError(hook, error.message, time.time_ns())
+
+
+async def await_within(answer: Awaitable[T], limit_s: float) -> T:
+    """Await a driver's answer; ``inf`` is no deadline. Raises DeadlineExceeded once the driver was cancelled."""
+    if math.isinf(limit_s):
+        return await answer
+    try:
+        async with asyncio.timeout(limit_s) as timeout:
+            return await answer
+    except TimeoutError as error:
+        if timeout.expired():
+            raise DeadlineExceeded(f"no answer after {limit_s:g} s") from error
+        raise
+
+
+def _translate(error: BaseException) -> CrinoidError:
+    """Make an error of our tree from any other; a task group's only error counts as itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, CrinoidError) else DriverError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,149 @@
+"""Finds and loads drivers by their entry points: the only importer of stevedore.
+
+stevedore is lax by default: it logs a driver that can't be imported, takes the last of two of one name, and may
+answer from a cache that is older than the installation. Here each of these is an error that names the distribution,
+but only for a driver that the configuration selects.
+"""
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stevedore.named import NamedExtensionManager
+
+from crinoid.core.api import API_VERSION
+from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.config.origins import suggest
+from crinoid.core.slots.roles import ROLES, Role
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledDriver:
+    """A driver as its distribution declares it.
+
+    ``api_version`` is empty and ``error`` says why where it was loaded and can't be used; both are empty where it
+    was not loaded.
+    """
+
+    role: str
+    name: str
+    distribution: str
+    version: str
+    target: str
+    api_version: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDriver:
+    """A driver's class, ready to be made: ``factory(options, host)``, with the model of its options."""
+
+    installed: InstalledDriver
+    factory: Any  # a class of a distribution that nobody here knows; its contract is core/api/hooks
+    options: type[DriverConfig]
+
+
+class UnusableDriverError(ConfigurationError):
+    """A driver that was asked for is missing, broken, doubled or of another plugin API version."""
+
+
+def discover(*, load: bool = False) -> tuple[InstalledDriver, ...]:
+    """Return every installed driver of every role, by role and name.
+
+    With ``load`` each one is imported, to tell its API version and whether it could be used; what that raises is
+    kept in ``error``. Without, nothing is imported.
+    """
+    found = [_describe(role, point) for role in ROLES.values() for point in _entry_points(role.group)]
+    found.sort(key=lambda driver: (driver.role, driver.name, driver.distribution))
+    return tuple(_inspect(driver) for driver in found) if load else tuple(found)
+
+
+def load_driver(role: str, name: str) -> LoadedDriver:
+    """Import the one driver of this role and name; raise UnusableDriverError, saying whose fault it is."""
+    rivals = [point for point in _entry_points(ROLES[role].group) if point.name == name]
+    if not rivals:
+        raise UnusableDriverError(_say_missing(ROLES[role], name))
+    if len(rivals) > 1:
+        owners = " and ".join(sorted(_owner(point) for point in rivals))
+        raise UnusableDriverError(f'{role} driver "{name}" is claimed by {owners}: uninstall all but one of them')
+    installed = _describe(ROLES[role], rivals[0])
+    factory = _import(installed)
+    return LoadedDriver(installed, factory, _check_contract(installed, factory))
+
+
+class _Drivers(NamedExtensionManager[Any]):
+    """stevedore without its caches: entry points are read from the installed metadata each time."""
+
+    def list_entry_points(self) -> list[importlib.metadata.EntryPoint]:
+        return _entry_points(self.namespace)
+
+
+def _entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=group))
+
+
+def _describe(role: Role, point: importlib.metadata.EntryPoint) -> InstalledDriver:
+    name, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
+    return InstalledDriver(role.name, point.name, name, version, point.value)
+
+
+def _owner(point: importlib.metadata.EntryPoint) -> str:
+    return f"distribution {point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _inspect(driver: InstalledDriver) -> InstalledDriver:
+    try:
+        return replace(driver, api_version=load_driver(driver.role, driver.name).factory.api_version)
+    except UnusableDriverError as error:
+        return replace(driver, error=str(error))
+
+
+def _import(driver: InstalledDriver) -> Any:
+    """Let stevedore import the driver's class; whatever its modules raise becomes a UnusableDriverError."""
+    failures: list[BaseException] = []
+
+    def keep(manager: object, point: importlib.metadata.EntryPoint, error: BaseException) -> None:
+        failures.append(error)
+
+    try:
+        found = list(_Drivers(ROLES[driver.role].group, [driver.name], on_load_failure_callback=keep))
+    except (AssertionError, SystemExit) as error:  # the two that stevedore lets through
+        failures.append(error)
+        found = []
+    if failures or not found:
+        raise UnusableDriverError(_say_broken(driver, failures)) from (failures[0] if failures else None)
+    return found[0].plugin
+
+
+def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]:
+    """Check what a class must have to be a driver, and return the model of its options."""
+    if not isinstance(factory, type):
+        raise UnusableDriverError(f"{_name(driver)}: {driver.target} is no class; report it to its authors")
+    version = getattr(factory, "api_version", None)
+    if not isinstance(version, str) or version.partition(".")[0] != API_VERSION.partition(".")[0]:
+        raise UnusableDriverError(_say_version(driver, version))
+    options = getattr(factory, "Config", None)
+    if not (isinstance(options, type) and issubclass(options, DriverConfig)):
+        raise UnusableDriverError(f"{_name(driver)}: its Config is no DriverConfig; report it to its authors")
+    return options
+
+
+def _name(driver: InstalledDriver) -> str:
+    return f'{driver.role} driver "{driver.name}" of distribution {driver.distribution} {driver.version}'
+
+
+def _say_missing(role: Role, name: str) -> str:
+    known = {point.name for point in _entry_points(role.group)}
+    advice = f"install the distribution that has it (entry point group {role.group}), or name another"
+    return f'no {role.name} driver "{name}" is installed: {advice}{suggest(name, known)}'
+
+
+def _say_broken(driver: InstalledDriver, failures: list[BaseException]) -> str:
+    why = "; ".join(f"{type(error).__name__}: {error}" for error in failures) or "its entry point vanished"
+    return f"{_name(driver)} can't be imported from {driver.target}: {why}. Reinstall or upgrade it, or name another"
+
+
+def _say_version(driver: InstalledDriver, version: object) -> str:
+    said = f"is for plugin API {version}" if isinstance(version, str) else "names no plugin API version"
+    return f"{_name(driver)} {said}, but this is {API_VERSION}: install a version of it that fits, or name another"

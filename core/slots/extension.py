@@ -1,0 +1,100 @@
+"""The extensions as ``lifecycle`` calls them: every one is told, in the configuration's order, each by its own rules.
+
+A hook is called once for each extension, so that a failure has a name, a deadline and a policy:
+``on_failure = "ignore"`` logs it, ``"fail"`` raises it.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
+from crinoid.core.api.values.runtime import ExitStatus
+from crinoid.core.config.models import Deadlines, ExtensionSlotConfig
+from crinoid.core.slots.answers import Check, T, nothing, one_or_none
+from crinoid.core.slots.calls import Binding, Slot
+
+_log = logging.getLogger("crinoid.slots.extension")
+
+
+class ExtensionSlot(Slot):
+    """One extension."""
+
+    def __init__(self, binding: Binding, config: ExtensionSlotConfig) -> None:
+        super().__init__(binding, Deadlines(default=config.deadline_s))
+        self._fails = config.on_failure == "fail"
+
+    async def call(self, hook: str, check: Check[T], /, **arguments: object) -> T | None:
+        """Call a hook that the extension may have; ``None`` without it, and for a failure that is to be ignored."""
+        if not self.implements(hook):
+            return None
+        try:
+            return await self._ask(hook, check, **arguments)
+        except CrinoidError as error:
+            if self._fails:
+                raise
+            _log.warning("%s; ignored, as on_failure says", error.message)
+            return None
+
+    def _start(self, hook: str, arguments: dict[str, object]) -> object:
+        answers = super()._start(hook, arguments)
+        return answers[0] if answers else None
+
+
+class ExtensionSlots:
+    """All extensions. Every method is the hook of its name: see :class:`ExtensionHooks` for what it means.
+
+    Raises the error of the first extension that fails and whose ``on_failure`` is ``fail``; later ones aren't told.
+    """
+
+    def __init__(self, slots: Sequence[ExtensionSlot] = ()) -> None:
+        self.slots = tuple(slots)
+
+    async def pod_started(self, pod: PodView) -> None:
+        """Tell that a pod sandbox is ready."""
+        await self._tell_all("pod_started", pod=pod)
+
+    async def pod_stopped(self, pod: PodView) -> None:
+        """Tell that a pod sandbox was stopped."""
+        await self._tell_all("pod_stopped", pod=pod)
+
+    async def pod_removed(self, pod: PodView) -> None:
+        """Tell that a pod sandbox was removed."""
+        await self._tell_all("pod_removed", pod=pod)
+
+    async def adjust_container(self, container: ContainerView) -> tuple[tuple[str, ContainerAdjustment], ...]:
+        """Ask each extension what to add to a container; return what they gave, with the names of their slots."""
+        found = []
+        for slot in self.slots:
+            adjustment = await slot.call("adjust_container", one_or_none(ContainerAdjustment), container=container)
+            if adjustment is not None:
+                found.append((slot.name, adjustment))
+        return tuple(found)
+
+    async def container_created(self, container: ContainerView) -> None:
+        """Tell that a container was created."""
+        await self._tell_all("container_created", container=container)
+
+    async def container_started(self, container: ContainerView) -> None:
+        """Tell that a container runs."""
+        await self._tell_all("container_started", container=container)
+
+    async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
+        """Tell that a container ended."""
+        await self._tell_all("container_exited", container=container, status=status)
+
+    async def container_removed(self, container: ContainerView) -> None:
+        """Tell that a container was removed."""
+        await self._tell_all("container_removed", container=container)
+
+    async def image_pulled(self, reference: str, image_id: str) -> None:
+        """Tell that a pull completed."""
+        await self._tell_all("image_pulled", reference=reference, image_id=image_id)
+
+    async def image_removed(self, image_id: str) -> None:
+        """Tell that an image was removed."""
+        await self._tell_all("image_removed", image_id=image_id)
+
+    async def _tell_all(self, hook: str, **arguments: object) -> None:
+        for slot in self.slots:
+            await slot.call(hook, nothing, **arguments)

@@ -1,0 +1,80 @@
+"""The runtime role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/runtime`` with their types."""
+
+import math
+
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.runtime import (
+    ContainerHandle,
+    ContainerProcess,
+    ContainerRequest,
+    ExecOutput,
+    ExecRequest,
+    ExitStatus,
+    PodSandbox,
+    RuntimeFeatures,
+    RuntimeState,
+)
+from crinoid.core.api.values.stats import CgroupUsage
+from crinoid.core.slots.answers import one
+from crinoid.core.slots.calls import Slot
+
+
+class RuntimeSlot(Slot):
+    """One runtime handler. Every method is the hook of its name: see :class:`RuntimeHooks` for what it means.
+
+    Raises what the hook raises, with the slot's name before it; DriverError for what no hook may raise or return,
+    DeadlineExceeded when the driver takes too long.
+    """
+
+    async def probe(self) -> RuntimeFeatures:
+        """Tell what the runtime can."""
+        return await self._ask("probe", one(RuntimeFeatures))
+
+    async def start_pod(self, pod: PodSandbox) -> None:
+        """Prepare for the pod's containers."""
+        await self._tell("start_pod", pod=pod)
+
+    async def stop_pod(self, pod: PodSandbox) -> None:
+        """Undo ``start_pod``."""
+        await self._tell("stop_pod", pod=pod)
+
+    async def create(self, request: ContainerRequest) -> ContainerProcess:
+        """Make the container; its process waits."""
+        return await self._ask("create", one(ContainerProcess), request=request)
+
+    async def start(self, handle: ContainerHandle) -> None:
+        """Let the container run."""
+        await self._tell("start", handle=handle)
+
+    async def wait(self, handle: ContainerHandle) -> ExitStatus:
+        """Wait for the container's end, however long that takes."""
+        return await self._ask("wait", one(ExitStatus), math.inf, handle=handle)
+
+    async def state(self, handle: ContainerHandle) -> RuntimeState:
+        """Tell the container's state."""
+        return await self._ask("state", one(RuntimeState), handle=handle)
+
+    async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
+        """Send a signal."""
+        await self._tell("kill", handle=handle, signal=signal, everyone=everyone)
+
+    async def delete(self, handle: ContainerHandle) -> None:
+        """Remove what is left of the container."""
+        await self._tell("delete", handle=handle)
+
+    async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
+        """Run a further process to its end, which the driver bounds by the request's own timeout."""
+        limit = math.inf if request.timeout_s is None else request.timeout_s + self._deadlines.of("exec_sync")
+        return await self._ask("exec_sync", one(ExecOutput), limit, handle=handle, request=request)
+
+    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
+        """Change the container's limits."""
+        await self._tell("update", handle=handle, resources=resources)
+
+    async def reopen_log(self, handle: ContainerHandle) -> None:
+        """Open the log path anew."""
+        await self._tell("reopen_log", handle=handle)
+
+    async def stats(self, handle: ContainerHandle) -> CgroupUsage:
+        """Read what the container uses."""
+        return await self._ask("stats", one(CgroupUsage), handle=handle)

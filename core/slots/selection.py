@@ -1,0 +1,72 @@
+"""Which drivers the configuration selects, and whether each can be used with the options it is given.
+
+The step between ``config`` and ``binding``: it loads classes and validates options, but makes nothing, so that
+``config check`` can take it too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from crinoid.core.api.config import DriverConfig
+from crinoid.core.config.models import DEFAULT_SLOT, Config, SlotConfig
+from crinoid.core.config.origins import Origins, Problem, refuse
+from crinoid.core.config.positions import KeyPath
+from crinoid.core.config.validation import validate
+from crinoid.core.slots.drivers import LoadedDriver, UnusableDriverError, load_driver
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A slot that the configuration has, at the key path ``key``."""
+
+    role: str
+    name: str
+    config: SlotConfig
+    key: KeyPath
+
+
+@dataclass(frozen=True, slots=True)
+class ValidSlot:
+    """A selection whose driver is loaded and whose options are valid."""
+
+    selection: Selection
+    driver: LoadedDriver
+    options: DriverConfig
+
+
+def select(config: Config) -> Iterator[Selection]:
+    """Return every slot that is in use, in the order of the configuration, image sources in the order of asking."""
+    for name, runtime in config.enabled_runtimes.items():
+        yield Selection("runtime", name, runtime, ("runtimes", name))
+    yield Selection("network", DEFAULT_SLOT, config.network, ("network",))
+    for name, slot in config.networks.items():
+        yield Selection("network", name, slot, ("networks", name))
+    yield Selection("snapshotter", DEFAULT_SLOT, config.snapshotter, ("snapshotter",))
+    for name, slot in config.snapshotters.items():
+        yield Selection("snapshotter", name, slot, ("snapshotters", name))
+    for name in dict.fromkeys(config.images.sources):
+        yield Selection("registry", name, config.registries[name], ("registries", name))
+    for name, extension in config.extensions.items():
+        if extension.enabled:
+            yield Selection("extension", name, extension, ("extensions", name))
+
+
+def check(config: Config, origins: Origins) -> tuple[ValidSlot, ...]:
+    """Load every selected driver and validate its options; raise a ConfigurationError that lists every problem.
+
+    The host is not touched and no driver is made.
+    """
+    results = [check_slot(selection, origins) for selection in select(config)]
+    refuse(problem for result in results if isinstance(result, list) for problem in result)
+    return tuple(result for result in results if isinstance(result, ValidSlot))
+
+
+def check_slot(selection: Selection, origins: Origins) -> ValidSlot | list[Problem]:
+    """Check one slot."""
+    key = selection.key
+    try:
+        driver = load_driver(selection.role, selection.config.driver)
+    except UnusableDriverError as error:
+        return [Problem((*key, "driver"), str(error), origins.nearest((*key, "driver")))]
+    options = validate(driver.options, selection.config.options, origins, (*key, "options"))
+    return options if isinstance(options, list) else ValidSlot(selection, driver, options)
