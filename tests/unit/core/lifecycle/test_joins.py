@@ -4,6 +4,7 @@ import pytest
 
 from crinoid.core.api.errors import NotFound, Unavailable
 from crinoid.core.lifecycle.joins import SharedTasks
+from crinoid.core.lifecycle.together import run_together
 
 
 class Work:
@@ -110,3 +111,61 @@ async def test_a_caller_cancelled_while_closing_is_cancelled() -> None:
     await tasks.close()
     with pytest.raises(asyncio.CancelledError):
         await caller
+
+
+async def test_orphans_are_cancelled_where_that_is_wanted() -> None:
+    tasks, work = SharedTasks("layer", orphans="cancel"), Work()
+    first, second = (asyncio.create_task(tasks.join("a", work)) for _ in range(2))
+    await work.has_begun.wait()
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert not work.cancelled
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    assert work.cancelled
+    assert len(tasks) == 0
+
+
+async def test_a_caller_that_comes_while_an_orphan_ends_starts_anew() -> None:
+    tasks, cleaned = SharedTasks("layer", orphans="cancel"), asyncio.Event()
+    steps: list[str] = []
+
+    async def work() -> None:
+        steps.append("begun")
+        try:
+            await asyncio.sleep(60 if len(steps) == 1 else 0)
+        finally:
+            await cleaned.wait()
+            steps.append("cleaned")
+
+    first = asyncio.create_task(tasks.join("a", work))
+    while not steps:
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    second = asyncio.create_task(tasks.join("a", work))
+    await asyncio.sleep(0.01)
+    assert steps == ["begun"]
+    cleaned.set()
+    await second
+    assert steps == ["begun", "cleaned", "begun", "cleaned"]
+
+
+async def test_one_failure_ends_what_runs_together() -> None:
+    work = Work()
+
+    async def fail() -> None:
+        await work.has_begun.wait()
+        raise NotFound("gone")
+
+    with pytest.raises(NotFound, match="gone"):
+        await run_together([work(), fail()])
+    assert work.cancelled
+
+
+async def test_all_that_runs_together_is_awaited() -> None:
+    works = [Work(), Work()]
+    for work in works:
+        work.go.set()
+    await run_together(work() for work in works)
+    assert [work.ended for work in works] == [1, 1]
