@@ -6,8 +6,8 @@ another caller waits for. So the work is a task of its own, owned here, and call
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 from crinoid.core.api.errors import Unavailable
@@ -16,23 +16,28 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class _Shared:
+    task: "asyncio.Task[object]"
+    callers: int = 0
+
+
 class SharedTasks:
     """Tasks by key, at most one of each at a time. Belongs to the event loop's thread."""
 
     def __init__(self, what: str, orphans: Literal["finish", "cancel"] = "finish") -> None:
-        """``what`` is a noun for messages, such as ``pull``; ``orphans``: what happens once the last caller has left."""
+        """``what``: a noun for messages, such as ``pull``; ``orphans``: what happens when the last caller has left."""
         self._what = what
         self._cancels_orphans = orphans == "cancel"
-        self._tasks: dict[Hashable, asyncio.Task[object]] = {}
-        self._callers: Counter[asyncio.Task[object]] = Counter()
+        self._shared: dict[Hashable, _Shared] = {}
         self._closed = False
 
     def __contains__(self, key: Hashable) -> bool:
         """Tell whether work of this key is under way."""
-        return key in self._tasks
+        return key in self._shared
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._shared)
 
     async def join(self, key: Hashable, start: Callable[[], Awaitable[T]]) -> T:
         """Wait for the work of this key, which ``start`` begins where none is under way; answer or raise as it does.
@@ -41,47 +46,47 @@ class SharedTasks:
         end, and what it raises is logged; or, with ``orphans="cancel"``, it is cancelled, and the caller is held until
         that is done. Raises Unavailable when ``close`` was called before or meanwhile.
         """
-        while (task := self._tasks.get(key)) is not None and task.cancelling():
-            await asyncio.wait({task})
-        task = task or self._begin(key, start)
-        self._callers[task] += 1
+        while (shared := self._shared.get(key)) is not None and shared.task.cancelling():
+            await asyncio.wait({shared.task})
+        shared = shared or self._begin(key, start)
+        shared.callers += 1
         try:
-            return cast("T", await asyncio.shield(task))
+            return cast("T", await asyncio.shield(shared.task))
         except asyncio.CancelledError:
-            if self._closed and task.cancelled() and not _is_being_cancelled():
+            if self._closed and shared.task.cancelled() and not _is_being_cancelled():
                 raise Unavailable(f"{self._what} {key} was given up: the daemon stops") from None
-            await self._leave(task)
+            await self._leave(shared)
             raise
         finally:
-            self._callers[task] -= 1
+            shared.callers -= 1
 
     async def close(self) -> None:
         """Cancel all that is under way and wait until it has ended; refuse what comes later. Idempotent."""
         self._closed = True
-        tasks = list(self._tasks.values())
+        tasks = [shared.task for shared in self._shared.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _leave(self, task: "asyncio.Task[object]") -> None:
-        if self._cancels_orphans and self._callers[task] == 1 and not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+    async def _leave(self, shared: _Shared) -> None:
+        if self._cancels_orphans and shared.callers == 1 and not shared.task.done():
+            shared.task.cancel()
+            await asyncio.wait({shared.task})
 
-    def _begin(self, key: Hashable, start: Callable[[], Awaitable[T]]) -> "asyncio.Task[object]":
+    def _begin(self, key: Hashable, start: Callable[[], Awaitable[T]]) -> _Shared:
         if self._closed:
             raise Unavailable(f"{self._what} {key} is refused: the daemon stops")
 
         async def work() -> object:
             return await start()
 
-        task = self._tasks[key] = asyncio.create_task(work(), name=f"{self._what} {key}")
-        task.add_done_callback(lambda done: self._forget(key, done))
-        return task
+        shared = self._shared[key] = _Shared(asyncio.create_task(work(), name=f"{self._what} {key}"))
+        shared.task.add_done_callback(lambda task: self._forget(key, task))
+        return shared
 
     def _forget(self, key: Hashable, task: "asyncio.Task[object]") -> None:
         """Make room for the next of this key; reading the error keeps asyncio from calling it lost."""
-        del self._tasks[key], self._callers[task]
+        del self._shared[key]
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.debug("%s %s failed: %s", self._what, key, error)
 

@@ -127,11 +127,12 @@ async def test_orphans_are_cancelled_where_that_is_wanted() -> None:
 
 
 async def test_a_caller_that_comes_while_an_orphan_ends_starts_anew() -> None:
-    tasks, cleaned = SharedTasks("layer", orphans="cancel"), asyncio.Event()
+    tasks, begun, cleaned = SharedTasks("layer", orphans="cancel"), asyncio.Event(), asyncio.Event()
     steps: list[str] = []
 
     async def work() -> None:
         steps.append("begun")
+        begun.set()
         try:
             await asyncio.sleep(60 if len(steps) == 1 else 0)
         finally:
@@ -139,8 +140,7 @@ async def test_a_caller_that_comes_while_an_orphan_ends_starts_anew() -> None:
             steps.append("cleaned")
 
     first = asyncio.create_task(tasks.join("a", work))
-    while not steps:
-        await asyncio.sleep(0)
+    await begun.wait()
     first.cancel()
     await asyncio.sleep(0)
     second = asyncio.create_task(tasks.join("a", work))
