@@ -17,9 +17,10 @@ import pluggy
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
-from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig
+from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
 from crinoid.core.slots.calls import Binding, Slot
+from crinoid.core.slots.drivers import InstalledDriver
 from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
 from crinoid.core.slots.instruments import NO_INSTRUMENTS, Instruments
 from crinoid.core.slots.network import NetworkSlot
@@ -103,10 +104,40 @@ def bind(
     binder = _Binder(config, origins, instruments, version)
     bindings = [binder.bind(slot) for slot in check(config, origins)]
     refuse(binder.problems)
-    return _assemble(config, [binding for binding in bindings if binding])
+    return assemble(config, [binding for binding in bindings if binding])
 
 
-def _assemble(config: Config, bindings: list[Binding]) -> Slots:
+def adopt(
+    driver: object,
+    installed: InstalledDriver,
+    config: SlotConfig,
+    host: Host,
+    instruments: Instruments = NO_INSTRUMENTS,
+) -> Binding:
+    """Bind a driver that is made already to the slot that its host names; tests bind fakes so.
+
+    Raises a ConfigurationError when the driver does not fit the hooks of its role.
+    """
+    role = ROLES[installed.role]
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(role.specification)
+    implemented = _register(manager, role, driver, installed)
+    return Binding(
+        role=role,
+        name=host.slot,
+        config=config,
+        driver=installed,
+        hooks=manager.hook,
+        implemented=implemented,
+        instruments=instruments,
+        state_dir=host.state_dir,
+        run_dir=host.run_dir,
+    )
+
+
+def assemble(config: Config, bindings: Iterable[Binding]) -> Slots:
+    """Put facades on bindings, by role and name."""
+    bindings = tuple(bindings)
     deadlines = config.deadlines
 
     def of(role: str) -> Iterable[Binding]:
@@ -148,59 +179,46 @@ class _Binder:
         state_dir = _make_folder(self._config.root / "plugins" / role.name / selection.name)
         run_dir = _make_folder(self._config.run / role.folder / selection.name)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
-        driver = _make(slot, Host(selection.name, state_dir, run_dir, log, self._version))
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(role.specification)
-        return Binding(
-            role=role,
-            name=selection.name,
-            config=selection.config,
-            driver=slot.driver.installed,
-            hooks=manager.hook,
-            implemented=_register(manager, role, driver, slot),
-            instruments=self._instruments,
-            state_dir=state_dir,
-            run_dir=run_dir,
-        )
+        host = Host(selection.name, state_dir, run_dir, log, self._version)
+        return adopt(_make(slot, host), slot.driver.installed, selection.config, host, self._instruments)
 
 
 def _make(slot: ValidSlot, host: Host) -> object:
     try:
         driver: object = slot.driver.factory(slot.options, host)
     except CrinoidError as error:
-        raise ConfigurationError(f"{_owner(slot)} can't be used: {error.message}") from error
+        raise ConfigurationError(f"{slot.driver.installed.title} can't be used: {error.message}") from error
     except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"{_owner(slot)} can't be made: {type(error).__name__}: {error}") from error
+        raise ConfigurationError(
+            f"{slot.driver.installed.title} can't be made: {type(error).__name__}: {error}"
+        ) from error
     return driver
 
 
-def _register(manager: pluggy.PluginManager, role: Role, driver: object, slot: ValidSlot) -> frozenset[str]:
+def _register(manager: pluggy.PluginManager, role: Role, driver: object, installed: InstalledDriver) -> frozenset[str]:
     """Register a driver; return the hooks that it has. Raises a ConfigurationError for one that is no hook of the
     role, has other parameters, or is missing."""
     try:
-        manager.register(driver, slot.selection.name)
+        manager.register(driver, installed.name)
     except pluggy.PluginValidationError as error:
-        raise ConfigurationError(f"{_owner(slot)} does not fit its hooks: {error}") from error
+        raise ConfigurationError(f"{installed.title} does not fit its hooks: {error}") from error
     callers = manager.get_hookcallers(driver) or []
-    _refuse_unknown([caller.name for caller in callers if not caller.has_spec()], role, slot)
+    _refuse_unknown([caller.name for caller in callers if not caller.has_spec()], role, installed)
     implemented = frozenset(caller.name for caller in callers)
     missing = sorted(role.hooks - role.optional - implemented)
     if missing:
-        raise ConfigurationError(f"{_owner(slot)} lacks {', '.join(missing)}, which every {role.name} driver must have")
+        raise ConfigurationError(
+            f"{installed.title} lacks {', '.join(missing)}, which every {role.name} driver must have"
+        )
     return implemented
 
 
-def _refuse_unknown(names: list[str], role: Role, slot: ValidSlot) -> None:
+def _refuse_unknown(names: list[str], role: Role, installed: InstalledDriver) -> None:
     """pluggy's ``check_pending`` with the distribution's name and the nearest hook's."""
     for name in names:
         near = difflib.get_close_matches(name, role.hooks, n=1, cutoff=0.5)
         hint = f'; did its authors mean "{near[0]}"?' if near else ""
-        raise ConfigurationError(f'{_owner(slot)} implements "{name}", which is no hook of a {role.name}{hint}')
-
-
-def _owner(slot: ValidSlot) -> str:
-    driver = slot.driver.installed
-    return f'{driver.role} driver "{driver.name}" of distribution {driver.distribution} {driver.version}'
+        raise ConfigurationError(f'{installed.title} implements "{name}", which is no hook of a {role.name}{hint}')
 
 
 def _make_folder(path: Path) -> Path:

@@ -34,6 +34,11 @@ class InstalledDriver:
     api_version: str = ""
     error: str = ""
 
+    @property
+    def title(self) -> str:
+        """How errors name the driver: with the distribution that is to blame."""
+        return f'{self.role} driver "{self.name}" of distribution {self.distribution} {self.version}'.rstrip()
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedDriver:
@@ -119,18 +124,14 @@ def _import(driver: InstalledDriver) -> Any:
 def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]:
     """Check what a class must have to be a driver, and return the model of its options."""
     if not isinstance(factory, type):
-        raise UnusableDriverError(f"{_name(driver)}: {driver.target} is no class; report it to its authors")
+        raise UnusableDriverError(f"{driver.title}: {driver.target} is no class; report it to its authors")
     version = getattr(factory, "api_version", None)
     if not isinstance(version, str) or version.partition(".")[0] != API_VERSION.partition(".")[0]:
         raise UnusableDriverError(_say_version(driver, version))
     options = getattr(factory, "Config", None)
     if not (isinstance(options, type) and issubclass(options, DriverConfig)):
-        raise UnusableDriverError(f"{_name(driver)}: its Config is no DriverConfig; report it to its authors")
+        raise UnusableDriverError(f"{driver.title}: its Config is no DriverConfig; report it to its authors")
     return options
-
-
-def _name(driver: InstalledDriver) -> str:
-    return f'{driver.role} driver "{driver.name}" of distribution {driver.distribution} {driver.version}'
 
 
 def _say_missing(role: Role, name: str) -> str:
@@ -141,9 +142,9 @@ def _say_missing(role: Role, name: str) -> str:
 
 def _say_broken(driver: InstalledDriver, failures: list[BaseException]) -> str:
     why = "; ".join(f"{type(error).__name__}: {error}" for error in failures) or "its entry point vanished"
-    return f"{_name(driver)} can't be imported from {driver.target}: {why}. Reinstall or upgrade it, or name another"
+    return f"{driver.title} can't be imported from {driver.target}: {why}. Reinstall or upgrade it, or name another"
 
 
 def _say_version(driver: InstalledDriver, version: object) -> str:
     said = f"is for plugin API {version}" if isinstance(version, str) else "names no plugin API version"
-    return f"{_name(driver)} {said}, but this is {API_VERSION}: install a version of it that fits, or name another"
+    return f"{driver.title} {said}, but this is {API_VERSION}: install a version of it that fits, or name another"

@@ -1,0 +1,472 @@
+"""Fake and noop drivers of every role, for unit tests of the kernel and of third parties.
+
+A fake keeps its world in memory, behaves as its role's hooks say, writes down every call in ``calls``, and fails or
+hangs where a test tells it to. A noop does as little as its hooks allow and remembers nothing. Both are drivers like
+any other: they can be named by an entry point, or made by hand with :func:`fake_host`.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from crinoid.core.api import API_VERSION
+from crinoid.core.api.config import NoOptions
+from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
+from crinoid.core.api.host import Host
+from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
+from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.runtime import (
+    ContainerHandle,
+    ContainerProcess,
+    ContainerRequest,
+    ContainerStatus,
+    ExecOutput,
+    ExecRequest,
+    ExitStatus,
+    PodSandbox,
+    RuntimeFeatures,
+    RuntimeState,
+)
+from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures, WhiteoutForm
+from crinoid.core.api.values.stats import CgroupUsage
+
+FIRST_FAKE_PID = 1 << 22
+"""Fake processes have ids from here on, which no Linux kernel gives to a real one (its largest ``pid_max``)."""
+
+
+def fake_host(folder: Path, slot: str = "fake") -> Host:
+    """Return a host whose folders lie in ``folder`` and exist."""
+    state_dir, run_dir = folder / "state" / slot, folder / "run" / slot
+    for path in (state_dir, run_dir):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Host(slot, state_dir, run_dir, logging.getLogger(f"crinoid.plugins.fake.{slot}"), "0")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a hook, with its arguments by name."""
+
+    hook: str
+    arguments: Mapping[str, object]
+
+
+class Recorder:
+    """What all fakes share: the calls so far, and what to do at the next ones."""
+
+    api_version = API_VERSION
+    Config = NoOptions
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        self.host = host
+        self.calls: list[Call] = []
+        self._failures: dict[str, list[BaseException]] = {}
+        self._hanging: set[str] = set()
+
+    @property
+    def hooks_called(self) -> tuple[str, ...]:
+        """The names of the hooks called so far, in order."""
+        return tuple(call.hook for call in self.calls)
+
+    def fail(self, hook: str, *errors: BaseException) -> None:
+        """Raise these at the next calls of a hook, one each."""
+        self._failures.setdefault(hook, []).extend(errors)
+
+    def hang(self, hook: str, hangs: bool = True) -> None:
+        """Let a hook never answer from now on, or answer again."""
+        (self._hanging.add if hangs else self._hanging.discard)(hook)
+
+    async def _enter(self, hook: str, **arguments: object) -> None:
+        self.calls.append(Call(hook, arguments))
+        if hook in self._hanging:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)  # a real driver lets others run, too
+        if self._failures.get(hook):
+            raise self._failures[hook].pop(0)
+
+
+class _FakeContainer:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status = ContainerStatus.CREATED
+        self.ended: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+
+    def end(self, exit_code: int, oom_killed: bool = False) -> None:
+        if not self.ended.done():
+            self.status = ContainerStatus.STOPPED
+            self.ended.set_result(ExitStatus(exit_code, time.time_ns(), oom_killed))
+
+
+class FakeRuntime(Recorder):
+    """Containers that are entries of a table. They end by :meth:`finish`, or by any signal but 0 (128 + signal)."""
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.ignores_sigterm = False
+        self.exec_output = ExecOutput(0, b"", b"")
+        self.requests: dict[str, ContainerRequest] = {}
+        self._containers: dict[str, _FakeContainer] = {}
+        self._pids = itertools.count(FIRST_FAKE_PID)
+
+    def finish(self, container_id: str, exit_code: int = 0, oom_killed: bool = False) -> None:
+        """Let a container end by itself."""
+        self._containers[container_id].end(exit_code, oom_killed)
+
+    def lose(self, container_id: str) -> None:
+        """Forget a container, as a host does that is switched off."""
+        del self._containers[container_id]
+
+    @hookimpl
+    async def probe(self) -> RuntimeFeatures:
+        await self._enter("probe")
+        return RuntimeFeatures(name="fake", version="1.0")
+
+    @hookimpl
+    async def start_pod(self, pod: PodSandbox) -> None:
+        await self._enter("start_pod", pod=pod)
+
+    @hookimpl
+    async def stop_pod(self, pod: PodSandbox) -> None:
+        await self._enter("stop_pod", pod=pod)
+
+    @hookimpl
+    async def create(self, request: ContainerRequest) -> ContainerProcess:
+        await self._enter("create", request=request)
+        name = request.handle.container_id
+        if name in self._containers:
+            raise AlreadyExists(f"container {name} is there already")
+        container = self._containers[name] = _FakeContainer(next(self._pids))
+        self.requests[name] = request
+        return ContainerProcess(container.pid)
+
+    @hookimpl
+    async def start(self, handle: ContainerHandle) -> None:
+        await self._enter("start", handle=handle)
+        container = self._get(handle)
+        if container.status is not ContainerStatus.CREATED:
+            raise FailedPrecondition(f"container {handle.container_id} is {container.status.value}, not created")
+        container.status = ContainerStatus.RUNNING
+
+    @hookimpl
+    async def wait(self, handle: ContainerHandle) -> ExitStatus:
+        await self._enter("wait", handle=handle)
+        return await asyncio.shield(self._get(handle).ended)
+
+    @hookimpl
+    async def state(self, handle: ContainerHandle) -> RuntimeState:
+        await self._enter("state", handle=handle)
+        container = self._containers.get(handle.container_id)
+        if container is None:
+            return RuntimeState(ContainerStatus.ABSENT)
+        return RuntimeState(container.status, 0 if container.ended.done() else container.pid)
+
+    @hookimpl
+    async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
+        await self._enter("kill", handle=handle, signal=signal, everyone=everyone)
+        container = self._containers.get(handle.container_id)
+        if container and signal and not (signal == 15 and self.ignores_sigterm):
+            container.end(128 + signal)
+
+    @hookimpl
+    async def delete(self, handle: ContainerHandle) -> None:
+        await self._enter("delete", handle=handle)
+        container = self._containers.pop(handle.container_id, None)
+        if container:
+            container.end(137)
+
+    @hookimpl
+    async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
+        await self._enter("exec_sync", handle=handle, request=request)
+        self._get(handle)
+        return self.exec_output
+
+    @hookimpl
+    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
+        await self._enter("update", handle=handle, resources=resources)
+        self._get(handle)
+
+    @hookimpl
+    async def reopen_log(self, handle: ContainerHandle) -> None:
+        await self._enter("reopen_log", handle=handle)
+        self._get(handle)
+
+    @hookimpl
+    async def stats(self, handle: ContainerHandle) -> CgroupUsage:
+        await self._enter("stats", handle=handle)
+        if self._get(handle).ended.done():
+            raise NotFound(f"container {handle.container_id} has ended")
+        return CgroupUsage(timestamp_ns=time.time_ns(), cpu_ns=1, memory_usage_bytes=1 << 20, pids=1)
+
+    def _get(self, handle: ContainerHandle) -> _FakeContainer:
+        try:
+            return self._containers[handle.container_id]
+        except KeyError:
+            raise NotFound(f"container {handle.container_id} is not there") from None
+
+
+class FakeNetwork(Recorder):
+    """Attachments that are entries of a table; addresses count up from 192.0.2.1 (RFC 5737)."""
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.ready = NetworkStatus(True)
+        self.host_network = False
+        self.attached: dict[str, Attachment] = {}
+        self.cidrs: tuple[str, ...] = ()
+        self._numbers = itertools.count(1)
+
+    @hookimpl
+    def features(self) -> NetworkFeatures:
+        return NetworkFeatures(self.host_network)
+
+    @hookimpl
+    async def status(self) -> NetworkStatus:
+        await self._enter("status")
+        return self.ready
+
+    @hookimpl
+    async def plan(self, request: NetworkRequest) -> Mapping[str, object]:
+        await self._enter("plan", request=request)
+        return {"pod": request.pod_id}
+
+    @hookimpl
+    async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        await self._enter("attach", request=request, plan=plan)
+        address = f"192.0.2.{next(self._numbers)}"
+        self.attached[request.pod_id] = Attachment((address,), {"pod": request.pod_id, "address": address})
+        return self.attached[request.pod_id]
+
+    @hookimpl
+    async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
+        await self._enter("detach", request=request, data=data)
+        self.attached.pop(request.pod_id, None)
+
+    @hookimpl
+    async def check(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
+        await self._enter("check", request=request, data=data)
+
+    @hookimpl
+    async def set_pod_cidrs(self, cidrs: tuple[str, ...]) -> None:
+        await self._enter("set_pod_cidrs", cidrs=cidrs)
+        self.cidrs = cidrs
+
+    @hookimpl
+    async def collect_garbage(self, valid: tuple[tuple[NetworkRequest, Mapping[str, object]], ...]) -> None:
+        await self._enter("collect_garbage", valid=valid)
+        owned = {request.pod_id for request, _ in valid}
+        self.attached = {pod: attachment for pod, attachment in self.attached.items() if pod in owned}
+
+
+class FakeSnapshotter(Recorder):
+    """Layers are folders that nobody stacks: the mounts of a snapshot are one bind of an empty folder of its own."""
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.layers: dict[str, str | None] = {}
+        self.snapshots: dict[str, str | None] = {}
+        self.unfinished: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    @hookimpl
+    def features(self) -> SnapshotterFeatures:
+        return SnapshotterFeatures(parallel_unpack=True)
+
+    @hookimpl
+    async def probe(self) -> None:
+        await self._enter("probe")
+
+    @hookimpl
+    async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
+        await self._enter("prepare_layer", chain_id=chain_id, parent=parent)
+        key = f"layer-{next(self._numbers)}"
+        self.unfinished.add(key)
+        return LayerTarget(key, self._folder(key), WhiteoutForm.OVERLAY)
+
+    @hookimpl
+    async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
+        await self._enter("commit_layer", key=key, chain_id=chain_id, parent=parent)
+        if key not in self.unfinished:
+            raise NotFound(f"layer {key} was not prepared")
+        self.unfinished.discard(key)
+        self.layers.setdefault(chain_id, parent)
+
+    @hookimpl
+    async def discard_layer(self, key: str) -> None:
+        await self._enter("discard_layer", key=key)
+        self.unfinished.discard(key)
+
+    @hookimpl
+    async def has_layer(self, chain_id: str) -> bool:
+        await self._enter("has_layer", chain_id=chain_id)
+        return chain_id in self.layers
+
+    @hookimpl
+    async def list_layers(self) -> tuple[tuple[str, str | None], ...]:
+        await self._enter("list_layers")
+        return tuple(self.layers.items())
+
+    @hookimpl
+    async def remove_layer(self, chain_id: str) -> None:
+        await self._enter("remove_layer", chain_id=chain_id)
+        if chain_id in {*self.layers.values(), *self.snapshots.values()}:
+            raise FailedPrecondition(f"something stands on layer {chain_id}")
+        self.layers.pop(chain_id, None)
+
+    @hookimpl
+    async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:
+        await self._enter("create_snapshot", key=key, parent=parent, readonly=readonly)
+        if key in self.snapshots:
+            raise AlreadyExists(f"snapshot {key} is there already")
+        if parent is not None and parent not in self.layers:
+            raise NotFound(f"layer {parent} is not there")
+        self.snapshots[key] = parent
+        return self._mounts(key)
+
+    @hookimpl
+    async def mounts(self, key: str) -> tuple[Mount, ...]:
+        await self._enter("mounts", key=key)
+        self._get(key)
+        return self._mounts(key)
+
+    @hookimpl
+    async def remove_snapshot(self, key: str) -> None:
+        await self._enter("remove_snapshot", key=key)
+        self.snapshots.pop(key, None)
+
+    @hookimpl
+    async def list_snapshots(self) -> tuple[str, ...]:
+        await self._enter("list_snapshots")
+        return tuple(self.snapshots)
+
+    @hookimpl
+    async def list_unfinished(self) -> tuple[str, ...]:
+        await self._enter("list_unfinished")
+        return tuple(sorted(self.unfinished))
+
+    @hookimpl
+    async def usage(self, key: str) -> DiskUsage:
+        await self._enter("usage", key=key)
+        self._get(key)
+        return DiskUsage(4096, 1)
+
+    @hookimpl
+    async def layer_usage(self, chain_id: str) -> DiskUsage:
+        await self._enter("layer_usage", chain_id=chain_id)
+        if chain_id not in self.layers:
+            raise NotFound(f"layer {chain_id} is not there")
+        return DiskUsage(4096, 1)
+
+    @hookimpl
+    async def total_usage(self) -> DiskUsage:
+        await self._enter("total_usage")
+        return DiskUsage(4096 * len(self.layers), len(self.layers))
+
+    def _get(self, key: str) -> str | None:
+        if key not in self.snapshots:
+            raise NotFound(f"snapshot {key} is not there")
+        return self.snapshots[key]
+
+    def _mounts(self, key: str) -> tuple[Mount, ...]:
+        return (Mount("bind", str(self._folder(key)), ("rbind", "rw")),)
+
+    def _folder(self, key: str) -> Path:
+        folder = self.host.state_dir / hashlib.sha256(key.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+class FakeRegistry(Recorder):
+    """Images and blobs that a test puts into ``images`` (by full reference) and ``blobs`` (by digest)."""
+
+    PIECE_BYTES = 1 << 16
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.images: dict[str, ResolvedImage] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.ready = SourceStatus(True)
+        self.closed = False
+
+    @hookimpl
+    async def resolve(self, request: ResolveRequest) -> ResolvedImage:
+        await self._enter("resolve", request=request)
+        try:
+            return self.images[str(request.reference)]
+        except KeyError:
+            raise NotFound(f"image {request.reference} is not here") from None
+
+    @hookimpl
+    async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:
+        await self._enter("open_blob", request=request)
+        if request.blob.digest not in self.blobs:
+            raise NotFound(f"blob {request.blob.digest} is not here")
+        return self._stream(self.blobs[request.blob.digest][request.offset :])
+
+    @hookimpl
+    async def status(self) -> SourceStatus:
+        await self._enter("status")
+        return self.ready
+
+    @hookimpl
+    async def close(self) -> None:
+        await self._enter("close")
+        self.closed = True
+
+    async def _stream(self, content: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(content), self.PIECE_BYTES):
+            await self._enter("piece")
+            yield content[start : start + self.PIECE_BYTES]
+
+
+class FakeExtension(Recorder):
+    """Writes down what it is told, and adds ``adjustment`` to every container."""
+
+    adjustment: ContainerAdjustment | None = None
+
+    @hookimpl
+    async def pod_started(self, pod: PodView) -> None:
+        await self._enter("pod_started", pod=pod)
+
+    @hookimpl
+    async def pod_stopped(self, pod: PodView) -> None:
+        await self._enter("pod_stopped", pod=pod)
+
+    @hookimpl
+    async def pod_removed(self, pod: PodView) -> None:
+        await self._enter("pod_removed", pod=pod)
+
+    @hookimpl
+    async def adjust_container(self, container: ContainerView) -> ContainerAdjustment | None:
+        await self._enter("adjust_container", container=container)
+        return self.adjustment
+
+    @hookimpl
+    async def container_created(self, container: ContainerView) -> None:
+        await self._enter("container_created", container=container)
+
+    @hookimpl
+    async def container_started(self, container: ContainerView) -> None:
+        await self._enter("container_started", container=container)
+
+    @hookimpl
+    async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
+        await self._enter("container_exited", container=container, status=status)
+
+    @hookimpl
+    async def container_removed(self, container: ContainerView) -> None:
+        await self._enter("container_removed", container=container)
+
+    @hookimpl
+    async def image_pulled(self, reference: str, image_id: str) -> None:
+        await self._enter("image_pulled", reference=reference, image_id=image_id)
+
+    @hookimpl
+    async def image_removed(self, image_id: str) -> None:
+        await self._enter("image_removed", image_id=image_id)
