@@ -61,13 +61,16 @@ def is_pinned(path: Path) -> bool:
         return False
 
 
-def call_in(netns: Path, function: Callable[[], T]) -> T:
-    """Call a function in a network namespace, by a thread that ends with it. Raises what the function raises."""
+def call_in(pin: Path, function: Callable[[], T]) -> T:
+    """Call a function in a namespace of any kind but mount and PID, by a thread that ends with it.
+
+    Raises what the function raises.
+    """
 
     def enter_and_call() -> T:
-        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            libc.call("setns", fd, _NEW_NETWORK, path=netns)
+            libc.call("setns", fd, 0, path=pin)
         finally:
             os.close(fd)
         return function()

@@ -1,0 +1,486 @@
+"""Control groups of both versions behind one set of functions: made, limited, measured, emptied and removed.
+
+Paths are below the mount points, such as ``/kubepods/pod1/abc``, the same in every hierarchy of version 1. A host
+with hierarchies of both versions counts as version 1; where they are mounted is read from mountinfo once. Everything
+blocks, most of it for microseconds; ``kill`` and ``remove`` may wait, so call those in a thread. Errors are OSError
+with the path where not said otherwise.
+"""
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.stats import CgroupUsage, Pressure, PressureStats
+
+_V1_CONTROLLERS = frozenset(
+    {
+        *("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb"),
+        *("memory", "misc", "net_cls", "net_prio", "perf_event", "pids", "rdma"),
+    }
+)
+_DELEGATED = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
+_NO_LIMIT = 1 << 62  # version 1 writes a number close to 2**63 where there is no limit
+_READ_BYTES = 1 << 14
+_SHORT_BYTES = 1 << 11
+_KILL_S = 5.0
+_PAUSE_S = 0.01
+_REMOVE_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchies:
+    """Where cgroups are mounted. Version 1: a folder per controller, and ``others`` without one (systemd's, the unified
+    one). Version 2: ``unified`` alone."""
+
+    version: int
+    by_controller: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    unified: str = ""
+
+    @classmethod
+    def read(cls, mountinfo: str) -> "Hierarchies":
+        """Find the mount points in the text of ``/proc/self/mountinfo``; the first of several holds."""
+        by_controller: dict[str, str] = {}
+        others: list[str] = []
+        unified = ""
+        for point, type_, options in _cgroup_mounts(mountinfo):
+            if type_ == "cgroup2":
+                unified = unified or point
+            elif found := _V1_CONTROLLERS & set(options):
+                by_controller = dict.fromkeys(found, point) | by_controller
+            elif point not in others:
+                others.append(point)
+        if not by_controller:
+            return cls(2, unified=unified)
+        return cls(1, by_controller, tuple(others), unified)
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The hierarchies in which a cgroup of ours exists."""
+        if self.version == 2:
+            return (self.unified,)
+        return (*sorted(set(self.by_controller.values())), *self.others)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The hierarchies in which a runtime may have made a cgroup below ours."""
+        return (*self.made, self.unified) if self.version == 1 and self.unified else self.made
+
+    def controllers(self) -> frozenset[str]:
+        """Name the controllers in use on the host."""
+        if self.version == 2:
+            return frozenset((_read(f"{self.unified}/cgroup.controllers") or "").split())
+        return frozenset(self.by_controller)
+
+    def make(self, path: str) -> None:
+        """See the function of the same name."""
+        _check(path)
+        for root in self.made:
+            for folder in _levels(root, path):
+                Path(folder).mkdir(0o755, exist_ok=True)
+                if root == self.by_controller.get("cpuset"):
+                    _inherit_cpuset(folder)
+            if self.version == 2:
+                _delegate(root, path)
+
+    def remove(self, path: str) -> None:
+        """See the function of the same name."""
+        _check(path)
+        for root in self.all:
+            for folder in reversed(list(_tree(root + path))):
+                _remove_folder(folder)
+
+    def processes(self, path: str) -> tuple[int, ...]:
+        """See the function of the same name."""
+        found: set[int] = set()
+        for root in self.all:
+            for folder in _tree(root + path):
+                found.update(map(int, (_read(f"{folder}/cgroup.procs") or "").split()))
+        return tuple(sorted(found - {0}))
+
+    def join(self, path: str, pid: int) -> None:
+        """See the function of the same name."""
+        for root in self.made:
+            _write(f"{root}{path}/cgroup.procs", str(pid))
+
+    def kill(self, path: str, timeout_s: float) -> None:
+        """See the function of the same name."""
+        _check(path)
+        deadline = time.monotonic() + timeout_s
+        self._kill_at_once(path)
+        while left := self.processes(path):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"cgroup {path}: processes {left} have not ended {timeout_s:g} s after SIGKILL")
+            time.sleep(_PAUSE_S)
+
+    def _kill_at_once(self, path: str) -> None:
+        """Let the kernel kill all where it can (version 2, Linux 5.14); thaw what else would never die (version 1)."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self.version == 2:
+                _write(f"{self.unified}{path}/cgroup.kill", "1")
+            elif freezer := self.by_controller.get("freezer"):
+                for folder in _tree(freezer + path):
+                    _write(f"{folder}/freezer.state", "THAWED")
+
+    def read_usage(self, path: str) -> CgroupUsage:
+        """See the function of the same name."""
+        return _read_usage_v2(self.unified + path) if self.version == 2 else _read_usage_v1(self.by_controller, path)
+
+    def write_resources(self, path: str, resources: LinuxResources) -> None:
+        """See the function of the same name."""
+        _check(path)
+        if self.version == 2:
+            _write_resources_v2(self.unified + path, resources)
+        else:
+            _write_resources_v1(self.by_controller, path, resources)
+
+
+def version() -> int:
+    """Return 1 or 2; a hybrid host is 1."""
+    return _host().version
+
+
+def controllers() -> frozenset[str]:
+    """Name the controllers in use on the host."""
+    return _host().controllers()
+
+
+def make(path: str) -> None:
+    """Make a cgroup with all above it, in every hierarchy, with its controllers switched on. Idempotent."""
+    _host().make(path)
+
+
+def remove(path: str) -> None:
+    """Remove a cgroup with all below it, in every hierarchy. Idempotent. Raises OSError (EBUSY) if it stays in use."""
+    _host().remove(path)
+
+
+def kill(path: str, timeout_s: float = _KILL_S) -> None:
+    """Kill every process of a cgroup and those below, also frozen ones, until none is left. Idempotent.
+
+    Raises DeadlineExceeded, naming the processes, when some do not end.
+    """
+    _host().kill(path, timeout_s)
+
+
+def processes(path: str) -> tuple[int, ...]:
+    """Return the processes in a cgroup and those below; none for a cgroup that is not there."""
+    return _host().processes(path)
+
+
+def join(path: str, pid: int) -> None:
+    """Move a process, with all its threads, into a cgroup of every hierarchy."""
+    _host().join(path, pid)
+
+
+def read_usage(path: str) -> CgroupUsage:
+    """Read what a cgroup, with those below it, uses: four files in version 1, ten in version 2. Raises NotFound."""
+    return _host().read_usage(path)
+
+
+def write_resources(path: str, resources: LinuxResources) -> None:
+    """Set limits; zero and empty fields stay as they are, -1 lifts a limit.
+
+    Raises Unsupported when the host lacks the controller or cgroup version, NotFound for the cgroup, InvalidArgument
+    for a value that the kernel refuses.
+    """
+    _host().write_resources(path, resources)
+
+
+@functools.cache
+def _host() -> Hierarchies:
+    return Hierarchies.read(Path("/proc/self/mountinfo").read_text())
+
+
+def _cgroup_mounts(mountinfo: str) -> Iterator[tuple[str, str, list[str]]]:
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        type_, _, rest = right.partition(" ")
+        if type_ in ("cgroup", "cgroup2"):
+            yield left.split(" ")[4], type_, rest.split(" ")[-1].split(",")
+
+
+def _check(path: str) -> None:
+    """A slip here would kill or remove the whole host's processes."""
+    parts = path.split("/")
+    if not path.startswith("/") or not any(parts) or ".." in parts or "." in parts:
+        raise InvalidArgument(f"{path!r} is not the path of a cgroup below the root")
+
+
+def _levels(root: str, path: str) -> Iterator[str]:
+    folder = root
+    for part in filter(None, path.split("/")):
+        folder = f"{folder}/{part}"
+        yield folder
+
+
+def _tree(folder: str) -> Iterator[str]:
+    """Yield a cgroup's folder and all below, from the top."""
+    try:
+        with os.scandir(folder) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    yield folder
+    for child in below:
+        yield from _tree(child)
+
+
+def _remove_folder(folder: str) -> None:
+    """A cgroup stays busy for a moment after its last process ended."""
+    for left in reversed(range(_REMOVE_TRIES)):
+        try:
+            Path(folder).rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or not left:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return
+
+
+def _inherit_cpuset(folder: str) -> None:
+    """Version 1: a new cpuset is empty, and no process can join it so."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not (_read(f"{folder}/{name}") or "").strip():
+            _write(f"{folder}/{name}", (_read(f"{Path(folder).parent}/{name}") or "").strip())
+
+
+def _delegate(root: str, path: str) -> None:
+    """Version 2: switch the controllers on for the children of every cgroup above ours.
+
+    One that can't be switched on is left: a limit that needs it then says so.
+    """
+    for folder in [root, *_levels(root, path)][:-1]:
+        there = (_read(f"{folder}/cgroup.controllers") or "").split()
+        on = (_read(f"{folder}/cgroup.subtree_control") or "").split()
+        for name in _DELEGATED:
+            if name in there and name not in on:
+                with contextlib.suppress(OSError):
+                    _write(f"{folder}/cgroup.subtree_control", f"+{name}")
+
+
+def _read_usage_v1(by_controller: Mapping[str, str], path: str) -> CgroupUsage:
+    cpuacct = _read(f"{by_controller.get('cpuacct', '')}{path}/cpuacct.usage")
+    memory_folder = f"{by_controller.get('memory', '')}{path}"
+    usage = _read(f"{memory_folder}/memory.usage_in_bytes")
+    if cpuacct is None and usage is None:
+        raise NotFound(f"cgroup {path} does not exist")
+    memory = _numbers(_read(f"{memory_folder}/memory.stat"))
+    limit = memory.get("hierarchical_memory_limit", _NO_LIMIT)
+    both = memory.get("hierarchical_memsw_limit", _NO_LIMIT)
+    used = int(usage or 0)
+    return CgroupUsage(
+        timestamp_ns=time.time_ns(),
+        cpu_ns=int(cpuacct or 0),
+        memory_usage_bytes=used,
+        memory_working_set_bytes=max(0, used - memory.get("total_inactive_file", 0)),
+        memory_rss_bytes=memory.get("total_rss", 0),
+        memory_limit_bytes=limit if limit < _NO_LIMIT else None,
+        page_faults=memory.get("total_pgfault", 0),
+        major_page_faults=memory.get("total_pgmajfault", 0),
+        swap_usage_bytes=memory.get("total_swap"),
+        swap_limit_bytes=max(0, both - limit) if both < _NO_LIMIT else None,
+        pids=int(_read(f"{by_controller.get('pids', '')}{path}/pids.current") or 0),
+    )
+
+
+def _read_usage_v2(folder: str) -> CgroupUsage:
+    cpu = _read(f"{folder}/cpu.stat")
+    if cpu is None:
+        raise NotFound(f"cgroup {folder} does not exist")
+    memory = _numbers(_read(f"{folder}/memory.stat"))
+    used = _number(_read(f"{folder}/memory.current")) or 0
+    return CgroupUsage(
+        timestamp_ns=time.time_ns(),
+        cpu_ns=_numbers(cpu).get("usage_usec", 0) * 1000,
+        memory_usage_bytes=used,
+        memory_working_set_bytes=max(0, used - memory.get("inactive_file", 0)),
+        memory_rss_bytes=memory.get("anon", 0),
+        memory_limit_bytes=_number(_read(f"{folder}/memory.max")),
+        page_faults=memory.get("pgfault", 0),
+        major_page_faults=memory.get("pgmajfault", 0),
+        swap_usage_bytes=_number(_read(f"{folder}/memory.swap.current")),
+        swap_limit_bytes=_number(_read(f"{folder}/memory.swap.max")),
+        pids=_number(_read(f"{folder}/pids.current")) or 0,
+        cpu_pressure=_pressure(_read(f"{folder}/cpu.pressure")),
+        memory_pressure=_pressure(_read(f"{folder}/memory.pressure")),
+        io_pressure=_pressure(_read(f"{folder}/io.pressure")),
+    )
+
+
+def _numbers(text: str | None) -> dict[str, int]:
+    words = (text or "").split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None or text.startswith("max") else int(text)
+
+
+def _pressure(text: str | None) -> PressureStats | None:
+    if not text:
+        return None
+    lines = {line.split(" ", 1)[0]: _pressure_line(line) for line in text.splitlines()}
+    nothing = Pressure(0, 0.0, 0.0, 0.0)
+    return PressureStats(full=lines.get("full", nothing), some=lines.get("some", nothing))
+
+
+def _pressure_line(line: str) -> Pressure:
+    values = dict(word.split("=", 1) for word in line.split(" ")[1:])
+    return Pressure(int(values["total"]), float(values["avg10"]), float(values["avg60"]), float(values["avg300"]))
+
+
+def _write_resources_v1(by_controller: Mapping[str, str], path: str, resources: LinuxResources) -> None:
+    if resources.unified:
+        raise Unsupported(f"cgroup {path}: the host has cgroup v1, but unified settings ask for v2")
+    _write_memory_v1(by_controller, path, resources)
+    for name, value in _settings_v1(resources):
+        _set(f"{_controller_folder(by_controller, name, path)}/{name}", value)
+
+
+def _settings_v1(resources: LinuxResources) -> Iterator[tuple[str, str]]:
+    numbers = {
+        "cpu.shares": resources.cpu_shares,
+        "cpu.cfs_period_us": resources.cpu_period,
+        "cpu.cfs_quota_us": resources.cpu_quota,
+        **{f"hugetlb.{size}.limit_in_bytes": limit for size, limit in resources.hugepage_limits.items()},
+    }
+    yield from ((name, str(value)) for name, value in numbers.items() if value)
+    texts = {"cpuset.cpus": resources.cpuset_cpus, "cpuset.mems": resources.cpuset_mems}
+    yield from ((name, value) for name, value in texts.items() if value)
+
+
+def _write_memory_v1(by_controller: Mapping[str, str], path: str, resources: LinuxResources) -> None:
+    """The limit with swap may never be below the one without: so their order depends on which way they go."""
+    settings = [
+        ("memory.limit_in_bytes", resources.memory_limit_bytes),
+        ("memory.memsw.limit_in_bytes", resources.memory_swap_limit_bytes),
+    ]
+    wanted = [
+        (f"{_controller_folder(by_controller, name, path)}/{name}", str(value)) for name, value in settings if value
+    ]
+    try:
+        for file, value in wanted:
+            _write(file, value)
+    except OSError:
+        for file, value in reversed(wanted):
+            _set(file, value)
+
+
+def _controller_folder(by_controller: Mapping[str, str], name: str, path: str) -> str:
+    controller = name.split(".", 1)[0]
+    if controller not in by_controller:
+        raise Unsupported(f"cgroup {path}: the host has no {controller} controller, which {name} needs")
+    return by_controller[controller] + path
+
+
+def _write_resources_v2(folder: str, resources: LinuxResources) -> None:
+    for name, value in _settings_v2(folder, resources):
+        if "/" in name:
+            raise InvalidArgument(f"cgroup {folder}: {name!r} is not the name of a setting")
+        _set(f"{folder}/{name}", value)
+
+
+def _settings_v2(folder: str, resources: LinuxResources) -> Iterator[tuple[str, str]]:
+    if resources.cpu_shares:
+        yield "cpu.weight", str(cpu_weight(resources.cpu_shares))
+    if resources.cpu_quota or resources.cpu_period:
+        yield "cpu.max", _cpu_max(_read(f"{folder}/cpu.max") or "max 100000", resources)
+    if resources.memory_limit_bytes:
+        yield "memory.max", _limit(resources.memory_limit_bytes)
+    if resources.memory_swap_limit_bytes:
+        yield "memory.swap.max", _swap_only(resources)
+    for size, limit in resources.hugepage_limits.items():
+        yield f"hugetlb.{size}.max", _limit(limit)
+    texts = {"cpuset.cpus": resources.cpuset_cpus, "cpuset.mems": resources.cpuset_mems, **resources.unified}
+    yield from ((name, value) for name, value in texts.items() if value)
+
+
+def cpu_weight(shares: int) -> int:
+    """Convert version 1's 2 to 262,144 to version 2's 1 to 10,000, such that the default of one is that of the other.
+
+    The curve that the OCI runtimes have agreed on: 2 gives 1, 1024 gives 100, 262,144 gives 10,000.
+    """
+    bits = math.log2(min(max(shares, 2), 262_144))
+    return math.ceil(10 ** ((bits * bits + 125 * bits) / 612 - 7 / 34))
+
+
+def _cpu_max(now: str, resources: LinuxResources) -> str:
+    quota, period = now.split()
+    if resources.cpu_quota:
+        quota = str(resources.cpu_quota) if resources.cpu_quota > 0 else "max"
+    return f"{quota} {resources.cpu_period or period}"
+
+
+def _limit(value: int) -> str:
+    return str(value) if value >= 0 else "max"
+
+
+def _swap_only(resources: LinuxResources) -> str:
+    """The CRI's swap limit includes memory, as version 1's does."""
+    both, memory = resources.memory_swap_limit_bytes, resources.memory_limit_bytes
+    return "max" if both < 0 or memory < 0 else str(max(0, both - memory))
+
+
+def _set(file: str, value: str) -> None:
+    """Write a limit; the kernel's refusals become the errors of a request."""
+    try:
+        _write(file, value)
+    except FileNotFoundError as error:
+        folder = Path(file).parent
+        if folder.is_dir():
+            raise Unsupported(f"cgroup setting {file} does not exist: its controller is off") from error
+        raise NotFound(f"cgroup {folder} does not exist") from error
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ERANGE, errno.EBUSY):
+            raise InvalidArgument(f"{file} can't be set to {value}: {error.strerror}") from error
+        raise
+
+
+def _write(file: str, value: str) -> None:
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file) from None
+    finally:
+        os.close(fd)
+
+
+def _read(file: str) -> str | None:
+    """Read one file at one go; ``None`` where there is none, or where the kernel has it switched off."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        pieces = list(_pieces(fd))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):  # pressure is off; the cgroup has gone
+            return None
+        raise
+    finally:
+        os.close(fd)
+    return b"".join(pieces).decode()
+
+
+def _pieces(fd: int) -> Iterable[bytes]:
+    while piece := os.read(fd, _READ_BYTES):
+        yield piece
+        if len(piece) < _SHORT_BYTES:  # the kernel answers in pieces of about a page: this is the last one
+            return

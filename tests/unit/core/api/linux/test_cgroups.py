@@ -1,0 +1,204 @@
+"""Cgroups: both versions over folders that look like them, and the host's own where there is root."""
+
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.cgroups import Hierarchies
+from crinoid.core.api.values.pod import LinuxResources
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not cgroups.controllers() >= {"memory", "pids", "cpu"},
+    reason="needs root and writable cgroups",
+)
+
+HYBRID = """\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+42 31 0:32 / /elsewhere rw,relatime - cgroup cgroup rw,memory
+"""
+UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
+PSI = "some avg10=1.50 avg60=0.25 avg300=0.00 total=1234\nfull avg10=0.50 avg60=0.00 avg300=0.00 total=99\n"
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Hierarchies:
+    files = {
+        "cpu.stat": "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n",
+        "cpu.max": "max 100000\n",
+        "cpu.weight": "100\n",
+        "cpu.pressure": PSI,
+        "memory.current": "5000\n",
+        "memory.max": "max\n",
+        "memory.swap.max": "4096\n",
+        "memory.swap.current": "0\n",
+        "memory.stat": "anon 1000\ninactive_file 2000\npgfault 7\npgmajfault 1\n",
+        "pids.current": "3\n",
+        "cgroup.procs": "11\n12\n",
+    }
+    write(tmp_path / "pod", files)
+    write(tmp_path, {"cgroup.controllers": "cpu memory pids\n", "cgroup.subtree_control": "\n"})
+    return Hierarchies(2, unified=str(tmp_path))
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Hierarchies:
+    stat = "total_rss 1000\ntotal_inactive_file 9000\ntotal_pgfault 7\ntotal_pgmajfault 1\ntotal_swap 0\n"
+    limits = "hierarchical_memory_limit 8192\nhierarchical_memsw_limit 12288\n"
+    write(tmp_path / "memory/pod", {"memory.usage_in_bytes": "5000\n", "memory.stat": stat + limits})
+    write(tmp_path / "memory/pod", {"memory.limit_in_bytes": "8192\n", "memory.memsw.limit_in_bytes": "12288\n"})
+    write(tmp_path / "cpu/pod", {"cpuacct.usage": "777\n", "cpu.shares": "1024\n", "cpu.cfs_quota_us": "-1\n"})
+    write(tmp_path / "pids/pod", {"pids.current": "3\n"})
+    named = {"cpu": "cpu", "cpuacct": "cpu", "memory": "memory", "pids": "pids"}
+    return Hierarchies(1, {name: str(tmp_path / folder) for name, folder in named.items()})
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    name = f"/crinoid-test-{uuid.uuid4().hex[:8]}"
+    yield name
+    cgroups.kill(name)
+    cgroups.remove(name)
+
+
+def test_mount_points_are_found_on_a_hybrid_host() -> None:
+    found = Hierarchies.read(HYBRID)
+    assert found.version == 1
+    assert found.by_controller == {
+        "cpu": "/sys/fs/cgroup/cpu,cpuacct",
+        "cpuacct": "/sys/fs/cgroup/cpu,cpuacct",
+        "memory": "/sys/fs/cgroup/memory",
+    }
+    assert found.others == ("/sys/fs/cgroup/systemd",)
+    assert found.all == (
+        "/sys/fs/cgroup/cpu,cpuacct",
+        "/sys/fs/cgroup/memory",
+        "/sys/fs/cgroup/systemd",
+        "/sys/fs/cgroup/unified",
+    )
+
+
+def test_mount_points_are_found_on_a_unified_host() -> None:
+    found = Hierarchies.read(UNIFIED)
+    assert (found.version, found.all) == (2, ("/sys/fs/cgroup",))
+
+
+def test_usage_of_version_2(v2: Hierarchies) -> None:
+    usage = v2.read_usage("/pod")
+    assert (usage.cpu_ns, usage.pids, usage.page_faults, usage.major_page_faults) == (1_500_000, 3, 7, 1)
+    assert (usage.memory_usage_bytes, usage.memory_working_set_bytes, usage.memory_rss_bytes) == (5000, 3000, 1000)
+    assert (usage.memory_limit_bytes, usage.swap_usage_bytes, usage.swap_limit_bytes) == (None, 0, 4096)
+    assert usage.cpu_pressure is not None and usage.memory_pressure is None
+    assert (usage.cpu_pressure.some.avg10, usage.cpu_pressure.full.total_us) == (1.5, 99)
+    assert abs(usage.timestamp_ns - time.time_ns()) < 10_000_000_000
+
+
+def test_usage_of_version_1(v1: Hierarchies) -> None:
+    usage = v1.read_usage("/pod")
+    assert (usage.cpu_ns, usage.pids, usage.page_faults, usage.major_page_faults) == (777, 3, 7, 1)
+    assert (usage.memory_usage_bytes, usage.memory_working_set_bytes, usage.memory_rss_bytes) == (5000, 0, 1000)
+    assert (usage.memory_limit_bytes, usage.swap_usage_bytes, usage.swap_limit_bytes) == (8192, 0, 4096)
+
+
+def test_usage_of_no_cgroup(v1: Hierarchies, v2: Hierarchies) -> None:
+    for hierarchies in (v1, v2):
+        with pytest.raises(NotFound, match="none"):
+            hierarchies.read_usage("/none")
+
+
+def test_limits_of_version_2(v2: Hierarchies, tmp_path: Path) -> None:
+    resources = LinuxResources(
+        cpu_shares=1024, cpu_quota=50_000, memory_limit_bytes=8192, memory_swap_limit_bytes=10_240
+    )
+    v2.write_resources("/pod", resources)
+    assert read(tmp_path / "pod", "cpu.weight", "cpu.max", "memory.max", "memory.swap.max") == [
+        "100",
+        "50000 100000",
+        "8192",
+        "2048",
+    ]
+    v2.write_resources("/pod", LinuxResources(cpu_quota=-1, cpu_period=200_000, unified={"memory.max": "max"}))
+    assert read(tmp_path / "pod", "cpu.max", "memory.max")[0].startswith("max 200000")
+    with pytest.raises(Unsupported, match=r"hugetlb\.2MB\.max"):
+        v2.write_resources("/pod", LinuxResources(hugepage_limits={"2MB": 1 << 21}))
+    with pytest.raises(InvalidArgument, match="not the name of a setting"):
+        v2.write_resources("/pod", LinuxResources(unified={"../cgroup.kill": "1"}))
+    with pytest.raises(NotFound):
+        v2.write_resources("/none", LinuxResources(cpu_shares=2))
+
+
+def test_limits_of_version_1(v1: Hierarchies, tmp_path: Path) -> None:
+    v1.write_resources("/pod", LinuxResources(cpu_shares=2048, cpu_quota=50_000, memory_limit_bytes=4096))
+    assert read(tmp_path / "cpu/pod", "cpu.shares", "cpu.cfs_quota_us") == ["2048", "50000"]
+    assert read(tmp_path / "memory/pod", "memory.limit_in_bytes") == ["4096"]
+    with pytest.raises(Unsupported, match="no cpuset controller"):
+        v1.write_resources("/pod", LinuxResources(cpuset_cpus="0"))
+    with pytest.raises(Unsupported, match="cgroup v1"):
+        v1.write_resources("/pod", LinuxResources(unified={"memory.max": "max"}))
+
+
+def test_shares_become_weights() -> None:
+    assert [cgroups.cpu_weight(shares) for shares in (0, 2, 1024, 262_144, 1 << 30)] == [1, 1, 100, 10_000, 10_000]
+
+
+@pytest.mark.parametrize("wrong", ["/", "", "pod", "/a/../..", "//", "/."])
+def test_the_root_is_never_killed_or_removed(v2: Hierarchies, wrong: str) -> None:
+    for act in (v2.remove, v2.make, lambda path: v2.kill(path, 0.1)):
+        with pytest.raises(InvalidArgument):
+            act(wrong)
+
+
+@needs_root
+def test_a_real_cgroup_is_made_joined_measured_killed_and_removed(path: str) -> None:
+    cgroups.make(f"{path}/child")
+    cgroups.make(f"{path}/child")
+    process = subprocess.Popen(["sh", "-c", "sleep 60 & wait"])
+    try:
+        cgroups.join(f"{path}/child", process.pid)
+        assert process.pid in cgroups.processes(path)
+        usage = cgroups.read_usage(path)
+        assert usage.pids >= 1
+        assert usage.memory_usage_bytes >= 0
+    finally:
+        cgroups.kill(path)
+        process.wait(10)
+    assert cgroups.processes(path) == ()
+    cgroups.remove(path)
+    cgroups.remove(path)
+    with pytest.raises(NotFound):
+        cgroups.read_usage(path)
+    assert not [point for point in cgroups._host().all if os.path.exists(point + path)]
+
+
+@needs_root
+def test_real_limits_go_up_and_down(path: str) -> None:
+    cgroups.make(path)
+    for mebibytes in (64, 32, 128):
+        size = mebibytes << 20
+        cgroups.write_resources(
+            path,
+            LinuxResources(memory_limit_bytes=size, memory_swap_limit_bytes=size, cpu_shares=512, cpu_quota=20_000),
+        )
+        assert cgroups.read_usage(path).memory_limit_bytes == size
+    with pytest.raises(InvalidArgument, match="cpu"):
+        cgroups.write_resources(path, LinuxResources(cpuset_cpus="9999", cpu_quota=1))
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+
+
+def read(folder: Path, *names: str) -> list[str]:
+    return [(folder / name).read_text().strip() for name in names]
