@@ -111,7 +111,7 @@ async def test_ignored_signals_are_not_inherited() -> None:
 
 async def test_many_may_wait_for_a_spawned_process() -> None:
     process = spawn(["sh", "-c", "exit 7"])
-    assert await asyncio.gather(process.wait(), process.wait()) == [7, 7]
+    assert list(await asyncio.gather(process.wait(), process.wait())) == [7, 7]
     assert await process.wait() == 7
     process.kill()  # nothing to do, no error
     process.close()
