@@ -1,0 +1,156 @@
+"""Checks that the decoders share, and the one that every request goes through first."""
+
+import ipaddress
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from crinoid.core.api.errors import InvalidArgument
+
+MAX_NAME = 253
+"""Bytes of an object's name, as Kubernetes has it."""
+
+_MAX_PATH = 4095
+_MAX_ID = (1 << 32) - 2
+_NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
+_WORD = re.compile(r"[^\x00-\x20\x7f]+")
+
+
+def check_message(message: Message) -> None:
+    """Look through a request: no text holds a NUL byte, every enum number is one that we know.
+
+    Only the values of annotations, which nobody but their writer reads, may hold anything.
+    """
+    for path, field, value in _leaves(message, ""):
+        if field.type == FieldDescriptor.TYPE_STRING and "\0" in value:
+            raise InvalidArgument(f"{path} holds a NUL byte")
+        if field.enum_type is not None and value not in field.enum_type.values_by_number:
+            raise InvalidArgument(f"{path} has the unknown value {value}")
+
+
+def _leaves(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
+    """Yield all scalars with their path; ``Any`` because a field's type is known to its descriptor only."""
+    for field, value in message.ListFields():
+        here = f"{path}.{field.name}" if path else field.name
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            yield from _map_leaves(field.message_type.fields_by_name, value, here)
+        elif isinstance(value, MutableSequence):
+            for index, item in enumerate(value):
+                yield from _item_leaves(field, item, f"{here}[{index}]")
+        else:
+            yield from _item_leaves(field, value, here)
+
+
+def _item_leaves(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
+    if field.message_type is None:
+        yield path, field, value
+    else:
+        yield from _leaves(value, path)
+
+
+def _map_leaves(
+    entry: Mapping[str, FieldDescriptor], value: Mapping[str, str], path: str
+) -> Iterator[tuple[str, FieldDescriptor, str]]:
+    """Yield a map's keys and values; every map of the API is from text to text."""
+    for key, text in value.items():
+        yield f"{path} key", entry["key"], key
+        if not path.endswith("annotations"):
+            yield f"{path}[{key!r}]", entry["value"], text
+
+
+def require_text(text: str, path: str) -> str:
+    """Refuse an empty text."""
+    if not text:
+        raise InvalidArgument(f"{path} is missing")
+    return text
+
+
+def require_field(message: Message, name: str, path: str) -> None:
+    """Refuse a message in which the part ``name`` is absent."""
+    if not message.HasField(name):
+        raise InvalidArgument(f"{path} is missing")
+
+
+def check_name(text: str, path: str) -> str:
+    """Accept what can be part of a path, a log line and a list of arguments; empty is fine."""
+    if text and (len(text.encode()) > MAX_NAME or text in (".", "..") or not _NAME.fullmatch(text)):
+        raise InvalidArgument(f"{path} {_quote(text)} is not a name: at most {MAX_NAME} bytes, no blank, no / and no ;")
+    return text
+
+
+def check_words(words: Iterable[str], path: str) -> tuple[str, ...]:
+    """Accept words of one line: not empty, no blanks, no control characters."""
+    taken = tuple(words)
+    for index, word in enumerate(taken):
+        if not _WORD.fullmatch(word):
+            raise InvalidArgument(f"{path}[{index}] {_quote(word)} is not one word")
+    return taken
+
+
+def check_path(text: str, path: str) -> str:
+    """Accept an absolute path of a length the kernel takes, or none."""
+    if text and not text.startswith("/"):
+        raise InvalidArgument(f"{path} {_quote(text)} is not an absolute path")
+    return _check_length(text, path)
+
+
+def check_inner_path(text: str, path: str) -> str:
+    """Accept a relative path that stays below where it begins, or none."""
+    if text.startswith("/") or ".." in PurePosixPath(text).parts:
+        raise InvalidArgument(f"{path} {_quote(text)} leads outside: it has to be relative, without ..")
+    return _check_length(text, path)
+
+
+def check_descent(text: str, path: str) -> str:
+    """Accept any path without ``..``."""
+    if ".." in PurePosixPath(text).parts:
+        raise InvalidArgument(f"{path} {_quote(text)} must not hold ..")
+    return _check_length(text, path)
+
+
+def check_range(number: int, low: int, high: int, path: str) -> int:
+    """Accept a number from low to high, both included."""
+    if not low <= number <= high:
+        raise InvalidArgument(f"{path} is {number}; it has to be from {low} to {high}")
+    return number
+
+
+def check_least(number: int, low: int, path: str) -> int:
+    """Accept a number that is not below ``low``."""
+    if number < low:
+        raise InvalidArgument(f"{path} is {number}; it must not be below {low}")
+    return number
+
+
+def check_id(number: int, path: str) -> int:
+    """Accept a user or group id; the highest number means "none" to the kernel."""
+    return check_range(number, 0, _MAX_ID, path)
+
+
+def check_address(text: str, path: str) -> str:
+    """Accept an IP address, or none."""
+    try:
+        return text and str(ipaddress.ip_address(text))
+    except ValueError:
+        raise InvalidArgument(f"{path} {_quote(text)} is not an IP address") from None
+
+
+def check_choice(text: str, choices: Collection[str], path: str) -> str:
+    """Accept one of a few letters, each at most once."""
+    if not set(text) <= set(choices) or len(set(text)) != len(text):
+        raise InvalidArgument(f"{path} {_quote(text)} is not made of {', '.join(choices)}")
+    return text
+
+
+def _check_length(text: str, path: str) -> str:
+    if len(text.encode()) > _MAX_PATH:
+        raise InvalidArgument(f"{path} is longer than {_MAX_PATH} bytes")
+    return text
+
+
+def _quote(text: str) -> str:
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"

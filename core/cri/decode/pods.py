@@ -1,0 +1,270 @@
+"""PodSandboxConfig and the parts that containers share with it."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.values.pod import (
+    DnsConfig,
+    IdMapping,
+    LinuxResources,
+    NamespaceMode,
+    NamespaceOptions,
+    PodConfig,
+    PodMetadata,
+    PodSecurity,
+    PortMapping,
+    ProfileType,
+    Protocol,
+    SecurityProfile,
+    SelinuxOptions,
+    UserNamespace,
+)
+from crinoid.core.cri.decode.checks import (
+    check_address,
+    check_descent,
+    check_id,
+    check_least,
+    check_name,
+    check_path,
+    check_range,
+    check_words,
+    require_field,
+    require_text,
+)
+from crinoid.core.cri.wire import api_pb2
+
+_MODES: Mapping[int, NamespaceMode] = {
+    api_pb2.POD: NamespaceMode.POD,
+    api_pb2.CONTAINER: NamespaceMode.CONTAINER,
+    api_pb2.NODE: NamespaceMode.NODE,
+    api_pb2.TARGET: NamespaceMode.TARGET,
+}
+_PROTOCOLS: Mapping[int, Protocol] = {
+    api_pb2.TCP: Protocol.TCP,
+    api_pb2.UDP: Protocol.UDP,
+    api_pb2.SCTP: Protocol.SCTP,
+}
+_PROFILES: Mapping[int, ProfileType] = {
+    api_pb2.SecurityProfile.RuntimeDefault: ProfileType.RUNTIME_DEFAULT,
+    api_pb2.SecurityProfile.Unconfined: ProfileType.UNCONFINED,
+    api_pb2.SecurityProfile.Localhost: ProfileType.LOCALHOST,
+}
+_MAX_HOSTNAME = 64  # the kernel's
+_HOSTNAME = re.compile(r"[A-Za-z0-9._-]*")
+_SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:@-]+)*")
+_HUGEPAGE = re.compile(r"[0-9]+[KMG]?B")
+_OLD_LOCALHOST = "localhost/"
+
+
+def decode_pod_config(config: api_pb2.PodSandboxConfig, path: str = "config") -> PodConfig:
+    """Read what a pod is asked to be."""
+    require_field(config, "metadata", f"{path}.metadata")
+    linux, below = config.linux, f"{path}.linux"
+    return PodConfig(
+        metadata=_decode_metadata(config.metadata, f"{path}.metadata"),
+        hostname=_check_hostname(config.hostname, f"{path}.hostname"),
+        log_directory=check_path(check_descent(config.log_directory, f"{path}.log_directory"), f"{path}.log_directory"),
+        dns=_decode_dns(config.dns_config, f"{path}.dns_config") if config.HasField("dns_config") else None,
+        port_mappings=_decode_ports(config.port_mappings, f"{path}.port_mappings"),
+        labels=dict(config.labels),
+        annotations=dict(config.annotations),
+        cgroup_parent=check_descent(linux.cgroup_parent, f"{below}.cgroup_parent"),
+        security=_decode_security(linux.security_context, f"{below}.security_context"),
+        sysctls=_decode_sysctls(linux.sysctls, f"{below}.sysctls"),
+        overhead=decode_resources(linux.overhead, f"{below}.overhead") if linux.HasField("overhead") else None,
+        resources=decode_resources(linux.resources, f"{below}.resources") if linux.HasField("resources") else None,
+    )
+
+
+def decode_resources(resources: api_pb2.LinuxContainerResources, path: str) -> LinuxResources:
+    """Read limits; -1 is how cgroups spell "no limit"."""
+    return LinuxResources(
+        cpu_period=check_least(resources.cpu_period, 0, f"{path}.cpu_period"),
+        cpu_quota=check_least(resources.cpu_quota, -1, f"{path}.cpu_quota"),
+        cpu_shares=check_least(resources.cpu_shares, 0, f"{path}.cpu_shares"),
+        memory_limit_bytes=check_least(resources.memory_limit_in_bytes, -1, f"{path}.memory_limit_in_bytes"),
+        memory_swap_limit_bytes=check_least(
+            resources.memory_swap_limit_in_bytes, -1, f"{path}.memory_swap_limit_in_bytes"
+        ),
+        oom_score_adj=check_range(resources.oom_score_adj, -1000, 1000, f"{path}.oom_score_adj"),
+        cpuset_cpus=resources.cpuset_cpus,
+        cpuset_mems=resources.cpuset_mems,
+        hugepage_limits=_decode_hugepages(resources.hugepage_limits, f"{path}.hugepage_limits"),
+        unified=_decode_unified(resources.unified, f"{path}.unified"),
+    )
+
+
+def decode_namespaces(options: api_pb2.NamespaceOption, path: str) -> NamespaceOptions:
+    """Read the namespaces; only the PID namespace may be another container's."""
+    for name, mode in (("network", options.network), ("ipc", options.ipc)):
+        if mode == api_pb2.TARGET:
+            raise InvalidArgument(f"{path}.{name} is TARGET; only the PID namespace of a container can be shared so")
+    if options.pid == api_pb2.TARGET:
+        require_text(options.target_id, f"{path}.target_id")
+    return NamespaceOptions(
+        network=_MODES[options.network],
+        pid=_MODES[options.pid],
+        ipc=_MODES[options.ipc],
+        target_id=options.target_id,
+        user=_decode_user_namespace(options.userns_options, f"{path}.userns_options")
+        if options.HasField("userns_options")
+        else None,
+    )
+
+
+def decode_id_mappings(mappings: Iterable[api_pb2.IDMapping], path: str) -> tuple[IdMapping, ...]:
+    """Read the id maps of a user namespace or an idmapped mount."""
+    return tuple(
+        IdMapping(one.host_id, one.container_id, check_least(one.length, 1, f"{path}[{index}].length"))
+        for index, one in enumerate(mappings)
+    )
+
+
+def decode_selinux(
+    message: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext,
+) -> SelinuxOptions | None:
+    """Read the SELinux label of a security context."""
+    if not message.HasField("selinux_options"):
+        return None
+    label = message.selinux_options
+    return SelinuxOptions(label.user, label.role, label.type, label.level)
+
+
+def decode_seccomp(
+    context: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext, path: str
+) -> SecurityProfile | None:
+    """Read the seccomp profile, from the deprecated field where the new one is absent."""
+    old = decode_old_profile(context.seccomp_profile_path, f"{path}.seccomp_profile_path")
+    profile = _decode_profile(context.seccomp, f"{path}.seccomp") if context.HasField("seccomp") else old
+    if profile is not None:
+        check_path(profile.localhost_ref, f"{path}.seccomp.localhost_ref")
+    return profile
+
+
+def decode_apparmor(
+    context: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext, path: str
+) -> SecurityProfile | None:
+    """Read the AppArmor profile."""
+    return _decode_profile(context.apparmor, f"{path}.apparmor") if context.HasField("apparmor") else None
+
+
+def decode_old_profile(text: str, path: str) -> SecurityProfile | None:
+    """Read a profile as the deprecated fields spell it; Docker's word for the default is still about."""
+    if not text:
+        return None
+    if text in ("runtime/default", "docker/default"):
+        return SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+    if text == "unconfined":
+        return SecurityProfile(ProfileType.UNCONFINED)
+    if text.startswith(_OLD_LOCALHOST) and len(text) > len(_OLD_LOCALHOST):
+        return SecurityProfile(ProfileType.LOCALHOST, text.removeprefix(_OLD_LOCALHOST))
+    raise InvalidArgument(f"{path} {text!r} is none of runtime/default, unconfined and localhost/NAME")
+
+
+def _decode_metadata(metadata: api_pb2.PodSandboxMetadata, path: str) -> PodMetadata:
+    return PodMetadata(
+        name=check_name(require_text(metadata.name, f"{path}.name"), f"{path}.name"),
+        namespace=check_name(metadata.namespace, f"{path}.namespace"),
+        uid=check_name(metadata.uid, f"{path}.uid"),
+        attempt=metadata.attempt,
+    )
+
+
+def _check_hostname(text: str, path: str) -> str:
+    if len(text) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(text):
+        raise InvalidArgument(f"{path} {text[:100]!r} is not a host name of at most {_MAX_HOSTNAME} characters")
+    return text
+
+
+def _decode_dns(dns: api_pb2.DNSConfig, path: str) -> DnsConfig:
+    return DnsConfig(
+        servers=check_words(dns.servers, f"{path}.servers"),
+        searches=check_words(dns.searches, f"{path}.searches"),
+        options=check_words(dns.options, f"{path}.options"),
+    )
+
+
+def _decode_ports(ports: Iterable[api_pb2.PortMapping], path: str) -> tuple[PortMapping, ...]:
+    return tuple(_decode_port(port, f"{path}[{index}]") for index, port in enumerate(ports))
+
+
+def _decode_port(port: api_pb2.PortMapping, path: str) -> PortMapping:
+    return PortMapping(
+        container_port=check_range(port.container_port, 1 if port.host_port else 0, 65535, f"{path}.container_port"),
+        host_port=check_range(port.host_port, 0, 65535, f"{path}.host_port"),
+        protocol=_PROTOCOLS[port.protocol],
+        host_ip=check_address(port.host_ip, f"{path}.host_ip"),
+    )
+
+
+def _decode_security(context: api_pb2.LinuxSandboxSecurityContext, path: str) -> PodSecurity:
+    if context.HasField("run_as_group") and not context.HasField("run_as_user"):
+        raise InvalidArgument(f"{path}.run_as_group is set without run_as_user")
+    if context.namespace_options.pid == api_pb2.TARGET:
+        raise InvalidArgument(f"{path}.namespace_options.pid is TARGET; that is for containers")
+    return PodSecurity(
+        namespaces=decode_namespaces(context.namespace_options, f"{path}.namespace_options"),
+        selinux=decode_selinux(context),
+        run_as_user=decode_id(context, "run_as_user", path),
+        run_as_group=decode_id(context, "run_as_group", path),
+        readonly_rootfs=context.readonly_rootfs,
+        supplemental_groups=decode_groups(context.supplemental_groups, f"{path}.supplemental_groups"),
+        strict_groups=context.supplemental_groups_policy == api_pb2.Strict,
+        privileged=context.privileged,
+        seccomp=decode_seccomp(context, path),
+        apparmor=decode_apparmor(context, path),
+    )
+
+
+def decode_id(
+    context: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext, name: str, path: str
+) -> int | None:
+    """Read the user or group id in the field ``name``; absent is not the same as 0."""
+    present = context.HasField(name)
+    return check_id(getattr(context, name).value, f"{path}.{name}") if present else None
+
+
+def decode_groups(groups: Iterable[int], path: str) -> tuple[int, ...]:
+    """Read supplementary group ids."""
+    return tuple(check_id(group, f"{path}[{index}]") for index, group in enumerate(groups))
+
+
+def _decode_sysctls(sysctls: Mapping[str, str], path: str) -> dict[str, str]:
+    for name in sysctls:
+        if not _SYSCTL.fullmatch(name):
+            raise InvalidArgument(f"{path}: {name[:100]!r} is not a sysctl's name")
+    return dict(sysctls)
+
+
+def _decode_hugepages(limits: Iterable[api_pb2.HugepageLimit], path: str) -> dict[str, int]:
+    taken: dict[str, int] = {}
+    for index, limit in enumerate(limits):
+        if not _HUGEPAGE.fullmatch(limit.page_size):
+            raise InvalidArgument(f"{path}[{index}].page_size {limit.page_size[:100]!r} is not a size such as 2MB")
+        taken[limit.page_size] = limit.limit
+    return taken
+
+
+def _decode_unified(unified: Mapping[str, str], path: str) -> dict[str, str]:
+    for name in unified:
+        if not name or "/" in name:
+            raise InvalidArgument(f"{path}: {name[:100]!r} is not a file of a cgroup")
+    return dict(unified)
+
+
+def _decode_user_namespace(user: api_pb2.UserNamespace, path: str) -> UserNamespace:
+    mode = _MODES[user.mode]
+    if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
+        raise InvalidArgument(f"{path}.mode is {mode.name}; a user namespace is the pod's or the node's")
+    if mode is NamespaceMode.POD and not (user.uids and user.gids):
+        raise InvalidArgument(f"{path} asks for a user namespace without uids and gids to map")
+    return UserNamespace(
+        mode, decode_id_mappings(user.uids, f"{path}.uids"), decode_id_mappings(user.gids, f"{path}.gids")
+    )
+
+
+def _decode_profile(profile: api_pb2.SecurityProfile, path: str) -> SecurityProfile:
+    if profile.profile_type != api_pb2.SecurityProfile.Localhost:
+        return SecurityProfile(_PROFILES[profile.profile_type])
+    return SecurityProfile(ProfileType.LOCALHOST, require_text(profile.localhost_ref, f"{path}.localhost_ref"))

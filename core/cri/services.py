@@ -1,0 +1,192 @@
+"""What the RPC methods ask of the layer below, as protocols: ``lifecycle`` provides them, tests fake them.
+
+Every method raises errors of :mod:`crinoid.core.api.errors` only; ids may be given as unique prefixes. Methods that are
+no coroutines read what is committed and never wait. Arguments are passed by position.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from crinoid.core.api.values.container import ContainerConfig
+from crinoid.core.api.values.image import Credentials
+from crinoid.core.api.values.pod import LinuxResources, PodConfig
+from crinoid.core.api.values.runtime import ExecOutput
+from crinoid.core.lifecycle.queries import (
+    ContainerFilter,
+    ContainerUsage,
+    FilesystemReport,
+    NodeStatus,
+    PodFilter,
+    PodUsage,
+)
+from crinoid.core.state.records import ContainerRecord, ImageRecord, PodRecord
+
+
+class Pods(Protocol):
+    """Pod sandboxes. ``stop`` and ``remove`` are idempotent, for a pod that is unknown too."""
+
+    async def run(self, config: PodConfig, runtime_handler: str, /) -> str:
+        """Make the pod, or join a request for the same one that is under way; return its id."""
+        ...
+
+    def acknowledge(self, pod_id: str, /) -> None:
+        """Note that the client was told the id, so no retry may claim the pod."""
+        ...
+
+    async def stop(self, pod_id: str, /) -> None:
+        """End all containers of the pod and give its network back."""
+        ...
+
+    async def remove(self, pod_id: str, /) -> None:
+        """Leave nothing of the pod."""
+        ...
+
+    def get(self, pod_id: str, /) -> PodRecord:
+        """Find the pod; raise NotFound, or InvalidArgument for a prefix of several."""
+        ...
+
+    def list(self, query: PodFilter, /) -> Sequence[PodRecord]:
+        """Return the pods that pass."""
+        ...
+
+    def info(self, pod_id: str, /) -> Mapping[str, str]:
+        """Return the verbose information: JSON texts by topic."""
+        ...
+
+
+class Containers(Protocol):
+    """Containers. ``stop`` and ``remove`` are idempotent, for a container that is unknown too."""
+
+    async def create(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig | None, /) -> str:
+        """Prepare a container in the pod; return its id."""
+        ...
+
+    def acknowledge(self, container_id: str, /) -> None:
+        """Note that the client was told the id, so no retry may claim the container."""
+        ...
+
+    async def start(self, container_id: str, /) -> None:
+        """Run what was created."""
+        ...
+
+    async def stop(self, container_id: str, timeout_s: float, /) -> None:
+        """Send the stop signal, and SIGKILL once the grace period is over."""
+        ...
+
+    async def remove(self, container_id: str, /) -> None:
+        """Kill the container if need be, and leave nothing of it but its log."""
+        ...
+
+    def get(self, container_id: str, /) -> ContainerRecord:
+        """Find the container; raise NotFound, or InvalidArgument for a prefix of several."""
+        ...
+
+    def list(self, query: ContainerFilter, /) -> Sequence[ContainerRecord]:
+        """Return the containers that pass."""
+        ...
+
+    def info(self, container_id: str, /) -> Mapping[str, str]:
+        """Return the verbose information: JSON texts by topic."""
+        ...
+
+    async def update(self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str], /) -> None:
+        """Change limits; zero and empty fields stay as they are."""
+        ...
+
+    async def reopen_log(self, container_id: str, /) -> None:
+        """Open the log path anew after it was rotated away."""
+        ...
+
+    async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None, /) -> ExecOutput:
+        """Run a command to its end; raise DeadlineExceeded after killing its process tree."""
+        ...
+
+
+class Images(Protocol):
+    """Images. ``remove`` is idempotent."""
+
+    async def pull(
+        self, reference: str, credentials: Credentials | None, annotations: Mapping[str, str], runtime_handler: str, /
+    ) -> str:
+        """Fetch and unpack an image; return its id."""
+        ...
+
+    def find(self, reference: str, /) -> ImageRecord | None:
+        """Find an image by tag, reference with digest, id or short id."""
+        ...
+
+    def list(self) -> Sequence[ImageRecord]:
+        """Return all images."""
+        ...
+
+    def info(self, record: ImageRecord, /) -> Mapping[str, str]:
+        """Return the verbose information: JSON texts by topic."""
+        ...
+
+    def user_of(self, record: ImageRecord, /) -> tuple[int | None, str]:
+        """Return the image's default user as a uid, or as a name where it is no number."""
+        ...
+
+    async def remove(self, reference: str, /) -> None:
+        """Drop the image with all its names."""
+        ...
+
+    async def filesystems(self) -> tuple[tuple[FilesystemReport, ...], tuple[FilesystemReport, ...]]:
+        """Measure what images take, and what writable layers take."""
+        ...
+
+
+class Stats(Protocol):
+    """Usage of containers and pods; the lists leave out what does not run."""
+
+    async def container(self, container_id: str, /) -> ContainerUsage:
+        """Measure one container; raise NotFound."""
+        ...
+
+    async def containers(self, query: ContainerFilter, /) -> Sequence[ContainerUsage]:
+        """Measure the containers that pass."""
+        ...
+
+    async def pod(self, pod_id: str, /) -> PodUsage:
+        """Measure one pod with its containers; raise NotFound."""
+        ...
+
+    async def pods(self, query: PodFilter, /) -> Sequence[PodUsage]:
+        """Measure the pods that pass."""
+        ...
+
+
+class Node(Protocol):
+    """The node as a whole."""
+
+    @property
+    def version(self) -> str:
+        """Crinoid's version."""
+        ...
+
+    async def status(self, verbose: bool, /) -> NodeStatus:
+        """Examine what RuntimeReady and NetworkReady say."""
+        ...
+
+    def cgroup_driver(self) -> str:
+        """Return ``systemd`` or ``cgroupfs``."""
+        ...
+
+    async def set_pod_cidrs(self, cidrs: tuple[str, ...], /) -> None:
+        """Take the node's address ranges, at most one of each family."""
+        ...
+
+
+class Services(Protocol):
+    """All that the RPC methods need."""
+
+    @property
+    def pods(self) -> Pods: ...
+    @property
+    def containers(self) -> Containers: ...
+    @property
+    def images(self) -> Images: ...
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def node(self) -> Node: ...
