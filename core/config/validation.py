@@ -43,7 +43,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, origins: Origins, bas
 
 
 def _say(detail: ErrorDetails) -> str:
-    text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("an object", "a table")
     value = detail["input"]
     shown = "" if isinstance(value, Mapping | list) else f", not {_write(value)}"
     return text + shown

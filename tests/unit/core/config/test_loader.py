@@ -1,0 +1,176 @@
+"""Reading configuration files: merging, places, and what is said of mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.config.loader import ConfigPaths, Loaded, load
+from crinoid.core.config.models import Config
+
+EXAMPLE = """\
+[runtimes.runc]
+driver = "runc"
+[runtimes.fast]              # a RuntimeClass handler "fast"
+driver = "crun"
+options = { binary = "/opt/site/crun" }
+network = "host-only"
+[network]
+driver = "cni"
+[networks.host-only]
+driver = "host"
+"""
+
+
+def load_text(folder: Path, text: str, **drop_ins: str) -> Loaded:
+    main = folder / "config.toml"
+    main.write_text(text)
+    (folder / "conf.d").mkdir()
+    for name, content in drop_ins.items():
+        (folder / "conf.d" / f"{name}.toml").write_text(content)
+    return load(ConfigPaths.at(main))
+
+
+def refusal(folder: Path, text: str, **drop_ins: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_text(folder, text, **drop_ins)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def test_no_file_at_all_gives_the_defaults(tmp_path: Path) -> None:
+    loaded = load(ConfigPaths(tmp_path / "config.toml", tmp_path / "conf.d"))
+    assert loaded.config == Config()
+    assert loaded.files == ()
+    assert loaded.config.network.driver == "cni"
+    assert list(loaded.config.enabled_runtimes) == ["runc"]
+    assert loaded.origins.tell(("network", "driver")) == "default"
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"absent\.toml: there is no such file"):
+        load(ConfigPaths.at(tmp_path / "absent.toml"))
+
+
+def test_the_example_of_the_design_parses(tmp_path: Path) -> None:
+    config = load_text(tmp_path, EXAMPLE).config
+    assert config.runtimes["fast"].options == {"binary": "/opt/site/crun"}
+    assert config.runtimes["fast"].network == "host-only"
+    assert config.runtimes["runc"].network == "default"
+
+
+def test_drop_ins_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None:
+    loaded = load_text(
+        tmp_path,
+        '[log]\nlevel = "info"\n[images]\npinned = ["a", "b"]\n[server]\ngroup = "g"\n',
+        b='[log]\nlevel = "error"\n',
+        a='[log]\nlevel = "debug"\nformat = "json"\n[images]\npinned = ["c"]\n',
+    )
+    config, origins = loaded.config, loaded.origins
+    assert (config.log.level, config.log.format, config.images.pinned) == ("error", "json", ("c",))
+    assert [file.name for file in loaded.files] == ["config.toml", "a.toml", "b.toml"]
+    assert origins.tell(("log", "level")) == f"{tmp_path}/conf.d/b.toml:2"
+    assert origins.tell(("log", "format")) == f"{tmp_path}/conf.d/a.toml:3"
+    assert origins.tell(("images", "pinned")) == f"{tmp_path}/conf.d/a.toml:5"
+    assert origins.of(("images", "pinned", 1)) is None, "the element of the list that was replaced"
+    assert origins.tell(("server", "group")) == f"{tmp_path}/config.toml:6"
+    assert origins.tell(("server", "mode")) == "default"
+
+
+def test_a_handler_in_a_drop_in_joins_the_default_one(tmp_path: Path) -> None:
+    config = load_text(tmp_path, "", kata='[runtimes.kata]\ndriver = "kata"\n').config
+    assert set(config.enabled_runtimes) == {"runc", "kata"}
+
+
+def test_the_default_handler_can_be_taken_away(tmp_path: Path) -> None:
+    text = '[runtimes.runc]\nenabled = false\n[runtimes.c]\ndriver = "crun"\n[pods]\ndefault_runtime = "c"\n'
+    assert set(load_text(tmp_path, text).config.enabled_runtimes) == {"c"}
+
+
+def test_options_of_a_default_slot_need_no_driver_key(tmp_path: Path) -> None:
+    config = load_text(tmp_path, '[runtimes.runc.options]\nbinary = "/x"\n').config
+    assert (config.runtimes["runc"].driver, config.runtimes["runc"].options) == ("runc", {"binary": "/x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[runtimes.x]\ndriver = "runc"\nnetwrk = "y"\n',
+            'config.toml:3: runtimes.x.netwrk: unknown key; did you mean "network"?',
+        ),
+        ("\n[imagse]\n", 'config.toml:2: imagse: unknown key; did you mean "images"?'),
+        (
+            "[deadlines.runtime]\ncraete = 1\n",
+            'config.toml:2: deadlines.runtime.craete: unknown key; did you mean "create"?',
+        ),
+        (
+            '[images]\nmax_parallel_layers = "4"\n',
+            'config.toml:2: images.max_parallel_layers: should be a valid integer, not "4"',
+        ),
+        ("[log]\nlevel = 5\n", "config.toml:2: log.level: should be 'debug', 'info', 'warning' or 'error', not 5"),
+        ('[runtimes.x]\nnetwork = "default"\n', "config.toml:1: runtimes.x.driver: this key is missing"),
+        ('root = "var"\n', 'config.toml:1: root: must be an absolute path, not "var"'),
+        ('[images]\nsources = ["layout", 3]\n', "config.toml:2: images.sources[1]: should be a valid string, not 3"),
+        ('[server]\nmode = "999"\n', "config.toml:2: server.mode: String should match pattern"),
+        ("network = 5\n", "config.toml:1: network: should be a table, not 5"),
+        ('[runtimes."a/b"]\ndriver = "runc"\n', 'config.toml:1: runtimes."a/b": String should match pattern'),
+        (
+            '[images]\nsources = ["layuot"]\n',
+            'config.toml:2: images.sources[0]: there is no slot "layuot" in [registries]; did you mean "layout"?',
+        ),
+        (
+            '[runtimes.x]\ndriver = "runc"\nnetwork = "hst"\n[networks.host]\ndriver = "host"\n',
+            'config.toml:3: runtimes.x.network: there is no slot "hst" in [networks]; did you mean "host"?',
+        ),
+        (
+            '[runtimes.x]\ndriver = "runc"\nsnapshotter = "zfs"\n',
+            'config.toml:3: runtimes.x.snapshotter: there is no slot "zfs" in [snapshotters]; known: default',
+        ),
+        (
+            '[pods]\ndefault_runtime = "rnc"\n',
+            'config.toml:2: pods.default_runtime: there is no slot "rnc" in [runtimes]; did you mean "runc"?',
+        ),
+        ("[networks.default]\ndriver = 'cni'\n", "config.toml:1: networks.default: this name is the table [network]'s"),
+        ("[a]\nx = 1\nx = 2\n", "config.toml:3: this is no TOML: Cannot overwrite a value"),
+        ("a = [1,\n", "config.toml:2: this is no TOML: "),
+    ],
+)
+def test_a_mistake_is_told_with_file_line_key_and_remedy(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, "[log]\nlvel = 1\nformt = 2\n[server]\nmod = 3\n").splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["config.toml:2", "config.toml:3", "config.toml:5"]
+
+
+def test_a_mistake_in_a_drop_in_names_the_drop_in(tmp_path: Path) -> None:
+    assert refusal(tmp_path, '[log]\nlevel = "info"\n', x="[log]\n\nlevel = 1\n").startswith(
+        "conf.d/x.toml:3: log.level"
+    )
+
+
+def test_a_file_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(b"# fine\nroot = '\xff'\n")
+    with pytest.raises(ConfigurationError, match=r"config\.toml:2: this is no UTF-8 text"):
+        load(ConfigPaths.at(tmp_path / "config.toml"))
+
+
+def test_a_drop_in_that_can_not_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").symlink_to("/proc/self/mem")
+    with pytest.raises(ConfigurationError, match=r"config\.toml: can't be read: "):
+        load(ConfigPaths.at(tmp_path / "config.toml"))
+
+
+def test_a_deadline_of_a_hook_without_its_own_is_the_default() -> None:
+    deadlines = Config().deadlines.network
+    assert deadlines.of("status") == 10
+    assert deadlines.of("attach") == deadlines.default == 60
+
+
+def test_every_field_is_described() -> None:
+    schema = Config.model_json_schema()
+    for name, table in {"Config": schema, **schema["$defs"]}.items():
+        for field, content in table["properties"].items():
+            referred = schema["$defs"].get(content.get("$ref", "").removeprefix("#/$defs/"), {})
+            assert content.get("description") or referred.get("description"), f"{name}.{field} has no description"
