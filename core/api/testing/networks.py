@@ -1,0 +1,375 @@
+"""The contract of the network role as tests: whoever writes a driver applies them to it.
+
+Subclass the contract, and say how a driver is made::
+
+    class TestMine(NetworkContract):
+        def make_driver(self, host: Host) -> object:
+            return MyNetwork(MyOptions(subnet="10.99.0.0/24"), host)
+
+It wants root, pytest and pytest-asyncio. Each test runs in a network namespace that plays the node, so the real node's
+interfaces and rules stay as they are. What a driver keeps on disk belongs below ``host.state_dir``. A driver whose
+features say ``host_network`` skips the tests that have no meaning for it.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pluggy
+import pytest
+
+from crinoid.core.api.errors import DriverError
+from crinoid.core.api.hooks import PROJECT
+from crinoid.core.api.hooks.network import NetworkHooks
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux import libc, links, namespaces
+from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest
+from crinoid.core.api.values.pod import PodMetadata, PortMapping
+
+_NEW_NETWORK = 0x40000000
+_SETTLE_TRIES = 60
+_SETTLE_PAUSE_S = 0.05
+_CONNECT_S = 0.5
+_CONNECT_TRIES = 10
+_FIRST_HOST_PORT = 18080
+
+
+class BoundNetwork:
+    """A driver behind the hooks, called as the kernel calls it: by keyword, and with data that went through JSON."""
+
+    def __init__(self, driver: object) -> None:
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(NetworkHooks)
+        manager.register(driver)
+        manager.check_pending()
+        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+
+    def features(self) -> NetworkFeatures:
+        """What the driver says of itself."""
+        features = self._hook.features()
+        assert isinstance(features, NetworkFeatures), f"features returned {features!r}"
+        return features
+
+    async def call(self, hook: str, **arguments: object) -> Any:
+        """Call a hook and wait for its answer; a hook that the driver left out answers ``None``."""
+        answer = getattr(self._hook, hook)(**arguments)
+        return None if answer is None else await answer
+
+    async def plan(self, request: NetworkRequest) -> dict[str, object]:
+        """The driver's plan, as it comes back from the kernel's records."""
+        return _through_json(await self.call("plan", request=request))
+
+    async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        """The driver's attachment, with its data as it comes back from the kernel's records."""
+        attachment = await self.call("attach", request=request, plan=plan)
+        assert isinstance(attachment, Attachment), f"attach returned {attachment!r}"
+        return replace(attachment, data=_through_json(attachment.data))
+
+    async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
+        """Undo an attachment."""
+        assert await self.call("detach", request=request, data=data) is None, "detach returned something"
+
+
+def _through_json(data: Mapping[str, object]) -> dict[str, object]:
+    assert isinstance(data, Mapping), f"not a JSON object: {data!r}"
+    copy: dict[str, object] = json.loads(json.dumps(dict(data)))
+    return copy
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What the node's network namespace holds: interfaces, and packet filter rules without their counters."""
+
+    links: tuple[str, ...]
+    rules: tuple[str, ...]
+
+    @classmethod
+    def take(cls) -> "NodeState":
+        """Look at the calling thread's network namespace."""
+        return cls(links.names(), _list_rules())
+
+
+def _list_rules() -> tuple[str, ...]:
+    """Ask nft, else iptables-save; a node that has neither has no rules that a driver could have left."""
+    for command in (["nft", "-s", "list", "ruleset"], ["iptables-save"]):
+        if shutil.which(command[0]):
+            output = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
+            lines = (re.sub(r"\[\d+:\d+\]", "", line) for line in output.splitlines())
+            return tuple(line for line in lines if line.strip() and not line.startswith("#"))
+    return ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
+@pytest.mark.asyncio
+class NetworkContract:
+    """What every network driver must do. Override ``make_driver``."""
+
+    reaches_pods: ClassVar[bool] = True
+    """Whether the node can open a connection to a pod's first address, as Kubernetes wants it."""
+
+    def make_driver(self, host: Host) -> object:
+        """Make a driver; called twice with the same host, the second is the first after a restart of the daemon."""
+        raise NotImplementedError("say how a driver is made")
+
+    @pytest.fixture(autouse=True)
+    def node(self) -> Iterator[None]:
+        """Put the test, and what it runs, into a network namespace of its own, with loopback up."""
+        with _fresh_network_namespace():
+            links.set_up("lo")
+            yield
+
+    @pytest.fixture
+    def host(self, tmp_path: Path) -> Host:
+        """The driver's place on the node."""
+        folders = [tmp_path / name for name in ("state", "run")]
+        for folder in folders:
+            folder.mkdir(mode=0o700)
+        return Host("contract", folders[0], folders[1], logging.getLogger("contract"))
+
+    @pytest.fixture
+    def network(self, host: Host) -> BoundNetwork:
+        """The driver under test."""
+        return BoundNetwork(self.make_driver(host))
+
+    @pytest.fixture
+    def make_request(self, tmp_path: Path, network: BoundNetwork) -> Iterator[Callable[[str], NetworkRequest]]:
+        """Makes requests of pods by name, each with a pinned network namespace unless the driver uses the host's."""
+        pinned: list[Path] = []
+
+        def make(name: str) -> NetworkRequest:
+            netns = None if network.features().host_network else tmp_path / f"netns-{name}"
+            if netns is not None:
+                namespaces.pin({"network": netns})
+                pinned.append(netns)
+            return NetworkRequest(
+                pod_id=f"{name}{'0' * (64 - len(name))}",
+                metadata=PodMetadata(name, "contract", f"uid-{name}"),
+                netns=netns,
+                port_mappings=(PortMapping(container_port=8080, host_port=_FIRST_HOST_PORT + len(pinned)),),
+                ingress_bits_per_s=10_000_000,
+                annotations={"example.org/contract": name},
+            )
+
+        yield make
+        for netns in pinned:
+            namespaces.unpin(netns)
+
+    @pytest.fixture
+    def request_a(self, make_request: Callable[[str], NetworkRequest]) -> NetworkRequest:
+        """A pod."""
+        return make_request("a")
+
+    async def test_tells_that_it_is_ready(self, network: BoundNetwork) -> None:
+        status = await network.call("status")
+        assert status.ready, f"{status.reason}: {status.message}"
+        assert status.reason == "", "a network that is ready gives no reason"
+
+    async def test_planning_touches_nothing(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        before = NodeState.take()
+        await network.plan(request_a)
+        assert NodeState.take() == before
+        if request_a.netns:
+            assert namespaces.call_in(request_a.netns, links.names) == ("lo",), "plan made an interface in the pod"
+
+    async def test_attaching_gives_addresses(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        attachment = await _attach(network, request_a)
+        assert attachment.addresses, "a pod has at least one address"
+        for address in attachment.addresses:
+            ipaddress.ip_address(address)  # without prefix length
+        await network.detach(request_a, attachment.data)
+
+    async def test_the_interface_and_loopback_are_up(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        netns = _own_namespace(request_a)
+        attachment = await _attach(network, request_a)
+        assert namespaces.call_in(netns, lambda: links.is_up(request_a.interface)), f"{request_a.interface} is down"
+        assert namespaces.call_in(netns, lambda: links.is_up("lo")), "lo is down"
+        await network.detach(request_a, attachment.data)
+
+    async def test_the_pod_has_its_addresses(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        attachment = await _attach(network, request_a)
+        for address in attachment.addresses:
+            _in_pod(request_a, lambda address=address: _listen(address)).close()
+        await network.detach(request_a, attachment.data)
+
+    async def test_the_node_reaches_the_pod(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        if not self.reaches_pods:
+            pytest.skip("the driver says that its pods can't be reached from the node")
+        attachment = await _attach(network, request_a)
+        with _in_pod(request_a, lambda: _listen(attachment.addresses[0])) as listener:
+            await _connect(listener.getsockname()[:2])
+        await network.detach(request_a, attachment.data)
+
+    async def test_pods_at_the_same_time_differ(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        requests = [make_request(name) for name in ("a", "b", "c")]
+        _own_namespace(requests[0])
+        attachments = await asyncio.gather(*(_attach(network, request) for request in requests))
+        addresses = [address for attachment in attachments for address in attachment.addresses]
+        assert len(set(addresses)) == len(addresses), f"an address was given twice: {addresses}"
+        await asyncio.gather(
+            *(network.detach(request, a.data) for request, a in zip(requests, attachments, strict=True))
+        )
+
+    async def test_detaching_leaves_nothing(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        await self._attach_and_detach(network, make_request("first"))  # bridges and chains for all pods may stay
+        before = NodeState.take()
+        await self._attach_and_detach(network, make_request("second"))
+        await _wait_until_node_is(before)
+
+    async def test_detaching_is_idempotent(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        attachment = await _attach(network, request_a)
+        for _ in range(3):
+            await network.detach(request_a, attachment.data)
+
+    async def test_detaching_by_the_plan_alone(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """The daemon died after ``attach`` and before the attachment was recorded."""
+        await self._attach_and_detach(network, make_request("first"))
+        before = NodeState.take()
+        request = make_request("second")
+        plan = await network.plan(request)
+        await network.attach(request, plan)
+        await network.detach(request, plan)
+        await _wait_until_node_is(before)
+
+    async def test_detaching_what_was_never_attached(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """The daemon died after the plan was recorded and before ``attach``."""
+        await self._attach_and_detach(network, make_request("first"))
+        before = NodeState.take()
+        request = make_request("second")
+        await network.detach(request, await network.plan(request))
+        await _wait_until_node_is(before)
+
+    async def test_detaching_after_the_namespace_is_gone(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        await self._attach_and_detach(network, make_request("first"))
+        before = NodeState.take()
+        request = make_request("second")
+        netns = _own_namespace(request)
+        attachment = await _attach(network, request)
+        namespaces.unpin(netns)
+        await network.detach(request, attachment.data)
+        await network.detach(replace(request, netns=None), attachment.data)
+        await _wait_until_node_is(before)
+
+    async def test_another_daemon_can_detach(
+        self, network: BoundNetwork, host: Host, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        await self._attach_and_detach(network, make_request("first"))
+        before = NodeState.take()
+        request = make_request("second")
+        attachment = await _attach(network, request)
+        await BoundNetwork(self.make_driver(host)).detach(request, attachment.data)
+        await _wait_until_node_is(before)
+
+    async def test_an_address_can_be_given_again(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """Many more pods come and go than a node has at once; a driver that forgets to free would run dry later."""
+        for index in range(3):
+            await self._attach_and_detach(network, make_request(f"p{index}"))
+
+    async def test_check_accepts_an_attachment(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        attachment = await _attach(network, request_a)
+        await network.call("check", request=request_a, data=attachment.data)
+        await network.detach(request_a, attachment.data)
+
+    async def test_garbage_collection_spares_what_is_owned(
+        self, network: BoundNetwork, request_a: NetworkRequest
+    ) -> None:
+        attachment = await _attach(network, request_a)
+        await network.call("collect_garbage", valid=((request_a, attachment.data),))
+        _in_pod(request_a, lambda: _listen(attachment.addresses[0])).close()
+        await network.call("check", request=request_a, data=attachment.data)
+        await network.detach(request_a, attachment.data)
+
+    async def test_pod_cidrs_are_taken(self, network: BoundNetwork) -> None:
+        await network.call("set_pod_cidrs", cidrs=("10.244.7.0/24", "fd00:244:7::/64"))
+
+    async def test_a_pod_without_its_namespace_is_an_error(
+        self, network: BoundNetwork, request_a: NetworkRequest, tmp_path: Path
+    ) -> None:
+        _own_namespace(request_a)
+        lost = replace(request_a, netns=tmp_path / "nowhere")
+        plan = await network.plan(lost)
+        with pytest.raises(DriverError):
+            await network.attach(lost, plan)
+        await network.detach(lost, plan)
+
+    async def _attach_and_detach(self, network: BoundNetwork, request: NetworkRequest) -> None:
+        attachment = await _attach(network, request)
+        await network.detach(request, attachment.data)
+
+
+async def _attach(network: BoundNetwork, request: NetworkRequest) -> Attachment:
+    return await network.attach(request, await network.plan(request))
+
+
+def _own_namespace(request: NetworkRequest) -> Path:
+    """The pod's namespace; the test is skipped for a driver that uses the host's."""
+    if request.netns is None:
+        pytest.skip("pods share the host's network")
+    return request.netns
+
+
+def _in_pod(request: NetworkRequest, function: Callable[[], socket.socket]) -> socket.socket:
+    return namespaces.call_in(request.netns, function) if request.netns else function()
+
+
+def _listen(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, 0), family=family)
+
+
+async def _connect(address: tuple[str, int]) -> None:
+    """Connect, with patience: a new IPv6 address of the node can't be used until it is known to be the only one."""
+    for attempt in range(_CONNECT_TRIES):
+        try:
+            return (await asyncio.to_thread(socket.create_connection, address, _CONNECT_S)).close()
+        except OSError:
+            if attempt == _CONNECT_TRIES - 1:
+                raise
+        await asyncio.sleep(_SETTLE_PAUSE_S)
+    return None
+
+
+async def _wait_until_node_is(expected: NodeState) -> None:
+    """Compare, with patience for what the Linux kernel removes in the background after a namespace is dropped."""
+    for _ in range(_SETTLE_TRIES):
+        if (found := NodeState.take()) == expected:
+            return
+        await asyncio.sleep(_SETTLE_PAUSE_S)
+    assert found.links == expected.links, f"links left or lost: {set(found.links) ^ set(expected.links)}"
+    assert found.rules == expected.rules, f"rules left or lost: {set(found.rules) ^ set(expected.rules)}"
+
+
+@contextlib.contextmanager
+def _fresh_network_namespace() -> Iterator[None]:
+    """Move this thread into a new network namespace and back; what it left there is dropped by the Linux kernel."""
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.call("unshare", _NEW_NETWORK)
+        try:
+            yield
+        finally:
+            libc.call("setns", fd, _NEW_NETWORK)
+    finally:
+        os.close(fd)
