@@ -1,0 +1,94 @@
+"""The walk over the hosts that may have what is wanted: mirrors first, the registry last, again after a wait.
+
+Each host is asked once a round. One that gave a final answer (404, 403, a lie) is not asked again; one whose fault may
+pass (no connection, 429, 5xx) is asked in the next round. A final answer of the registry itself ends the walk.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crinoid.core.api.errors import ConfigurationError, CrinoidError
+from crinoid.plugins.registries.distribution.hosts import Endpoint
+
+MAX_WAIT_S = 60.0
+_MAX_BACKOFF_S = 30.0
+
+
+class HostFault(Exception):
+    """One host's answer that is of no use. ``passing``: the same host may do better later."""
+
+    def __init__(self, error: CrinoidError, passing: bool = False, retry_after_s: float = 0.0) -> None:
+        self.error = error
+        self.passing = passing and retry_after_s <= MAX_WAIT_S
+        self.retry_after_s = retry_after_s
+        super().__init__(str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often, and after which first wait."""
+
+    tries: int
+    backoff_s: float
+
+    def wait_s(self, round_number: int) -> float:
+        """Return the wait before a round, counted from 1: exponential, the upper half of it by chance."""
+        longest = min(_MAX_BACKOFF_S, self.backoff_s * 2.0 ** (round_number - 1))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads the load, guards nothing
+
+
+class Attempts:
+    """An asynchronous iterator of the host to be asked next; ``record`` its fault, then ask for another."""
+
+    def __init__(self, what: str, endpoints: Sequence[Endpoint], policy: RetryPolicy) -> None:
+        self._what = what
+        self._endpoints = endpoints
+        self._policy = policy
+        self._round = 0
+        self._waiting = list(endpoints)
+        self._said: dict[Endpoint, HostFault] = {}
+        self._served: set[Endpoint] = set()
+
+    def __aiter__(self) -> "Attempts":
+        return self
+
+    async def __anext__(self) -> Endpoint:
+        if not self._waiting:
+            await self._begin_round()
+        return self._waiting.pop(0)
+
+    def record(self, endpoint: Endpoint, fault: HostFault) -> None:
+        """Note what a host said; only the last word of each is kept."""
+        self._said.pop(endpoint, None)
+        self._said[endpoint] = fault
+
+    def forgive(self, endpoint: Endpoint) -> None:
+        """Note that a host served well: its tries are counted anew, and it is not overruled by the registry."""
+        self._round = 0
+        self._served.add(endpoint)
+
+    def failure(self) -> CrinoidError:
+        """Return the error for the caller: of the class of the last answer, with everyone's words."""
+        if not self._said:
+            return ConfigurationError(f"{self._what}: no host is configured that may be asked; see its hosts.toml")
+        words = "; ".join(f"{endpoint.label}: {fault}" for endpoint, fault in self._in_order())
+        kind = type(self._in_order()[-1][1].error)
+        return kind(f"{self._what}: {words}")
+
+    async def _begin_round(self) -> None:
+        again = [endpoint for endpoint, fault in self._in_order() if fault.passing]
+        self._round += 1
+        if not again or self._round >= self._policy.tries or self._is_settled(again):
+            raise StopAsyncIteration
+        asked_for = min(self._said[endpoint].retry_after_s for endpoint in again)
+        await asyncio.sleep(max(asked_for, self._policy.wait_s(self._round)))
+        self._waiting = again
+
+    def _is_settled(self, again: Sequence[Endpoint]) -> bool:
+        is_final = any(not endpoint.is_mirror and not fault.passing for endpoint, fault in self._in_order())
+        return is_final and not self._served.intersection(again)
+
+    def _in_order(self) -> list[tuple[Endpoint, HostFault]]:
+        return [(endpoint, self._said[endpoint]) for endpoint in self._endpoints if endpoint in self._said]

@@ -1,0 +1,294 @@
+"""Asks hosts for manifests and blobs: an authenticated exchange, its documents verified, its streams resumed.
+
+Loaded by the driver at its first pull, for aiohttp takes a fifth of a second to import.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import ClientResponse
+
+from crinoid.core.api.errors import CorruptContent, NotFound, Unauthenticated, Unavailable, Unsupported
+from crinoid.core.api.host import Host
+from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
+from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
+from crinoid.plugins.registries.distribution.challenges import read_challenges
+from crinoid.plugins.registries.distribution.credentials import NodeCredentials
+from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
+from crinoid.plugins.registries.distribution.options import DistributionOptions
+from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer
+from crinoid.plugins.registries.distribution.transport import Exchange, Transport, broken, read_answer, refusal
+from crinoid.plugins.registries.documents import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    MAX_DOCUMENT_BYTES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    classify,
+    digest_of,
+    is_digest,
+    verify,
+)
+
+_ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
+_MAX_PIECE_BYTES = 1 << 20
+_PROGRESS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A manifest or an index, verified."""
+
+    descriptor: Descriptor
+    content: bytes
+
+
+class RegistryClient:
+    """The protocol's client of one slot; made in the daemon's loop, closed at its end."""
+
+    def __init__(self, options: DistributionOptions, host: Host) -> None:
+        self._options = options
+        self._log = host.log
+        user_agent = options.user_agent or f"crinoid/{host.version or '0'}"
+        self._transport = Transport(user_agent, options.dial_timeout_s, options.stall_timeout_s)
+        node = NodeCredentials(options.docker_configs, options.helper_timeout_s)
+        self._authorizer = Authorizer(self._transport, node)
+        self._streams = asyncio.Semaphore(options.max_streams)
+        self._policy = RetryPolicy(options.tries, options.backoff_s)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._transport.close()
+
+    async def fetch_document(
+        self, reference: ImageReference, wanted: Descriptor | None, credentials: Credentials | None
+    ) -> Document:
+        """Fetch what the reference names, or, with ``wanted``, the manifest that an index of it names."""
+        selector = wanted.digest if wanted else reference.selector
+        if wanted and wanted.size > MAX_DOCUMENT_BYTES:
+            raise CorruptContent(f"pull {reference}: manifest {selector} is announced with {wanted.size} bytes")
+        capability = "pull" if is_digest(selector) else "resolve"
+        attempts = self._attempts(f"pull {reference}", reference, capability)
+        async for endpoint in attempts:
+            try:
+                return await self._ask_for_document(Asker(endpoint, reference, credentials), selector, wanted)
+            except HostFault as fault:
+                self._note(attempts, endpoint, fault)
+        raise attempts.failure()
+
+    async def open_blob(self, request: BlobRequest) -> "BlobStream":
+        """Open a stream of a blob; waits while too many are open."""
+        what = f"pull {request.reference}: blob {request.blob.digest}"
+        if not is_digest(request.blob.digest):
+            raise Unsupported(f"{what}: not a digest by sha256, sha384 or sha512")
+        attempts = self._attempts(what, request.reference, "pull")
+        stream = BlobStream(self, request, attempts, self._streams)
+        await stream.open()
+        return stream
+
+    async def ask_for_blob(self, endpoint: Endpoint, request: BlobRequest, offset: int) -> ClientResponse:
+        """Ask one host for a blob from ``offset`` on; the answer is 200 or 206. Raises HostFault."""
+        asker = Asker(endpoint, request.reference, request.credentials)
+        path = f"/{request.reference.repository}/blobs/{request.blob.digest}"
+        headers = {"Accept": "*/*"} | ({"Range": f"bytes={offset}-"} if offset else {})
+        try:
+            return await self._ask(asker, path, headers)
+        except HostFault as fault:
+            if not request.blob.urls or endpoint.is_mirror or not isinstance(fault.error, NotFound):
+                raise
+        return await self._ask_elsewhere(endpoint, request.blob, headers)
+
+    def note(self, attempts: Attempts, endpoint: Endpoint, fault: HostFault) -> None:
+        """Record a fault, and tell the log."""
+        self._note(attempts, endpoint, fault)
+
+    def _note(self, attempts: Attempts, endpoint: Endpoint, fault: HostFault) -> None:
+        attempts.record(endpoint, fault)
+        self._log.info("registry host %s: %s", endpoint.label, fault)
+
+    def _attempts(self, what: str, reference: ImageReference, capability: str) -> Attempts:
+        found = find_endpoints(reference.registry, self._options.config_paths, self._options.plain_http)
+        able = [endpoint for endpoint in found if capability in endpoint.capabilities]
+        return Attempts(what, able, self._policy)
+
+    async def _ask_for_document(self, asker: Asker, selector: str, wanted: Descriptor | None) -> Document:
+        what = f"manifest {selector}"
+        path = f"/{asker.reference.repository}/manifests/{selector}"
+        async with await self._ask(asker, path, {"Accept": _ACCEPT}) as response:
+            content = await read_answer(response, MAX_DOCUMENT_BYTES)
+            declared, announced = (response.headers.get(name, "") for name in ("Content-Type", "Docker-Content-Digest"))
+        try:
+            digest = _verify_document(content, selector if is_digest(selector) else "", announced, what)
+            media_type = classify(content, declared, what)
+            if wanted and (len(content), media_type) != (wanted.size, wanted.media_type):
+                raise CorruptContent(f"{what} is not of the type and size that the index says")
+        except (CorruptContent, Unsupported) as error:
+            raise HostFault(error) from error
+        return Document(Descriptor(media_type, digest, len(content)), content)
+
+    async def _ask(self, asker: Asker, path: str, headers: dict[str, str]) -> ClientResponse:
+        """One exchange, authenticated when the host wants it; 200 or 206, else HostFault."""
+        endpoint = asker.endpoint
+        url = f"{endpoint.url}{path}" + (f"?ns={endpoint.namespace}" if endpoint.namespace else "")
+        authorization = self._authorizer.known(asker)
+        response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))
+        if response.status == 401 and str(response.url).startswith(endpoint.url):
+            challenges = read_challenges(response.headers.getall("WWW-Authenticate", ()))
+            response.close()
+            authorization = await self._authorizer.answer(asker, challenges, authorization)
+            response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))
+        if response.status in (200, 206):
+            return response
+        raise _with_advice(await refusal(response), bool(authorization))
+
+    async def _ask_elsewhere(self, endpoint: Endpoint, blob: Descriptor, headers: dict[str, str]) -> ClientResponse:
+        """Ask the addresses that the descriptor of a "foreign" layer names, by https and with no credentials."""
+        said = []
+        bare = Endpoint(endpoint.url, tls=endpoint.tls, dial_timeout_s=endpoint.dial_timeout_s)
+        for url in (url for url in blob.urls[:4] if url.startswith(("https://", endpoint.url.partition("//")[0]))):
+            try:
+                response = await self._transport.send(Exchange("GET", url, bare, headers))
+                if response.status in (200, 206):
+                    return response
+                raise await refusal(response)
+            except HostFault as fault:
+                said.append(f"{url.partition('?')[0]}: {fault}")
+        raise HostFault(NotFound("; ".join(["404, a foreign layer", *said])))
+
+
+class BlobStream:
+    """An asynchronous iterator of a blob's pieces; a break is resumed where it was, at the next host if need be."""
+
+    def __init__(
+        self, client: RegistryClient, request: BlobRequest, attempts: Attempts, streams: asyncio.Semaphore
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._attempts = attempts
+        self._streams = streams
+        self._position = request.offset
+        self._connected_at = request.offset
+        self._skip = 0
+        self._endpoint: Endpoint | None = None
+        self._response: ClientResponse | None = None
+        self._is_open = False
+
+    def __aiter__(self) -> "BlobStream":
+        return self
+
+    async def open(self) -> None:
+        """Wait for a free stream and connect; nothing is held when it raises."""
+        await self._streams.acquire()
+        self._is_open = True
+        try:
+            await self._connect()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def __anext__(self) -> bytes:
+        try:
+            while self._is_open and self._position < self._request.blob.size:
+                if piece := self._take(await self._read()):
+                    return piece
+        except BaseException:
+            await self.aclose()
+            raise
+        await self.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Give up the connection. Idempotent."""
+        if self._response is not None:
+            if self._position < self._request.blob.size:
+                self._response.close()
+            self._response.release()  # a whole answer leaves its connection for the next blob
+            self._response = None
+        if self._is_open:
+            self._is_open = False
+            self._streams.release()
+
+    async def _connect(self) -> None:
+        async for endpoint in self._attempts:
+            try:
+                response = await self._client.ask_for_blob(endpoint, self._request, self._position)
+                self._skip = _bytes_to_skip(response, self._position, self._request.blob.size)
+            except HostFault as fault:
+                self._client.note(self._attempts, endpoint, fault)
+                continue
+            self._response, self._endpoint, self._connected_at = response, endpoint, self._position
+            return
+        raise self._attempts.failure()
+
+    async def _read(self) -> bytes:
+        """Return the next bytes of the connection, connecting anew as often as it breaks and may be tried."""
+        assert self._response is not None
+        try:
+            piece = await self._response.content.read(_MAX_PIECE_BYTES)
+        except (aiohttp.ClientError, OSError) as error:
+            return await self._resume(broken(error))
+        if piece:
+            return piece
+        size = self._request.blob.size
+        return await self._resume(HostFault(Unavailable(f"cut off at byte {self._position} of {size}"), passing=True))
+
+    async def _resume(self, fault: HostFault) -> bytes:
+        assert self._response is not None and self._endpoint is not None
+        self._response.close()
+        self._response = None
+        if self._position - self._connected_at >= _PROGRESS_BYTES:
+            self._attempts.forgive(self._endpoint)
+        self._client.note(self._attempts, self._endpoint, fault)
+        await self._connect()
+        return b""
+
+    def _take(self, piece: bytes) -> bytes:
+        """Drop what was had before, and what goes beyond the blob's size."""
+        dropped = min(self._skip, len(piece))
+        self._skip -= dropped
+        kept = piece[dropped : dropped + self._request.blob.size - self._position] if dropped else piece
+        kept = kept[: self._request.blob.size - self._position]
+        self._position += len(kept)
+        return kept
+
+
+def _verify_document(content: bytes, requested: str, announced: str, what: str) -> str:
+    """Return the document's digest: the one asked for, else the one announced, else sha256; each must be true."""
+    for digest in (requested, announced):
+        if digest and (is_digest(digest) or digest == requested):
+            verify(content, digest, what)
+    return requested or (announced if is_digest(announced) else digest_of(content))
+
+
+def _bytes_to_skip(response: ClientResponse, position: int, size: int) -> int:
+    """Check that an answer can be the blob; return how much of it was had before (a host may ignore a range)."""
+    fault = ""
+    length = response.content_length
+    start = position if response.status == 206 else 0
+    if response.status == 206:
+        fault = _range_fault(response.headers.get("Content-Range", ""), position, size)
+    if not fault and length is not None and length != size - start:
+        fault = f"the blob has {start + length} bytes there, not {size}"
+    if fault:
+        response.close()
+        raise HostFault(CorruptContent(fault))
+    return position - start
+
+
+def _range_fault(header: str, position: int, size: int) -> str:
+    """Check ``Content-Range: bytes FIRST-LAST/TOTAL`` (RFC 9110, section 14.4)."""
+    unit, _, rest = header.partition(" ")
+    span, _, total = rest.partition("/")
+    first = span.partition("-")[0]
+    if unit == "bytes" and first == str(position) and total in ("*", str(size)):
+        return ""
+    return f"asked for bytes {position}- of {size}, it sent {header[:80]!r}"
+
+
+def _with_advice(fault: HostFault, authenticated: bool) -> HostFault:
+    """Add to a 401 or 403 what it usually means: registries don't tell whether a private repository exists."""
+    if isinstance(fault.error, Unauthenticated):
+        said = "it refused the credentials or token" if authenticated else "it wants credentials"
+        return HostFault(Unauthenticated(f"{fault}; {said}, or the repository does not exist"))
+    return fault

@@ -1,0 +1,176 @@
+"""Whose name a host is asked in: the pull request's credentials, or the node's own from Docker's configuration files.
+
+The request's are for the registry of the reference: a mirror gets them only if their ``server_address`` names it, since
+a mirror may be anyone. A mirror, and a request without credentials, get what ``config.json`` has for the host: a
+credential helper, an entry of ``auths``, an identity token.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, Unauthenticated
+from crinoid.core.api.linux.process import run
+from crinoid.core.api.values.image import DEFAULT_REGISTRY, Credentials, ImageReference
+from crinoid.plugins.registries.distribution.hosts import Endpoint
+
+_HUB_NAMES = frozenset({DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"})
+_HUB_KEY = "https://index.docker.io/v1/"
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_IDENTITY_USER = "<token>"
+
+
+def applies(credentials: Credentials, endpoint: Endpoint, registry: str) -> bool:
+    """Tell whether a pull request's credentials are meant for this host."""
+    if not credentials.server_address:
+        return not endpoint.is_mirror
+    named = _same_host(_host_of(credentials.server_address))
+    return named == _same_host(endpoint.host) or (not endpoint.is_mirror and named == _same_host(registry))
+
+
+def is_empty(credentials: Credentials) -> bool:
+    """Tell whether there is nothing in them but perhaps an address."""
+    return not (credentials.username or credentials.identity_token or credentials.registry_token)
+
+
+class NodeCredentials:
+    """The node's own credentials. Files are read and helpers asked anew each time: both may change at any moment."""
+
+    def __init__(self, paths: tuple[Path, ...], helper_timeout_s: float) -> None:
+        self._paths = paths
+        self._helper_timeout_s = helper_timeout_s
+
+    async def find(self, host: str, reference: ImageReference) -> Credentials | None:
+        """Return the credentials for a host, ``None`` where no file has any.
+
+        Raises ConfigurationError for a file that can't be read, Unauthenticated when a helper fails.
+        """
+        for path, config in self._read_configs():
+            if found := await self._look_up(path, config, host, reference):
+                return found
+        return None
+
+    def _read_configs(self) -> "Iterator[tuple[Path, _DockerConfig]]":
+        for path in self._paths:
+            try:
+                path = path.expanduser()
+                yield path, _DockerConfig.model_validate_json(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: there is no home
+                continue
+            except OSError as error:
+                raise ConfigurationError(f"docker configuration {path}: {error.strerror}") from error
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                place = ".".join(map(str, first["loc"]))
+                # no "from": the error's text quotes the file, and so passwords
+                raise ConfigurationError(f"docker configuration {path}: {place}: {first['msg']}") from None
+
+    async def _look_up(
+        self, path: Path, config: "_DockerConfig", host: str, reference: ImageReference
+    ) -> Credentials | None:
+        for key in _keys(host, reference):
+            if helper := config.helpers.get(key):
+                return await self._ask_helper(helper, key)
+        if config.store and (found := await self._ask_helper(config.store, _store_key(host))):
+            return found
+        by_key = {_key_of(key): auth for key, auth in config.auths.items()}
+        for key in _keys(host, reference):
+            if auth := by_key.get(_key_of(key)):
+                return auth.credentials(f"docker configuration {path}: auths.{key}")
+        return None
+
+    async def _ask_helper(self, name: str, server: str) -> Credentials | None:
+        """Run ``docker-credential-NAME get``; it says so, and fails, when it has nothing for the server."""
+        program = f"docker-credential-{name}"
+        if not _HELPER.fullmatch(name):
+            raise ConfigurationError(f"docker configuration: {name!r} is not the name of a credential helper")
+        try:
+            done = await run([program, "get"], timeout_s=self._helper_timeout_s, stdin=server.encode())
+        except CrinoidError as error:
+            raise Unauthenticated(f"credential helper {program} for {server}: {error.message}") from error
+        if done.exit_code:
+            words = (done.stdout or done.stderr).decode(errors="replace").strip()[:200]
+            if "not found" in words.lower():
+                return None
+            raise Unauthenticated(f"credential helper {program} for {server} ended with {done.exit_code}: {words}")
+        try:
+            return _HelperAnswer.model_validate_json(done.stdout).credentials()
+        except ValidationError:
+            raise Unauthenticated(f"credential helper {program} for {server} gave no JSON answer") from None
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+
+class _Auth(_Document):
+    auth: str = ""
+    username: str = ""
+    password: str = ""
+    identity_token: Annotated[str, Field(alias="identitytoken")] = ""
+    registry_token: Annotated[str, Field(alias="registrytoken")] = ""
+
+    def credentials(self, where: str) -> Credentials | None:
+        """Return what the entry holds, ``None`` for an empty one (Docker leaves those beside a store)."""
+        username, password = self.username, self.password
+        if self.auth:
+            username, password = _decode(self.auth, where)
+        found = Credentials(username, password, "", self.identity_token, self.registry_token)
+        return None if is_empty(found) else found
+
+
+class _HelperAnswer(_Document):
+    username: Annotated[str, Field(alias="Username")] = ""
+    secret: Annotated[str, Field(alias="Secret")]
+
+    def credentials(self) -> Credentials:
+        if self.username == _IDENTITY_USER:
+            return Credentials(identity_token=self.secret)
+        return Credentials(self.username, self.secret)
+
+
+class _DockerConfig(_Document):
+    auths: Mapping[str, _Auth] = {}
+    helpers: Annotated[Mapping[str, str], Field(alias="credHelpers")] = {}
+    store: Annotated[str, Field(alias="credsStore")] = ""
+
+
+def _decode(auth: str, where: str) -> tuple[str, str]:
+    try:
+        username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        colon = ""
+    if not colon:
+        raise ConfigurationError(f"{where}: auth is not the base64 form of user:password")
+    return username, password.strip("\0")
+
+
+def _host_of(address: str) -> str:
+    """Return host and port of a server address, which may be a URL with a path."""
+    return address.rpartition("://")[2].partition("/")[0]
+
+
+def _same_host(host: str) -> str:
+    return DEFAULT_REGISTRY if host in _HUB_NAMES else host.lower()
+
+
+def _store_key(host: str) -> str:
+    return _HUB_KEY if host in _HUB_NAMES else host
+
+
+def _keys(host: str, reference: ImageReference) -> Iterator[str]:
+    """Yield the keys that may hold a host's entry, the most specific first: with the repository, its parents, none."""
+    parts = reference.repository.split("/")
+    for name in sorted(_HUB_NAMES) if host in _HUB_NAMES else [host]:
+        yield from (f"{name}/{'/'.join(parts[:length])}" for length in range(len(parts), 0, -1))
+    yield from ([_HUB_KEY, *sorted(_HUB_NAMES)] if host in _HUB_NAMES else [host, f"https://{host}"])
+
+
+def _key_of(key: str) -> str:
+    """Bring a key of ``auths`` into one form: no scheme, no API version, no slash at the end."""
+    return re.sub(r"/v[12]/?$", "", key.rpartition("://")[2]).rstrip("/").lower()

@@ -1,0 +1,85 @@
+"""The ``distribution`` driver: pulls by the registry protocol, version 2 (OCI distribution-spec 1.1, "Pull").
+
+``resolve`` fetches what a reference names and, where that is an index, the manifest for the platform; ``open_blob``
+streams. Hosts come from ``hosts``, faults are walked around by ``attempts``, the exchanges are ``client``'s.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from crinoid.core.api.errors import CorruptContent
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.host import Host
+from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
+from crinoid.plugins.registries.distribution.hosts import check_hosts
+from crinoid.plugins.registries.distribution.options import DistributionOptions
+from crinoid.plugins.registries.documents import INDEX_TYPES, choose, read_index, read_manifest
+
+if TYPE_CHECKING:
+    from crinoid.plugins.registries.distribution.client import Document, RegistryClient
+
+_MAX_DEPTH = 3
+
+
+class DistributionRegistry:
+    """An image source: every registry that the node can reach."""
+
+    api_version = "1.0"
+    Config = DistributionOptions
+
+    def __init__(self, config: DistributionOptions, host: Host) -> None:
+        self._config = config
+        self._host = host
+        self._client: RegistryClient | None = None
+
+    @hookimpl
+    async def resolve(self, request: ResolveRequest) -> ResolvedImage:
+        """Fetch the manifest, through an index where there is one."""
+        client = await self._connect()
+        target = await client.fetch_document(request.reference, None, request.credentials)
+        manifest = await self._descend(request, target)
+        read_manifest(manifest.content, f"pull {request.reference}: manifest {manifest.descriptor.digest}")
+        return ResolvedImage(target.descriptor, target.content, manifest.descriptor, manifest.content)
+
+    @hookimpl
+    async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:
+        """Open a stream that resumes itself."""
+        client = await self._connect()
+        return await client.open_blob(request)
+
+    @hookimpl
+    async def status(self) -> SourceStatus:
+        """Tell of configuration that can't be read; such a file hinders pulls from its registry only."""
+        problems = await asyncio.to_thread(check_hosts, self._config.config_paths)
+        return SourceStatus(ready=True, message="; ".join(problems))
+
+    @hookimpl
+    async def close(self) -> None:
+        """Close all connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _descend(self, request: ResolveRequest, document: "Document") -> "Document":
+        """Go from an index to the manifest for the platform; an index may stand in an index."""
+        client = await self._connect()
+        for _ in range(_MAX_DEPTH):
+            if document.descriptor.media_type not in INDEX_TYPES:
+                return document
+            what = f"pull {request.reference}: index {document.descriptor.digest}"
+            chosen = choose(read_index(document.content, what), request.platform, what)
+            document = await client.fetch_document(request.reference, chosen, request.credentials)
+        raise CorruptContent(f"pull {request.reference}: more than {_MAX_DEPTH} indexes inside each other")
+
+    async def _connect(self) -> "RegistryClient":
+        if self._client is None:
+            kind = await asyncio.to_thread(_load_client)
+            self._client = self._client or kind(self._config, self._host)
+        return self._client
+
+
+def _load_client() -> "type[RegistryClient]":
+    from crinoid.plugins.registries.distribution.client import RegistryClient
+
+    return RegistryClient

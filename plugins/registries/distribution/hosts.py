@@ -1,0 +1,207 @@
+"""Which hosts are asked for a registry's images, and how: ``certs.d/<registry>/hosts.toml``, as containerd has it.
+
+Read at every pull, so that a change counts at once. Beside that form, a folder with ``*.crt``, ``*.cert`` and ``*.key``
+is read as Docker reads it. Plain http is used only for a URL that says so, or for a registry named in ``plain_http``.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.values.image import DEFAULT_REGISTRY
+
+_ALL = frozenset({"pull", "resolve", "push"})
+_HUB = "registry-1.docker.io"
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|us|µs|ns|h|m|s)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a host proves itself, and we to it; ``client`` holds pairs of certificate and key."""
+
+    ca: tuple[Path, ...] = ()
+    client: tuple[tuple[Path, Path], ...] = ()
+    skip_verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One host: ``url`` is the root of its API with no slash at the end (``https://registry.example/v2``).
+
+    ``namespace`` is the registry that a mirror stands in for, sent as ``ns``; empty for the registry itself.
+    """
+
+    url: str
+    is_mirror: bool = False
+    capabilities: frozenset[str] = _ALL
+    tls: Tls = Tls()
+    headers: tuple[tuple[str, str], ...] = ()
+    dial_timeout_s: float | None = None
+    namespace: str = ""
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        parts = urlsplit(self.url)
+        return f"{'mirror ' if self.is_mirror else ''}{parts.scheme}://{parts.netloc}"
+
+
+def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tuple[str, ...]) -> tuple[Endpoint, ...]:
+    """Return the hosts to ask for a registry's images, in order; the last one is the registry itself.
+
+    Raises ConfigurationError, naming the file, for a ``hosts.toml`` that can't be read.
+    """
+    folder = next(_host_folders(registry, config_paths), None)
+    own = _default_url(registry, plain_http)
+    if folder is None:
+        return (Endpoint(own),)
+    file = folder / "hosts.toml"
+    if file.exists():
+        return _read_hosts(file, registry, own)
+    return (Endpoint(own, tls=_docker_certificates(folder)),)
+
+
+def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
+    """Return what is wrong with the files of all registries, one sentence each."""
+    problems = []
+    for path in config_paths:
+        for file in sorted(path.glob("*/hosts.toml")):
+            try:
+                _read_hosts(file, file.parent.name, f"https://{file.parent.name}/v2")
+            except ConfigurationError as error:
+                problems.append(error.message)
+    return tuple(problems)
+
+
+def _host_folders(registry: str, config_paths: tuple[Path, ...]) -> Iterator[Path]:
+    host, colon, port = registry.rpartition(":")
+    names = ([f"{host}_{port}_"] if colon and port.isdigit() else []) + [registry, "_default"]
+    for name in names:
+        yield from (path / name for path in config_paths if (path / name).is_dir())
+
+
+def _default_url(registry: str, plain_http: tuple[str, ...]) -> str:
+    scheme = "http" if registry in plain_http else "https"
+    return f"{scheme}://{_HUB if registry == DEFAULT_REGISTRY else registry}/v2"
+
+
+def _docker_certificates(folder: Path) -> Tls:
+    pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(folder.glob("*.cert")))
+    return Tls(ca=tuple(sorted(folder.glob("*.crt"))), client=pairs)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_seconds(value: Any) -> Any:
+    """Read a duration in Go's form, such as ``1m30s``."""
+    if not isinstance(value, str):
+        return value
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        raise ValueError(f"{value!r} is not a duration such as 10s")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+_Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+class _HostTable(BaseModel):
+    """One host's table, and the top of the file for the registry itself; keys of other programs are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    capabilities: tuple[str, ...] = ()
+    ca: _Strings = ()
+    client: Annotated[tuple[str | tuple[str, str], ...], BeforeValidator(_as_list)] = ()
+    skip_verify: bool = False
+    header: Mapping[str, _Strings] = {}
+    override_path: bool = False
+    dial_timeout: Annotated[float | None, BeforeValidator(_as_seconds), Field(gt=0)] = None
+
+
+class _HostsFile(_HostTable):
+    server: str = ""
+    host: Mapping[str, _HostTable] = {}
+
+
+def _read_hosts(file: Path, registry: str, own: str) -> tuple[Endpoint, ...]:
+    try:
+        hosts = _HostsFile.model_validate(tomllib.loads(file.read_text()))
+        mirrors = [_endpoint(url, table, file.parent, registry, True) for url, table in hosts.host.items()]
+        server = _endpoint(hosts.server or own, hosts, file.parent, registry, False)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigurationError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{file}: {error}") from error
+    return _join(mirrors, server)
+
+
+def _join(mirrors: list[Endpoint], server: Endpoint) -> tuple[Endpoint, ...]:
+    """Put the registry behind its mirrors; one that is listed among them keeps that place and those settings."""
+    if all(mirror.url != server.url for mirror in mirrors):
+        return (*mirrors, server)
+    return tuple(replace(mirror, is_mirror=mirror.url != server.url) for mirror in mirrors)
+
+
+def _endpoint(text: str, table: _HostTable, folder: Path, registry: str, is_mirror: bool) -> Endpoint:
+    parts = _split_url(text)
+    return Endpoint(
+        url=_api_root(parts, table.override_path),
+        is_mirror=is_mirror,
+        capabilities=frozenset(table.capabilities) or _ALL,
+        tls=_read_tls(table, folder),
+        headers=tuple(_headers(table)),
+        dial_timeout_s=table.dial_timeout,
+        namespace="" if parts.netloc == (_HUB if registry == DEFAULT_REGISTRY else registry) else registry,
+    )
+
+
+def _split_url(text: str) -> SplitResult:
+    """Split a host's URL; without a scheme it is https. Docker Hub's API is at another name than its images."""
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
+        raise ValueError(f"{text!r} is not the URL of a registry: http(s)://host[:port][/path], with no user in it")
+    _ = parts.port  # raises ValueError for one that is no number
+    is_hub = parts.netloc in (DEFAULT_REGISTRY, "index.docker.io")
+    return parts._replace(netloc=_HUB) if is_hub else parts
+
+
+def _api_root(parts: SplitResult, override_path: bool) -> str:
+    path = parts.path.rstrip("/")
+    if not override_path and not path.endswith("/v2"):
+        path += "/v2"
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _read_tls(table: _HostTable, folder: Path) -> Tls:
+    pairs = []
+    for item in table.client:
+        cert, key = (item, "") if isinstance(item, str) else item
+        pairs.append((folder / cert, folder / (key or cert)))
+    return Tls(tuple(folder / path for path in table.ca), tuple(pairs), table.skip_verify)
+
+
+def _headers(table: _HostTable) -> Iterator[tuple[str, str]]:
+    for name, values in table.header.items():
+        if not _HEADER_NAME.fullmatch(name) or any(set(value) & {"\r", "\n", "\0"} for value in values):
+            raise ValueError(f"header {name!r} can't be sent")
+        yield from ((name, value) for value in values)

@@ -1,0 +1,42 @@
+"""The options of the ``distribution`` driver."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from crinoid.core.api.config import DriverConfig
+
+
+class DistributionOptions(DriverConfig):
+    """What a slot of this driver may be told; the defaults reach any public registry."""
+
+    config_paths: tuple[Path, ...] = (Path("/etc/crinoid/certs.d"), Path("/etc/containerd/certs.d"))
+    """Folders with `<registry>/hosts.toml`: mirrors and TLS. The first that has one for the registry counts."""
+
+    docker_configs: tuple[Path, ...] = (Path("/etc/crinoid/registry/config.json"), Path("~/.docker/config.json"))
+    """Docker configuration files with the node's own credentials. The first that has some for the host counts."""
+
+    plain_http: tuple[str, ...] = ()
+    """Registries (`host` or `host:port`) that are asked by http instead of https."""
+
+    tries: Annotated[int, Field(ge=1, le=20)] = 5
+    """How often a host is asked that gives no answer, is overloaded or breaks off."""
+
+    backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """The wait before the second try; it doubles with every further one, with jitter, up to 30 seconds."""
+
+    dial_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """How long a connection may take to come about; `dial_timeout` of a hosts.toml goes before it."""
+
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """How long a host may send nothing before the connection is given up."""
+
+    max_streams: Annotated[int, Field(ge=1, le=64)] = 6
+    """How many blobs are streamed at once by this slot."""
+
+    helper_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    """How long a credential helper may take."""
+
+    user_agent: str = ""
+    """The User-Agent header; empty: crinoid and its version."""

@@ -1,0 +1,217 @@
+"""Answers a host's challenge: a Basic header, or a bearer token fetched from where the challenge says, and kept.
+
+The token server's protocol is Docker's (distribution: token and OAuth2 specifications): GET with the user's name and
+password, or POST with an identity token as the refresh token. One fetch serves all streams that wait for it.
+"""
+
+import asyncio
+import base64
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode, urlsplit
+
+from pydantic import Field
+
+from crinoid.core.api.errors import CorruptContent, CrinoidError, PermissionDenied, Unauthenticated
+from crinoid.core.api.values.image import Credentials, ImageReference
+from crinoid.plugins.registries.distribution.attempts import HostFault
+from crinoid.plugins.registries.distribution.challenges import Challenge
+from crinoid.plugins.registries.distribution.credentials import NodeCredentials, applies, is_empty
+from crinoid.plugins.registries.distribution.hosts import Endpoint
+from crinoid.plugins.registries.distribution.transport import Exchange, Transport, read_answer, refusal
+from crinoid.plugins.registries.documents import Document, parse
+
+_BASIC_LIFE_S = 300.0
+_SHORTEST_LIFE_S = 60.0  # token specification: "expires_in"
+_MARGIN_S = 5.0
+_MAX_ANSWER_BYTES = 1 << 20
+_MAX_KEPT = 512
+_SENDABLE = re.compile(r"[\x21-\x7e]{1,65536}")
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks which host for which repository."""
+
+    endpoint: Endpoint
+    reference: ImageReference
+    credentials: Credentials | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """An Authorization header and when it ends, by the monotonic clock."""
+
+    header: str
+    ends_at: float
+
+
+class TokenAnswer(Document):
+    """What a token server says."""
+
+    token: str = ""
+    access_token: str = ""
+    expires_in: Annotated[float, Field(ge=0)] = _SHORTEST_LIFE_S
+
+
+class Authorizer:
+    """Keeps the Authorization headers of this slot, in memory only."""
+
+    def __init__(self, transport: Transport, node: NodeCredentials) -> None:
+        self._transport = transport
+        self._node = node
+        self._passes: dict[tuple[str, str, Credentials | None], _Pass] = {}
+        self._locks: dict[tuple[str, str, Credentials | None], asyncio.Lock] = {}
+
+    def known(self, asker: Asker) -> str:
+        """Return the header that was good lately, or none."""
+        if token := _registry_token(asker):
+            return f"Bearer {token}"
+        found = self._passes.get(_key(asker))
+        return found.header if found and found.ends_at > time.monotonic() else ""
+
+    async def answer(self, asker: Asker, challenges: Sequence[Challenge], refused: str) -> str:
+        """Return a header that answers the challenges, other than the one just refused.
+
+        Raises HostFault: Unauthenticated when there is none, or what the token server said.
+        """
+        key = _key(asker)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if (known := self.known(asker)) and known != refused:
+                return known
+            made = await self._make(asker, challenges)
+            if made.header == refused:
+                raise _refused(asker)
+            self._keep(key, made)
+            return made.header
+
+    async def _make(self, asker: Asker, challenges: Sequence[Challenge]) -> _Pass:
+        if _registry_token(asker):
+            raise _refused(asker)
+        credentials = await self._credentials(asker)
+        for challenge in challenges:
+            if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
+                return await self._fetch(asker, challenge.parameters, credentials)
+        if not any(challenge.scheme == "basic" for challenge in challenges):
+            schemes = ", ".join(challenge.scheme for challenge in challenges) or "nothing"
+            raise HostFault(Unauthenticated(f"401, and of the ways to authenticate it names {schemes} is known here"))
+        if credentials is None or not credentials.username:
+            raise HostFault(Unauthenticated(f"401: it wants a user and a password, and there are none {_where(asker)}"))
+        return _Pass(_basic(credentials), time.monotonic() + _BASIC_LIFE_S)
+
+    async def _credentials(self, asker: Asker) -> Credentials | None:
+        given = asker.credentials
+        if given and not is_empty(given) and applies(given, asker.endpoint, asker.reference.registry):
+            return given
+        if given and not is_empty(given) and not asker.endpoint.is_mirror:
+            return None  # they name another server: the peers go on without any
+        try:
+            return await self._node.find(_credential_host(asker), asker.reference)
+        except CrinoidError as error:
+            raise HostFault(error) from error
+
+    async def _fetch(self, asker: Asker, wanted: Mapping[str, str], credentials: Credentials | None) -> _Pass:
+        """Fetch a bearer token from the realm of a challenge."""
+        if credentials and credentials.registry_token:
+            return _Pass(f"Bearer {credentials.registry_token}", time.monotonic() + _BASIC_LIFE_S)
+        realm = _checked_realm(asker, wanted["realm"])
+        scope = wanted.get("scope") or f"repository:{asker.reference.repository}:pull"
+        fields = {"service": wanted.get("service", ""), "scope": scope}
+        exchange = _token_exchange(asker.endpoint, realm, fields, credentials)
+        host = urlsplit(realm).netloc
+        try:
+            async with await self._transport.send(exchange) as response:
+                if response.status != 200:
+                    raise await refusal(response)
+                content = await read_answer(response, _MAX_ANSWER_BYTES)
+            return _pass_of(parse(TokenAnswer, content, "its answer"))
+        except HostFault as fault:
+            kind = type(fault.error)
+            if kind is PermissionDenied or getattr(fault, "status", 0) in (400, 401, 403):
+                kind = Unauthenticated
+            error = kind(f"token server {host}: {fault}")
+            raise HostFault(error, fault.passing, fault.retry_after_s) from fault
+        except CorruptContent as error:
+            raise HostFault(CorruptContent(f"token server {host}: {error}")) from error
+
+    def _keep(self, key: tuple[str, str, Credentials | None], made: _Pass) -> None:
+        if len(self._passes) >= _MAX_KEPT:
+            now = time.monotonic()
+            self._passes = {known: kept for known, kept in self._passes.items() if kept.ends_at > now}
+            self._locks = {known: lock for known, lock in self._locks.items() if lock.locked() or known in self._passes}
+        self._passes[key] = made
+
+
+def _key(asker: Asker) -> tuple[str, str, Credentials | None]:
+    return asker.endpoint.url, asker.reference.name, asker.credentials
+
+
+def _registry_token(asker: Asker) -> str:
+    given = asker.credentials
+    if given and given.registry_token and applies(given, asker.endpoint, asker.reference.registry):
+        return given.registry_token
+    return ""
+
+
+def _credential_host(asker: Asker) -> str:
+    """A mirror has credentials of its own; the registry's are kept by the name in the reference."""
+    return asker.endpoint.host if asker.endpoint.is_mirror else asker.reference.registry
+
+
+def _checked_realm(asker: Asker, realm: str) -> str:
+    """Refuse a realm that would carry secrets in the clear, where the registry itself is asked by https."""
+    parts = urlsplit(realm)
+    if parts.scheme == "https" or (parts.scheme == "http" and asker.endpoint.url.startswith("http://")):
+        return realm
+    raise HostFault(
+        Unauthenticated(f"401, and its token server {parts.scheme}://{parts.netloc} is not reached by https")
+    )
+
+
+def _token_exchange(
+    endpoint: Endpoint, realm: str, fields: Mapping[str, str], credentials: Credentials | None
+) -> Exchange:
+    if credentials and credentials.identity_token:
+        form = {
+            "grant_type": "refresh_token",
+            "client_id": "crinoid",
+            "refresh_token": credentials.identity_token,
+            **fields,
+        }
+        return Exchange("POST", realm, endpoint, form=form)
+    scopes = [("scope", scope) for scope in fields["scope"].split(" ")]
+    service = [("service", fields["service"])] if fields["service"] else []
+    query = urlencode([*service, *scopes], safe="/:,")
+    url = f"{realm}{'&' if '?' in realm else '?'}{query}"
+    has_user = credentials is not None and bool(credentials.username)
+    return Exchange("GET", url, endpoint, authorization=_basic(credentials) if credentials and has_user else "")
+
+
+def _pass_of(answer: TokenAnswer) -> _Pass:
+    token = answer.token or answer.access_token
+    if not _SENDABLE.fullmatch(token):
+        raise CorruptContent("its answer holds no usable token")
+    life_s = max(answer.expires_in, _SHORTEST_LIFE_S) - _MARGIN_S
+    return _Pass(f"Bearer {token}", time.monotonic() + life_s)
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def _refused(asker: Asker) -> HostFault:
+    return HostFault(Unauthenticated(f"401: it refused the credentials {_where(asker)}"))
+
+
+def _where(asker: Asker) -> str:
+    given = asker.credentials
+    if given and not is_empty(given) and applies(given, asker.endpoint, asker.reference.registry):
+        return "of the pull request"
+    host = _credential_host(asker)
+    if given and not is_empty(given) and not asker.endpoint.is_mirror:
+        return f"for {host}: those of the pull request are for {given.server_address!r}"
+    return f"for {host}, neither in the pull request (imagePullSecrets) nor in a docker config.json of the node"

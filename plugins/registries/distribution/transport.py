@@ -1,0 +1,259 @@
+"""One HTTP exchange with a host: TLS as configured, proxies, redirects; every fault becomes a HostFault.
+
+Only this module and ``client`` import aiohttp; the driver loads them at the first pull. No cookie is kept, no body is
+decompressed, and a redirect to another host carries neither Authorization nor the headers of a ``hosts.toml``.
+"""
+
+import asyncio
+import email.utils
+import json
+import os
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import ClientResponse, ClientSession, ClientTimeout
+from yarl import URL
+
+from crinoid.core.api.errors import (
+    ConfigurationError,
+    CorruptContent,
+    CrinoidError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from crinoid.plugins.registries.distribution.attempts import HostFault
+from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls
+from crinoid.plugins.registries.distribution.proxies import find_proxy
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 10
+_PASSING = frozenset({408, 425, 429})
+_BUFFER_BYTES = 1 << 20
+_MAX_ERROR_BYTES = 8 << 10
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What is sent; ``form`` is the body of a POST. ``authorization`` shows in no message."""
+
+    method: str
+    url: str
+    endpoint: Endpoint
+    headers: Mapping[str, str] = field(default_factory=dict)
+    authorization: str = field(default="", repr=False)
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+
+
+class Transport:
+    """The connections of one slot. Must be made in the daemon's loop, and closed."""
+
+    def __init__(self, user_agent: str, dial_timeout_s: float, stall_timeout_s: float) -> None:
+        self._dial_timeout_s = dial_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._contexts: dict[object, ssl.SSLContext] = {}
+        self._session = ClientSession(
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+            read_bufsize=_BUFFER_BYTES,
+        )
+
+    async def send(self, exchange: Exchange) -> ClientResponse:
+        """Return the answer, whatever its status, with its body unread; the caller releases it.
+
+        Follows redirects of a GET. Raises HostFault when there is no answer.
+        """
+        url, first = exchange.url, exchange.url
+        for _ in range(_MAX_REDIRECTS):
+            response = await self._send_once(exchange, url, is_home=_origin(url) == _origin(first))
+            if response.status not in _REDIRECTS or exchange.method != "GET":
+                return response
+            url = _follow(exchange, response)
+        raise HostFault(Unavailable(f"more than {_MAX_REDIRECTS} redirects"))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def _send_once(self, exchange: Exchange, url: str, is_home: bool) -> ClientResponse:
+        headers = list(exchange.headers.items())
+        if is_home:
+            headers += exchange.endpoint.headers
+            headers += [("Authorization", exchange.authorization)] if exchange.authorization else []
+        try:
+            return await self._session.request(
+                exchange.method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=exchange.form,
+                allow_redirects=False,
+                proxy=find_proxy(url, os.environ),
+                ssl=await self._context(exchange.endpoint.tls) if url.startswith("https:") else True,
+                timeout=self._timeout(exchange.endpoint),
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise broken(error) from error
+
+    def _timeout(self, endpoint: Endpoint) -> ClientTimeout:
+        dial_s = endpoint.dial_timeout_s or self._dial_timeout_s
+        return ClientTimeout(total=None, sock_connect=dial_s, sock_read=self._stall_timeout_s)
+
+    async def _context(self, tls: Tls) -> ssl.SSLContext:
+        """Return the context for a host's settings; files that changed make a new one."""
+        key = (tls, tuple(_stamp(path) for path in _files(tls)))
+        if key not in self._contexts:
+            try:
+                context = await asyncio.to_thread(_make_context, tls)
+            except (ssl.SSLError, OSError) as error:
+                named = getattr(error, "filename", None) or ", ".join(map(str, _files(tls)))
+                raise HostFault(ConfigurationError(f"certificates {named}: {error.strerror or error}")) from error
+            if len(self._contexts) > 64:
+                self._contexts.clear()
+            self._contexts[key] = context
+        return self._contexts[key]
+
+
+def broken(error: Exception) -> HostFault:
+    """Return the fault for a connection that failed, in words that hold no URL and no header."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        said = error.certificate_error
+        words = getattr(said, "verify_message", "") or type(said).__name__
+        return HostFault(Unavailable(f"its certificate is not trusted: {words}"))
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return HostFault(Unavailable("no connection in time"), passing=True)
+    if isinstance(error, TimeoutError):
+        return HostFault(Unavailable("it stalled: no bytes in time"), passing=True)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return HostFault(Unavailable("its name does not resolve"), passing=True)
+    if isinstance(error, ssl.SSLError | aiohttp.ClientSSLError):
+        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        return HostFault(Unavailable(f"TLS failed: {getattr(cause, 'reason', None) or type(cause).__name__}"))
+    if isinstance(error, OSError):
+        number = (error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error).errno
+        return HostFault(Unavailable(os.strerror(number).lower() if number else "the connection broke"), passing=True)
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return HostFault(Unavailable("it broke off"), passing=True)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return HostFault(Unavailable(f"the proxy said {error.status}"), passing=error.status >= 500)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return HostFault(Unavailable("its answer is not HTTP"), passing=True)
+    return HostFault(Unavailable(f"the request failed ({type(error).__name__})"))
+
+
+async def refusal(response: ClientResponse) -> HostFault:
+    """Return the fault for an answer that is not what was wanted, with what its body says; release it."""
+    status = response.status
+    kinds: dict[int, type[CrinoidError]] = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound}
+    try:
+        said = _words(await _read_at_most(response, _MAX_ERROR_BYTES))
+    except HostFault:
+        said = ""
+    finally:
+        response.close()
+    words = " ".join(part for part in (str(status), _clean(response.reason or ""), said) if part)
+    passing = status >= 500 or status in _PASSING
+    return HostFault(kinds.get(status, Unavailable)(words), passing, _retry_after_s(response))
+
+
+async def read_answer(response: ClientResponse, max_bytes: int) -> bytes:
+    """Read a whole body of bounded size; raise HostFault when it is longer or breaks off."""
+    content = await _read_at_most(response, max_bytes + 1)
+    if len(content) > max_bytes:
+        response.close()
+        raise HostFault(CorruptContent(f"its answer is longer than {max_bytes} bytes"))
+    return content
+
+
+async def _read_at_most(response: ClientResponse, max_bytes: int) -> bytes:
+    content = bytearray()
+    try:
+        while len(content) < max_bytes and (piece := await response.content.read(max_bytes - len(content))):
+            content += piece
+    except (aiohttp.ClientError, OSError) as error:
+        raise broken(error) from error
+    return bytes(content)
+
+
+def _follow(exchange: Exchange, response: ClientResponse) -> str:
+    """Return where a redirect leads; it may lead to plain http only where the host itself is asked so."""
+    location = response.headers.get("Location", "")
+    response.release()
+    try:
+        target = str(response.url.join(URL(location, encoded=True)))
+        scheme, host = urlsplit(target).scheme, urlsplit(target).netloc
+    except ValueError:
+        scheme, host = "", ""
+    if not location or not host or scheme not in ("http", "https"):
+        raise HostFault(Unavailable(f"{response.status}, a redirect to nowhere"))
+    if scheme == "http" and not exchange.endpoint.url.startswith("http://"):
+        raise HostFault(Unavailable(f"it redirects to plain http at {host}, which is not configured"))
+    return target
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _files(tls: Tls) -> tuple[Path, ...]:
+    return (*tls.ca, *(path for pair in tls.client for path in pair))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _make_context(tls: Tls) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for path in tls.ca:
+        context.load_verify_locations(path)
+    for cert, key in tls.client:
+        context.load_cert_chain(cert, key, password=_no_password)
+    if tls.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _no_password() -> str:
+    """Keep OpenSSL from asking at the terminal for the password of an encrypted key."""
+    return ""
+
+
+def _words(body: bytes) -> str:
+    """Return the first error of a body in the registry's form (distribution-spec, "Error Codes")."""
+    try:
+        first = json.loads(body)["errors"][0]
+        code, message = first.get("code", ""), first.get("message", "")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    words = ": ".join(str(part) for part in (code, message) if part)
+    return f"({_clean(words)})" if words else ""
+
+
+def _clean(words: str) -> str:
+    return _UNPRINTABLE.sub(" ", words)[:200].strip()
+
+
+def _retry_after_s(response: ClientResponse) -> float:
+    """Read Retry-After, in seconds or as a date."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0

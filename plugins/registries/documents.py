@@ -1,0 +1,222 @@
+"""Manifests and indexes, as registries and layouts hold them: read with suspicion, chosen by platform.
+
+Both drivers bring bytes from outside here before they believe anything in them (image-spec: descriptor.md, manifest.md,
+image-index.md; Docker's image manifest version 2, schema 2).
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.values.image import Descriptor, Platform
+
+MAX_DOCUMENT_BYTES = 8 << 20
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+_SCHEMA1_TYPES = frozenset(
+    {
+        "application/vnd.docker.distribution.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    }
+)
+_VAGUE_TYPES = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+_DIGEST = r"^(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})$"
+_ALGORITHMS = {"sha256": 64, "sha384": 96, "sha512": 128}
+
+
+class Document(BaseModel):
+    """JSON from outside: unknown keys are of no interest, and ``null`` is what Go writes for an empty list."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:  # Any: whatever the JSON holds
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+class PlatformDocument(Document):
+    """The platform of an entry of an index."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+
+class DescriptorDocument(Document):
+    """A descriptor, also as an entry of an index."""
+
+    digest: Annotated[str, Field(pattern=_DIGEST)]
+    size: Annotated[int, Field(ge=0)]
+    media_type: Annotated[str, Field(alias="mediaType")] = ""
+    urls: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = {}
+    platform: PlatformDocument | None = None
+
+    def descriptor(self) -> Descriptor:
+        """Return the value that crosses the hooks."""
+        return Descriptor(self.media_type, self.digest, self.size, dict(self.annotations), self.urls)
+
+
+class IndexDocument(Document):
+    """An OCI index or a Docker manifest list."""
+
+    media_type: Annotated[str, Field(alias="mediaType")] = ""
+    manifests: tuple[DescriptorDocument, ...] = ()
+
+
+class ManifestDocument(Document):
+    """An image manifest."""
+
+    config: DescriptorDocument
+    media_type: Annotated[str, Field(alias="mediaType")] = ""
+    layers: tuple[DescriptorDocument, ...] = ()
+
+
+_D = TypeVar("_D", bound=Document)
+
+
+def read_index(content: bytes, what: str) -> IndexDocument:
+    """Parse an index; raise CorruptContent, naming ``what``."""
+    return parse(IndexDocument, content, what)
+
+
+def read_manifest(content: bytes, what: str) -> ManifestDocument:
+    """Parse an image manifest; raise CorruptContent, naming ``what``."""
+    return parse(ManifestDocument, content, what)
+
+
+def parse(model: type[_D], content: bytes, what: str) -> _D:
+    """Validate JSON from outside against a model; raise CorruptContent, naming ``what`` and the first fault."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CorruptContent(f"{what}: {f'{place}: ' if place else ''}{first['msg']}") from error
+
+
+def classify(content: bytes, declared: str, what: str) -> str:
+    """Return the media type of a manifest or an index.
+
+    ``declared`` is what the Content-Type or the descriptor said, perhaps nothing useful. The document's own
+    ``mediaType`` must agree with it, and the document must not be both kinds at once: the same bytes must mean the same
+    to everyone (image-spec, manifest.md, ``mediaType``). Raises Unsupported for schema 1, CorruptContent for the rest.
+    """
+    declared = declared.partition(";")[0].strip().lower()
+    facts = _top_level(content, what)
+    if declared in _SCHEMA1_TYPES or facts.get("schemaVersion") == 1:
+        raise Unsupported(f"{what} is of Docker's schema 1, which no longer is an image format: push the image anew")
+    own = facts.get("mediaType") or ""
+    if declared in _VAGUE_TYPES:
+        declared = own or (OCI_INDEX if "manifests" in facts else OCI_MANIFEST)
+    if own and own != declared:
+        raise CorruptContent(f"{what} says it is {own!r}, but was announced as {declared!r}")
+    if declared not in INDEX_TYPES | MANIFEST_TYPES:
+        raise CorruptContent(f"{what} is of type {declared!r}, which is neither an image manifest nor an index")
+    if ("manifests" in facts) == (declared in MANIFEST_TYPES) or {"manifests", "layers"} <= facts.keys():
+        raise CorruptContent(f"{what} does not have the fields of its type {declared!r}")
+    return declared
+
+
+def _top_level(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptContent(f"{what} is not JSON ({error or type(error).__name__})") from error
+    if not isinstance(facts, dict):
+        raise CorruptContent(f"{what} is JSON, but not an object")
+    return facts
+
+
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    """Return the digest of the content by one of the registered algorithms."""
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+
+
+def is_digest(text: str) -> bool:
+    """Tell whether this is a digest of an algorithm that can be verified here."""
+    algorithm, _, value = text.partition(":")
+    return _ALGORITHMS.get(algorithm) == len(value) and not value.strip("0123456789abcdef")
+
+
+def verify(content: bytes, digest: str, what: str) -> None:
+    """Raise CorruptContent when the content is not that of the digest, Unsupported for an unknown algorithm."""
+    if not is_digest(digest):
+        raise Unsupported(f"{what}: {digest!r} is not a digest by sha256, sha384 or sha512")
+    actual = digest_of(content, digest.partition(":")[0])
+    if not hmac.compare_digest(actual, digest):
+        raise CorruptContent(f"{what} has the digest {actual}, not {digest}")
+
+
+def choose(index: IndexDocument, platform: Platform, what: str) -> Descriptor:
+    """Return the entry of an index that fits the platform best; raise Unsupported when none does.
+
+    Variants as the peers have them: a processor runs those below its own, best first. Entries without a platform come
+    last. Attestations and other documents that only stand beside images are passed over.
+    """
+    images = [entry for entry in index.manifests if _is_image(entry)]
+    wanted = _runnable(platform)
+    ranked = [(wanted.index(place), entry) for entry in images if (place := _place(entry, platform)) in wanted]
+    if not ranked:
+        known = ", ".join(dict.fromkeys(str(_platform(entry)) for entry in images)) or "none at all"
+        raise Unsupported(f"{what} has no manifest for the platform {platform}; it has: {known}")
+    return min(ranked, key=lambda pair: pair[0])[1].descriptor()
+
+
+_Place = tuple[str, str]
+_ANYWHERE: _Place = ("", "")
+
+
+def _is_image(entry: DescriptorDocument) -> bool:
+    attested = entry.annotations.get("vnd.docker.reference.type") == "attestation-manifest"
+    unknown = entry.platform is not None and "unknown" in (entry.platform.os, entry.platform.architecture)
+    return entry.media_type in INDEX_TYPES | MANIFEST_TYPES and not attested and not unknown
+
+
+def _platform(entry: DescriptorDocument) -> Platform:
+    place = entry.platform
+    return Platform(place.os, place.architecture, place.variant) if place else Platform("any", "")
+
+
+def _place(entry: DescriptorDocument, platform: Platform) -> _Place | None:
+    """Return the entry's architecture and variant in normal form, or ``None`` for another operating system."""
+    if entry.platform is None:
+        return _ANYWHERE
+    if entry.platform.os.lower() != platform.os.lower():
+        return None
+    return _normalize(entry.platform.architecture, entry.platform.variant)
+
+
+def _runnable(platform: Platform) -> Sequence[_Place]:
+    """Return what a machine of the platform runs, best first."""
+    architecture, variant = _normalize(platform.architecture, platform.variant)
+    level = int(variant[1:]) if variant[1:].isdigit() else 0
+    places: list[_Place] = [(architecture, variant)]
+    if architecture in ("amd64", "arm"):
+        places = [(architecture, f"v{number}") for number in range(level, 0, -1)] or places
+    if architecture == "arm64":
+        places += [("arm64", f"v{number}") for number in range(level - 1, 7, -1)]
+        places += [("arm", f"v{number}") for number in range(8, 4, -1)]
+    return [*places, _ANYWHERE]
+
+
+def _normalize(architecture: str, variant: str) -> _Place:
+    architecture, variant = architecture.lower(), variant.lower()
+    if variant.isdigit():
+        variant = f"v{variant}"
+    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+    if architecture in ("armhf", "armel"):
+        return "arm", "v7" if architecture == "armhf" else "v6"
+    architecture = aliases.get(architecture, architecture)
+    return architecture, variant or {"amd64": "v1", "arm64": "v8", "arm": "v7"}.get(architecture, "")
