@@ -1,0 +1,175 @@
+"""What surrounds every call: its request is looked through, its errors become statuses, it is logged and measured.
+
+``generic_handler`` makes of an object with one coroutine method per RPC, ``run_pod_sandbox(request) -> response``, the
+handler of a whole service; RPCs that the object has no method for answer UNIMPLEMENTED.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from crinoid.core.api.errors import InvalidArgument, NotImplementedHere
+from crinoid.core.cri.decode.checks import check_message
+from crinoid.core.cri.errors import to_status
+from crinoid.core.cri.wire import api_pb2
+
+Method = Callable[[Any], Awaitable[Message | bytes]]
+"""One RPC: a request message in, the response out, as a message or encoded already. ``Any``: each has its own type."""
+
+_log = logging.getLogger("crinoid.cri")
+
+_READS = re.compile(r"List|Stream|Version|Status|Get|.*(Status|Stats|FsInfo)$|RuntimeConfig")
+_OUR_FAULT = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+
+
+def _ignore(_rpc: str, _seconds: float, _code: str) -> None:
+    """Measure nothing."""
+
+
+def _no_span(_rpc: str, _metadata: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
+    """Trace nothing."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class CallHooks:
+    """Who else wants to know of calls.
+
+    ``observe(rpc, seconds, code)`` is told the end of each, with gRPC's name of the status. ``span(rpc, metadata)``
+    returns the context that the call runs in; ``metadata`` are the request's headers, with ``traceparent`` maybe.
+    """
+
+    observe: Callable[[str, float, str], None] = _ignore
+    span: Callable[[str, Mapping[str, str]], contextlib.AbstractContextManager[object]] = _no_span
+
+
+NO_HOOKS = CallHooks()
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Takes the place of a request that could not be read."""
+
+    message: str
+
+
+class Calls:
+    """The lifecycle of all calls of a server; ``in_flight`` counts those under way by RPC."""
+
+    def __init__(self, hooks: CallHooks) -> None:
+        self.in_flight: Counter[str] = Counter()
+        self._hooks = hooks
+
+    async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
+        """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
+        started, code, text = time.monotonic(), "CANCELLED", "the client has gone away"
+        self.in_flight[rpc] += 1
+        try:
+            with self._hooks.span(rpc, _headers(context)):
+                answer = await method(_readable(request))
+            code, text = "OK", ""
+            return answer
+        except Exception as error:  # here ends, as a status, whatever went wrong
+            status = to_status(error, rpc)
+            code, text = status.code.name, status.message
+            await context.abort(status.code, status.message, status.trailer)
+            raise  # not reached: abort raises
+        finally:
+            self.in_flight[rpc] -= 1
+            self._note(rpc, describe_subject(request), time.monotonic() - started, code, text)
+
+    def _note(self, rpc: str, subject: str, seconds: float, code: str, text: str) -> None:
+        self._hooks.observe(rpc, seconds, code)
+        fields = {"rpc": rpc, "subject": subject, "seconds": round(seconds, 6), "code": code}
+        outcome = f"{code}: {text}" if text else code
+        _log.log(_level(rpc, code), "%s %s: %s in %.1f ms", rpc, subject, outcome, seconds * 1000, extra=fields)
+
+
+def generic_handler(service: str, implementation: object, calls: Calls) -> Any:
+    """Make grpc's handler of ``RuntimeService`` or ``ImageService``. ``Any``: grpc has no types."""
+    descriptor = api_pb2.DESCRIPTOR.services_by_name[service]
+    handlers = {rpc.name: _method_handler(rpc, implementation, calls) for rpc in descriptor.methods}
+    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+
+
+def method_name(rpc: str) -> str:
+    """Return the name of an RPC's method: ``RunPodSandbox`` is ``run_pod_sandbox``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
+
+
+def client_is_gone() -> bool:
+    """Tell whether the call this runs in has been cancelled, so that nobody will see its answer."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def describe_subject(request: object) -> str:
+    """Name what a request is about, for the log: never any of its other content."""
+    metadata = getattr(getattr(request, "config", None), "metadata", None)
+    name = "/".join(filter(None, (getattr(metadata, "namespace", ""), getattr(metadata, "name", ""))))
+    image = getattr(getattr(request, "image", None), "image", "")
+    parts = (getattr(request, "pod_sandbox_id", ""), getattr(request, "container_id", ""), name, image)
+    text = " ".join(filter(None, parts))[:300]
+    return text if text.isprintable() else repr(text)
+
+
+def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls) -> Any:
+    method: Method = getattr(implementation, method_name(rpc.name), None) or _not_served(rpc.name)
+
+    async def serve(request: Message | Malformed, context: Any) -> Message | bytes:
+        return await calls.serve(rpc.name, method, request, context)
+
+    make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler
+    return make(serve, request_deserializer=_reader(rpc.input_type.name), response_serializer=_write)
+
+
+def _not_served(rpc: str) -> Method:
+    async def refuse(_request: Message) -> NoReturn:
+        raise NotImplementedHere(f"crinoid does not serve {rpc}")
+
+    return refuse
+
+
+def _reader(name: str) -> Callable[[bytes], Message | Malformed]:
+    """Make the reader of a request. It must not raise: grpc would call that an internal error."""
+    kind: type[Message] = getattr(api_pb2, name)
+
+    def read(data: bytes) -> Message | Malformed:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return Malformed(f"the request is no {name}: its {len(data)} bytes can't be parsed, or hold invalid UTF-8")
+
+    return read
+
+
+def _readable(request: Message | Malformed) -> Message:
+    if isinstance(request, Malformed):
+        raise InvalidArgument(request.message)
+    check_message(request)
+    return request
+
+
+def _write(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def _headers(context: Any) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _level(rpc: str, code: str) -> int:
+    """Choose how loud to be: what is asked every second is for debugging only, unless we are at fault."""
+    if code in _OUR_FAULT:
+        return logging.WARNING
+    return logging.DEBUG if _READS.match(rpc) else logging.INFO

@@ -1,0 +1,51 @@
+"""ImageService: each method decodes, asks the images service, encodes; ``calls`` does the rest."""
+
+from crinoid.core.api.errors import Unavailable
+from crinoid.core.cri.decode.images import decode_credentials, decode_image, decode_image_filter
+from crinoid.core.cri.encode.images import encode_image, encode_image_fs_info
+from crinoid.core.cri.encode.pods import encode_info
+from crinoid.core.cri.lists import EncodedList
+from crinoid.core.cri.services import Services
+from crinoid.core.cri.wire import api_pb2
+from crinoid.core.state.records import ImageRecord
+
+
+class ImageService:
+    """Images and what they take."""
+
+    def __init__(self, services: Services) -> None:
+        self._images = services.images
+        self._image_list = EncodedList(self._encode)
+
+    async def list_images(self, request: api_pb2.ListImagesRequest) -> bytes:
+        reference = decode_image_filter(request)
+        found = self._images.find(reference) if reference else None
+        records = (() if found is None else (found,)) if reference else self._images.list()
+        return self._image_list.join(records, full=not reference)
+
+    async def image_status(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
+        record = self._images.find(decode_image(request))
+        if record is None:  # by the API an empty answer, no error
+            return api_pb2.ImageStatusResponse()
+        info = self._images.info(record) if request.verbose else {}
+        return api_pb2.ImageStatusResponse(image=self._encode(record), info=encode_info(info))
+
+    async def pull_image(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
+        reference, credentials = decode_image(request), decode_credentials(request)
+        annotations, handler = dict(request.image.annotations), request.image.runtime_handler
+        try:
+            image_id = await self._images.pull(reference, credentials, annotations, handler)
+        except Unavailable as error:  # the kubelet knows this word (cri-api, pkg/errors) and says so on the pod
+            raise Unavailable(f"RegistryUnavailable: {error.message}") from error
+        return api_pb2.PullImageResponse(image_ref=image_id)
+
+    async def remove_image(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
+        await self._images.remove(decode_image(request))
+        return api_pb2.RemoveImageResponse()
+
+    async def image_fs_info(self, request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:
+        images, containers = await self._images.filesystems()
+        return encode_image_fs_info(images, containers)
+
+    def _encode(self, record: ImageRecord) -> api_pb2.Image:
+        return encode_image(record, self._images.user_of(record))

@@ -1,0 +1,195 @@
+"""RuntimeService: each method decodes, asks one service, encodes; ``calls`` does the rest.
+
+The method of an RPC has its name in snake case. An RPC without one here answers UNIMPLEMENTED.
+"""
+
+import time
+
+from crinoid.core.cri.calls import client_is_gone
+from crinoid.core.cri.decode.checks import require_field, require_text
+from crinoid.core.cri.decode.containers import (
+    decode_command,
+    decode_container_config,
+    decode_exec_timeout,
+    decode_grace,
+)
+from crinoid.core.cri.decode.pods import decode_pod_config, decode_resources
+from crinoid.core.cri.decode.queries import (
+    decode_container_filter,
+    decode_container_stats_filter,
+    decode_pod_cidrs,
+    decode_pod_filter,
+    decode_pod_stats_filter,
+)
+from crinoid.core.cri.encode.containers import encode_container, encode_container_status
+from crinoid.core.cri.encode.node import encode_runtime_config, encode_status, encode_version
+from crinoid.core.cri.encode.pods import encode_info, encode_pod, encode_pod_status_response
+from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
+from crinoid.core.cri.lists import EncodedList
+from crinoid.core.cri.services import Services
+from crinoid.core.cri.wire import api_pb2
+from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from crinoid.core.state.records import ContainerRecord, PodRecord
+
+
+class RuntimeService:
+    """Pods, containers, their stats, and the node."""
+
+    def __init__(self, services: Services) -> None:
+        self._pods = services.pods
+        self._containers = services.containers
+        self._images = services.images
+        self._stats = services.stats
+        self._node = services.node
+        self._pod_list = EncodedList(encode_pod)
+        self._container_list = EncodedList(encode_container)
+
+    async def version(self, request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
+        return encode_version(self._node.version)
+
+    async def status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
+        return encode_status(await self._node.status(request.verbose), request.verbose)
+
+    async def runtime_config(self, request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
+        return encode_runtime_config(self._node.cgroup_driver())
+
+    async def update_runtime_config(
+        self, request: api_pb2.UpdateRuntimeConfigRequest
+    ) -> api_pb2.UpdateRuntimeConfigResponse:
+        cidrs = decode_pod_cidrs(request)
+        if cidrs:  # none are told before the node has been given any
+            await self._node.set_pod_cidrs(cidrs)
+        return api_pb2.UpdateRuntimeConfigResponse()
+
+    async def run_pod_sandbox(self, request: api_pb2.RunPodSandboxRequest) -> api_pb2.RunPodSandboxResponse:
+        require_field(request, "config", "config")
+        pod_id = await self._pods.run(decode_pod_config(request.config), request.runtime_handler)
+        if not client_is_gone():
+            self._pods.acknowledge(pod_id)
+        return api_pb2.RunPodSandboxResponse(pod_sandbox_id=pod_id)
+
+    async def stop_pod_sandbox(self, request: api_pb2.StopPodSandboxRequest) -> api_pb2.StopPodSandboxResponse:
+        await self._pods.stop(_pod_id(request))
+        return api_pb2.StopPodSandboxResponse()
+
+    async def remove_pod_sandbox(self, request: api_pb2.RemovePodSandboxRequest) -> api_pb2.RemovePodSandboxResponse:
+        await self._pods.remove(_pod_id(request))
+        return api_pb2.RemovePodSandboxResponse()
+
+    async def pod_sandbox_status(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
+        record = self._pods.get(_pod_id(request))
+        containers = self._containers.list(ContainerFilter(pod_id=record.id))
+        info = self._pods.info(record.id) if request.verbose else {}
+        return encode_pod_status_response(record, map(self._encode_status, containers), time.time_ns(), info)
+
+    async def list_pod_sandbox(self, request: api_pb2.ListPodSandboxRequest) -> bytes:
+        query = decode_pod_filter(request.filter)
+        records = sorted(self._pods.list(query), key=_age)
+        return self._pod_list.join(records, full=query == PodFilter())
+
+    async def create_container(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
+        pod_id = _pod_id(request)
+        require_field(request, "config", "config")
+        known = request.HasField("sandbox_config")
+        pod_config = decode_pod_config(request.sandbox_config, "sandbox_config") if known else None
+        container_id = await self._containers.create(pod_id, decode_container_config(request.config), pod_config)
+        if not client_is_gone():
+            self._containers.acknowledge(container_id)
+        return api_pb2.CreateContainerResponse(container_id=container_id)
+
+    async def start_container(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
+        await self._containers.start(_container_id(request))
+        return api_pb2.StartContainerResponse()
+
+    async def stop_container(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
+        await self._containers.stop(_container_id(request), decode_grace(request))
+        return api_pb2.StopContainerResponse()
+
+    async def remove_container(self, request: api_pb2.RemoveContainerRequest) -> api_pb2.RemoveContainerResponse:
+        await self._containers.remove(_container_id(request))
+        return api_pb2.RemoveContainerResponse()
+
+    async def container_status(self, request: api_pb2.ContainerStatusRequest) -> api_pb2.ContainerStatusResponse:
+        record = self._containers.get(_container_id(request))
+        info = self._containers.info(record.id) if request.verbose else {}
+        return api_pb2.ContainerStatusResponse(status=self._encode_status(record), info=encode_info(info))
+
+    async def list_containers(self, request: api_pb2.ListContainersRequest) -> bytes:
+        query = decode_container_filter(request.filter)
+        records = sorted(self._containers.list(query), key=_age)
+        return self._container_list.join(records, full=query == ContainerFilter())
+
+    async def update_container_resources(
+        self, request: api_pb2.UpdateContainerResourcesRequest
+    ) -> api_pb2.UpdateContainerResourcesResponse:
+        container_id = _container_id(request)
+        require_field(request, "linux", "linux")
+        resources = decode_resources(request.linux, "linux")
+        await self._containers.update(container_id, resources, dict(request.annotations))
+        return api_pb2.UpdateContainerResourcesResponse()
+
+    async def reopen_container_log(
+        self, request: api_pb2.ReopenContainerLogRequest
+    ) -> api_pb2.ReopenContainerLogResponse:
+        await self._containers.reopen_log(_container_id(request))
+        return api_pb2.ReopenContainerLogResponse()
+
+    async def exec_sync(self, request: api_pb2.ExecSyncRequest) -> api_pb2.ExecSyncResponse:
+        command, timeout_s = decode_command(request.cmd, "cmd"), decode_exec_timeout(request)
+        output = await self._containers.exec_sync(_container_id(request), command, timeout_s)
+        return api_pb2.ExecSyncResponse(stdout=output.stdout, stderr=output.stderr, exit_code=output.exit_code)
+
+    async def container_stats(self, request: api_pb2.ContainerStatsRequest) -> api_pb2.ContainerStatsResponse:
+        usage = await self._stats.container(_container_id(request))
+        return api_pb2.ContainerStatsResponse(stats=encode_container_stats(usage))
+
+    async def list_container_stats(
+        self, request: api_pb2.ListContainerStatsRequest
+    ) -> api_pb2.ListContainerStatsResponse:
+        usages = await self._stats.containers(decode_container_stats_filter(request.filter))
+        return api_pb2.ListContainerStatsResponse(stats=map(encode_container_stats, usages))
+
+    async def pod_sandbox_stats(self, request: api_pb2.PodSandboxStatsRequest) -> api_pb2.PodSandboxStatsResponse:
+        usage = await self._stats.pod(_pod_id(request))
+        return api_pb2.PodSandboxStatsResponse(stats=encode_pod_stats(usage))
+
+    async def list_pod_sandbox_stats(
+        self, request: api_pb2.ListPodSandboxStatsRequest
+    ) -> api_pb2.ListPodSandboxStatsResponse:
+        usages = await self._stats.pods(decode_pod_stats_filter(request.filter))
+        return api_pb2.ListPodSandboxStatsResponse(stats=map(encode_pod_stats, usages))
+
+    def _encode_status(self, record: ContainerRecord) -> api_pb2.ContainerStatus:
+        return encode_container_status(record, self._images.find(record.image_id))
+
+
+_PodRequest = (
+    api_pb2.StopPodSandboxRequest
+    | api_pb2.RemovePodSandboxRequest
+    | api_pb2.PodSandboxStatusRequest
+    | api_pb2.PodSandboxStatsRequest
+    | api_pb2.CreateContainerRequest
+)
+_ContainerRequest = (
+    api_pb2.StartContainerRequest
+    | api_pb2.StopContainerRequest
+    | api_pb2.RemoveContainerRequest
+    | api_pb2.ContainerStatusRequest
+    | api_pb2.ContainerStatsRequest
+    | api_pb2.UpdateContainerResourcesRequest
+    | api_pb2.ReopenContainerLogRequest
+    | api_pb2.ExecSyncRequest
+)
+
+
+def _pod_id(request: _PodRequest) -> str:
+    return require_text(request.pod_sandbox_id, "pod_sandbox_id")
+
+
+def _container_id(request: _ContainerRequest) -> str:
+    return require_text(request.container_id, "container_id")
+
+
+def _age(record: PodRecord | ContainerRecord) -> int:
+    """Sort by this to have the newest first."""
+    return -record.created_at_ns
