@@ -1,0 +1,209 @@
+"""Reads the index of an archive: an OCI layout in a tar, or what ``docker save`` writes.
+
+Only headers and small documents are read; a blob stays where it is in the archive and is served from there. A
+docker-archive has no manifest: one is made from its configuration, always the same for the same archive. Its layers
+are plain tars whose digests are the configuration's diffIDs; a layer that is compressed is digested here, once.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, RootModel
+
+from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.values.image import Descriptor
+from crinoid.plugins.registries.documents import (
+    MAX_DOCUMENT_BYTES,
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Document,
+    IndexDocument,
+    digest_of,
+    is_digest,
+    parse,
+)
+from crinoid.plugins.registries.layout.shelf import Shelf, Span, Stamp, changed, fill_shelf, full_name, open_regular
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+_MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_SUFFIXES = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
+_MAX_MEMBERS = 200_000
+_MAX_LINKS = 8
+_PIECE_BYTES = 1 << 20
+
+
+class _SavedImage(Document):
+    """An entry of a docker-archive's ``manifest.json``."""
+
+    config: Annotated[str, Field(alias="Config")]
+    names: Annotated[tuple[str, ...], Field(alias="RepoTags")] = ()
+    layers: Annotated[tuple[str, ...], Field(alias="Layers")] = ()
+
+
+class _SavedImages(RootModel[tuple[_SavedImage, ...]]):
+    pass
+
+
+class _RootFs(Document):
+    diff_ids: tuple[str, ...] = ()
+
+
+class _Config(Document):
+    rootfs: _RootFs
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """An archive's regular files by name, and its links."""
+
+    path: Path
+    spans: Mapping[str, Span]
+    links: Mapping[str, str]
+
+    def find(self, name: str) -> Span:
+        """Return a file's span, through links (old ``docker save`` links a layer that occurs twice)."""
+        for _ in range(_MAX_LINKS):
+            if name in self.spans:
+                return self.spans[name]
+            if name not in self.links:
+                break
+            name = self.links[name]
+        raise CorruptContent(f"{self.path} has no file {name!r}, which its index names")
+
+
+def read_archive(path: Path) -> Shelf:
+    """Read an archive's index.
+
+    Raises Unsupported for a compressed archive, CorruptContent for one that is no archive of images, Unavailable when
+    it changes meanwhile. Blocks.
+    """
+    members = _read_members(path)
+    if "index.json" in members.spans:
+        return _oci_shelf(members)
+    if "manifest.json" in members.spans:
+        return _docker_shelf(members)
+    raise CorruptContent(f"{path} has neither an index.json (OCI layout) nor a manifest.json (docker save)")
+
+
+def _oci_shelf(members: _Members) -> Shelf:
+    what = f"{members.path}: index.json"
+    index = parse(IndexDocument, members.find("index.json").read(MAX_DOCUMENT_BYTES), what)
+    blobs = {digest: span for name, span in members.spans.items() if (digest := _digest_in(name))}
+    return fill_shelf(index, members.path, members.path.stem, blobs)
+
+
+def _docker_shelf(members: _Members) -> Shelf:
+    what = f"{members.path}: manifest.json"
+    saved = _parse_saved(members.find("manifest.json").read(MAX_DOCUMENT_BYTES), what)
+    shelf = Shelf(members.path, names := {}, targets := {}, blobs := {}, documents := {})
+    for image in saved:
+        content, found = _make_manifest(members, image)
+        target = Descriptor(OCI_MANIFEST, digest_of(content), len(content))
+        targets[target.digest], documents[target.digest] = target, content
+        blobs.update(found)
+        default = (f"{members.path.stem}:latest",) if len(saved) == 1 else ()
+        names.update({name: target for text in image.names or default if (name := full_name(text))})
+    return shelf
+
+
+def _parse_saved(content: bytes, what: str) -> tuple[_SavedImage, ...]:
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptContent(f"{what} is not JSON ({error or type(error).__name__})") from error
+    if not isinstance(entries, list):
+        raise CorruptContent(f"{what} is not a list of images")
+    return tuple(parse(_SavedImage, json.dumps(entry).encode(), what) for entry in entries)
+
+
+def _make_manifest(members: _Members, image: _SavedImage) -> tuple[bytes, dict[str, Span]]:
+    """Return the manifest of a saved image, and the spans of its blobs by digest."""
+    config = members.find(image.config)
+    content = config.read(MAX_DOCUMENT_BYTES)
+    diff_ids = parse(_Config, content, f"{members.path}: {image.config}").rootfs.diff_ids
+    if len(diff_ids) != len(image.layers) or not all(map(is_digest, diff_ids)):
+        raise CorruptContent(f"{members.path}: {image.config} does not have a diffID for each layer")
+    spans = [members.find(name) for name in image.layers]
+    layers = [_describe(span, diff_id) for span, diff_id in zip(spans, diff_ids, strict=True)]
+    digest = digest_of(content)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": digest, "size": config.size},
+        "layers": layers,
+    }
+    blobs = {str(layer["digest"]): span for layer, span in zip(layers, spans, strict=True)}
+    return json.dumps(manifest, separators=(",", ":")).encode(), {digest: config, **blobs}
+
+
+def _describe(span: Span, diff_id: str) -> dict[str, object]:
+    """Describe a layer; the digest of a plain tar is its diffID, which is verified when the layer is stored."""
+    with span.open() as file:
+        compression = _compression(os.pread(file.fileno(), 6, span.offset))
+        if compression not in _SUFFIXES:
+            raise Unsupported(f"{span.path}: a layer is compressed by {compression}")
+        digest = _digest(file.fileno(), span) if compression else diff_id
+    return {"mediaType": _LAYER + _SUFFIXES[compression], "digest": digest, "size": span.size}
+
+
+def _digest(file: int, span: Span) -> str:
+    hashed = hashlib.sha256()
+    for start in range(0, span.size, _PIECE_BYTES):
+        hashed.update(os.pread(file, min(_PIECE_BYTES, span.size - start), span.offset + start))
+    return f"sha256:{hashed.hexdigest()}"
+
+
+def _compression(start: bytes) -> str:
+    return next((name for magic, name in _MAGICS.items() if start.startswith(magic)), "")
+
+
+def _read_members(path: Path) -> _Members:
+    with open_regular(path) as file:
+        stamp = Stamp.of(os.fstat(file.fileno()))
+        if compression := _compression(os.pread(file.fileno(), 6, 0)):
+            raise Unsupported(f"{path} is compressed by {compression}: unpack it to a plain .tar, to be read in place")
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                members = _collect(path, archive, stamp)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            raise CorruptContent(f"{path} is not a tar archive, or not a whole one ({error})") from error
+        if Stamp.of(os.fstat(file.fileno())) != stamp:
+            raise changed(path)
+    return members
+
+
+def _collect(path: Path, archive: tarfile.TarFile, stamp: Stamp) -> _Members:
+    spans: dict[str, Span] = {}
+    links: dict[str, str] = {}
+    for name, member in _normal_members(archive):
+        if member.isreg() and not member.issparse():
+            if member.offset_data + member.size > stamp.size:
+                raise tarfile.ReadError(f"{name} is cut off")
+            spans[name] = Span(path, member.offset_data, member.size, stamp)
+        elif member.issym():
+            links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+        elif member.islnk():
+            links[name] = posixpath.normpath(member.linkname)
+    return _Members(path, spans, links)
+
+
+def _normal_members(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    for number, member in enumerate(archive):
+        if number > _MAX_MEMBERS:
+            raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
+        yield posixpath.normpath(member.name), member
+
+
+def _digest_in(name: str) -> str:
+    """Return the digest that the name of a blob's file spells, or nothing."""
+    parts = name.split("/")
+    digest = ":".join(parts[1:])
+    return digest if len(parts) == 3 and parts[0] == "blobs" and is_digest(digest) else ""

@@ -1,0 +1,177 @@
+"""One file or folder with images, as read once: which references it has, and where each blob's bytes are.
+
+A catalog holds one :class:`Shelf` for each layout folder and each archive, for as long as the file stays as it was.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+
+from crinoid.core.api.errors import CorruptContent, InvalidArgument, Unavailable
+from crinoid.core.api.values.image import Descriptor, ImageReference
+from crinoid.plugins.registries.documents import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT_BYTES,
+    DescriptorDocument,
+    IndexDocument,
+    is_digest,
+    read_index,
+)
+
+_REF_NAME = "org.opencontainers.image.ref.name"
+_CONTAINERD_NAME = "io.containerd.image.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells one state of a file from another."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> "Stamp":
+        return cls(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a blob's bytes are: ``size`` bytes of a file from ``offset`` on; ``stamp`` is the file's when read."""
+
+    path: Path
+    offset: int
+    size: int
+    stamp: Stamp
+
+    def open(self) -> FileIO:
+        """Open the file; raise Unavailable when it is not what it was."""
+        file = open_regular(self.path)
+        if Stamp.of(os.fstat(file.fileno())) != self.stamp:
+            file.close()
+            raise changed(self.path)
+        return file
+
+    def read(self, max_bytes: int) -> bytes:
+        """Return the whole blob, which is small; raise CorruptContent when it is not."""
+        if self.size > max_bytes:
+            raise CorruptContent(f"{self.path}: a document of {self.size} bytes, more than {max_bytes}")
+        with self.open() as file:
+            content = os.pread(file.fileno(), self.size, self.offset)
+        if len(content) != self.size:
+            raise changed(self.path)
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The images of one layout folder or archive.
+
+    ``names`` has full references (``registry/repository:tag``); ``blobs`` the spans of an archive's blobs by digest,
+    ``documents`` those that are in no file, such as the manifest made for a docker-archive. Blobs of a folder are
+    looked up when asked for.
+    """
+
+    path: Path
+    names: Mapping[str, Descriptor]
+    targets: Mapping[str, Descriptor]
+    blobs: Mapping[str, Span]
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    is_folder: bool = False
+
+    def find(self, reference: ImageReference) -> Descriptor | None:
+        """Return what the reference names here; a digest decides where there is one, whatever the name."""
+        if reference.digest:
+            return self.targets.get(reference.digest)
+        return self.names.get(str(reference))
+
+    def span(self, digest: str) -> Span | None:
+        """Return where a blob is, ``None`` when it is not here."""
+        if not self.is_folder:
+            return self.blobs.get(digest)
+        path = self.path / "blobs" / digest.replace(":", "/")
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return Span(path, 0, found.st_size, Stamp.of(found)) if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, digest: str, max_bytes: int) -> bytes | None:
+        """Return a small blob, ``None`` when it is not here."""
+        if digest in self.documents:
+            return self.documents[digest]
+        span = self.span(digest) if is_digest(digest) else None
+        return span.read(max_bytes) if span else None
+
+
+def fill_shelf(index: IndexDocument, path: Path, place: str, blobs: Mapping[str, Span] | None) -> Shelf:
+    """Return the shelf of an OCI layout; ``blobs`` ``None`` for a folder. What an index lists has a digest, too."""
+    targets = {entry.digest: entry.descriptor() for entry in index.manifests}
+    shelf = Shelf(path, _name_entries(index.manifests, place), targets, blobs or {}, is_folder=blobs is None)
+    for entry in index.manifests:
+        if entry.media_type in INDEX_TYPES:
+            targets.update(_listed(shelf, entry))
+    return shelf
+
+
+def _listed(shelf: Shelf, entry: DescriptorDocument) -> dict[str, Descriptor]:
+    """Return what an index lists; one that is broken hides no other image of the layout."""
+    try:
+        content = shelf.read(entry.digest, MAX_DOCUMENT_BYTES)
+        inner = read_index(content or b"{}", f"{shelf.path}: index {entry.digest}")
+    except (CorruptContent, Unavailable):
+        return {}
+    return {item.digest: item.descriptor() for item in inner.manifests}
+
+
+def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[str, Descriptor]:
+    """Return the references that the entries of an ``index.json`` have; ``place`` is the folder's or archive's name.
+
+    A full name counts as it is; a mere tag, as umoci and skopeo write it, is a tag of the place's name; a single
+    entry without a name is the place's ``latest``.
+    """
+    images = [entry for entry in entries if entry.media_type in INDEX_TYPES | MANIFEST_TYPES]
+    names: dict[str, Descriptor] = {}
+    for entry in images:
+        for name in _names(entry, place, alone=len(images) == 1):
+            names.setdefault(name, entry.descriptor())
+    return names
+
+
+def full_name(text: str) -> str | None:
+    """Return a name in full form, ``None`` when it is none."""
+    try:
+        return str(ImageReference.parse(text))
+    except InvalidArgument:
+        return None
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a regular file to read; never wait for a FIFO. Raises Unavailable when it is gone."""
+    try:
+        file = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CorruptContent(f"{path} is not a regular file")
+    return file
+
+
+def changed(path: Path) -> Unavailable:
+    """Return the error for a file that is not what it was a moment ago."""
+    return Unavailable(f"{path} changed while it was read; the next pull reads it anew")
+
+
+def _names(entry: DescriptorDocument, place: str, alone: bool) -> Iterator[str]:
+    given = [entry.annotations.get(key, "") for key in (_CONTAINERD_NAME, _REF_NAME)]
+    for text in filter(None, given):
+        is_tag = not set(text) & set("/:@")
+        if name := full_name(f"{place}:{text}" if is_tag else text):
+            yield name
+    if alone and not any(given) and (name := full_name(f"{place}:latest")):
+        yield name
