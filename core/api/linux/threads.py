@@ -1,5 +1,7 @@
-"""A thread for one call: where a thread's own namespaces, root or working folder change, it must not be used again."""
+"""Threads: a fresh one for what changes the thread itself (namespaces, folder), a pooled one for what only blocks."""
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -31,3 +33,20 @@ def call_in_fresh_thread(function: Callable[[], T]) -> T:
     if pending.error is not None:
         raise pending.error
     return pending.result
+
+
+async def call_in_thread(function: Callable[[], T]) -> T:
+    """Call a function in one of the loop's threads; a caller that is cancelled waits until the function has ended.
+
+    So what the function works on, such as an open file, can safely be undone in a ``finally`` around this.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, function)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # read, so that asyncio does not call it lost
+        raise

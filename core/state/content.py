@@ -1,0 +1,311 @@
+"""The content store: every blob of every image by its digest, in an OCI image layout (image-spec, image-layout.md).
+
+The pull streams blobs into it, unpacking and ``ImageStatus`` read from it. A blob is there whole and verified, or not
+at all; one that was cut off is resumed from ``ingest/`` by the next try, also after a crash.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from crinoid.core.api.errors import CorruptContent, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from crinoid.core.api.linux.files import sync_folder, write_atomically
+from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.values.image import Descriptor
+
+OpenStream = Callable[[int], Awaitable[AsyncIterator[bytes]]]
+"""Opens the blob's stream from an offset on."""
+
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+_REF_NAME = "org.opencontainers.image.ref.name"
+_HEX_DIGITS = {"sha256": 64, "sha384": 96, "sha512": 128}
+_PIECE_BYTES = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class ContentStore:
+    """Blobs below one folder, for one process at a time. ``ingest`` is for the loop, the rest blocks for a moment."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the store, making what is missing of it."""
+        self.root = root
+        self._ingests = root / "ingest"
+        self._turns: dict[str, _Turn] = {}
+        self._ingests.mkdir(parents=True, exist_ok=True)
+        (root / "blobs").mkdir(exist_ok=True)
+        if not (root / "oci-layout").exists():
+            write_atomically(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}', 0o644)
+        if not (root / "index.json").exists():
+            self.write_index(())
+
+    def path(self, digest: str) -> Path:
+        """Return where the blob is, or would be. Raises InvalidArgument for what is no digest that we can verify."""
+        algorithm, hexadecimal = _split(digest)
+        return self.root / "blobs" / algorithm / hexadecimal
+
+    def has(self, blob: Descriptor | str) -> bool:
+        """Tell whether the blob is there; of a descriptor, with the size that it says."""
+        try:
+            size = self.path(blob if isinstance(blob, str) else blob.digest).stat().st_size
+        except FileNotFoundError:
+            return False
+        return isinstance(blob, str) or size == blob.size
+
+    async def ingest(self, blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]) -> Path:
+        """Store a blob from a stream, unless it is there; return its path.
+
+        ``open_stream`` is asked for what a partial ingest lacks, and not at all where nothing is lacking. ``progress``
+        is told the bytes stored so far, of ``blob.size``. A second ingest of the same digest waits for the first one.
+        Raises CorruptContent for bytes that are not the blob's, and ResourceExhausted when the disk is full: what came
+        is dropped. Raises Unavailable when the stream ends early, and what the stream raises: what came is kept for the
+        next try.
+        """
+        path = self.path(blob.digest)
+        async with self._alone(blob.digest):
+            if not self.has(blob):
+                await self._ingest_alone(blob, open_stream, progress)
+            progress(blob.size)
+        return path
+
+    def put(self, content: bytes, media_type: str = "application/octet-stream") -> Descriptor:
+        """Store a small document under its sha256. Raises ResourceExhausted."""
+        blob = Descriptor(media_type, f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+        path = self.path(blob.digest)
+        if not self.has(blob):
+            with _full_disk_named(path):
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, content, 0o644)
+        return blob
+
+    def read(self, digest: str, max_bytes: int) -> bytes:
+        """Return a blob, verified. Raises NotFound, CorruptContent, and ResourceExhausted if it is too long."""
+        path = self.path(digest)
+        try:
+            with path.open("rb") as file:
+                content = file.read(max_bytes + 1)
+        except FileNotFoundError as error:
+            raise NotFound(f"blob {digest} is not in {self.root}") from error
+        if len(content) > max_bytes:
+            raise ResourceExhausted(f"blob {digest} is longer than the {max_bytes} bytes allowed here")
+        _verify(digest, hashlib.new(digest.partition(":")[0], content).hexdigest(), str(path))
+        return content
+
+    def remove(self, digest: str) -> None:
+        """Remove a blob, and what a partial ingest of it left. Idempotent."""
+        self.path(digest).unlink(missing_ok=True)
+        self.remove_partial(digest)
+
+    def list(self) -> tuple[str, ...]:
+        """Return the digests of all blobs, sorted."""
+        found = (f"{path.parent.name}:{path.name}" for path in self.root.glob("blobs/*/*"))
+        return tuple(sorted(digest for digest in found if _is_digest(digest)))
+
+    def list_partial(self) -> tuple[str, ...]:
+        """Return the digests of ingests that were cut off or are under way, sorted."""
+        return tuple(sorted(path.name for path in self._ingests.iterdir() if _is_digest(path.name)))
+
+    def remove_partial(self, digest: str) -> None:
+        """Drop what an ingest that was cut off left; one that is under way is left alone. Idempotent."""
+        if digest not in self._turns:
+            self._partial(digest).unlink(missing_ok=True)
+
+    def remove_stale(self, older_than_s: float) -> None:
+        """Drop every partial ingest that nobody has added to for so long."""
+        before = time.time() - older_than_s
+        for digest in self.list_partial():
+            with contextlib.suppress(FileNotFoundError):
+                if self._partial(digest).stat().st_mtime < before:
+                    self.remove_partial(digest)
+
+    def write_index(self, images: Iterable[tuple[str, Descriptor]]) -> None:
+        """Write ``index.json``: names and their manifests or indexes, for other programs; we never read it."""
+        manifests = [_index_entry(name, target) for name, target in images]
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
+        write_atomically(self.root / "index.json", json.dumps(index).encode(), 0o644)
+
+    def _partial(self, digest: str) -> Path:
+        _split(digest)
+        return self._ingests / digest
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, digest: str) -> AsyncIterator[None]:
+        """Let one ingest of a digest work at a time."""
+        turn = self._turns.setdefault(digest, _Turn())
+        turn.wanted += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.wanted -= 1
+            if not turn.wanted:
+                del self._turns[digest]
+
+    async def _ingest_alone(self, blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]) -> None:
+        with _full_disk_named(self._partial(blob.digest)):
+            resumed = await self._try_ingest(blob, open_stream, progress)
+            if resumed is not None:
+                # A crash may have torn what an earlier try left: that is no fault of the source, so begin anew.
+                await self._try_ingest(blob, open_stream, progress)
+
+    async def _try_ingest(
+        self, blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]
+    ) -> CorruptContent | None:
+        """Raise what is wrong, or return it where only the resumed part may be at fault."""
+        partial = await call_in_thread(lambda: _Partial(self._partial(blob.digest), blob))
+        resumed_at = partial.stored
+        progress(resumed_at)
+        try:
+            if partial.stored < blob.size:
+                await _copy(partial, blob, open_stream, progress)
+            await call_in_thread(lambda: partial.commit(self.path(blob.digest)))
+        except CorruptContent as error:
+            partial.drop()
+            if resumed_at:
+                return error
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                partial.drop()  # a full disk needs the space more than the next try does
+            raise
+        finally:
+            partial.close()
+        return None
+
+
+async def _copy(
+    partial: "_Partial", blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]
+) -> None:
+    """Store what the stream brings, in pieces large enough for a thread to be worth it."""
+    stream = await open_stream(partial.stored)
+    gathered: list[bytes] = []
+    size = 0
+    try:
+        async for piece in stream:
+            gathered.append(piece)
+            size += len(piece)
+            if size >= _PIECE_BYTES:
+                await _store(partial, gathered, progress)
+                size = 0
+    finally:
+        await _store(partial, gathered, progress)  # also what came before the stream broke
+        await _close(stream)
+    if partial.stored < blob.size:
+        raise Unavailable(f"blob {blob.digest}: the stream ended after {partial.stored} of {blob.size} bytes")
+
+
+async def _store(partial: "_Partial", gathered: list[bytes], progress: Callable[[int], None]) -> None:
+    piece = b"".join(gathered)
+    gathered.clear()
+    if piece:
+        await call_in_thread(lambda: partial.append(piece))
+        progress(partial.stored)
+
+
+async def _close(stream: AsyncIterator[bytes]) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
+
+
+class _Turn:
+    """The lock of one digest, kept as long as somebody wants it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.wanted = 0
+
+
+class _Partial:
+    """The file of one ingest, with the running hash of what is in it. All methods block."""
+
+    def __init__(self, path: Path, blob: Descriptor) -> None:
+        self._path = path
+        self._blob = blob
+        self._hash = hashlib.new(_split(blob.digest)[0])
+        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115  # closed by close()
+        self.stored = self._hash_stored()
+
+    def append(self, piece: bytes) -> None:
+        """Write and hash; never beyond the blob's size."""
+        if self.stored + len(piece) > self._blob.size:
+            raise CorruptContent(
+                f"blob {self._blob.digest}: the source sends more than the {self._blob.size} bytes that it promised"
+            )
+        view = memoryview(piece)
+        while view:
+            written = self._file.write(view)
+            self._hash.update(view[:written])
+            self.stored += written
+            view = view[written:]
+
+    def commit(self, target: Path) -> None:
+        """Verify, sync and rename: from here on the blob is there, also after a power cut."""
+        _verify(self._blob.digest, self._hash.hexdigest(), "what the source sent")
+        os.fchmod(self._file.fileno(), 0o644)
+        os.fsync(self._file.fileno())
+        target.parent.mkdir(exist_ok=True)
+        self._path.rename(target)
+        sync_folder(target.parent)
+
+    def drop(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _hash_stored(self) -> int:
+        """Take up what an earlier try left; more than the blob can be none of it."""
+        stored = os.fstat(self._file.fileno()).st_size
+        if stored > self._blob.size:
+            self._file.truncate(0)
+            return 0
+        self._file.seek(0)
+        while piece := self._file.read(_PIECE_BYTES):
+            self._hash.update(piece)
+        return stored
+
+
+@contextlib.contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ResourceExhausted(
+                f"no space to store {path}: {error.strerror}; free some or remove images"
+            ) from error
+        raise
+
+
+def _index_entry(name: str, target: Descriptor) -> Mapping[str, object]:
+    return {
+        "mediaType": target.media_type,
+        "digest": target.digest,
+        "size": target.size,
+        "annotations": {_REF_NAME: name},
+    }
+
+
+def _verify(digest: str, hexadecimal: str, what: str) -> None:
+    algorithm, expected = _split(digest)
+    if hexadecimal != expected:
+        raise CorruptContent(f"blob {digest}: {what} has digest {algorithm}:{hexadecimal}")
+
+
+def _split(digest: str) -> tuple[str, str]:
+    if not _is_digest(digest):
+        raise InvalidArgument(f"{digest!r} is not a digest of {', '.join(_HEX_DIGITS)}")
+    algorithm, _, hexadecimal = digest.partition(":")
+    return algorithm, hexadecimal
+
+
+def _is_digest(text: str) -> bool:
+    algorithm, _, hexadecimal = text.partition(":")
+    return re.fullmatch(r"[0-9a-f]+", hexadecimal) is not None and _HEX_DIGITS.get(algorithm) == len(hexadecimal)
