@@ -1,0 +1,245 @@
+"""From a configuration to bound slots: options, folders, the hooks a driver has, and what stops the start."""
+
+import stat
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.errors import ConfigurationError, InvalidArgument
+from crinoid.core.config.loader import ConfigPaths, Loaded, load
+from crinoid.core.slots.binding import Slots, bind
+from crinoid.core.slots.selection import check
+
+from .conftest import NETWORK, Site
+
+FAKES = """\
+[crinoid.runtimes]
+quiet = quiet:Runtime
+[crinoid.networks]
+quiet = quiet:Network
+[crinoid.snapshotters]
+quiet = quiet:Snapshotter
+[crinoid.registries]
+quiet = quiet:Registry
+[crinoid.extensions]
+quiet = quiet:Extension
+"""
+MODULE = """\
+from crinoid.core.api.testing.noops import (
+    NoopExtension as Extension, NoopNetwork as Network, NoopRegistry as Registry,
+    NoopRuntime as Runtime, NoopSnapshotter as Snapshotter,
+)
+"""
+BASE = """\
+root = "{folder}/root"
+run = "{folder}/run"
+pods.default_runtime = "quiet"
+images.sources = ["quiet"]
+[runtimes.runc]
+enabled = false
+[runtimes.quiet]
+driver = "quiet"
+[snapshotter]
+driver = "quiet"
+[registries.quiet]
+driver = "quiet"
+"""
+
+
+@pytest.fixture
+def quiet(site: Site) -> Site:
+    """A site with a noop driver of every role."""
+    site.install("quiet", FAKES, MODULE)
+    return site
+
+
+def load_text(folder: Path, text: str) -> Loaded:
+    file = folder / "config.toml"
+    file.write_text(BASE.format(folder=folder) + text)
+    return load(ConfigPaths.at(file))
+
+
+def bind_text(folder: Path, text: str) -> Slots:
+    loaded = load_text(folder, text)
+    return bind(loaded.config, loaded.origins, version="1")
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        bind_text(folder, text)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+STAR = '[network]\ndriver = "star"\n'
+LINE = BASE.count("\n") + 2  # of the driver in STAR
+
+
+def install_star(site: Site, body: str = "") -> None:
+    site.install("star-net", "[crinoid.networks]\nstar = star_net:Driver\n", NETWORK + indent(body, "    "))
+
+
+def test_a_bound_slot_has_its_name_driver_and_private_folders(quiet: Site, tmp_path: Path) -> None:
+    install_star(quiet)
+    slots = bind_text(tmp_path, STAR)
+    assert repr(slots.network) == '<network "default" (star)>'
+    assert slots.network.installed.distribution == "star-net"
+    assert slots.network.state_dir == tmp_path / "root/plugins/network/default"
+    assert slots.network.run_dir == tmp_path / "run/net/default"
+    assert stat.S_IMODE(slots.network.run_dir.stat().st_mode) == 0o700
+    assert stat.S_IMODE(slots.network.state_dir.stat().st_mode) == 0o700
+    assert [slot.role for slot in slots.all()] == ["runtime", "network", "snapshotter", "registry"]
+
+
+def test_a_folder_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "run/net/default"
+    folder.mkdir(parents=True, mode=0o755)
+    bind_text(tmp_path, '[network]\ndriver = "quiet"\n')
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_options_reach_the_driver_as_its_own_model(quiet: Site, tmp_path: Path) -> None:
+    body = "def __init__(self, config, host):\n    assert config.mtu == 9000 and host.version == '1'\n"
+    install_star(quiet, body + "    super().__init__(config, host)\n")
+    bind_text(tmp_path, STAR + "options.mtu = 9000\n")
+    assert "AssertionError" in refusal(tmp_path, STAR + "options.mtu = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            STAR.replace("star", "satr"),
+            f'config.toml:{LINE}: network.driver: no network driver "satr" is installed: install the distribution that'
+            ' has it (entry point group crinoid.networks), or name another; did you mean "star"?',
+        ),
+        (
+            STAR + "[network.options]\nmut = 1\n",
+            f'config.toml:{LINE + 2}: network.options.mut: unknown key; did you mean "mtu"?',
+        ),
+        (
+            STAR + 'options = { mtu = "x" }\n',
+            f'config.toml:{LINE + 1}: network.options.mtu: should be a valid integer, not "x"',
+        ),
+    ],
+)
+def test_a_driver_or_option_that_is_not_there_is_told_with_its_line(
+    quiet: Site, tmp_path: Path, text: str, message: str
+) -> None:
+    install_star(quiet)
+    assert refusal(tmp_path, text) == message
+
+
+def test_every_slot_that_is_wrong_is_told_at_once(quiet: Site, tmp_path: Path) -> None:
+    text = '[network]\ndriver = "a"\n[networks.second]\ndriver = "b"\n[extensions.third]\ndriver = "c"\n'
+    assert len(refusal(tmp_path, text).splitlines()) == 3
+
+
+def test_the_check_makes_no_driver_and_no_folder(quiet: Site, tmp_path: Path) -> None:
+    install_star(quiet, "def __init__(self, config, host):\n    raise RuntimeError\n")
+    loaded = load_text(tmp_path, STAR)
+    assert [slot.selection.name for slot in check(loaded.config, loaded.origins)] == [
+        "quiet",
+        *["default"] * 2,
+        "quiet",
+    ]
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("def __init__(self, config, host):\n    raise OSError('no bus')\n", "can't be made: OSError: no bus"),
+        ("def __init__(self):\n    pass\n", "can't be made: TypeError"),
+        (
+            "from crinoid.core.api.hooks import hookimpl\n@hookimpl\nasync def atach(self, request): ...\n",
+            'implements "atach", which is no hook of a network; did its authors mean "attach"?',
+        ),
+        (
+            "from crinoid.core.api.hooks import hookimpl\n@hookimpl\nasync def attach(self, wish): ...\n",
+            "does not fit its hooks: ",
+        ),
+        (
+            "async def detach(self, request, data): ...\nasync def plan(self, request): ...\n",
+            "lacks detach, plan, which every network driver must have",
+        ),
+    ],
+)
+def test_a_driver_that_does_not_fit_stops_the_start_by_name(quiet: Site, tmp_path: Path, body: str, why: str) -> None:
+    install_star(quiet, body)
+    text = refusal(tmp_path, STAR)
+    head = f'config.toml:{LINE}: network.driver: network driver "star" of distribution star-net 1.0 '
+    assert text.startswith(head + why)
+
+
+def test_what_is_not_selected_does_no_harm(quiet: Site, tmp_path: Path) -> None:
+    quiet.install("bad-net", "[crinoid.networks]\nbad = bad_net:Driver\n", "raise RuntimeError('no')\n")
+    quiet.install("twin-a", "[crinoid.networks]\ntwin = twin_a:Driver\n")
+    quiet.install("twin-b", "[crinoid.networks]\ntwin = twin_b:Driver\n")
+    assert bind_text(tmp_path, '[network]\ndriver = "quiet"\n').network.driver == "quiet"
+
+
+def test_a_source_that_is_not_asked_is_not_loaded(quiet: Site, tmp_path: Path) -> None:
+    text = '[network]\ndriver = "quiet"\n[registries.gone]\ndriver = "gone"\n'
+    assert list(bind_text(tmp_path, text).registries) == ["quiet"]
+
+
+def test_a_handler_chooses_its_network_and_snapshotter(quiet: Site, tmp_path: Path) -> None:
+    text = """\
+[network]
+driver = "quiet"
+[networks.second]
+driver = "quiet"
+[snapshotters.third]
+driver = "quiet"
+[runtimes.fast]
+driver = "quiet"
+network = "second"
+snapshotter = "third"
+"""
+    slots = bind_text(tmp_path, text)
+    assert slots.network_of("fast") is slots.networks["second"]
+    assert slots.snapshotter_of("fast") is slots.snapshotters["third"]
+    assert slots.network_of("") is slots.network
+    assert slots.runtime("").name == "quiet"
+    with pytest.raises(
+        InvalidArgument, match=r'runtime handler "kata" is not in the configuration; known: fast, quiet'
+    ):
+        slots.runtime("kata")
+
+
+def test_slots_of_one_driver_are_apart(quiet: Site, tmp_path: Path) -> None:
+    slots = bind_text(tmp_path, '[network]\ndriver = "quiet"\n[networks.second]\ndriver = "quiet"\n')
+    first, second = slots.networks["default"], slots.networks["second"]
+    assert first.state_dir != second.state_dir
+    assert first.run_dir != second.run_dir
+
+
+def test_extensions_keep_the_order_of_the_file_and_can_be_disabled(quiet: Site, tmp_path: Path) -> None:
+    lines = "".join(f'[extensions.{name}]\ndriver = "quiet"\n' for name in "zma")
+    slots = bind_text(tmp_path, '[network]\ndriver = "quiet"\n' + lines + "enabled = false\n")
+    assert [slot.name for slot in slots.extensions.slots] == ["z", "m"]
+
+
+async def test_closing_goes_on_after_a_source_that_fails(quiet: Site, tmp_path: Path) -> None:
+    module = """\
+from crinoid.core.api.testing.fakes import FakeRegistry
+from crinoid.core.api.hooks import hookimpl
+closed = []
+class Driver(FakeRegistry):
+    @hookimpl
+    async def close(self):
+        closed.append(self.host.slot)
+        raise RuntimeError
+"""
+    quiet.install("src", "[crinoid.registries]\nsrc = src:Driver\n", module)
+    text = '[network]\ndriver = "quiet"\n[registries.a]\ndriver = "src"\n[registries.b]\ndriver = "src"\n'
+    file = tmp_path / "config.toml"
+    file.write_text((BASE + text).format(folder=tmp_path).replace('["quiet"]', '["b", "a"]'))
+    loaded = load(ConfigPaths.at(file))
+    await bind(loaded.config, loaded.origins).close()
+    import src as module_of_driver  # type: ignore[import-not-found]  # installed by this test
+
+    names: Any = module_of_driver.closed
+    assert names == ["b", "a"]
