@@ -1,8 +1,8 @@
 """The network role: gives a pod its interfaces and addresses (entry points ``crinoid.networks``).
 
 The story of an attachment: ``plan`` writes down what is going to be done, the kernel stores it, ``attach`` does it and
-returns the data that undoes it, the kernel stores that, ``check`` may compare at any time, ``detach`` undoes by what was
-stored: the attachment's data, or the plan alone when the daemon died in between.
+returns the data that undoes it, the kernel stores that, ``check`` may compare at any time, ``detach`` undoes by what
+was stored: the attachment's data, or the plan alone when the daemon died in between.
 """
 
 from collections.abc import Mapping

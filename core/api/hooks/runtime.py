@@ -29,7 +29,7 @@ class RuntimeHooks:
     async def probe(self) -> RuntimeFeatures:  # type: ignore[empty-body]  # a specification
         """Tell what the runtime can; called at start and for Status.
 
-        Raises Unsupported when the binary or its monitor is missing or doesn't work on this host, saying what to install.
+        Raises Unsupported when the binary or its monitor is missing or doesn't work here, saying what to install.
         """
 
     @hookspec
@@ -70,7 +70,7 @@ class RuntimeHooks:
 
     @hookspec
     async def delete(self, handle: ContainerHandle) -> None:
-        """Remove the container, killing what still runs, its monitor, its cgroup and the driver's files; keep the log."""
+        """Remove the container, killing what runs, its monitor, its cgroup and the driver's files; keep the log."""
 
     @hookspec
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:  # type: ignore[empty-body]

@@ -55,7 +55,7 @@ class SnapshotterHooks:
     @hookspec
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:  # type: ignore[empty-body]
         """Stack a writable part (or, if ``readonly``, none) named ``key`` on a chain id; return the mounts that make
-        its root. ``parent`` ``None`` is an empty root. Raises AlreadyExists for a key in use, NotFound for the parent."""
+        its root. ``parent`` ``None``: an empty root. Raises AlreadyExists for a key in use, NotFound for the parent."""
 
     @hookspec
     async def mounts(self, key: str) -> tuple[Mount, ...]:  # type: ignore[empty-body]

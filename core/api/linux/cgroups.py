@@ -28,6 +28,7 @@ _V1_CONTROLLERS = frozenset(
     }
 )
 _DELEGATED = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
+_HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 _NO_LIMIT = 1 << 62  # version 1 writes a number close to 2**63 where there is no limit
 _READ_BYTES = 1 << 14
 _SHORT_BYTES = 1 << 11
@@ -165,6 +166,33 @@ def make(path: str) -> None:
 def remove(path: str) -> None:
     """Remove a cgroup with all below it, in every hierarchy. Idempotent. Raises OSError (EBUSY) if it stays in use."""
     _host().remove(path)
+
+
+def exists(path: str) -> bool:
+    """Tell whether there is such a cgroup, in any hierarchy that ``make`` makes one in."""
+    return any(Path(root + path).is_dir() for root in _host().made)
+
+
+def prune(path: str) -> None:
+    """Remove a cgroup that has no process and none below it, in every hierarchy; leave any other as it is."""
+    _check(path)
+    for root in _host().all:
+        with contextlib.suppress(OSError):
+            Path(root + path).rmdir()
+
+
+def accounts_swap() -> bool:
+    """Tell whether the kernel can limit swap: version 1 only where it was switched on at boot."""
+    host = _host()
+    return host.version == 2 or Path(f"{host.by_controller.get('memory', '')}/memory.memsw.limit_in_bytes").exists()
+
+
+def hugepage_sizes() -> frozenset[str]:
+    """Return the page sizes that can be limited, such as ``2MB``; none without the hugetlb controller in use."""
+    if "hugetlb" not in controllers():
+        return frozenset()
+    sizes = (int(folder.name[len("hugepages-") : -len("kB")]) for folder in _HUGEPAGES.glob("hugepages-*kB"))
+    return frozenset(f"{size >> 10}MB" if size < 1 << 20 else f"{size >> 20}GB" for size in sizes)
 
 
 def kill(path: str, timeout_s: float = _KILL_S) -> None:

@@ -174,6 +174,17 @@ def mountpoints(below: Path) -> tuple[Path, ...]:
     return tuple(reversed([path for path in paths if path.is_relative_to(below)]))
 
 
+def propagation(path: Path) -> tuple[bool, bool]:
+    """Tell whether the mount that holds a path is shared, and whether it is a slave (mount_namespaces(7))."""
+    best, fields = -1, ""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        words = line.split(b" ")
+        point = Path(os.fsdecode(_unescape(words[4])))
+        if len(point.parts) >= best and path.is_relative_to(point):
+            best, fields = len(point.parts), " ".join(map(os.fsdecode, words[6:])).partition(" - ")[0]
+    return "shared:" in fields, "master:" in fields
+
+
 def make_private(target: Path, recursive: bool = False) -> None:
     """Cut the mount at the target off from its peers: what is mounted on one side no longer shows on the other."""
     _set_propagation(target, _PROPAGATION["private"] | (_MS_REC if recursive else 0))

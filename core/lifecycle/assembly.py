@@ -1,0 +1,246 @@
+"""Puts a container together: image, snapshot, root file system, identity, specification, runtime; then its record.
+
+Called by ``containers`` under the pod's lock. Each step that outlives the call goes through ``resources``, so an error
+undoes all of them in reverse.
+"""
+
+import asyncio
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from crinoid.core.lifecycle.images.service import ImageService
+
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
+from crinoid.core.api.values.container import ContainerConfig
+from crinoid.core.api.values.pod import NamespaceMode
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle import podfiles
+from crinoid.core.lifecycle.cgrouppaths import container_cgroup
+from crinoid.core.lifecycle.podfiles import PodFolder
+from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.signals import signal_number
+from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
+from crinoid.core.lifecycle.spec.users import Identity, identify
+from crinoid.core.slots.binding import Slots
+from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord
+from crinoid.core.state.store import Store
+
+PROCESS_FILE = "process.json"
+JsonObject = dict[str, Any]
+
+
+class Assembly:
+    """Makes containers."""
+
+    def __init__(
+        self, config: Config, store: Store, slots: Slots, images: ImageService, resources: Resources, systemd: bool
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._slots = slots
+        self._images = images
+        self._resources = resources
+        self._systemd = systemd
+        self._features: dict[str, bool] = {}
+
+    async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
+        """Make a container whose process waits, and its record. On an error nothing is left."""
+        image = self._image(config)
+        container_id = secrets.token_hex(32)
+        try:
+            adjusted = await self._adjusted(container_id, pod, config, image)
+            record = await self._make(container_id, pod, adjusted, image)
+            record = self._store.containers.put(dataclasses.replace(record, config=config))
+            await self._slots.extensions.container_created(container_view(container_id, pod, config, image.id))
+        except BaseException:
+            self._store.containers.drop(container_id)
+            await asyncio.shield(self._resources.undo(container_id))
+            raise
+        return record
+
+    async def _make(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, image: ImageRecord
+    ) -> ContainerRecord:
+        stop_signal = config.stop_signal or self._images.config_of(image).config.stop_signal or "SIGTERM"
+        signal_number(stop_signal)
+        bundle = self._config.run / "containers" / container_id
+        await self._resources.make_directory(container_id, bundle)
+        rootfs = await self._mount_root(container_id, pod, image, bundle, config.security.readonly_rootfs)
+        cgroup = container_cgroup(pod.cgroup_parent, container_id, self._systemd)
+        handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
+        given = await self._spec_input(handle, pod, config, image, rootfs)
+        process = await self._create(given, handle, pod)
+        return ContainerRecord(
+            id=container_id,
+            pod_id=pod.id,
+            config=config,
+            handle=handle,
+            image_id=image.id,
+            image_ref=_reference(image),
+            state=ContainerState.CREATED,
+            created_at_ns=time.time_ns(),
+            pid=process.pid,
+            log_path=str(log_path(pod, config) or ""),
+            user=given.identity.user,
+            resources=config.resources,
+            stop_signal=stop_signal,
+        )
+
+    async def _mount_root(
+        self, container_id: str, pod: PodRecord, image: ImageRecord, bundle: Path, readonly: bool
+    ) -> Path:
+        """Stack a writable part on the image and mount it. A read-only root is writable until the runtime has made
+        the mount points in it, as with every peer."""
+        if pod.snapshotter not in self._slots.snapshotters:
+            raise FailedPrecondition(f"snapshotter slot {pod.snapshotter!r} of pod {pod.id} is no longer configured")
+        slot = self._slots.snapshotters[pod.snapshotter]
+        chain_id = await self._images.ensure_unpacked(image, slot.name)
+        mounts = await self._resources.create_snapshot(container_id, slot, chain_id)
+        rootfs = bundle / "rootfs"
+        rootfs.mkdir()
+        await self._resources.mount(container_id, mounts, rootfs)
+        return rootfs
+
+    async def _spec_input(
+        self, handle: ContainerHandle, pod: PodRecord, config: ContainerConfig, image: ImageRecord, rootfs: Path
+    ) -> SpecInput:
+        image_config = self._images.config_of(image).config
+        identity: Identity = await asyncio.to_thread(identify, config.security, image_config.user, rootfs)
+        folder = PodFolder(self._config.run / "pods" / pod.id)
+        return SpecInput(
+            container_id=handle.container_id,
+            config=config,
+            pod_id=pod.id,
+            pod=pod.config,
+            image=image_config,
+            rootfs=rootfs,
+            identity=identity,
+            hostname=podfiles.hostname_of(pod.config, "uts" not in pod.namespaces),
+            namespaces=pod.namespaces,
+            target_pid=self._target_pid(pod, config),
+            pod_files=folder.files(pod.config),
+            cgroup=handle.cgroup,
+            site=self._config.pods,
+            recursive_read_only=await self._has_recursive_read_only(pod.runtime),
+        )
+
+    async def _create(self, given: SpecInput, handle: ContainerHandle, pod: PodRecord) -> ContainerProcess:
+        config = given.config
+        spec = await asyncio.to_thread(build_spec, given)
+        await asyncio.to_thread(_write_process, handle.bundle, spec["process"])
+        path = log_path(pod, config)
+        if path is not None:
+            await asyncio.to_thread(_make_log_folder, path)
+        request = ContainerRequest(
+            handle=handle,
+            spec=spec,
+            seccomp=seccomp_choice(config),
+            log_path=path,
+            terminal=config.tty,
+            stdin=config.stdin,
+            stdin_once=config.stdin_once,
+            monitor_cgroup=self._monitor_cgroup(),
+        )
+        return await self._resources.create_container(handle.container_id, self._slots.runtimes[pod.runtime], request)
+
+    def _monitor_cgroup(self) -> str:
+        """Where monitors run: outside of every container's limits."""
+        if self._systemd:
+            return self._config.pods.monitor_cgroup
+        return self._config.pods.monitor_cgroup or f"{self._config.pods.cgroup_root.rstrip('/')}/monitors"
+
+    def _image(self, config: ContainerConfig) -> ImageRecord:
+        if not config.image:
+            raise InvalidArgument(f"container {config.metadata.name!r} names no image")
+        if (image := self._images.find(config.image)) is None:
+            raise NotFound(f"image {config.image!r} of container {config.metadata.name!r} is not on this node: pull it")
+        return image
+
+    async def _adjusted(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, image: ImageRecord
+    ) -> ContainerConfig:
+        view = container_view(container_id, pod, config, image.id)
+        adjustments = await self._slots.extensions.adjust_container(view)
+        return adjust(config, (adjustment for _slot, adjustment in adjustments))
+
+    def _target_pid(self, pod: PodRecord, config: ContainerConfig) -> int:
+        options = config.security.namespaces
+        if options.pid is NamespaceMode.POD and "pid" not in pod.namespaces:
+            name = config.metadata.name
+            raise InvalidArgument(f"container {name!r} wants the PID namespace of pod {pod.id}, which has none")
+        if options.pid is not NamespaceMode.TARGET:
+            return 0
+        target = self._store.containers.find(options.target_id)
+        if target.pod_id != pod.id or target.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"target container {target.id} is not a running container of pod {pod.id}")
+        return target.pid
+
+    async def _has_recursive_read_only(self, runtime: str) -> bool:
+        """Ask the runtime once what it can."""
+        if runtime not in self._features:
+            try:
+                features = await self._slots.runtimes[runtime].probe()
+            except Unsupported:
+                return False
+            self._features[runtime] = features.recursive_read_only_mounts
+        return self._features[runtime]
+
+
+def adjust(config: ContainerConfig, adjustments: Iterable[ContainerAdjustment]) -> ContainerConfig:
+    """Return the configuration with what extensions add."""
+    for extra in adjustments:
+        config = dataclasses.replace(
+            config,
+            envs=config.envs + extra.envs,
+            mounts=config.mounts + extra.mounts,
+            devices=config.devices + extra.devices,
+            annotations={**config.annotations, **dict(extra.annotations)},
+        )
+    return config
+
+
+def container_view(container_id: str, pod: PodRecord | None, config: ContainerConfig, image_id: str) -> ContainerView:
+    """Return the container as extensions see it."""
+    assert pod is not None, "a container's record goes before its pod's"
+    addresses = pod.attachment.addresses if pod.attachment else ()
+    view = PodView(pod.id, pod.config, pod.runtime_handler, addresses)
+    return ContainerView(container_id, view, config, image_id)
+
+
+def log_path(pod: PodRecord, config: ContainerConfig) -> Path | None:
+    """Return where the container's output goes, ``None`` for nowhere."""
+    if not config.log_path or not pod.config.log_directory:
+        return None
+    return Path(pod.config.log_directory) / config.log_path
+
+
+def read_process(record: ContainerRecord) -> JsonObject:
+    """Return the container's OCI ``process`` object, which an exec starts from. Raises FailedPrecondition."""
+    try:
+        process: JsonObject = json.loads((record.handle.bundle / PROCESS_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise FailedPrecondition(f"container {record.id}: its process description can't be read: {error}") from error
+    return process
+
+
+def _write_process(bundle: Path, process: JsonObject) -> None:
+    (bundle / PROCESS_FILE).write_text(json.dumps(process))
+
+
+def _make_log_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"log folder {path.parent} can't be made: {error.strerror}") from error
+
+
+def _reference(image: ImageRecord) -> str:
+    """Return a name with digest where the image has one, else its id."""
+    return image.digests[0] if image.digests else image.id

@@ -1,0 +1,314 @@
+"""Containers: create, start, stop, remove, exec, update, and what is told of them.
+
+Reached from ``cri`` with values, and from ``pods`` when a pod ends. Everything that outlives a call is made through
+``resources``; ``assembly`` puts a container together, ``exits`` watches for its end.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    CrinoidError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from crinoid.core.api.hooks.extension import ContainerView
+from crinoid.core.api.values.container import ContainerConfig
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
+from crinoid.core.api.values.runtime import ExecOutput, ExecRequest
+from crinoid.core.config.models import PodsConfig
+from crinoid.core.lifecycle.assembly import Assembly, container_view, read_process
+from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.joins import SharedTasks
+from crinoid.core.lifecycle.locks import Locks
+from crinoid.core.lifecycle.queries import ContainerFilter
+from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.signals import signal_number
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.runtime import RuntimeSlot
+from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+SIGKILL = 9
+_ENDED = frozenset({ContainerState.EXITED})
+_Name = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerParts:
+    """The other organs of the lifecycle that containers need."""
+
+    assembly: Assembly
+    exits: Exits
+    resources: Resources
+    locks: Locks
+
+
+class ContainerService:
+    """CreateContainer to RemoveContainer, ExecSync, UpdateContainerResources and what is asked about containers."""
+
+    def __init__(self, config: PodsConfig, store: Store, slots: Slots, parts: ContainerParts) -> None:
+        self._config = config
+        self._store = store
+        self._slots = slots
+        self._assembly = parts.assembly
+        self._exits = parts.exits
+        self._resources = parts.resources
+        self._locks = parts.locks
+        self._creating = SharedTasks("CreateContainer of")
+        self._wanted: dict[_Name, ContainerConfig] = {}
+
+    async def create(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig | None) -> str:
+        """Make a container in a ready pod and return its id; its process waits.
+
+        Retries join or claim as those of RunPodSandbox do. ``pod_config`` is what the kubelet sends along; the pod's
+        own record counts. Raises NotFound for pod or image, FailedPrecondition for a pod that is not ready,
+        AlreadyExists for a name that is taken, and what snapshotter and runtime raise; then nothing is left.
+        """
+        pod = self._store.pods.find(pod_id)
+        name = (pod.id, config.metadata.name, config.metadata.attempt)
+        if not config.metadata.name:
+            raise InvalidArgument("metadata.name of the container is empty")
+        if (claimed := self._claimed(name, config)) is not None:
+            return claimed
+        if self._wanted.setdefault(name, config) != config:
+            raise AlreadyExists(f"container {name[1]!r} of pod {pod.id} is being made by a request that differs")
+        return await self._creating.join(name, lambda: self._create(name, config))
+
+    def acknowledge(self, container_id: str) -> None:
+        """Note that the client was told of the container, so that no retry claims it."""
+        if (record := self._store.containers.get(container_id)) is not None and not record.answered:
+            self._store.containers.put(dataclasses.replace(record, answered=True))
+
+    async def start(self, container_id: str) -> None:
+        """Let a created container run.
+
+        Raises FailedPrecondition in any other state. When its entry point can't be executed, the container has ended
+        with reason StartError and exit code 128, and the runtime's words are raised.
+        """
+        record = self._store.containers.find(container_id)
+        async with self._locks.of(record.id):
+            record = self._store.containers.find(record.id)
+            if record.state is not ContainerState.CREATED:
+                raise FailedPrecondition(f"container {record.id} is {record.state.value}, so it can't be started")
+            self._ready_pod(record.pod_id)
+            await self._start(record)
+        await self._slots.extensions.container_started(self._view(record))
+
+    async def stop(self, container_id: str, timeout_s: float) -> None:
+        """Send the stop signal, and SIGKILL after the grace period. Idempotent; an unknown container is stopped.
+
+        Several stops may be under way: the shortest grace decides. Raises DeadlineExceeded when the container outlives
+        SIGKILL, saying what it waits for.
+        """
+        if (record := self._find(container_id)) is None or record.state in _ENDED:
+            return
+        if record.state is ContainerState.CREATED:
+            timeout_s = 0
+        slot = self._slot(record)
+        self._exits.watch(record)
+        if timeout_s > 0:
+            await slot.kill(record.handle, signal_number(record.stop_signal), False)
+            if await self._exits.happened(record.id, timeout_s):
+                return
+        await self._kill(slot, record)
+
+    async def end_all(self, pod_id: str) -> None:
+        """Kill every container of a pod that has not ended. Idempotent."""
+        records = [record for record in self._store.containers_of(pod_id) if record.state not in _ENDED]
+        await asyncio.gather(*(self.stop(record.id, 0) for record in records))
+
+    async def remove(self, container_id: str) -> None:
+        """Remove a container, ending it first; its log stays. Idempotent; an unknown container is removed."""
+        if (record := self._find(container_id)) is None:
+            return
+        await self.stop(record.id, 0)
+        async with self._locks.of(record.id):
+            if (current := self._store.containers.get(record.id)) is None:
+                return
+            self._exits.forget(current.id)
+            await self._resources.undo(current.id)
+            self._store.containers.drop(current.id)
+        await self._slots.extensions.container_removed(self._view(record))
+
+    def get(self, container_id: str) -> ContainerRecord:
+        """Return the container with this id or unique beginning of one. Raises NotFound, FailedPrecondition."""
+        return self._store.containers.find(container_id)
+
+    def list(self, wanted: ContainerFilter) -> "list[ContainerRecord]":
+        """Return the containers that fit, the newest first."""
+        found = [record for record in self._store.containers if _fits(record, wanted)]
+        return sorted(found, key=lambda record: record.created_at_ns, reverse=True)
+
+    def info(self, container_id: str) -> dict[str, str]:
+        """Return what verbose status adds: pod, process, bundle, cgroup, and the OCI specification in force."""
+        record = self.get(container_id)
+        pod = self._store.pods.get(record.pod_id)
+        try:
+            spec = json.loads((record.handle.bundle / "config.json").read_text())
+        except (OSError, ValueError):
+            spec = None
+        info = {
+            "sandboxID": record.pod_id,
+            "pid": record.pid,
+            "runtimeSlot": None if pod is None else pod.runtime,
+            "bundle": str(record.handle.bundle),
+            "cgroup": record.handle.cgroup,
+            "runtimeSpec": spec,
+        }
+        return {"info": json.dumps(info)}
+
+    async def update(self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str]) -> None:
+        """Change limits of a created or running container; what is 0 or empty stays. ``annotations`` are ignored,
+        as by peers."""
+        record = self._store.containers.find(container_id)
+        async with self._locks.of(record.id):
+            record = self._store.containers.find(record.id)
+            if record.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+                raise FailedPrecondition(
+                    f"container {record.id} is {record.state.value}, so its limits can't be changed"
+                )
+            await self._slot(record).update(record.handle, resources)
+            merged = merge_resources(record.resources, resources)
+            self._store.containers.put(dataclasses.replace(self.get(record.id), resources=merged))
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Have the log path opened anew after it was rotated away. Raises FailedPrecondition unless it runs."""
+        record = self._running(container_id, "its log can't be reopened")
+        await self._slot(record).reopen_log(record.handle)
+
+    async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None) -> ExecOutput:
+        """Run a command in a running container to its end, at most ``timeout_s`` (``None``: no limit)."""
+        if not command or not command[0]:
+            raise InvalidArgument("the command to execute is empty")
+        record = self._running(container_id, "nothing can be executed in it")
+        process = await asyncio.to_thread(read_process, record)
+        request = ExecRequest(
+            process=process | {"args": list(command), "terminal": False},
+            timeout_s=timeout_s,
+            max_output_bytes=self._config.exec_output_max_bytes,
+        )
+        return await self._slot(record).exec_sync(record.handle, request)
+
+    async def close(self) -> None:
+        """Give up what is under way; the next start undoes it."""
+        await self._creating.close()
+
+    def _claimed(self, name: _Name, config: ContainerConfig) -> str | None:
+        holder = next((one for one in self._store.containers_of(name[0]) if _name(one) == name), None)
+        if holder is None:
+            return None
+        if holder.answered or holder.config != config:
+            raise AlreadyExists(
+                f"the name of container {name[1]!r} (attempt {name[2]}) in pod {name[0]} is taken by {holder.id}"
+            )
+        return holder.id
+
+    async def _create(self, name: _Name, config: ContainerConfig) -> str:
+        try:
+            async with self._locks.of(name[0]):
+                record = await self._assembly.make(self._ready_pod(name[0]), config)
+            self._exits.watch(record)
+            return record.id
+        finally:
+            del self._wanted[name]
+
+    def _ready_pod(self, pod_id: str) -> PodRecord:
+        pod = self._store.pods.find(pod_id)
+        if pod.state is not PodState.READY:
+            raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped, or has lost its namespaces")
+        return pod
+
+    async def _start(self, record: ContainerRecord) -> None:
+        slot = self._slot(record)
+        try:
+            await slot.start(record.handle)
+        except CrinoidError as error:
+            await self._note_start_error(slot, record, error)
+            raise
+        current = self.get(record.id)
+        started = current.started_at_ns or time.time_ns()
+        state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
+        self._store.containers.put(dataclasses.replace(current, state=state, started_at_ns=started))
+
+    async def _note_start_error(self, slot: RuntimeSlot, record: ContainerRecord, error: CrinoidError) -> None:
+        """A container that did not start has ended, as the kubelet expects, with what the runtime said."""
+        self._exits.forget(record.id)
+        now = time.time_ns()
+        self._store.containers.put(
+            dataclasses.replace(
+                self.get(record.id),
+                state=ContainerState.EXITED,
+                started_at_ns=now,
+                finished_at_ns=now,
+                exit_code=128,
+                reason="StartError",
+                message=error.message,
+                pid=0,
+            )
+        )
+        await slot.kill(record.handle, SIGKILL, True)
+
+    async def _kill(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
+        """Kill the container; a shared PID namespace does not end the other processes by itself."""
+        everyone = record.config.security.namespaces.pid is not NamespaceMode.CONTAINER
+        await slot.kill(record.handle, SIGKILL, everyone)
+        if not await self._exits.happened(record.id, self._config.kill_timeout_s):
+            raise DeadlineExceeded(
+                f"container {record.id} has not ended {self._config.kill_timeout_s:g} s after SIGKILL: "
+                f"its process {record.pid} may hang in the kernel, see /proc/{record.pid}/stack"
+            )
+
+    def _running(self, container_id: str, so: str) -> ContainerRecord:
+        record = self._store.containers.find(container_id)
+        if record.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {record.id} is {record.state.value}, so {so}")
+        return record
+
+    def _slot(self, record: ContainerRecord) -> RuntimeSlot:
+        pod = self._store.pods.get(record.pod_id)
+        name = pod.runtime if pod is not None else ""
+        if name not in self._slots.runtimes:
+            raise FailedPrecondition(
+                f"container {record.id} was made by runtime slot {name!r}, which is no longer configured: put it back"
+            )
+        return self._slots.runtimes[name]
+
+    def _view(self, record: ContainerRecord) -> ContainerView:
+        return container_view(record.id, self._store.pods.get(record.pod_id), record.config, record.image_id)
+
+    def _find(self, container_id: str) -> ContainerRecord | None:
+        if not container_id:
+            raise InvalidArgument("container_id is empty")
+        try:
+            return self._store.containers.find(container_id)
+        except NotFound:
+            return None
+
+
+def merge_resources(old: LinuxResources, new: LinuxResources) -> LinuxResources:
+    """Return the limits in force after an update in which 0 and empty mean unchanged."""
+    given = {field.name: getattr(new, field.name) for field in dataclasses.fields(LinuxResources)}
+    return dataclasses.replace(old, **{name: value for name, value in given.items() if value})
+
+
+def _name(record: ContainerRecord) -> _Name:
+    return record.pod_id, record.config.metadata.name, record.config.metadata.attempt
+
+
+def _fits(record: ContainerRecord, wanted: ContainerFilter) -> bool:
+    return (
+        record.id.startswith(wanted.id)
+        and record.pod_id.startswith(wanted.pod_id)
+        and (wanted.state is None or record.state is wanted.state)
+        and wanted.labels.items() <= record.config.labels.items()
+    )

@@ -1,0 +1,110 @@
+"""The node as a whole: Status, RuntimeConfig, UpdateRuntimeConfig."""
+
+import asyncio
+import dataclasses
+import json
+from dataclasses import asdict
+
+from crinoid.core.lifecycle.images.service import ImageService
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.lifecycle.queries import Condition, HandlerReport, NodeStatus
+from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.runtime import RuntimeSlot
+from crinoid.core.state.store import Store
+
+POD_CIDRS = "pod_cidrs"
+
+
+class NodeService:
+    """What is asked and told about the node."""
+
+    def __init__(self, store: Store, slots: Slots, images: ImageService, resources: Resources, systemd: bool) -> None:
+        """``systemd``: the cgroup driver is systemd."""
+        self._store = store
+        self._slots = slots
+        self._images = images
+        self._resources = resources
+        self._systemd = systemd
+        self._handlers: dict[str, HandlerReport] = {}
+
+    async def status(self, verbose: bool) -> NodeStatus:
+        """Ask the default runtime and network whether they are ready, and report every handler.
+
+        RuntimeReady is false with the reason of the default runtime's probe; handlers that don't work are left out.
+        """
+        runtime, network = await asyncio.gather(self._runtime_ready(), self._network_ready())
+        default = self._slots.runtime("").name
+        known = [self._handlers[name] for name in self._slots.runtimes if name in self._handlers]
+        unnamed = [
+            HandlerReport("", h.recursive_read_only_mounts, h.user_namespaces) for h in known if h.name == default
+        ]
+        info = await self._info() if verbose else {}
+        return NodeStatus((runtime, network), tuple(unnamed + known), info)
+
+    def cgroup_driver(self) -> str:
+        """Return ``systemd`` or ``cgroupfs``."""
+        return "systemd" if self._systemd else "cgroupfs"
+
+    async def set_pod_cidrs(self, cidrs: tuple[str, ...]) -> None:
+        """Keep the node's address ranges, and tell every network."""
+        self._store.set(POD_CIDRS, ",".join(cidrs))
+        for slot in self._slots.networks.values():
+            await slot.set_pod_cidrs(cidrs)
+
+    async def recover(self) -> None:
+        """Tell the networks, at start, what UpdateRuntimeConfig told last time."""
+        if text := self._store.setting(POD_CIDRS):
+            await self.set_pod_cidrs(tuple(text.split(",")))
+
+    async def _runtime_ready(self) -> Condition:
+        default = self._slots.runtime("")
+        problems = {slot.name: await self._probe(slot) for slot in self._slots.runtimes.values()}
+        if (problem := problems[default.name]) is not None:
+            return Condition("RuntimeReady", False, "RuntimeNotReady", problem)
+        return Condition("RuntimeReady", True)
+
+    async def _probe(self, slot: RuntimeSlot) -> str | None:
+        """Note what the runtime can; return what stands against it."""
+        try:
+            features = await slot.probe()
+        except CrinoidError as error:
+            self._handlers.pop(slot.name, None)
+            return error.message
+        self._handlers[slot.name] = HandlerReport(
+            slot.name, features.recursive_read_only_mounts, features.user_namespaces
+        )
+        return None
+
+    async def _network_ready(self) -> Condition:
+        try:
+            status = await self._slots.network.status()
+        except CrinoidError as error:
+            return Condition("NetworkReady", False, error.reason, error.message)
+        if status.ready:
+            return Condition("NetworkReady", True)
+        return Condition("NetworkReady", False, status.reason or "NetworkNotReady", status.message)
+
+    async def _info(self) -> dict[str, str]:
+        """Return what operators look for: slots with their state, pulls under way, what waits to be undone."""
+        slots = [
+            {
+                "role": slot.role,
+                "slot": slot.name,
+                "driver": slot.driver,
+                "distribution": f"{slot.installed.distribution} {slot.installed.version}",
+                "lastError": None if slot.last_error is None else asdict(slot.last_error),
+            }
+            for slot in self._slots.all()
+        ]
+        deferred = [{"kind": entry.kind, "key": entry.key} for entry in self._resources.deferred()]
+        sources = {name: asdict(await slot.status()) for name, slot in self._slots.registries.items()}
+        quarantined = [{"table": table, "id": key, "error": error} for table, key, error in self._store.quarantined()]
+        return {
+            "slots": json.dumps(slots),
+            "deferred": json.dumps(deferred),
+            "sources": json.dumps(sources),
+            "quarantine": json.dumps(quarantined),
+            "pulls": json.dumps([asdict(progress) for progress in self._images.progress()]),
+        }

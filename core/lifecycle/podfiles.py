@@ -1,0 +1,91 @@
+"""The files of a pod on the host: the pins of its namespaces, and what its containers find below ``/etc``."""
+
+import shutil
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.values.pod import DnsConfig, NamespaceMode, PodConfig
+from crinoid.core.lifecycle.spec.mounts import PodFiles
+
+NAMESPACE_KINDS = ("network", "ipc", "uts")
+_HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+_HOST_SHM = Path("/dev/shm")  # noqa: S108  # the host's shared memory, which is meant
+
+
+@dataclass(frozen=True, slots=True)
+class PodFolder:
+    """``run/pods/<id>``: all of a pod that a reboot takes away."""
+
+    path: Path
+
+    def pin(self, kind: str) -> Path:
+        """Where the namespace of this kind is pinned."""
+        return self.path / "ns" / kind
+
+    @property
+    def shm(self) -> Path:
+        """The mount point of the pod's own shared memory."""
+        return self.path / "shm"
+
+    @property
+    def init_root(self) -> Path:
+        """The root of the pod's init process."""
+        return self.path / "init"
+
+    def files(self, config: PodConfig) -> PodFiles:
+        """Return what is mounted into each container."""
+        host_ipc = config.security.namespaces.ipc is NamespaceMode.NODE
+        shm = _HOST_SHM if host_ipc else self.shm
+        return PodFiles(self.path / "hostname", self.path / "hosts", self.path / "resolv.conf", shm)
+
+
+def hostname_of(config: PodConfig, host_network: bool) -> str:
+    """Return the pod's host name: its own, or the host's where it has none or uses the host's network."""
+    return socket.gethostname() if host_network or not config.hostname else config.hostname
+
+
+def write_files(folder: PodFolder, config: PodConfig, hostname: str, host_network: bool) -> None:
+    """Write host name, resolver configuration and hosts file; on the host's network the last is the host's own."""
+    write_small(folder.path / "hostname", f"{hostname}\n")
+    if config.dns is None:
+        _copy(Path("/etc/resolv.conf"), folder.path / "resolv.conf")
+    else:
+        write_small(folder.path / "resolv.conf", resolv_conf(config.dns))
+    if host_network:
+        _copy(Path("/etc/hosts"), folder.path / "hosts")
+    else:
+        write_hosts(folder, hostname, ())
+
+
+def write_hosts(folder: PodFolder, hostname: str, addresses: Iterable[str]) -> None:
+    """Write the pod's hosts file, with its own name for its first address."""
+    own = [f"{address}\t{hostname}\n" for address in list(addresses)[:1]]
+    write_small(folder.path / "hosts", _HOSTS + "".join(own))
+
+
+def resolv_conf(dns: DnsConfig) -> str:
+    """Write resolv.conf(5). Raises InvalidArgument for a value with white space, which would forge lines."""
+    for value in (*dns.servers, *dns.searches, *dns.options):
+        if not value or value.split() != [value]:
+            raise InvalidArgument(f"dns_config: {value!r} is not a single word")
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_small(path: Path, text: str) -> None:
+    """Write a file of the run folder, which needs no sync: it does not outlive the kernel."""
+    path.write_text(text)
+    path.chmod(0o644)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        target.touch()
+    target.chmod(0o644)

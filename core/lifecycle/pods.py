@@ -1,0 +1,397 @@
+"""Pod sandboxes: run, stop, remove, and what is told of them.
+
+Reached from ``cri`` with values; makes everything through ``resources``, so that an error at any step, or a kill of the
+daemon, ends in the same undoing. A pod has no process of its own: its namespaces are pinned by bind mounts, and only a
+pod that shares its PID namespace gets an init process (``podinit``).
+"""
+
+import asyncio
+import dataclasses
+import ipaddress
+import json
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from crinoid.core.api.errors import AlreadyExists, CrinoidError, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.hooks.extension import PodView
+from crinoid.core.api.values.network import NetworkRequest
+from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
+from crinoid.core.api.values.runtime import PodSandbox
+from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle import podfiles
+from crinoid.core.lifecycle.bandwidth import limits_of
+from crinoid.core.lifecycle.cgrouppaths import pod_parent
+from crinoid.core.lifecycle.containers import ContainerService
+from crinoid.core.lifecycle.joins import SharedTasks
+from crinoid.core.lifecycle.locks import Locks
+from crinoid.core.lifecycle.podfiles import NAMESPACE_KINDS, PodFolder
+from crinoid.core.lifecycle.podinit import PodInit
+from crinoid.core.lifecycle.queries import PodFilter
+from crinoid.core.lifecycle.resources import CONTAINER, NETWORK, Resources
+from crinoid.core.lifecycle.sysctls import check_sysctls, write_sysctls_in
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.network import NetworkSlot
+from crinoid.core.slots.runtime import RuntimeSlot
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.records import PodRecord, PodState
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?|")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What RunPodSandbox is going to make, after all checks that need nothing of the host."""
+
+    pod_id: str
+    config: PodConfig
+    handler: str
+    runtime: RuntimeSlot
+    network: NetworkSlot
+    snapshotter: SnapshotterSlot
+    folder: PodFolder
+    host_network: bool
+    hostname: str
+    cgroup_parent: str
+    sysctls: dict[str, str]
+    limits: tuple[int, int]
+
+    @property
+    def pins(self) -> dict[str, Path]:
+        """Paths of the namespaces that the pod has to itself."""
+        return {kind: self.folder.pin(kind) for kind in own_namespaces(self.config, self.host_network)}
+
+
+@dataclass(frozen=True, slots=True)
+class PodParts:
+    """The other organs of the lifecycle that pods need."""
+
+    containers: ContainerService
+    init: PodInit
+    resources: Resources
+    locks: Locks
+
+
+class PodService:
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox and what is asked about pods."""
+
+    def __init__(self, config: Config, store: Store, slots: Slots, parts: PodParts, systemd: bool) -> None:
+        """``systemd``: the cgroup driver is systemd."""
+        self._config = config
+        self._store = store
+        self._slots = slots
+        self._containers = parts.containers
+        self._init = parts.init
+        self._resources = parts.resources
+        self._locks = parts.locks
+        self._systemd = systemd
+        self._starting = SharedTasks("RunPodSandbox of")
+        self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self, config: PodConfig, runtime_handler: str) -> str:
+        """Make a pod sandbox and return its id.
+
+        A retry of a request that is under way joins it; one whose answer nobody saw gets the pod that was made. Raises
+        AlreadyExists when the name (name, namespace, uid, attempt) is another's, InvalidArgument, Unsupported, and what
+        the network and runtime raise; then nothing is left.
+        """
+        key = config.metadata
+        if (claimed := self._claimed(config, runtime_handler)) is not None:
+            return claimed
+        if self._wanted.setdefault(key, (config, runtime_handler)) != (config, runtime_handler):
+            raise AlreadyExists(f"pod {_name(config)} is being made by a request that differs from this one")
+        return await self._starting.join(key, lambda: self._run(config, runtime_handler))
+
+    def acknowledge(self, pod_id: str) -> None:
+        """Note that the client was told of the pod, so that no retry claims it."""
+        if (record := self._store.pods.get(pod_id)) is not None and not record.answered:
+            self._store.pods.put(dataclasses.replace(record, answered=True))
+
+    async def stop(self, pod_id: str) -> None:
+        """End the pod's containers and take away its network. Idempotent; an unknown pod is stopped."""
+        if (record := self._find(pod_id)) is None:
+            return
+        async with self._locks.of(record.id):
+            await self._stop(record.id)
+
+    async def remove(self, pod_id: str) -> None:
+        """Stop the pod and remove it with all its containers. Idempotent; an unknown pod is removed."""
+        if (record := self._find(pod_id)) is None:
+            return
+        async with self._locks.of(record.id):
+            if (current := self._store.pods.get(record.id)) is None:
+                return
+            await self._stop(current.id)
+            for container in self._store.containers_of(current.id):
+                await self._containers.remove(container.id)
+            await self._resources.undo(current.id)
+            self._store.pods.drop(current.id)
+        await self._slots.extensions.pod_removed(view_of(record))
+
+    def get(self, pod_id: str) -> PodRecord:
+        """Return the pod with this id or unique beginning of one. Raises NotFound, FailedPrecondition."""
+        return self._store.pods.find(pod_id)
+
+    def list(self, wanted: PodFilter) -> "list[PodRecord]":
+        """Return the pods that fit, the newest first."""
+        found = [record for record in self._store.pods if _fits(record, wanted)]
+        return sorted(found, key=lambda record: record.created_at_ns, reverse=True)
+
+    def info(self, pod_id: str) -> dict[str, str]:
+        """Return what verbose status adds: slots, pins, cgroup, and the network's own result."""
+        record = self.get(pod_id)
+        info = {
+            "runtimeSlot": record.runtime,
+            "networkSlot": record.network,
+            "snapshotterSlot": record.snapshotter,
+            "namespaces": {kind: str(path) for kind, path in record.namespaces.items()},
+            "cgroupParent": record.cgroup_parent,
+            "attachment": None if record.attachment is None else dict(record.attachment.data),
+        }
+        return {"info": json.dumps(info)}
+
+    def watch(self, record: PodRecord) -> None:
+        """Note when the pod's init process ends: the pod is not ready from then on."""
+        if record.init is not None:
+            self._watchers[record.id] = asyncio.create_task(self._watch_init(record), name=f"init of {record.id}")
+
+    async def close(self) -> None:
+        """Give up what is under way; the next start undoes it."""
+        await self._starting.close()
+        tasks = list(self._watchers.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _claimed(self, config: PodConfig, handler: str) -> str | None:
+        """Return the pod of an earlier request like this one whose answer nobody saw."""
+        holder = next((pod for pod in self._store.pods if pod.config.metadata == config.metadata), None)
+        if holder is None:
+            return None
+        same = holder.config == config and holder.runtime_handler == handler
+        if holder.answered or not same or holder.state is not PodState.READY:
+            raise AlreadyExists(f"the name of pod {_name(config)} is taken by pod {holder.id}: remove that one first")
+        return holder.id
+
+    async def _run(self, config: PodConfig, handler: str) -> str:
+        try:
+            plan = self._plan(config, handler)
+            LOG.debug("pod %s: %s", plan.pod_id, _name(config))
+            try:
+                record = await self._make(plan)
+                await self._slots.extensions.pod_started(view_of(record))
+            except BaseException:
+                self._store.pods.drop(plan.pod_id)
+                await asyncio.shield(self._resources.undo(plan.pod_id))
+                raise
+            self.watch(record)
+            return record.id
+        finally:
+            del self._wanted[config.metadata]
+
+    def _plan(self, config: PodConfig, handler: str) -> _Plan:
+        """Check the request and choose the slots; nothing of the host changes."""
+        runtime, network = self._slots.runtime(handler), self._slots.network_of(handler)
+        host_network = config.security.namespaces.network is NamespaceMode.NODE or network.features().host_network
+        own = own_namespaces(config, host_network)
+        check_config(config)
+        pod_id = secrets.token_hex(32)
+        return _Plan(
+            pod_id=pod_id,
+            config=config,
+            handler=handler,
+            runtime=runtime,
+            network=network,
+            snapshotter=self._slots.snapshotter_of(handler),
+            folder=PodFolder(self._config.run / "pods" / pod_id),
+            host_network=host_network,
+            hostname=podfiles.hostname_of(config, host_network),
+            cgroup_parent=pod_parent(config.cgroup_parent, pod_id, self._config.pods.cgroup_root, self._systemd),
+            sysctls=self._default_sysctls(own) | check_sysctls(config.sysctls, own),
+            limits=limits_of(config.annotations),
+        )
+
+    async def _make(self, plan: _Plan) -> PodRecord:
+        """Make everything, each step in the ledger first; the record comes last."""
+        resources, pod_id, folder = self._resources, plan.pod_id, plan.folder
+        await resources.make_directory(pod_id, folder.path)
+        (folder.path / "ns").mkdir(mode=0o700)
+        podfiles.write_files(folder, plan.config, plan.hostname, plan.host_network)
+        if plan.pins:
+            await resources.pin_namespaces(pod_id, plan.pins, plan.hostname)
+        if "ipc" in plan.pins:
+            await self._mount_shm(plan)
+        await asyncio.to_thread(write_sysctls_in, plan.pins, plan.sysctls)
+        record = await self._attach(plan, self._record(plan))
+        if not self._systemd:
+            await resources.make_cgroup(pod_id, plan.cgroup_parent)
+        if plan.config.security.namespaces.pid is NamespaceMode.POD:
+            slots = (plan.runtime, plan.snapshotter)
+            handle, _process = await self._init.start(pod_id, folder, plan.cgroup_parent, slots)
+            pins = {**record.namespaces, "pid": folder.pin("pid")}
+            record = dataclasses.replace(record, init=handle, namespaces=pins)
+        await plan.runtime.start_pod(_sandbox(record))
+        return self._store.pods.put(record)
+
+    def _record(self, plan: _Plan) -> PodRecord:
+        return PodRecord(
+            id=plan.pod_id,
+            config=plan.config,
+            runtime_handler=plan.handler,
+            runtime=plan.runtime.name,
+            network=plan.network.name,
+            snapshotter=plan.snapshotter.name,
+            state=PodState.READY,
+            created_at_ns=time.time_ns(),
+            namespaces=plan.pins,
+            cgroup_parent=plan.cgroup_parent,
+        )
+
+    async def _mount_shm(self, plan: _Plan) -> None:
+        plan.folder.shm.mkdir()
+        options = ("nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}")
+        await self._resources.mount(plan.pod_id, [Mount("tmpfs", "shm", options)], plan.folder.shm)
+
+    async def _attach(self, plan: _Plan, record: PodRecord) -> PodRecord:
+        """Attach the pod, unless it asked for the host's network."""
+        config = plan.config
+        if config.security.namespaces.network is NamespaceMode.NODE:
+            return record
+        request = NetworkRequest(
+            pod_id=plan.pod_id,
+            metadata=config.metadata,
+            netns=plan.pins.get("network"),
+            port_mappings=() if plan.host_network else config.port_mappings,
+            dns=config.dns,
+            ingress_bits_per_s=plan.limits[0],
+            egress_bits_per_s=plan.limits[1],
+            pod_cidrs=self.pod_cidrs(),
+            cgroup_parent=plan.cgroup_parent,
+            annotations=config.annotations,
+        )
+        attachment = await self._resources.attach(plan.pod_id, plan.network, request)
+        if not plan.host_network:
+            podfiles.write_hosts(plan.folder, plan.hostname, attachment.addresses)
+        if config.dns is None and attachment.dns is not None and attachment.dns.servers:
+            podfiles.write_small(plan.folder.path / "resolv.conf", podfiles.resolv_conf(attachment.dns))
+        return dataclasses.replace(record, attachment=attachment)
+
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """Return the node's address ranges as UpdateRuntimeConfig told them last."""
+        return tuple((self._store.setting("pod_cidrs") or "").split(",")) if self._store.setting("pod_cidrs") else ()
+
+    def _default_sysctls(self, own: "tuple[str, ...]") -> dict[str, str]:
+        """Return the site's sysctls as far as the pod has the namespaces for them."""
+        pods = self._config.pods
+        wanted = dict(pods.default_sysctls)
+        if pods.enable_unprivileged_ports:
+            wanted.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
+        if pods.enable_unprivileged_icmp:
+            wanted.setdefault("net.ipv4.ping_group_range", "0 2147483647")
+        missing = {"network": "net", "ipc": "kernel"}
+        foreign = tuple(prefix for kind, prefix in missing.items() if kind not in own)
+        return check_sysctls({name: value for name, value in wanted.items() if not name.startswith(foreign)}, own)
+
+    async def _stop(self, pod_id: str) -> None:
+        """End containers, init and network; each step is idempotent, so that a stop that broke off can go on."""
+        record = self._store.pods.get(pod_id)
+        if record is None:
+            return
+        await self._containers.end_all(pod_id)
+        if (watcher := self._watchers.pop(pod_id, None)) is not None:
+            watcher.cancel()
+        if (slot := self._slots.runtimes.get(record.runtime)) is not None:
+            await slot.stop_pod(_sandbox(record))
+        await self._resources.undo(pod_id, {CONTAINER, NETWORK})
+        if record.state is PodState.READY:
+            record = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+            await self._slots.extensions.pod_stopped(view_of(record))
+
+    async def _watch_init(self, record: PodRecord) -> None:
+        assert record.init is not None
+        try:
+            await self._slots.runtime(record.runtime).wait(record.init)
+        except CrinoidError as error:
+            LOG.warning("pod %s: its init can't be watched: %s", record.id, error.message)
+            return
+        self.note_not_ready(record.id, "its init process ended")
+
+    def note_not_ready(self, pod_id: str, why: str) -> None:
+        """Mark a pod as not ready that lost something it can't live without."""
+        record = self._store.pods.get(pod_id)
+        if record is not None and record.state is PodState.READY:
+            LOG.warning("pod %s is not ready any more: %s", pod_id, why)
+            self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+
+    def _find(self, pod_id: str) -> PodRecord | None:
+        if not pod_id:
+            raise InvalidArgument("pod_sandbox_id is empty")
+        try:
+            return self._store.pods.find(pod_id)
+        except NotFound:
+            return None
+
+
+def own_namespaces(config: PodConfig, host_network: bool) -> tuple[str, ...]:
+    """Return the kinds of namespaces that the pod has to itself; a pod on the host's network has its host name too."""
+    absent = {"network", "uts"} if host_network else set()
+    if config.security.namespaces.ipc is NamespaceMode.NODE:
+        absent.add("ipc")
+    return tuple(kind for kind in NAMESPACE_KINDS if kind not in absent)
+
+
+def check_config(config: PodConfig) -> None:
+    """Raise InvalidArgument or Unsupported for what no pod can be."""
+    metadata = config.metadata
+    for field in ("name", "namespace", "uid"):
+        if not getattr(metadata, field):
+            raise InvalidArgument(f"metadata.{field} of the pod sandbox is empty")
+    if not _HOSTNAME.fullmatch(config.hostname):
+        raise InvalidArgument(f"hostname {config.hostname!r} is not a host name of at most 64 letters, digits, - and .")
+    if config.log_directory and not config.log_directory.startswith("/"):
+        raise InvalidArgument(f"log_directory {config.log_directory!r} is not absolute")
+    options = config.security.namespaces
+    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
+        raise Unsupported("userns_options: pods with a user namespace of their own are not served yet")
+    for mapping in config.port_mappings:
+        if not (0 <= mapping.host_port <= 65535 and 0 <= mapping.container_port <= 65535):
+            raise InvalidArgument(f"port mapping {mapping.host_port}:{mapping.container_port} is out of range")
+        _check_address(mapping.host_ip)
+    podfiles.resolv_conf(config.dns) if config.dns is not None else None
+
+
+def view_of(record: PodRecord) -> PodView:
+    """Return the pod as extensions see it."""
+    addresses = record.attachment.addresses if record.attachment else ()
+    return PodView(record.id, record.config, record.runtime_handler, addresses)
+
+
+def _check_address(text: str) -> None:
+    try:
+        ipaddress.ip_address(text or "0.0.0.0")  # noqa: S104  # any address
+    except ValueError as error:
+        raise InvalidArgument(f"host_ip of a port mapping: {error}") from error
+
+
+def _sandbox(record: PodRecord) -> PodSandbox:
+    return PodSandbox(record.id, record.config, record.namespaces, record.cgroup_parent)
+
+
+def _name(config: PodConfig) -> str:
+    metadata = config.metadata
+    return f"{metadata.namespace}/{metadata.name} (uid {metadata.uid}, attempt {metadata.attempt})"
+
+
+def _fits(record: PodRecord, wanted: PodFilter) -> bool:
+    return (
+        record.id.startswith(wanted.id)
+        and (wanted.state is None or record.state is wanted.state)
+        and wanted.labels.items() <= record.config.labels.items()
+    )

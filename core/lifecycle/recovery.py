@@ -1,0 +1,111 @@
+"""What happens at the daemon's start: the ledger and the records are brought together with what is on the host.
+
+First everything without an owner is undone, then each pod and container gets its true state. Pods and containers that
+live on are not touched.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.linux.namespaces import is_pinned
+from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
+from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.pods import PodService
+from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.slots.binding import Slots
+from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+
+
+class Recovery:
+    """Brings records and host together, once, before the first request."""
+
+    def __init__(self, store: Store, slots: Slots, resources: Resources, pods: PodService, exits: Exits) -> None:
+        self._store = store
+        self._slots = slots
+        self._resources = resources
+        self._pods = pods
+        self._exits = exits
+
+    async def run(self) -> None:
+        """Undo what nobody owns, then look at every pod and container."""
+        await self._undo_orphans()
+        for pod in self._store.pods:
+            await self._recover_pod(pod)
+        await asyncio.gather(*(self._recover_container(one) for one in self._store.containers))
+        await self._collect_network_garbage()
+        await self._remove_orphaned_snapshots()
+        self._resources.retry_deferred()
+
+    async def _undo_orphans(self) -> None:
+        """A pod without a record never came to be, and takes its containers along."""
+        for record in self._store.containers:
+            if record.pod_id not in self._store.pods:
+                self._store.containers.drop(record.id)
+        for owner in self._resources.owners():
+            if owner not in self._store.pods and owner not in self._store.containers:
+                LOG.info("undoing what an earlier run left of %s", owner)
+                try:
+                    await self._resources.undo(owner)
+                except CrinoidError as error:
+                    LOG.error("something of %s is left, to be tried again at the next start: %s", owner, error.message)
+
+    async def _recover_pod(self, pod: PodRecord) -> None:
+        if pod.state is not PodState.READY:
+            return
+        lost = [kind for kind, path in pod.namespaces.items() if not is_pinned(path)]
+        if lost:
+            self._pods.note_not_ready(pod.id, f"its {', '.join(lost)} namespace is gone, as after a reboot")
+            return
+        self._pods.watch(pod)
+
+    async def _recover_container(self, record: ContainerRecord) -> None:
+        if record.state is ContainerState.EXITED:
+            return
+        pod = self._store.pods.get(record.pod_id)
+        slot = self._slots.runtimes.get(pod.runtime if pod else "")
+        if slot is None:
+            self._store.containers.put(dataclasses.replace(record, state=ContainerState.UNKNOWN))
+            return
+        try:
+            state = await slot.state(record.handle)
+        except CrinoidError as error:
+            LOG.error("container %s: its state can't be read: %s", record.id, error.message)
+            state = None
+        if state is not None and state.status is ContainerStatus.ABSENT:
+            self._exits.note(record.id, ExitStatus(255, time.time_ns(), known=False))
+            return
+        if state is not None and state.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED):
+            record = self._note_running(record)
+        self._exits.watch(record)
+
+    def _note_running(self, record: ContainerRecord) -> ContainerRecord:
+        """The daemon died between the start of the container and its record."""
+        if record.state is ContainerState.RUNNING:
+            return record
+        started = record.started_at_ns or time.time_ns()
+        return self._store.containers.put(
+            dataclasses.replace(record, state=ContainerState.RUNNING, started_at_ns=started)
+        )
+
+    async def _collect_network_garbage(self) -> None:
+        attachments = self._resources.attachments()
+        for name, slot in self._slots.networks.items():
+            valid = tuple((request, data) for owner, request, data in attachments if owner == name)
+            try:
+                await slot.collect_garbage(valid)
+            except CrinoidError as error:
+                LOG.warning("attachments that nobody owns could not be collected: %s", error.message)
+
+    async def _remove_orphaned_snapshots(self) -> None:
+        """A snapshot whose ledger entry went with a broken database has no other owner."""
+        for slot in self._slots.snapshotters.values():
+            for key in await slot.list_snapshots():
+                if key not in self._store.containers and key not in self._store.pods:
+                    LOG.info("removing snapshot %s, which nobody owns", key)
+                    await slot.remove_snapshot(key)

@@ -1,0 +1,223 @@
+"""Host resources of pods and containers: each is in the ledger before it is made, and struck once it is undone.
+
+``pods`` and ``containers`` make resources here one after the other, for an owner (a pod's or container's id);
+undoing an owner walks its entries backwards. Nothing else makes or removes what outlives a call, so a start after
+``kill -9`` only has to undo the owners that have no record. Undoing goes by the entry alone, never by today's
+configuration.
+
+What can't be undone now and harms nobody (an address, a folder, a snapshot) passes to the owner ``DEFERRED`` and is
+tried again in the background, so that a broken plugin never holds up a pod's end. A process that can't be ended, or a
+mount that can't be undone, is an error.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar, cast
+
+from pydantic import TypeAdapter
+
+from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition
+from crinoid.core.api.linux import cgroups, files, mount, namespaces
+from crinoid.core.api.values.network import Attachment, NetworkRequest
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
+from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.network import NetworkSlot
+from crinoid.core.slots.runtime import RuntimeSlot
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.store import Ledger, LedgerEntry
+
+LOG = logging.getLogger(__name__)
+DEFERRED = "deferred"
+RETRY_S = 30.0
+
+DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
+NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
+_DEFERRABLE = frozenset({DIRECTORY, CGROUP, NETWORK, SNAPSHOT})
+
+S = TypeVar("S")
+_REQUEST = TypeAdapter(NetworkRequest)
+_HANDLE = TypeAdapter(ContainerHandle)
+
+
+class Resources:
+    """Makes and undoes host resources by way of the ledger."""
+
+    def __init__(self, ledger: Ledger, slots: Slots, cgroup_root: str) -> None:
+        """``cgroup_root``: the cgroup under which all of crinoid's own lie; removed whenever it is empty."""
+        self._ledger = ledger
+        self._slots = slots
+        self._cgroup_root = cgroup_root
+        self._retry: asyncio.Task[None] | None = None
+        self._undo_of: Mapping[str, Callable[[LedgerEntry], Awaitable[None]]] = {
+            DIRECTORY: self._undo_directory,
+            NAMESPACES: self._undo_namespaces,
+            MOUNT: self._undo_mount,
+            CGROUP: self._undo_cgroup,
+            NETWORK: self._undo_network,
+            SNAPSHOT: self._undo_snapshot,
+            CONTAINER: self._undo_container,
+        }
+
+    async def make_directory(self, owner: str, path: Path, mode: int = 0o711) -> None:
+        """Make a folder of the owner's own; undone with all that is in it."""
+        self._ledger.intend(owner, DIRECTORY, str(path), {})
+        path.mkdir(mode=mode, parents=True)  # noqa: ASYNC240  # on a tmpfs
+
+    async def pin_namespaces(self, owner: str, pins: Mapping[str, Path], hostname: str) -> None:
+        """Make namespaces (``network``, ``ipc``, ``uts``) and pin them by bind mounts."""
+        self._ledger.intend(owner, NAMESPACES, owner, {"paths": [str(path) for path in pins.values()]})
+        await asyncio.to_thread(namespaces.pin, pins, hostname=hostname)
+
+    async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
+        """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
+        self._ledger.intend(owner, NAMESPACES, str(pin), {"paths": [str(pin)]})
+        await asyncio.to_thread(_bind_file, source, pin)
+
+    async def mount(self, owner: str, mounts: Iterable[Mount], target: Path) -> None:
+        """Make mounts one on top of the other at ``target``, which exists."""
+        self._ledger.intend(owner, MOUNT, str(target), {})
+        for one in mounts:
+            await asyncio.to_thread(mount.mount, one, target)
+
+    async def make_cgroup(self, owner: str, path: str) -> None:
+        """Make a cgroup, and those above it, unless it is there already (then it is not ours to remove)."""
+        missing = [] if cgroups.exists(path) else [path]
+        self._ledger.intend(owner, CGROUP, path, {"made": missing})
+        await asyncio.to_thread(cgroups.make, path)
+
+    async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
+        """Attach a pod to its network."""
+        plan = await slot.plan(request)
+        data = {"slot": slot.name, "request": _REQUEST.dump_python(request, mode="json"), "data": dict(plan)}
+        entry = self._ledger.intend(owner, NETWORK, slot.name, data)
+        attachment = await slot.attach(request, plan)
+        self._ledger.amend(entry, data | {"data": dict(attachment.data)})
+        return attachment
+
+    async def create_snapshot(
+        self, owner: str, slot: SnapshotterSlot, parent: str | None, readonly: bool = False
+    ) -> tuple[Mount, ...]:
+        """Make the owner's snapshot on a chain id; its key is the owner's id."""
+        self._ledger.intend(owner, SNAPSHOT, owner, {"slot": slot.name})
+        return await slot.create_snapshot(owner, parent, readonly)
+
+    async def create_container(self, owner: str, slot: RuntimeSlot, request: ContainerRequest) -> ContainerProcess:
+        """Have the runtime make a container."""
+        handle = _HANDLE.dump_python(request.handle, mode="json")
+        self._ledger.intend(owner, CONTAINER, request.handle.container_id, {"slot": slot.name, "handle": handle})
+        return await slot.create(request)
+
+    async def undo(self, owner: str, kinds: Collection[str] | None = None) -> None:
+        """Undo what the owner has (of these kinds), the latest first. Idempotent.
+
+        What fails and may wait is deferred. Raises the first other failure, after everything else was tried.
+        """
+        failures = [
+            failure
+            for entry in self._ledger.entries(owner)
+            if (kinds is None or entry.kind in kinds) and (failure := await self._undone(entry)) is not None
+        ]
+        if failures:
+            raise failures[0]
+
+    def owners(self) -> set[str]:
+        """Return everyone who has an entry, but for the deferred."""
+        return {entry.owner for entry in self._ledger.entries()} - {DEFERRED}
+
+    def attachments(self) -> list[tuple[str, NetworkRequest, Mapping[str, object]]]:
+        """Return slot, request and data of each attachment that has an owner."""
+        return [
+            (str(entry.data["slot"]), _REQUEST.validate_python(entry.data["request"]), _mapping(entry.data["data"]))
+            for entry in self._ledger.entries()
+            if entry.kind == NETWORK
+        ]
+
+    def deferred(self) -> list[LedgerEntry]:
+        """Return what waits to be undone in the background."""
+        return self._ledger.entries(DEFERRED)
+
+    async def close(self) -> None:
+        """Stop trying in the background; the entries stay for the next start."""
+        if self._retry is not None:
+            self._retry.cancel()
+            await asyncio.gather(self._retry, return_exceptions=True)
+
+    def retry_deferred(self) -> None:
+        """See to it that deferred entries are tried again from time to time until none is left."""
+        if self.deferred() and (self._retry is None or self._retry.done()):
+            self._retry = asyncio.create_task(self._keep_trying())
+
+    async def _keep_trying(self) -> None:
+        while entries := self.deferred():
+            await asyncio.sleep(RETRY_S)
+            for entry in entries:
+                await self._undone(entry)
+
+    async def _undone(self, entry: LedgerEntry) -> CrinoidError | None:
+        """Undo one entry and strike it; return what stands against it."""
+        try:
+            await self._undo_of[entry.kind](entry)
+        except (CrinoidError, OSError) as error:
+            return self._failed(entry, error)
+        self._ledger.strike(entry)
+        return None
+
+    def _failed(self, entry: LedgerEntry, error: CrinoidError | OSError) -> CrinoidError | None:
+        LOG.warning("%s %s of %s could not be undone: %s", entry.kind, entry.key, entry.owner, error)
+        if entry.kind not in _DEFERRABLE:
+            if isinstance(error, CrinoidError):
+                return error
+            return DriverError(f"{entry.kind} {entry.key} of {entry.owner} could not be undone: {error}")
+        if entry.owner != DEFERRED:
+            self._ledger.intend(DEFERRED, entry.kind, entry.key, entry.data)
+            self._ledger.strike(entry)
+            self.retry_deferred()
+        return None
+
+    async def _undo_directory(self, entry: LedgerEntry) -> None:
+        await asyncio.to_thread(files.remove_tree, Path(entry.key))
+
+    async def _undo_namespaces(self, entry: LedgerEntry) -> None:
+        for path in cast(list[str], entry.data["paths"]):
+            await asyncio.to_thread(namespaces.unpin, Path(path))
+
+    async def _undo_mount(self, entry: LedgerEntry) -> None:
+        await asyncio.to_thread(mount.unmount, Path(entry.key))
+
+    async def _undo_cgroup(self, entry: LedgerEntry) -> None:
+        for path in cast(list[str], entry.data["made"]):
+            await asyncio.to_thread(cgroups.kill, path)
+            await asyncio.to_thread(cgroups.remove, path)
+        for path in (f"{self._cgroup_root}/monitors", self._cgroup_root):
+            await asyncio.to_thread(cgroups.prune, path)
+
+    async def _undo_network(self, entry: LedgerEntry) -> None:
+        slot = self._slot(self._slots.networks, "network", entry)
+        await slot.detach(_REQUEST.validate_python(entry.data["request"]), _mapping(entry.data["data"]))
+
+    async def _undo_snapshot(self, entry: LedgerEntry) -> None:
+        await self._slot(self._slots.snapshotters, "snapshotter", entry).remove_snapshot(entry.key)
+
+    async def _undo_container(self, entry: LedgerEntry) -> None:
+        slot = self._slot(self._slots.runtimes, "runtime", entry)
+        await slot.delete(_HANDLE.validate_python(entry.data["handle"]))
+
+    def _slot(self, slots: Mapping[str, S], role: str, entry: LedgerEntry) -> S:
+        name = str(entry.data["slot"])
+        if name not in slots:
+            raise FailedPrecondition(
+                f"{entry.key} was made by {role} slot {name!r}, which is no longer configured: put it back to undo it"
+            )
+        return slots[name]
+
+
+def _bind_file(source: Path, pin: Path) -> None:
+    pin.touch(mode=0o600)
+    mount.bind(source, pin)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast(Mapping[str, object], value)

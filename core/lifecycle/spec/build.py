@@ -1,0 +1,180 @@
+"""Puts the OCI specification together; the runtime driver adds what its slot says (seccomp, annotations)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.linux.oom import clamp_oom_score_adj
+from crinoid.core.api.values.container import Capabilities, ContainerConfig
+from crinoid.core.api.values.pod import NamespaceMode, PodConfig, ProfileType, SecurityProfile
+from crinoid.core.config.models import PodsConfig
+from crinoid.core.lifecycle.images.documents import ContainerDefaults
+from crinoid.core.lifecycle.spec import isolation, mounts, process
+from crinoid.core.lifecycle.spec.users import Identity
+
+OCI_VERSION = "1.0.2"
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecInput:
+    """All that a container's specification depends on.
+
+    ``config`` has the extensions' adjustments in it already. ``target_pid`` is the first process of the container
+    whose PID namespace is joined, 0 for none. ``cgroup`` is as in ContainerHandle. ``site`` holds the node's defaults.
+    """
+
+    container_id: str
+    config: ContainerConfig
+    pod_id: str
+    pod: PodConfig
+    image: ContainerDefaults
+    rootfs: Path
+    identity: Identity
+    hostname: str
+    namespaces: Mapping[str, Path]
+    target_pid: int
+    pod_files: mounts.PodFiles
+    cgroup: str
+    site: PodsConfig
+    recursive_read_only: bool
+
+
+def build_spec(given: SpecInput) -> JsonObject:
+    """Return a container's ``config.json`` as an object. Raises InvalidArgument, Unsupported, FailedPrecondition."""
+    security = given.config.security
+    _refuse_unsupported(given.config)
+    traits = mounts.MountTraits(
+        security.privileged, security.readonly_rootfs, given.recursive_read_only, given.site.read_only_tmpfs
+    )
+    spec: JsonObject = {
+        "ociVersion": OCI_VERSION,
+        "hostname": given.hostname,
+        "root": {"path": str(given.rootfs), "readonly": security.readonly_rootfs},
+        "process": build_process(given),
+        "mounts": mounts.build_mounts(given.config.mounts, given.pod_files, traits),
+        "linux": _linux(given),
+        "annotations": _annotations(given),
+    }
+    if "uts" not in given.namespaces:
+        del spec["hostname"]
+    return spec
+
+
+def build_process(given: SpecInput) -> JsonObject:
+    """Return the ``process`` object; an exec uses it again with other ``args``."""
+    config, security, user = given.config, given.config.security, given.identity.user
+    sets = process.capability_sets(security.capabilities, security.privileged, given.site.default_capabilities)
+    return {
+        "terminal": config.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.supplemental_groups)},
+        "args": process.arguments(config, given.image),
+        "env": process.environment(config, given.image, given.site.default_env, given.identity.home, given.hostname),
+        "cwd": config.working_dir or given.image.working_dir or "/",
+        "capabilities": sets,
+        "rlimits": process.rlimits(given.site.default_ulimits),
+        "noNewPrivileges": security.no_new_privs,
+        "oomScoreAdj": clamp_oom_score_adj(config.resources.oom_score_adj),
+    }
+
+
+def build_init_spec(given: "InitInput") -> JsonObject:
+    """Return the specification of a pod's init process, which holds the PID namespace that its containers share."""
+    sets = process.capability_sets(Capabilities(drop=("ALL",)), False, ())
+    pins = {kind: path for kind, path in given.namespaces.items() if kind != "pid"}
+    return {
+        "ociVersion": OCI_VERSION,
+        "root": {"path": str(given.rootfs), "readonly": True},
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": list(given.command),
+            "env": [f"PATH={process.DEFAULT_PATH}"],
+            "cwd": "/",
+            "capabilities": sets,
+            "noNewPrivileges": True,
+            "oomScoreAdj": clamp_oom_score_adj(-998),
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            *given.binds,
+        ],
+        "linux": {
+            "namespaces": isolation.build_namespaces(pins, NamespaceMode.CONTAINER, 0, False),
+            "cgroupsPath": given.cgroup,
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        },
+        "annotations": {
+            "io.kubernetes.cri.container-type": "sandbox",
+            "io.kubernetes.cri.sandbox-id": given.pod_id,
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitInput:
+    """A pod's init process: its command, root and what is bound into it."""
+
+    pod_id: str
+    command: tuple[str, ...]
+    rootfs: Path
+    binds: tuple[JsonObject, ...]
+    namespaces: Mapping[str, Path]
+    cgroup: str
+
+
+def seccomp_choice(config: ContainerConfig) -> SecurityProfile | None:
+    """Return the profile for the driver: the default where nothing is said, none where unconfined or privileged."""
+    security = config.security
+    if security.privileged:
+        return None
+    if security.seccomp is None:
+        return SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+    return None if security.seccomp.type is ProfileType.UNCONFINED else security.seccomp
+
+
+def _linux(given: SpecInput) -> JsonObject:
+    security = given.config.security
+    nodes, rules = isolation.build_devices(given.config.devices, security.privileged)
+    limits = isolation.build_resources(given.config.resources, given.site.pids_limit)
+    linux: JsonObject = {
+        "namespaces": isolation.build_namespaces(
+            given.namespaces, security.namespaces.pid, given.target_pid, security.privileged
+        ),
+        "cgroupsPath": given.cgroup,
+        "resources": limits | {"devices": rules},
+        "devices": nodes,
+    }
+    if not security.privileged:
+        linux |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
+    if (propagation := mounts.rootfs_propagation(given.config.mounts)) is not None:
+        linux["rootfsPropagation"] = propagation
+    return linux
+
+
+def _annotations(given: SpecInput) -> dict[str, str]:
+    """Name the container's place in Kubernetes by the annotations that OCI hooks and sandboxed runtimes look for."""
+    metadata = given.pod.metadata
+    return {
+        **given.config.annotations,
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.container-name": given.config.metadata.name,
+        "io.kubernetes.cri.image-name": given.config.image,
+        "io.kubernetes.cri.sandbox-id": given.pod_id,
+        "io.kubernetes.cri.sandbox-name": metadata.name,
+        "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
+        "io.kubernetes.cri.sandbox-uid": metadata.uid,
+    }
+
+
+def _refuse_unsupported(config: ContainerConfig) -> None:
+    name = f"container {config.metadata.name!r}"
+    if config.cdi_devices:
+        raise Unsupported(f"{name}: CDI devices are not served yet")
+    if config.security.apparmor and config.security.apparmor.type is ProfileType.LOCALHOST:
+        if not Path("/sys/kernel/security/apparmor").exists():
+            profile = config.security.apparmor.localhost_ref
+            raise Unsupported(f"{name}: AppArmor profile {profile!r} was asked for, and this kernel has no AppArmor")
+        raise Unsupported(f"{name}: AppArmor profiles are not served yet")

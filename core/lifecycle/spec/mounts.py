@@ -1,0 +1,141 @@
+"""The mounts of a container: what every container has, the pod's files, and the volumes it was given.
+
+Sources: OCI runtime-spec, config-linux.md, "Default Filesystems"; api.proto, Mount (readonly, recursive_read_only,
+propagation). Mounts closer to the root come first, so that none hides another that was asked for.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unsupported
+from crinoid.core.api.linux import mount
+from crinoid.core.api.values.container import MountPropagation, VolumeMount
+
+JsonObject = dict[str, Any]
+_SCRATCH = ("/run", "/tmp", "/var/tmp")  # noqa: S108  # in the container
+
+
+@dataclass(frozen=True, slots=True)
+class PodFiles:
+    """The pod's files on the host; ``shm`` is its shared memory folder."""
+
+    hostname: Path
+    hosts: Path
+    resolv_conf: Path
+    shm: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MountTraits:
+    """What bends the mounts: a privileged container, a read-only root, the runtime's recursive read-only mounts."""
+
+    privileged: bool
+    readonly_rootfs: bool
+    recursive_read_only: bool
+    read_only_tmpfs: bool = False
+
+
+def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountTraits) -> list[JsonObject]:
+    """Return all mounts in the order in which the runtime makes them."""
+    chosen = [_volume(volume, traits) for volume in volumes]
+    taken = {entry["destination"] for entry in chosen}
+    own = [*_system(traits), *_pod_files(files, traits)]
+    if traits.readonly_rootfs and traits.read_only_tmpfs:
+        own += [_entry(path, "tmpfs", "tmpfs", "nosuid", "nodev", "mode=1777") for path in _SCRATCH]
+    together = [entry for entry in own if entry["destination"] not in taken] + chosen
+    return sorted(together, key=lambda entry: len(PurePosixPath(entry["destination"]).parts))
+
+
+def rootfs_propagation(volumes: Iterable[VolumeMount]) -> str | None:
+    """Return what the root's propagation must be for the volumes' own to have effect."""
+    wanted = {volume.propagation for volume in volumes}
+    if MountPropagation.BIDIRECTIONAL in wanted:
+        return "rshared"
+    return "rslave" if MountPropagation.HOST_TO_CONTAINER in wanted else None
+
+
+def _system(traits: MountTraits) -> list[JsonObject]:
+    access = "rw" if traits.privileged else "ro"
+    guarded = ["nosuid", "noexec", "nodev"]
+    return [
+        _entry("/proc", "proc", "proc", *guarded),
+        _entry("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _entry(
+            "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
+        ),
+        _entry("/dev/mqueue", "mqueue", "mqueue", *guarded),
+        _entry("/sys", "sysfs", "sysfs", *guarded, access),
+        _entry("/sys/fs/cgroup", "cgroup", "cgroup", *guarded, "relatime", access),
+    ]
+
+
+def _pod_files(files: PodFiles, traits: MountTraits) -> list[JsonObject]:
+    access = "ro" if traits.readonly_rootfs else "rw"
+    return [
+        _entry("/etc/hostname", "bind", str(files.hostname), "rbind", "rprivate", access),
+        _entry("/etc/hosts", "bind", str(files.hosts), "rbind", "rprivate", access),
+        _entry("/etc/resolv.conf", "bind", str(files.resolv_conf), "rbind", "rprivate", access),
+        _entry("/dev/shm", "bind", str(files.shm), "rbind", "rprivate", "rw"),  # noqa: S108  # in the container
+    ]
+
+
+def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
+    _check(volume, traits)
+    source = _source(volume)
+    options = ["rbind", volume.propagation.value, "ro" if volume.readonly else "rw", *volume.mount_options]
+    if volume.recursive_read_only:
+        options.append("rro")
+    return _entry(_destination(volume), "bind", str(source), *options)
+
+
+def _check(volume: VolumeMount, traits: MountTraits) -> None:
+    name = f"mount {volume.container_path}"
+    if volume.image:
+        raise Unsupported(f"{name}: image volumes are not served yet")
+    if volume.uid_mappings or volume.gid_mappings:
+        raise Unsupported(f"{name}: id-mapped mounts are not served yet")
+    if not volume.host_path.startswith("/"):
+        raise InvalidArgument(f"{name}: host_path {volume.host_path!r} is not absolute")
+    if volume.recursive_read_only:
+        if not volume.readonly or volume.propagation is not MountPropagation.PRIVATE:
+            raise InvalidArgument(f"{name}: recursive_read_only needs readonly and private propagation")
+        if not traits.recursive_read_only:
+            raise Unsupported(f"{name}: this handler's runtime has no recursive read-only mounts")
+
+
+def _destination(volume: VolumeMount) -> str:
+    path = os.path.normpath("/" + volume.container_path)
+    if not volume.container_path or path == "/" or "\0" in path:
+        raise InvalidArgument(f"container_path {volume.container_path!r} of a mount is not a path below /")
+    return path.replace("//", "/")
+
+
+def _source(volume: VolumeMount) -> Path:
+    """Resolve links, make an absent folder as peers do, and see that the propagation asked for is possible."""
+    source = Path(os.path.realpath(volume.host_path))
+    try:
+        source.mkdir(parents=True, exist_ok=True, mode=0o755)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise FailedPrecondition(f"mount {volume.container_path}: host_path {source} can't be made: {error}") from error
+    if volume.propagation is not MountPropagation.PRIVATE:
+        _check_propagation(volume, source)
+    return source
+
+
+def _check_propagation(volume: VolumeMount, source: Path) -> None:
+    shared, slave = mount.propagation(source)
+    enough = shared if volume.propagation is MountPropagation.BIDIRECTIONAL else shared or slave
+    if not enough:
+        raise FailedPrecondition(
+            f"mount {volume.container_path}: {source} is on a private mount, {volume.propagation.name} has no effect: "
+            f"make the mount shared on the host"
+        )
+
+
+def _entry(destination: str, kind: str, source: str, *options: str) -> JsonObject:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}

@@ -1,0 +1,150 @@
+"""What containers and pods use: from their runtime, their cgroups, their snapshotter and their network namespace.
+
+A look at several objects reads them all at once; nothing runs in the background. The rate of CPU use is taken between
+two looks at least a second apart, as peers do.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from crinoid.core.api.errors import CrinoidError, NotFound
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.namespaces import call_in
+from crinoid.core.api.values.snapshot import DiskUsage
+from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage
+from crinoid.core.lifecycle.cgrouppaths import slice_path
+from crinoid.core.lifecycle.queries import ContainerFilter, ContainerUsage, PodFilter, PodUsage
+from crinoid.core.slots.binding import Slots
+from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
+from crinoid.core.state.store import Store
+
+T = TypeVar("T")
+MIN_INTERVAL_NS = 1_000_000_000
+
+
+class Rates:
+    """CPU use of each cgroup as a rate: nano-cores between the last two looks that are far enough apart."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, tuple[int, int, int | None]] = {}
+
+    def rate(self, key: str, timestamp_ns: int, cpu_ns: int) -> int | None:
+        """Take a look at a counter and return its rate; ``None`` at the first one."""
+        at, counter, rate = self._samples.get(key, (0, 0, None))
+        if at and timestamp_ns - at < MIN_INTERVAL_NS:
+            return rate
+        if at:
+            rate = max(0, cpu_ns - counter) * 1_000_000_000 // (timestamp_ns - at)
+        self._samples[key] = (timestamp_ns, cpu_ns, rate)
+        return rate
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """Forget all but these."""
+        wanted = set(keys)
+        self._samples = {key: sample for key, sample in self._samples.items() if key in wanted}
+
+
+class StatsService:
+    """ContainerStats, PodSandboxStats and their lists."""
+
+    def __init__(
+        self,
+        store: Store,
+        slots: Slots,
+        containers: "Callable[[ContainerFilter], list[ContainerRecord]]",
+        pods: "Callable[[PodFilter], list[PodRecord]]",
+    ) -> None:
+        """``containers`` and ``pods`` answer filters, as the services of those names do."""
+        self._store = store
+        self._slots = slots
+        self._list_containers = containers
+        self._list_pods = pods
+        self._rates = Rates()
+
+    async def container(self, container_id: str) -> ContainerUsage:
+        """Measure one container. Raises NotFound."""
+        return await self._container(self._store.containers.find(container_id))
+
+    async def containers(self, wanted: ContainerFilter) -> list[ContainerUsage]:
+        """Measure the containers that fit, but for those that have ended."""
+        records = [one for one in self._list_containers(wanted) if one.state is not ContainerState.EXITED]
+        self._forget_the_gone()
+        return list(await asyncio.gather(*(self._container(record) for record in records)))
+
+    async def pod(self, pod_id: str) -> PodUsage:
+        """Measure one pod with its containers. Raises NotFound."""
+        return await self._pod(self._store.pods.find(pod_id))
+
+    async def pods(self, wanted: PodFilter) -> list[PodUsage]:
+        """Measure the pods that fit and are ready."""
+        records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
+        self._forget_the_gone()
+        return list(await asyncio.gather(*(self._pod(record) for record in records)))
+
+    async def _container(self, record: ContainerRecord) -> ContainerUsage:
+        pod = self._store.pods.get(record.pod_id)
+        usage = await self._usage(record, pod)
+        rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
+        disk, mountpoint = await self._disk(record, pod)
+        return ContainerUsage(record, usage, rate, disk, time.time_ns(), mountpoint)
+
+    async def _usage(self, record: ContainerRecord, pod: PodRecord | None) -> CgroupUsage | None:
+        slot = self._slots.runtimes.get(pod.runtime if pod else "")
+        if slot is None or record.state is not ContainerState.RUNNING:
+            return None
+        try:
+            return await slot.stats(record.handle)
+        except NotFound:
+            return None
+
+    async def _disk(self, record: ContainerRecord, pod: PodRecord | None) -> tuple[DiskUsage | None, str]:
+        slot = self._slots.snapshotters.get(pod.snapshotter if pod else "")
+        if slot is None:
+            return None, ""
+        try:
+            return await slot.usage(record.id), str(slot.state_dir)
+        except CrinoidError:
+            return None, str(slot.state_dir)
+
+    async def _pod(self, record: PodRecord) -> PodUsage:
+        members = [one for one in self._store.containers_of(record.id) if one.state is not ContainerState.EXITED]
+        containers = await asyncio.gather(*(self._container(one) for one in members))
+        usage = await asyncio.to_thread(_pod_usage, record.cgroup_parent)
+        rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
+        network = await asyncio.to_thread(_network_usage, record.namespaces.get("network"))
+        return PodUsage(record, usage, rate, network, tuple(containers))
+
+    def _forget_the_gone(self) -> None:
+        self._rates.keep([one.id for one in self._store.containers] + [one.id for one in self._store.pods])
+
+
+def _pod_usage(cgroup_parent: str) -> CgroupUsage | None:
+    try:
+        return cgroups.read_usage(slice_path(cgroup_parent) if cgroup_parent.endswith(".slice") else cgroup_parent)
+    except (NotFound, OSError):
+        return None
+
+
+def _network_usage(netns: Path | None) -> NetworkUsage | None:
+    """Read the counters of a pinned network namespace; ``None`` on the host's network."""
+    if netns is None:
+        return None
+    try:
+        text = call_in(netns, Path("/proc/thread-self/net/dev").read_text)
+    except OSError:
+        return None
+    return NetworkUsage(time.time_ns(), tuple(parse_interfaces(text)))
+
+
+def parse_interfaces(text: str) -> list[InterfaceUsage]:
+    """Read ``/proc/net/dev`` (proc(5)), without loopback."""
+    found = []
+    for line in text.splitlines()[2:]:
+        name, _, counters = line.partition(":")
+        values = [int(value) for value in counters.split()]
+        if name.strip() != "lo":
+            found.append(InterfaceUsage(name.strip(), values[0], values[2], values[8], values[10]))
+    return found

@@ -1,0 +1,66 @@
+"""Sysctls of a pod: those of its own namespaces, checked first and then written by a thread inside them.
+
+Source: Kubernetes' rule that only namespaced sysctls may be set for a pod; namespaces(7), ipc_namespaces(7).
+"""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux.namespaces import call_in
+
+_NAME = re.compile(r"[a-z0-9_.-]+(?:[./][A-Za-z0-9_.*@:-]+)*")
+_IPC = ("kernel.shm", "kernel.msg", "fs.mqueue.")
+_IPC_EXACT = frozenset({"kernel.sem"})
+_ROOT = Path("/proc/sys")
+
+
+def check_sysctls(sysctls: Mapping[str, str], own: Collection[str]) -> dict[str, str]:
+    """Return the sysctls by path below ``/proc/sys``; ``own`` names the namespaces that the pod has to itself.
+
+    Raises InvalidArgument for one that is not of such a namespace, as it would change the host.
+    """
+    return {_path(name, own): value for name, value in sysctls.items()}
+
+
+def write_sysctls_in(pins: Mapping[str, Path], values: Mapping[str, str]) -> None:
+    """Write values by path, in the pinned namespaces. Raises InvalidArgument with the kernel's answer."""
+    if not values:
+        return
+
+    def write_all() -> None:
+        for path, value in values.items():
+            _write(path, value)
+
+    entered: Callable[[], None] = write_all
+    for kind in ("network", "ipc"):
+        if kind in pins:
+            entered = functools.partial(call_in, pins[kind], entered)
+    entered()
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        (_ROOT / path).write_text(value)
+    except OSError as error:
+        raise InvalidArgument(f"sysctl {path} can't be set to {value!r}: {error.strerror}") from error
+
+
+def _path(name: str, own: Collection[str]) -> str:
+    """Turn ``net.ipv4.conf.eth0/1.x`` or ``net/ipv4/conf/eth0.1/x`` into a path; the first separator decides."""
+    slashes = "/" in name and ("." not in name or name.index("/") < name.index("."))
+    dotted = name.replace("/", "\0").replace(".", "/").replace("\0", ".") if not slashes else name
+    if not _NAME.fullmatch(name) or ".." in dotted.split("/") or not dotted:
+        raise InvalidArgument(f"sysctl {name!r} is not a name such as net.ipv4.tcp_syncookies")
+    canonical = dotted.replace("/", ".")
+    if canonical.startswith("net."):
+        kind = "network"
+    elif canonical.startswith(_IPC) or canonical in _IPC_EXACT:
+        kind = "ipc"
+    else:
+        raise InvalidArgument(f"sysctl {name} belongs to no namespace of a pod: it can't be set")
+    if kind not in own:
+        raise InvalidArgument(f"sysctl {name} can't be set: the pod uses the host's {kind} namespace")
+    return dotted
