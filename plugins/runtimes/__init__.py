@@ -1,0 +1,6 @@
+"""The runtime role's own drivers: runc and crun, driven by their command line, each container watched by one conmon.
+
+How the modules hang together: ``runc`` and ``crun`` name a binary and its ways; ``oci`` answers the hooks for both.
+For a container it writes the ``bundle`` (with ``seccomp`` resolved), lets ``conmon`` create it, reads its end from
+``exits``, and runs further processes through ``execs``. ``complaints`` turns what a binary said into an error.
+"""

@@ -1,0 +1,164 @@
+"""A container's folder: the spec that the runtime reads, and what conmon and the driver note beside it.
+
+The folder itself and the root file system belong to the kernel of crinoid; ``remove_files`` takes away only what
+this role put there. Everything needed after a restart of the daemon is in these files.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from crinoid.core.api.values.runtime import ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """What ``create`` noted: process ids with their start times (clock ticks since boot), as ids are used again."""
+
+    pid: int
+    pid_start: int
+    monitor_pid: int
+    monitor_start: int
+    log_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The files in one container's folder."""
+
+    directory: Path
+
+    @property
+    def config(self) -> Path:
+        """The OCI spec."""
+        return self.directory / "config.json"
+
+    @property
+    def pid_file(self) -> Path:
+        """Written by the runtime: the first process."""
+        return self.directory / "pid"
+
+    @property
+    def monitor_pid_file(self) -> Path:
+        """Written by conmon: itself."""
+        return self.directory / "conmon.pid"
+
+    @property
+    def runtime_log(self) -> Path:
+        """What the runtime has to say while it creates the container."""
+        return self.directory / "runtime.log"
+
+    @property
+    def monitor_log(self) -> Path:
+        """What conmon says before it detaches."""
+        return self.directory / "conmon.log"
+
+    @property
+    def control(self) -> Path:
+        """conmon's fifo for commands."""
+        return self.directory / "ctl"
+
+    @property
+    def exit_file(self) -> Path:
+        """Written by conmon when the container has ended: the exit code in decimal."""
+        return self.directory / "exit"
+
+    @property
+    def oom_file(self) -> Path:
+        """Made by conmon when the kernel killed in the container's cgroup for want of memory."""
+        return self.directory / "oom"
+
+    @property
+    def _processes(self) -> Path:
+        return self.directory / "processes.json"
+
+    @property
+    def _unseen_exit(self) -> Path:
+        return self.directory / "unseen-exit.json"
+
+    def write_spec(self, spec: Mapping[str, Any]) -> None:
+        """Write the spec, readable for root alone: its environment may hold secrets."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(self.config, json.dumps(spec, separators=(",", ":")))
+
+    def write_processes(self, processes: Processes) -> None:
+        """Note what was started; whole or not at all."""
+        _replace(self._processes, json.dumps(asdict(processes)))
+
+    def read_processes(self) -> Processes | None:
+        """Return what was started; ``None`` if ``create`` has not come to its end."""
+        found = _read_json(self._processes)
+        with contextlib.suppress(TypeError):
+            return Processes(**found) if found is not None else None
+        return None
+
+    def write_unseen_exit(self, status: ExitStatus) -> None:
+        """Note an end that conmon did not live to write down, so that every later answer is the same."""
+        if self.directory.is_dir():
+            _replace(self._unseen_exit, json.dumps(asdict(status)))
+
+    def read_unseen_exit(self) -> ExitStatus | None:
+        """Return the end that was noted by ``write_unseen_exit``."""
+        found = _read_json(self._unseen_exit)
+        return ExitStatus(**found) if found is not None else None
+
+    def read_exit(self) -> tuple[int, int] | None:
+        """Return exit code and time of the end (ns since the epoch) as conmon noted them, if it did."""
+        try:
+            code = int(self.exit_file.read_text())
+            return code & 0xFF, self.exit_file.stat().st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+    def remove_files(self) -> None:
+        """Remove what this role and conmon put into the folder. Idempotent."""
+        for name in _OURS:
+            (self.directory / name).unlink(missing_ok=True)
+
+
+_OURS = (
+    "attach",
+    "winsz",
+    "ctl",
+    "oom",
+    "exit",
+    "pid",
+    "conmon.pid",
+    "conmon.log",
+    "runtime.log",
+    "unseen-exit.json",
+    "config.json",
+    "processes.json",  # last: as long as it is there, delete knows what to look for
+)
+
+
+def read_pid(path: Path) -> int:
+    """Return the process id in a pid file; 0 when there is none."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    _write(temporary, text)
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)

@@ -1,0 +1,67 @@
+"""What a runtime's binary said when it failed, made into one clear sentence and the right error.
+
+runc and crun write JSON lines to the file that ``--log`` names (``level``, ``msg``, ``time``); a binary that is broken
+in some other way may write anything, or nothing, there or to stderr.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from crinoid.core.api.errors import CommandFailed, CrinoidError, InvalidArgument
+
+_TAIL_BYTES = 1 << 16
+_SENTENCE_CHARACTERS = 2000
+# What the request named and the container's root, or the host, does not have: sending it again can't help.
+_REQUEST_AT_FAULT = re.compile(
+    r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
+    r"|exec.*permission denied|unable to find user|cannot find user|unknown capability|seccomp.*(invalid|unknown)",
+    re.IGNORECASE,
+)
+
+
+def complaint(log: Path, stderr: bytes = b"") -> str:
+    """Return the binary's last error as one sentence; its last words of stderr when the log has none; or nothing."""
+    return last_error(log) or _sentence(stderr.decode(errors="replace"))
+
+
+def last_error(log: Path) -> str:
+    """Return the last entry of level error (or worse) in a runtime's JSON log; empty when there is none."""
+    errors = [entry for entry in _entries(log) if entry.get("level") in ("error", "fatal", "panic")]
+    return _sentence(str(errors[-1].get("msg", ""))) if errors else ""
+
+
+def as_error(command: Sequence[str], exit_code: int, said: str) -> CrinoidError:
+    """Return the error for a failed command: the request's fault if it names what does not exist."""
+    if said and _REQUEST_AT_FAULT.search(said):
+        return InvalidArgument(f"{command[0]}: {said}")
+    return CommandFailed(tuple(command), exit_code, said)
+
+
+def _entries(log: Path) -> list[dict[str, object]]:
+    entries = []
+    for line in _tail(log).splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # rubbish, or a line the runtime did not live to finish
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _sentence(text: str) -> str:
+    """One line of printable text, its end rather than its beginning if it is long."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in words)[-_SENTENCE_CHARACTERS:]

@@ -1,0 +1,148 @@
+"""conmon, the monitor: it runs the runtime's binary, becomes its container's guardian, and reports what came of it.
+
+What is said here is about conmon 2.1 (tried with 2.1.6): it waits for a byte on the descriptor ``_OCI_STARTPIPE``, so
+that it can be put into a cgroup first; it detaches; it runs the runtime; and it writes JSON lines to ``_OCI_SYNCPIPE``.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux.process import Process, spawn
+from crinoid.core.api.values.runtime import ContainerRequest
+from crinoid.plugins.runtimes.binary import Binary, environment, find_program
+from crinoid.plugins.runtimes.bundle import Bundle
+from crinoid.plugins.runtimes.options import Monitor
+from crinoid.plugins.runtimes.readiness import readable
+
+_SYNC_FD = 3
+_START_FD = 4
+_CONSOLE_NAME_BYTES = 32  # conmon's own name for its console socket, within the 107 bytes of a unix socket's path
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One line of the sync pipe: a process id or exit code, and the runtime's words if it failed."""
+
+    number: int
+    message: str = ""
+
+
+class SyncPipe:
+    """The end of the sync pipe that conmon's reports are read from."""
+
+    def __init__(self, reader: int) -> None:
+        self._reader = reader
+        self._buffer = b""
+
+    async def read(self) -> Report | None:
+        """Wait for the next report, with no deadline; ``None``: conmon closed the pipe or wrote what is none."""
+        while b"\n" not in self._buffer:
+            await readable(self._reader)
+            piece = os.read(self._reader, 1 << 16)
+            if not piece:
+                return None
+            self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return _parse(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A conmon that was spawned and waits for ``release``."""
+
+    process: Process
+    sync: SyncPipe
+    start: int
+
+    def release(self) -> None:
+        """Let it go on: it is in the cgroup where it belongs."""
+        os.write(self.start, b"\n")
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], fds: Mapping[int, int], cwd: Path, console: Path) -> Iterator[Started]:
+    """A conmon with its two pipes; the pipes and the handle are closed at the end, conmon itself may live on.
+
+    ``fds`` are its standard streams; ``console`` is where it makes a socket for a terminal. If it was not released,
+    the caller must have killed it: to conmon, the end of the start pipe means go.
+    """
+    env = {"_OCI_SYNCPIPE": str(_SYNC_FD), "_OCI_STARTPIPE": str(_START_FD), "TMPDIR": str(console), **environment()}
+    with contextlib.ExitStack() as ours:
+        with contextlib.ExitStack() as theirs:
+            sync_reader, sync_writer = _pipe(ours, theirs)
+            start_reader, start_writer = _pipe(theirs, ours)
+            process = spawn(command, env=env, fds={**fds, _SYNC_FD: sync_writer, _START_FD: start_reader}, cwd=cwd)
+        ours.callback(process.close)
+        yield Started(process, SyncPipe(sync_reader), start_writer)
+
+
+def create_command(
+    monitor: Monitor, binary: Binary, bundle: Bundle, request: ContainerRequest, systemd: bool
+) -> list[str]:
+    """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it."""
+    container_id = request.handle.container_id
+    command = [str(find_program(monitor.binary, "conmon")), "--cid", container_id, "--cuuid", container_id]
+    command += ["--runtime", str(binary.path), "--bundle", str(bundle.directory)]
+    command += ["--persist-dir", str(bundle.directory), "--full-attach", "--log-level", monitor.log_level]
+    command += ["--container-pidfile", str(bundle.pid_file), "--conmon-pidfile", str(bundle.monitor_pid_file)]
+    command += ["--log-path", _log_driver(request.log_path)]
+    command += [] if monitor.sync_log else ["--no-sync-log"]
+    command += ["--systemd-cgroup"] if systemd else []
+    command += ["--terminal"] if request.terminal else []
+    command += ["--stdin"] if request.stdin else []
+    command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []
+    return command + _runtime_arguments(binary, bundle.runtime_log)
+
+
+def exec_command(
+    monitor: Monitor, binary: Binary, container_id: str, folder: Path, options: Sequence[str]
+) -> list[str]:
+    """Return the command line that runs the process described in ``folder``, its streams being conmon's own.
+
+    conmon is only there to reap the process: it stays our child (``--sync``) and touches no output (``passthrough``).
+    """
+    command = [str(find_program(monitor.binary, "conmon")), "--api-version", "--sync", "--exec"]
+    command += ["--cid", container_id, "--cuuid", container_id, "--log-path", "passthrough"]
+    command += ["--runtime", str(binary.path), "--exec-process-spec", str(folder / "process.json")]
+    command += ["--container-pidfile", str(folder / "pid"), "--log-level", monitor.log_level]
+    command += [f"--runtime-opt={option}" for option in options]
+    return command + _runtime_arguments(binary, folder / "log")
+
+
+def console_directory(run_dir: Path) -> Path:
+    """Return a folder for conmon's console socket: private if its path is short enough."""
+    fits = len(os.fsencode(run_dir)) + _CONSOLE_NAME_BYTES < 108
+    return run_dir if fits else Path("/tmp")  # noqa: S108  # conmon's own default
+
+
+def _log_driver(path: Path | None) -> str:
+    if path is None:
+        return "none"
+    if ":" in str(path):
+        raise InvalidArgument(f"log path {path} has a colon, which conmon can't take")
+    return f"k8s-file:{path}"
+
+
+def _runtime_arguments(binary: Binary, log: Path) -> list[str]:
+    return [f"--runtime-arg={option}" for option in binary.global_options(log)]
+
+
+def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed with these stacks."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    reading.callback(os.close, reader)
+    writing.callback(os.close, writer)
+    return reader, writer
+
+
+def _parse(line: bytes) -> Report | None:
+    try:
+        found = json.loads(line)
+        return Report(int(found.get("data", found.get("pid", -1))), str(found.get("message", "")))
+    except (ValueError, AttributeError, TypeError):
+        return None

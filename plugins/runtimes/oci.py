@@ -1,0 +1,384 @@
+"""The hooks of the runtime role, answered for any OCI runtime binary: what runc and crun do alike.
+
+One container, one bundle folder, one conmon. Ends, states and signals go by process id, start time and cgroup, without
+the binary; so a container can be stopped, watched and removed also when the binary is gone or its state is corrupt.
+"""
+
+import abc
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, NotFound, Unsupported
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.oom import clamp_oom_score_adj
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.runtime import (
+    ContainerHandle,
+    ContainerProcess,
+    ContainerRequest,
+    ContainerStatus,
+    ExecOutput,
+    ExecRequest,
+    ExitStatus,
+    OciSpec,
+    RuntimeFeatures,
+    RuntimeState,
+)
+from crinoid.core.api.values.stats import CgroupUsage
+from crinoid.plugins.runtimes import conmon, pidfds
+from crinoid.plugins.runtimes.binary import Binary, ask, find_program
+from crinoid.plugins.runtimes.bundle import Bundle, Processes, read_pid
+from crinoid.plugins.runtimes.cgroup_paths import below_mount, is_frozen, oom_kills
+from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
+from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
+from crinoid.plugins.runtimes.execs import ExecSetup, exec_sync
+from crinoid.plugins.runtimes.exits import wait_for_end
+from crinoid.plugins.runtimes.limits import beyond_update, oci_resources
+from crinoid.plugins.runtimes.logs import reopen_log
+from crinoid.plugins.runtimes.options import OciOptions
+from crinoid.plugins.runtimes.seccomp import SeccompFilters
+from crinoid.plugins.runtimes.undo import finish
+
+_DETACH_S = 10.0
+_MONITOR_END_S = 5.0  # it may have a flood of output to write
+
+
+class OciRuntime(abc.ABC):
+    """Base of the drivers: a subclass names its binary and what the binary does in its own way."""
+
+    api_version: ClassVar[str] = "1.0"
+    Config: ClassVar[type[OciOptions]] = OciOptions
+    package: ClassVar[str]
+    log_option: ClassVar[str] = "--log={}"
+    joins_exec_cgroup: ClassVar[bool]
+    """Whether ``exec --cgroup=freezer:NAME`` leaves the process's other cgroups of v1 as they are."""
+
+    def __init__(self, config: OciOptions, host: Host) -> None:
+        self._config = config
+        self._host = host
+        self._deadlines = config.deadlines
+        self._seccomp = SeccompFilters(config.seccomp_profile)
+        self._scratch = host.run_dir / "scratch"
+        self._root = config.state_root or host.run_dir / "state"
+        self._binary = Binary(config.binary or self.package, self.package, self._root, self._scratch, self.log_option)
+        self._reopening: dict[str, asyncio.Lock] = {}
+
+    @abc.abstractmethod
+    async def features(self) -> RuntimeFeatures:
+        """Tell what the binary can; raises Unsupported, or what asking it raised."""
+
+    @hookimpl
+    async def probe(self) -> RuntimeFeatures:
+        """See the hook."""
+        try:
+            features = await self.features()
+            monitor = find_program(self._config.monitor.binary, "conmon")
+            said = await ask(monitor, "--version", self._deadlines.probe_s)
+        except Unsupported:
+            raise
+        except CrinoidError as error:
+            raise Unsupported(f"{self.package} does not work here: {error.message}; is its package whole?") from error
+        self._seccomp.check()
+        version = said.removeprefix("conmon version ").split("\n")[0].strip()
+        return replace(features, annotations={**features.annotations, "conmon": version})
+
+    @hookimpl
+    async def create(self, request: ContainerRequest) -> ContainerProcess:
+        """See the hook."""
+        bundle = Bundle(request.handle.bundle)
+        self._make_folders()
+        command = self._create_command(bundle, request)
+        try:
+            bundle.write_spec(self._complete(request))
+            async with asyncio.timeout(self._deadlines.create_s):
+                return await self._create(bundle, request, command)
+        except BaseException as error:
+            await finish(self._remove(request.handle))
+            if isinstance(error, TimeoutError):
+                raise self._overdue("create", request.handle, self._deadlines.create_s) from None
+            raise
+
+    @hookimpl
+    async def start(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._binary.run(("start", handle.container_id), timeout_s=self._deadlines.start_s)
+
+    @hookimpl
+    async def wait(self, handle: ContainerHandle) -> ExitStatus:
+        """See the hook."""
+        bundle = Bundle(handle.bundle)
+        processes = self._processes(bundle, handle)
+        if processes is None:
+            raise NotFound(f"container {handle.container_id}: {self.package} has nothing of it")
+        return await wait_for_end(bundle, processes, lambda: oom_kills(self._cgroup(handle)) > 0)
+
+    @hookimpl
+    async def state(self, handle: ContainerHandle) -> RuntimeState:
+        """See the hook."""
+        processes = self._processes(Bundle(handle.bundle), handle)
+        if processes is None:
+            there = self._binary.state_directory(handle.container_id).exists()
+            return RuntimeState(ContainerStatus.STOPPED if there else ContainerStatus.ABSENT)
+        if pidfds.start_time(processes.pid) != processes.pid_start or not processes.pid_start:
+            return RuntimeState(ContainerStatus.STOPPED)
+        return RuntimeState(self._living_status(handle), processes.pid)
+
+    @hookimpl
+    async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
+        """See the hook. Without the binary: by pidfd, or for everyone by cgroup."""
+        processes = self._processes(Bundle(handle.bundle), handle)
+        if processes is None:
+            return
+        with pidfds.opened(processes.pid, processes.pid_start) as first:
+            if everyone:
+                await asyncio.to_thread(_signal_cgroup, self._cgroup(handle), signal)
+            if first is not None:
+                pidfds.send(first, signal)
+
+    @hookimpl
+    async def delete(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._remove(handle)
+
+    @hookimpl
+    async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
+        """See the hook."""
+        await self._require(handle, "exec", ContainerStatus.RUNNING)
+        self._make_folders()
+        setup = ExecSetup(self._config, self._binary, self._scratch)
+        return await exec_sync(setup, handle, request, self._exec_cgroup(handle))
+
+    @hookimpl
+    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
+        """See the hook."""
+        states = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
+        pid = await self._require(handle, "update", *states)
+        limits = oci_resources(resources)
+        if limits:
+            self._make_folders()
+            command = ("update", "--resources", "-", handle.container_id)
+            text = json.dumps(limits).encode()
+            await self._binary.run(command, timeout_s=self._deadlines.update_s, stdin=text)
+        rest = beyond_update(resources)
+        if rest is not None:
+            await asyncio.to_thread(cgroups.write_resources, self._cgroup(handle), rest)
+        if resources.oom_score_adj:
+            _set_oom_score_adj(pid, resources.oom_score_adj)
+
+    @hookimpl
+    async def reopen_log(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        bundle = Bundle(handle.bundle)
+        # Two commands at once would make conmon replace its new log by a newer one.
+        async with self._reopening.setdefault(handle.container_id, asyncio.Lock()):
+            await reopen_log(bundle, self._deadlines.reopen_log_s)
+
+    @hookimpl
+    async def stats(self, handle: ContainerHandle) -> CgroupUsage:
+        """See the hook."""
+        if (await self.state(handle)).pid == 0:
+            raise NotFound(f"container {handle.container_id} has no usage: it does not run")
+        return cgroups.read_usage(self._cgroup(handle))
+
+    # create, from here on
+
+    def _create_command(self, bundle: Bundle, request: ContainerRequest) -> list[str]:
+        return conmon.create_command(self._config.monitor, self._binary, bundle, request, self._config.systemd_cgroup)
+
+    def _complete(self, request: ContainerRequest) -> OciSpec:
+        """The spec with what the slot adds: seccomp and annotations."""
+        spec: dict[str, Any] = dict(request.spec)
+        process = spec.get("process") or {}
+        capabilities = frozenset((process.get("capabilities") or {}).get("bounding") or ())
+        seccomp = self._seccomp.resolve(request.seccomp, capabilities)
+        linux = dict(spec.get("linux") or {})
+        linux.pop("seccomp", None)
+        spec["linux"] = {**linux, "seccomp": seccomp} if seccomp else linux
+        annotations = {**(spec.get("annotations") or {}), **self._config.annotations}
+        return {**spec, "annotations": annotations} if annotations else spec
+
+    async def _create(self, bundle: Bundle, request: ContainerRequest, command: list[str]) -> ContainerProcess:
+        console = conmon.console_directory(self._scratch)
+        with (
+            _opened_log(bundle.monitor_log) as log,
+            conmon.started(command, {2: log}, bundle.directory, console) as monitor,
+        ):
+            await self._release(monitor, request.monitor_cgroup)
+            report = await monitor.sync.read()
+            if report is None or report.number <= 0:
+                raise self._create_failure(bundle, report)
+        return self._note(bundle, report.number, request.log_path)
+
+    async def _release(self, monitor: conmon.Started, cgroup: str) -> None:
+        """Put conmon where it belongs, let it go, and wait until it has detached and noted its process id."""
+        try:
+            if cgroup:
+                await asyncio.to_thread(_enter, cgroup, monitor.process.pid)
+        except BaseException:
+            monitor.process.kill(signal.SIGKILL)
+            raise
+        monitor.release()
+        await finish(_detached(monitor))
+
+    def _create_failure(self, bundle: Bundle, report: conmon.Report | None) -> CrinoidError:
+        said = last_error(bundle.runtime_log) or (report.message if report else "")
+        said = said or complaint(bundle.runtime_log) or complaint(bundle.monitor_log, _read(bundle.monitor_log))
+        command = (str(self._binary.path), "create", "--bundle", str(bundle.directory))
+        silent = "it gave neither a process nor a reason; was it killed, or is it no OCI runtime? Try its --version"
+        return as_error(command, 1, said or silent)
+
+    def _note(self, bundle: Bundle, pid: int, log_path: Path | None) -> ContainerProcess:
+        monitor = read_pid(bundle.monitor_pid_file)
+        starts = pidfds.start_time(pid), pidfds.start_time(monitor)
+        bundle.write_processes(Processes(pid, starts[0], monitor, starts[1], str(log_path or "")))
+        return ContainerProcess(pid, monitor)
+
+    # delete, from here on
+
+    async def _remove(self, handle: ContainerHandle) -> None:
+        """Kill what runs, let the binary remove its state, then remove what is left by hand."""
+        bundle = Bundle(handle.bundle)
+        await self._end_all(bundle, handle)
+        await self._delete_state(handle)
+        await asyncio.to_thread(cgroups.remove, self._cgroup(handle))
+        await self._end_monitor(bundle, _MONITOR_END_S)
+        bundle.remove_files()
+        self._reopening.pop(handle.container_id, None)
+
+    async def _end_all(self, bundle: Bundle, handle: ContainerHandle) -> None:
+        processes = self._processes(bundle, handle)
+        if bundle.read_processes() is None:  # create did not come to its end: its conmon must not go on
+            await self._end_monitor(bundle, patience_s=0)
+        with pidfds.opened(*((processes.pid, processes.pid_start) if processes else (0, 0))) as first:
+            await asyncio.to_thread(cgroups.kill, self._cgroup(handle), self._deadlines.kill_s)
+            if first is not None and pidfds.send(first, signal.SIGKILL):
+                await pidfds.wait_for(first, self._deadlines.kill_s)
+
+    async def _delete_state(self, handle: ContainerHandle) -> None:
+        """The binary's own delete; where it fails or is gone, its state folder is simply removed."""
+        state = self._binary.state_directory(handle.container_id)
+        if not state.exists():
+            return
+        command = ("delete", "--force", handle.container_id)
+        try:
+            await self._binary.run(command, timeout_s=self._deadlines.delete_s)
+        except CrinoidError as error:
+            self._host.log.warning(
+                "container %s: %s could not delete it, removing its state by hand: %s",
+                handle.container_id,
+                self._binary.name,
+                error.message,
+            )
+        await asyncio.to_thread(shutil.rmtree, state, ignore_errors=True)
+
+    async def _end_monitor(self, bundle: Bundle, patience_s: float) -> None:
+        """conmon ends by itself once its container has; one that does not is killed."""
+        processes = bundle.read_processes()
+        pid = processes.monitor_pid if processes else read_pid(bundle.monitor_pid_file)
+        started = processes.monitor_start if processes else _start_of_monitor(pid, bundle)
+        with pidfds.opened(pid, started) as monitor:
+            if monitor is not None and not await pidfds.wait_for(monitor, patience_s):
+                pidfds.send(monitor, signal.SIGKILL)
+                await pidfds.wait_for(monitor, self._deadlines.kill_s)
+
+    # what all of them need, from here on
+
+    def _cgroup(self, handle: ContainerHandle) -> str:
+        return below_mount(handle.cgroup, self._config.systemd_cgroup)
+
+    def _exec_cgroup(self, handle: ContainerHandle) -> ExecCgroup:
+        name = f"exec-{uuid.uuid4().hex[:16]}"
+        return ExecCgroup(self._cgroup(handle), name, joined_by_runtime=self.joins_exec_cgroup)
+
+    def _make_folders(self) -> None:
+        for folder in (self._scratch, self._root):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _processes(self, bundle: Bundle, handle: ContainerHandle) -> Processes | None:
+        """What was started for the container: as noted, else (the daemon was killed meanwhile) from the pid files."""
+        noted = bundle.read_processes()
+        if noted is not None:
+            return noted
+        pid, monitor = read_pid(bundle.pid_file), read_pid(bundle.monitor_pid_file)
+        if not pid and not monitor:
+            return None
+        started = pidfds.start_time(pid) if pid in cgroups.processes(self._cgroup(handle)) else 0
+        return Processes(pid, started, monitor, _start_of_monitor(monitor, bundle))
+
+    def _living_status(self, handle: ContainerHandle) -> ContainerStatus:
+        if (self._binary.state_directory(handle.container_id) / "exec.fifo").exists():
+            return ContainerStatus.CREATED
+        return ContainerStatus.PAUSED if is_frozen(self._cgroup(handle)) else ContainerStatus.RUNNING
+
+    async def _require(self, handle: ContainerHandle, act: str, *wanted: ContainerStatus) -> int:
+        """Return the first process's id. Raises NotFound, and FailedPrecondition for another state."""
+        state = await self.state(handle)
+        if state.status is ContainerStatus.ABSENT:
+            raise NotFound(f"{act}: container {handle.container_id}: {self.package} has nothing of it")
+        if state.status not in wanted:
+            raise FailedPrecondition(f"{act}: container {handle.container_id} is {state.status.value}")
+        return state.pid
+
+    def _overdue(self, act: str, handle: ContainerHandle, after_s: float) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self._binary.name} {act} of {handle.container_id} was given up after {after_s:g} s")
+
+
+def _enter(cgroup: str, pid: int) -> None:
+    cgroups.make(cgroup)
+    cgroups.join(cgroup, pid)
+
+
+async def _detached(monitor: conmon.Started) -> None:
+    """conmon's first process notes the second one's id and ends."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DETACH_S):
+            await monitor.process.wait()
+
+
+def _signal_cgroup(cgroup: str, number: int) -> None:
+    if number == signal.SIGKILL:
+        cgroups.kill(cgroup)
+        return
+    for pid in cgroups.processes(cgroup):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _start_of_monitor(pid: int, bundle: Bundle) -> int:
+    """The start time of the conmon of this bundle; 0 when it has gone, or its id is another's."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0
+    return pidfds.start_time(pid) if os.fsencode(bundle.directory) in arguments else 0
+
+
+def _set_oom_score_adj(pid: int, value: int) -> None:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(value)))
+
+
+@contextlib.contextmanager
+def _opened_log(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""

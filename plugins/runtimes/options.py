@@ -1,0 +1,64 @@
+"""What the ``options`` table of a runtimes slot may hold, for both drivers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from crinoid.core.api.config import DriverConfig
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Deadlines(DriverConfig):
+    """How long each act may take, in seconds, before it is given up, undone and reported as DeadlineExceeded."""
+
+    probe_s: Seconds = 10.0
+    """Asking the binaries for their versions."""
+    create_s: Seconds = 60.0
+    """Making a container, up to the point where it waits before its entry point."""
+    start_s: Seconds = 30.0
+    """Letting a created container run."""
+    kill_s: Seconds = 10.0
+    """How long processes that were sent SIGKILL may take to vanish."""
+    delete_s: Seconds = 30.0
+    """The binary's own ``delete``; after it the driver cleans up by itself."""
+    update_s: Seconds = 10.0
+    """Changing a container's limits."""
+    reopen_log_s: Seconds = 10.0
+    """How long the monitor may take to open a rotated log anew."""
+    exec_start_s: Seconds = 60.0
+    """Starting a further process, where the request itself has no timeout."""
+    exec_drain_s: Annotated[float, Field(ge=0, le=60)] = 0.5
+    """How long an exec's output is read on after its process has ended, if a background process keeps it open."""
+
+
+class Monitor(DriverConfig):
+    """How conmon is run, one for each container."""
+
+    binary: str = "conmon"
+    """Name (looked up on PATH) or absolute path of conmon."""
+    sync_log: bool = False
+    """Sync the log to disk when the container ends. On a busy disk that delays the end by seconds."""
+    log_level: str = "warning"
+    """What conmon says in its own log: ``error``, ``warning``, ``info``, ``debug`` or ``trace``."""
+
+
+class OciOptions(DriverConfig):
+    """Options that every driver for an OCI runtime binary has."""
+
+    binary: str = ""
+    """Name (looked up on PATH) or absolute path of the runtime's binary; empty for the driver's own name."""
+    state_root: Path | None = None
+    """Folder of the binary's own state (its ``--root``); by default below the slot's run folder."""
+    systemd_cgroup: bool = False
+    """Let systemd make the cgroups; cgroup paths have the form ``slice:prefix:name`` then."""
+    seccomp_profile: Path | None = None
+    """Profile in Docker's or the OCI's JSON form that RuntimeDefault means; by default crinoid's own."""
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+    """Annotations added to the spec of every container of this slot."""
+    monitor: Monitor = Monitor()
+    """How conmon is run."""
+    deadlines: Deadlines = Deadlines()
+    """How long each act may take."""

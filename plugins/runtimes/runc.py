@@ -1,0 +1,37 @@
+"""The driver ``runc``: the OCI's own runtime, 1.1 or later."""
+
+from typing import ClassVar
+
+from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.values.runtime import RuntimeFeatures
+from crinoid.plugins.runtimes.oci import OciRuntime
+from crinoid.plugins.runtimes.options import OciOptions
+from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers, read_features, read_version
+
+_OLDEST = (1, 1)  # the first with ``exec --cgroup`` and ``features``
+
+
+class RuncOptions(OciOptions):
+    """Options of the driver ``runc``."""
+
+
+class RuncRuntime(OciRuntime):
+    """Containers by runc and conmon."""
+
+    Config: ClassVar[type[OciOptions]] = RuncOptions
+    package = "runc"
+    joins_exec_cgroup = True
+
+    async def features(self) -> RuntimeFeatures:
+        """Ask runc for its version and features."""
+        version = read_version("runc", await self._binary.ask("--version", self._deadlines.probe_s))
+        if numbers(version) < _OLDEST:
+            raise Unsupported(f"runc {version} at {self._binary.path} is too old; 1.1 or later is needed")
+        said = read_features(await self._binary.ask("features", self._deadlines.probe_s))
+        namespaces = said.get("linux", {}).get("namespaces") or ()
+        return RuntimeFeatures(
+            name="runc",
+            version=version,
+            recursive_read_only_mounts="rro" in (said.get("mountOptions") or ()),
+            user_namespaces="user" in namespaces and host_has_user_namespaces(),
+        )
