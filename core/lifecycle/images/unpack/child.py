@@ -1,6 +1,6 @@
 """The program of the child: shuts itself in the target, unpacks, verifies, syncs, answers, ends.
 
-Descriptors: 0 the blob, 1 the pipe for the answer, 2 the same pipe (the last words of a crash), 3 the target folder.
+Descriptors: 0 the blob, 1 a pipe for the answer, 2 another for the last words of a crash, 3 the target folder.
 ``layer`` gives the rest as arguments, in the order of ``main``.
 """
 
@@ -12,12 +12,13 @@ from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked
 from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_parent
 from crinoid.core.lifecycle.images.unpack.decompression import load_codec
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt
+from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader, LayerStream
 from crinoid.core.lifecycle.images.unpack.tree import Tree
 
 BLOB_FD, ANSWER_FD, TARGET_FD = 0, 1, 3
 _FOREIGN_FDS = 4
+_LARGEST_ANSWER = 8 << 20
 _DEEPEST = 6000  # folders in a path of PATH_MAX, and some
 
 
@@ -72,7 +73,13 @@ class _Job:
             raise Corrupt(f"its diffID is {diff_id}, and the image's configuration says {self._expected}")
         if self._sync:
             kernel.sync_file_system(TARGET_FD)
-        return Unpacked(diff_id, tree.used_bytes, tree.inodes, tuple(tree.implied))
+        return Unpacked(diff_id, tree.used_bytes, tree.inodes, _bounded(tree.implied))
+
+
+def _bounded(implied: list[bytes]) -> tuple[bytes, ...]:
+    if sum(map(len, implied)) + len(implied) > _LARGEST_ANSWER:
+        raise TooLarge("it has too many folders that have no entry of their own")
+    return tuple(implied)
 
 
 def _say(error: OSError) -> str:

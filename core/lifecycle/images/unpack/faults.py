@@ -6,7 +6,7 @@
 from typing import ClassVar
 
 
-class ArchiveFault(Exception):  # noqa: N818  # a fault of the archive, not of ours
+class ArchiveFault(Exception):
     """Base: the layer can't be unpacked, and the message says why. The caller adds the entry's name."""
 
     kind: ClassVar[str] = "corrupt"

@@ -3,13 +3,13 @@
 Called by the pull, between the content store, which has the blob, and the snapshotter, which gave the target.
 """
 
-import asyncio
 import errno
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import crinoid
 from crinoid.core.api.errors import (
     CorruptContent,
     CrinoidError,
@@ -17,9 +17,9 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
+from crinoid.core.api.linux import process
 from crinoid.core.api.values.snapshot import WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked, decode
-from crinoid.core.lifecycle.images.unpack.process import ChildProcess
 
 _PROGRAM = (
     "import sys; sys.path += sys.argv[1].split('\\n'); "
@@ -33,6 +33,7 @@ _LAYER_TYPES = (
 )
 _COMPRESSIONS = ("", ".gzip", "+gzip", "+zstd", ".zstd")
 _ACCEPTED = frozenset(kind + compression for kind in _LAYER_TYPES for compression in _COMPRESSIONS)
+_TARGET_FD = 3  # as ``child`` expects it
 _EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK})
 
 
@@ -80,26 +81,25 @@ async def unpack_layer(request: UnpackRequest) -> UnpackResult:
     CrinoidError for other faults of the host. Source: OCI image-spec, layer.md.
     """
     _check_media_type(request)
-    try:
-        async with asyncio.timeout(request.timeout_s):
-            exit_code, output = await _run(request)
-    except TimeoutError as error:
-        raise DeadlineExceeded(
-            f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
-        ) from error
-    match decode(output):
+    finished = await _run(request)
+    match decode(finished.stdout):
         case Unpacked(diff_id, used_bytes, inodes, implied):
             return UnpackResult(diff_id, used_bytes, inodes, tuple(os.fsdecode(path) for path in implied))
         case Failed() as failure:
             raise _as_error(request, failure)
-    words = output.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
-    raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {exit_code}: {words}")
+    words = finished.stderr.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
+    raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {finished.exit_code}: {words}")
 
 
-async def _run(request: UnpackRequest) -> tuple[int, bytes]:
-    with _Opened(request.blob, os.O_RDONLY) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
-        child = ChildProcess(_command(request), {0: blob, 3: target}, output_fds=(1, 2))
-    return await child.read_to_end()
+async def _run(request: UnpackRequest) -> process.Finished:
+    with _Opened(request.blob, 0) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
+        fds = {0: blob, _TARGET_FD: target}
+        try:
+            return await process.run(_command(request), timeout_s=request.timeout_s, env={}, fds=fds)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
+            ) from error
 
 
 class _Opened:
@@ -122,8 +122,13 @@ def _command(request: UnpackRequest) -> list[str]:
     limits = ["" if limit is None else str(limit) for limit in (request.max_bytes, request.max_entries)]
     sync = "sync" if request.sync else ""
     # -I -S: no site, no user's modules, no variables; what the child needs comes by the search path below.
-    interpreter = [sys.executable, "-I", "-S", "-c", _PROGRAM, "\n".join(path for path in sys.path if path)]
+    interpreter = [sys.executable, "-I", "-S", "-c", _PROGRAM, "\n".join(_search_path())]
     return [*interpreter, str(os.getpid()), request.whiteouts.value, request.expected_diff_id, *limits, sync]
+
+
+def _search_path() -> list[str]:
+    """Where crinoid is, then where its codecs may be; the child puts the standard library before all of it."""
+    return [str(Path(crinoid.__file__).parent.parent), *(path for path in sys.path if path)]
 
 
 def _check_media_type(request: UnpackRequest) -> None:
