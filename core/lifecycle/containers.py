@@ -141,7 +141,7 @@ class ContainerService:
         await self._slots.extensions.container_removed(self._view(record))
 
     def get(self, container_id: str) -> ContainerRecord:
-        """Return the container with this id or unique beginning of one. Raises NotFound, FailedPrecondition."""
+        """Return the container with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.containers.find(container_id)
 
     def list(self, wanted: ContainerFilter) -> "list[ContainerRecord]":

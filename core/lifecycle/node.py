@@ -20,8 +20,11 @@ POD_CIDRS = "pod_cidrs"
 class NodeService:
     """What is asked and told about the node."""
 
-    def __init__(self, store: Store, slots: Slots, images: ImageService, resources: Resources, systemd: bool) -> None:
-        """``systemd``: the cgroup driver is systemd."""
+    def __init__(
+        self, store: Store, slots: Slots, images: ImageService, resources: Resources, systemd: bool, version: str
+    ) -> None:
+        """``systemd``: the cgroup driver is systemd. ``version`` is crinoid's own."""
+        self.version = version
         self._store = store
         self._slots = slots
         self._images = images
@@ -37,9 +40,7 @@ class NodeService:
         runtime, network = await asyncio.gather(self._runtime_ready(), self._network_ready())
         default = self._slots.runtime("").name
         known = [self._handlers[name] for name in self._slots.runtimes if name in self._handlers]
-        unnamed = [
-            HandlerReport("", h.recursive_read_only_mounts, h.user_namespaces) for h in known if h.name == default
-        ]
+        unnamed = [dataclasses.replace(handler, name="") for handler in known if handler.name == default]
         info = await self._info() if verbose else {}
         return NodeStatus((runtime, network), tuple(unnamed + known), info)
 

@@ -136,7 +136,7 @@ class PodService:
         await self._slots.extensions.pod_removed(view_of(record))
 
     def get(self, pod_id: str) -> PodRecord:
-        """Return the pod with this id or unique beginning of one. Raises NotFound, FailedPrecondition."""
+        """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.pods.find(pod_id)
 
     def list(self, wanted: PodFilter) -> "list[PodRecord]":

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, NotFound, ResourceExhausted
+from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from crinoid.core.state.records import (
     CONTAINER_STEPS,
     POD_STEPS,
@@ -161,12 +161,12 @@ class Table(Generic[R]):
         return self._records.get(key)
 
     def find(self, prefix: str) -> R:
-        """Return the record whose id is, or alone begins with, ``prefix``. Raises NotFound, FailedPrecondition."""
+        """Return the record whose id is, or alone begins with, ``prefix``. Raises NotFound, InvalidArgument."""
         if (exact := self._records.get(prefix)) is not None:
             return exact
         matching = [record for key, record in self._records.items() if prefix and key.startswith(prefix)]
         if len(matching) > 1:
-            raise FailedPrecondition(
+            raise InvalidArgument(
                 f"{prefix!r} is the beginning of {len(matching)} ids of {self._name}: give more of it"
             )
         if not matching:

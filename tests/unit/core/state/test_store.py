@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, NotFound
+from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, VolumeMount
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment
@@ -78,7 +78,7 @@ def test_find_by_unique_prefix(path: Path) -> None:
     for key in ("abc1", "abd2"):
         store.pods.put(a_pod(key))
     assert store.pods.find("abc").id == "abc1"
-    with pytest.raises(FailedPrecondition, match="2 ids of pods"):
+    with pytest.raises(InvalidArgument, match="2 ids of pods"):
         store.pods.find("ab")
     for missing in ("x", ""):
         with pytest.raises(NotFound):

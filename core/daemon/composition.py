@@ -1,0 +1,78 @@
+"""Wires the node: store, slots and services, from the configuration; nothing here decides anything."""
+
+from dataclasses import dataclass
+
+from crinoid.core.lifecycle.images.service import ImageService
+
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle.assembly import Assembly
+from crinoid.core.lifecycle.cgrouppaths import uses_systemd
+from crinoid.core.lifecycle.containers import ContainerParts, ContainerService
+from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.locks import Locks
+from crinoid.core.lifecycle.node import NodeService
+from crinoid.core.lifecycle.podinit import PodInit
+from crinoid.core.lifecycle.pods import PodParts, PodService
+from crinoid.core.lifecycle.recovery import Recovery
+from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.stats import StatsService
+from crinoid.core.slots.binding import Slots
+from crinoid.core.state.content import ContentStore
+from crinoid.core.state.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """The services that ``cri`` serves, and what has to be recovered before and closed after."""
+
+    pods: PodService
+    containers: ContainerService
+    images: ImageService
+    stats: StatsService
+    node: NodeService
+    recovery: Recovery
+    exits: Exits
+    resources: Resources
+    store: Store
+    slots: Slots
+
+    async def recover(self) -> None:
+        """Bring records and host together."""
+        await self.images.recover()
+        await self.node.recover()
+        await self.recovery.run()
+
+    async def close(self) -> None:
+        """Give up what is under way and close the store; pods and containers run on."""
+        await self.containers.close()
+        await self.pods.close()
+        await self.images.close()
+        await self.exits.close()
+        await self.resources.close()
+        await self.slots.close()
+        self.store.close()
+
+
+def compose(config: Config, slots: Slots, version: str) -> Composition:
+    """Build all services. The folders ``config.root`` and ``config.run`` exist."""
+    systemd = uses_systemd(config.pods.cgroup_driver)
+    store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
+    images = ImageService(store, content, slots, config.images)
+    resources = Resources(store.ledger, slots, config.pods.cgroup_root)
+    exits, locks = Exits(store, slots), Locks()
+    assembly = Assembly(config, store, slots, images, resources, systemd)
+    containers = ContainerService(config.pods, store, slots, ContainerParts(assembly, exits, resources, locks))
+    init = PodInit(config.pods, images, resources, systemd)
+    pods = PodService(config, store, slots, PodParts(containers, init, resources, locks), systemd)
+    return Composition(
+        pods=pods,
+        containers=containers,
+        images=images,
+        stats=StatsService(store, slots, containers.list, pods.list),
+        node=NodeService(store, slots, images, resources, systemd, version),
+        recovery=Recovery(store, slots, resources, pods, exits),
+        exits=exits,
+        resources=resources,
+        store=store,
+        slots=slots,
+    )

@@ -1,0 +1,147 @@
+"""Metrics and traces of RPCs and hooks: what ``cri`` and ``slots`` report to, where the configuration wants it.
+
+prometheus-client serves the metrics on a thread of its own; OpenTelemetry is an optional dependency.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.config.models import MetricsConfig, TracingConfig
+
+LOG = logging.getLogger(__name__)
+Span = AbstractContextManager[object]
+_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120)
+
+
+class Metrics:
+    """Histograms of RPCs by status and of hooks by outcome, on ``/metrics``."""
+
+    def __init__(self, listen: str) -> None:
+        """Serve on ``host:port``. Raises ConfigurationError when the address can't be had."""
+        import prometheus_client as prometheus  # only where metrics are wanted
+
+        registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        self._rpcs = prometheus.Histogram(
+            "crinoid_rpc_seconds",
+            "CRI calls by RPC and gRPC status",
+            ["rpc", "code"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._hooks = prometheus.Histogram(
+            "crinoid_hook_seconds",
+            "Hook calls by role, slot, hook and outcome",
+            ["role", "slot", "hook", "outcome"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        host, _, port = listen.rpartition(":")
+        try:
+            self._server, self._thread = prometheus.start_http_server(int(port), host or "127.0.0.1", registry)
+        except OSError as error:
+            raise ConfigurationError(f"metrics.listen {listen!r}: {error}") from error
+
+    def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
+        """Take one finished call."""
+        self._rpcs.labels(rpc, code).observe(seconds)
+
+    def observe_hook(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
+        """Take one finished hook."""
+        self._hooks.labels(role, slot, hook, outcome).observe(seconds)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._thread.join()
+
+
+class Tracer(Protocol):
+    """Opens spans."""
+
+    def span(self, name: str, attributes: Mapping[str, str], carrier: Mapping[str, str]) -> Span:
+        """Open a span, child of the current one, or of the one that ``carrier`` (headers) names."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+class OpenTelemetry:
+    """Spans by OTLP over gRPC."""
+
+    def __init__(self, config: TracingConfig, version: str) -> None:
+        """Raises ConfigurationError where the optional packages are not installed."""
+        try:
+            from opentelemetry import propagate  # optional
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+        except ImportError as error:
+            raise ConfigurationError(
+                f"tracing.endpoint is set, but {error.name} is not installed: pip install 'crinoid[tracing]'"
+            ) from error
+        resource = Resource.create({"service.name": "crinoid", "service.version": version})
+        self._provider = TracerProvider(resource=resource, sampler=ParentBasedTraceIdRatio(config.sampling_ratio))
+        exporter = OTLPSpanExporter(endpoint=config.endpoint, insecure=not config.endpoint.startswith("https:"))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("crinoid", version)
+        self._extract = propagate.extract
+
+    def span(self, name: str, attributes: Mapping[str, str], carrier: Mapping[str, str]) -> Span:
+        """Open a span; a ``traceparent`` in the carrier makes it a child of the caller's."""
+        context: Any = self._extract(dict(carrier)) if carrier else None
+        return self._tracer.start_as_current_span(name, context=context, attributes=dict(attributes))
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._provider.shutdown()
+
+
+class NoTracer:
+    """Traces nothing."""
+
+    def span(self, name: str, attributes: Mapping[str, str], carrier: Mapping[str, str]) -> Span:
+        """Return a span that does nothing."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+class DaemonInstruments:
+    """Fits what ``slots`` and ``cri`` report to, with or without metrics and traces."""
+
+    def __init__(self, metrics: MetricsConfig, tracing: TracingConfig, version: str) -> None:
+        self._metrics = Metrics(metrics.listen) if metrics.listen else None
+        self._tracer: Tracer = OpenTelemetry(tracing, version) if tracing.endpoint else NoTracer()
+
+    def observe(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
+        """Take one finished hook."""
+        if self._metrics is not None:
+            self._metrics.observe_hook(role, slot, hook, seconds, outcome)
+
+    def span(self, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Open a span around a hook."""
+        return self._tracer.span(name, attributes, {})
+
+    def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
+        """Take one finished RPC."""
+        if self._metrics is not None:
+            self._metrics.observe_rpc(rpc, seconds, code)
+
+    def rpc_span(self, rpc: str, metadata: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Open a span around an RPC, as a child of the client's."""
+        return self._tracer.span(rpc, {"rpc.system": "grpc", "rpc.service": "runtime.v1"}, metadata)
+
+    def close(self) -> None:
+        """Stop serving, send what is left."""
+        if self._metrics is not None:
+            self._metrics.close()
+        self._tracer.close()

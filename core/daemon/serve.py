@@ -1,0 +1,93 @@
+"""``crinoid serve``: starts the node, serves until SIGTERM or SIGINT, and leaves all pods running."""
+
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from crinoid import __version__
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.config.loader import ConfigPaths, Loaded, load
+from crinoid.core.config.models import Config
+from crinoid.core.cri.calls import CallHooks
+from crinoid.core.cri.server import Endpoint, Server
+from crinoid.core.daemon import logs
+from crinoid.core.daemon.composition import compose
+from crinoid.core.daemon.instruments import DaemonInstruments
+from crinoid.core.daemon.notify import notify
+from crinoid.core.slots.binding import bind
+
+LOG = logging.getLogger(__name__)
+
+
+def serve(paths: ConfigPaths) -> None:
+    """Run the daemon to its end. Raises ConfigurationError when it can't start."""
+    loaded = load(paths)
+    logs.set_up(loaded.config.log)
+    if os.geteuid() != 0:
+        raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
+    _make_folders(loaded.config)
+    with _locked(loaded.config.root / "lock"):
+        asyncio.run(_serve(loaded))
+
+
+async def _serve(loaded: Loaded) -> None:
+    config = loaded.config
+    stopping = _stop_signals()
+    instruments = DaemonInstruments(config.metrics, config.tracing, __version__)
+    node = compose(config, bind(config, loaded.origins, instruments, __version__), __version__)
+    try:
+        await node.recover()
+        hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span)
+        server = Server(_endpoint(config), node, hooks)
+        await server.start()
+        gc.freeze()
+        LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
+        notify("READY=1", f"STATUS=serving {config.server.socket}")
+        await stopping.wait()
+        notify("STOPPING=1")
+        LOG.info("stopping; pods and containers run on")
+        await server.stop(config.server.graceful_stop_s)
+    finally:
+        await node.close()
+        instruments.close()
+
+
+def _stop_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def _endpoint(config: Config) -> Endpoint:
+    server = config.server
+    return Endpoint(server.socket, server.mode_bits, server.group, server.max_message_bytes)
+
+
+def _make_folders(config: Config) -> None:
+    for folder, mode in ((config.root, 0o711), (config.run, 0o711), (config.run / "pods", 0o711)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        except OSError as error:
+            raise ConfigurationError(f"{folder} can't be made: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the state alone: a second daemon over the same folder would undo what the first one makes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigurationError(f"another crinoid runs over {path.parent}: stop it, or set another root") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
