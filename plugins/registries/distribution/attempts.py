@@ -17,10 +17,11 @@ _MAX_BACKOFF_S = 30.0
 
 
 class HostFault(Exception):
-    """One host's answer that is of no use. ``passing``: the same host may do better later."""
+    """One host's answer that is of no use. ``passing``: the same host may do better later; ``status``: HTTP's, or 0."""
 
-    def __init__(self, error: CrinoidError, passing: bool = False, retry_after_s: float = 0.0) -> None:
+    def __init__(self, error: CrinoidError, passing: bool = False, retry_after_s: float = 0.0, status: int = 0) -> None:
         self.error = error
+        self.status = status
         self.passing = passing and retry_after_s <= MAX_WAIT_S
         self.retry_after_s = retry_after_s
         super().__init__(str(error))

@@ -95,6 +95,8 @@ class RegistryClient:
         try:
             return await self._ask(asker, path, headers)
         except HostFault as fault:
+            if fault.status == 416 and offset:  # it has no ranges: the part that is there is read and dropped
+                return await self.ask_for_blob(endpoint, request, 0)
             if not request.blob.urls or endpoint.is_mirror or not isinstance(fault.error, NotFound):
                 raise
         return await self._ask_elsewhere(endpoint, request.blob, headers)
@@ -182,7 +184,8 @@ class BlobStream:
         await self._streams.acquire()
         self._is_open = True
         try:
-            await self._connect()
+            if self._position < self._request.blob.size:
+                await self._connect()
         except BaseException:
             await self.aclose()
             raise
@@ -290,5 +293,5 @@ def _with_advice(fault: HostFault, authenticated: bool) -> HostFault:
     """Add to a 401 or 403 what it usually means: registries don't tell whether a private repository exists."""
     if isinstance(fault.error, Unauthenticated):
         said = "it refused the credentials or token" if authenticated else "it wants credentials"
-        return HostFault(Unauthenticated(f"{fault}; {said}, or the repository does not exist"))
+        return HostFault(Unauthenticated(f"{fault}; {said}, or the repository does not exist"), status=fault.status)
     return fault

@@ -130,7 +130,7 @@ class Authorizer:
             return _pass_of(parse(TokenAnswer, content, "its answer"))
         except HostFault as fault:
             kind = type(fault.error)
-            if kind is PermissionDenied or getattr(fault, "status", 0) in (400, 401, 403):
+            if kind is PermissionDenied or fault.status in (400, 401, 403):
                 kind = Unauthenticated
             error = kind(f"token server {host}: {fault}")
             raise HostFault(error, fault.passing, fault.retry_after_s) from fault

@@ -161,7 +161,7 @@ async def refusal(response: ClientResponse) -> HostFault:
         response.close()
     words = " ".join(part for part in (str(status), _clean(response.reason or ""), said) if part)
     passing = status >= 500 or status in _PASSING
-    return HostFault(kinds.get(status, Unavailable)(words), passing, _retry_after_s(response))
+    return HostFault(kinds.get(status, Unavailable)(words), passing, _retry_after_s(response), status)
 
 
 async def read_answer(response: ClientResponse, max_bytes: int) -> bytes:

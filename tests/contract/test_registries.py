@@ -1,0 +1,234 @@
+"""The contract of the registry role, applied to our own drivers.
+
+``distribution`` runs against Debian's ``docker-registry`` on loopback; ``layout`` reads what skopeo and umoci wrote.
+"""
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.host import Host
+from crinoid.core.api.testing.registries import BoundRegistry, RegistryContract, RegistrySample
+from crinoid.core.api.values.image import Credentials, ImageReference, Platform, ResolveRequest
+from crinoid.plugins.registries.distribution import DistributionRegistry
+from crinoid.plugins.registries.layout import LayoutRegistry
+from support.images import (
+    HOST_ARCHITECTURE,
+    BuiltImage,
+    Entry,
+    ImageConfig,
+    build_image,
+    build_index,
+    busybox_layer,
+    make_layer,
+)
+from support.registry import Certificates, RunningRegistry, make_certificates, running_registry
+
+NAME = "registry.test/app:1"
+HERE = Platform("linux", HOST_ARCHITECTURE)
+NOWHERE = Platform("linux", "s390x")
+ABSENT = ImageReference.parse("127.0.0.1:5000/absent:1")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuiltImage]:
+    """A layout with an index of two platforms; the one for this machine has two layers."""
+    layout = tmp_path_factory.mktemp("source") / "layout"
+    layers = [busybox_layer(), make_layer([Entry(path="hello", content=b"hello\n")])]
+    here = build_image(layout, "", layers, ImageConfig(user="alice"))
+    there = build_image(layout, "", [make_layer([Entry(path="there")])], ImageConfig(architecture="ppc64le"))
+    build_index(layout, NAME, [there, here])
+    build_image(layout, "single:1", layers, ImageConfig(user="alice"))
+    build_image(layout, "docker:1", layers, ImageConfig(user="alice"), media="docker")
+    return layout, here
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def open_registry(
+    tmp_path_factory: pytest.TempPathFactory, source: tuple[Path, BuiltImage]
+) -> Iterator[RunningRegistry]:
+    with running_registry(tmp_path_factory.mktemp("registry")) as registry:
+        registry.push(source[0], NAME, "index:1")
+        registry.push(source[0], "docker:1", "docker:1")
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each class keeps what it wrote once."""
+    return tmp_path_factory.mktemp("folders")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def closed_registry(
+    tmp_path_factory: pytest.TempPathFactory, source: tuple[Path, BuiltImage], certificates: Certificates
+) -> Iterator[RunningRegistry]:
+    with running_registry(tmp_path_factory.mktemp("registry"), {"alice": "s3cret"}, certificates) as registry:
+        registry.push(source[0], NAME, "index:1")
+        yield registry
+
+
+class TestDistribution(RegistryContract):
+    """An index, by plain http."""
+
+    @pytest.fixture
+    def sample(self, open_registry: RunningRegistry, source: tuple[Path, BuiltImage]) -> RegistrySample:
+        _, image = source
+        reference = ImageReference.parse(f"{open_registry.host}/index:1")
+        absent = ImageReference.parse(f"{open_registry.host}/absent:1")
+        return RegistrySample(
+            reference=reference,
+            platform=HERE,
+            config_digest=image.config.digest,
+            absent=absent,
+            absent_platform=NOWHERE,
+        )
+
+    def make_driver(self, host: Host, sample: RegistrySample) -> object:
+        options = DistributionRegistry.Config(
+            plain_http=(sample.reference.registry,), config_paths=(), docker_configs=()
+        )
+        return DistributionRegistry(options, host)
+
+
+class TestDistributionDocker(TestDistribution):
+    """A Docker manifest, which is no index."""
+
+    @pytest.fixture
+    def sample(self, open_registry: RunningRegistry, source: tuple[Path, BuiltImage]) -> RegistrySample:
+        _, image = source
+        return RegistrySample(
+            reference=ImageReference.parse(f"{open_registry.host}/docker:1"),
+            platform=HERE,
+            config_digest=image.config.digest,
+            absent=ImageReference.parse(f"{open_registry.host}/docker:absent"),
+        )
+
+
+class TestDistributionTls(TestDistribution):
+    """A registry with a private authority, which wants a user and a password."""
+
+    @pytest.fixture
+    def sample(
+        self, closed_registry: RunningRegistry, source: tuple[Path, BuiltImage], certificates: Certificates, host: Host
+    ) -> RegistrySample:
+        _, image = source
+        folder = host.state_dir / "certs.d" / closed_registry.host
+        folder.mkdir(parents=True)
+        (folder / "hosts.toml").write_text(f'ca = "{certificates.ca}"\n')
+        return RegistrySample(
+            reference=ImageReference.parse(f"{closed_registry.host}/index:1"),
+            platform=HERE,
+            config_digest=image.config.digest,
+            absent=ImageReference.parse(f"{closed_registry.host}/absent:1"),
+            absent_platform=NOWHERE,
+            credentials=Credentials("alice", "s3cret"),
+        )
+
+    def make_driver(self, host: Host, sample: RegistrySample) -> object:
+        options = DistributionRegistry.Config(config_paths=(host.state_dir / "certs.d",), docker_configs=())
+        return DistributionRegistry(options, host)
+
+
+class LayoutContract(RegistryContract):
+    """The sample is put into the driver's folder by ``put``."""
+
+    reference = NAME
+    absent_platform: Platform | None = NOWHERE
+
+    def put(self, layout: Path, folder: Path) -> None:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def folder(self, source: tuple[Path, BuiltImage], folders: Path) -> Path:
+        folder = folders / type(self).__name__
+        if not folder.exists():
+            folder.mkdir()
+            self.put(source[0], folder)
+        return folder
+
+    @pytest.fixture
+    def sample(self, host: Host, source: tuple[Path, BuiltImage], folder: Path) -> RegistrySample:
+        _, image = source
+        (host.state_dir / "layouts").symlink_to(folder)
+        return RegistrySample(
+            reference=ImageReference.parse(self.reference),
+            platform=HERE,
+            config_digest=image.config.digest,
+            absent=ABSENT,
+            absent_platform=self.absent_platform,
+        )
+
+    def make_driver(self, host: Host, sample: RegistrySample) -> object:
+        return LayoutRegistry(LayoutRegistry.Config(folder=host.state_dir / "layouts"), host)
+
+
+class TestLayoutFolder(LayoutContract):
+    """A folder that skopeo wrote, with both platforms."""
+
+    def put(self, layout: Path, folder: Path) -> None:
+        run("skopeo", "copy", "-q", "--all", f"oci:{layout}:{NAME}", f"oci:{folder}/copied:{NAME}")
+
+
+class TestLayoutItself(LayoutContract):
+    """The driver's folder is the layout."""
+
+    def put(self, layout: Path, folder: Path) -> None:
+        shutil.copytree(layout, folder, dirs_exist_ok=True)
+
+
+class TestOciArchive(LayoutContract):
+    """An archive that skopeo wrote."""
+
+    def put(self, layout: Path, folder: Path) -> None:
+        run("skopeo", "copy", "-q", "--all", f"oci:{layout}:{NAME}", f"oci-archive:{folder}/app.tar:{NAME}")
+
+
+class TestDockerArchive(LayoutContract):
+    """What ``docker save`` writes, by skopeo; the layers are plain tars in it, the configuration is the same."""
+
+    reference = "registry.test/saved:2"
+    absent_platform = None
+
+    def put(self, layout: Path, folder: Path) -> None:
+        target = f"docker-archive:{folder}/saved.tar:{self.reference}"
+        run("skopeo", "copy", "-q", f"oci:{layout}:single:1", target)
+
+
+class TestUmociTag(LayoutContract):
+    """umoci names an image by a mere tag; the folder's name is the repository then."""
+
+    reference = "app:v2"
+    absent_platform = None
+
+    def put(self, layout: Path, folder: Path) -> None:
+        run("skopeo", "copy", "-q", f"oci:{layout}:single:1", f"oci:{folder}/app:v1")
+        run("umoci", "tag", "--image", f"{folder}/app:v1", "v2")
+
+
+async def test_the_same_image_has_the_same_id_from_every_source(
+    source: tuple[Path, BuiltImage], open_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    layout, _ = source
+    host = Host("both", tmp_path, tmp_path, logging.getLogger("both"))
+    reference = ImageReference.parse(f"{open_registry.host}/index:1")
+    options = DistributionRegistry.Config(plain_http=(open_registry.host,), docker_configs=())
+    remote = BoundRegistry(DistributionRegistry(options, host))
+    local = BoundRegistry(LayoutRegistry(LayoutRegistry.Config(folder=layout), host))
+    pulled = await remote.resolve(ResolveRequest(reference, HERE))
+    found = await local.resolve(ResolveRequest(ImageReference.parse(NAME), HERE))
+    await remote.close()
+    assert (pulled.target.digest, pulled.manifest_content) == (found.target.digest, found.manifest_content)
