@@ -1,0 +1,566 @@
+"""Real calls over a real socket: every RPC, bad bytes, errors, clients that go away, sockets that are taken."""
+
+import asyncio
+import grp
+import logging
+import os
+import socket
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from crinoid.core.api.errors import (
+    ConfigurationError,
+    CorruptContent,
+    CrinoidError,
+    DeadlineExceeded,
+    DriverError,
+    InvalidArgument,
+    NotFound,
+    NotImplementedHere,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from crinoid.core.api.values.image import Credentials
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.cri.client import Client, rpc_names
+from crinoid.core.cri.server import Endpoint, Server
+from crinoid.core.cri.wire import api_pb2
+from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from crinoid.core.state.records import ContainerState, PodState
+
+POD_CONFIG = {"metadata": {"name": "web", "namespace": "shop", "uid": "u1"}}
+CONTAINER_CONFIG = {"metadata": {"name": "nginx"}, "image": {"image": "nginx"}}
+UNSERVED = [
+    "StreamPodSandboxes",
+    "UpdatePodSandboxResources",
+    "StreamContainers",
+    "GetContainerEvents",
+    "Exec",
+    "Attach",
+    "PortForward",
+    "StreamContainerStats",
+    "StreamPodSandboxStats",
+    "ListMetricDescriptors",
+    "ListPodSandboxMetrics",
+    "StreamPodSandboxMetrics",
+    "CheckpointContainer",
+    "CheckpointPod",
+    "RestorePod",
+    "StreamImages",
+]
+
+
+async def call_raw(endpoint: Endpoint, rpc: str, data: bytes) -> grpc.aio.AioRpcError:
+    """Send bytes as they are and return the error they were answered with."""
+    async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary(f"/runtime.v1.RuntimeService/{rpc}", _registered_method=True)(data, timeout=5)
+    return raised.value
+
+
+async def wait_until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # what we wait for is the plain state of a fake
+            await asyncio.sleep(0.005)
+
+
+class TestNode:
+    async def test_version(self, client: Client) -> None:
+        assert await client.call("Version") == {
+            "version": "0.1.0",
+            "runtime_name": "crinoid",
+            "runtime_version": "1.2.3",
+            "runtime_api_version": "v1",
+        }
+
+    async def test_status_gives_info_only_when_asked(self, client: Client) -> None:
+        answer = await client.call("Status")
+        assert answer["info"] == {}
+        assert [(one["type"], one["status"], one["reason"]) for one in answer["status"]["conditions"]] == [
+            ("RuntimeReady", True, ""),
+            ("NetworkReady", False, "NoConfig"),
+        ]
+        assert [one["name"] for one in answer["runtime_handlers"]] == ["", "fast"]
+        assert answer["runtime_handlers"][0]["features"] == {
+            "recursive_read_only_mounts": True,
+            "user_namespaces": False,
+        }
+        assert answer["features"]["supplemental_groups_policy"] is True
+        assert (await client.call("Status", {"verbose": True}))["info"] == {"a": "{}"}
+
+    async def test_cgroup_driver(self, client: Client) -> None:
+        assert await client.call("RuntimeConfig") == {"linux": {"cgroup_driver": "CGROUPFS"}}
+
+    async def test_pod_cidrs(self, client: Client, services: SimpleNamespace) -> None:
+        async def update(cidr: str) -> None:
+            await client.call("UpdateRuntimeConfig", {"runtime_config": {"network_config": {"pod_cidr": cidr}}})
+
+        await update("")
+        await update("10.244.1.0/24, fd00:1::/64")
+        assert services.node.cidrs == [("10.244.1.0/24", "fd00:1::/64")]
+        for bad in ("10.244.1.0/24,10.245.0.0/24", "10.244.0.0/33", "all of it"):
+            with pytest.raises(InvalidArgument, match="pod_cidr"):
+                await update(bad)
+
+
+class TestPods:
+    async def test_run_is_acknowledged_after_its_answer(self, client: Client, services: SimpleNamespace) -> None:
+        answer = await client.call("RunPodSandbox", {"config": POD_CONFIG, "runtime_handler": "fast"})
+        assert answer == {"pod_sandbox_id": "pod9"}
+        (run, config, handler), acknowledged = services.pods.calls
+        assert (run, config.metadata.name, handler) == ("run", "web", "fast")
+        assert acknowledged == ("acknowledge", "pod9")
+
+    async def test_stop_and_remove(self, client: Client, services: SimpleNamespace) -> None:
+        await client.call("StopPodSandbox", {"pod_sandbox_id": "pod1"})
+        await client.call("RemovePodSandbox", {"pod_sandbox_id": "pod1"})
+        assert services.pods.calls == [("stop", "pod1"), ("remove", "pod1")]
+
+    async def test_status(self, client: Client, services: SimpleNamespace) -> None:
+        answer = await client.call("PodSandboxStatus", {"pod_sandbox_id": "pod1"})
+        assert answer["status"]["network"] == {"ip": "10.0.0.5", "additional_ips": [{"ip": "fd00::5"}]}
+        assert answer["status"]["runtime_handler"] == "fast"
+        assert answer["status"]["metadata"] == {"name": "web", "uid": "u1", "namespace": "shop", "attempt": 2}
+        assert answer["status"]["linux"]["namespaces"]["options"]["network"] == "POD"
+        assert [one["id"] for one in answer["containers_statuses"]] == ["c1", "c2"]
+        assert int(answer["timestamp"]) > 10**18
+        assert answer["info"] == {}
+        assert services.containers.calls == [("list", ContainerFilter(pod_id="pod1"))]
+        verbose = await client.call("PodSandboxStatus", {"pod_sandbox_id": "pod1", "verbose": True})
+        assert verbose["info"] == {"info": '{"pod": "pod1"}'}
+
+    async def test_list_newest_first(self, client: Client) -> None:
+        items = (await client.call("ListPodSandbox"))["items"]
+        assert [(one["id"], one["state"]) for one in items] == [("pod2", "SANDBOX_NOTREADY"), ("pod1", "SANDBOX_READY")]
+        assert items[1]["labels"] == {"app": "web"}
+
+    async def test_list_filter(self, client: Client, services: SimpleNamespace) -> None:
+        query = {"id": "p", "state": {"state": "SANDBOX_NOTREADY"}, "label_selector": {"app": "web"}}
+        items = (await client.call("ListPodSandbox", {"filter": query}))["items"]
+        assert [one["id"] for one in items] == ["pod2"]
+        assert services.pods.calls == [("list", PodFilter("p", PodState.NOT_READY, {"app": "web"}))]
+
+
+class TestContainers:
+    async def test_create(self, client: Client, services: SimpleNamespace) -> None:
+        request = {"pod_sandbox_id": "pod1", "config": CONTAINER_CONFIG}
+        assert await client.call("CreateContainer", request) == {"container_id": "c9"}
+        (_, pod_id, config, pod_config), acknowledged = services.containers.calls
+        assert (pod_id, config.image, pod_config) == ("pod1", "nginx", None)
+        assert acknowledged == ("acknowledge", "c9")
+        await client.call("CreateContainer", request | {"sandbox_config": POD_CONFIG})
+        assert services.containers.calls[2][3].metadata.uid == "u1"
+
+    async def test_start_stop_remove_reopen(self, client: Client, services: SimpleNamespace) -> None:
+        await client.call("StartContainer", {"container_id": "c1"})
+        await client.call("StopContainer", {"container_id": "c1", "timeout": 30})
+        await client.call("RemoveContainer", {"container_id": "c1"})
+        await client.call("ReopenContainerLog", {"container_id": "c1"})
+        assert services.containers.calls == [
+            ("start", "c1"),
+            ("stop", "c1", 30.0),
+            ("remove", "c1"),
+            ("reopen_log", "c1"),
+        ]
+
+    async def test_status(self, client: Client) -> None:
+        answer = await client.call("ContainerStatus", {"container_id": "c1"})
+        status = answer["status"]
+        assert status["image"]["image"] == "docker.io/library/nginx:latest"
+        assert status["image"]["user_specified_image"] == "nginx"
+        assert status["image_ref"] == "docker.io/library/nginx@sha256:def"
+        assert status["image_id"] == "sha256:abc"
+        assert status["stop_signal"] == "SIGNAL_SIGQUIT"
+        assert status["user"]["linux"] == {"uid": "101", "gid": "102", "supplemental_groups": ["103"]}
+        assert status["resources"]["linux"]["cpu_shares"] == "512"
+        assert answer["info"] == {}
+        verbose = await client.call("ContainerStatus", {"container_id": "c1", "verbose": True})
+        assert verbose["info"] == {"info": '{"pid": 7}'}
+
+    async def test_list(self, client: Client, services: SimpleNamespace) -> None:
+        query = {"id": "c", "pod_sandbox_id": "p", "state": {"state": "CONTAINER_EXITED"}, "label_selector": {"l": "1"}}
+        containers = (await client.call("ListContainers", {"filter": query}))["containers"]
+        assert [one["id"] for one in containers] == ["c2", "c1"]
+        assert services.containers.calls == [("list", ContainerFilter("c", ContainerState.EXITED, "p", {"l": "1"}))]
+
+    async def test_update(self, client: Client, services: SimpleNamespace) -> None:
+        request = {"container_id": "c1", "linux": {"memory_limit_in_bytes": 5}, "annotations": {"x": "y"}}
+        await client.call("UpdateContainerResources", request)
+        assert services.containers.calls == [("update", "c1", LinuxResources(memory_limit_bytes=5), {"x": "y"})]
+        with pytest.raises(InvalidArgument, match="linux is missing"):
+            await client.call("UpdateContainerResources", {"container_id": "c1"})
+
+    async def test_exec_sync(self, client: Client, services: SimpleNamespace) -> None:
+        answer = await client.call("ExecSync", {"container_id": "c1", "cmd": ["ls", "-l"]})
+        assert answer == {"stdout": "b3V0/w==", "stderr": "ZXJy", "exit_code": 3}
+        await client.call("ExecSync", {"container_id": "c1", "cmd": ["ls"], "timeout": 7})
+        assert services.containers.calls == [
+            ("exec_sync", "c1", ("ls", "-l"), None),
+            ("exec_sync", "c1", ("ls",), 7.0),
+        ]
+        with pytest.raises(InvalidArgument, match="cmd is missing"):
+            await client.call("ExecSync", {"container_id": "c1"})
+
+
+class TestStats:
+    async def test_container(self, client: Client) -> None:
+        stats = (await client.call("ContainerStats", {"container_id": "c1"}))["stats"]
+        assert stats["cpu"]["usage_nano_cores"] == {"value": "55"}
+        assert stats["memory"]["working_set_bytes"] == {"value": "60"}
+        assert stats["writable_layer"]["fs_id"] == {"mountpoint": "/upper"}
+
+    async def test_lists(self, client: Client, services: SimpleNamespace) -> None:
+        query = {"id": "c", "pod_sandbox_id": "p", "label_selector": {"l": "1"}}
+        stats = (await client.call("ListContainerStats", {"filter": query}))["stats"]
+        assert [one["attributes"]["id"] for one in stats] == ["c1", "c2"]
+        stats = (await client.call("ListPodSandboxStats", {"filter": {"id": "p", "label_selector": {"a": "b"}}}))[
+            "stats"
+        ]
+        assert [one["attributes"]["id"] for one in stats] == ["pod1"]
+        assert services.stats.queries == [ContainerFilter("c", None, "p", {"l": "1"}), PodFilter("p", None, {"a": "b"})]
+
+    async def test_pod(self, client: Client) -> None:
+        linux = (await client.call("PodSandboxStats", {"pod_sandbox_id": "pod1"}))["stats"]["linux"]
+        assert linux["process"]["process_count"] == {"value": "4"}
+        assert linux["network"]["default_interface"]["name"] == "eth0"
+        assert [one["name"] for one in linux["network"]["interfaces"]] == ["eth0", "net1"]
+        assert [one["attributes"]["id"] for one in linux["containers"]] == ["c1"]
+        assert "usage_nano_cores" not in linux["cpu"]
+
+
+class TestImages:
+    async def test_list(self, client: Client) -> None:
+        (image,) = (await client.call("ListImages"))["images"]
+        assert image["repo_tags"] == ["docker.io/library/other:1", "docker.io/library/nginx:latest"]
+        assert (image["size"], image["uid"]) == ("12345", {"value": "0"})
+        named = await client.call("ListImages", {"filter": {"image": {"image": "nginx"}}})
+        assert [one["id"] for one in named["images"]] == ["sha256:abc"]
+        assert await client.call("ListImages", {"filter": {"image": {"image": "none"}}}) == {"images": []}
+
+    async def test_status(self, client: Client) -> None:
+        answer = await client.call("ImageStatus", {"image": {"image": "nginx"}, "verbose": True})
+        assert (answer["image"]["id"], answer["info"]) == ("sha256:abc", {"info": "{}"})
+        assert await client.call("ImageStatus", {"image": {"image": "none"}, "verbose": True}) == {"info": {}}
+        with pytest.raises(InvalidArgument, match=r"image\.image is missing"):
+            await client.call("ImageStatus", {})
+
+    async def test_pull(self, client: Client, services: SimpleNamespace) -> None:
+        request = {
+            "image": {"image": "nginx", "annotations": {"a": "b"}, "runtime_handler": "fast"},
+            "auth": {"auth": "dXNlcjpwYXNzOndvcmQ="},
+            "sandbox_config": POD_CONFIG,
+        }
+        assert await client.call("PullImage", request) == {"image_ref": "sha256:abc"}
+        credentials = Credentials("user", "pass:word")
+        assert services.images.calls == [("pull", "nginx", credentials, {"a": "b"}, "fast")]
+
+    async def test_a_registry_that_is_down_is_said_in_the_kubelets_word(
+        self, client: Client, services: SimpleNamespace
+    ) -> None:
+        services.images.error = Unavailable("registry example.org does not answer")
+        with pytest.raises(Unavailable, match=r"^RegistryUnavailable: registry example.org"):
+            await client.call("PullImage", {"image": {"image": "nginx"}})
+
+    async def test_remove_and_filesystems(self, client: Client, services: SimpleNamespace) -> None:
+        await client.call("RemoveImage", {"image": {"image": "nginx"}})
+        assert services.images.calls == [("remove", "nginx")]
+        answer = await client.call("ImageFsInfo")
+        assert answer["image_filesystems"][0]["fs_id"] == {"mountpoint": "/images"}
+        assert answer["container_filesystems"][0]["used_bytes"] == {"value": "20"}
+
+
+class TestErrors:
+    @pytest.mark.parametrize("rpc", UNSERVED)
+    async def test_the_rest_is_unimplemented(self, client: Client, rpc: str) -> None:
+        with pytest.raises(NotImplementedHere, match=f"does not serve {rpc}"):
+            if rpc.startswith("Stream") or rpc == "GetContainerEvents":
+                _ = [answer async for answer in client.stream(rpc)]
+            else:
+                await client.call(rpc)
+
+    async def test_all_43_are_there(self, client: Client) -> None:
+        assert len(rpc_names()) == 43
+        assert len(UNSERVED) == 43 - 27
+
+    @pytest.mark.parametrize(
+        ("rpc", "request_", "field"),
+        [
+            ("RunPodSandbox", {}, "config is missing"),
+            ("RunPodSandbox", {"config": {}}, r"config\.metadata is missing"),
+            ("StopPodSandbox", {}, "pod_sandbox_id is missing"),
+            ("RemovePodSandbox", {}, "pod_sandbox_id is missing"),
+            ("PodSandboxStatus", {}, "pod_sandbox_id is missing"),
+            ("PodSandboxStats", {}, "pod_sandbox_id is missing"),
+            ("CreateContainer", {"config": CONTAINER_CONFIG}, "pod_sandbox_id is missing"),
+            ("CreateContainer", {"pod_sandbox_id": "p"}, "config is missing"),
+            ("StartContainer", {}, "container_id is missing"),
+            ("StopContainer", {}, "container_id is missing"),
+            ("StopContainer", {"container_id": "c", "timeout": -1}, "timeout is -1"),
+            ("RemoveContainer", {}, "container_id is missing"),
+            ("ContainerStatus", {}, "container_id is missing"),
+            ("ContainerStats", {}, "container_id is missing"),
+            ("UpdateContainerResources", {"linux": {}}, "container_id is missing"),
+            ("ReopenContainerLog", {}, "container_id is missing"),
+            ("ExecSync", {"cmd": ["ls"]}, "container_id is missing"),
+            ("ExecSync", {"container_id": "c", "cmd": ["ls"], "timeout": -2}, "timeout is -2"),
+            ("PullImage", {}, r"image\.image is missing"),
+            ("RemoveImage", {"image": {"image": " "}}, r"image\.image is missing"),
+            ("StopPodSandbox", {"pod_sandbox_id": "a\0b"}, "pod_sandbox_id holds a NUL"),
+        ],
+    )
+    async def test_what_is_missing_is_named(
+        self, client: Client, services: SimpleNamespace, rpc: str, request_: dict[str, Any], field: str
+    ) -> None:
+        with pytest.raises(InvalidArgument, match=field):
+            await client.call(rpc, request_)
+        assert services.pods.calls == services.containers.calls == services.images.calls == []
+
+    async def test_not_found(self, client: Client) -> None:
+        with pytest.raises(NotFound, match="there is no pod nope"):
+            await client.call("PodSandboxStatus", {"pod_sandbox_id": "nope"})
+        with pytest.raises(NotFound, match="there is no container nope"):
+            await client.call("ContainerStatus", {"container_id": "nope"})
+
+    @pytest.mark.parametrize(
+        "kind", [Unsupported, Unauthenticated, CorruptContent, DriverError, ResourceExhausted, DeadlineExceeded]
+    )
+    async def test_an_error_arrives_as_what_it_was(
+        self, client: Client, services: SimpleNamespace, kind: type[CrinoidError]
+    ) -> None:
+        error = kind("the pod web can't be — run")
+        error.add_note('network "cni" attach')
+        services.pods.error = error
+        with pytest.raises(kind) as raised:
+            await client.call("RunPodSandbox", {"config": POD_CONFIG})
+        assert type(raised.value) is kind
+        assert str(raised.value) == 'the pod web can\'t be — run; network "cni" attach'
+        assert [call[0] for call in services.pods.calls] == ["run"]
+
+    async def test_a_surprise_is_internal_and_its_words_stay_in_the_log(
+        self, client: Client, services: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        services.node.error = KeyError("secret")
+        with pytest.raises(DriverError, match=r"^Status: internal error \(KeyError\); see crinoid's log$"):
+            await client.call("Status")
+        assert any(record.exc_info and "secret" in str(record.exc_info[1]) for record in caplog.records)
+
+    async def test_a_message_too_long_for_a_header_is_cut(self, client: Client, services: SimpleNamespace) -> None:
+        services.node.error = DriverError("begin " + "ü\n" * 20000 + " end")
+        with pytest.raises(DriverError, match=r"(?s)^begin .* … .* end$"):
+            await client.call("Status")
+
+
+class TestBadBytes:
+    @pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x12\x02\xff\xfe", b"\x0b" * 200])
+    async def test_malformed(self, server: Server, endpoint: Endpoint, data: bytes) -> None:
+        error = await call_raw(endpoint, "RunPodSandbox", data)
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "no RunPodSandboxRequest" in (error.details() or "")
+
+    async def test_an_unknown_enum_number(self, server: Server, endpoint: Endpoint) -> None:
+        metadata = api_pb2.PodSandboxMetadata(name="a")
+        config = api_pb2.PodSandboxConfig(metadata=metadata)
+        config.linux.security_context.namespace_options.pid = 77  # type: ignore[assignment]
+        error = await call_raw(
+            endpoint, "RunPodSandbox", api_pb2.RunPodSandboxRequest(config=config).SerializeToString()
+        )
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "config.linux.security_context.namespace_options.pid has the unknown value 77" in (error.details() or "")
+
+    async def test_fields_nobody_knows_are_passed_over(self, client: Client, endpoint: Endpoint) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:
+            version = channel.unary_unary("/runtime.v1.RuntimeService/Version")
+            answer = api_pb2.VersionResponse.FromString(await version(b"\x92\x4e\x02ab"))
+        assert answer.runtime_name == "crinoid"
+
+    async def test_oversized(self, client: Client, services: SimpleNamespace) -> None:
+        config = POD_CONFIG | {"annotations": {"a": "x" * (1 << 20)}}
+        with pytest.raises(ResourceExhausted):
+            await client.call("RunPodSandbox", {"config": config})
+        assert services.pods.calls == []
+        assert (await client.call("Version"))["runtime_name"] == "crinoid"
+
+    async def test_an_unknown_rpc(self, server: Server, endpoint: Endpoint) -> None:
+        assert (await call_raw(endpoint, "Nonsense", b"")).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+class TestGoneClients:
+    async def test_a_cancelled_call_is_not_acknowledged(
+        self, client: Client, services: SimpleNamespace, server: Server, observed: list[tuple[str, float, str]]
+    ) -> None:
+        services.pods.pause = asyncio.Event()
+        task = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
+        await wait_until(lambda: services.pods.calls)
+        assert server.in_flight["RunPodSandbox"] == 1
+        task.cancel()
+        await wait_until(lambda: observed)
+        assert services.pods.cancelled
+        assert [call[0] for call in services.pods.calls] == ["run"]
+        assert [(rpc, code) for rpc, _, code in observed] == [("RunPodSandbox", "CANCELLED")]
+        assert server.in_flight["RunPodSandbox"] == 0
+
+    async def test_a_service_that_finishes_all_the_same_is_not_acknowledged(
+        self, client: Client, services: SimpleNamespace, observed: list[tuple[str, float, str]]
+    ) -> None:
+        async def run_on(*_: object) -> str:
+            services.pods.calls.append(("run",))
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                return "pod9"
+            return "too late"
+
+        services.pods.run = run_on
+        task = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
+        await wait_until(lambda: services.pods.calls)
+        task.cancel()
+        await wait_until(lambda: observed)
+        assert services.pods.calls == [("run",)]
+
+    async def test_a_deadline_cancels(self, client: Client, services: SimpleNamespace) -> None:
+        services.pods.pause = asyncio.Event()
+        with pytest.raises(DeadlineExceeded):
+            await client.call("RunPodSandbox", {"config": POD_CONFIG}, timeout_s=0.1)
+        await wait_until(lambda: services.pods.cancelled)
+
+
+class TestObservation:
+    async def test_every_call_is_observed(
+        self, client: Client, server: Server, observed: list[tuple[str, float, str]]
+    ) -> None:
+        await client.call("Version")
+        with pytest.raises(NotFound):
+            await client.call("ContainerStatus", {"container_id": "nope"})
+        with pytest.raises(NotImplementedHere):
+            await client.call("Exec")
+        assert [(rpc, code) for rpc, _, code in observed] == [
+            ("Version", "OK"),
+            ("ContainerStatus", "NOT_FOUND"),
+            ("Exec", "UNIMPLEMENTED"),
+        ]
+        assert all(0 <= seconds < 5 for _, seconds, _ in observed)
+        assert sum(server.in_flight.values()) == 0
+
+    async def test_acts_are_logged_with_what_they_are_about_and_no_secrets(
+        self, client: Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "crinoid.cri")
+        await client.call("ListContainers")
+        await client.call("PullImage", {"image": {"image": "nginx"}, "auth": {"username": "u", "password": "hush"}})
+        await client.call("RunPodSandbox", {"config": POD_CONFIG})
+        lines = [record.getMessage() for record in caplog.records if record.name == "crinoid.cri"]
+        assert [line.split(" in ")[0] for line in lines] == ["PullImage nginx: OK", "RunPodSandbox shop/web: OK"]
+        assert "hush" not in repr([vars(record) for record in caplog.records])
+
+
+class TestSocket:
+    async def test_mode_group_and_folder(self, tmp_path: Path, services: SimpleNamespace) -> None:
+        gid = os.getgid()
+        endpoint = Endpoint(tmp_path / "a" / "b" / "c.sock", 0o600, grp.getgrgid(gid).gr_name)
+        server = Server(endpoint, services)
+        await server.start()
+        found = endpoint.path.stat()
+        assert (stat.S_ISSOCK(found.st_mode), stat.S_IMODE(found.st_mode), found.st_gid) == (True, 0o600, gid)
+        assert [entry.name for entry in endpoint.path.parent.iterdir()] == ["c.sock"]
+        await server.stop(0)
+        await server.stop(0)
+        assert list(endpoint.path.parent.iterdir()) == []
+
+    async def test_a_live_socket_is_refused_and_lives_on(
+        self, server: Server, client: Client, endpoint: Endpoint, services: SimpleNamespace
+    ) -> None:
+        second = Server(endpoint, services)
+        with pytest.raises(ConfigurationError, match=f"another daemon serves {endpoint.path}"):
+            await second.start()
+        await second.stop(0)
+        assert (await client.call("Version"))["runtime_name"] == "crinoid"
+        assert endpoint.path.exists()
+
+    async def test_a_stale_socket_is_replaced(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        endpoint.path.parent.mkdir()
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(endpoint.path))
+        server = Server(endpoint, services)
+        await server.start()
+        async with Client(str(endpoint.path)) as client:
+            assert (await client.call("Version"))["runtime_name"] == "crinoid"
+        await server.stop(0)
+
+    async def test_what_is_no_socket_is_left_alone(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        endpoint.path.parent.mkdir()
+        endpoint.path.write_text("mine")
+        with pytest.raises(ConfigurationError, match="no socket"):
+            await Server(endpoint, services).start()
+        assert endpoint.path.read_text() == "mine"
+
+    async def test_a_successors_socket_is_left_alone(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        server = Server(endpoint, services)
+        await server.start()
+        endpoint.path.unlink()
+        endpoint.path.write_text("the successor's")
+        await server.stop(0)
+        assert endpoint.path.exists()
+
+    async def test_bad_places(self, tmp_path: Path, services: SimpleNamespace) -> None:
+        for endpoint, words in (
+            (Endpoint(tmp_path / ("x" * 120)), "too long"),
+            (Endpoint(tmp_path / "a.sock", group="no-such-group"), "no-such-group"),
+            (Endpoint(Path("/proc/nowhere/a.sock")), "can't make the folder"),
+        ):
+            with pytest.raises(ConfigurationError, match=words):
+                await Server(endpoint, services).start()
+
+    async def test_stop_lets_calls_end(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        server = Server(endpoint, services)
+        await server.start()
+        services.pods.pause = asyncio.Event()
+        async with Client(str(endpoint.path)) as client:
+            task = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
+            await wait_until(lambda: services.pods.calls)
+            stopping = asyncio.create_task(server.stop(5))
+            await asyncio.sleep(0.05)
+            services.pods.pause.set()
+            assert await task == {"pod_sandbox_id": "pod9"}
+        await stopping
+
+    async def test_stop_cancels_what_does_not_end(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        server = Server(endpoint, services)
+        await server.start()
+        services.pods.pause = asyncio.Event()
+        async with Client(str(endpoint.path)) as client:
+            task = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
+            await wait_until(lambda: services.pods.calls)
+            await server.stop(0.05)
+            with pytest.raises(CrinoidError):
+                await task
+        assert services.pods.cancelled
+
+
+class TestClient:
+    async def test_nobody_there(self, tmp_path: Path) -> None:
+        async with Client(f"unix:{tmp_path}/no.sock") as client:
+            with pytest.raises(Unavailable, match="there is no socket at unix://"):
+                await client.call("Version", timeout_s=5)
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / "stale.sock"))
+        async with Client(f"unix://{tmp_path}/stale.sock") as client:
+            with pytest.raises(Unavailable, match="nobody serves"):
+                await client.call("Version", timeout_s=5)
+
+    @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "crinoid.sock", ""])
+    def test_endpoints_that_are_none(self, endpoint: str) -> None:
+        with pytest.raises(InvalidArgument, match="write unix:///"):
+            Client(endpoint)
+
+    async def test_names_that_are_none(self, client: Client) -> None:
+        with pytest.raises(InvalidArgument, match="did you mean ListContainers"):
+            await client.call("ListContainer")
+        with pytest.raises(InvalidArgument, match="container"):
+            await client.call("StartContainer", {"container": "c1"})
