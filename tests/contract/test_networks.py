@@ -41,8 +41,12 @@ def write_bridge_list(
     bridge = {"type": "bridge", "bridge": "cni-contract", "isGateway": True, "ipMasq": masquerade, "ipam": ipam}
     folder = host.state_dir / "net.d"
     folder.mkdir(exist_ok=True)
-    content = {"cniVersion": version, "name": "contract", "plugins": [bridge, second]}
-    content["disableCheck"] = second is PORTMAP  # portmap 1.1.1 looks for rules that it doesn't make
+    content = {
+        "cniVersion": version,
+        "name": "contract",
+        "disableCheck": second is PORTMAP,  # portmap 1.1.1 looks for rules that it doesn't make
+        "plugins": [bridge, second],
+    }
     (folder / "10-contract.conflist").write_text(json.dumps(content))
     return CniOptions(conf_dir=folder, bin_dirs=(PLUGINS,))
 
@@ -100,10 +104,16 @@ class TestCniOfVersion04(NetworkContract):
 
 @needs_plugins
 class TestCniOfVersion03(NetworkContract):
-    """Versions below 0.4.0 get no result at DEL and have no CHECK; IPv6 first."""
+    """Versions below 0.4.0 get no result at DEL and have no CHECK; IPv6 first; no loopback plugin."""
 
     def make_driver(self, host: Host) -> object:
-        return CniNetwork(write_bridge_list(host, "0.3.1", (6, 4)), host)
+        folder = host.state_dir / "bin"
+        folder.mkdir(exist_ok=True)
+        for name in ("bridge", "host-local", "tuning"):
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(PLUGINS / name)
+        options = write_bridge_list(host, "0.3.1", (6, 4), second=TUNING)
+        return CniNetwork(options.model_copy(update={"bin_dirs": (folder,)}), host)
 
 
 class TestHost(NetworkContract):

@@ -13,6 +13,7 @@ features say ``host_network`` skips the tests that have no meaning for it.
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import json
 import logging
@@ -199,7 +200,7 @@ class NetworkContract:
     async def test_the_pod_has_its_addresses(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
         attachment = await _attach(network, request_a)
         for address in attachment.addresses:
-            _in_pod(request_a, lambda address=address: _listen(address)).close()
+            _in_pod(request_a, functools.partial(_listen, address)).close()
         await network.detach(request_a, attachment.data)
 
     async def test_the_node_reaches_the_pod(self, network: BoundNetwork, request_a: NetworkRequest) -> None:

@@ -115,7 +115,7 @@ class CniNetwork:
         async with self._gate.shared():
             self._attached[written.container_id] = written
             if written.kernel_loopback:
-                await asyncio.to_thread(namespaces.call_in, Path(written.netns), _bring_up_loopback)
+                await _bring_up_loopback(written.netns)
             return await self._add_all(written)
 
     @hookimpl
@@ -252,8 +252,11 @@ class CniNetwork:
         return Chain(plan, part, self._timeouts, self._log)
 
 
-def _bring_up_loopback() -> None:
-    links.set_up(LOOPBACK)
+async def _bring_up_loopback(netns: str) -> None:
+    try:
+        await asyncio.to_thread(namespaces.call_in, Path(netns), lambda: links.set_up(LOOPBACK))
+    except OSError as error:
+        raise DriverError(f"lo can't be brought up in {netns}: {error.strerror}") from error
 
 
 def _describe_problems(folder: Folder) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crinoid.core.api.values.pod import DnsConfig
 from crinoid.plugins.networks.cni import versions
@@ -43,11 +43,18 @@ class _Dns(_Part):
     options: tuple[str, ...] | None = None
 
 
+class _OldAddress(_Part):
+    ip: str
+    routes: tuple[Mapping[str, Any], ...] | None = None
+
+
 class _Model(_Part):
+    ip4: _OldAddress | None = None
+    ip6: _OldAddress | None = None
     interfaces: tuple[_Interface, ...] | None = None
     ips: tuple[_Address, ...] | None = None
     routes: tuple[Mapping[str, Any], ...] | None = None
-    dns: _Dns | None = Field(default=None)
+    dns: _Dns | None = None
 
 
 def read_result(output: bytes, version: str) -> Result:
@@ -61,9 +68,8 @@ def read_result(output: bytes, version: str) -> Result:
     own_version = content.get("cniVersion") or version
     if own_version not in versions.KNOWN:
         raise InvalidResult(f"printed a result of the unknown CNI version {own_version!r}")
-    result = convert(content, own_version, version)
-    _validate(result, version)
-    return result
+    _validate(content, own_version)
+    return convert(content, own_version, version)
 
 
 def shorten(output: bytes, limit: int = 200) -> str:
@@ -72,11 +78,11 @@ def shorten(output: bytes, limit: int = 200) -> str:
     return repr(text[:limit]) + (f"… ({len(output)} bytes)" if len(text) > limit else "") if text else "nothing"
 
 
-def _validate(result: Result, version: str) -> None:
-    """Check the parts that are used, in the newest form."""
+def _validate(result: Mapping[str, Any], version: str) -> None:
+    """Check the parts that are used."""
     try:
-        model = _Model.model_validate(convert(result, version, "1.1.0"))
-        for item in model.ips or ():
+        _Model.model_validate(result)
+        for item in _Model.model_validate(convert(result, version, "1.1.0")).ips or ():
             ipaddress.ip_interface(item.address)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
