@@ -1,0 +1,126 @@
+"""The names of images: which record a reference means, which names a pull adds, and which are pinned.
+
+Between the service and the store's table of images; all of it reads and writes records only.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.values.image import DEFAULT_REGISTRY, ImageReference
+from crinoid.core.state.records import ImageRecord
+from crinoid.core.state.store import Store
+
+_ID = re.compile(r"(?:sha256:|sha384:|sha512:)?([0-9a-f]+)")
+_SHORTEST_PREFIX = 4
+
+
+class Catalog:
+    """Images by name. ``pinned`` are references, or beginnings of them that end in ``*``."""
+
+    def __init__(self, store: Store, pinned: Sequence[str]) -> None:
+        self._store = store
+        self._pinned = tuple(_expand(pattern) for pattern in pinned)
+
+    def list(self) -> list[ImageRecord]:
+        """Return all images, the one pulled last first."""
+        return sorted(self._store.images, key=lambda record: record.pulled_at_ns, reverse=True)
+
+    def get(self, image_id: str) -> ImageRecord | None:
+        """Return the image with exactly this id."""
+        return self._store.images.get(image_id)
+
+    def find(self, reference: str) -> ImageRecord | None:
+        """Return the image of a name in full or short form, of an id, or of a beginning of an id that is unique.
+
+        A name wins over an id that reads the same. What is no reference at all means no image.
+        """
+        return self._find_named(reference) or self._find_by_id(reference)
+
+    def add(self, record: ImageRecord) -> ImageRecord:
+        """Write an image that is complete, with the names it has already; a tag leaves the image that had it."""
+        old = self._store.images.get(record.id)
+        added = self._store.put_image(self._pin(record if old is None else merge(old, record)))
+        for other in self._store.images:
+            if other.id != added.id and not set(added.tags).isdisjoint(other.tags):
+                tags = tuple(tag for tag in other.tags if tag not in added.tags)
+                self._store.put_image(self._pin(replace(other, tags=tags)))
+        return added
+
+    def remove(self, record: ImageRecord) -> None:
+        """Forget an image with all its names."""
+        self._store.images.drop(record.id)
+
+    def refresh_pins(self) -> None:
+        """Pin what the configuration says now."""
+        for record in self._store.images:
+            if (pinned := self._pin(record)) != record:
+                self._store.put_image(pinned)
+
+    def _find_named(self, reference: str) -> ImageRecord | None:
+        try:
+            wanted = ImageReference.parse(reference)
+        except InvalidArgument:
+            return None
+        return next((record for record in self.list() if _is_named(record, wanted)), None)
+
+    def _find_by_id(self, reference: str) -> ImageRecord | None:
+        match = _ID.fullmatch(reference)
+        if match is None or len(match[1]) < _SHORTEST_PREFIX:
+            return None
+        found = [record for record in self._store.images if record.id.partition(":")[2].startswith(match[1])]
+        return found[0] if len(found) == 1 else None
+
+    def _pin(self, record: ImageRecord) -> ImageRecord:
+        names = (*record.tags, *record.digests)
+        return replace(record, pinned=any(_matches(name, pattern) for name in names for pattern in self._pinned))
+
+
+def names_of(reference: ImageReference, target_digest: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tags and digests that a pull of the reference gives its image.
+
+    A reference with tag and digest gives no tag: the tag may mean another image at the registry by now.
+    """
+    tags = () if reference.digest else (f"{reference.name}:{reference.tag}",)
+    return tags, (f"{reference.name}@{target_digest}",)
+
+
+def merge(old: ImageRecord, new: ImageRecord) -> ImageRecord:
+    """Return ``new`` with the names and manifests of ``old``, which is the same image."""
+    return replace(
+        new,
+        tags=_join(old.tags, new.tags),
+        digests=_join(old.digests, new.digests),
+        manifests=_join(old.manifests, new.manifests),
+    )
+
+
+def _join(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*old, *new)))
+
+
+def _is_named(record: ImageRecord, wanted: ImageReference) -> bool:
+    """A digest may be that of the index that was pulled, or of the manifest that was chosen from it."""
+    if not wanted.digest:
+        return f"{wanted.name}:{wanted.tag}" in record.tags
+    if f"{wanted.name}@{wanted.digest}" in record.digests:
+        return True
+    return wanted.digest in record.manifests and any(name.startswith(f"{wanted.name}@") for name in record.digests)
+
+
+def _expand(pattern: str) -> str:
+    """Write a pinned reference in full form; a beginning stays as it is."""
+    if pattern.endswith("*"):
+        return pattern
+    try:
+        return str(ImageReference.parse(pattern))
+    except InvalidArgument:
+        return pattern
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if not pattern.endswith("*"):
+        return name == pattern
+    short = name.removeprefix(f"{DEFAULT_REGISTRY}/")
+    return any(form.startswith(pattern[:-1]) for form in (name, short, short.removeprefix("library/")))

@@ -1,0 +1,46 @@
+"""Keeps the content store's ``index.json`` in step with the records, so that other programs can read the images."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Iterator
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.values.image import Descriptor
+from crinoid.core.state.content import INDEX_TYPE, ContentStore
+from crinoid.core.state.records import ImageRecord
+
+LOG = logging.getLogger(__name__)
+_MAX_DOCUMENT_BYTES = 8 << 20
+
+
+class Exports:
+    """Writes the index, one writer at a time. What can't be written is logged: we never read it ourselves."""
+
+    def __init__(self, content: ContentStore) -> None:
+        self._content = content
+        self._turn = asyncio.Lock()
+
+    async def write(self, images: Iterable[ImageRecord]) -> None:
+        """List every name of every image whose manifest is stored."""
+        records = tuple(images)
+        async with self._turn:
+            try:
+                await asyncio.to_thread(lambda: self._content.write_index(self._named(records)))
+            except (OSError, CrinoidError) as error:
+                LOG.warning("%s/index.json could not be written: %s", self._content.root, error)
+
+    def _named(self, records: Iterable[ImageRecord]) -> Iterator[tuple[str, Descriptor]]:
+        for record in records:
+            targets = {name.partition("@")[0]: name.partition("@")[2] for name in record.digests}
+            names = [(tag, targets.get(tag.rpartition(":")[0], "")) for tag in record.tags]
+            names += [(name, name.partition("@")[2]) for name in record.digests]
+            for name, digest in names:
+                if digest and self._content.has(digest):
+                    yield name, self._describe(digest)
+
+    def _describe(self, digest: str) -> Descriptor:
+        content = self._content.read(digest, _MAX_DOCUMENT_BYTES)
+        document = json.loads(content)
+        guess = INDEX_TYPE if "manifests" in document else "application/vnd.oci.image.manifest.v1+json"
+        return Descriptor(document.get("mediaType") or guess, digest, len(content))

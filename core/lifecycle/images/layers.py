@@ -1,0 +1,123 @@
+"""The third step of a pull: unpacks blobs of the content store into layers of a snapshotter, each one once.
+
+A layer is in the ledger from before ``prepare_layer`` until it is committed or discarded, so that nothing of a pull
+that failed, was cancelled or died is left. Pulls that need the same layer at the same time share the work.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.values.snapshot import LayerTarget
+from crinoid.core.lifecycle.images.faults import while_doing
+from crinoid.core.lifecycle.images.implied import adopt_implied
+from crinoid.core.lifecycle.images.plans import LayerPlan
+from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_layer
+from crinoid.core.lifecycle.joins import SharedTasks
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.content import ContentStore
+from crinoid.core.state.store import Ledger
+
+LOG = logging.getLogger(__name__)
+OWNER = "images"
+"""Owner of the ledger's entries that are made here; none of them outlives the daemon's process."""
+LAYER = "layer"
+
+
+class Layers:
+    """Unpacks layers, at most ``max_unpacks`` at a time."""
+
+    def __init__(self, ledger: Ledger, content: ContentStore, max_unpacks: int) -> None:
+        self._ledger = ledger
+        self._content = content
+        self._turns = asyncio.Semaphore(max_unpacks)
+        self._shared = SharedTasks("unpacking of layer", orphans="cancel")
+        self._commits: WeakValueDictionary[tuple[str, str], asyncio.Event] = WeakValueDictionary()
+
+    async def select_missing(self, slot: SnapshotterSlot, plans: Sequence[LayerPlan]) -> Sequence[LayerPlan]:
+        """Return the layers that the snapshotter lacks; below one that it has, it has all."""
+        for count in range(len(plans), 0, -1):
+            if await slot.has_layer(plans[count - 1].chain_id):
+                return plans[count:]
+        return plans
+
+    async def install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
+        """Return when the layer is committed; its blob is in the store.
+
+        Its parent is committed, or is being installed by another call: this one waits for that at the latest moment
+        that the snapshotter allows. Raises what ``unpack_layer`` and the snapshotter raise.
+        """
+        await self._shared.join((slot.name, plan.chain_id), lambda: self._install(slot, plan))
+
+    async def close(self) -> None:
+        """Give up what is under way, and discard it."""
+        await self._shared.close()
+
+    async def _install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
+        with while_doing(f"layer {plan.blob.digest} unpack"):
+            if not slot.features().parallel_unpack:
+                await self._await_commit(slot, plan.parent)
+            if not await slot.has_layer(plan.chain_id):
+                await self._make(slot, plan)
+        if (committed := self._commits.get((slot.name, plan.chain_id))) is not None:
+            committed.set()
+
+    async def _make(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
+        async with self._prepared(slot, plan) as target:
+            async with self._turns:
+                result = await unpack_layer(self._request(plan, target))
+            await self._await_commit(slot, plan.parent)
+            if plan.parent is not None:
+                await adopt_implied(self._ledger, slot, plan.parent, target, result.implied)
+            await slot.commit_layer(target.key, plan.chain_id, plan.parent)
+
+    def _request(self, plan: LayerPlan, target: LayerTarget) -> UnpackRequest:
+        """Ask for a layer without syncing it: ``commit_layer`` does that."""
+        return UnpackRequest(
+            blob=self._content.path(plan.blob.digest),
+            media_type=plan.blob.media_type,
+            target=target.directory,
+            whiteouts=target.whiteouts,
+            expected_diff_id=plan.diff_id,
+            sync=False,
+        )
+
+    @asynccontextmanager
+    async def _prepared(self, slot: SnapshotterSlot, plan: LayerPlan) -> AsyncIterator[LayerTarget]:
+        """Give a prepared layer to a block that commits it; discard it when the block fails or is cancelled."""
+        facts = {"snapshotter": slot.name, "parent": plan.parent}
+        entry = self._ledger.intend(OWNER, LAYER, plan.chain_id, facts)
+        preparing = asyncio.create_task(slot.prepare_layer(plan.chain_id, plan.parent))
+        try:
+            target = await asyncio.shield(preparing)
+            entry = self._ledger.amend(entry, facts | {"key": target.key})
+            yield target
+        except BaseException:
+            if await _discard(slot, preparing):
+                self._ledger.strike(entry)
+            raise
+        self._ledger.strike(entry)
+
+    async def _await_commit(self, slot: SnapshotterSlot, chain_id: str | None) -> None:
+        if chain_id is None:
+            return
+        key = (slot.name, chain_id)
+        committed = self._commits.get(key) or self._commits.setdefault(key, asyncio.Event())
+        if not await slot.has_layer(chain_id):
+            await committed.wait()
+
+
+async def _discard(slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]") -> bool:
+    """Drop a prepared layer, once it is known what to drop; tell whether nothing is left."""
+    await asyncio.wait({preparing})
+    if preparing.cancelled() or preparing.exception() is not None:
+        return True  # the driver undid it, or list_unfinished tells of it at the next start
+    try:
+        await slot.discard_layer(preparing.result().key)
+    except CrinoidError as error:
+        LOG.warning("a half unpacked layer is left until the next start: %s", error.message)
+        return False
+    return True

@@ -1,0 +1,215 @@
+"""One pull, from a reference to a record: resolve, fetch, unpack, and only then say that there is an image.
+
+Called by the service, once for all requests that ask for the same at the same time. A pull that fails or is cancelled
+leaves no layer and no record; blobs that came whole stay until the next garbage collection, and serve the next try.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from crinoid.core.api.errors import CorruptContent, DeadlineExceeded, Unsupported
+from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
+from crinoid.core.config.models import ImagesConfig
+from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource
+from crinoid.core.lifecycle.images.catalog import Catalog, names_of
+from crinoid.core.lifecycle.images.claims import Claims
+from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, read_document
+from crinoid.core.lifecycle.images.faults import while_doing
+from crinoid.core.lifecycle.images.layers import Layers
+from crinoid.core.lifecycle.images.plans import LayerPlan, plan_layers
+from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
+from crinoid.core.lifecycle.images.resolution import Resolution, resolve
+from crinoid.core.lifecycle.together import run_together
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.content import ContentStore
+from crinoid.core.state.records import ImageRecord
+
+T = TypeVar("T")
+_RUNS_ALSO = {"amd64": frozenset({"386"}), "arm64": frozenset({"arm"})}
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What is pulled, and for which snapshotter. Requests that are equal are one pull."""
+
+    reference: ImageReference
+    platform: Platform
+    credentials: Credentials | None
+    snapshotter: str
+
+    def __str__(self) -> str:
+        return str(self.reference)
+
+
+class Puller:
+    """Pulls images with the parts that the service shares out."""
+
+    def __init__(self, slots: Slots, content: ContentStore, catalog: Catalog, claims: Claims, layers: Layers) -> None:
+        self._slots = slots
+        self._content = content
+        self._catalog = catalog
+        self._claims = claims
+        self._layers = layers
+        self._blobs = Blobs(content)
+
+    async def pull(self, request: PullRequest, config: ImagesConfig, tracker: PullTracker) -> ImageRecord:
+        """Return the image's record, written when all of it was there."""
+        with while_doing(f"pull {request.reference}"):
+            return await run_until_idle(
+                self._pull(request, config.max_parallel_layers, tracker), tracker.idle_s, config.pull_idle_timeout_s
+            )
+
+    async def close(self) -> None:
+        """Give up transfers that are under way."""
+        await self._blobs.close()
+
+    async def _pull(self, request: PullRequest, max_fetches: int, tracker: PullTracker) -> ImageRecord:
+        asked = ResolveRequest(request.reference, request.platform, request.credentials)
+        resolution = await resolve(self._slots.registries, asked)
+        source = BlobSource(resolution.source, request.reference, request.credentials)
+        fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
+        blobs = tuple(layer.descriptor() for layer in resolution.manifest.layers)
+        async with self._claims.hold(_digests_of(resolution, blobs)):
+            text, image = await self._read_config(resolution, request.platform, fetch)
+            plans = plan_layers(blobs, image.rootfs.diff_ids)
+            async with self._claims.hold(plan.chain_id for plan in plans):
+                await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
+                await self._store_documents(resolution)
+                return self._catalog.add(self._record(request.reference, resolution, plans, text))
+
+    async def _read_config(
+        self, resolution: Resolution, platform: Platform, fetch: "_Fetch"
+    ) -> tuple[str, ImageConfig]:
+        """Fetch and check the image configuration; return its text too."""
+        blob = resolution.manifest.config.descriptor()
+        if blob.size > MAX_CONFIG_BYTES:
+            raise CorruptContent(f"the image configuration is {blob.size} bytes long, more than {MAX_CONFIG_BYTES}")
+        with while_doing("image configuration"):
+            await fetch(blob, LayerTracker(blob))
+        content = self._content.read(blob.digest, MAX_CONFIG_BYTES)
+        image = read_document(ImageConfig, content, f"image configuration {blob.digest}")
+        _check_platform(image, platform)
+        return content.decode(), image
+
+    async def _provide(
+        self, slot: SnapshotterSlot, plans: Sequence[LayerPlan], tracker: PullTracker, fetch: "_Fetch"
+    ) -> None:
+        """Fetch and unpack what is missing; layers are fetched side by side while those below are unpacked."""
+        missing = set(await self._layers.select_missing(slot, plans))
+        steps = []
+        for plan, layer in zip(plans, tracker.follow(tuple(plan.blob for plan in plans)), strict=True):
+            if plan in missing:
+                steps.append(self._provide_layer(slot, plan, layer, fetch))
+            elif len(self._slots.snapshotters) > 1:
+                steps.append(_keep_blob(plan, layer, fetch))
+            else:
+                layer.enter(LayerState.DONE)
+        await run_together(steps)
+
+    async def _provide_layer(
+        self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
+    ) -> None:
+        await fetch(plan.blob, tracker)
+        tracker.enter(LayerState.UNPACKING)
+        await self._layers.install(slot, plan)
+        tracker.enter(LayerState.DONE)
+
+    async def _store_documents(self, resolution: Resolution) -> None:
+        """Keep index and manifest, so that the content store is a whole OCI layout."""
+        image = resolution.image
+        for blob, content in ((image.manifest, image.manifest_content), (image.target, image.target_content)):
+            await self._content.ingest(blob, partial(_open_document, content), _ignore)
+
+    def _record(
+        self, reference: ImageReference, resolution: Resolution, plans: Sequence[LayerPlan], text: str
+    ) -> ImageRecord:
+        manifest, target = resolution.image.manifest, resolution.image.target
+        tags, digests = names_of(reference, target.digest)
+        config = resolution.manifest.config
+        blobs = tuple(plan.blob for plan in plans)
+        return ImageRecord(
+            id=config.digest,
+            tags=tags,
+            digests=digests,
+            manifests=tuple(dict.fromkeys((target.digest, manifest.digest))),
+            layers=self._stored(config.digest, blobs),
+            chain_ids=tuple(plan.chain_id for plan in plans),
+            size_bytes=manifest.size + config.size + sum(blob.size for blob in blobs),
+            pulled_at_ns=time.time_ns(),
+            config=text,
+        )
+
+    def _stored(self, image_id: str, blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+        """Return the blobs to be kept: those of an earlier pull, where only they are there (gzip, say, not zstd)."""
+        old = self._catalog.get(image_id)
+        if old is None or all(self._content.has(blob) for blob in blobs):
+            return blobs
+        return old.layers if all(self._content.has(blob) for blob in old.layers) else blobs
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    """Fetches blobs of one pull, a bounded number at a time."""
+
+    blobs: Blobs
+    source: BlobSource
+    turns: asyncio.Semaphore
+
+    async def __call__(self, blob: Descriptor, tracker: LayerTracker) -> None:
+        async with self.turns:
+            tracker.enter(LayerState.FETCHING)
+            await self.blobs.fetch(blob, self.source, tracker)
+
+
+async def run_until_idle(work: Coroutine[object, object, T], idle_s: Callable[[], float], limit_s: float) -> T:
+    """Run work to its end, or cancel it and raise DeadlineExceeded once ``idle_s()`` reaches the limit."""
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            rest_s = limit_s - idle_s()
+            if rest_s <= 0:
+                raise DeadlineExceeded(f"nothing has arrived for {limit_s:g} s (images.pull_idle_timeout_s)")
+            await asyncio.wait({task}, timeout=rest_s)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def _keep_blob(plan: LayerPlan, tracker: LayerTracker, fetch: _Fetch) -> None:
+    """Have the blob of a layer that is unpacked: another snapshotter may be asked for the image later."""
+    await fetch(plan.blob, tracker)
+    tracker.enter(LayerState.DONE)
+
+
+def _check_platform(image: ImageConfig, platform: Platform) -> None:
+    """An index was chosen from by platform; a lone manifest says only in its configuration what it is for."""
+    if not image.os and not image.architecture:
+        return
+    fits = image.architecture == platform.architecture or image.architecture in _RUNS_ALSO.get(
+        platform.architecture, ()
+    )
+    if image.os != platform.os or not fits:
+        raise Unsupported(f"the image is for {image.os}/{image.architecture}, and {platform} is wanted here")
+
+
+def _digests_of(resolution: Resolution, layers: Sequence[Descriptor]) -> tuple[str, ...]:
+    image = resolution.image
+    config = resolution.manifest.config.digest
+    return (image.target.digest, image.manifest.digest, config, *(layer.digest for layer in layers))
+
+
+async def _open_document(content: bytes, offset: int) -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield content[offset:]
+
+    return pieces()
+
+
+def _ignore(_stored_bytes: int) -> None:
+    """Nobody watches a document arrive that is in memory already."""

@@ -1,0 +1,69 @@
+"""Puts the images in order when the daemon starts: what a killed daemon left half made goes, what is whole stays."""
+
+import logging
+from collections.abc import Mapping
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.lifecycle.images.implied import VIEW
+from crinoid.core.lifecycle.images.layers import LAYER, OWNER
+from crinoid.core.lifecycle.images.plans import top_of
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.content import ContentStore
+from crinoid.core.state.records import ImageRecord
+from crinoid.core.state.store import Ledger, LedgerEntry
+
+LOG = logging.getLogger(__name__)
+
+
+async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> None:
+    """Discard every layer that was being unpacked and strike it from the ledger. No pull is under way.
+
+    What a snapshotter can't discard now is logged, and stays in the ledger for the next start; so does what is of a
+    snapshotter that is no longer configured.
+    """
+    failed = {name for name, slot in snapshotters.items() if not await _discard_all(slot)}
+    for entry in ledger.entries(OWNER):
+        slot = snapshotters.get(str(entry.data.get("snapshotter")))
+        if slot is None:
+            LOG.warning("%s %s is left in snapshotter %s, which is not configured", entry.kind, entry.key, entry.data)
+        elif entry.kind == LAYER and slot.name not in failed:
+            ledger.strike(entry)
+        elif entry.kind == VIEW:
+            await _remove_view(ledger, slot, entry)
+
+
+async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Mapping[str, SnapshotterSlot]) -> bool:
+    """Tell whether containers can be made of the image: some snapshotter has it, or all its blobs are there.
+
+    A snapshotter that can't answer may have it.
+    """
+    top = top_of(record)
+    if top is None or all(content.has(layer) for layer in record.layers):
+        return True
+    for slot in snapshotters.values():
+        try:
+            if await slot.has_layer(top):
+                return True
+        except CrinoidError as error:
+            LOG.warning("whether image %s is unpacked can't be told: %s", record.id, error.message)
+            return True
+    return False
+
+
+async def _discard_all(slot: SnapshotterSlot) -> bool:
+    try:
+        for key in await slot.list_unfinished():
+            LOG.info("%s: layer %s was half unpacked and is discarded", slot.label, key)
+            await slot.discard_layer(key)
+    except CrinoidError as error:
+        LOG.warning("half unpacked layers could not all be discarded: %s", error.message)
+        return False
+    return True
+
+
+async def _remove_view(ledger: Ledger, slot: SnapshotterSlot, entry: LedgerEntry) -> None:
+    try:
+        await slot.remove_snapshot(entry.key)
+        ledger.strike(entry)
+    except CrinoidError as error:
+        LOG.warning("snapshot %s could not be removed: %s", entry.key, error.message)

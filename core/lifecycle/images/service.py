@@ -1,0 +1,226 @@
+"""Images as ``cri`` and the pods' services see them: pull, find, list, remove, and layers ready for a container.
+
+It joins requests that are alike and hands them on: ``pull`` for the way in, ``catalog`` for names, ``garbage`` for the
+way out, ``recovery`` for the start.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.values.image import Credentials, ImageReference, Platform
+from crinoid.core.config.models import ImagesConfig
+from crinoid.core.lifecycle.images.catalog import Catalog
+from crinoid.core.lifecycle.images.claims import Claims
+from crinoid.core.lifecycle.images.documents import ImageConfig, read_document
+from crinoid.core.lifecycle.images.exports import Exports
+from crinoid.core.lifecycle.images.faults import while_doing
+from crinoid.core.lifecycle.images.filesystems import Filesystems
+from crinoid.core.lifecycle.images.garbage import GarbageCollector
+from crinoid.core.lifecycle.images.layers import Layers
+from crinoid.core.lifecycle.images.plans import plan_layers, top_of
+from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
+from crinoid.core.lifecycle.images.pull import Puller, PullRequest
+from crinoid.core.lifecycle.images.recovery import discard_unfinished, is_usable
+from crinoid.core.lifecycle.joins import SharedTasks
+from crinoid.core.lifecycle.queries import FilesystemReport
+from crinoid.core.lifecycle.together import run_together
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.content import ContentStore
+from crinoid.core.state.records import ImageRecord
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+_KEPT_S = 24 * 3600.0
+"""How long what an interrupted pull fetched is kept for the next try, across starts of the daemon."""
+_MACHINES: Mapping[str, tuple[str, str]] = {
+    "x86_64": ("amd64", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "loongarch64": ("loong64", ""),
+}
+
+
+class ImageService:
+    """All images of the node. Methods that are no coroutines read what is committed."""
+
+    def __init__(self, store: Store, content: ContentStore, slots: Slots, config: ImagesConfig) -> None:
+        self._store = store
+        self._content = content
+        self._slots = slots
+        self._config = config
+        self._platform = parse_platform(config.platform) if config.platform else host_platform()
+        self._catalog = Catalog(store, config.pinned)
+        self._claims = Claims()
+        self._layers = Layers(store.ledger, content, config.max_parallel_unpacks)
+        self._puller = Puller(slots, content, self._catalog, self._claims, self._layers)
+        self._garbage = GarbageCollector(store.images, content, self._claims)
+        self._filesystems = Filesystems(content, slots.snapshotters.values())
+        self._exports = Exports(content)
+        self._pulls = SharedTasks("pull of")
+        self._collections = SharedTasks("garbage collection")
+        self._collected = 0
+        self._trackers: dict[PullRequest, PullTracker] = {}
+        self._configs: dict[str, ImageConfig] = {}
+
+    async def pull(
+        self, reference: str, credentials: Credentials | None, annotations: Mapping[str, str], runtime_handler: str
+    ) -> str:
+        """Fetch an image, unpack it for the handler's snapshotter, and return its id.
+
+        Requests for the same image at the same time share one pull, which goes on when all of them were cancelled.
+        ``annotations`` (of the pod) mean nothing here. Raises InvalidArgument for a malformed reference or an unknown
+        handler, NotFound when no source has the image, and what sources, unpacking and snapshotters raise.
+        """
+        request = PullRequest(
+            ImageReference.parse(reference),
+            self._platform,
+            credentials,
+            self._slots.snapshotter_of(runtime_handler).name,
+        )
+        record = await self._pulls.join(request, lambda: self._pull(request))
+        return record.id
+
+    def find(self, reference: str) -> ImageRecord | None:
+        """Return the image of a reference in full or short form, an id, or four and more digits that begin one id."""
+        return self._catalog.find(reference)
+
+    def list(self) -> Sequence[ImageRecord]:
+        """Return all images, the one pulled last first."""
+        return self._catalog.list()
+
+    def info(self, record: ImageRecord) -> Mapping[str, str]:
+        """Return what verbose ImageStatus tells, in the form that clients of containerd know."""
+        return {"info": json.dumps({"chainID": top_of(record) or "", "imageSpec": json.loads(record.config)})}
+
+    def user_of(self, record: ImageRecord) -> tuple[int | None, str]:
+        """Return the image's user: a uid, or a name where it is none; neither where the image names no user.
+
+        The group after a colon is not told (api.proto, Image).
+        """
+        user = self.config_of(record).config.user.partition(":")[0]
+        if re.fullmatch(r"[0-9]{1,18}", user):
+            return int(user), ""
+        return None, user
+
+    def config_of(self, record: ImageRecord) -> ImageConfig:
+        """Return the image configuration, parsed."""
+        if record.id not in self._configs:
+            self._configs[record.id] = read_document(ImageConfig, record.config, f"image configuration {record.id}")
+        return self._configs[record.id]
+
+    def progress(self) -> tuple[PullProgress, ...]:
+        """Tell how far each pull is that is under way."""
+        return tuple(tracker.report() for tracker in self._trackers.values())
+
+    async def remove(self, reference: str) -> None:
+        """Forget an image with all its names, and give back what only it needed. Idempotent.
+
+        By whatever name it is called, all of the image goes. Containers that stand on it keep its layers.
+        """
+        record = self.find(reference)
+        if record is None:
+            return
+        self._drop(record)
+        await self.collect_garbage()
+        await self._exports.write(self._store.images)
+        await self._slots.extensions.image_removed(record.id)
+
+    async def ensure_unpacked(self, record: ImageRecord, snapshotter: str) -> str | None:
+        """Return the chain id of the image in a snapshotter, unpacking stored blobs where layers are missing there.
+
+        ``None`` for an image without layers. Raises FailedPrecondition when blobs are gone too.
+        """
+        slot = self._snapshotter(snapshotter)
+        plans = plan_layers(record.layers, self.config_of(record).rootfs.diff_ids)
+        names = [name for plan in plans for name in (plan.chain_id, plan.blob.digest)]
+        async with self._claims.hold(names):
+            missing = await self._layers.select_missing(slot, plans)
+            gone = [plan.blob.digest for plan in missing if not self._content.has(plan.blob)]
+            if gone:
+                raise FailedPrecondition(
+                    f"{_name(record)}: {slot.label} lacks layers of it, and blob {gone[0]} is not stored either: pull the "
+                    "image again"
+                )
+            with while_doing(_name(record)):
+                await run_together(self._layers.install(slot, plan) for plan in missing)
+        return top_of(record)
+
+    async def filesystems(self) -> tuple[tuple[FilesystemReport, ...], tuple[FilesystemReport, ...]]:
+        """Measure what images take, and what writable layers take; the default snapshotter comes first."""
+        return await self._filesystems.images(), await self._filesystems.containers()
+
+    async def collect_garbage(self) -> None:
+        """Remove layers and blobs that no image needs; what containers or pulls use stays.
+
+        Callers that come before a collection has begun share it; it goes on when they are cancelled.
+        """
+        await self._collections.join(self._collected, self._collect)
+
+    async def recover(self) -> None:
+        """Put in order what a killed daemon left. Call once, before anything else."""
+        await discard_unfinished(self._store.ledger, self._slots.snapshotters)
+        self._content.remove_stale(_KEPT_S)
+        for record in self._store.images:
+            if not await is_usable(record, self._content, self._slots.snapshotters):
+                LOG.error("%s has lost its layers and blobs and is forgotten: pull it again", _name(record))
+                self._drop(record)
+        self._catalog.refresh_pins()
+        await self._garbage.collect(self._slots.snapshotters.values(), spared_s=_KEPT_S)
+        await self._exports.write(self._store.images)
+
+    async def close(self) -> None:
+        """Give up pulls that are under way, leaving nothing half made. Idempotent."""
+        await self._pulls.close()
+        await self._layers.close()
+        await self._puller.close()
+        await self._collections.close()
+
+    async def _pull(self, request: PullRequest) -> ImageRecord:
+        tracker = self._trackers[request] = PullTracker(str(request.reference))
+        try:
+            record = await self._puller.pull(request, self._config, tracker)
+        finally:
+            del self._trackers[request]
+        LOG.info("pulled %s: %s", request.reference, record.id)
+        await self._exports.write(self._store.images)
+        await self._slots.extensions.image_pulled(str(request.reference), record.id)
+        return record
+
+    async def _collect(self) -> None:
+        self._collected += 1
+        await self._garbage.collect(self._slots.snapshotters.values())
+
+    def _drop(self, record: ImageRecord) -> None:
+        self._catalog.remove(record)
+        self._configs.pop(record.id, None)
+
+    def _snapshotter(self, name: str) -> SnapshotterSlot:
+        slot = self._slots.snapshotters.get(name)
+        if slot is None:
+            known = ", ".join(sorted(self._slots.snapshotters))
+            raise InvalidArgument(f'snapshotter "{name}" is not in the configuration; known: {known}')
+        return slot
+
+
+def parse_platform(text: str) -> Platform:
+    """Read ``os/architecture[/variant]``."""
+    system, architecture, *variant = text.split("/")
+    return Platform(system, architecture, *variant)
+
+
+def host_platform() -> Platform:
+    """Return what this machine runs, in Go's terms."""
+    machine = os.uname().machine
+    return Platform("linux", *_MACHINES.get(machine, (machine, "")))
+
+
+def _name(record: ImageRecord) -> str:
+    """Call an image by the name that an operator knows it by."""
+    return f"image {next(iter((*record.tags, *record.digests)), record.id)}"
