@@ -1,0 +1,39 @@
+# Two commands do all the set-up on a machine that has Debian, Python and root:
+#   make demo   a real pod, told as a story
+#   make test   linters and every test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.crinoid-installed
+
+.PHONY: demo test lint unit proto setup packages clean
+
+demo: setup
+	$(BIN)/crinoid demo
+
+test: setup lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/pytest tests/unit
+
+proto: setup
+	$(BIN)/python tools/generate_wire.py
+
+setup: packages $(STAMP)
+
+packages:
+	@sh tools/install_packages.sh
+
+$(STAMP): pyproject.toml tools/make_venv.sh
+	@PYTHON="$(PYTHON)" sh tools/make_venv.sh $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,201 @@
+"""A real daemon in a process of its own, over folders of its own, and proof that it leaves nothing behind."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support.cri import Cri, Json
+
+START_S = 30
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass
+class Daemon:
+    """One daemon: ``start``, ``stop``, ``kill`` and again; ``cri`` is a client of its socket.
+
+    ``config`` is TOML beyond the folders. ``prefix`` goes before the command, such as one that enters a mount namespace.
+    """
+
+    folder: Path
+    config: str = ""
+    prefix: tuple[str, ...] = ()
+    name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
+    process: subprocess.Popen[bytes] | None = None
+    _cri: Cri | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run folder; short, since sockets lie below."""
+        return Path("/run") / self.name
+
+    @property
+    def root(self) -> Path:
+        """The state folder."""
+        return self.folder / "root"
+
+    @property
+    def socket(self) -> Path:
+        """The CRI socket."""
+        return self.run / "crinoid.sock"
+
+    @property
+    def log(self) -> Path:
+        """All the daemon ever wrote."""
+        return self.folder / "daemon.log"
+
+    @property
+    def cgroup(self) -> str:
+        """The cgroup of pods that come without a parent."""
+        return f"/{self.name}"
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration, written at every start."""
+        return self.folder / "config.toml"
+
+    @property
+    def cri(self) -> Cri:
+        """A client; it connects anew after a restart."""
+        if self._cri is None:
+            self._cri = Cri(self.socket)
+        return self._cri
+
+    def start(self) -> "Daemon":
+        """Start, and wait until it serves."""
+        self.launch()
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.tail()}")
+            if self.socket.exists():
+                try:
+                    self.cri.call("Version", timeout_s=2)
+                except Exception:  # noqa: BLE001  # not yet
+                    self._forget_client()
+                else:
+                    return self
+            time.sleep(0.02)
+        raise AssertionError(f"the daemon does not serve after {START_S} s:\n{self.tail()}")
+
+    def launch(self) -> None:
+        """Start, and don't wait."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        head = f"root = {json.dumps(str(self.root))}\nrun = {json.dumps(str(self.run))}\n"
+        tables = f"[server]\nsocket = {json.dumps(str(self.socket))}\n[pods]\ncgroup_root = {json.dumps(self.cgroup)}\n"
+        self.config_file.write_text(f"{head}{tables}[log]\nlevel = 'debug'\nformat = 'console'\n")
+        drop_ins = self.folder / "conf.d"
+        drop_ins.mkdir(exist_ok=True)
+        (drop_ins / "50-test.toml").write_text(self.config)
+        command = [*self.prefix, sys.executable, "-m", "crinoid", "--config", str(self.config_file), "serve"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stop(self) -> int:
+        """Stop as a service manager does; pods run on."""
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> int:
+        """Kill without warning."""
+        return self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start again."""
+        self.stop()
+        self.start()
+
+    def tail(self) -> str:
+        """Return the last of the daemon's log."""
+        return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else "(no log)"
+
+    def clean(self) -> None:
+        """Remove all pods and images through the CRI, stop, and remove the folders."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        for pod in self.cri.call("ListPodSandbox")["items"]:
+            self.cri.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
+        self.stop()
+
+    def leftovers(self) -> list[str]:
+        """Name whatever is left on the host of pods and containers: mounts, cgroups, processes, files, ledger entries."""
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        found = [f"mount {path}" for path in mounts if path.startswith((str(self.run), str(self.root)))]
+        found += [f"cgroup {path}" for path in CGROUPS.glob(f"**/{self.name}") if path.is_dir()]
+        found += [f"process {pid}: {command}" for pid, command in _processes() if self.name in command]
+        for kind in ("pods", "containers"):
+            found += [f"file {path}" for path in (self.run / kind).glob("*")]
+        if (self.root / "state.db").exists():
+            found += [f"ledger {row}" for row in self.query("SELECT owner, kind, key FROM ledger")]
+        return found
+
+    def query(self, statement: str) -> list[Any]:
+        """Ask the daemon's database."""
+        import sqlite3
+
+        with sqlite3.connect(self.root / "state.db") as connection:
+            return connection.execute(statement).fetchall()
+
+    def remove_folders(self) -> None:
+        """Remove the run folder; pytest removes the rest."""
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def _end(self, number: int) -> int:
+        assert self.process is not None
+        self._forget_client()
+        if self.process.poll() is None:
+            os.kill(self._daemon_pid(), number)
+        return self.process.wait(60)
+
+    def _daemon_pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def _forget_client(self) -> None:
+        if self._cri is not None:
+            self._cri.close()
+            self._cri = None
+
+
+def _processes() -> list[tuple[int, str]]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if command and int(folder.name) != os.getpid():
+            found.append((int(folder.name), command))
+    return found
+
+
+def pod_config(name: str = "pod", **more: Any) -> Json:
+    """A pod as the kubelet asks for one: PID namespace per container."""
+    config: Json = {
+        "metadata": {"name": name, "namespace": "test", "uid": f"uid-{name}", "attempt": 0},
+        "hostname": name,
+        "linux": {"security_context": {"namespace_options": {"pid": "CONTAINER"}}},
+    }
+    return config | more
+
+
+def container_config(name: str, image: str, *command: str, **more: Any) -> Json:
+    """A container with a command."""
+    config: Json = {
+        "metadata": {"name": name, "attempt": 0},
+        "image": {"image": image},
+        "command": list(command),
+        "log_path": f"{name}.log",
+        "linux": {"security_context": {"namespace_options": {"pid": "CONTAINER"}}},
+    }
+    return config | more
