@@ -81,7 +81,7 @@ def _expected(error: Exception) -> CrinoidError | None:
             return error
         case ExceptionGroup():
             return next((known for leaf in error.exceptions if (known := _expected(leaf))), None)
-        case TimeoutError() if not isinstance(error, OSError) or error.errno is None:
+        case TimeoutError():
             return errors.DeadlineExceeded(str(error) or "an operation took longer than it may")
         case OSError() if error.errno in _USED_UP:
             return errors.ResourceExhausted(f"the host has no more to give: {error}")

@@ -1,11 +1,14 @@
 """Real calls over a real socket: every RPC, bad bytes, errors, clients that go away, sockets that are taken."""
 
 import asyncio
+import contextlib
+import dataclasses
 import grp
 import logging
 import os
 import socket
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +32,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.values.image import Credentials
 from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.client import Client, rpc_names
 from crinoid.core.cri.server import Endpoint, Server
 from crinoid.core.cri.wire import api_pb2
@@ -67,7 +71,7 @@ async def call_raw(endpoint: Endpoint, rpc: str, data: bytes) -> grpc.aio.AioRpc
 
 async def wait_until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # what we wait for is the plain state of a fake
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -387,6 +391,14 @@ class TestBadBytes:
         assert services.pods.calls == []
         assert (await client.call("Version"))["runtime_name"] == "crinoid"
 
+    async def test_an_answer_that_is_too_large(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        server = Server(dataclasses.replace(endpoint, max_response_bytes=5), services)
+        await server.start()
+        async with Client(str(endpoint.path)) as client:
+            with pytest.raises(ResourceExhausted):
+                await client.call("Version")
+        await server.stop(0)
+
     async def test_an_unknown_rpc(self, server: Server, endpoint: Endpoint) -> None:
         assert (await call_raw(endpoint, "Nonsense", b"")).code() is grpc.StatusCode.UNIMPLEMENTED
 
@@ -447,6 +459,27 @@ class TestObservation:
         ]
         assert all(0 <= seconds < 5 for _, seconds, _ in observed)
         assert sum(server.in_flight.values()) == 0
+
+    async def test_a_call_runs_in_its_span(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        told: list[object] = []
+
+        @contextlib.contextmanager
+        def span(rpc: str, metadata: Mapping[str, str]) -> Iterator[None]:
+            told.append((rpc, metadata["traceparent"]))
+            try:
+                yield
+            except NotFound as error:
+                told.append(str(error))
+                raise
+
+        server = Server(endpoint, services, CallHooks(span=span))
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:
+            stop = channel.unary_unary("/runtime.v1.RuntimeService/PodSandboxStatus")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stop(b"\x0a\x01x", metadata=(("traceparent", "00-1-2-01"), ("some-bin", b"\xff")))
+        await server.stop(0)
+        assert told == [("PodSandboxStatus", "00-1-2-01"), "there is no pod x"]
 
     async def test_acts_are_logged_with_what_they_are_about_and_no_secrets(
         self, client: Client, caplog: pytest.LogCaptureFixture
