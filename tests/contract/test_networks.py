@@ -20,7 +20,8 @@ from crinoid.plugins.networks.host import HostNetwork, HostOptions
 PLUGINS = Path("/usr/lib/cni")
 
 
-RANGES = {4: [{"subnet": "10.88.77.0/24"}], 6: [{"subnet": "fd00:88:77::/64"}]}
+RANGES = {4: [{"subnet": "10.88.77.0/29"}], 6: [{"subnet": "fd00:88:77::/125"}]}
+MOST_PODS = 5  # that is what these ranges have, without the gateway
 ROUTES = {4: {"dst": "0.0.0.0/0"}, 6: {"dst": "::/0"}}
 
 
@@ -58,6 +59,8 @@ needs_plugins = pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="wa
 class TestCni(NetworkContract):
     """Dual-stack, in the newest version that Debian's plugins speak."""
 
+    most_pods = MOST_PODS
+
     def make_driver(self, host: Host) -> object:
         return CniNetwork(write_bridge_list(host, "1.0.0", (4, 6)), host)
 
@@ -85,6 +88,8 @@ class TestCni(NetworkContract):
 class TestCniOfVersion04(NetworkContract):
     """With masquerading, and with CHECK."""
 
+    most_pods = MOST_PODS
+
     def make_driver(self, host: Host) -> object:
         return CniNetwork(write_bridge_list(host, "0.4.0", (4,), masquerade=True, second=TUNING), host)
 
@@ -105,6 +110,8 @@ class TestCniOfVersion04(NetworkContract):
 @needs_plugins
 class TestCniOfVersion03(NetworkContract):
     """Versions below 0.4.0 get no result at DEL and have no CHECK; IPv6 first; no loopback plugin."""
+
+    most_pods = MOST_PODS
 
     def make_driver(self, host: Host) -> object:
         folder = host.state_dir / "bin"
