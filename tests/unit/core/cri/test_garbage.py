@@ -46,16 +46,16 @@ REQUEST = api_pb2.CreateContainerRequest(
 
 
 def spoil(data: bytes, chance: random.Random) -> bytes:
+    """Mostly change one byte: more than that seldom parses, and the parser is not ours to test."""
     spoiled = bytearray(data)
-    for _ in range(chance.randint(1, 3)):
-        at = chance.randrange(len(spoiled))
-        match chance.randrange(3):
-            case 0:
-                spoiled[at] = chance.randrange(256)
-            case 1:
-                del spoiled[at]
-            case _:
-                spoiled[at:at] = spoiled[at : at + chance.randint(1, 9)]
+    at = chance.randrange(len(spoiled))
+    match chance.randrange(20):
+        case 0:
+            del spoiled[at]
+        case 1:
+            spoiled[at:at] = spoiled[at : at + chance.randint(1, 9)]
+        case _:
+            spoiled[at] = chance.choice((0, 1, 7, 0x2E, 0x2F, 0x7F, spoiled[at] ^ 1, chance.randrange(256)))
     return bytes(spoiled)
 
 
@@ -75,4 +75,4 @@ def test_garbage_is_never_a_surprise(seed: int) -> None:
         except InvalidArgument as error:
             assert str(error)
             outcomes["refused"] += 1
-    assert all(count > 10 for count in outcomes.values()), outcomes
+    assert all(count > 100 for count in outcomes.values()), outcomes
