@@ -52,7 +52,7 @@ def _path(name: str, own: Collection[str]) -> str:
     """Turn ``net.ipv4.conf.eth0/1.x`` or ``net/ipv4/conf/eth0.1/x`` into a path; the first separator decides."""
     slashes = "/" in name and ("." not in name or name.index("/") < name.index("."))
     dotted = name.replace("/", "\0").replace(".", "/").replace("\0", ".") if not slashes else name
-    if not _NAME.fullmatch(name) or ".." in dotted.split("/") or not dotted:
+    if not _NAME.fullmatch(name) or {"", ".."} & set(dotted.split("/")):
         raise InvalidArgument(f"sysctl {name!r} is not a name such as net.ipv4.tcp_syncookies")
     canonical = dotted.replace("/", ".")
     if canonical.startswith("net."):

@@ -16,7 +16,8 @@ class Cri:
 
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(
-            f"unix://{socket}", options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1)]
+            f"unix://{socket}",
+            options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1)],
         )
 
     def call(self, rpc: str, timeout_s: float = 60, **fields: Any) -> Json:

@@ -96,7 +96,7 @@ class Daemon:
         drop_ins = self.folder / "conf.d"
         drop_ins.mkdir(exist_ok=True)
         (drop_ins / "50-test.toml").write_text(self.config)
-        command = [*self.prefix, sys.executable, "-m", "crinoid", "--config", str(self.config_file), "serve"]
+        command = [*self.prefix, sys.executable, "-m", "crinoid", "serve", "--config", str(self.config_file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

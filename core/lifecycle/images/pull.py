@@ -100,10 +100,10 @@ class Puller:
         self, slot: SnapshotterSlot, plans: Sequence[LayerPlan], tracker: PullTracker, fetch: "_Fetch"
     ) -> None:
         """Fetch and unpack what is missing; layers are fetched side by side while those below are unpacked."""
-        missing = set(await self._layers.select_missing(slot, plans))
+        missing = {plan.chain_id for plan in await self._layers.select_missing(slot, plans)}
         steps = []
         for plan, layer in zip(plans, tracker.follow(tuple(plan.blob for plan in plans)), strict=True):
-            if plan in missing:
+            if plan.chain_id in missing:
                 steps.append(self._provide_layer(slot, plan, layer, fetch))
             elif len(self._slots.snapshotters) > 1:
                 steps.append(_keep_blob(plan, layer, fetch))

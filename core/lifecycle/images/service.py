@@ -145,8 +145,8 @@ class ImageService:
             gone = [plan.blob.digest for plan in missing if not self._content.has(plan.blob)]
             if gone:
                 raise FailedPrecondition(
-                    f"{_name(record)}: {slot.label} lacks layers of it, and blob {gone[0]} is not stored either: pull the "
-                    "image again"
+                    f"{_name(record)}: {slot.label} lacks layers of it, and blob {gone[0]} is not stored either: "
+                    "pull the image again"
                 )
             with while_doing(_name(record)):
                 await run_together(self._layers.install(slot, plan) for plan in missing)

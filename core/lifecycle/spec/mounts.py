@@ -107,10 +107,10 @@ def _check(volume: VolumeMount, traits: MountTraits) -> None:
 
 
 def _destination(volume: VolumeMount) -> str:
-    path = os.path.normpath("/" + volume.container_path)
+    path = os.path.normpath("/" + volume.container_path.lstrip("/"))
     if not volume.container_path or path == "/" or "\0" in path:
         raise InvalidArgument(f"container_path {volume.container_path!r} of a mount is not a path below /")
-    return path.replace("//", "/")
+    return path
 
 
 def _source(volume: VolumeMount) -> Path:

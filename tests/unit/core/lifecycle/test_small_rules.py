@@ -1,0 +1,119 @@
+"""Rules of pods and containers that need no host: sysctls, bandwidth, signals, resolver, cgroup paths, rates."""
+
+import signal
+
+import pytest
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.values.pod import DnsConfig, LinuxResources
+from crinoid.core.lifecycle.bandwidth import limits_of
+from crinoid.core.lifecycle.cgrouppaths import container_cgroup, pod_parent, slice_path
+from crinoid.core.lifecycle.containers import merge_resources
+from crinoid.core.lifecycle.podfiles import resolv_conf
+from crinoid.core.lifecycle.signals import signal_number
+from crinoid.core.lifecycle.stats import Rates, parse_interfaces
+from crinoid.core.lifecycle.sysctls import check_sysctls
+
+BOTH = ("network", "ipc")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.tcp_syncookies", "net/ipv4/tcp_syncookies"),
+        ("net/ipv4/tcp_syncookies", "net/ipv4/tcp_syncookies"),
+        ("net.ipv4.conf.eth0/1.forwarding", "net/ipv4/conf/eth0.1/forwarding"),
+        ("net/ipv4/conf/eth0.1/forwarding", "net/ipv4/conf/eth0.1/forwarding"),
+        ("kernel.shm_rmid_forced", "kernel/shm_rmid_forced"),
+        ("kernel.sem", "kernel/sem"),
+        ("fs.mqueue.msg_max", "fs/mqueue/msg_max"),
+    ],
+)
+def test_sysctls_of_a_pods_own_namespaces(name: str, path: str) -> None:
+    assert check_sysctls({name: "1"}, BOTH) == {path: "1"}
+
+
+@pytest.mark.parametrize("name", ["vm.swappiness", "kernel.pid_max", "", "net", "net..x", "net/../vm/x", "fs.file-max"])
+def test_other_sysctls_are_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="sysctl"):
+        check_sysctls({name: "1"}, BOTH)
+
+
+@pytest.mark.parametrize("name", ["net.ipv4.ip_forward", "kernel.sem"])
+def test_sysctls_of_the_hosts_namespaces_are_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="host's"):
+        check_sysctls({name: "1"}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"), [("10M", 10_000_000), ("1k", 1000), ("1Mi", 1 << 20), ("1.5G", 1_500_000_000), ("1e6", 1_000_000)]
+)
+def test_bandwidth(text: str, bits: int) -> None:
+    assert limits_of({"kubernetes.io/ingress-bandwidth": text}) == (bits, 0)
+    assert limits_of({"kubernetes.io/egress-bandwidth": text}) == (0, bits)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "10", "-1M", "999999P", "10Mb", "1e99999"])
+def test_bandwidth_that_is_none(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="bandwidth"):
+        limits_of({"kubernetes.io/ingress-bandwidth": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGRTMIN+3", signal.SIGRTMIN + 3), ("RTMAX-1", signal.SIGRTMAX - 1)],
+)
+def test_signals(name: str, number: int) -> None:
+    assert signal_number(name) == number
+
+
+@pytest.mark.parametrize("name", ["", "SIGNONE", "0", "99", "SIGRTMIN+99", "-9"])
+def test_signals_that_are_none(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="stop signal"):
+        signal_number(name)
+
+
+def test_resolv_conf() -> None:
+    dns = DnsConfig(("1.1.1.1", "::1"), ("a.b", "c"), ("ndots:5", "edns0"))
+    assert resolv_conf(dns) == "search a.b c\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:5 edns0\n"
+    assert resolv_conf(DnsConfig()) == ""
+    with pytest.raises(InvalidArgument, match="single word"):
+        resolv_conf(DnsConfig(("1.1.1.1\nnameserver 6.6.6.6",)))
+
+
+def test_cgroup_parents() -> None:
+    assert pod_parent("", "p", "/crinoid", False) == "/crinoid/p"
+    assert pod_parent("kubepods/pod1/", "p", "/crinoid", False) == "/kubepods/pod1"
+    assert pod_parent("/a/kubepods-pod1.slice", "p", "/crinoid", True) == "kubepods-pod1.slice"
+    assert pod_parent("", "p", "/crinoid", True) == "crinoid.slice"
+    for given, systemd in (("/a/b", True), ("a.slice", False), ("/a/../b", False)):
+        with pytest.raises(InvalidArgument):
+            pod_parent(given, "p", "/crinoid", systemd)
+    assert container_cgroup("/a", "c", False) == "/a/c"
+    assert container_cgroup("a.slice", "c", True) == "a.slice:crinoid:c"
+    assert slice_path("kubepods-pod1.slice") == "/kubepods.slice/kubepods-pod1.slice"
+
+
+def test_rates_need_a_second() -> None:
+    rates = Rates()
+    second = 1_000_000_000
+    assert rates.rate("c", 10 * second, 5 * second) is None
+    assert rates.rate("c", 10 * second + 5, 6 * second) is None
+    assert rates.rate("c", 12 * second, 6 * second) == second // 2
+    assert rates.rate("c", 12 * second + 5, 9 * second) == second // 2
+    rates.keep(["other"])
+    assert rates.rate("c", 20 * second, 9 * second) is None
+
+
+def test_updates_leave_what_is_zero() -> None:
+    old = LinuxResources(cpu_shares=5, cpuset_cpus="0", memory_limit_bytes=7)
+    assert merge_resources(old, LinuxResources(cpu_shares=9)) == LinuxResources(
+        cpu_shares=9, cpuset_cpus="0", memory_limit_bytes=7
+    )
+
+
+def test_interfaces() -> None:
+    head = "Inter-|   Receive\n face |bytes\n"
+    text = f"{head}    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  eth0: 100 2 3 4 5 6 7 8 900 10 11 0 0 0 0 0\n"
+    (eth0,) = parse_interfaces(text)
+    assert (eth0.name, eth0.rx_bytes, eth0.rx_errors, eth0.tx_bytes, eth0.tx_errors) == ("eth0", 100, 3, 900, 11)
