@@ -6,6 +6,7 @@ take it, or a fake that writes down what it is asked.
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import struct
@@ -40,6 +41,8 @@ _VALUE_BYTES = 255  # of one fsconfig string
 _DATA_BYTES = 4095  # of mount(2)'s last argument: a page with its closing zero
 _CLONE_FS = 0x200
 _MAX_STACKED = 100
+_FOLDERS = {"lowerdir+", "upperdir", "workdir"}
+_SHOWN = 1000  # characters of the options, in an error
 
 # mount(8)'s words to the flags of mount(2) and the attributes of mount_setattr(2).
 _FLAGS = {
@@ -211,26 +214,35 @@ def _mount_file_system(mount: Mount, target: Path, options: MountOptions) -> Non
 
 
 def _mount_overlay(source: str, target: Path, options: MountOptions) -> None:
-    try:
+    if takes_layers_one_by_one():
         with _opened(_overlay_context(source, options)) as context, _opened(_fsmount(context, options)) as made:
             _move_mount(made, target)
-    except _TooOldError:
+    else:
         mount_overlay_by_string(source, target, options)
     if options.propagation:
         _set_propagation_or_unmount(target, options.propagation)
 
 
-class _TooOldError(Exception):
-    """The kernel can't be given an overlay's layers one by one (Linux < 6.7)."""
+@functools.cache
+def takes_layers_one_by_one() -> bool:
+    """Tell whether the kernel's overlay has ``lowerdir+`` (Linux >= 6.7).
+
+    Before 6.5 the new calls take any option whatever, and complain at the end: so a wrong one is tried, too.
+    """
+    try:
+        with _opened(_fsopen("overlay")) as context:
+            _fsconfig(context, _FSCONFIG_SET_STRING, "lowerdir+", "/")
+            try:
+                _fsconfig(context, _FSCONFIG_SET_FLAG, "no-such-option", None)
+            except OSError:
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def _overlay_context(source: str, options: MountOptions) -> int:
-    try:
-        context = _fsopen("overlay")
-    except OSError as error:
-        if error.errno == errno.ENOSYS:
-            raise _TooOldError from error
-        raise
+    context = _fsopen("overlay")
     try:
         with contextlib.ExitStack() as stack:
             _configure(context, source, options, stack)
@@ -244,17 +256,12 @@ def _configure(context: int, source: str, options: MountOptions, stack: contextl
     _fsconfig(context, _FSCONFIG_SET_STRING, "source", source or "overlay")
     if "ro" in options.words:
         _fsconfig(context, _FSCONFIG_SET_FLAG, "ro", None)
-    for number, option in enumerate(_lowers_apart(options.data)):
+    for option in _lowers_apart(options.data):
         key, equals, value = option.partition("=")
-        try:
-            if equals:
-                _fsconfig(context, _FSCONFIG_SET_STRING, key, _short(value, stack) if "dir" in key else value)
-            else:
-                _fsconfig(context, _FSCONFIG_SET_FLAG, key, None)
-        except OSError as error:
-            if number == 0 and key == "lowerdir+" and error.errno == errno.EINVAL:
-                raise _TooOldError from error
-            raise
+        if equals:
+            _fsconfig(context, _FSCONFIG_SET_STRING, key, _short(value, stack) if key in _FOLDERS else value)
+        else:
+            _fsconfig(context, _FSCONFIG_SET_FLAG, key, None)
     _fsconfig(context, _FSCONFIG_CMD_CREATE, "", None)
 
 
@@ -328,7 +335,11 @@ def _mount2(source: str, target: Path, type_: str, flags: int, data: str) -> Non
     if len(os.fsencode(data)) > _DATA_BYTES:
         raise OSError(errno.E2BIG, f"mount options longer than {_DATA_BYTES} bytes", str(target))
     names = [os.fsencode(text) for text in (source, target, type_)]
-    libc.call("mount", *names, flags, os.fsencode(data) if data else None, path=target)
+    try:
+        libc.call("mount", *names, flags, os.fsencode(data) if data else None)
+    except OSError as error:
+        said = f"mount {type_}: {os.strerror(error.errno or 0)} ({data[:_SHOWN]})"
+        raise OSError(error.errno, said, str(target)) from None
 
 
 def _set_propagation(target: Path, flags: int) -> None:

@@ -35,15 +35,21 @@ def call_in_fresh_thread(function: Callable[[], T]) -> T:
     return pending.result
 
 
-async def call_in_thread(function: Callable[[], T]) -> T:
+def _no_interrupt() -> None:
+    """For functions that can't be told to hurry."""
+
+
+async def call_in_thread(function: Callable[[], T], interrupt: Callable[[], None] = _no_interrupt) -> T:
     """Call a function in one of the loop's threads; a caller that is cancelled waits until the function has ended.
 
     So what the function works on, such as an open file, can safely be undone in a ``finally`` around this.
+    ``interrupt`` is called once when the caller is cancelled: it may tell a long function to give up.
     """
     running = asyncio.get_running_loop().run_in_executor(None, function)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
+        interrupt()
         while not running.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({running})
