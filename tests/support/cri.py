@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from crinoid.core.cri.wire import api_pb2
 from google.protobuf import json_format
+
+from crinoid.core.cri.wire import api_pb2
 
 Json = dict[str, Any]
 _RPCS = {rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods}

@@ -22,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 class Daemon:
     """One daemon: ``start``, ``stop``, ``kill`` and again; ``cri`` is a client of its socket.
 
-    ``config`` is TOML beyond the folders. ``prefix`` goes before the command, such as one that enters a mount namespace.
+    ``config`` is TOML beyond the folders. ``prefix`` goes before the command, as ``unshare`` does.
     """
 
     folder: Path
@@ -128,7 +128,7 @@ class Daemon:
         self.stop()
 
     def leftovers(self) -> list[str]:
-        """Name whatever is left on the host of pods and containers: mounts, cgroups, processes, files, ledger entries."""
+        """Name what is left on the host of pods and containers: mounts, cgroups, processes, files, ledger entries."""
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         found = [f"mount {path}" for path in mounts if path.startswith((str(self.run), str(self.root)))]
         found += [f"cgroup {path}" for path in CGROUPS.glob(f"**/{self.name}") if path.is_dir()]
