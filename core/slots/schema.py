@@ -33,6 +33,7 @@ def make_schema() -> Schema:
         if "driver" in built_in:
             field = {"description": field["description"], **_choose(alternatives[role], built_in["driver"])}
         else:
+            field["propertyNames"] = {"pattern": next(iter(field.pop("patternProperties")))}
             field["additionalProperties"] = _choose(alternatives[role])
             field["properties"] = {n: _choose(alternatives[role], slot["driver"]) for n, slot in built_in.items()}
         properties[table] = field

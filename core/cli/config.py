@@ -1,0 +1,94 @@
+"""``crinoid config``: check the configuration, show it with its origins, print its schema."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from crinoid.core.cli.options import config_option, output_option
+from crinoid.core.config.loader import ConfigPaths, Loaded, load
+from crinoid.core.config.origins import name_key
+from crinoid.core.config.positions import KeyPath
+from crinoid.core.slots.schema import make_schema
+from crinoid.core.slots.selection import ValidSlot
+from crinoid.core.slots.selection import check as check_slots
+
+
+@click.group()
+def config() -> None:
+    """Check and show the configuration."""
+
+
+@config.command()
+@config_option
+def check(paths: ConfigPaths) -> None:
+    """Check every file, and the options of every driver that is selected.
+
+    Tells every mistake with its file, line, key and the nearest valid name, and exits with 78 for any. Nothing on the
+    host is touched.
+    """
+    loaded = load(paths)
+    slots = check_slots(loaded.config, loaded.origins)
+    files = ", ".join(str(file) for file in loaded.files) or "no file, so all defaults"
+    click.echo(f"the configuration is valid: {files}; {len(slots)} slots")
+
+
+@config.command()
+@config_option
+@output_option("toml", "json")
+def show(paths: ConfigPaths, output: str) -> None:
+    """Print the configuration as it is in effect, and where each value came from."""
+    loaded = load(paths)
+    table = _effective(loaded, check_slots(loaded.config, loaded.origins))
+    if output == "toml":
+        click.echo("\n".join(_write_table(table, (), loaded)))
+        return
+    origins = {name_key(key): loaded.origins.tell(key) for key, _ in _leaves(table)}
+    click.echo(json.dumps({"config": table, "origins": origins}, indent=2))
+
+
+@config.command()
+def schema() -> None:
+    """Print JSON Schema of the configuration, with the options of every installed driver."""
+    click.echo(json.dumps(make_schema(), indent=2))
+
+
+def _effective(loaded: Loaded, slots: tuple[ValidSlot, ...]) -> dict[str, Any]:
+    """Return all values, with the defaults of the drivers' options; Any: the values of TOML."""
+    table = loaded.config.model_dump(mode="json")
+    for slot in slots:
+        place = table
+        for key in slot.selection.key:
+            place = place[str(key)]
+        place["options"] = slot.options.model_dump(mode="json", exclude_none=True)
+    return table
+
+
+def _leaves(table: dict[str, Any], base: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*base, name))
+        else:
+            yield (*base, name), value
+
+
+def _write_table(table: dict[str, Any], base: KeyPath, loaded: Loaded) -> Iterator[str]:
+    """Write a table as TOML, its own values first, each with its origin as a comment."""
+    plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    if base and (plain or not table):
+        yield ""
+        yield f"[{name_key(base)}]"
+    for name, value in plain.items():
+        yield f"{name_key((name,))} = {_write_value(value)}  # {loaded.origins.tell((*base, name))}"
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _write_table(value, (*base, name), loaded)
+
+
+def _write_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name_key((key,))} = {_write_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_write_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

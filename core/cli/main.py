@@ -1,0 +1,85 @@
+"""The command group ``crinoid``: finds a sub-command by name and imports it only then, so that help is quick.
+
+Exit codes: 0, 1 for a failure that was told on standard error, 2 for a wrong use of the command line, 78 (``EX_CONFIG``
+of sysexits.h) for a configuration that can't be used.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from crinoid import __version__
+from crinoid.core.api.errors import ConfigurationError, CrinoidError
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """A command that is imported when it is called; ``summary`` is its line in the help of the group."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS: Mapping[str, LazyCommand] = {
+    "serve": LazyCommand("crinoid.core.cli.serve", "serve", "Serve the CRI on a unix socket until SIGTERM."),
+    "ctl": LazyCommand("crinoid.core.cli.ctl", "ctl", "Work with the pods, containers and images of a CRI endpoint."),
+    "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),
+    "config": LazyCommand("crinoid.core.cli.config", "config", "Check and show the configuration."),
+    "plugins": LazyCommand("crinoid.core.cli.plugins", "plugins", "List the installed plugins and what uses them."),
+    "demo": LazyCommand("crinoid.core.cli.demo", "demo", "Show a node at work, from an image to an empty host."),
+}
+
+
+class Refusal(click.ClickException):
+    """A CrinoidError as the command line shows it: its message on standard error, and an exit code."""
+
+    def show(self, file: Any = None) -> None:  # Any: click's own signature
+        """Print each line of the message after the program's name."""
+        for line in self.format_message().splitlines():
+            click.echo(f"crinoid: {line}", file=file, err=True)
+
+
+class ConfigurationRefusal(Refusal):
+    """The same for a configuration that can't be used."""
+
+    exit_code = os.EX_CONFIG
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported one by one, and whose CrinoidErrors need no traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their summaries, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.summary) for name, lazy in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; end a CrinoidError here, with its message."""
+        try:
+            return super().invoke(ctx)
+        except CrinoidError as error:
+            refusal = ConfigurationRefusal if isinstance(error, ConfigurationError) else Refusal
+            raise refusal(error.message) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="crinoid")
+def main() -> None:
+    """A Kubernetes container runtime (CRI v1) whose every organ is a plugin."""

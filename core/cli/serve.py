@@ -1,0 +1,18 @@
+"""``crinoid serve``: the daemon."""
+
+import click
+
+from crinoid.core.cli.options import config_option
+from crinoid.core.config.loader import ConfigPaths
+
+
+@click.command()
+@config_option
+def serve(paths: ConfigPaths) -> None:
+    """Serve the CRI on a unix socket until SIGTERM.
+
+    Containers run on when the daemon ends, and are there again when it starts.
+    """
+    from crinoid.core.daemon.serve import serve as serve_forever  # it needs grpc, which takes long to import
+
+    serve_forever(paths)
