@@ -34,5 +34,5 @@ def set_up(config: LogConfig) -> None:
     line = logging.Formatter("{asctime} {levelname:<7} {name}: {message}", style="{")
     handler.setFormatter(line if console else JsonFormatter())
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    logging.getLogger("stevedore").setLevel(logging.WARNING)
+    for library in ("asyncio", "grpc", "stevedore"):
+        logging.getLogger(library).setLevel(logging.WARNING)
