@@ -175,15 +175,19 @@ class RuntimeDeadlines(Deadlines):
     """start_pod, where a virtual machine starts."""
     create: Seconds = 120.0
     """create, up to the container's waiting process."""
-    exec_sync: Seconds = 30.0
+    exec_sync: Seconds = 90.0
     """What exec_sync may take beyond the timeout of its request."""
     stats: Seconds = 10.0
     """stats of one container."""
 
 
 class NetworkDeadlines(Deadlines):
-    """Deadlines of the network role."""
+    """Deadlines of the network role; longer than those of the drivers themselves, which can say more."""
 
+    attach: Seconds = 180.0
+    """attach, with every plugin of a chain."""
+    detach: Seconds = 180.0
+    """detach, with every plugin of a chain."""
     status: Seconds = 10.0
     """status, for NetworkReady."""
 

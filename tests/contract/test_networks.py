@@ -26,13 +26,14 @@ ROUTES = {4: {"dst": "0.0.0.0/0"}, 6: {"dst": "::/0"}}
 
 
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
+BANDWIDTH = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
 TUNING = {"type": "tuning", "sysctl": {"net.core.somaxconn": "512"}}
 
 
 def write_bridge_list(
-    host: Host, version: str, families: tuple[int, ...], masquerade: bool = False, second: object = PORTMAP
+    host: Host, version: str, families: tuple[int, ...], *chained: object, masquerade: bool = False
 ) -> CniOptions:
-    """Write a bridge and a second plugin, whose state lies in the test's folder."""
+    """Write a bridge, whose state lies in the test's folder, and the plugins after it."""
     ipam = {
         "type": "host-local",
         "dataDir": str(host.state_dir / "addresses"),
@@ -45,8 +46,8 @@ def write_bridge_list(
     content = {
         "cniVersion": version,
         "name": "contract",
-        "disableCheck": second is PORTMAP,  # portmap 1.1.1 looks for rules that it doesn't make
-        "plugins": [bridge, second],
+        "disableCheck": PORTMAP in chained,  # portmap 1.1.1 looks for rules that it doesn't make
+        "plugins": [bridge, *chained],
     }
     (folder / "10-contract.conflist").write_text(json.dumps(content))
     return CniOptions(conf_dir=folder, bin_dirs=(PLUGINS,))
@@ -62,13 +63,19 @@ class TestCni(NetworkContract):
     most_pods = MOST_PODS
 
     def make_driver(self, host: Host) -> object:
-        return CniNetwork(write_bridge_list(host, "1.0.0", (4, 6)), host)
+        return CniNetwork(write_bridge_list(host, "1.0.0", (4, 6), PORTMAP, BANDWIDTH), host)
 
     async def test_a_pod_is_dual_stack_in_the_order_of_the_configuration(
         self, network: BoundNetwork, request_a: NetworkRequest
     ) -> None:
         attachment = await network.attach(request_a, await network.plan(request_a))
         assert [ipaddress.ip_address(address).version for address in attachment.addresses] == [4, 6]
+        await network.detach(request_a, attachment.data)
+
+    async def test_the_bandwidth_is_limited(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        attachment = await network.attach(request_a, await network.plan(request_a))
+        limits = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
+        assert "rate 10Mbit" in limits
         await network.detach(request_a, attachment.data)
 
     async def test_a_host_port_leads_to_the_pod(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
@@ -91,7 +98,7 @@ class TestCniOfVersion04(NetworkContract):
     most_pods = MOST_PODS
 
     def make_driver(self, host: Host) -> object:
-        return CniNetwork(write_bridge_list(host, "0.4.0", (4,), masquerade=True, second=TUNING), host)
+        return CniNetwork(write_bridge_list(host, "0.4.0", (4,), TUNING, masquerade=True), host)
 
     @pytest.mark.skip(reason="bridge 1.1.1 forgets its masquerading rules when the namespace is gone")
     async def test_detaching_after_the_namespace_is_gone(self) -> None:  # type: ignore[override]
@@ -119,7 +126,7 @@ class TestCniOfVersion03(NetworkContract):
         for name in ("bridge", "host-local", "tuning"):
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(PLUGINS / name)
-        options = write_bridge_list(host, "0.3.1", (6, 4), second=TUNING)
+        options = write_bridge_list(host, "0.3.1", (6, 4), TUNING)
         return CniNetwork(options.model_copy(update={"bin_dirs": (folder,)}), host)
 
 
