@@ -28,7 +28,7 @@ class CrunRuntime(OciRuntime):
     Config: ClassVar[type[OciOptions]] = CrunOptions
     package = "crun"
     log_option = "--log=file:{}"
-    joins_exec_cgroup = False
+    leaves_other_cgroups = True
 
     async def features(self) -> RuntimeFeatures:
         """Ask crun for its version; 1.8 has no ``features`` yet, so what it can is known by version."""

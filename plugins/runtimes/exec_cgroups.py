@@ -1,9 +1,8 @@
 """A cgroup for each further process in a container, so that all that came from it can be found and killed.
 
-cgroup v1: one in the freezer hierarchy alone, so that limits and accounts stay the container's. cgroup v2: a child
-without controllers of its own, for the same reason. runc, and crun on v2, start the process in it (``exec --cgroup``);
-crun on v1 would leave the container's other cgroups then, so the process is moved once it runs, with what it has
-forked by then.
+The runtime starts the process in it (``exec --cgroup``). cgroup v1: with runc one in the freezer hierarchy alone, so
+that accounts and limits stay the container's; crun takes a process out of every hierarchy where the folder is missing,
+so with it there is one in each, below the container's. cgroup v2: a child without controllers of its own.
 """
 
 import asyncio
@@ -13,6 +12,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+from crinoid.core.api.linux import cgroups
 from crinoid.plugins.runtimes import pidfds
 from crinoid.plugins.runtimes.cgroup_paths import folder, is_unified
 
@@ -20,39 +20,35 @@ _PAUSE_S = 0.01
 
 
 class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
-    """The cgroup ``name`` below a container's; where it can't be made, the tree of processes must do."""
+    """The cgroup ``name`` below a container's; where it can't be made, the tree of processes must do.
 
-    def __init__(self, container: str, name: str, *, joined_by_runtime: bool) -> None:
+    ``everywhere``: in every hierarchy of cgroup v1, as crun wants it.
+    """
+
+    def __init__(self, container: str, name: str, *, everywhere: bool) -> None:
         self._container = folder("freezer", container)
+        self._cgroup = f"{container}/{name}"
         self._name = name
-        self._joined_by_runtime = joined_by_runtime or is_unified()
+        self._everywhere = everywhere and not is_unified()
         self._path: Path | None = None
 
     def __enter__(self) -> "ExecCgroup":
         if self._container is not None:
             with contextlib.suppress(OSError):
-                (self._container / self._name).mkdir()
-                self._path = self._container / self._name
+                self._make(self._container)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._path is not None:
             with contextlib.suppress(OSError):  # a process left in the background keeps it, until delete
                 self._path.rmdir()
+                cgroups.remove(self._cgroup)
 
     def runtime_options(self) -> tuple[str, ...]:
         """Return the options of ``exec`` that start the process in the cgroup."""
-        if self._path is None or not self._joined_by_runtime:
+        if self._path is None:
             return ()
-        return (f"--cgroup={'' if is_unified() else 'freezer:'}{self._name}",)
-
-    def take_in(self, pid: int) -> None:
-        """Move the process, with what came from it, unless the runtime has put it there."""
-        if self._path is None or self._joined_by_runtime:
-            return
-        for one in self._from(pid):
-            with contextlib.suppress(OSError):  # it has ended
-                (self._path / "cgroup.procs").write_text(str(one))
+        return (f"--cgroup={'' if self._everywhere or is_unified() else 'freezer:'}{self._name}",)
 
     async def kill(self, pid: int, timeout_s: float) -> None:
         """Kill all that came from the process (0: none was started); what hangs in the kernel is given up."""
@@ -60,6 +56,13 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
             async with asyncio.timeout(timeout_s):
                 while self._kill_those_found(pid):  # noqa: ASYNC110  # they may have forked until they were stopped
                     await asyncio.sleep(_PAUSE_S)
+
+    def _make(self, container: Path) -> None:
+        if self._everywhere:
+            cgroups.make(self._cgroup)
+        else:
+            (container / self._name).mkdir()
+        self._path = container / self._name
 
     def _kill_those_found(self, pid: int) -> bool:
         """Stop all at once, so that none forks meanwhile; then kill. Tells whether there were any."""
@@ -79,7 +82,7 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
         """The process, its descendants, and those of its session that other parents have taken on."""
         if pid <= 0:
             return ()
-        leads = pidfds.session(pid) in (pid, 0)
+        leads = pidfds.session(pid) == pid
         others = _processes(self._container) if leads and self._container is not None else ()
         return {pid, *_descendants(pid), *(one for one in others if pidfds.session(one) == pid)}
 

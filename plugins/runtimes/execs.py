@@ -2,8 +2,8 @@
 
 conmon is the nearest subreaper, so it gets the exit code although the runtime's binary has gone. It passes its own
 streams on: nothing copies the output but the kernel, and a background process that keeps a pipe open holds up nobody.
-The process runs in a freezer cgroup of its own (v2: a cgroup) below the container's, so that at a timeout whatever came
-from it, double forks and new sessions included, is found.
+The process runs in a cgroup of its own below the container's, so that at a timeout whatever came from it, double forks
+and new sessions included, is found.
 """
 
 import asyncio
@@ -102,7 +102,6 @@ async def _exit_code(run: _Exec, monitor: conmon.Started, command: Sequence[str]
         raise
     if first is None or first.number <= 0:
         raise await _failure(run, monitor, command)
-    run.cgroup.take_in(first.number)
     last = await monitor.sync.read()
     if last is None:
         raise DriverError(f"exec in {_name(run.handle)}: conmon was killed before the process had ended")

@@ -49,7 +49,7 @@ async def wait_for_end(bundle: Bundle, processes: Processes, oom_killed: OomKill
                 return status
         if container is not None:
             await pidfds.wait(container)
-        return await _unseen_end(bundle, processes, container, oom_killed)
+        return _unseen_end(bundle, processes, container, oom_killed)
 
 
 async def _monitor_or_lost(monitor: int, container: int | None) -> None:
@@ -66,9 +66,9 @@ async def _monitor_or_lost(monitor: int, container: int | None) -> None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def _unseen_end(bundle: Bundle, processes: Processes, container: int | None, oom_killed: OomKills) -> ExitStatus:
+def _unseen_end(bundle: Bundle, processes: Processes, container: int | None, oom_killed: OomKills) -> ExitStatus:
     """The end of a container that had lost its monitor: as the kernel tells it, else unknown."""
-    code = None if container is None else await pidfds.exit_code(container, processes.pid)
+    code = None if container is None else pidfds.exit_code(container, processes.pid)
     noted = known_end(bundle, oom_killed)  # by conmon after all, or by another who waits
     if noted is not None:
         return noted

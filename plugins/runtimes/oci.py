@@ -61,8 +61,8 @@ class OciRuntime(abc.ABC):
     Config: ClassVar[type[OciOptions]] = OciOptions
     package: ClassVar[str]
     log_option: ClassVar[str] = "--log={}"
-    joins_exec_cgroup: ClassVar[bool]
-    """Whether ``exec --cgroup=freezer:NAME`` leaves the process's other cgroups of v1 as they are."""
+    leaves_other_cgroups: ClassVar[bool]
+    """Whether ``exec --cgroup=NAME`` takes the process out of the hierarchies of cgroup v1 that have no such cgroup."""
 
     def __init__(self, config: OciOptions, host: Host) -> None:
         self._config = config
@@ -299,7 +299,7 @@ class OciRuntime(abc.ABC):
 
     def _exec_cgroup(self, handle: ContainerHandle) -> ExecCgroup:
         name = f"exec-{uuid.uuid4().hex[:16]}"
-        return ExecCgroup(self._cgroup(handle), name, joined_by_runtime=self.joins_exec_cgroup)
+        return ExecCgroup(self._cgroup(handle), name, everywhere=self.leaves_other_cgroups)
 
     def _make_folders(self) -> None:
         for folder in (self._scratch, self._root):

@@ -14,7 +14,6 @@ from crinoid.plugins.runtimes.readiness import readable
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO for the first version of struct pidfd_info, 64 bytes
 _INFO_EXIT = 1 << 3
 _INFO = struct.Struct("<QQ12I")
-_REAPING_S = 1.0
 
 
 def start_time(pid: int) -> int:
@@ -72,23 +71,16 @@ def send(fd: int, number: int) -> bool:
     return True
 
 
-async def exit_code(fd: int, pid: int) -> int | None:
+def exit_code(fd: int, pid: int) -> int | None:
     """Return the exit code (128 + signal) of a process that has ended and is not our child; ``None``: can't be known.
 
-    The kernel tells it through a pidfd once the parent has reaped it (6.15 and later), and in /proc while it is a
-    zombie.
+    /proc tells it as long as the process is a zombie, a pidfd after it has been reaped (Linux 6.15 and later).
     """
-    deadline = asyncio.get_running_loop().time() + _REAPING_S
-    while True:
-        status = _reaped_status(fd)
-        if status is not None:
-            return _decoded(status)
-        fields = _stat(pid)
-        if not fields or asyncio.get_running_loop().time() > deadline:
-            break
-        await asyncio.sleep(0.005)
-    zombie = fields and fields[0] == "Z" and len(fields) > 49
-    return _decoded(int(fields[49])) if zombie else None
+    fields = _stat(pid)
+    if fields and fields[0] == "Z" and len(fields) > 49:
+        return _decoded(int(fields[49]))
+    status = _reaped_status(fd)
+    return None if status is None else _decoded(status)
 
 
 def children(pid: int) -> tuple[int, ...]:

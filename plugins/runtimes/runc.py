@@ -20,7 +20,7 @@ class RuncRuntime(OciRuntime):
 
     Config: ClassVar[type[OciOptions]] = RuncOptions
     package = "runc"
-    joins_exec_cgroup = True
+    leaves_other_cgroups = False
 
     async def features(self) -> RuntimeFeatures:
         """Ask runc for its version and features."""

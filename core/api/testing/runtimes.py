@@ -1,0 +1,738 @@
+"""The contract of the runtime role as tests: whoever writes a driver applies them to it.
+
+Subclass the contract, and say how a driver is made::
+
+    class TestMine(RuntimeContract):
+        def make_driver(self, host: Host) -> object:
+            return MyRuntime(MyOptions(), host)
+
+It wants root, pytest, pytest-asyncio and a statically linked busybox (Debian: busybox-static). Each test runs real
+containers in a cgroup of its own, which must be gone at the end. ``build_rootfs`` and ``minimal_spec`` serve a driver's
+own tests too.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar, TypeVar
+
+import pluggy
+import pytest
+
+from crinoid.core.api.errors import (
+    CrinoidError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from crinoid.core.api.hooks import PROJECT
+from crinoid.core.api.hooks.runtime import RuntimeHooks
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.values.pod import LinuxResources, ProfileType, SecurityProfile
+from crinoid.core.api.values.runtime import (
+    ContainerHandle,
+    ContainerProcess,
+    ContainerRequest,
+    ContainerStatus,
+    ExecOutput,
+    ExecRequest,
+    ExitStatus,
+    RuntimeFeatures,
+    RuntimeState,
+)
+from crinoid.core.api.values.stats import CgroupUsage
+
+T = TypeVar("T")
+
+APPLETS = ("cat", "head", "id", "mkdir", "nohup", "seq", "setsid", "sh", "sleep", "tail", "true", "tty", "yes", "echo")
+CAPABILITIES = ("CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_NET_BIND_SERVICE")
+TMP = "/tmp"  # noqa: S108  # the container's own
+_BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
+_RUNTIME_DEFAULT = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+_WAIT_S = 20.0
+_NOT_FOUND = re.compile(r"no such file|not found", re.IGNORECASE)
+
+
+def build_rootfs(folder: Path) -> Path:
+    """Make a root file system of busybox in ``folder``, which is made; skips the test where there is no busybox."""
+    busybox = next((path for path in _BUSYBOX if path.exists()), None)
+    if busybox is None:
+        pytest.skip("wants a static busybox: apt-get install busybox-static")
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(busybox, folder / "bin/busybox")
+    for name in APPLETS:
+        (folder / "bin" / name).symlink_to("busybox")
+    (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n")
+    return folder
+
+
+def minimal_process(*args: str, **changes: object) -> dict[str, Any]:
+    """Return an OCI ``process`` that runs ``args`` as root with few capabilities."""
+    process = {
+        "terminal": False,
+        "user": {"uid": 0, "gid": 0},
+        "args": list(args),
+        "env": ["PATH=/bin"],
+        "cwd": "/",
+        "noNewPrivileges": True,
+        "capabilities": {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")},
+    }
+    return {**process, **changes}
+
+
+def minimal_spec(rootfs: Path, cgroup: str, process: dict[str, Any], resources: object = None) -> dict[str, Any]:
+    """Return the least OCI spec for a container of its own namespaces."""
+    mounts = [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        {"destination": TMP, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=1777"]},
+    ]
+    namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")]
+    return {
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": {"path": str(rootfs)},
+        "mounts": mounts,
+        "linux": {"cgroupsPath": cgroup, "namespaces": namespaces, "resources": resources or {}},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a log in the CRI's form; ``tag`` is ``F`` for a full line, ``P`` for a piece of one."""
+
+    stream: str
+    tag: str
+    text: str
+
+
+def read_log(path: Path) -> list[LogLine]:
+    """Read a log in the CRI's form; fails on a line that is not of it."""
+    lines = path.read_text().splitlines()
+    parts = [line.split(" ", 3) for line in lines]
+    assert all(len(part) == 4 for part in parts), f"not a CRI log: {lines[:3]}"
+    return [LogLine(stream, tag, text) for _, stream, tag, text in parts]
+
+
+def joined_text(path: Path, stream: str = "stdout") -> str:
+    """Return what a stream of a log was, its pieces joined."""
+    lines = [line for line in read_log(path) if line.stream == stream]
+    return "".join(line.text + ("\n" if line.tag == "F" else "") for line in lines)
+
+
+class BoundRuntime:
+    """A driver behind the hooks, called as the kernel calls it: by keyword, one driver to a slot."""
+
+    def __init__(self, driver: object) -> None:
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(RuntimeHooks)
+        manager.register(driver)
+        manager.check_pending()
+        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+
+    async def probe(self) -> RuntimeFeatures:
+        """See the hook."""
+        return await self._answer("probe", RuntimeFeatures)
+
+    async def create(self, request: ContainerRequest) -> ContainerProcess:
+        """See the hook."""
+        return await self._answer("create", ContainerProcess, request=request)
+
+    async def start(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._answer("start", NoneType, handle=handle)
+
+    async def wait(self, handle: ContainerHandle) -> ExitStatus:
+        """See the hook; with a deadline, as a test must end."""
+        async with asyncio.timeout(_WAIT_S):
+            return await self._answer("wait", ExitStatus, handle=handle)
+
+    async def state(self, handle: ContainerHandle) -> RuntimeState:
+        """See the hook."""
+        return await self._answer("state", RuntimeState, handle=handle)
+
+    async def kill(self, handle: ContainerHandle, number: int, everyone: bool = False) -> None:
+        """See the hook."""
+        await self._answer("kill", NoneType, handle=handle, signal=number, everyone=everyone)
+
+    async def delete(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._answer("delete", NoneType, handle=handle)
+
+    async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
+        """See the hook."""
+        return await self._answer("exec_sync", ExecOutput, handle=handle, request=request)
+
+    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
+        """See the hook."""
+        await self._answer("update", NoneType, handle=handle, resources=resources)
+
+    async def reopen_log(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._answer("reopen_log", NoneType, handle=handle)
+
+    async def stats(self, handle: ContainerHandle) -> CgroupUsage:
+        """See the hook."""
+        return await self._answer("stats", CgroupUsage, handle=handle)
+
+    async def _answer(self, hook: str, kind: type[T], **arguments: object) -> T:
+        answer = await getattr(self._hook, hook)(**arguments)
+        assert isinstance(answer, kind), f"{hook} answered {answer!r}"
+        return answer
+
+
+@dataclass(slots=True)
+class Workbench:
+    """Where a test makes containers: each gets a bundle, a log and a cgroup below ``parent``."""
+
+    runtime: BoundRuntime
+    folder: Path
+    rootfs: Path
+    parent: str
+    made: list[ContainerHandle] = field(default_factory=list)
+
+    def request(
+        self, *args: str, resources: object = None, process: dict[str, Any] | None = None, **changes: Any
+    ) -> ContainerRequest:
+        """Describe a container that runs ``args``; ``changes`` are fields of the request."""
+        container_id = uuid.uuid4().hex * 2
+        bundle = self.folder / "bundles" / container_id
+        bundle.mkdir(parents=True)
+        handle = ContainerHandle(container_id, "pod", bundle, f"{self.parent}/{container_id}")
+        self.made.append(handle)
+        spec = minimal_spec(self.rootfs, handle.cgroup, process or minimal_process(*args), resources)
+        log = self.folder / f"{container_id}.log"
+        return replace(ContainerRequest(handle=handle, spec=spec, log_path=log), **changes)
+
+    async def create(self, *args: str, **changes: Any) -> ContainerRequest:
+        """Make a container that waits before its entry point."""
+        request = self.request(*args, **changes)
+        await self.runtime.create(request)
+        return request
+
+    async def start(self, *args: str, **changes: Any) -> ContainerRequest:
+        """Make a container and let it run."""
+        request = await self.create(*args, **changes)
+        await self.runtime.start(request.handle)
+        return request
+
+    async def shell(self, script: str, **changes: Any) -> ContainerRequest:
+        """Make a container that runs a shell script."""
+        return await self.start("sh", "-c", script, **changes)
+
+    async def execute(self, request: ContainerRequest, *args: str, **changes: Any) -> ExecOutput:
+        """Run a further process in a container."""
+        exec_request = replace(ExecRequest(process=minimal_process(*args), timeout_s=_WAIT_S), **changes)
+        return await self.runtime.exec_sync(request.handle, exec_request)
+
+    def commands(self, request: ContainerRequest) -> list[str]:
+        """Return the command lines of all that runs in a container's cgroup."""
+        return sorted(filter(None, map(_command_line, cgroups.processes(request.handle.cgroup))))
+
+    async def until(self, true: Callable[[], object], what: str) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + _WAIT_S
+        while not true():
+            assert time.monotonic() < deadline, f"it did not come to it: {what}"
+            await asyncio.sleep(0.01)
+
+    def clean(self) -> None:
+        """Remove all containers, after a test that may have failed."""
+        for handle in self.made:
+            with contextlib.suppress(CrinoidError):
+                asyncio.run(self.runtime.delete(handle))
+        cgroups.kill(self.parent)
+        cgroups.remove(self.parent)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
+
+
+def _log(request: ContainerRequest) -> Path:
+    assert request.log_path is not None
+    return request.log_path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="running containers needs root")
+@pytest.mark.asyncio
+class RuntimeContract:
+    """What every runtime driver must do. Override ``make_driver``."""
+
+    has_seccomp: ClassVar[bool] = True
+    """Whether the driver filters system calls (one for virtual machines may not)."""
+
+    def make_driver(self, host: Host) -> object:
+        """Make a driver; called twice with the same host, the second is the first after a restart of the daemon."""
+        raise NotImplementedError("say how a driver is made")
+
+    @pytest.fixture
+    def host(self, tmp_path: Path) -> Host:
+        """The driver's place on the node."""
+        folders = [tmp_path / name for name in ("state", "run")]
+        for folder in folders:
+            folder.mkdir(mode=0o700)
+        return Host("contract", folders[0], folders[1], logging.getLogger("contract"))
+
+    @pytest.fixture
+    def runtime(self, host: Host) -> BoundRuntime:
+        """The driver under test."""
+        return BoundRuntime(self.make_driver(host))
+
+    @pytest.fixture
+    def bench(self, runtime: BoundRuntime, tmp_path: Path) -> Iterator[Workbench]:
+        """A place to make containers."""
+        parent = f"/crinoid-contract-{uuid.uuid4().hex[:12]}"
+        cgroups.make(parent)
+        bench = Workbench(runtime, tmp_path, build_rootfs(tmp_path / "rootfs"), parent)
+        yield bench
+        bench.clean()
+
+    @pytest.fixture
+    def restarted(self, host: Host, runtime: BoundRuntime) -> Callable[[], BoundRuntime]:
+        """Makes the driver anew over the same folders, as after a restart of the daemon."""
+        return lambda: BoundRuntime(self.make_driver(host))
+
+    # what it is
+
+    async def test_tells_its_name_and_version(self, runtime: BoundRuntime) -> None:
+        features = await runtime.probe()
+        assert features.name
+        assert re.search(r"\d", features.version), features
+
+    # a life
+
+    async def test_a_whole_life(self, bench: Workbench) -> None:
+        runtime = bench.runtime
+        request = bench.request("sh", "-c", "echo out; echo err >&2; exit 7")
+        handle = request.handle
+        assert (await runtime.state(handle)).status is ContainerStatus.ABSENT
+        process = await runtime.create(request)
+        assert process.pid > 1
+        assert await runtime.state(handle) == RuntimeState(ContainerStatus.CREATED, process.pid)
+        assert not _log(request).exists() or _log(request).read_text() == "", "it ran before start"
+        before_ns = time.time_ns()
+        await runtime.start(handle)
+        status = await runtime.wait(handle)
+        assert (status.exit_code, status.known, status.oom_killed) == (7, True, False)
+        assert before_ns - 1_000_000_000 < status.finished_at_ns < time.time_ns() + 1_000_000_000
+        assert await runtime.state(handle) == RuntimeState(ContainerStatus.STOPPED)
+        assert {(line.stream, line.tag, line.text) for line in read_log(_log(request))} == {
+            ("stdout", "F", "out"),
+            ("stderr", "F", "err"),
+        }
+        await runtime.delete(handle)
+        assert (await runtime.state(handle)).status is ContainerStatus.ABSENT
+        assert joined_text(_log(request)) == "out\n", "delete took the log"
+
+    async def test_a_running_container_is_told_so(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        state = await bench.runtime.state(request.handle)
+        assert state.status is ContainerStatus.RUNNING
+        assert _command_line(state.pid) == "sleep 1000"
+        assert state.pid in cgroups.processes(request.handle.cgroup)
+
+    @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -TERM $$; sleep 9", 143)])
+    async def test_exit_codes(self, bench: Workbench, script: str, code: int) -> None:
+        # as a child: the kernel keeps the first process of a namespace from its own signals
+        request = await bench.shell(f"sh -c '{script}'; exit $?")
+        assert (await bench.runtime.wait(request.handle)).exit_code == code
+
+    async def test_without_a_log(self, bench: Workbench) -> None:
+        request = await bench.shell("echo lost", log_path=None)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 0
+
+    async def test_stdin(self, bench: Workbench) -> None:
+        """Without stdin a reader sees its end at once; with it, it waits for somebody to attach."""
+        without = await bench.shell("cat; echo end")
+        assert (await bench.runtime.wait(without.handle)).exit_code == 0
+        assert joined_text(_log(without)) == "end\n"
+        with_stdin = await bench.start("cat", stdin=True)
+        await asyncio.sleep(0.2)
+        assert (await bench.runtime.state(with_stdin.handle)).status is ContainerStatus.RUNNING
+
+    async def test_a_terminal(self, bench: Workbench) -> None:
+        process = minimal_process("sh", "-c", "tty; echo err >&2", terminal=True)
+        request = bench.request(process=process, terminal=True, stdin=True)
+        request.spec["mounts"].append({"destination": "/dev/pts", "type": "devpts", "source": "devpts"})
+        await bench.runtime.create(request)
+        await bench.runtime.start(request.handle)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 0
+        text = joined_text(_log(request)).replace("\r", "")
+        assert re.fullmatch(r"/dev/(pts/\d+|console)\nerr\n", text), text
+
+    async def test_the_monitor_is_not_in_the_containers_cgroup(self, bench: Workbench) -> None:
+        request = bench.request("sleep", "1000", monitor_cgroup=f"{bench.parent}/monitor")
+        process = await bench.runtime.create(request)
+        if process.monitor_pid:
+            assert process.monitor_pid in cgroups.processes(request.monitor_cgroup)
+            assert process.monitor_pid not in cgroups.processes(request.handle.cgroup)
+
+    # its end
+
+    async def test_many_may_wait_and_the_answer_stays(
+        self, bench: Workbench, restarted: Callable[[], BoundRuntime]
+    ) -> None:
+        request = await bench.create("sh", "-c", "exit 3")
+        waiting = [asyncio.ensure_future(bench.runtime.wait(request.handle)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert not any(wait.done() for wait in waiting)
+        await bench.runtime.start(request.handle)
+        answers = {*await asyncio.gather(*waiting), await bench.runtime.wait(request.handle)}
+        answers.add(await restarted().wait(request.handle))
+        assert len(answers) == 1
+        assert answers.pop().exit_code == 3
+
+    async def test_a_wait_can_be_given_up(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        waiting = asyncio.ensure_future(bench.runtime.wait(request.handle))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await bench.runtime.kill(request.handle, signal.SIGKILL)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 137
+
+    async def test_waiting_for_a_stranger(self, bench: Workbench) -> None:
+        with pytest.raises(NotFound):
+            await bench.runtime.wait(bench.request("true").handle)
+
+    async def test_out_of_memory(self, bench: Workbench) -> None:
+        limit = 24 << 20
+        request = await bench.start("tail", "/dev/zero", resources={"memory": {"limit": limit, "swap": limit}})
+        status = await bench.runtime.wait(request.handle)
+        assert (status.exit_code, status.oom_killed) == (137, True)
+        await bench.runtime.delete(request.handle)
+
+    async def test_the_monitor_is_killed_first(self, bench: Workbench) -> None:
+        request = bench.request("sleep", "1000")
+        process = await bench.runtime.create(request)
+        await bench.runtime.start(request.handle)
+        if not process.monitor_pid:
+            pytest.skip("this driver has no monitor")
+        waiting = asyncio.ensure_future(bench.runtime.wait(request.handle))
+        await asyncio.sleep(0.05)
+        os.kill(process.monitor_pid, signal.SIGKILL)
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "the container lives on"
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
+        await bench.runtime.kill(request.handle, signal.SIGKILL)
+        status = await waiting
+        assert (status.exit_code, status.known) in ((137, True), (255, False))
+        assert await bench.runtime.wait(request.handle) == status
+        await bench.runtime.delete(request.handle)
+
+    async def test_monitor_and_container_are_killed_unseen(
+        self, bench: Workbench, restarted: Callable[[], BoundRuntime]
+    ) -> None:
+        request = bench.request("sleep", "1000")
+        process = await bench.runtime.create(request)
+        await bench.runtime.start(request.handle)
+        if not process.monitor_pid:
+            pytest.skip("this driver has no monitor")
+        os.kill(process.monitor_pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+        await bench.until(lambda: not bench.commands(request), "the container has ended")
+        first, second = await restarted().wait(request.handle), await restarted().wait(request.handle)
+        assert first == second
+        assert first.exit_code in (137, 255)
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.STOPPED
+
+    # kill and delete
+
+    async def test_a_signal_reaches_the_first_process(self, bench: Workbench) -> None:
+        request = await bench.shell("trap 'exit 5' TERM; echo ready; while true; do sleep 0.01; done")
+        await bench.until(lambda: joined_text(_log(request)) == "ready\n", "the trap is set")
+        await bench.runtime.kill(request.handle, signal.SIGTERM)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 5
+        await bench.runtime.kill(request.handle, signal.SIGTERM)
+        await bench.runtime.kill(request.handle, signal.SIGKILL, everyone=True)
+
+    async def test_a_signal_to_everyone(self, bench: Workbench) -> None:
+        """Also where the processes do not end with the first one, as they share the host's PID namespace."""
+        request = bench.request("sh", "-c", "setsid sleep 7001 & exec sleep 7000")
+        linux = request.spec["linux"]
+        linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "pid"]
+        await bench.runtime.create(request)
+        await bench.runtime.start(request.handle)
+        await bench.until(lambda: bench.commands(request) == ["sleep 7000", "sleep 7001"], "both run")
+        await bench.runtime.kill(request.handle, signal.SIGKILL, everyone=True)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 137
+        assert bench.commands(request) == []
+
+    async def test_deleting_at_any_time_and_twice(self, bench: Workbench) -> None:
+        never = bench.request("true")
+        waits = await bench.create("true")
+        runs = await bench.shell("trap '' TERM; setsid sleep 7002 & sleep 7003")
+        ended = await bench.start("true")
+        await bench.runtime.wait(ended.handle)
+        for request in (never, waits, runs, ended):
+            await bench.runtime.delete(request.handle)
+            await bench.runtime.delete(request.handle)
+            assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
+            assert cgroups.processes(request.handle.cgroup) == ()
+            assert list(request.handle.bundle.iterdir()) == []
+            await bench.runtime.kill(request.handle, signal.SIGKILL)
+
+    async def test_deleting_at_the_same_time(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        await asyncio.gather(*(bench.runtime.delete(request.handle) for _ in range(3)))
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
+
+    async def test_a_new_daemon_goes_on(self, bench: Workbench, restarted: Callable[[], BoundRuntime]) -> None:
+        request = await bench.create("sleep", "1000")
+        await restarted().start(request.handle)
+        bench.runtime = restarted()
+        assert (await bench.execute(request, "echo", "still")).stdout == b"still\n"
+        await restarted().kill(request.handle, signal.SIGKILL)
+        assert (await restarted().wait(request.handle)).exit_code == 137
+        await restarted().delete(request.handle)
+
+    # bad requests
+
+    @pytest.mark.parametrize("program", ["/bin/nowhere", "nowhere"])
+    async def test_a_missing_entry_point(self, bench: Workbench, program: str) -> None:
+        request = bench.request(program)
+        with pytest.raises(CrinoidError, match=_NOT_FOUND) as raised:
+            await bench.runtime.create(request)
+            await bench.runtime.start(request.handle)
+        assert "nowhere" in raised.value.message
+        await bench.runtime.delete(request.handle)
+        self._nothing_is_left(bench, request)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"args": []}, "args|empty|executable"),
+            ({"user": {"uid": -5, "gid": 0}}, "uid|number|unmarshal|config.json"),
+        ],
+    )
+    async def test_a_process_that_can_not_be(self, bench: Workbench, change: dict[str, Any], words: str) -> None:
+        request = bench.request(process=minimal_process("true", **change))
+        with pytest.raises(CrinoidError, match=f"(?i){words}"):
+            await bench.runtime.create(request)
+        self._nothing_is_left(bench, request)
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
+
+    async def test_a_mount_of_what_is_not_there(self, bench: Workbench) -> None:
+        request = bench.request("true")
+        request.spec["mounts"].append({"destination": "/x", "type": "bind", "source": "/nowhere", "options": ["bind"]})
+        with pytest.raises(CrinoidError, match=r"(?i)/nowhere.*no such file|no such file.*/nowhere"):
+            await bench.runtime.create(request)
+        self._nothing_is_left(bench, request)
+
+    async def test_a_create_that_is_cancelled(self, bench: Workbench) -> None:
+        for delay_s in (0.0, 0.003, 0.01, 0.03):
+            request = bench.request("sleep", "1000")
+            creating = asyncio.ensure_future(bench.runtime.create(request))
+            await asyncio.sleep(delay_s)
+            creating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await creating
+            await bench.runtime.delete(request.handle)
+            self._nothing_is_left(bench, request)
+
+    async def test_an_id_that_is_taken(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        with pytest.raises(CrinoidError):
+            await bench.runtime.create(request)
+
+    def _nothing_is_left(self, bench: Workbench, request: ContainerRequest) -> None:
+        assert cgroups.processes(request.handle.cgroup) == ()
+        assert list(request.handle.bundle.iterdir()) == []
+
+    # seccomp
+
+    @pytest.mark.parametrize(("profile", "mode"), [(None, "0"), (_RUNTIME_DEFAULT, "2")])
+    async def test_seccomp(self, bench: Workbench, profile: SecurityProfile | None, mode: str) -> None:
+        if not self.has_seccomp:
+            pytest.skip("this driver has no seccomp")
+        request = await bench.start("cat", "/proc/self/status", seccomp=profile)
+        await bench.runtime.wait(request.handle)
+        assert re.findall(r"Seccomp:\s+(\d)", joined_text(_log(request))) == [mode]
+
+    async def test_a_local_seccomp_profile(self, bench: Workbench) -> None:
+        if not self.has_seccomp:
+            pytest.skip("this driver has no seccomp")
+        profile = bench.folder / "profile.json"
+        rule = '{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}'
+        profile.write_text(f'{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}')
+        chosen = SecurityProfile(ProfileType.LOCALHOST, str(profile))
+        request = await bench.shell("mkdir /tmp/x", seccomp=chosen)
+        assert (await bench.runtime.wait(request.handle)).exit_code != 0
+        assert "quota exceeded" in joined_text(_log(request), "stderr")
+
+    @pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"defaultAction": "SCMP_ACT_MAYBE"}'])
+    async def test_a_bad_local_seccomp_profile(self, bench: Workbench, content: str | None) -> None:
+        if not self.has_seccomp:
+            pytest.skip("this driver has no seccomp")
+        profile = bench.folder / "profile.json"
+        if content is not None:
+            profile.write_text(content)
+        request = bench.request("true", seccomp=SecurityProfile(ProfileType.LOCALHOST, str(profile)))
+        with pytest.raises(InvalidArgument, match=re.escape(str(profile))):
+            await bench.runtime.create(request)
+        self._nothing_is_left(bench, request)
+
+    # exec
+
+    async def test_exec(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        script = "echo out; echo err >&2; pwd; echo $HELLO; id -u; exit 5"
+        process = minimal_process("sh", "-c", script, cwd=TMP, env=["PATH=/bin", "HELLO=you"])
+        process["user"] = {"uid": 1000, "gid": 1000}
+        output = await bench.runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=_WAIT_S))
+        assert output == ExecOutput(5, b"out\n/tmp\nyou\n1000\n", b"err\n")
+
+    @pytest.mark.parametrize(("script", "code"), [("exit 255", 255), ("exit 127", 127), ("kill -9 $$", 137)])
+    async def test_the_exit_code_of_an_exec(self, bench: Workbench, script: str, code: int) -> None:
+        request = await bench.start("sleep", "1000")
+        assert await bench.execute(request, "sh", "-c", script) == ExecOutput(code, b"", b"")
+
+    async def test_exec_of_a_missing_program(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        with pytest.raises(CrinoidError, match=_NOT_FOUND):
+            await bench.execute(request, "nowhere")
+
+    async def test_exec_where_nothing_runs(self, bench: Workbench) -> None:
+        with pytest.raises((FailedPrecondition, NotFound)):
+            await bench.execute(bench.request("true"), "true")
+        with pytest.raises(FailedPrecondition):
+            await bench.execute(await bench.create("true"), "true")
+        request = await bench.start("true")
+        await bench.runtime.wait(request.handle)
+        with pytest.raises(FailedPrecondition):
+            await bench.execute(request, "true")
+
+    async def test_exec_gives_megabytes_whole(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        script = "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2"
+        output = await bench.execute(request, "sh", "-c", script)
+        assert (output.exit_code, len(output.stdout), len(output.stderr)) == (0, 3_000_000, 2_000_000)
+
+    async def test_exec_drops_what_is_too_much(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        output = await bench.execute(
+            request, "sh", "-c", "yes | head -c 5000000; echo end >&2; exit 4", max_output_bytes=1000
+        )
+        assert output == ExecOutput(4, b"y\n" * 500, b"end\n")
+
+    async def test_an_exec_does_not_wait_for_what_it_left_in_the_background(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        async with asyncio.timeout(5):
+            output = await bench.execute(request, "sh", "-c", "echo begun; sleep 1001 & exit 0")
+        assert output == ExecOutput(0, b"begun\n", b"")
+        assert "sleep 1001" in bench.commands(request), "what was left in the background lives on"
+        await bench.runtime.delete(request.handle)
+        assert cgroups.processes(request.handle.cgroup) == ()
+
+    async def test_a_timeout_kills_all_that_came_from_an_exec(self, bench: Workbench) -> None:
+        request = await bench.shell("sleep 1000 & sleep 1000; true")
+        await bench.until(lambda: len(bench.commands(request)) == 3, "the container's own processes run")
+        before = bench.commands(request)
+        tree = "trap '' TERM HUP; sh -c 'sleep 6001 & sleep 6002' & (setsid sleep 6003 &); sleep 0.2; "
+        tree += "(setsid sh -c 'trap \"\" TERM; sleep 6004; true' & ); nohup sleep 6005 & sleep 6006"
+        started_s = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="1 s"):
+            await bench.execute(request, "sh", "-c", tree, timeout_s=1.0)
+        assert time.monotonic() - started_s < 5
+        assert bench.commands(request) == before
+
+    async def test_an_exec_that_is_cancelled(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        executing = asyncio.ensure_future(bench.execute(request, "sleep", "6010"))
+        await bench.until(lambda: "sleep 6010" in bench.commands(request), "the exec runs")
+        executing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await executing
+        assert bench.commands(request) == ["sleep 1000"]
+
+    async def test_many_execs_at_once(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        outputs = await asyncio.gather(*(bench.execute(request, "echo", str(number)) for number in range(8)))
+        assert [output.stdout for output in outputs] == [b"%d\n" % number for number in range(8)]
+
+    async def test_the_container_ends_during_an_exec(self, bench: Workbench) -> None:
+        request = await bench.start("sleep", "1000")
+        executing = asyncio.ensure_future(bench.execute(request, "sleep", "6020"))
+        await bench.until(lambda: "sleep 6020" in bench.commands(request), "the exec runs")
+        await bench.runtime.kill(request.handle, signal.SIGKILL)
+        assert (await executing).exit_code == 137
+
+    # limits and usage
+
+    async def test_update(self, bench: Workbench) -> None:
+        resources = {"memory": {"limit": 32 << 20}, "cpu": {"shares": 512}}
+        request = await bench.start("sleep", "1000", resources=resources)
+        await bench.runtime.update(request.handle, LinuxResources(memory_limit_bytes=64 << 20))
+        assert (await bench.runtime.stats(request.handle)).memory_limit_bytes == 64 << 20
+        await bench.runtime.update(request.handle, LinuxResources(cpu_quota=50_000, cpu_period=100_000))
+        usage = await bench.runtime.stats(request.handle)
+        assert usage.memory_limit_bytes == 64 << 20, "a field that was not given was changed"
+
+    async def test_update_where_nothing_runs(self, bench: Workbench) -> None:
+        with pytest.raises((FailedPrecondition, NotFound)):
+            await bench.runtime.update(bench.request("true").handle, LinuxResources(cpu_shares=2))
+
+    async def test_stats(self, bench: Workbench) -> None:
+        request = await bench.shell("while true; do true; done")
+        await asyncio.sleep(0.2)
+        usage = await bench.runtime.stats(request.handle)
+        assert usage.cpu_ns > 10_000_000
+        assert usage.memory_usage_bytes > 0
+        assert usage.pids == 1
+        await bench.runtime.kill(request.handle, signal.SIGKILL)
+        await bench.runtime.wait(request.handle)
+        with pytest.raises(NotFound):
+            await bench.runtime.stats(request.handle)
+
+    # logs
+
+    async def test_a_flooded_log_loses_nothing_when_it_is_rotated(self, bench: Workbench) -> None:
+        flood = "i=1; while ! [ -e /tmp/stop ]; do seq $i $((i + 999)); i=$((i + 1000)); done; echo last"
+        request = await bench.shell(flood)
+        log = _log(request)
+        rotated = []
+        for number in range(5):
+            await asyncio.sleep(0.03)
+            rotated.append(log.rename(log.with_name(f"{log.name}.{number}")))
+            await bench.runtime.reopen_log(request.handle)
+            assert log.exists(), "the log is there when reopen_log answers"
+        await bench.execute(request, "sh", "-c", "echo > /tmp/stop")
+        await bench.runtime.wait(request.handle)
+        *numbers, last = "".join(map(joined_text, [*rotated, log])).splitlines()
+        assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+        assert (len(numbers) >= 5000, last) == (True, "last")
+
+    async def test_reopening_a_log_that_is_in_its_place(self, bench: Workbench) -> None:
+        request = await bench.shell("echo one; sleep 0.3; echo two")
+        await bench.until(lambda: joined_text(_log(request)) == "one\n", "the first line is there")
+        await asyncio.gather(*(bench.runtime.reopen_log(request.handle) for _ in range(3)))
+        await bench.runtime.wait(request.handle)
+        assert joined_text(_log(request)) == "one\ntwo\n"
+        await bench.runtime.reopen_log(request.handle)
+
+    async def test_reopening_at_the_same_time(self, bench: Workbench) -> None:
+        request = await bench.shell("echo one; sleep 0.3; echo two")
+        log = _log(request)
+        await bench.until(lambda: joined_text(log) == "one\n", "the first line is there")
+        old = log.rename(log.with_suffix(".old"))
+        await asyncio.gather(*(bench.runtime.reopen_log(request.handle) for _ in range(3)))
+        await bench.runtime.wait(request.handle)
+        assert (joined_text(old), joined_text(log)) == ("one\n", "two\n")
