@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from crinoid.core.lifecycle.images.unpack.extensions import KINDS as EXTENSION_KINDS
 from crinoid.core.lifecycle.images.unpack.extensions import Extensions
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt
-from crinoid.core.lifecycle.images.unpack.headers import GNU_SPARSE, Entry, HeaderParser
+from crinoid.core.lifecycle.images.unpack.headers import DIRECTORY, FILE, GNU_SPARSE, Entry, HeaderParser
 from crinoid.core.lifecycle.images.unpack.sparse import resolve_sparse
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
@@ -33,6 +33,8 @@ def read_entries(reader: ByteReader) -> Iterator[Entry]:
             extensions = Extensions()
         else:
             following = reader.offset + entry.size + (-entry.size % 512)
+        if entry.name[-1:] == b"/" and entry.kind == FILE:  # as before POSIX; a long name is known only now
+            entry.kind = DIRECTORY
         yield entry
         reader.skip(following - reader.offset)
     return None

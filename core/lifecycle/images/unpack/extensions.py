@@ -4,11 +4,10 @@ Sources: POSIX pax "pax Extended Header", GNU tar manual "Storing Sparse Files",
 Global pax headers are read over, as peers do: two runtimes must not see different files in one image.
 """
 
-from base64 import b64decode
-from binascii import Error as Base64Error
+import binascii
 
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, show
-from crinoid.core.lifecycle.images.unpack.headers import DIRECTORY, FILE, WITHOUT_DATA, Entry, bound_time, check_id
+from crinoid.core.lifecycle.images.unpack.headers import WITHOUT_DATA, Entry, bound_time, check_id
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 PAX, PAX_SOLARIS, PAX_GLOBAL, LONG_NAME, LONG_LINK, VOLUME_LABEL = b"x", b"X", b"g", b"L", b"K", b"V"
@@ -61,8 +60,6 @@ class Extensions:
                 _add_attribute(entry, _unquote(key[len(_LIBARCHIVE_ATTRIBUTE) :]), _decode(value))
             elif value:
                 _apply_record(entry, key, value)
-        if entry.kind == FILE and entry.name.endswith(b"/"):
-            entry.kind = DIRECTORY
 
 
 def _parse_records(data: bytes) -> dict[bytes, list[bytes]]:
@@ -134,6 +131,6 @@ def _unquote(text: bytes) -> bytes:
 
 def _decode(value: bytes) -> bytes:
     try:
-        return b64decode(value + b"=" * (-len(value) % 4), validate=True)
-    except Base64Error as error:
+        return binascii.a2b_base64(value + b"=" * (-len(value) % 4), strict_mode=True)
+    except binascii.Error as error:
         raise Corrupt("the value of a LIBARCHIVE.xattr record is not base 64") from error

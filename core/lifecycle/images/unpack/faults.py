@@ -3,13 +3,11 @@
 ``kind`` is the name that travels over the pipe.
 """
 
-from typing import ClassVar
-
 
 class ArchiveFault(Exception):
     """Base: the layer can't be unpacked, and the message says why. The caller adds the entry's name."""
 
-    kind: ClassVar[str] = "corrupt"
+    kind = "corrupt"
 
 
 class Corrupt(ArchiveFault):

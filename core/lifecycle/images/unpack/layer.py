@@ -82,11 +82,12 @@ async def unpack_layer(request: UnpackRequest) -> UnpackResult:
     """
     _check_media_type(request)
     finished = await _run(request)
-    match decode(finished.stdout):
-        case Unpacked(diff_id, used_bytes, inodes, implied):
-            return UnpackResult(diff_id, used_bytes, inodes, tuple(os.fsdecode(path) for path in implied))
-        case Failed() as failure:
-            raise _as_error(request, failure)
+    answer = decode(finished.stdout)
+    if isinstance(answer, Unpacked):
+        implied = tuple(os.fsdecode(path) for path in answer.implied)
+        return UnpackResult(answer.diff_id, answer.used_bytes, answer.inodes, implied)
+    if isinstance(answer, Failed):
+        raise _as_error(request, answer)
     words = finished.stderr.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
     raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {finished.exit_code}: {words}")
 

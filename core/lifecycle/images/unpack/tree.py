@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, show
 from crinoid.core.lifecycle.images.unpack.folders import Folder, FolderCache, list_attributes
@@ -28,11 +27,14 @@ _NODE_TYPES = {CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
 _LARGEST_MAJOR, _LARGEST_MINOR = 0xFFF, 0xFFFFF
 
 
-class _FolderMetadata(NamedTuple):
-    path: bytes
-    mode: int
-    mtime_ns: int
-    xattrs: dict[str, bytes]
+class _FolderMetadata:
+    __slots__ = ("mode", "mtime_ns", "path", "xattrs")
+
+    def __init__(self, path: bytes, entry: Entry) -> None:
+        self.path = path
+        self.mode = entry.mode
+        self.mtime_ns = entry.mtime_ns
+        self.xattrs = entry.xattrs
 
 
 class Tree:
@@ -214,7 +216,7 @@ class Tree:
             os.fchown(folder.fd, entry.uid, entry.gid)
         self._folders.implied.pop(folder.inode, None)
         path = b"/".join(parse(path)) or b"."
-        self._pending[folder.inode] = _FolderMetadata(path, entry.mode, entry.mtime_ns, entry.xattrs)
+        self._pending[folder.inode] = _FolderMetadata(path, entry)
 
     def _make_missing(self, folder: Folder, name: bytes) -> bytes | None:
         """Make a folder that entries take for granted, or return where the link in its place points."""
