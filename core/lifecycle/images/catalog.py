@@ -52,11 +52,14 @@ class Catalog:
         """Forget an image with all its names."""
         self._store.images.drop(record.id)
 
-    def refresh_pins(self) -> None:
-        """Pin what the configuration says now."""
-        for record in self._store.images:
-            if (pinned := self._pin(record)) != record:
-                self._store.put_image(pinned)
+    def tidy(self) -> None:
+        """Pin what the configuration says now; let a tag that two images have, after a crash, be the later one's."""
+        seen: set[str] = set()
+        for record in self.list():
+            tidied = self._pin(replace(record, tags=tuple(tag for tag in record.tags if tag not in seen)))
+            seen.update(record.tags)
+            if tidied != record:
+                self._store.put_image(tidied)
 
     def _find_named(self, reference: str) -> ImageRecord | None:
         try:

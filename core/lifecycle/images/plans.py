@@ -24,8 +24,8 @@ def plan_layers(blobs: Sequence[Descriptor], diff_ids: Sequence[str]) -> tuple[L
     if len(blobs) != len(diff_ids):
         raise CorruptContent(f"the manifest has {len(blobs)} layers, but the configuration {len(diff_ids)} diffIDs")
     chain = chain_ids(diff_ids)
-    parents = (None, *chain[:-1])
-    return tuple(LayerPlan(*facts) for facts in zip(blobs, diff_ids, chain, parents, strict=True) if chain)
+    parents = (None, *chain)  # one too many
+    return tuple(LayerPlan(*facts) for facts in zip(blobs, diff_ids, chain, parents, strict=False))
 
 
 def top_of(record: ImageRecord) -> str | None:

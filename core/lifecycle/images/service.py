@@ -171,7 +171,7 @@ class ImageService:
             if not await is_usable(record, self._content, self._slots.snapshotters):
                 LOG.error("%s has lost its layers and blobs and is forgotten: pull it again", _name(record))
                 self._drop(record)
-        self._catalog.refresh_pins()
+        self._catalog.tidy()
         await self._garbage.collect(self._slots.snapshotters.values(), spared_s=_KEPT_S)
         await self._exports.write(self._store.images)
 
