@@ -14,7 +14,7 @@ from typing import Any
 from crinoid.core.api.errors import CrinoidError, DriverError
 from crinoid.core.api.linux import namespaces
 from crinoid.plugins.networks.cni import versions
-from crinoid.plugins.networks.cni.configuration import Network
+from crinoid.plugins.networks.cni.configuration import Network, declared_capabilities
 from crinoid.plugins.networks.cni.execution import UNKNOWN_CONTAINER, Call, PluginFailed, PluginMissing, execute
 from crinoid.plugins.networks.cni.plans import NetworkPlan, Plan
 from crinoid.plugins.networks.cni.results import InvalidResult, Result, read_result
@@ -126,9 +126,9 @@ class Chain:
         )
 
     def _runtime_config(self, plugin: Mapping[str, Any]) -> dict[str, Any]:
-        """The capability arguments that the plugin's configuration declares (SPEC.md, "Deriving runtimeConfig")."""
-        declared = plugin.get("capabilities") or {}
-        return {name: value for name, value in self._part.capabilities.items() if declared.get(name)}
+        """The capability arguments that the plugin's configuration declares."""
+        declared = declared_capabilities(plugin)
+        return {name: value for name, value in self._part.capabilities.items() if name in declared}
 
 
 def existing_namespace(netns: str) -> str:

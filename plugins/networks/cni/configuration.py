@@ -96,9 +96,19 @@ class Network:
         )
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """The capabilities that any of the plugins declares."""
+        return frozenset(name for plugin in self.plugins for name in declared_capabilities(plugin))
+
+    @property
     def plugin_types(self) -> tuple[str, ...]:
         """The file names of the plugins, in the order of the chain."""
         return tuple(str(plugin["type"]) for plugin in self.plugins)
+
+
+def declared_capabilities(plugin: Mapping[str, Any]) -> frozenset[str]:
+    """Return what a plugin wants to be told (SPEC.md, "Deriving runtimeConfig")."""
+    return frozenset(name for name, wanted in (plugin.get("capabilities") or {}).items() if _is_true(wanted))
 
 
 def _offered(model: ListConfiguration) -> tuple[str, ...]:

@@ -29,9 +29,7 @@ from crinoid.plugins.networks.cni.plans import (
     plan_network,
 )
 
-_LOOPBACK_LIST = json.dumps(
-    {"name": "cni-loopback", "cniVersions": versions.KNOWN[3:], "plugins": [{"type": "loopback"}]}
-)
+_LOOPBACK_LIST = json.dumps({"name": "cni-loopback", "cniVersions": versions.KNOWN, "plugins": [{"type": "loopback"}]})
 _FIRST_FAMILY = {"result": None, "ipv4-first": 4, "ipv6-first": 6}
 
 

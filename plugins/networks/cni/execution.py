@@ -182,14 +182,17 @@ class SupportedVersions:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._known: dict[tuple[str, int, int], frozenset[str] | None] = {}
+        self._known: dict[tuple[str, int, int], frozenset[str]] = {}
 
     async def ask(self, binary: Path) -> frozenset[str] | None:
         """Return the versions that the plugin says it speaks, ``None`` when it gives no such answer."""
         key = _identify(binary)
-        if key not in self._known:
-            self._known[key] = await self._ask(binary)
-        return self._known[key]
+        if key in self._known:
+            return self._known[key]
+        answer = await self._ask(binary)
+        if answer is not None:
+            self._known[key] = answer
+        return answer
 
     async def _ask(self, binary: Path) -> frozenset[str] | None:
         call = Call(
@@ -211,5 +214,8 @@ class SupportedVersions:
 
 
 def _identify(binary: Path) -> tuple[str, int, int]:
-    status = binary.stat()
+    try:
+        status = binary.stat()
+    except OSError:  # it is being replaced at this moment
+        return str(binary), 0, 0
     return str(binary), status.st_ino, status.st_mtime_ns

@@ -76,7 +76,7 @@ class Plan(_Recorded):
 
 
 def plan_network(network: Network, version: str, interface: str, capabilities: Mapping[str, Any]) -> NetworkPlan:
-    """Write down one network of a pod."""
+    """Write down one network of a pod, with those capability arguments that one of its plugins declares."""
     if not _INTERFACE.fullmatch(interface):
         raise InvalidArgument(f"{interface!r} can't be the name of a network interface")
     return NetworkPlan(
@@ -84,7 +84,7 @@ def plan_network(network: Network, version: str, interface: str, capabilities: M
         text=network.text,
         version=version,
         interface=interface,
-        capabilities=dict(capabilities),
+        capabilities={name: value for name, value in capabilities.items() if name in network.capabilities},
     )
 
 

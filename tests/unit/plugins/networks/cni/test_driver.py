@@ -110,6 +110,16 @@ async def test_capabilities_go_to_the_plugins_that_declare_them(
     assert "runtimeConfig" not in nothing.content
 
 
+async def test_a_plan_holds_no_capability_that_nobody_declares(
+    node: Node, make_request: Callable[..., NetworkRequest]
+) -> None:
+    node.add_working_plugin("first")
+    node.configure_chain({"type": "first", "capabilities": {"ips": True, "dns": "false"}})
+    request = make_request(ips=("10.1.0.9",), dns=DnsConfig(("10.0.0.10",)), annotations={"big": "x" * 1000})
+    plan: Any = await node.driver().plan(request)
+    assert plan["networks"][0]["capabilities"] == {"ips": ["10.1.0.9"]}
+
+
 async def test_pod_cidrs_of_the_node_are_used_where_the_pod_has_none(node: Node, request_a: NetworkRequest) -> None:
     node.add_working_plugin("first")
     node.configure_chain({"type": "first", "capabilities": {"ipRanges": True}})
