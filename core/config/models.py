@@ -145,6 +145,8 @@ class PodsConfig(Section):
     """Processes a container may have; 0 is no limit of its own."""
     apparmor_profile: str = ""
     """Loaded AppArmor profile for RuntimeDefault; empty leaves containers unconfined by AppArmor."""
+    unset_seccomp: Literal["unconfined", "runtime-default"] = "unconfined"
+    """Seccomp profile of containers for which the client names none; the kubelet always names one."""
     read_only_tmpfs: bool = False
     """Mount a tmpfs on /run, /tmp and /var/tmp of containers with a read-only root."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 10.0

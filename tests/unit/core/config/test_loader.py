@@ -165,7 +165,7 @@ def test_a_drop_in_that_can_not_be_read_is_told(tmp_path: Path) -> None:
 def test_a_deadline_of_a_hook_without_its_own_is_the_default() -> None:
     deadlines = Config().deadlines.network
     assert deadlines.of("status") == 10
-    assert deadlines.of("attach") == deadlines.default == 60
+    assert deadlines.of("plan") == deadlines.default == 60
 
 
 def test_every_field_is_described() -> None:

@@ -11,53 +11,12 @@ from crinoid.core.api.errors import ConfigurationError, InvalidArgument
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.slots.binding import Slots, bind
 from crinoid.core.slots.selection import check
-
-from .conftest import NETWORK, Site
-
-FAKES = """\
-[crinoid.runtimes]
-quiet = quiet:Runtime
-[crinoid.networks]
-quiet = quiet:Network
-[crinoid.snapshotters]
-quiet = quiet:Snapshotter
-[crinoid.registries]
-quiet = quiet:Registry
-[crinoid.extensions]
-quiet = quiet:Extension
-"""
-MODULE = """\
-from crinoid.core.api.testing.noops import (
-    NoopExtension as Extension, NoopNetwork as Network, NoopRegistry as Registry,
-    NoopRuntime as Runtime, NoopSnapshotter as Snapshotter,
-)
-"""
-BASE = """\
-root = "{folder}/root"
-run = "{folder}/run"
-pods.default_runtime = "quiet"
-images.sources = ["quiet"]
-[runtimes.runc]
-enabled = false
-[runtimes.quiet]
-driver = "quiet"
-[snapshotter]
-driver = "quiet"
-[registries.quiet]
-driver = "quiet"
-"""
-
-
-@pytest.fixture
-def quiet(site: Site) -> Site:
-    """A site with a noop driver of every role."""
-    site.install("quiet", FAKES, MODULE)
-    return site
+from support.distributions import NETWORK, QUIET_CONFIG, Site
 
 
 def load_text(folder: Path, text: str) -> Loaded:
     file = folder / "config.toml"
-    file.write_text(BASE.format(folder=folder) + text)
+    file.write_text(QUIET_CONFIG.format(folder=folder) + text)
     return load(ConfigPaths.at(file))
 
 
@@ -73,7 +32,7 @@ def refusal(folder: Path, text: str) -> str:
 
 
 STAR = '[network]\ndriver = "star"\n'
-LINE = BASE.count("\n") + 2  # of the driver in STAR
+LINE = QUIET_CONFIG.count("\n") + 2  # of the driver in STAR
 
 
 def install_star(site: Site, body: str = "") -> None:
@@ -236,7 +195,7 @@ class Driver(FakeRegistry):
     quiet.install("src", "[crinoid.registries]\nsrc = src:Driver\n", module)
     text = '[network]\ndriver = "quiet"\n[registries.a]\ndriver = "src"\n[registries.b]\ndriver = "src"\n'
     file = tmp_path / "config.toml"
-    file.write_text((BASE + text).format(folder=tmp_path).replace('["quiet"]', '["b", "a"]'))
+    file.write_text((QUIET_CONFIG + text).format(folder=tmp_path).replace('["quiet"]', '["b", "a"]'))
     loaded = load(ConfigPaths.at(file))
     await bind(loaded.config, loaded.origins).close()
     import src as module_of_driver  # type: ignore[import-not-found]  # installed by this test

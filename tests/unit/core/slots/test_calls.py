@@ -78,7 +78,7 @@ def bound(driver: Recorder, role: str, meter: Meter | None = None, config: SlotC
 
 
 def network(driver: FakeNetwork, meter: Meter | None = None, limit_s: float = 5.0) -> NetworkSlot:
-    return NetworkSlot(bound(driver, "network", meter), NetworkDeadlines(default=limit_s))
+    return NetworkSlot(bound(driver, "network", meter), NetworkDeadlines(default=limit_s, attach=limit_s))
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from crinoid.core.slots.drivers import UnusableDriverError, discover, load_driver
-
-from .conftest import NETWORK, Site
+from support.distributions import NETWORK, Site
 
 ENTRY = "[crinoid.networks]\nstar = star_net:Driver\n"
 
