@@ -215,8 +215,12 @@ def _mount_file_system(mount: Mount, target: Path, options: MountOptions) -> Non
 
 def _mount_overlay(source: str, target: Path, options: MountOptions) -> None:
     if takes_layers_one_by_one():
-        with _opened(_overlay_context(source, options)) as context, _opened(_fsmount(context, options)) as made:
-            _move_mount(made, target)
+        try:
+            with _opened(_overlay_context(source, options)) as context, _opened(_fsmount(context, options)) as made:
+                _move_mount(made, target)
+        except OSError as error:
+            error.filename = error.filename or str(target)
+            raise
     else:
         mount_overlay_by_string(source, target, options)
     if options.propagation:
@@ -375,7 +379,7 @@ def _fsconfig(context: int, command: int, key: str, value: str | None) -> None:
     try:
         libc.syscall(libc.FSCONFIG, context, command, *arguments, path=value or key)
     except OSError as error:
-        raise _explained(error, context, key) from None
+        raise _explained(error, context, key or "create") from None
 
 
 def _fsmount(context: int, options: MountOptions) -> int:

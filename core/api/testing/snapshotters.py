@@ -1,0 +1,583 @@
+"""The contract of the snapshotter role as tests: whoever writes a snapshotter applies them to it.
+
+Subclass the contract and say how a driver is made::
+
+    class TestMine(SnapshotterContract):
+        def make_driver(self, host: Host) -> object:
+            return MySnapshotter(MyOptions(), host)
+
+It wants pytest and pytest-asyncio. Layers are filled as the kernel's unpacking does, and snapshots are really mounted:
+for that, and for whiteouts of the overlay form, it wants root, and skips where there is none. ``make_driver`` is called
+again over the same host where a test restarts the daemon; nothing is closed before, as in a kill.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import stat
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import pytest
+import pytest_asyncio
+
+from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
+from crinoid.core.api.hooks import PROJECT
+from crinoid.core.api.hooks.snapshotter import SnapshotterHooks
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux import mount as system_mounts
+from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures, WhiteoutForm
+
+BASE = "sha256:" + "a" * 64
+"""A chain id of one layer."""
+TOP = "sha256:" + "b" * 64
+"""A chain id of two layers, on top of ``BASE``."""
+ABSENT = "sha256:" + "0" * 64
+_FILE_BYTES = 100_000
+_MTIME_NS = 1_234_567_890_000_000_000
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, owners and whiteouts need root")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerContent:
+    """What a layer brings: files by path, names it takes away, folders whose lower content it hides."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    deleted: tuple[str, ...] = ()
+    opaque: tuple[str, ...] = ()
+
+    def unpack(self, target: LayerTarget) -> None:
+        """Do as the kernel's unpacking does, in the form that the target wants."""
+        for name in self.opaque:
+            self._hide(target, target.directory / name)
+        for name in self.deleted:
+            self._delete(target, target.directory / name)
+        for name, text in self.files.items():
+            path = target.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def _hide(self, target: LayerTarget, path: Path) -> None:
+        if target.whiteouts is WhiteoutForm.DELETE and path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if target.whiteouts is WhiteoutForm.OVERLAY:
+            os.setxattr(path, "trusted.overlay.opaque", b"y")
+
+    def _delete(self, target: LayerTarget, path: Path) -> None:
+        if target.whiteouts is WhiteoutForm.OVERLAY:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.mknod(path, stat.S_IFCHR, 0)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class BoundSnapshotter:
+    """A driver behind the hooks, called as the kernel calls it: by keyword."""
+
+    def __init__(self, driver: object) -> None:
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(SnapshotterHooks)
+        manager.register(driver)
+        manager.check_pending()
+        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+
+    def features(self) -> SnapshotterFeatures:
+        """Ask for the features, and check their type."""
+        features = self._hook.features()
+        assert isinstance(features, SnapshotterFeatures), f"features returned {features!r}"
+        return features
+
+    async def probe(self) -> None:
+        """Try whether the host can do it."""
+        assert await self._hook.probe() is None
+
+    async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
+        """Prepare a layer, and check that there is a folder."""
+        target = await self._hook.prepare_layer(chain_id=chain_id, parent=parent)
+        assert isinstance(target, LayerTarget), f"prepare_layer returned {target!r}"
+        assert target.directory.is_dir()
+        return target
+
+    async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
+        """Commit a layer."""
+        assert await self._hook.commit_layer(key=key, chain_id=chain_id, parent=parent) is None
+
+    async def discard_layer(self, key: str) -> None:
+        """Discard a layer."""
+        assert await self._hook.discard_layer(key=key) is None
+
+    async def has_layer(self, chain_id: str) -> bool:
+        """Ask for a layer, and check the answer's type."""
+        answer = await self._hook.has_layer(chain_id=chain_id)
+        assert isinstance(answer, bool), f"has_layer returned {answer!r}"
+        return answer
+
+    async def list_layers(self) -> dict[str, str | None]:
+        """Return every chain id with its parent; each comes once."""
+        layers = await self._hook.list_layers()
+        assert isinstance(layers, tuple), f"list_layers returned {layers!r}"
+        assert len(dict(layers)) == len(layers)
+        return dict(layers)
+
+    async def remove_layer(self, chain_id: str) -> None:
+        """Remove a layer."""
+        assert await self._hook.remove_layer(chain_id=chain_id) is None
+
+    async def create_snapshot(self, key: str, parent: str | None, readonly: bool = False) -> tuple[Mount, ...]:
+        """Create a snapshot, and check that its mounts are the same when asked for again."""
+        mounts = await self._hook.create_snapshot(key=key, parent=parent, readonly=readonly)
+        assert await self.mounts(key) == mounts
+        return await self.mounts(key)
+
+    async def mounts(self, key: str) -> tuple[Mount, ...]:
+        """Return a snapshot's mounts, and check their type."""
+        mounts = await self._hook.mounts(key=key)
+        assert isinstance(mounts, tuple) and mounts, f"mounts returned {mounts!r}"
+        assert all(isinstance(mount, Mount) for mount in mounts)
+        return mounts
+
+    async def remove_snapshot(self, key: str) -> None:
+        """Remove a snapshot."""
+        assert await self._hook.remove_snapshot(key=key) is None
+
+    async def list_snapshots(self) -> set[str]:
+        """Return the keys of all snapshots; each comes once."""
+        keys = await self._hook.list_snapshots()
+        assert len(set(keys)) == len(keys)
+        return set(keys)
+
+    async def list_unfinished(self) -> set[str]:
+        """Return the keys of all unfinished layers."""
+        return set(await self._hook.list_unfinished())
+
+    async def usage(self, key: str) -> DiskUsage:
+        """Measure a snapshot, and check the answer."""
+        return _measured(await self._hook.usage(key=key))
+
+    async def layer_usage(self, chain_id: str) -> DiskUsage:
+        """Measure a layer, and check the answer."""
+        return _measured(await self._hook.layer_usage(chain_id=chain_id))
+
+    async def total_usage(self) -> DiskUsage:
+        """Measure all layers, and check the answer."""
+        return _measured(await self._hook.total_usage())
+
+    async def add_layer(self, chain_id: str, parent: str | None, content: LayerContent) -> None:
+        """Prepare, unpack and commit a layer."""
+        target = await self.prepare_layer(chain_id, parent)
+        content.unpack(target)
+        await self.commit_layer(target.key, chain_id, parent)
+
+
+BASE_CONTENT = LayerContent(
+    files={"etc/kept": "base", "etc/changed": "base", "gone/file": "base", "hidden/old": "base"}
+)
+TOP_CONTENT = LayerContent(
+    files={"etc/changed": "top", "hidden/new": "top", "big": "x" * _FILE_BYTES}, deleted=("gone",), opaque=("hidden",)
+)
+MERGED = {"etc/kept": "base", "etc/changed": "top", "hidden/new": "top", "big": "x" * _FILE_BYTES}
+"""What a root of ``TOP`` holds."""
+
+
+@pytest.mark.asyncio
+class SnapshotterContract:
+    """What every snapshotter does; ``make_driver`` is the author's."""
+
+    def make_driver(self, host: Host) -> object:
+        """Return a driver over the host's folders, which may hold what an earlier one left."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def host(self, tmp_path: Path) -> Host:
+        """The driver's place on the node."""
+        for name in ("state", "run"):
+            (tmp_path / name).mkdir()
+        return Host("contract", tmp_path / "state", tmp_path / "run", logging.getLogger("contract"), "0")
+
+    @pytest.fixture
+    def target(self, tmp_path: Path) -> Iterator[Path]:
+        """A folder to mount on; what is mounted below is undone after the test."""
+        target = tmp_path / "root"
+        target.mkdir()
+        yield target
+        for point in system_mounts.mountpoints(tmp_path):
+            system_mounts.unmount(point)
+
+    @pytest_asyncio.fixture
+    async def snapshotter(self, host: Host) -> BoundSnapshotter:
+        """The driver, bound and probed."""
+        return await self.restart(host)
+
+    @pytest_asyncio.fixture
+    async def image(self, snapshotter: BoundSnapshotter) -> BoundSnapshotter:
+        """The driver, with an image of two layers: ``BASE`` and ``TOP``."""
+        if os.geteuid() != 0:
+            pytest.skip("whiteouts need root")
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        await snapshotter.add_layer(TOP, BASE, TOP_CONTENT)
+        return snapshotter
+
+    async def restart(self, host: Host) -> BoundSnapshotter:
+        """Make the driver anew, as after a kill of the daemon."""
+        bound = BoundSnapshotter(self.make_driver(host))
+        await bound.probe()
+        return bound
+
+    # Layers
+
+    async def test_features_are_constant(self, snapshotter: BoundSnapshotter) -> None:
+        assert snapshotter.features() == snapshotter.features()
+
+    async def test_a_new_store_is_empty(self, snapshotter: BoundSnapshotter) -> None:
+        assert await snapshotter.list_layers() == {}
+        assert await snapshotter.list_snapshots() == set()
+        assert await snapshotter.list_unfinished() == set()
+        assert await snapshotter.total_usage() == DiskUsage(0, 0)
+
+    async def test_a_first_layer_begins_empty(self, snapshotter: BoundSnapshotter) -> None:
+        target = await snapshotter.prepare_layer(BASE, None)
+        assert list(target.directory.iterdir()) == []
+
+    async def test_a_further_layer_begins_as_its_form_wants(self, snapshotter: BoundSnapshotter) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        target = await snapshotter.prepare_layer(TOP, BASE)
+        held = BASE_CONTENT.files if target.whiteouts is WhiteoutForm.DELETE else {}
+        assert _files(target.directory) == held
+
+    async def test_a_layer_is_there_once_it_is_committed(self, snapshotter: BoundSnapshotter) -> None:
+        target = await snapshotter.prepare_layer(BASE, None)
+        assert await snapshotter.list_unfinished() == {target.key}
+        assert not await snapshotter.has_layer(BASE)
+        BASE_CONTENT.unpack(target)
+        await snapshotter.commit_layer(target.key, BASE, None)
+        assert await snapshotter.has_layer(BASE)
+        assert await snapshotter.list_layers() == {BASE: None}
+        assert await snapshotter.list_unfinished() == set()
+
+    async def test_a_discarded_layer_is_gone(self, snapshotter: BoundSnapshotter) -> None:
+        target = await snapshotter.prepare_layer(BASE, None)
+        BASE_CONTENT.unpack(target)
+        for _ in range(2):
+            await snapshotter.discard_layer(target.key)
+        assert not target.directory.exists()
+        assert await snapshotter.list_unfinished() == set()
+        with pytest.raises(NotFound):
+            await snapshotter.commit_layer(target.key, BASE, None)
+
+    @pytest.mark.parametrize("key", ["unknown", "", "..", "../../etc", "a/b"])
+    async def test_a_foreign_key_does_no_harm(self, snapshotter: BoundSnapshotter, host: Host, key: str) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        with pytest.raises(NotFound):
+            await snapshotter.commit_layer(key, TOP, BASE)
+        await snapshotter.discard_layer(key)
+        await snapshotter.remove_snapshot(key)
+        assert (await self.restart(host)).features() == snapshotter.features()
+        assert await snapshotter.has_layer(BASE)
+
+    async def test_the_first_commit_of_a_chain_id_stays(self, snapshotter: BoundSnapshotter) -> None:
+        one, two = [await snapshotter.prepare_layer(BASE, None) for _ in range(2)]
+        assert one.key != two.key and one.directory != two.directory
+        for target in (one, two):
+            BASE_CONTENT.unpack(target)
+            await snapshotter.commit_layer(target.key, BASE, None)
+        assert await snapshotter.list_layers() == {BASE: None}
+        assert await snapshotter.list_unfinished() == set()
+        assert not two.directory.exists()
+
+    async def test_commits_at_the_same_time_make_one_layer(self, snapshotter: BoundSnapshotter) -> None:
+        targets = await asyncio.gather(*(snapshotter.prepare_layer(BASE, None) for _ in range(5)))
+        assert len({target.key for target in targets}) == 5
+        await asyncio.gather(*(snapshotter.commit_layer(target.key, BASE, None) for target in targets))
+        assert await snapshotter.list_layers() == {BASE: None}
+        assert await snapshotter.list_unfinished() == set()
+
+    async def test_a_parent_that_is_not_committed(self, snapshotter: BoundSnapshotter) -> None:
+        if snapshotter.features().parallel_unpack:
+            top = await snapshotter.prepare_layer(TOP, BASE)
+            await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+            await snapshotter.commit_layer(top.key, TOP, BASE)
+            assert await snapshotter.list_layers() == {BASE: None, TOP: BASE}
+        else:
+            with pytest.raises(NotFound):
+                await snapshotter.prepare_layer(TOP, BASE)
+            assert await snapshotter.list_unfinished() == set()
+
+    async def test_a_layer_in_use_is_not_removed(self, snapshotter: BoundSnapshotter) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        await snapshotter.add_layer(TOP, BASE, LayerContent())
+        await snapshotter.create_snapshot("container", TOP)
+        for chain_id in (BASE, TOP):
+            with pytest.raises(FailedPrecondition):
+                await snapshotter.remove_layer(chain_id)
+            assert await snapshotter.has_layer(chain_id)
+
+    async def test_a_layer_is_removed_when_nothing_stands_on_it(
+        self, snapshotter: BoundSnapshotter, host: Host
+    ) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        await snapshotter.add_layer(TOP, BASE, LayerContent())
+        await snapshotter.create_snapshot("container", TOP)
+        await snapshotter.remove_snapshot("container")
+        for chain_id in (TOP, TOP, BASE, BASE, ABSENT):
+            await snapshotter.remove_layer(chain_id)
+        assert await snapshotter.list_layers() == {}
+        assert await (await self.restart(host)).list_layers() == {}
+        assert await snapshotter.total_usage() == DiskUsage(0, 0)
+
+    # Restarts
+
+    async def test_all_survives_a_restart(self, snapshotter: BoundSnapshotter, host: Host) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        await snapshotter.add_layer(TOP, BASE, LayerContent())
+        mounts = await snapshotter.create_snapshot("container", TOP)
+        usage = await snapshotter.total_usage()
+        after = await self.restart(host)
+        assert await after.list_layers() == {BASE: None, TOP: BASE}
+        assert await after.list_snapshots() == {"container"}
+        assert await after.mounts("container") == mounts
+        assert await after.total_usage() == usage
+        with pytest.raises(FailedPrecondition):
+            await after.remove_layer(TOP)
+        with pytest.raises(AlreadyExists):
+            await after.create_snapshot("container", TOP)
+
+    async def test_what_was_prepared_before_a_restart_is_listed(
+        self, snapshotter: BoundSnapshotter, host: Host
+    ) -> None:
+        kept, dropped = [await snapshotter.prepare_layer(BASE, None) for _ in range(2)]
+        BASE_CONTENT.unpack(kept)
+        after = await self.restart(host)
+        assert await after.list_unfinished() == {kept.key, dropped.key}
+        await after.discard_layer(dropped.key)
+        assert not dropped.directory.exists()
+        new = await after.prepare_layer(TOP, None)
+        assert new.key not in {kept.key, dropped.key}, "a key is never given twice"
+        await after.commit_layer(kept.key, BASE, None)
+        assert await after.has_layer(BASE)
+
+    async def test_a_cancelled_preparation_leaves_only_what_is_listed(
+        self, snapshotter: BoundSnapshotter, host: Host
+    ) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        preparing = asyncio.create_task(snapshotter.prepare_layer(TOP, BASE))
+        await asyncio.sleep(0)
+        preparing.cancel()
+        await asyncio.wait({preparing})
+        for key in await snapshotter.list_unfinished():
+            await snapshotter.discard_layer(key)
+        await snapshotter.remove_layer(BASE)
+        assert await (await self.restart(host)).list_unfinished() == set()
+
+    async def test_a_cancelled_snapshot_can_be_removed_and_made_again(self, snapshotter: BoundSnapshotter) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        creating = asyncio.create_task(snapshotter.create_snapshot("container", BASE))
+        await asyncio.sleep(0)
+        creating.cancel()
+        await asyncio.wait({creating})
+        await snapshotter.remove_snapshot("container")
+        assert await snapshotter.list_snapshots() == set()
+        await snapshotter.create_snapshot("container", BASE)
+
+    # Snapshots
+
+    async def test_snapshots_are_listed_and_removed(self, snapshotter: BoundSnapshotter) -> None:
+        await snapshotter.create_snapshot("one", None)
+        await snapshotter.create_snapshot("two", None, readonly=True)
+        assert await snapshotter.list_snapshots() == {"one", "two"}
+        for _ in range(2):
+            await snapshotter.remove_snapshot("one")
+        assert await snapshotter.list_snapshots() == {"two"}
+        with pytest.raises(NotFound):
+            await snapshotter.mounts("one")
+        await snapshotter.create_snapshot("one", None)
+
+    async def test_a_key_in_use_and_a_missing_parent_are_refused(self, snapshotter: BoundSnapshotter) -> None:
+        await snapshotter.create_snapshot("container", None)
+        with pytest.raises(AlreadyExists):
+            await snapshotter.create_snapshot("container", None)
+        with pytest.raises(NotFound):
+            await snapshotter.create_snapshot("other", ABSENT)
+        assert await snapshotter.list_snapshots() == {"container"}
+
+    async def test_one_of_many_gets_a_key(self, snapshotter: BoundSnapshotter) -> None:
+        tries = (snapshotter.create_snapshot("container", None) for _ in range(5))
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AlreadyExists"] * 4 + ["tuple"]
+
+    async def test_the_driver_mounts_nothing_itself(self, snapshotter: BoundSnapshotter, tmp_path: Path) -> None:
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        await snapshotter.create_snapshot("container", BASE)
+        assert system_mounts.mountpoints(tmp_path) == ()
+
+    @needs_root
+    async def test_a_root_shows_all_layers_as_one(self, image: BoundSnapshotter, target: Path) -> None:
+        for key, readonly in (("writable", False), ("readonly", True)):
+            async with _mounted(await image.create_snapshot(key, TOP, readonly), target):
+                assert _files(target) == MERGED
+                assert _names(target) == ["big", "etc", "hidden"]
+
+    @needs_root
+    async def test_a_root_of_one_layer(self, image: BoundSnapshotter, target: Path) -> None:
+        for key, readonly in (("writable", False), ("readonly", True)):
+            async with _mounted(await image.create_snapshot(key, BASE, readonly), target):
+                assert _files(target) == dict(BASE_CONTENT.files)
+
+    @needs_root
+    async def test_a_root_without_an_image(self, snapshotter: BoundSnapshotter, target: Path) -> None:
+        async with _mounted(await snapshotter.create_snapshot("writable", None), target):
+            assert _names(target) == []
+            (target / "file").write_text("mine")
+        async with _mounted(await snapshotter.create_snapshot("readonly", None, True), target):
+            assert _names(target) == []
+            with pytest.raises(OSError):
+                (target / "file").touch()
+
+    @needs_root
+    async def test_what_one_root_writes_no_other_sees(self, image: BoundSnapshotter, target: Path) -> None:
+        async with _mounted(await image.create_snapshot("one", TOP), target):
+            (target / "etc/kept").write_text("mine")
+            (target / "etc/changed").unlink()
+            shutil.rmtree(target / "hidden")
+        async with _mounted(await image.create_snapshot("two", TOP), target):
+            assert _files(target) == MERGED
+
+    @needs_root
+    async def test_what_was_written_is_there_after_a_restart(
+        self, image: BoundSnapshotter, host: Host, target: Path
+    ) -> None:
+        async with _mounted(await image.create_snapshot("container", TOP), target):
+            (target / "etc/kept").write_text("mine")
+            (target / "etc/changed").unlink()
+        after = await self.restart(host)
+        async with _mounted(await after.mounts("container"), target):
+            assert (target / "etc/kept").read_text() == "mine"
+            assert not (target / "etc/changed").exists()
+
+    @needs_root
+    async def test_a_readonly_root_can_not_be_written(self, image: BoundSnapshotter, target: Path) -> None:
+        async with _mounted(await image.create_snapshot("view", TOP, readonly=True), target):
+            for act in ((target / "new").touch, (target / "etc/kept").unlink):
+                with pytest.raises(OSError):
+                    act()
+
+    @needs_root
+    async def test_a_removed_snapshots_writes_are_gone(self, image: BoundSnapshotter, target: Path) -> None:
+        async with _mounted(await image.create_snapshot("container", TOP), target):
+            (target / "mine").touch()
+        await image.remove_snapshot("container")
+        async with _mounted(await image.create_snapshot("container", TOP), target):
+            assert not (target / "mine").exists()
+
+    @needs_root
+    async def test_attributes_of_a_layer_show_in_the_root(self, snapshotter: BoundSnapshotter, target: Path) -> None:
+        layer = await snapshotter.prepare_layer(BASE, None)
+        _make_odd_files(layer.directory)
+        await snapshotter.commit_layer(layer.key, BASE, None)
+        await snapshotter.add_layer(TOP, BASE, LayerContent(files={"other": "top"}))
+        async with _mounted(await snapshotter.create_snapshot("container", TOP), target):
+            _assert_odd_files(target)
+
+    # Usage
+
+    @needs_root
+    async def test_usage_follows_what_is_written(self, image: BoundSnapshotter, target: Path) -> None:
+        mounts = await image.create_snapshot("container", TOP)
+        before = await image.usage("container")
+        async with _mounted(mounts, target):
+            (target / "new").write_bytes(os.urandom(_FILE_BYTES))
+            _sync(target / "new")  # a file system may allocate blocks only when it must
+            during = await image.usage("container")
+            with (target / "sparse").open("wb") as file:
+                file.truncate(1 << 30)
+            after = await image.usage("container")
+        assert during.used_bytes - before.used_bytes >= _FILE_BYTES
+        assert during.inodes == before.inodes + 1
+        assert after.used_bytes - during.used_bytes < 1 << 20, "holes take no space"
+
+    @needs_root
+    async def test_usage_of_layers(self, image: BoundSnapshotter) -> None:
+        base, top = await image.layer_usage(BASE), await image.layer_usage(TOP)
+        assert base.inodes >= len(BASE_CONTENT.files)
+        assert top.used_bytes >= _FILE_BYTES
+        total = await image.total_usage()
+        assert max(base.used_bytes, top.used_bytes) <= total.used_bytes <= base.used_bytes + top.used_bytes
+        await image.remove_layer(TOP)
+        assert (await image.total_usage()).used_bytes <= total.used_bytes - _FILE_BYTES
+
+    async def test_usage_of_what_is_not_there(self, snapshotter: BoundSnapshotter) -> None:
+        with pytest.raises(NotFound):
+            await snapshotter.usage("nothing")
+        with pytest.raises(NotFound):
+            await snapshotter.layer_usage(ABSENT)
+
+
+def _measured(usage: object) -> DiskUsage:
+    assert isinstance(usage, DiskUsage), f"{usage!r} is no DiskUsage"
+    assert usage.used_bytes >= 0 and usage.inodes >= 0
+    return usage
+
+
+def _files(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@asynccontextmanager
+async def _mounted(mounts: tuple[Mount, ...], target: Path) -> AsyncIterator[None]:
+    try:
+        for mount in mounts:
+            await asyncio.to_thread(system_mounts.mount, mount, target)
+        yield
+    finally:
+        await asyncio.to_thread(system_mounts.unmount, target)
+
+
+def _make_odd_files(folder: Path) -> None:
+    """Files with everything that a careless copy loses."""
+    folder.chmod(0o751)
+    (folder / "setuid").write_text("program")
+    os.chown(folder / "setuid", 1000, 1001)
+    (folder / "setuid").chmod(0o4755)
+    os.setxattr(folder / "setuid", "user.note", b"kept")
+    os.link(folder / "setuid", folder / "linked")
+    (folder / "symlink").symlink_to("/nowhere")
+    os.mkfifo(folder / "fifo", 0o640)
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+        os.pwrite(file.fileno(), b"data", 1 << 20)
+    (folder / "dated").mkdir()
+    (folder / "dated" / "file").touch()
+    os.utime(folder / "dated", ns=(_MTIME_NS, _MTIME_NS))
+
+
+def _assert_odd_files(folder: Path) -> None:
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o751
+    setuid = (folder / "setuid").stat()
+    assert (stat.S_IMODE(setuid.st_mode), setuid.st_uid, setuid.st_gid) == (0o4755, 1000, 1001)
+    assert os.getxattr(folder / "setuid", "user.note") == b"kept"
+    assert (folder / "linked").stat().st_ino == setuid.st_ino
+    assert setuid.st_nlink == 2
+    assert (folder / "symlink").readlink() == Path("/nowhere")
+    assert stat.S_ISFIFO((folder / "fifo").stat().st_mode)
+    sparse = (folder / "sparse").stat()
+    assert sparse.st_size == 1 << 30 and sparse.st_blocks * 512 < 1 << 26
+    with (folder / "sparse").open("rb") as file:
+        assert os.pread(file.fileno(), 5, 1 << 20) == b"data\0"
+    assert (folder / "dated").stat().st_mtime_ns == _MTIME_NS

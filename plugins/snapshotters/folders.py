@@ -1,0 +1,149 @@
+"""The hooks that both snapshotters answer alike; ``overlay`` and ``native`` add how trees are filled and mounted."""
+
+import errno
+import functools
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator
+
+from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.errors import NotFound, ResourceExhausted
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, WhiteoutForm
+from crinoid.plugins.snapshotters.records import Snapshot
+from crinoid.plugins.snapshotters.storage import Storage
+
+T = TypeVar("T")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{path} is not an absolute path")
+    return path
+
+
+class FolderConfig(DriverConfig):
+    """What the options of both drivers have in common."""
+
+    root: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Folder of all layers and writable parts, on the file system that is to hold them; by default a folder of the
+    slot's own below the daemon's state directory. No two slots may share one."""
+
+
+class FolderSnapshotter:
+    """Layers and snapshots in a ``Storage``; every hook does its work in a thread."""
+
+    whiteouts: WhiteoutForm
+
+    def __init__(self, config: FolderConfig, host: Host) -> None:
+        self.host = host
+        self.storage = Storage(config.root or host.state_dir / "snapshots", host.log)
+
+    def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:
+        """Put into a new layer what it begins with. Raises NotFound for a parent that is needed."""
+        raise NotImplementedError
+
+    def fill_snapshot(self, parent: str | None, readonly: bool, folder: Path, cancelled: threading.Event) -> None:
+        """Put into a new snapshot what it begins with."""
+        raise NotImplementedError
+
+    def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
+        """Tell how a snapshot is mounted."""
+        raise NotImplementedError
+
+    @hookimpl
+    async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
+        cancelled = threading.Event()
+        fill = functools.partial(self.fill_layer, parent, cancelled=cancelled)
+        key, folder = await _in_thread(lambda: self.storage.prepare(parent, fill), cancelled.set)
+        return LayerTarget(key, folder, self.whiteouts)
+
+    @hookimpl
+    async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
+        await _in_thread(lambda: self.storage.commit(key, chain_id, parent))
+
+    @hookimpl
+    async def discard_layer(self, key: str) -> None:
+        await _in_thread(lambda: self.storage.discard(key))
+
+    @hookimpl
+    async def has_layer(self, chain_id: str) -> bool:
+        try:
+            self.storage.layer(chain_id)
+        except NotFound:
+            return False
+        return True
+
+    @hookimpl
+    async def list_layers(self) -> tuple[tuple[str, str | None], ...]:
+        return tuple((layer.chain_id, layer.parent) for layer in self.storage.layers())
+
+    @hookimpl
+    async def remove_layer(self, chain_id: str) -> None:
+        await _in_thread(lambda: self.storage.remove_layer(chain_id))
+
+    @hookimpl
+    async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:
+        cancelled = threading.Event()
+        fill = functools.partial(self.fill_snapshot, parent, readonly, cancelled=cancelled)
+        create: Callable[[], Snapshot] = lambda: self.storage.create(key, parent, readonly, fill)  # noqa: E731
+        return self.mounts_of(await _in_thread(create, cancelled.set))
+
+    @hookimpl
+    async def mounts(self, key: str) -> tuple[Mount, ...]:
+        return self.mounts_of(self.storage.snapshot(key))
+
+    @hookimpl
+    async def remove_snapshot(self, key: str) -> None:
+        await _in_thread(lambda: self.storage.remove_snapshot(key))
+
+    @hookimpl
+    async def list_snapshots(self) -> tuple[str, ...]:
+        return tuple(snapshot.key for snapshot in self.storage.snapshots())
+
+    @hookimpl
+    async def list_unfinished(self) -> tuple[str, ...]:
+        return await _in_thread(self.storage.unfinished)
+
+    @hookimpl
+    async def usage(self, key: str) -> DiskUsage:
+        return await _in_thread(lambda: self.storage.snapshot_usage(key))
+
+    @hookimpl
+    async def layer_usage(self, chain_id: str) -> DiskUsage:
+        return self.storage.layer(chain_id).usage
+
+    @hookimpl
+    async def total_usage(self) -> DiskUsage:
+        usages = [layer.usage for layer in self.storage.layers()]
+        return DiskUsage(sum(usage.used_bytes for usage in usages), sum(usage.inodes for usage in usages))
+
+
+def _no_interrupt() -> None:
+    """Most of what is done here is short."""
+
+
+async def _in_thread(function: Callable[[], T], interrupt: Callable[[], None] = _no_interrupt) -> T:
+    try:
+        return await call_in_thread(function, interrupt)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ResourceExhausted(
+                f"no space for layers and snapshots: {error}; free some or remove images"
+            ) from error
+        raise
+
+
+def copy_root_attributes(source: Path, target: Path) -> None:
+    """Give a new root folder the owner and mode of the one below it: a container sees the topmost."""
+    status = source.stat()
+    os.chown(target, status.st_uid, status.st_gid)
+    target.chmod(stat.S_IMODE(status.st_mode))

@@ -1,0 +1,137 @@
+"""The ``overlay`` snapshotter: each layer a folder, a container's root an overlay mount of them (overlayfs).
+
+Layers are unpacked apart from each other, so they can be unpacked at the same time, and a container costs two empty
+folders. What this needs of the host, ``probe`` tries out.
+"""
+
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from crinoid.core.api import API_VERSION
+from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux import libc, mount
+from crinoid.core.api.linux.files import remove_tree
+from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread
+from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
+from crinoid.plugins.snapshotters.folders import FolderConfig, FolderSnapshotter, copy_root_attributes
+from crinoid.plugins.snapshotters.records import Snapshot
+
+_CLONE_NEWNS = 0x20000
+_OPAQUE = "trusted.overlay.opaque"
+_OURS = ("lowerdir", "upperdir", "workdir", "ro", "rw")
+
+
+def _not_ours(options: tuple[str, ...]) -> tuple[str, ...]:
+    for option in options:
+        if option.partition("=")[0].removesuffix("+") in _OURS or "," in option:
+            raise ValueError(f"{option!r} is not for the configuration to say: one option each, and no layers")
+    return options
+
+
+class OverlayConfig(FolderConfig):
+    """The options of an ``overlay`` slot."""
+
+    mount_options: Annotated[tuple[str, ...], AfterValidator(_not_ours)] = ("index=off",)
+    """Options of every container's overlay mount, one each, such as ``metacopy=on``. With ``volatile`` what a container
+    writes is never synced to disk: that is faster, but the kernel mounts such a root only once."""
+
+
+class OverlaySnapshotter(FolderSnapshotter):
+    """The driver (entry point ``overlay``)."""
+
+    api_version = API_VERSION
+    Config = OverlayConfig
+    whiteouts = WhiteoutForm.OVERLAY
+
+    def __init__(self, config: OverlayConfig, host: Host) -> None:
+        super().__init__(config, host)
+        self._options = config.mount_options
+
+    @hookimpl
+    def features(self) -> SnapshotterFeatures:
+        return SnapshotterFeatures(parallel_unpack=True)
+
+    @hookimpl
+    async def probe(self) -> None:
+        await call_in_thread(self.storage.clear_scratch)
+        await call_in_thread(lambda: try_overlay(self.storage.new_scratch(), self._options))
+
+    def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:
+        """The parent may still be unpacked; where it is there, its root folder's owner and mode are taken over."""
+        if parent is not None and any(layer.chain_id == parent for layer in self.storage.layers()):
+            copy_root_attributes(self.storage.stack(parent)[0], folder)
+
+    def fill_snapshot(self, parent: str | None, readonly: bool, folder: Path, cancelled: threading.Event) -> None:
+        if parent is not None:
+            copy_root_attributes(self.storage.stack(parent)[0], folder)
+
+    def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
+        """An overlay needs a lower layer, and two where it has no upper one: else a bind mount does."""
+        folder = self.storage.snapshot_folder(snapshot)
+        stack = self.storage.stack(snapshot.parent)
+        if snapshot.readonly and len(stack) < 2:
+            return (Mount("bind", str([*stack, folder / "fs"][0]), ("rbind", "ro")),)
+        if not stack:
+            return (Mount("bind", str(folder / "fs"), ("rbind",)),)
+        lowers = tuple(f"lowerdir+={tree}" for tree in stack)
+        if snapshot.readonly:
+            return (Mount("overlay", "overlay", (*lowers, *self._options, "ro")),)
+        parts = (f"upperdir={folder / 'fs'}", f"workdir={folder / 'work'}")
+        return (Mount("overlay", "overlay", (*lowers, *parts, *self._options)),)
+
+
+def try_overlay(folder: Path, options: tuple[str, ...]) -> None:
+    """Mount an overlay in a new folder, in a mount namespace that nobody sees and that ends with the try.
+
+    Raises Unsupported, saying what is missing, unless whiteouts and opaque folders work.
+    """
+    try:
+        call_in_fresh_thread(lambda: _mount_and_look(folder, options))
+    except OSError as error:
+        raise Unsupported(f"overlay snapshots don't work in {folder.parent}: {_advice(error)} ({error})") from error
+    finally:
+        remove_tree(folder)
+
+
+def _mount_and_look(folder: Path, options: tuple[str, ...]) -> None:
+    lower, middle, upper, work, merged = (folder / name for name in ("lower", "middle", "upper", "work", "merged"))
+    for path in (lower / "hidden", middle / "hidden", upper, work, merged):
+        path.mkdir(parents=True)
+    for path in (lower / "hidden/below", lower / "deleted", lower / "whited"):
+        path.touch()
+    os.setxattr(middle / "hidden", _OPAQUE, b"y")
+    os.mknod(middle / "whited", stat.S_IFCHR, 0)
+    libc.call("unshare", _CLONE_NEWNS)
+    mount.make_private(Path("/"), recursive=True)
+    parts = (f"lowerdir+={middle}", f"lowerdir+={lower}", f"upperdir={upper}", f"workdir={work}")
+    mount.mount(Mount("overlay", "overlay", (*parts, *options)), merged)
+    (merged / "deleted").unlink()
+    status = (upper / "deleted").lstat()
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != 0:
+        raise OSError(errno.EOPNOTSUPP, "a deleted file leaves no whiteout", str(upper))
+    if list(merged.rglob("*")) != [merged / "hidden"]:
+        raise OSError(errno.EOPNOTSUPP, "whiteouts or opaque folders have no effect", str(merged))
+
+
+def _advice(error: OSError) -> str:
+    """Say what to do about the kernel's refusal."""
+    match error.errno:
+        case errno.EPERM | errno.EACCES:
+            return "mounting and trusted extended attributes need root"
+        case errno.ENODEV:
+            return "the kernel has no overlay file system; load it (modprobe overlay) or use the native snapshotter"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "its disk is full"
+        case _:
+            return (
+                "its file system can't hold an overlay's layers; set the option root to a folder on ext4, or on xfs "
+                "with ftype=1, or use the native snapshotter"
+            )
