@@ -141,7 +141,7 @@ class Assembly:
         request = ContainerRequest(
             handle=handle,
             spec=spec,
-            seccomp=seccomp_choice(config),
+            seccomp=seccomp_choice(config, self._config.pods),
             log_path=path,
             terminal=config.tty,
             stdin=config.stdin,

@@ -125,13 +125,15 @@ class InitInput:
     cgroup: str
 
 
-def seccomp_choice(config: ContainerConfig) -> SecurityProfile | None:
-    """Return the profile for the driver: the default where nothing is said, none where unconfined or privileged."""
+def seccomp_choice(config: ContainerConfig, site: PodsConfig) -> SecurityProfile | None:
+    """Return the profile for the driver, ``None`` for unconfined: as a privileged container is, and one for which
+    nothing is said unless the site says otherwise (so do peers, and cri-tools checks it)."""
     security = config.security
     if security.privileged:
         return None
     if security.seccomp is None:
-        return SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+        default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+        return default if site.unset_seccomp == "runtime-default" else None
     return None if security.seccomp.type is ProfileType.UNCONFINED else security.seccomp
 
 

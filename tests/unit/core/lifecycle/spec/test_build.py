@@ -277,10 +277,13 @@ def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_seccomp_choice() -> None:
-    def chosen(**fields: Any) -> SecurityProfile | None:
-        return seccomp_choice(given(security=secure(**fields)).config)
+    def chosen(site: PodsConfig = PodsConfig(), **fields: Any) -> SecurityProfile | None:
+        return seccomp_choice(given(security=secure(**fields)).config, site)
 
-    assert chosen() == SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+    default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+    assert chosen() is None
+    assert chosen(PodsConfig(unset_seccomp="runtime-default")) == default
+    assert chosen(seccomp=default) == default
     assert chosen(privileged=True) is None
     assert chosen(seccomp=SecurityProfile(ProfileType.UNCONFINED)) is None
     local = SecurityProfile(ProfileType.LOCALHOST, "/p.json")
