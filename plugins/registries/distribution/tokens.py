@@ -67,8 +67,10 @@ class Authorizer:
         self._locks: dict[tuple[str, str, Credentials | None], asyncio.Lock] = {}
 
     def known(self, asker: Asker) -> str:
-        """Return the header that was good lately, or none."""
+        """Return the header that was good lately, or none; raise HostFault for a token that can't be sent."""
         if token := _registry_token(asker):
+            if not _SENDABLE.fullmatch(token):
+                raise HostFault(Unauthenticated("the pull request's registry token has characters no token has"))
             return f"Bearer {token}"
         found = self._passes.get(_key(asker))
         return found.header if found and found.ends_at > time.monotonic() else ""

@@ -231,7 +231,7 @@ class TestAnswers:
 
     async def test_a_name_that_does_not_resolve(self, make_registry: MakeRegistry) -> None:
         reference = ImageReference.parse("no-such-host.invalid/app:1")
-        with pytest.raises(Unavailable, match="no-such-host[.]invalid: its name does not resolve"):
+        with pytest.raises(Unavailable, match="invalid: its name does not resolve"):
             await make_registry(tries=1).resolve(ResolveRequest(reference, AMD64))
 
     async def test_an_answer_that_is_not_http(self, make_registry: MakeRegistry) -> None:

@@ -1,0 +1,176 @@
+"""``hosts.toml`` and its neighbours, as containerd's documentation of the form has them."""
+
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls, check_hosts, find_endpoints
+
+
+def write(certs_d: Path, name: str, text: str) -> Path:
+    folder = certs_d / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hosts.toml").write_text(text)
+    return folder
+
+
+def find(registry: str, *paths: Path, plain_http: tuple[str, ...] = ()) -> tuple[Endpoint, ...]:
+    return find_endpoints(registry, paths, plain_http)
+
+
+def urls(endpoints: tuple[Endpoint, ...]) -> list[str]:
+    return [endpoint.url for endpoint in endpoints]
+
+
+@pytest.mark.parametrize(
+    ("registry", "url"),
+    [
+        ("docker.io", "https://registry-1.docker.io/v2"),
+        ("example.com:5000", "https://example.com:5000/v2"),
+        ("localhost:5000", "https://localhost:5000/v2"),
+        ("[::1]:5000", "https://[::1]:5000/v2"),
+        ("plain.test", "http://plain.test/v2"),
+        ("plain.test:80", "https://plain.test:80/v2"),
+    ],
+)
+def test_with_no_file_the_registry_is_asked_by_https_unless_named(tmp_path: Path, registry: str, url: str) -> None:
+    assert find(registry, tmp_path, plain_http=("plain.test",)) == (Endpoint(url),)
+
+
+def test_mirrors_keep_their_order_and_the_registry_is_last(tmp_path: Path) -> None:
+    hosts = "".join(f'[host."https://{name}.test"]\n' for name in ("zeta", "alpha", "mid"))
+    write(tmp_path, "docker.io", hosts)
+    endpoints = find("docker.io", tmp_path)
+    assert urls(endpoints) == [
+        "https://zeta.test/v2",
+        "https://alpha.test/v2",
+        "https://mid.test/v2",
+        "https://registry-1.docker.io/v2",
+    ]
+    assert [endpoint.is_mirror for endpoint in endpoints] == [True, True, True, False]
+    assert [endpoint.namespace for endpoint in endpoints] == ["docker.io"] * 3 + [""]
+    assert endpoints[0].label == "mirror https://zeta.test"
+
+
+def test_every_field(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        "example.com",
+        """
+        server = "http://upstream.test:8080/"
+        ca = "/abs/ca.pem"
+        [host."mirror.test/a/b"]
+          capabilities = ["pull"]
+          ca = ["one.pem", "two.pem"]
+          client = [["c.cert", "c.key"], ["both.pem", ""]]
+          skip_verify = true
+          dial_timeout = "1m1.5s"
+          unknown_key = "of another program"
+          [host."mirror.test/a/b".header]
+            X-One = "1"
+            X-Two = ["a", "b"]
+        [host."https://whole.test/v2/proxy"]
+          override_path = true
+          client = ["x.pem", "y.pem"]
+        [host."https://given.test/v2/"]
+        """,
+    )
+    first, second, third, last = find("example.com", tmp_path)
+    assert first == Endpoint(
+        url="https://mirror.test/a/b/v2",
+        is_mirror=True,
+        capabilities=frozenset({"pull"}),
+        tls=Tls(
+            (folder / "one.pem", folder / "two.pem"),
+            ((folder / "c.cert", folder / "c.key"), (folder / "both.pem", folder / "both.pem")),
+            True,
+        ),
+        headers=(("X-One", "1"), ("X-Two", "a"), ("X-Two", "b")),
+        dial_timeout_s=61.5,
+        namespace="example.com",
+    )
+    assert second.url == "https://whole.test/v2/proxy"
+    assert second.tls.client == ((folder / "x.pem",) * 2, (folder / "y.pem",) * 2)
+    assert third.url == "https://given.test/v2"
+    assert last == Endpoint("http://upstream.test:8080/v2", tls=Tls((Path("/abs/ca.pem"),)), namespace="example.com")
+
+
+def test_the_registry_listed_as_a_host_is_asked_once_with_that_tables_settings(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        "example.com",
+        'server = "https://example.com"\n[host."https://example.com"]\nca = "ca.pem"\n',
+    )
+    assert find("example.com", tmp_path) == (
+        Endpoint("https://example.com/v2", tls=Tls((folder / "ca.pem",)), namespace=""),
+    )
+
+
+@pytest.mark.parametrize("name", ["docker.io", "index.docker.io", "https://docker.io", "registry-1.docker.io"])
+def test_docker_hub_is_asked_where_its_api_is(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "docker.io", f'server = "{name}"\n')
+    (endpoint,) = find("docker.io", tmp_path)
+    assert (endpoint.url, endpoint.namespace) == ("https://registry-1.docker.io/v2", "")
+
+
+@pytest.mark.parametrize("folder", ["example.com_5000_", "example.com:5000", "_default"])
+def test_the_folders_of_a_registry_with_a_port(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, folder, '[host."https://m.test"]\n')
+    assert urls(find("example.com:5000", tmp_path)) == ["https://m.test/v2", "https://example.com:5000/v2"]
+
+
+def test_a_registrys_own_folder_goes_before_the_default_of_any_path(tmp_path: Path) -> None:
+    write(tmp_path / "a", "_default", '[host."https://default.test"]\n')
+    write(tmp_path / "b", "example.com", '[host."https://own.test"]\n')
+    assert urls(find("example.com", tmp_path / "a", tmp_path / "b"))[0] == "https://own.test/v2"
+    assert urls(find("other.com", tmp_path / "a", tmp_path / "b"))[0] == "https://default.test/v2"
+
+
+def test_the_first_path_goes_before_the_second(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, "example.com", f'[host."https://{name}.test"]\n')
+    assert urls(find("example.com", tmp_path / "b", tmp_path / "a"))[0] == "https://b.test/v2"
+
+
+def test_certificates_as_docker_has_them(tmp_path: Path) -> None:
+    folder = tmp_path / "example.com"
+    folder.mkdir()
+    for name in ("b.crt", "a.crt", "client.cert", "client.key"):
+        (folder / name).touch()
+    tls = Tls((folder / "a.crt", folder / "b.crt"), ((folder / "client.cert", folder / "client.key"),))
+    assert find("example.com", tmp_path) == (Endpoint("https://example.com/v2", tls=tls),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("server = ", "line 1"),
+        ("server = 5", "server"),
+        ('server = "ftp://x.test"', "is not the URL"),
+        ('server = "https://"', "is not the URL"),
+        ('server = "https://user:pw@x.test"', "is not the URL"),
+        ('server = "https://x.test:port"', "port"),
+        ('[host."https://x.test?a=b"]', "is not the URL"),
+        ('[host."x.test"]\nca = 5', "host.x.test.ca"),
+        ('skip_verify = "perhaps"', "skip_verify"),
+        ('dial_timeout = "soon"', "dial_timeout"),
+        ('dial_timeout = "0s"', "dial_timeout"),
+        ('client = [["a", "b", "c"]]', "client"),
+        ('header = { "a b" = "x" }', "header"),
+        ('header = { a = "x\\r\\nHost: evil" }', "header"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_named_with_the_place(tmp_path: Path, text: str, words: str) -> None:
+    write(tmp_path, "example.com", text)
+    with pytest.raises(ConfigurationError) as caught:
+        find("example.com", tmp_path)
+    assert str(tmp_path / "example.com/hosts.toml") in caught.value.message
+    assert words in caught.value.message
+    assert check_hosts((tmp_path,)) == (caught.value.message,)
+
+
+def test_a_check_of_good_files_finds_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "example.com_5000_", 'server = "https://x.test"')
+    write(tmp_path, "_default", "")
+    assert check_hosts((tmp_path, tmp_path / "absent")) == ()

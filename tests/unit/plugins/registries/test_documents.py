@@ -1,0 +1,139 @@
+"""Manifests and indexes: which entry of an index a machine takes, and what no document may be."""
+
+import json
+
+import pytest
+
+from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.values.image import Platform
+from crinoid.plugins.registries.documents import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    choose,
+    classify,
+    digest_of,
+    is_digest,
+    read_index,
+    read_manifest,
+    verify,
+)
+
+
+def entry(place: str | None, **more: object) -> dict[str, object]:
+    """An entry for a platform in the form ``os/architecture[/variant]``; its digest tells it from the others."""
+    found: dict[str, object] = {"mediaType": OCI_MANIFEST, "digest": digest_of(str(place).encode()), "size": 1}
+    if place is not None:
+        os, architecture, *variant = place.split("/")
+        found["platform"] = {"os": os, "architecture": architecture, "variant": (variant or [""])[0]}
+    return found | more
+
+
+def chosen(platform: str, *places: str | None) -> str | None:
+    """Choose from an index of the places; return the one taken."""
+    index = read_index(json.dumps({"manifests": [entry(place) for place in places]}).encode(), "index")
+    digest = choose(index, Platform(*platform.split("/")), "index").digest
+    return next(place for place in places if digest_of(str(place).encode()) == digest)
+
+
+@pytest.mark.parametrize(
+    ("platform", "places", "taken"),
+    [
+        ("linux/amd64", ["linux/arm64", "linux/amd64"], "linux/amd64"),
+        ("linux/amd64", ["windows/amd64", "linux/amd64"], "linux/amd64"),
+        ("linux/amd64", ["linux/amd64/v3", "linux/amd64"], "linux/amd64"),
+        ("linux/amd64", ["linux/amd64/v1"], "linux/amd64/v1"),
+        ("linux/amd64", ["linux/x86_64"], "linux/x86_64"),
+        ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"], "linux/amd64/v2"),
+        ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v3"], "linux/amd64/v3"),
+        ("linux/arm64", ["linux/arm/v7", "linux/arm64/v8"], "linux/arm64/v8"),
+        ("linux/arm64/v8", ["linux/arm64"], "linux/arm64"),
+        ("linux/arm64", ["linux/aarch64"], "linux/aarch64"),
+        ("linux/arm64/v9", ["linux/arm64/v8"], "linux/arm64/v8"),
+        ("linux/arm64", ["linux/arm/v6", "linux/arm/v7"], "linux/arm/v7"),
+        ("linux/arm/v7", ["linux/arm/v5", "linux/arm/v6"], "linux/arm/v6"),
+        ("linux/arm/v7", ["linux/arm64", "linux/arm"], "linux/arm"),
+        ("linux/arm/v6", ["linux/arm/v7", "linux/arm/v6"], "linux/arm/v6"),
+        ("linux/arm", ["linux/armhf"], "linux/armhf"),
+        ("linux/s390x", ["linux/s390x"], "linux/s390x"),
+        ("linux/amd64", [None], None),
+        ("linux/amd64", [None, "linux/amd64"], "linux/amd64"),
+        ("linux/amd64", ["unknown/unknown", "linux/amd64"], "linux/amd64"),
+    ],
+)
+def test_the_best_entry_is_taken(platform: str, places: list[str | None], taken: str | None) -> None:
+    assert chosen(platform, *places) == taken
+
+
+@pytest.mark.parametrize(
+    ("platform", "places"),
+    [
+        ("linux/amd64", []),
+        ("linux/amd64", ["linux/arm64", "linux/386"]),
+        ("linux/amd64", ["linux/amd64/v2"]),
+        ("linux/arm/v6", ["linux/arm/v7", "linux/arm64"]),
+        ("linux/amd64", ["unknown/unknown"]),
+        ("linux/riscv64", ["windows/riscv64"]),
+    ],
+)
+def test_no_entry_fits(platform: str, places: list[str]) -> None:
+    with pytest.raises(Unsupported, match=f"index has no manifest for the platform {platform}; it has: "):
+        chosen(platform, *places)
+
+
+def test_what_stands_beside_images_is_passed_over() -> None:
+    attested = entry("linux/amd64", annotations={"vnd.docker.reference.type": "attestation-manifest"})
+    other = entry("linux/amd64", mediaType="application/vnd.example+json", digest=digest_of(b"other"))
+    image = entry("linux/amd64", digest=digest_of(b"image"))
+    index = read_index(json.dumps({"manifests": [attested, other, image]}).encode(), "index")
+    assert choose(index, Platform("linux", "amd64"), "index").digest == digest_of(b"image")
+
+
+def test_nulls_are_empty_lists_as_go_writes_them() -> None:
+    config = {"mediaType": "x", "digest": digest_of(b""), "size": 0, "annotations": None, "urls": None}
+    assert read_manifest(json.dumps({"config": config, "layers": None}).encode(), "x").layers == ()
+    assert read_index(b'{"manifests": null}', "x").manifests == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "declared", "media_type"),
+    [
+        ({"manifests": []}, "", OCI_INDEX),
+        ({"layers": []}, "", OCI_MANIFEST),
+        ({"mediaType": DOCKER_LIST, "manifests": []}, "", DOCKER_LIST),
+        ({"manifests": []}, DOCKER_LIST, DOCKER_LIST),
+        ({"layers": []}, f"{DOCKER_MANIFEST.upper()}; charset=utf-8", DOCKER_MANIFEST),
+    ],
+)
+def test_media_types(document: dict[str, object], declared: str, media_type: str) -> None:
+    assert classify(json.dumps(document).encode(), declared, "x") == media_type
+
+
+@pytest.mark.parametrize(
+    ("digest", "valid"),
+    [
+        ("sha256:" + "a" * 64, True),
+        ("sha384:" + "a" * 96, True),
+        ("sha512:" + "0" * 128, True),
+        ("sha256:" + "A" * 64, False),
+        ("sha256:" + "a" * 63, False),
+        ("md5:" + "a" * 32, False),
+        ("sha256:" + "../" * 21 + "a", False),
+        ("", False),
+    ],
+)
+def test_digests(digest: str, valid: bool) -> None:
+    assert is_digest(digest) is valid
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+def test_content_is_verified_by_any_algorithm(algorithm: str) -> None:
+    verify(b"content", digest_of(b"content", algorithm), "x")
+    with pytest.raises(CorruptContent, match="x has the digest"):
+        verify(b"other", digest_of(b"content", algorithm), "x")
+
+
+def test_an_algorithm_that_is_not_known_is_told() -> None:
+    with pytest.raises(Unsupported, match="md5"):
+        verify(b"", "md5:d41d8cd98f00b204e9800998ecf8427e", "x")
