@@ -36,12 +36,10 @@ from crinoid.plugins.registries.distribution.proxies import find_proxy
             ["Negotiate oYG2MIGz==, Basic realm=x"],
             [Challenge("negotiate"), Challenge("basic", {"realm": "x"})],
         ),
-        (
-            ["Basic realm=a", "Bearer realm=b"],
-            [Challenge("basic", {"realm": "a"}), Challenge("bearer", {"realm": "b"})],
-        ),
+        (["Basic a=b", "Bearer c=d"], [Challenge("basic", {"a": "b"}), Challenge("bearer", {"c": "d"})]),
+        (["Basic a=, b=c"], [Challenge("basic", {"a": "", "b": "c"})]),
         ([r'Basic realm="a\"b\\"'], [Challenge("basic", {"realm": 'a"b\\'})]),
-        (['Bearer realm="unclosed'], [Challenge("bearer", {"realm": ""})]),
+        (['Bearer realm="unclosed'], [Challenge("bearer")]),
         ([", ,"], []),
         (["=="], []),
     ],
@@ -99,5 +97,5 @@ def test_waits_grow_with_chance_and_have_an_end() -> None:
 
 def test_the_driver_is_loaded_without_its_http_client() -> None:
     """It would add a fifth of a second to the daemon's start."""
-    code = "import sys, crinoid.plugins.registries.distribution as d; d.DistributionRegistry; sys.exit('aiohttp' in sys.modules)"
+    code = "import sys, crinoid.plugins.registries.distribution; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0

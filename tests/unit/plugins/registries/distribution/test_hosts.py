@@ -145,7 +145,7 @@ def test_certificates_as_docker_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("server = ", "line 1"),
+        ("server = \n", "line 1"),
         ("server = 5", "server"),
         ('server = "ftp://x.test"', "is not the URL"),
         ('server = "https://"', "is not the URL"),

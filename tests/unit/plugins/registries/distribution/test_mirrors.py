@@ -186,7 +186,7 @@ class TestTls:
             yield running
 
     async def test_an_unknown_authority(self, make_registry: MakeRegistry, secure: FaultRegistry) -> None:
-        with pytest.raises(Unavailable, match="its certificate is not trusted: .*issuer"):
+        with pytest.raises(Unavailable, match=r"its certificate is not trusted: .*issuer"):
             await resolve(make_registry(), secure)
         assert not secure.asked
 
