@@ -25,6 +25,8 @@ LOG = logging.getLogger(__name__)
 OWNER = "images"
 """Owner of the ledger's entries that are made here; none of them outlives the daemon's process."""
 LAYER = "layer"
+PATIENCE_S = 5.0
+"""How long a preparation that is given up may take to tell what it made."""
 
 
 class Layers:
@@ -112,9 +114,13 @@ class Layers:
 
 async def _discard(slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]") -> bool:
     """Drop a prepared layer, once it is known what to drop; tell whether nothing is left."""
-    await asyncio.wait({preparing})
+    await asyncio.wait({preparing}, timeout=PATIENCE_S)
+    if not preparing.done():
+        preparing.cancel()  # what the driver made by then, list_unfinished tells at the next start
+        await asyncio.wait({preparing})
+        return False
     if preparing.cancelled() or preparing.exception() is not None:
-        return True  # the driver undid it, or list_unfinished tells of it at the next start
+        return True
     try:
         await slot.discard_layer(preparing.result().key)
     except CrinoidError as error:

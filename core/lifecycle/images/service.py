@@ -4,6 +4,7 @@ It joins requests that are alike and hands them on: ``pull`` for the way in, ``c
 way out, ``recovery`` for the start.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -65,6 +66,7 @@ class ImageService:
         self._exports = Exports(content)
         self._pulls = SharedTasks("pull of")
         self._collections = SharedTasks("garbage collection")
+        self._collecting = asyncio.Lock()
         self._collected = 0
         self._trackers: dict[PullRequest, PullTracker] = {}
         self._configs: dict[str, ImageConfig] = {}
@@ -194,8 +196,9 @@ class ImageService:
         return record
 
     async def _collect(self) -> None:
-        self._collected += 1
-        await self._garbage.collect(self._slots.snapshotters.values())
+        async with self._collecting:
+            self._collected += 1  # who comes from here on may have garbage that this collection has passed by
+            await self._garbage.collect(self._slots.snapshotters.values())
 
     def _drop(self, record: ImageRecord) -> None:
         self._catalog.remove(record)

@@ -21,7 +21,11 @@ from crinoid.core.api.errors import (
     Unavailable,
     Unsupported,
 )
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.testing.fakes import FakeSnapshotter
 from crinoid.core.api.values.image import Credentials, Descriptor, ResolvedImage
+from crinoid.core.api.values.snapshot import LayerTarget
+from crinoid.core.lifecycle.images import layers
 from support.images import OCI_CONFIG, BuiltImage, ImageConfig, add_json, build_index, read_blob
 
 from .conftest import NAME, Node, Publisher, SerialSnapshotter
@@ -288,7 +292,7 @@ async def test_a_pull_ends_without_its_caller(node: Node, image: BuiltImage) -> 
     assert node.source.hooks_called.count("resolve") == 1
 
 
-@pytest.mark.parametrize("hook", ["piece", "prepare_layer", "commit_layer", "unpack"])
+@pytest.mark.parametrize("hook", ["piece", "commit_layer", "unpack"])
 async def test_close_in_the_middle_leaves_nothing(node: Node, image: BuiltImage, hook: str) -> None:
     if hook == "unpack":
         node.unpacker.go.clear()
@@ -296,9 +300,6 @@ async def test_close_in_the_middle_leaves_nothing(node: Node, image: BuiltImage,
         (node.source if hook == "piece" else node.snapshotter).hang(hook)
     pulling = asyncio.create_task(node.pull())
     await asyncio.sleep(0.2)
-    asyncio.get_running_loop().call_later(0.1, node.snapshotter.hang, "prepare_layer", False)
-    if hook == "prepare_layer":  # it is let to its end, so that what it made can be dropped
-        node.snapshotter.hang(hook, False)
     await node.service.close()
     with pytest.raises(Unavailable, match="daemon stops"):
         await pulling
@@ -306,6 +307,46 @@ async def test_close_in_the_middle_leaves_nothing(node: Node, image: BuiltImage,
     assert node.service.find(NAME) is None
     with pytest.raises(Unavailable):
         await node.pull()
+
+
+class SlowSnapshotter(FakeSnapshotter):
+    """Has made a layer before it tells so."""
+
+    tell: asyncio.Event
+
+    @hookimpl
+    async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
+        target = await super().prepare_layer(chain_id, parent)
+        await asyncio.shield(asyncio.create_task(self.tell.wait()))
+        return target
+
+
+async def test_close_waits_to_know_what_was_prepared(node: Node, image: BuiltImage) -> None:
+    SlowSnapshotter.tell = asyncio.Event()
+    slow = node.add_snapshotter("default", SlowSnapshotter)
+    pulling = asyncio.create_task(node.pull())
+    await asyncio.sleep(0.1)
+    assert slow.unfinished
+    asyncio.get_running_loop().call_later(0.05, SlowSnapshotter.tell.set)
+    await node.service.close()
+    node.assert_nothing_half_made()
+    await asyncio.wait({pulling})
+
+
+async def test_close_does_not_wait_for_ever(node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "PATIENCE_S", 0.05)
+    SlowSnapshotter.tell = asyncio.Event()
+    slow = node.add_snapshotter("default", SlowSnapshotter)
+    pulling = asyncio.create_task(node.pull())
+    await asyncio.sleep(0.1)
+    await node.service.close()
+    assert slow.unfinished
+    assert node.store.ledger.entries() != []
+    SlowSnapshotter.tell.set()
+    node.die()
+    await node.restart()
+    node.assert_nothing_half_made()
+    await asyncio.wait({pulling})
 
 
 async def test_one_pull_fails_and_the_one_that_shared_its_layers_does_not(node: Node, publisher: Publisher) -> None:

@@ -110,6 +110,17 @@ async def test_collections_at_the_same_time_are_few(node: Node, image: BuiltImag
     assert node.snapshotter.hooks_called.count("list_layers") == 1
 
 
+async def test_garbage_made_during_a_collection_is_collected_by_the_next(node: Node, image: BuiltImage) -> None:
+    await node.pull()
+    first = asyncio.create_task(node.service.collect_garbage())
+    for _ in range(5):  # enough for it to have begun
+        await asyncio.sleep(0)
+    assert "list_layers" in node.snapshotter.hooks_called
+    await node.service.remove(NAME)
+    assert node.snapshotter.layers == {}
+    await first
+
+
 async def test_a_start_keeps_images_and_drops_the_rest(node: Node, publisher: Publisher, image: BuiltImage) -> None:
     await node.pull()
     node.snapshotter.layers["sha256:" + "0" * 64] = None
