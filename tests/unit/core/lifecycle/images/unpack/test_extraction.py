@@ -242,6 +242,13 @@ def test_an_entry_twice_in_a_layer_counts_the_last_time(extract, target: Path) -
     assert ((target / "a").read_text(), (target / "d").read_text()) == ("2", "3")
 
 
+def test_metadata_of_a_replaced_folder_goes_with_it(extract, target: Path) -> None:
+    archive = layer().folder("other", mode=0o750, mtime=7).folder("d", mode=0o777, mtime=8).folder("d/e", mtime=9)
+    extract(archive.folder("other/e", mtime=10).symlink("d", "other").build())
+    assert (stat.S_IMODE((target / "other").stat().st_mode), (target / "other").stat().st_mtime) == (0o750, 7)
+    assert (target / "other/e").stat().st_mtime == 10
+
+
 def test_a_file_of_this_layer_is_no_folder(extract) -> None:
     with pytest.raises(Corrupt, match="no folder"):
         extract(layer().file("a").file("a/b").build())
