@@ -124,7 +124,7 @@ def _mount_and_look(folder: Path, options: tuple[str, ...]) -> None:
 def _advice(error: OSError) -> str:
     """Say what to do about the kernel's refusal."""
     match error.errno:
-        case errno.EPERM | errno.EACCES:
+        case errno.EPERM | errno.EACCES if os.geteuid() != 0:
             return "mounting and trusted extended attributes need root"
         case errno.ENODEV:
             return "the kernel has no overlay file system; load it (modprobe overlay) or use the native snapshotter"

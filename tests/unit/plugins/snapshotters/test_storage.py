@@ -1,0 +1,149 @@
+"""Folders and records: what a kill at any moment leaves, damaged records, rubbish of processes that are gone."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import FailedPrecondition, NotFound
+from crinoid.core.api.linux.files import disk_usage
+from crinoid.plugins.snapshotters.storage import Storage
+
+LOG = logging.getLogger("test")
+DEAD = "4194304-1-0badcafe"  # of a process that no kernel has
+
+# Makes and removes layers and snapshots without end, in an order that a number gives.
+CHURN = """
+import logging, random, sys
+from pathlib import Path
+from crinoid.plugins.snapshotters.storage import Storage
+
+def fill(folder):
+    for number in range(5):
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "file").write_text("x" * 5000)
+
+storage, rng = Storage(Path(sys.argv[1]), logging.getLogger()), random.Random(int(sys.argv[2]))
+print("ready", flush=True)
+while True:
+    key, _ = storage.prepare(None, fill)
+    chain = f"chain-{rng.randrange(4)}"
+    rng.choice([storage.discard, lambda key: storage.commit(key, chain, None)])(key)
+    name = f"snapshot-{rng.randrange(4)}"
+    storage.remove_snapshot(name)
+    storage.create(name, None, False, fill)
+    for layer in storage.layers():
+        if rng.random() < 0.3:
+            storage.remove_layer(layer.chain_id)
+"""
+
+
+def nothing(folder: Path) -> None:
+    """Leave the folder empty."""
+
+
+def add(storage: Storage, chain_id: str, parent: str | None = None) -> None:
+    key, _ = storage.prepare(parent, nothing)
+    storage.commit(key, chain_id, parent)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_kill_at_any_moment_leaves_layers_whole_or_absent(tmp_path: Path, seed: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as output:
+        assert output.readline() == b"ready\n"
+        time.sleep(random.Random(seed).uniform(0.01, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    storage = Storage(tmp_path, LOG)
+    storage.clear_scratch()
+    for layer in storage.layers():
+        (tree,) = storage.stack(layer.chain_id)
+        assert len(list(tree.rglob("file"))) == 5
+        assert disk_usage(tree) == layer.usage
+    for key in storage.unfinished():
+        storage.discard(key)
+    for snapshot in storage.snapshots():
+        assert len(list(storage.snapshot_folder(snapshot).glob("fs/*/file"))) == 5
+        storage.remove_snapshot(snapshot.key)
+    for layer in storage.layers():
+        storage.remove_layer(layer.chain_id)
+    assert [path for path in tmp_path.rglob("*") if path.parent != tmp_path] == []
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"chain_id": "base"}', "null"])
+def test_a_damaged_layer_and_those_on_it_are_no_layers(tmp_path: Path, damage: str) -> None:
+    storage = Storage(tmp_path, LOG)
+    add(storage, "base")
+    add(storage, "top", "base")
+    add(storage, "other")
+    (record,) = [
+        path for path in tmp_path.glob("layers/*/layer.json") if json.loads(path.read_text())["chain_id"] == "base"
+    ]
+    record.write_text(damage)
+    after = Storage(tmp_path, LOG)
+    assert [layer.chain_id for layer in after.layers()] == ["other"]
+    with pytest.raises(NotFound, match="top"):
+        after.stack("top")
+    after.clear_scratch()
+    assert len(list(tmp_path.glob("layers/*"))) == 1
+
+
+def test_only_rubbish_of_processes_that_are_gone_is_removed(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, LOG)
+    (tmp_path / "scratch" / DEAD / "fs").mkdir(parents=True)
+    mine = storage.new_scratch()
+    mine.mkdir()
+    storage.clear_scratch()
+    assert list((tmp_path / "scratch").iterdir()) == [mine]
+
+
+def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
+    one, _ = Storage(tmp_path, LOG).prepare(None, nothing)
+    two, _ = Storage(tmp_path, LOG).prepare(None, nothing)
+    assert one.partition("-")[0] != two.partition("-")[0]
+
+
+def test_a_parent_that_something_is_prepared_on_stays(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, LOG)
+    add(storage, "base")
+    key, _ = storage.prepare("base", nothing)
+    with pytest.raises(FailedPrecondition, match=f"prepared layer {key}"):
+        storage.remove_layer("base")
+    storage.discard(key)
+    storage.remove_layer("base")
+
+
+def test_a_layer_is_not_committed_before_its_parent(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, LOG)
+    key, _ = storage.prepare("base", nothing)
+    with pytest.raises(NotFound, match="before its parent base"):
+        storage.commit(key, "top", "base")
+    assert storage.unfinished() == (key,)
+    add(storage, "base")
+    storage.commit(key, "top", "base")
+
+
+def test_what_fails_to_be_filled_is_not_there(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, LOG)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError(5, "the disk is ill")
+
+    with pytest.raises(OSError, match="ill"):
+        storage.prepare(None, fail)
+    with pytest.raises(OSError, match="ill"):
+        storage.create("container", None, False, fail)
+    assert storage.unfinished() == ()
+    assert storage.snapshots() == ()
+    assert [path for path in tmp_path.rglob("*") if path.parent != tmp_path] == []
+    assert os.listdir(tmp_path / "scratch") == []
