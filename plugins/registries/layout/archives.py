@@ -70,12 +70,11 @@ class _Members:
 
     def find(self, name: str) -> Span:
         """Return a file's span, through links (old ``docker save`` links a layer that occurs twice)."""
+        place = name
         for _ in range(_MAX_LINKS):
-            if name in self.spans:
-                return self.spans[name]
-            if name not in self.links:
-                break
-            name = self.links[name]
+            if place in self.spans:
+                return self.spans[place]
+            place = self.links.get(place, "")
         raise CorruptContent(f"{self.path} has no file {name!r}, which its index names")
 
 

@@ -1,0 +1,396 @@
+"""Layouts and archives: their names, what changes under the driver, and what is no image at all."""
+
+import gzip
+import io
+import json
+import logging
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.errors import CorruptContent, NotFound, Unavailable, Unsupported
+from crinoid.core.api.host import Host
+from crinoid.core.api.testing.registries import BoundRegistry
+from crinoid.core.api.values.image import (
+    BlobRequest,
+    Descriptor,
+    ImageReference,
+    Platform,
+    ResolvedImage,
+    ResolveRequest,
+)
+from crinoid.plugins.registries.layout import LayoutRegistry
+from support.images import (
+    OCI_INDEX,
+    BuiltImage,
+    Entry,
+    ImageConfig,
+    build_image,
+    build_index,
+    digest_of,
+    make_layer,
+)
+
+LAYER = make_layer([Entry(path="hello", content=b"hello\n" * 400_000)])
+AMD64 = ImageConfig(architecture="amd64")
+NAME = "example.com/app:1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "layouts"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def registry(folder: Path, tmp_path: Path) -> BoundRegistry:
+    host = Host("test", tmp_path, tmp_path, logging.getLogger("test.layout"))
+    return BoundRegistry(LayoutRegistry(LayoutRegistry.Config(folder=folder), host))
+
+
+def build(layout: Path, name: str = NAME, text: bytes = b"") -> BuiltImage:
+    layers = [LAYER, *([make_layer([Entry(path="text", content=text)])] if text else [])]
+    return build_image(layout, name, layers, AMD64, compression="none")
+
+
+async def resolve(registry: BoundRegistry, name: str = NAME) -> ResolvedImage:
+    return await registry.resolve(ResolveRequest(ImageReference.parse(name), Platform("linux", "amd64")))
+
+
+def requests_of(image: ResolvedImage) -> list[BlobRequest]:
+    manifest = json.loads(image.manifest_content)
+    blobs = [Descriptor(each["mediaType"], each["digest"], each["size"]) for each in manifest["layers"]]
+    return [BlobRequest(ImageReference.parse(NAME), blob) for blob in blobs]
+
+
+def pack(layout: Path, archive: Path) -> Path:
+    """Write a layout folder as an archive."""
+    with tarfile.open(archive, "w") as tar:
+        tar.add(layout, ".")
+    return archive
+
+
+def save(archive: Path, members: dict[str, bytes | str]) -> Path:
+    """Write an archive of members; a text is the target of a symbolic link."""
+    with tarfile.open(archive, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return archive
+
+
+def docker_members(*layers: bytes, tags: list[str] | None, **changes: Any) -> dict[str, bytes | str]:
+    """Return the members of what ``docker save`` writes."""
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}).encode()
+    names = [f"{number}/layer.tar" for number in range(len(layers))]
+    entry = {"Config": "config.json", "RepoTags": tags, "Layers": names} | changes
+    stored: dict[str, bytes | str] = dict(zip(names, layers, strict=True))
+    return {"config.json": config, **stored, "manifest.json": json.dumps([entry]).encode()}
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("given", "asked"),
+        [
+            ("example.com/app:1", "example.com/app:1"),
+            ("docker.io/library/busybox:1", "busybox:1"),
+            ("busybox:1", "docker.io/library/busybox:1"),
+            ("1.2", "place:1.2"),
+            ("latest", "place"),
+            ("example.com/app", "example.com/app:latest"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["folder", "archive"])
+    async def test_the_forms_of_a_name(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path, given: str, asked: str, kind: str
+    ) -> None:
+        layout = (folder if kind == "folder" else tmp_path) / "place"
+        image = build(layout, given)
+        if kind == "archive":
+            pack(layout, folder / "place.tar")
+        assert (await resolve(registry, asked)).manifest.digest == image.manifest.digest
+
+    async def test_containerds_name(self, registry: BoundRegistry, folder: Path) -> None:
+        build(folder / "a")
+        index = json.loads((folder / "a/index.json").read_text())
+        index["manifests"][0]["annotations"] = {
+            "io.containerd.image.name": "docker.io/library/x:2",
+            "org.opencontainers.image.ref.name": "2",
+        }
+        (folder / "a/index.json").write_text(json.dumps(index))
+        for name in ("x:2", "a:2"):
+            assert await resolve(registry, name)
+
+    async def test_an_only_image_without_a_name_is_the_latest_of_its_place(
+        self, registry: BoundRegistry, folder: Path
+    ) -> None:
+        image = build(folder / "a", "")
+        entry = image.manifest.document()
+        (folder / "a/index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        assert (await resolve(registry, "a")).manifest.digest == image.manifest.digest
+
+    async def test_another_tag_is_not_found(self, registry: BoundRegistry, folder: Path) -> None:
+        build(folder / "a")
+        with pytest.raises(NotFound, match=f"pull example.com/app:2: no layout in {folder} has it"):
+            await resolve(registry, "example.com/app:2")
+
+    async def test_a_digest_of_the_index_or_of_what_it_lists(self, registry: BoundRegistry, folder: Path) -> None:
+        image = build(folder / "a", "")
+        index = build_index(folder / "a", NAME, [image])
+        for digest in (index.digest, image.manifest.digest):
+            assert (await resolve(registry, f"any.test/name@{digest}")).manifest.digest == image.manifest.digest
+
+    async def test_the_first_by_file_name_has_a_doubled_name(self, registry: BoundRegistry, folder: Path) -> None:
+        build(folder / "b", text=b"b")
+        first = build(folder / "a", text=b"a")
+        assert (await resolve(registry)).manifest.digest == first.manifest.digest
+
+
+class TestChanges:
+    async def test_the_folder_need_not_exist(self, registry: BoundRegistry, folder: Path) -> None:
+        folder.rmdir()
+        with pytest.raises(NotFound):
+            await resolve(registry)
+        assert (await registry.status()).ready
+        folder.mkdir()
+        build(folder / "a")
+        assert await resolve(registry)
+
+    async def test_what_is_added_replaced_and_removed_counts_at_once(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(NotFound):
+            await resolve(registry)
+        build(tmp_path / "one", text=b"1")
+        pack(tmp_path / "one", folder / "app.tar")
+        old = await resolve(registry)
+        build(tmp_path / "two", text=b"2")
+        pack(tmp_path / "two", tmp_path / "new.tar").rename(folder / "app.tar")
+        assert (await resolve(registry)).manifest.digest != old.manifest.digest
+        (folder / "app.tar").unlink()
+        with pytest.raises(NotFound):
+            await resolve(registry)
+
+    async def test_an_archive_is_read_once(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        build(tmp_path / "one")
+        pack(tmp_path / "one", folder / "app.tar")
+        await resolve(registry)
+        monkeypatch.setattr(tarfile, "open", None)
+        await resolve(registry)
+
+    async def test_an_archive_that_is_still_being_copied(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path
+    ) -> None:
+        build(tmp_path / "one")
+        whole = pack(tmp_path / "one", tmp_path / "app.tar").read_bytes()
+        for part in (0, 100, 5000, len(whole) // 2):
+            (folder / "app.tar").write_bytes(whole[:part])
+            with pytest.raises(NotFound, match=r"app\.tar"):
+                await resolve(registry)
+        (folder / "app.tar").write_bytes(whole)
+        assert await resolve(registry)
+
+    @pytest.mark.parametrize("kind", ["folder", "archive"])
+    async def test_a_file_that_changes_while_it_is_read(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path, kind: str
+    ) -> None:
+        build(tmp_path / "one")
+        path = folder / "app.tar"
+        if kind == "archive":
+            pack(tmp_path / "one", path)
+        else:
+            shutil.copytree(tmp_path / "one", folder / "one")
+        request = requests_of(await resolve(registry))[0]
+        if kind == "folder":
+            path = folder / "one/blobs" / request.blob.digest.replace(":", "/")
+        stream: Any = await registry.open_blob(request)
+        await anext(stream)
+        os.utime(path, (1, 1))
+        with pytest.raises(Unavailable, match="changed while it was read"):
+            await anext(stream)
+
+    async def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path
+    ) -> None:
+        build(tmp_path / "one")
+        pack(tmp_path / "one", folder / "app.tar")
+        request = requests_of(await resolve(registry))[0]
+        stream: Any = await registry.open_blob(request)
+        (folder / "app.tar").unlink()
+        assert b"".join([piece async for piece in stream]) == LAYER
+
+    async def test_a_blob_of_another_size_than_the_manifest_says(self, registry: BoundRegistry, folder: Path) -> None:
+        build(folder / "a")
+        request = requests_of(await resolve(registry))[0]
+        path = folder / "a/blobs" / request.blob.digest.replace(":", "/")
+        path.write_bytes(LAYER[:-1])
+        with pytest.raises(CorruptContent, match=f"has {len(LAYER) - 1} bytes, not {len(LAYER)}"):
+            await registry.read(request)
+
+
+class TestDockerArchives:
+    async def test_a_plain_layer_has_its_diff_id_as_digest(self, registry: BoundRegistry, folder: Path) -> None:
+        save(folder / "x.tar", docker_members(LAYER, tags=["busybox:1", "example.com/other:2"]))
+        image = await resolve(registry, "busybox:1")
+        assert (await resolve(registry, "example.com/other:2")) == image
+        (request,) = requests_of(image)
+        assert request.blob.digest == digest_of(LAYER)
+        assert await registry.read(request) == LAYER
+
+    async def test_the_manifest_is_the_same_each_time(
+        self, registry: BoundRegistry, folder: Path, tmp_path: Path
+    ) -> None:
+        save(folder / "x.tar", docker_members(LAYER, tags=["x:1"]))
+        other = LayoutRegistry(LayoutRegistry.Config(folder=folder), Host("o", tmp_path, tmp_path, logging.getLogger()))
+        assert await resolve(registry, "x:1") == await resolve(BoundRegistry(other), "x:1")
+        manifest = (await resolve(registry, "x:1")).manifest
+        blob = Descriptor(manifest.media_type, manifest.digest, manifest.size)
+        content = await registry.read(BlobRequest(ImageReference.parse("x:1"), blob))
+        assert digest_of(content) == manifest.digest, "the made manifest can be read as a blob"
+
+    async def test_without_tags_it_is_the_latest_of_its_place(self, registry: BoundRegistry, folder: Path) -> None:
+        save(folder / "thing.tar", docker_members(LAYER, tags=None))
+        assert await resolve(registry, "thing")
+
+    async def test_a_layer_that_occurs_twice_is_a_link(self, registry: BoundRegistry, folder: Path) -> None:
+        members = docker_members(LAYER, LAYER, tags=["x:1"]) | {"1/layer.tar": "../0/layer.tar"}
+        save(folder / "x.tar", members)
+        first, second = requests_of(await resolve(registry, "x:1"))
+        assert first == second
+        assert await registry.read(second) == LAYER
+
+    async def test_a_compressed_layer_is_digested_as_it_is(self, registry: BoundRegistry, folder: Path) -> None:
+        packed = gzip.compress(LAYER, mtime=0)
+        save(folder / "x.tar", docker_members(LAYER, tags=["x:1"]) | {"0/layer.tar": packed})
+        (request,) = requests_of(await resolve(registry, "x:1"))
+        assert (request.blob.digest, request.blob.media_type.rpartition("+")[2]) == (digest_of(packed), "gzip")
+        assert await registry.read(request) == packed
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"manifest.json": b"{"}, "not JSON"),
+            ({"manifest.json": b"{}"}, "not a list"),
+            ({"manifest.json": b"[{}]"}, "Config"),
+            ({"manifest.json": b'[{"Config": "gone.json", "Layers": []}]'}, "gone.json"),
+            ({"config.json": b"[]"}, "config.json"),
+            ({"config.json": b'{"rootfs": {"diff_ids": []}}'}, "diffID"),
+            ({"config.json": b'{"rootfs": {"diff_ids": ["rubbish"]}}'}, "diffID"),
+            ({"0/layer.tar": "../../../../etc/passwd"}, "0/layer.tar"),
+            ({"0/layer.tar": "layer.tar"}, "0/layer.tar"),
+            ({"0/layer.tar": b"BZh9 rubbish"}, "bzip2"),
+        ],
+    )
+    async def test_a_broken_one_is_told(
+        self, registry: BoundRegistry, folder: Path, changes: dict[str, bytes | str], words: str
+    ) -> None:
+        save(folder / "x.tar", docker_members(LAYER, tags=["x:1"]) | changes)
+        with pytest.raises(NotFound, match=r"x\.tar"):
+            await resolve(registry, "x:1")
+        assert words.rpartition("/")[2] in (await registry.status()).message
+
+
+class TestRubbish:
+    async def test_it_is_skipped_warned_of_once_and_reported(
+        self, registry: BoundRegistry, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        build(folder / "good")
+        (folder / "README").write_text("not an image")
+        (folder / "text.tar").write_text("not a tar" * 1000)
+        (folder / "empty").mkdir()
+        (folder / "broken").mkdir()
+        (folder / "broken/index.json").write_text("{")
+        (folder / "squeezed.tar.gz").write_bytes(gzip.compress(b""))
+        (folder / "hidden.tar").write_bytes(gzip.compress(b""))
+        (folder / "nowhere").symlink_to("absent")
+        (folder / ".partial.tar").write_text("still copied")
+        os.mkfifo(folder / "pipe.tar")
+        for _ in range(3):
+            assert await resolve(registry)
+        status = await registry.status()
+        assert status.ready
+        bad = ["README", "text.tar", "empty", "broken", "squeezed.tar.gz", "hidden.tar", "pipe.tar"]
+        for name in bad:
+            assert str(folder / name) in status.message
+            assert caplog.text.count(f"skipped: {folder / name}") == 1
+        assert len(caplog.records) == len(bad)
+        assert "unpack it to a plain .tar" in status.message
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            "[]",
+            '{"manifests": [{"digest": "sha256:../../etc/passwd", "size": 1}]}',
+            '{"manifests": [{"size": -1}]}',
+            '{"manifests": {}}',
+            " " * (9 << 20),
+        ],
+    )
+    async def test_an_index_that_is_none(self, registry: BoundRegistry, folder: Path, index: str) -> None:
+        (folder / "bad").mkdir()
+        (folder / "bad/index.json").write_text(index)
+        build(folder / "good")
+        assert await resolve(registry)
+        assert str(folder / "bad") in (await registry.status()).message
+
+    async def test_a_manifest_that_lies(self, registry: BoundRegistry, folder: Path) -> None:
+        image = build(folder / "a")
+        path = folder / "a/blobs" / image.manifest.digest.replace(":", "/")
+        path.write_bytes(path.read_bytes().replace(b"tar", b"rat", 1))
+        with pytest.raises(CorruptContent, match=image.manifest.digest):
+            await resolve(registry)
+
+    async def test_a_manifest_that_is_missing(self, registry: BoundRegistry, folder: Path) -> None:
+        image = build(folder / "a")
+        (folder / "a/blobs" / image.manifest.digest.replace(":", "/")).unlink()
+        with pytest.raises(CorruptContent, match="does not have it"):
+            await resolve(registry)
+
+    async def test_a_broken_index_hides_no_other_image(self, registry: BoundRegistry, folder: Path) -> None:
+        image = build(folder / "a")
+        broken = build_index(folder / "a", "example.com/broken:1", [image])
+        (folder / "a/blobs" / broken.digest.replace(":", "/")).write_text("{")
+        assert await resolve(registry)
+        with pytest.raises(CorruptContent):
+            await resolve(registry, "example.com/broken:1")
+
+    async def test_no_manifest_for_the_platform(self, registry: BoundRegistry, folder: Path) -> None:
+        image = build_image(folder / "a", "", [LAYER], ImageConfig(architecture="s390x"))
+        build_index(folder / "a", NAME, [image])
+        with pytest.raises(Unsupported, match="it has: linux/s390x"):
+            await resolve(registry)
+
+    async def test_indexes_without_end(self, registry: BoundRegistry, folder: Path) -> None:
+        inner = build_image(folder / "a", "", [LAYER], AMD64).manifest
+        for number in range(5):
+            document = {"manifests": [inner.document()], "annotations": {"number": str(number)}}
+            content = json.dumps(document).encode()
+            (folder / "a/blobs" / digest_of(content).replace(":", "/")).write_bytes(content)
+            inner = type(inner)(OCI_INDEX, digest_of(content), len(content))
+        index = {"manifests": [inner.document() | {"annotations": {"org.opencontainers.image.ref.name": NAME}}]}
+        (folder / "a/index.json").write_text(json.dumps(index))
+        with pytest.raises(CorruptContent, match="inside each other"):
+            await resolve(registry)
+
+
+async def test_no_stream_is_left_open(registry: BoundRegistry, folder: Path) -> None:
+    build(folder / "a")
+    request = requests_of(await resolve(registry))[0]
+    before = set(os.listdir("/proc/self/fd"))
+    await registry.read(request)
+    stream: Any = await registry.open_blob(request)
+    await anext(stream)
+    await stream.aclose()
+    assert set(os.listdir("/proc/self/fd")) == before
