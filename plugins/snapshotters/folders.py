@@ -94,7 +94,7 @@ class FolderSnapshotter:
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:
         cancelled = threading.Event()
         fill = functools.partial(self.fill_snapshot, parent, readonly, cancelled=cancelled)
-        create: Callable[[], Snapshot] = lambda: self.storage.create(key, parent, readonly, fill)  # noqa: E731
+        create = functools.partial(self.storage.create, key, parent, readonly, fill)
         return self.mounts_of(await _in_thread(create, cancelled.set))
 
     @hookimpl

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -207,6 +209,25 @@ def test_the_folder_is_an_oci_image_layout(store: ContentStore) -> None:
     (entry,) = json.loads((store.root / "index.json").read_text())["manifests"]
     assert (entry["digest"], entry["size"]) == (target.digest, 2)
     assert entry["annotations"] == {"org.opencontainers.image.ref.name": "registry.example/app:1"}
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_skopeo_reads_the_store(store: ContentStore, tmp_path: Path) -> None:
+    layer = store.put(b"\0" * 10_240, "application/vnd.oci.image.layer.v1.tar")
+    rootfs = {"type": "layers", "diff_ids": [layer.digest]}
+    config = {"architecture": "amd64", "os": "linux", "config": {"Labels": {"told": "by skopeo"}}, "rootfs": rootfs}
+    config_blob = store.put(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json")
+    manifest_type = "application/vnd.oci.image.manifest.v1+json"
+    parts = {"config": entry_of(config_blob), "layers": [entry_of(layer)]}
+    manifest = store.put(json.dumps({"schemaVersion": 2, "mediaType": manifest_type, **parts}).encode(), manifest_type)
+    store.write_index([("app:1", manifest)])
+    command = ["skopeo", "copy", "--insecure-policy", f"oci:{store.root}:app:1", f"dir:{tmp_path}/copy"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads((tmp_path / "copy" / config_blob.digest.partition(":")[2]).read_text()) == config
+
+
+def entry_of(blob: Descriptor) -> dict[str, object]:
+    return {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}
 
 
 @pytest.fixture
