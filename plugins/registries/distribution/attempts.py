@@ -6,6 +6,7 @@ pass (no connection, 429, 5xx) is asked in the next round. A final answer of the
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,10 +30,11 @@ class HostFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and after which first wait."""
+    """How often, after which first wait, and for how long at all."""
 
     tries: int
     backoff_s: float
+    patience_s: float
 
     def wait_s(self, round_number: int) -> float:
         """Return the wait before a round, counted from 1: exponential, the upper half of it by chance."""
@@ -48,6 +50,7 @@ class Attempts:
         self._endpoints = endpoints
         self._policy = policy
         self._round = 0
+        self._began_at = time.monotonic()
         self._waiting = list(endpoints)
         self._said: dict[Endpoint, HostFault] = {}
         self._served: set[Endpoint] = set()
@@ -68,6 +71,7 @@ class Attempts:
     def forgive(self, endpoint: Endpoint) -> None:
         """Note that a host served well: its tries are counted anew, and it is not overruled by the registry."""
         self._round = 0
+        self._began_at = time.monotonic()
         self._served.add(endpoint)
 
     def failure(self) -> CrinoidError:
@@ -84,7 +88,10 @@ class Attempts:
         if not again or self._round >= self._policy.tries or self._is_settled(again):
             raise StopAsyncIteration
         asked_for = min(self._said[endpoint].retry_after_s for endpoint in again)
-        await asyncio.sleep(max(asked_for, self._policy.wait_s(self._round)))
+        wait_s = max(asked_for, self._policy.wait_s(self._round))
+        if time.monotonic() + wait_s > self._began_at + self._policy.patience_s:
+            raise StopAsyncIteration
+        await asyncio.sleep(wait_s)
         self._waiting = again
 
     def _is_settled(self, again: Sequence[Endpoint]) -> bool:

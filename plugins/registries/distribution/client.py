@@ -55,7 +55,7 @@ class RegistryClient:
         node = NodeCredentials(options.docker_configs, options.helper_timeout_s)
         self._authorizer = Authorizer(self._transport, node)
         self._streams = asyncio.Semaphore(options.max_streams)
-        self._policy = RetryPolicy(options.tries, options.backoff_s)
+        self._policy = RetryPolicy(options.tries, options.backoff_s, options.patience_s)
 
     async def close(self) -> None:
         """Close every connection."""

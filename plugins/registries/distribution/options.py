@@ -26,14 +26,17 @@ class DistributionOptions(DriverConfig):
     backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
     """The wait before the second try; it doubles with every further one, with jitter, up to 30 seconds."""
 
+    patience_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long after the first try another round of tries may begin; progress of a stream starts it anew."""
+
     dial_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """How long a connection may take to come about; `dial_timeout` of a hosts.toml goes before it."""
 
     stall_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """How long a host may send nothing before the connection is given up."""
 
-    max_streams: Annotated[int, Field(ge=1, le=64)] = 6
-    """How many blobs are streamed at once by this slot."""
+    max_streams: Annotated[int, Field(ge=1, le=64)] = 16
+    """How many blobs this slot streams at once; a wait for a place counts towards the deadline of open_blob."""
 
     helper_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     """How long a credential helper may take."""

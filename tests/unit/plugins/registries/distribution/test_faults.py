@@ -202,6 +202,13 @@ class TestAnswers:
         assert "503" in await fail(make_registry(tries=4), server, Unavailable)
         assert len(server.asked) == 4
 
+    async def test_patience_ends_before_the_tries(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        server.on_manifest("1", refuse(503, Retry_After="1"))
+        began = time.monotonic()
+        await fail(make_registry(tries=20, patience_s=0.5), server, Unavailable)
+        assert time.monotonic() - began < 0.5
+        assert len(server.asked) == 1
+
     async def test_retry_after_is_heeded(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_manifest("1", refuse(429, Retry_After="1"), send(MANIFEST))
         began = time.monotonic()

@@ -88,7 +88,7 @@ def test_no_proxy_in_the_environment_is_none() -> None:
 
 
 def test_waits_grow_with_chance_and_have_an_end() -> None:
-    policy = RetryPolicy(10, 0.5)
+    policy = RetryPolicy(10, 0.5, 60)
     for number, longest in ((1, 0.5), (2, 1.0), (4, 4.0), (9, 30.0)):
         waits = {policy.wait_s(number) for _ in range(50)}
         assert longest / 2 <= min(waits) < max(waits) <= longest
