@@ -49,12 +49,12 @@ def test_stacked_layers_show_what_applied_layers_hold(
 
 
 def is_sound(entry: tuple[str, list[str]], layer: list[tuple[str, list[str]]], applied: Path) -> bool:
-    """Tell whether builders write such an entry: no whiteout of nothing, or below another one."""
+    """Tell whether builders write such an entry: no whiteout of nothing, and none of a folder after one in it."""
     kind, path = entry
     if kind in ("file", "folder"):
         return True
-    above = [other for what, other in layer if what == "whiteout" and len(other) < len(path)]
-    if any(path[: len(other)] == other for other in above):
+    later = layer[layer.index(entry) + 1 :]
+    if any(what in ("whiteout", "opaque") and path[: len(other)] == other for what, other in later):
         return False
     present = applied.joinpath(*path)
     return present.is_dir() if kind == "opaque" else present.exists()

@@ -26,14 +26,18 @@ def empty(folder_fd: int, kept: Kept = _NOTHING) -> bool:
     """Remove all in an open folder but what is ``kept``. Returns whether nothing is left."""
     mine = kept.get(os.fstat(folder_fd).st_ino, frozenset()) if kept else frozenset()
     left = False
-    for text in os.listdir(folder_fd):
-        name = os.fsencode(text)
+    for name in list_names(folder_fd):
         if name not in mine:
             left |= not remove(folder_fd, name, kept)
         else:
             left = True
             _empty_if_folder(folder_fd, name, kept)
     return not left
+
+
+def list_names(folder_fd: int) -> list[bytes]:
+    """Return the names in an open folder."""
+    return [os.fsencode(name) for name in os.listdir(folder_fd)]
 
 
 def _remove_folder(folder_fd: int, name: bytes, kept: Kept) -> bool:

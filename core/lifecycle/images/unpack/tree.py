@@ -15,7 +15,7 @@ from crinoid.core.lifecycle.images.unpack.folders import Folder, FolderCache, li
 from crinoid.core.lifecycle.images.unpack.headers import BLOCK_DEVICE, CHARACTER_DEVICE, Entry
 from crinoid.core.lifecycle.images.unpack.kernel import open_directory_in_root
 from crinoid.core.lifecycle.images.unpack.paths import parse, split
-from crinoid.core.lifecycle.images.unpack.removal import empty, remove
+from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -145,6 +145,8 @@ class Tree:
             if folder is not None:
                 self._remove_lower(folder, name)
             return
+        if self._is_hidden(parent):
+            return
         folder = self._folders.find_or_make(parent)
         present = _status(folder, name)
         if present is None:
@@ -156,7 +158,8 @@ class Tree:
     def hide_below(self, parent: bytes) -> None:
         """Apply an opaque whiteout: of all in the folder ``parent``, only what this layer has is left."""
         if self._overlay:
-            os.setxattr(self._folders.find_or_make(parent).fd, _OPAQUE, b"y")
+            if not self._is_hidden(parent):
+                self._make_opaque(self._folders.find_or_make(parent))
             return
         folder = self._folders.find(parent)
         if folder is not None:
@@ -205,7 +208,7 @@ class Tree:
                 return False
             self._replace(folder, name)
             os.mkdir(name, mode & 0o777, dir_fd=folder.fd)
-            if present is not None and self._is_whiteout(present):
+            if self._overlay:  # what it replaces had hidden the lower folder of that name
                 self._set_opaque(folder, name)
         self.inodes += 1
         self.used_bytes += _BLOCK_BYTES
@@ -253,15 +256,35 @@ class Tree:
                 os.close(fd)
         self._folders.forget()
 
+    def _is_hidden(self, path: bytes) -> bool:
+        """Tell whether this layer has hidden a lower folder ``path`` already, so that nothing below it needs hiding.
+
+        overlayfs would show whiteouts there, as it looks for them only in folders that it merges.
+        """
+        folder = self._folders.root
+        parts = parse(path)
+        for count, part in enumerate(parts, 1):
+            if _OPAQUE in list_attributes(folder.fd):
+                return True
+            child = self._folders.find(b"/".join(parts[:count]))
+            if child is None:
+                present = _status(folder, part)
+                return present is not None and self._is_whiteout(present)
+            folder = child
+        return _OPAQUE in list_attributes(folder.fd)
+
     def _is_whiteout(self, status: os.stat_result) -> bool:
         return self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
+    def _make_opaque(self, folder: Folder) -> None:
+        os.setxattr(folder.fd, _OPAQUE, b"y")
+        for name in list_names(folder.fd):
+            present = _status(folder, name)
+            if present is not None and self._is_whiteout(present):
+                os.unlink(name, dir_fd=folder.fd)
+
     def _set_opaque(self, folder: Folder, name: bytes) -> None:
-        fd = open_directory_in_root(folder.fd, name)
-        try:
-            os.setxattr(fd, _OPAQUE, b"y")
-        finally:
-            os.close(fd)
+        self._make_opaque(Folder(open_directory_in_root(folder.fd, name)))
 
     def _write_pieces(self, fd: int, sparse: tuple[int, list[tuple[int, int]]]) -> None:
         size, pieces = sparse
