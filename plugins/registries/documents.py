@@ -118,6 +118,8 @@ def classify(content: bytes, declared: str, what: str) -> str:
     if declared in _SCHEMA1_TYPES or facts.get("schemaVersion") == 1:
         raise Unsupported(f"{what} is of Docker's schema 1, which no longer is an image format: push the image anew")
     own = facts.get("mediaType") or ""
+    if not isinstance(own, str):
+        raise CorruptContent(f"{what}: mediaType is not a text")
     if declared in _VAGUE_TYPES:
         declared = own or (OCI_INDEX if "manifests" in facts else OCI_MANIFEST)
     if own and own != declared:

@@ -75,7 +75,7 @@ class NodeCredentials:
     ) -> Credentials | None:
         for key in _keys(host, reference):
             if helper := config.helpers.get(key):
-                return await self._ask_helper(helper, key)
+                return await self._ask_helper(helper, _store_key(host))
         if config.store and (found := await self._ask_helper(config.store, _store_key(host))):
             return found
         by_key = {_key_of(key): auth for key, auth in config.auths.items()}

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
 from crinoid.core.api.values.image import Platform
 from crinoid.plugins.registries.documents import (
     DOCKER_LIST,
@@ -137,3 +139,25 @@ def test_content_is_verified_by_any_algorithm(algorithm: str) -> None:
 def test_an_algorithm_that_is_not_known_is_told() -> None:
     with pytest.raises(Unsupported, match="md5"):
         verify(b"", "md5:d41d8cd98f00b204e9800998ecf8427e", "x")
+
+
+KEYS = st.sampled_from(
+    ["schemaVersion", "mediaType", "manifests", "layers", "config", "digest", "size", "platform", "os", "architecture"]
+)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([OCI_INDEX, digest_of(b""), "linux"])
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner), max_leaves=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(document=JSON, declared=st.sampled_from(["", OCI_INDEX, OCI_MANIFEST, "text/html"]))
+def test_no_document_brings_anything_but_a_clear_error(document: object, declared: str) -> None:
+    content = json.dumps(document).encode()
+    for act in (
+        lambda: classify(content, declared, "x"),
+        lambda: read_manifest(content, "x"),
+        lambda: choose(read_index(content, "x"), Platform("linux", "amd64"), "x"),
+    ):
+        try:
+            act()
+        except CrinoidError as error:
+            assert "x" in error.message

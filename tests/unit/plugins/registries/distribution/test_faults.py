@@ -262,6 +262,16 @@ class TestAnswers:
             await resolve(make_registry(plain_http=()), server)
         assert not server.asked
 
+    async def test_a_proxy_of_the_environment_is_used(
+        self, make_registry: MakeRegistry, server: FaultRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", server.url)
+        server.on_manifest("1", send(MANIFEST))
+        reference = ImageReference.parse("behind.invalid/app:1")
+        image = await make_registry(plain_http=("behind.invalid",)).resolve(ResolveRequest(reference, AMD64))
+        assert image.manifest_content == MANIFEST
+        assert server.asked[0].headers["Host"] == "behind.invalid"
+
 
 class TestStreams:
     async def test_a_cut_stream_is_resumed_by_range(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
