@@ -1,7 +1,6 @@
 """Mounts: makes what a snapshotter or pod asks for, and undoes it (mount(2), and fsopen(2) and its kin).
 
-Everything blocks, and raises OSError with the target. The module as a whole fits ``Mounter``, so code that mounts can
-take it, or a fake that writes down what it is asked.
+Everything blocks, and raises OSError with the target and what the kernel had to say.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from crinoid.core.api.linux import libc
 from crinoid.core.api.linux.threads import call_in_fresh_thread
@@ -72,19 +70,6 @@ _CLEARING = {
 _ATIME_ATTRIBUTES = 0x70
 _PROPAGATION = {"unbindable": 0x20000, "private": 0x40000, "slave": 0x80000, "shared": 0x100000}
 _IGNORED = {"defaults"}
-
-
-class Mounter(Protocol):
-    """What code that mounts needs; this module is one."""
-
-    def mount(self, mount: Mount, target: Path) -> None:
-        """Make one mount."""
-
-    def unmount(self, target: Path, lazy: bool = True) -> None:
-        """Undo whatever is mounted at the target."""
-
-    def mountpoints(self, below: Path) -> tuple[Path, ...]:
-        """Name the mounts at and below a folder, in the order to undo them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +248,7 @@ def _configure(context: int, source: str, options: MountOptions, stack: contextl
     for option in _lowers_apart(options.data):
         key, equals, value = option.partition("=")
         if equals:
-            _fsconfig(context, _FSCONFIG_SET_STRING, key, _short(value, stack) if key in _FOLDERS else value)
+            _fsconfig(context, _FSCONFIG_SET_STRING, key, _folder_value(key, value, stack))
         else:
             _fsconfig(context, _FSCONFIG_SET_FLAG, key, None)
     _fsconfig(context, _FSCONFIG_CMD_CREATE, "", None)
@@ -284,11 +269,14 @@ def _lower_paths(option: str) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", value)]
 
 
-def _short(path: str, stack: contextlib.ExitStack) -> str:
-    """A name of a folder that fits into one fsconfig value."""
-    if len(os.fsencode(path)) <= _VALUE_BYTES:
-        return path
-    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _folder_value(key: str, value: str, stack: contextlib.ExitStack) -> str:
+    """Make a folder's name fit into one fsconfig value; a backslash escapes in all of them but ``lowerdir+``."""
+    if key not in _FOLDERS:
+        return value
+    escaped = value if key == "lowerdir+" else value.replace("\\", "\\\\")
+    if len(os.fsencode(escaped)) <= _VALUE_BYTES:
+        return escaped
+    fd = os.open(value, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return f"/proc/self/fd/{fd}"
 
@@ -299,9 +287,9 @@ def mount_overlay_by_string(source: str, target: Path, options: MountOptions) ->
     Where absolute names do not fit, a thread goes to the folder above all of the layers and uses relative ones.
     """
     lowers = [path for option in options.data if option.startswith("lowerdir") for path in _lower_paths(option)]
-    rest = [option for option in options.data if not option.startswith("lowerdir")]
+    rest = [_escaped_option(option) for option in options.data if not option.startswith("lowerdir")]
     data = _overlay_data(lowers, rest)
-    if len(data) <= _DATA_BYTES:
+    if len(os.fsencode(data)) <= _DATA_BYTES:
         _mount2(source or "overlay", target, "overlay", options.flags, data)
         return
     above = os.path.commonpath(lowers)
@@ -312,7 +300,7 @@ def mount_overlay_by_string(source: str, target: Path, options: MountOptions) ->
         os.chdir(above)
         _mount2(source or "overlay", target.absolute(), "overlay", options.flags, relative)
 
-    if len(relative) > _DATA_BYTES:
+    if len(os.fsencode(relative)) > _DATA_BYTES:
         raise OSError(
             errno.E2BIG, f"{len(lowers)} layers are too many for this kernel; Linux 6.7 takes them", str(target)
         )
@@ -320,8 +308,17 @@ def mount_overlay_by_string(source: str, target: Path, options: MountOptions) ->
 
 
 def _overlay_data(lowers: Sequence[str], rest: Sequence[str]) -> str:
-    joined = ":".join(re.sub(r"([\\:,])", r"\\\1", path) for path in lowers)
+    joined = ":".join(map(_escaped, lowers))
     return ",".join([f"lowerdir={joined}"] * bool(lowers) + [*rest])
+
+
+def _escaped_option(option: str) -> str:
+    key, _, value = option.partition("=")
+    return f"{key}={_escaped(value)}" if key in _FOLDERS else option
+
+
+def _escaped(path: str) -> str:
+    return re.sub(r"([\\:,])", r"\\\1", path)
 
 
 def _set_propagation_or_unmount(target: Path, flags: int) -> None:
