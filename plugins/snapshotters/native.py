@@ -40,7 +40,7 @@ class NativeSnapshotter(FolderSnapshotter):
 
     @hookimpl
     def features(self) -> SnapshotterFeatures:
-        return SnapshotterFeatures(parallel_unpack=False)
+        return SnapshotterFeatures(parallel_unpack=False, root=self.storage.root)
 
     @hookimpl
     async def probe(self) -> None:

@@ -57,7 +57,7 @@ class OverlaySnapshotter(FolderSnapshotter):
 
     @hookimpl
     def features(self) -> SnapshotterFeatures:
-        return SnapshotterFeatures(parallel_unpack=True)
+        return SnapshotterFeatures(parallel_unpack=True, root=self.storage.root)
 
     @hookimpl
     async def probe(self) -> None:

@@ -49,6 +49,11 @@ class DiskUsage:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotterFeatures:
-    """``parallel_unpack``: layers of one image may be unpacked at the same time, in any order."""
+    """``parallel_unpack``: layers of one image may be unpacked at the same time, in any order.
+
+    ``root``: a folder on the file system that holds layers and snapshots, which ImageFsInfo reports as theirs; ``None``
+    is the slot's ``state_dir``.
+    """
 
     parallel_unpack: bool
+    root: Path | None = None

@@ -1,22 +1,24 @@
 """What images and writable layers take on disk, for ImageFsInfo, which the kubelet asks for every ten seconds."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
 
-from crinoid.core.api.errors import CrinoidError, NotFound
+from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux.files import disk_usage
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 
+LOG = logging.getLogger(__name__)
 _FRESH_S = 10.0
 """How long a measurement serves: walking the blobs and every container's files costs more than the answer is worth."""
 
 
 class Filesystems:
-    """Measures, and remembers what it measured for a few seconds. Each snapshotter is reported by its own folder."""
+    """Measures, and remembers what it measured for a few seconds. Each snapshotter is reported by its own root."""
 
     def __init__(self, content: ContentStore, snapshotters: Iterable[SnapshotterSlot]) -> None:
         self._content = content
@@ -57,7 +59,7 @@ class Filesystems:
         return report if time.monotonic() - measured_s < _FRESH_S else None
 
     def _remember(self, key: str, slot: SnapshotterSlot, usage: DiskUsage) -> FilesystemReport:
-        report = FilesystemReport(time.time_ns(), str(slot.state_dir), usage)
+        report = FilesystemReport(time.time_ns(), str(slot.features().root or slot.state_dir), usage)
         self._measured[key] = (time.monotonic(), report)
         return report
 
@@ -66,9 +68,8 @@ async def _measure(slot: SnapshotterSlot, snapshot: str) -> DiskUsage:
     """Measure one writable part; one that goes meanwhile, or can't be read, counts nothing."""
     try:
         return await slot.usage(snapshot)
-    except NotFound:
-        return DiskUsage(0, 0)
-    except CrinoidError:
+    except CrinoidError as error:
+        LOG.debug("%s", error.message)
         return DiskUsage(0, 0)
 
 
