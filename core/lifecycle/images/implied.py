@@ -25,6 +25,7 @@ from crinoid.core.state.store import Ledger
 
 LOG = logging.getLogger(__name__)
 OWNER = "images"
+"""Owner of all that images have in the ledger: none of it outlives the daemon's process."""
 VIEW = "view"
 _OPAQUE = "trusted.overlay.opaque"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images.faults import while_doing
-from crinoid.core.lifecycle.images.implied import adopt_implied
+from crinoid.core.lifecycle.images.implied import OWNER, adopt_implied
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_layer
 from crinoid.core.lifecycle.joins import SharedTasks
@@ -22,8 +22,6 @@ from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Ledger
 
 LOG = logging.getLogger(__name__)
-OWNER = "images"
-"""Owner of the ledger's entries that are made here; none of them outlives the daemon's process."""
 LAYER = "layer"
 PATIENCE_S = 5.0
 """How long a preparation that is given up may take to tell what it made."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from crinoid.core.api.values.image import Descriptor
 
 
-class LayerState(enum.Enum):
+class LayerState(enum.StrEnum):
     """The steps of a layer, in their order; one that is there already is ``DONE`` at once."""
 
     WAITING = "waiting"

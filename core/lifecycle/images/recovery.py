@@ -4,8 +4,8 @@ import logging
 from collections.abc import Mapping
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.lifecycle.images.implied import VIEW
-from crinoid.core.lifecycle.images.layers import LAYER, OWNER
+from crinoid.core.lifecycle.images.implied import OWNER, VIEW
+from crinoid.core.lifecycle.images.layers import LAYER
 from crinoid.core.lifecycle.images.plans import top_of
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore

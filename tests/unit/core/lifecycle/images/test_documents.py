@@ -1,0 +1,114 @@
+"""What image documents may look like, and what they may not."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.values.image import Descriptor
+from crinoid.core.lifecycle.images.documents import (
+    LAYER_TYPES,
+    ImageConfig,
+    chain_ids,
+    read_document,
+    read_manifest,
+    verify,
+)
+from crinoid.core.lifecycle.images.service import parse_platform
+from crinoid.core.lifecycle.images.unpack import layer
+
+DIGEST = f"sha256:{'a' * 64}"
+
+
+def manifest(**changes: object) -> bytes:
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": DIGEST, "size": 2}
+    return json.dumps({"schemaVersion": 2, "config": config, "layers": []} | changes).encode()
+
+
+def layer_of(**changes: object) -> dict[str, object]:
+    return {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": DIGEST, "size": 1} | changes
+
+
+def test_what_go_writes_for_nothing_is_nothing() -> None:
+    text = '{"config": {"Env": null, "Cmd": ["a"], "Volumes": null, "Labels": null}, "rootfs": {"diff_ids": null}}'
+    config = read_document(ImageConfig, text, "config")
+    assert (config.config.env, config.config.cmd, config.config.volumes, config.rootfs.diff_ids) == ((), ("a",), {}, ())
+    assert read_document(ImageConfig, '{"config": null}', "config").config.user == ""
+
+
+def test_unknown_fields_are_ignored() -> None:
+    found = read_manifest(manifest(annotations={"a": "b"}, future={"x": 1}, layers=[layer_of(data="aGk=")]), "m")
+    assert found.layers[0].descriptor() == Descriptor("application/vnd.oci.image.layer.v1.tar", DIGEST, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"nonsense",
+        b"\xff\xfe",
+        manifest(layers="none"),
+        manifest(config=None),
+        manifest(layers=[layer_of(digest="sha256:" + "A" * 64)]),
+        manifest(layers=[layer_of(digest="md5:" + "a" * 32)]),
+        manifest(layers=[layer_of(digest=f"{DIGEST}/../../x")]),
+        manifest(layers=[layer_of(size=1.5)]),
+        manifest(layers=[layer_of(size=1 << 63)]),
+        manifest(manifests=[]),
+    ],
+)
+def test_damaged_manifests(content: bytes) -> None:
+    with pytest.raises(CorruptContent, match=r"^the manifest"):
+        read_manifest(content, "the manifest")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mediaType": "application/vnd.oci.image.index.v1+json"},
+        {"schemaVersion": 1},
+        {"fsLayers": []},
+        {"config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": DIGEST, "size": 2}},
+    ],
+)
+def test_documents_that_are_no_image_manifest(changes: dict[str, Any]) -> None:
+    with pytest.raises(Unsupported):
+        read_manifest(manifest(**changes), "the manifest")
+
+
+def test_foreign_layers_keep_their_addresses() -> None:
+    foreign = layer_of(mediaType="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", urls=["https://a.test/b"])
+    assert read_manifest(manifest(layers=[foreign]), "m").layers[0].descriptor().urls == ("https://a.test/b",)
+
+
+def test_layers_that_pass_here_are_those_that_can_be_unpacked() -> None:
+    assert LAYER_TYPES == layer._ACCEPTED
+
+
+def test_chain_ids_as_the_specification_computes_them() -> None:
+    one, two, three = (f"sha256:{character * 64}" for character in "123")
+    second = hashlib.sha256(f"{one} {two}".encode()).hexdigest()
+    third = hashlib.sha256(f"sha256:{second} {three}".encode()).hexdigest()
+    assert chain_ids([one, two, three]) == (one, f"sha256:{second}", f"sha256:{third}")
+    assert chain_ids([]) == ()
+
+
+def test_verification() -> None:
+    content = b"content"
+    for algorithm in ("sha256", "sha512"):
+        digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+        verify(content, Descriptor("", digest, 7), "blob")
+        with pytest.raises(CorruptContent, match="other content"):
+            verify(b"tnetnoc", Descriptor("", digest, 7), "blob")
+        with pytest.raises(CorruptContent, match="7 bytes where 8 are due"):
+            verify(content, Descriptor("", digest, 8), "blob")
+    with pytest.raises(Unsupported, match="md5"):
+        verify(content, Descriptor("", "md5:00", 7), "blob")
+
+
+def test_platforms() -> None:
+    assert str(parse_platform("linux/arm/v7")) == "linux/arm/v7"
+    assert str(parse_platform("linux/amd64")) == "linux/amd64"
