@@ -74,7 +74,7 @@ class RegistryClient:
             try:
                 return await self._ask_for_document(Asker(endpoint, reference, credentials), selector, wanted)
             except HostFault as fault:
-                self._note(attempts, endpoint, fault)
+                self.note(attempts, endpoint, fault)
         raise attempts.failure()
 
     async def open_blob(self, request: BlobRequest) -> "BlobStream":
@@ -103,9 +103,6 @@ class RegistryClient:
 
     def note(self, attempts: Attempts, endpoint: Endpoint, fault: HostFault) -> None:
         """Record a fault, and tell the log."""
-        self._note(attempts, endpoint, fault)
-
-    def _note(self, attempts: Attempts, endpoint: Endpoint, fault: HostFault) -> None:
         attempts.record(endpoint, fault)
         self._log.info("registry host %s: %s", endpoint.label, fault)
 

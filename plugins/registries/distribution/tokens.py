@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 from pydantic import Field
 
-from crinoid.core.api.errors import CorruptContent, CrinoidError, PermissionDenied, Unauthenticated
+from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.challenges import Challenge
@@ -120,24 +120,17 @@ class Authorizer:
         if credentials and credentials.registry_token:
             return _Pass(f"Bearer {credentials.registry_token}", time.monotonic() + _BASIC_LIFE_S)
         realm = _checked_realm(asker, wanted["realm"])
-        scope = wanted.get("scope") or f"repository:{asker.reference.repository}:pull"
-        fields = {"service": wanted.get("service", ""), "scope": scope}
-        exchange = _token_exchange(asker.endpoint, realm, fields, credentials)
-        host = urlsplit(realm).netloc
+        exchange = _token_exchange(asker, realm, wanted, credentials)
         try:
-            async with await self._transport.send(exchange) as response:
-                if response.status != 200:
-                    raise await refusal(response)
-                content = await read_answer(response, _MAX_ANSWER_BYTES)
-            return _pass_of(parse(TokenAnswer, content, "its answer"))
-        except HostFault as fault:
-            kind = type(fault.error)
-            if kind is PermissionDenied or fault.status in (400, 401, 403):
-                kind = Unauthenticated
-            error = kind(f"token server {host}: {fault}")
-            raise HostFault(error, fault.passing, fault.retry_after_s) from fault
-        except CorruptContent as error:
-            raise HostFault(CorruptContent(f"token server {host}: {error}")) from error
+            return _pass_of(parse(TokenAnswer, await self._ask_token_server(exchange), "its answer"))
+        except (HostFault, CorruptContent) as error:
+            raise _blame(urlsplit(realm).netloc, error) from error
+
+    async def _ask_token_server(self, exchange: Exchange) -> bytes:
+        async with await self._transport.send(exchange) as response:
+            if response.status != 200:
+                raise await refusal(response)
+            return await read_answer(response, _MAX_ANSWER_BYTES)
 
     def _keep(self, key: tuple[str, str, Credentials | None], made: _Pass) -> None:
         if len(self._passes) >= _MAX_KEPT:
@@ -173,23 +166,30 @@ def _checked_realm(asker: Asker, realm: str) -> str:
     )
 
 
-def _token_exchange(
-    endpoint: Endpoint, realm: str, fields: Mapping[str, str], credentials: Credentials | None
-) -> Exchange:
+def _token_exchange(asker: Asker, realm: str, wanted: Mapping[str, str], credentials: Credentials | None) -> Exchange:
+    service = wanted.get("service", "")
+    scope = wanted.get("scope") or f"repository:{asker.reference.repository}:pull"
     if credentials and credentials.identity_token:
         form = {
             "grant_type": "refresh_token",
             "client_id": "crinoid",
             "refresh_token": credentials.identity_token,
-            **fields,
+            "service": service,
+            "scope": scope,
         }
-        return Exchange("POST", realm, endpoint, form=form)
-    scopes = [("scope", scope) for scope in fields["scope"].split(" ")]
-    service = [("service", fields["service"])] if fields["service"] else []
-    query = urlencode([*service, *scopes], safe="/:,")
+        return Exchange("POST", realm, asker.endpoint, form=form)
+    fields = [("service", service)] if service else []
+    query = urlencode([*fields, *(("scope", each) for each in scope.split(" "))], safe="/:,")
     url = f"{realm}{'&' if '?' in realm else '?'}{query}"
-    has_user = credentials is not None and bool(credentials.username)
-    return Exchange("GET", url, endpoint, authorization=_basic(credentials) if credentials and has_user else "")
+    authorization = _basic(credentials) if credentials and credentials.username else ""
+    return Exchange("GET", url, asker.endpoint, authorization=authorization)
+
+
+def _blame(host: str, error: HostFault | CorruptContent) -> HostFault:
+    """Say that it was the token server; what it refuses are credentials, whatever status it chose for that."""
+    fault = error if isinstance(error, HostFault) else HostFault(error)
+    kind = Unauthenticated if fault.status in (400, 401, 403) else type(fault.error)
+    return HostFault(kind(f"token server {host}: {fault}"), fault.passing, fault.retry_after_s, fault.status)
 
 
 def _pass_of(answer: TokenAnswer) -> _Pass:
