@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import os
+import secrets
 import stat
 import struct
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ _PARK = ".crinoid-remove-"
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file as a whole, synced to disk: a reader, and a crash, sees the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         with open(fd, "wb") as file:
