@@ -5,5 +5,5 @@ folder (``confinement``), then ``stream`` reads, decompresses and hashes, ``head
 entries, ``extraction`` walks them and ``tree`` makes them. The child answers one record, and is gone.
 
 This file imports nothing, and nothing that the child imports may import asyncio, pydantic or even ``re`` (as json,
-typing and dataclasses do): a child starts in some 15 ms, and an image has many layers.
+typing and dataclasses do): a child starts in some 20 ms, and an image has many layers.
 """
