@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from crinoid.core.lifecycle.images.service import ImageService
-
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.assembly import Assembly
-from crinoid.core.lifecycle.cgrouppaths import uses_systemd
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.containers import ContainerParts, ContainerService
 from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.locks import Locks
 from crinoid.core.lifecycle.node import NodeService
 from crinoid.core.lifecycle.podinit import PodInit
@@ -31,6 +30,7 @@ class Composition:
     stats: StatsService
     node: NodeService
     recovery: Recovery
+    init: PodInit
     exits: Exits
     resources: Resources
     store: Store
@@ -47,6 +47,7 @@ class Composition:
         await self.containers.close()
         await self.pods.close()
         await self.images.close()
+        await self.init.close()
         await self.exits.close()
         await self.resources.close()
         await self.slots.close()
@@ -55,22 +56,25 @@ class Composition:
 
 def compose(config: Config, slots: Slots, version: str) -> Composition:
     """Build all services. The folders ``config.root`` and ``config.run`` exist."""
-    systemd = uses_systemd(config.pods.cgroup_driver)
+    cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
     images = ImageService(store, content, slots, config.images)
-    resources = Resources(store.ledger, slots, config.pods.cgroup_root)
+    resources = Resources(store.ledger, slots, cgroups.root)
     exits, locks = Exits(store, slots), Locks()
-    assembly = Assembly(config, store, slots, images, resources, systemd)
-    containers = ContainerService(config.pods, store, slots, ContainerParts(assembly, exits, resources, locks))
-    init = PodInit(config.pods, images, resources, systemd)
-    pods = PodService(config, store, slots, PodParts(containers, init, resources, locks), systemd)
+    assembly = Assembly(config, store, slots, images, resources, cgroups)
+    init = PodInit(config, store, slots, images, resources, cgroups)
+    containers = ContainerService(
+        config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks)
+    )
+    pods = PodService(config, store, slots, PodParts(containers, init, resources, locks), cgroups)
     return Composition(
         pods=pods,
         containers=containers,
         images=images,
         stats=StatsService(store, slots, containers.list, pods.list),
-        node=NodeService(store, slots, images, resources, systemd, version),
-        recovery=Recovery(store, slots, resources, pods, exits),
+        node=NodeService(store, slots, images, resources, cgroups, version),
+        recovery=Recovery(store, slots, resources, exits, init),
+        init=init,
         exits=exits,
         resources=resources,
         store=store,

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.lifecycle.images.service import ImageService
-
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
 from crinoid.core.api.values.container import ContainerConfig
@@ -22,7 +20,8 @@ from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles
-from crinoid.core.lifecycle.cgrouppaths import container_cgroup
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
@@ -40,14 +39,20 @@ class Assembly:
     """Makes containers."""
 
     def __init__(
-        self, config: Config, store: Store, slots: Slots, images: ImageService, resources: Resources, systemd: bool
+        self,
+        config: Config,
+        store: Store,
+        slots: Slots,
+        images: ImageService,
+        resources: Resources,
+        cgroups: CgroupPaths,
     ) -> None:
         self._config = config
         self._store = store
         self._slots = slots
         self._images = images
         self._resources = resources
-        self._systemd = systemd
+        self._cgroups = cgroups
         self._features: dict[str, bool] = {}
 
     async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
@@ -73,7 +78,7 @@ class Assembly:
         bundle = self._config.run / "containers" / container_id
         await self._resources.make_directory(container_id, bundle)
         rootfs = await self._mount_root(container_id, pod, image, bundle, config.security.readonly_rootfs)
-        cgroup = container_cgroup(pod.cgroup_parent, container_id, self._systemd)
+        cgroup = self._cgroups.of_container(pod.cgroup_parent, container_id)
         handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
         given = await self._spec_input(handle, pod, config, image, rootfs)
         process = await self._create(given, handle, pod)
@@ -102,7 +107,7 @@ class Assembly:
             raise FailedPrecondition(f"snapshotter slot {pod.snapshotter!r} of pod {pod.id} is no longer configured")
         slot = self._slots.snapshotters[pod.snapshotter]
         chain_id = await self._images.ensure_unpacked(image, slot.name)
-        mounts = await self._resources.create_snapshot(container_id, slot, chain_id)
+        mounts = await self._resources.create_snapshot(container_id, container_id, slot, chain_id)
         rootfs = bundle / "rootfs"
         rootfs.mkdir()
         await self._resources.mount(container_id, mounts, rootfs)
@@ -146,15 +151,9 @@ class Assembly:
             terminal=config.tty,
             stdin=config.stdin,
             stdin_once=config.stdin_once,
-            monitor_cgroup=self._monitor_cgroup(),
+            monitor_cgroup=self._config.pods.monitor_cgroup or self._cgroups.monitors,
         )
         return await self._resources.create_container(handle.container_id, self._slots.runtimes[pod.runtime], request)
-
-    def _monitor_cgroup(self) -> str:
-        """Where monitors run: outside of every container's limits."""
-        if self._systemd:
-            return self._config.pods.monitor_cgroup
-        return self._config.pods.monitor_cgroup or f"{self._config.pods.cgroup_root.rstrip('/')}/monitors"
 
     def _image(self, config: ContainerConfig) -> ImageRecord:
         if not config.image:
@@ -172,9 +171,6 @@ class Assembly:
 
     def _target_pid(self, pod: PodRecord, config: ContainerConfig) -> int:
         options = config.security.namespaces
-        if options.pid is NamespaceMode.POD and "pid" not in pod.namespaces:
-            name = config.metadata.name
-            raise InvalidArgument(f"container {name!r} wants the PID namespace of pod {pod.id}, which has none")
         if options.pid is not NamespaceMode.TARGET:
             return 0
         target = self._store.containers.find(options.target_id)

@@ -4,41 +4,63 @@ With cgroupfs a cgroup is a path below the mount point; with systemd a parent is
 container ``slice:prefix:name``, as the OCI runtimes take it. Source: runc, docs/systemd.md; the kubelet's two forms.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux import cgroups
+from crinoid.core.config.models import PodsConfig
 
 PREFIX = "crinoid"
 
 
-def uses_systemd(wanted: str) -> bool:
-    """Decide for ``auto``, ``cgroupfs`` or ``systemd``: systemd where it runs and the host has cgroup v2."""
-    if wanted == "auto":
-        return cgroups.version() == 2 and Path("/run/systemd/system").is_dir()
-    return wanted == "systemd"
+@dataclass(frozen=True, slots=True)
+class CgroupPaths:
+    """The cgroup driver (``systemd`` or cgroupfs), and ``root``, the parent of pods that come without one."""
 
+    systemd: bool
+    root: str
 
-def pod_parent(given: str, pod_id: str, root: str, systemd: bool) -> str:
-    """Return the cgroup that a pod's containers lie in: the kubelet's, else one of our own below ``root``.
+    @classmethod
+    def of(cls, config: PodsConfig) -> "CgroupPaths":
+        """Decide for ``auto``: systemd where it runs and the host has cgroup v2, else cgroupfs."""
+        systemd = config.cgroup_driver == "systemd"
+        if config.cgroup_driver == "auto":
+            systemd = cgroups.version() == 2 and Path("/run/systemd/system").is_dir()
+        return cls(systemd, config.cgroup_root.rstrip("/"))
 
-    Raises InvalidArgument for a path where a slice is due, or the reverse.
-    """
-    if systemd:
+    @property
+    def driver(self) -> str:
+        """The driver's name, as RuntimeConfig tells it."""
+        return "systemd" if self.systemd else "cgroupfs"
+
+    def pod_parent(self, given: str, pod_id: str) -> str:
+        """Return the cgroup that a pod's containers lie in: the kubelet's, else one of our own.
+
+        Raises InvalidArgument for a path where a slice is due, or the reverse.
+        """
+        if self.systemd:
+            return self._slice(given)
+        if given.endswith(".slice") and "/" not in given.strip("/"):
+            raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
+        path = "/" + (given or f"{self.root}/{pod_id}").strip("/")
+        if ".." in path.split("/"):
+            raise InvalidArgument(f"cgroup_parent {given!r} has '..' in it")
+        return path
+
+    def of_container(self, parent: str, container_id: str) -> str:
+        """Return a container's cgroup as ContainerHandle has it."""
+        return f"{parent}:{PREFIX}:{container_id}" if self.systemd else f"{parent}/{container_id}"
+
+    @property
+    def monitors(self) -> str:
+        """Where containers' monitors run, outside of every pod; with systemd they stay where they are started."""
+        return "" if self.systemd else f"{self.root}/monitors"
+
+    def _slice(self, given: str) -> str:
         if given and not given.endswith(".slice"):
             raise InvalidArgument(f"cgroup_parent {given!r} is no slice, and crinoid's cgroup driver is systemd")
         return given.rpartition("/")[2] or f"{PREFIX}.slice"
-    if given.endswith(".slice") and "/" not in given.strip("/"):
-        raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
-    path = "/" + (given or f"{root}/{pod_id}").strip("/")
-    if ".." in path.split("/"):
-        raise InvalidArgument(f"cgroup_parent {given!r} has '..' in it")
-    return path
-
-
-def container_cgroup(parent: str, container_id: str, systemd: bool) -> str:
-    """Return a container's cgroup as ContainerHandle has it."""
-    return f"{parent}:{PREFIX}:{container_id}" if systemd else f"{parent}/{container_id}"
 
 
 def slice_path(name: str) -> str:

@@ -27,8 +27,10 @@ from crinoid.core.api.values.runtime import ExecOutput, ExecRequest
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.assembly import Assembly, container_view, read_process
 from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
+from crinoid.core.lifecycle.podinit import PodInit
 from crinoid.core.lifecycle.queries import ContainerFilter
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
@@ -48,6 +50,8 @@ class ContainerParts:
     """The other organs of the lifecycle that containers need."""
 
     assembly: Assembly
+    images: ImageService
+    init: PodInit
     exits: Exits
     resources: Resources
     locks: Locks
@@ -61,6 +65,8 @@ class ContainerService:
         self._store = store
         self._slots = slots
         self._assembly = parts.assembly
+        self._images = parts.images
+        self._init = parts.init
         self._exits = parts.exits
         self._resources = parts.resources
         self._locks = parts.locks
@@ -138,6 +144,8 @@ class ContainerService:
             self._exits.forget(current.id)
             await self._resources.undo(current.id)
             self._store.containers.drop(current.id)
+        if record.image_id not in self._store.images:
+            await self._images.collect_garbage()
         await self._slots.extensions.container_removed(self._view(record))
 
     def get(self, container_id: str) -> ContainerRecord:
@@ -216,7 +224,10 @@ class ContainerService:
     async def _create(self, name: _Name, config: ContainerConfig) -> str:
         try:
             async with self._locks.of(name[0]):
-                record = await self._assembly.make(self._ready_pod(name[0]), config)
+                pod = self._ready_pod(name[0])
+                if config.security.namespaces.pid is NamespaceMode.POD:
+                    pod = await self._init.ensure(pod)
+                record = await self._assembly.make(pod, config)
             self._exits.watch(record)
             return record.id
         finally:
@@ -229,14 +240,13 @@ class ContainerService:
         return pod
 
     async def _start(self, record: ContainerRecord) -> None:
-        slot = self._slot(record)
+        slot, started = self._slot(record), time.time_ns()
         try:
             await slot.start(record.handle)
         except CrinoidError as error:
             await self._note_start_error(slot, record, error)
             raise
         current = self.get(record.id)
-        started = current.started_at_ns or time.time_ns()
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
         self._store.containers.put(dataclasses.replace(current, state=state, started_at_ns=started))
 

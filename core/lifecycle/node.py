@@ -5,9 +5,9 @@ import dataclasses
 import json
 from dataclasses import asdict
 
-from crinoid.core.lifecycle.images.service import ImageService
-
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.queries import Condition, HandlerReport, NodeStatus
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.binding import Slots
@@ -21,15 +21,15 @@ class NodeService:
     """What is asked and told about the node."""
 
     def __init__(
-        self, store: Store, slots: Slots, images: ImageService, resources: Resources, systemd: bool, version: str
+        self, store: Store, slots: Slots, images: ImageService, resources: Resources, cgroups: CgroupPaths, version: str
     ) -> None:
-        """``systemd``: the cgroup driver is systemd. ``version`` is crinoid's own."""
+        """``version`` is crinoid's own."""
         self.version = version
         self._store = store
         self._slots = slots
         self._images = images
         self._resources = resources
-        self._systemd = systemd
+        self._cgroups = cgroups
         self._handlers: dict[str, HandlerReport] = {}
 
     async def status(self, verbose: bool) -> NodeStatus:
@@ -46,7 +46,7 @@ class NodeService:
 
     def cgroup_driver(self) -> str:
         """Return ``systemd`` or ``cgroupfs``."""
-        return "systemd" if self._systemd else "cgroupfs"
+        return self._cgroups.driver
 
     async def set_pod_cidrs(self, cidrs: tuple[str, ...]) -> None:
         """Keep the node's address ranges, and tell every network."""

@@ -4,23 +4,27 @@ catatonit, which does nothing but reap, is bound into an empty root. Without it 
 would have to be there: that image is run instead.
 """
 
+import asyncio
+import dataclasses
+import logging
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from crinoid.core.api.errors import CrinoidError, FailedPrecondition
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
-
-from crinoid.core.api.errors import FailedPrecondition
-from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
-from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.config.models import PodsConfig
-from crinoid.core.lifecycle.cgrouppaths import container_cgroup
 from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.spec.build import InitInput, build_init_spec
-from crinoid.core.slots.runtime import RuntimeSlot
-from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.slots.binding import Slots
+from crinoid.core.state.records import PodRecord, PodState
+from crinoid.core.state.store import Store
 
+LOG = logging.getLogger(__name__)
 _INSIDE = "/init"
 _READ_ONLY = ("bind", "ro", "nosuid", "nodev")
 
@@ -34,67 +38,136 @@ class InitProgram:
 
 
 class PodInit:
-    """Starts pods' init processes."""
+    """Starts and watches pods' init processes."""
 
-    def __init__(self, config: PodsConfig, images: ImageService, resources: Resources, systemd: bool) -> None:
-        """``systemd``: cgroups are made by systemd."""
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        slots: Slots,
+        images: ImageService,
+        resources: Resources,
+        cgroups: CgroupPaths,
+    ) -> None:
         self._config = config
+        self._store = store
+        self._slots = slots
         self._images = images
         self._resources = resources
-        self._systemd = systemd
+        self._cgroups = cgroups
+        self._watchers: dict[str, asyncio.Task[None]] = {}
 
-    async def start(
-        self, pod_id: str, folder: PodFolder, cgroup_parent: str, slots: tuple[RuntimeSlot, SnapshotterSlot]
-    ) -> tuple[ContainerHandle, ContainerProcess]:
-        """Make and start the init of a pod, and pin its PID namespace. Undone with the pod."""
-        runtime, snapshotter = slots
-        program = await self._prepare_root(pod_id, folder, snapshotter)
-        cgroup = container_cgroup(cgroup_parent, pod_id, self._systemd)
-        handle = ContainerHandle(pod_id, pod_id, folder.path / "bundle", cgroup)
-        await self._resources.make_directory(pod_id, handle.bundle)
-        binds = [] if program.binary is None else [_bind(program.binary)]
+    async def ensure(self, pod: PodRecord) -> PodRecord:
+        """Give a pod that has none an init: a container may want to share processes in a pod that did not say so.
+
+        The pod's lock is held. On an error the init is undone, and the pod stays as it was.
+        """
+        if "pid" in pod.namespaces:
+            return pod
+        try:
+            record = self._store.pods.put(await self.start(pod))
+        except BaseException:
+            await asyncio.shield(self._resources.undo(init_owner(pod.id)))
+            raise
+        self.watch(record)
+        return record
+
+    async def start(self, pod: PodRecord) -> PodRecord:
+        """Make and start the init of a pod and pin its PID namespace; return the pod with it, not stored yet."""
+        runtime, folder = self._slots.runtimes[pod.runtime], PodFolder(self._config.run / "pods" / pod.id)
+        program = await self._prepare_root(pod, folder)
+        cgroup = self._cgroups.of_container(pod.cgroup_parent, pod.id)
+        handle = ContainerHandle(pod.id, pod.id, folder.path / "bundle", cgroup)
+        await self._resources.make_directory(init_owner(pod.id), handle.bundle)
         spec = build_init_spec(
             InitInput(
-                pod_id=pod_id,
+                pod_id=pod.id,
                 command=program.command,
                 rootfs=folder.init_root,
-                binds=tuple(binds),
-                namespaces={kind: path for kind in ("network", "ipc", "uts") if (path := folder.pin(kind)).exists()},
+                binds=() if program.binary is None else (_bind(program.binary),),
+                namespaces=pod.namespaces,
                 cgroup=cgroup,
             )
         )
-        process = await self._resources.create_container(pod_id, runtime, ContainerRequest(handle=handle, spec=spec))
+        request = ContainerRequest(handle=handle, spec=spec)
+        process = await self._resources.create_container(init_owner(pod.id), runtime, request)
         await runtime.start(handle)
-        await self._resources.pin_existing(pod_id, Path(f"/proc/{process.pid}/ns/pid"), folder.pin("pid"))
-        return handle, process
+        await self._resources.pin_existing(init_owner(pod.id), Path(f"/proc/{process.pid}/ns/pid"), folder.pin("pid"))
+        return dataclasses.replace(pod, init=handle, namespaces={**pod.namespaces, "pid": folder.pin("pid")})
 
-    async def _prepare_root(self, pod_id: str, folder: PodFolder, snapshotter: SnapshotterSlot) -> InitProgram:
-        await self._resources.make_directory(pod_id, folder.init_root)
+    def watch(self, pod: PodRecord) -> None:
+        """Note when the pod's init process ends: the pod is not ready from then on."""
+        if pod.init is not None:
+            self._watchers[pod.id] = asyncio.create_task(self._watch(pod), name=f"init of {pod.id}")
+
+    async def undo(self, pod_id: str, kinds: Collection[str] | None = None) -> None:
+        """End a pod's init, and with all ``kinds`` remove what there is of it. Idempotent."""
+        if (watcher := self._watchers.pop(pod_id, None)) is not None:
+            watcher.cancel()
+        await self._resources.undo(init_owner(pod_id), kinds)
+
+    def note_not_ready(self, pod_id: str, why: str) -> None:
+        """Mark a pod as not ready that lost something it can't live without."""
+        record = self._store.pods.get(pod_id)
+        if record is not None and record.state is PodState.READY:
+            LOG.warning("pod %s is not ready any more: %s", pod_id, why)
+            self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+
+    async def close(self) -> None:
+        """Stop watching; the processes live on."""
+        tasks = list(self._watchers.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, pod: PodRecord) -> None:
+        assert pod.init is not None
+        try:
+            await self._slots.runtimes[pod.runtime].wait(pod.init)
+        except (CrinoidError, KeyError) as error:
+            LOG.warning("pod %s: its init can't be watched: %s", pod.id, error)
+            return
+        self.note_not_ready(pod.id, "its init process ended")
+
+    async def _prepare_root(self, pod: PodRecord, folder: PodFolder) -> InitProgram:
+        owner = init_owner(pod.id)
+        await self._resources.make_directory(owner, folder.init_root)
         if (binary := self._binary()) is not None:
-            for name in ("proc", "dev", "sys"):
-                (folder.init_root / name).mkdir()
-            (folder.init_root / _INSIDE[1:]).touch()
+            await asyncio.to_thread(_fill_root, folder.init_root)
             return InitProgram((_INSIDE, "-P"), binary)
-        image = self._images.find(self._config.pause_image)
-        if image is None:
+        name = self._config.pods.pause_image
+        if (image := self._images.find(name)) is None:
             raise FailedPrecondition(
-                f"a pod with a shared PID namespace needs an init: install catatonit or pull {self._config.pause_image}"
+                f"a pod with a shared PID namespace needs an init: install catatonit or pull {name}"
             )
+        snapshotter = self._slots.snapshotters[pod.snapshotter]
         parent = await self._images.ensure_unpacked(image, snapshotter.name)
-        mounts: tuple[Mount, ...] = await self._resources.create_snapshot(pod_id, snapshotter, parent)
-        await self._resources.mount(pod_id, mounts, folder.init_root)
+        mounts = await self._resources.create_snapshot(owner, pod.id, snapshotter, parent)
+        await self._resources.mount(owner, mounts, folder.init_root)
         config = self._images.config_of(image).config
         return InitProgram((*config.entrypoint, *config.cmd), None)
 
     def _binary(self) -> Path | None:
         """Return the configured init binary, or catatonit's. Raises FailedPrecondition when the first is absent."""
-        if not self._config.init_binary:
+        configured = self._config.pods.init_binary
+        if not configured:
             found = shutil.which("catatonit")
             return None if found is None else Path(found)
-        path = Path(self._config.init_binary)
+        path = Path(configured)
         if not path.is_file():
             raise FailedPrecondition(f"pods.init_binary {path} is not there: install it or change the configuration")
         return path
+
+
+def init_owner(pod_id: str) -> str:
+    """Return the owner of an init's resources in the ledger."""
+    return f"{pod_id}/init"
+
+
+def _fill_root(root: Path) -> None:
+    for name in ("proc", "dev", "sys"):
+        (root / name).mkdir()
+    (root / _INSIDE[1:]).touch()
 
 
 def _bind(binary: Path) -> dict[str, object]:

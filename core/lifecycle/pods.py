@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.errors import AlreadyExists, CrinoidError, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.hooks.extension import PodView
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
@@ -25,7 +25,7 @@ from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles
 from crinoid.core.lifecycle.bandwidth import limits_of
-from crinoid.core.lifecycle.cgrouppaths import pod_parent
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.containers import ContainerService
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
@@ -81,8 +81,7 @@ class PodParts:
 class PodService:
     """RunPodSandbox, StopPodSandbox, RemovePodSandbox and what is asked about pods."""
 
-    def __init__(self, config: Config, store: Store, slots: Slots, parts: PodParts, systemd: bool) -> None:
-        """``systemd``: the cgroup driver is systemd."""
+    def __init__(self, config: Config, store: Store, slots: Slots, parts: PodParts, cgroups: CgroupPaths) -> None:
         self._config = config
         self._store = store
         self._slots = slots
@@ -90,10 +89,9 @@ class PodService:
         self._init = parts.init
         self._resources = parts.resources
         self._locks = parts.locks
-        self._systemd = systemd
+        self._cgroups = cgroups
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, config: PodConfig, runtime_handler: str) -> str:
         """Make a pod sandbox and return its id.
@@ -131,7 +129,7 @@ class PodService:
             await self._stop(current.id)
             for container in self._store.containers_of(current.id):
                 await self._containers.remove(container.id)
-            await self._resources.undo(current.id)
+            await self._undo(current.id)
             self._store.pods.drop(current.id)
         await self._slots.extensions.pod_removed(view_of(record))
 
@@ -157,18 +155,9 @@ class PodService:
         }
         return {"info": json.dumps(info)}
 
-    def watch(self, record: PodRecord) -> None:
-        """Note when the pod's init process ends: the pod is not ready from then on."""
-        if record.init is not None:
-            self._watchers[record.id] = asyncio.create_task(self._watch_init(record), name=f"init of {record.id}")
-
     async def close(self) -> None:
         """Give up what is under way; the next start undoes it."""
         await self._starting.close()
-        tasks = list(self._watchers.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _claimed(self, config: PodConfig, handler: str) -> str | None:
         """Return the pod of an earlier request like this one whose answer nobody saw."""
@@ -189,9 +178,9 @@ class PodService:
                 await self._slots.extensions.pod_started(view_of(record))
             except BaseException:
                 self._store.pods.drop(plan.pod_id)
-                await asyncio.shield(self._resources.undo(plan.pod_id))
+                await asyncio.shield(self._undo(plan.pod_id))
                 raise
-            self.watch(record)
+            self._init.watch(record)
             return record.id
         finally:
             del self._wanted[config.metadata]
@@ -213,7 +202,7 @@ class PodService:
             folder=PodFolder(self._config.run / "pods" / pod_id),
             host_network=host_network,
             hostname=podfiles.hostname_of(config, host_network),
-            cgroup_parent=pod_parent(config.cgroup_parent, pod_id, self._config.pods.cgroup_root, self._systemd),
+            cgroup_parent=self._cgroups.pod_parent(config.cgroup_parent, pod_id),
             sysctls=self._default_sysctls(own) | check_sysctls(config.sysctls, own),
             limits=limits_of(config.annotations),
         )
@@ -230,13 +219,10 @@ class PodService:
             await self._mount_shm(plan)
         await asyncio.to_thread(write_sysctls_in, plan.pins, plan.sysctls)
         record = await self._attach(plan, self._record(plan))
-        if not self._systemd:
+        if not self._cgroups.systemd:
             await resources.make_cgroup(pod_id, plan.cgroup_parent)
         if plan.config.security.namespaces.pid is NamespaceMode.POD:
-            slots = (plan.runtime, plan.snapshotter)
-            handle, _process = await self._init.start(pod_id, folder, plan.cgroup_parent, slots)
-            pins = {**record.namespaces, "pid": folder.pin("pid")}
-            record = dataclasses.replace(record, init=handle, namespaces=pins)
+            record = await self._init.start(record)
         await plan.runtime.start_pod(_sandbox(record))
         return self._store.pods.put(record)
 
@@ -305,30 +291,17 @@ class PodService:
         if record is None:
             return
         await self._containers.end_all(pod_id)
-        if (watcher := self._watchers.pop(pod_id, None)) is not None:
-            watcher.cancel()
+        await self._init.undo(pod_id, {CONTAINER})
         if (slot := self._slots.runtimes.get(record.runtime)) is not None:
             await slot.stop_pod(_sandbox(record))
-        await self._resources.undo(pod_id, {CONTAINER, NETWORK})
+        await self._resources.undo(pod_id, {NETWORK})
         if record.state is PodState.READY:
             record = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
             await self._slots.extensions.pod_stopped(view_of(record))
 
-    async def _watch_init(self, record: PodRecord) -> None:
-        assert record.init is not None
-        try:
-            await self._slots.runtime(record.runtime).wait(record.init)
-        except CrinoidError as error:
-            LOG.warning("pod %s: its init can't be watched: %s", record.id, error.message)
-            return
-        self.note_not_ready(record.id, "its init process ended")
-
-    def note_not_ready(self, pod_id: str, why: str) -> None:
-        """Mark a pod as not ready that lost something it can't live without."""
-        record = self._store.pods.get(pod_id)
-        if record is not None and record.state is PodState.READY:
-            LOG.warning("pod %s is not ready any more: %s", pod_id, why)
-            self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+    async def _undo(self, pod_id: str) -> None:
+        await self._init.undo(pod_id)
+        await self._resources.undo(pod_id)
 
     def _find(self, pod_id: str) -> PodRecord | None:
         if not pod_id:

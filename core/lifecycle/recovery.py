@@ -13,7 +13,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.exits import Exits
-from crinoid.core.lifecycle.pods import PodService
+from crinoid.core.lifecycle.podinit import PodInit, init_owner
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -25,12 +25,12 @@ LOG = logging.getLogger(__name__)
 class Recovery:
     """Brings records and host together, once, before the first request."""
 
-    def __init__(self, store: Store, slots: Slots, resources: Resources, pods: PodService, exits: Exits) -> None:
+    def __init__(self, store: Store, slots: Slots, resources: Resources, exits: Exits, init: PodInit) -> None:
         self._store = store
         self._slots = slots
         self._resources = resources
-        self._pods = pods
         self._exits = exits
+        self._init = init
 
     async def run(self) -> None:
         """Undo what nobody owns, then look at every pod and container."""
@@ -48,21 +48,28 @@ class Recovery:
             if record.pod_id not in self._store.pods:
                 self._store.containers.drop(record.id)
         for owner in self._resources.owners():
-            if owner not in self._store.pods and owner not in self._store.containers:
+            if not self._is_known(owner):
                 LOG.info("undoing what an earlier run left of %s", owner)
                 try:
                     await self._resources.undo(owner)
                 except CrinoidError as error:
                     LOG.error("something of %s is left, to be tried again at the next start: %s", owner, error.message)
 
+    def _is_known(self, owner: str) -> bool:
+        """An init belongs to its pod once the pod's record says so."""
+        pod = self._store.pods.get(owner.partition("/")[0])
+        if pod is not None and owner == init_owner(pod.id):
+            return pod.init is not None
+        return owner in self._store.pods or owner in self._store.containers
+
     async def _recover_pod(self, pod: PodRecord) -> None:
         if pod.state is not PodState.READY:
             return
         lost = [kind for kind, path in pod.namespaces.items() if not is_pinned(path)]
         if lost:
-            self._pods.note_not_ready(pod.id, f"its {', '.join(lost)} namespace is gone, as after a reboot")
+            self._init.note_not_ready(pod.id, f"its {', '.join(lost)} namespace is gone, as after a reboot")
             return
-        self._pods.watch(pod)
+        self._init.watch(pod)
 
     async def _recover_container(self, record: ContainerRecord) -> None:
         if record.state is ContainerState.EXITED:

@@ -98,11 +98,11 @@ class Resources:
         return attachment
 
     async def create_snapshot(
-        self, owner: str, slot: SnapshotterSlot, parent: str | None, readonly: bool = False
+        self, owner: str, key: str, slot: SnapshotterSlot, parent: str | None, readonly: bool = False
     ) -> tuple[Mount, ...]:
-        """Make the owner's snapshot on a chain id; its key is the owner's id."""
-        self._ledger.intend(owner, SNAPSHOT, owner, {"slot": slot.name})
-        return await slot.create_snapshot(owner, parent, readonly)
+        """Make a snapshot on a chain id; ``key`` is the pod's or container's id."""
+        self._ledger.intend(owner, SNAPSHOT, key, {"slot": slot.name})
+        return await slot.create_snapshot(key, parent, readonly)
 
     async def create_container(self, owner: str, slot: RuntimeSlot, request: ContainerRequest) -> ContainerProcess:
         """Have the runtime make a container."""
@@ -124,8 +124,8 @@ class Resources:
             raise failures[0]
 
     def owners(self) -> set[str]:
-        """Return everyone who has an entry, but for the deferred."""
-        return {entry.owner for entry in self._ledger.entries()} - {DEFERRED}
+        """Return everyone who has an entry of a kind that is made here, but for the deferred."""
+        return {entry.owner for entry in self._ledger.entries() if entry.kind in self._undo_of} - {DEFERRED}
 
     def attachments(self) -> list[tuple[str, NetworkRequest, Mapping[str, object]]]:
         """Return slot, request and data of each attachment that has an owner."""

@@ -27,7 +27,7 @@ from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.roles import ROLES, Role
 from crinoid.core.slots.runtime import RuntimeSlot
-from crinoid.core.slots.selection import ValidSlot, check
+from crinoid.core.slots.selection import Selection, ValidSlot, check
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 
 
@@ -176,11 +176,18 @@ class _Binder:
 
     def _bind(self, slot: ValidSlot) -> Binding:
         selection, role = slot.selection, ROLES[slot.selection.role]
-        state_dir = _make_folder(self._config.root / "plugins" / role.name / selection.name)
-        run_dir = _make_folder(self._config.run / role.folder / selection.name)
+        folder = _folder_name(selection)
+        state_dir = _make_folder(self._config.root / "plugins" / role.name / folder)
+        run_dir = _make_folder(self._config.run / role.folder / folder)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
         host = Host(selection.name, state_dir, run_dir, log, self._version)
         return adopt(_make(slot, host), slot.driver.installed, selection.config, host, self._instruments)
+
+
+def _folder_name(selection: Selection) -> str:
+    """Give each driver of a slot a folder of its own: what one made must not meet another after a change of driver."""
+    name, driver = selection.name, selection.config.driver
+    return name if name == driver else f"{name}.{driver}"
 
 
 def _make(slot: ValidSlot, host: Host) -> object:

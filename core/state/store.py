@@ -5,6 +5,7 @@ starts: a record that does not parse is moved to ``quarantine``, a database that
 All calls belong to the event loop's thread.
 """
 
+import functools
 import logging
 import sqlite3
 import time
@@ -136,13 +137,19 @@ class Database:
         return error
 
 
+@functools.cache
+def _codec(record: type[R]) -> TypeAdapter[R]:
+    """Make the codec of a kind of records; it takes tens of milliseconds."""
+    return TypeAdapter(record)
+
+
 class Table(Generic[R]):
     """The records of one kind, by id."""
 
     def __init__(self, database: Database, name: str, record: type[R], check: Callable[[R, R], None]) -> None:
         self._database = database
         self._name = name
-        self._codec: TypeAdapter[R] = TypeAdapter(record)
+        self._codec = _codec(record)
         self._check: Callable[[R, R], None] = check
         self._records: dict[str, R] = {}
         self._load()

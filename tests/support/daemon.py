@@ -1,5 +1,6 @@
 """A real daemon in a process of its own, over folders of its own, and proof that it leaves nothing behind."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -139,6 +140,11 @@ class Daemon:
             found += [f"ledger {row}" for row in self.query("SELECT owner, kind, key FROM ledger")]
         return found
 
+    def cgroup_processes(self, pod: str) -> list[int]:
+        """Return the processes in the cgroup of a pod that came without a parent."""
+        folders = CGROUPS.glob(f"**/{self.name}/{pod}/**/cgroup.procs")
+        return sorted({int(pid) for path in folders for pid in path.read_text().split()})
+
     def query(self, statement: str) -> list[Any]:
         """Ask the daemon's database."""
         import sqlite3
@@ -146,20 +152,25 @@ class Daemon:
         with sqlite3.connect(self.root / "state.db") as connection:
             return connection.execute(statement).fetchall()
 
-    def remove_folders(self) -> None:
-        """Remove the run folder; pytest removes the rest."""
+    def end(self) -> None:
+        """Make sure that nothing runs on, whatever the test did; pytest removes the state folder."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        for pid, command in _processes():
+            if str(self.run) in command:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if (point := line.split()[4]).startswith((str(self.run), str(self.root))):
+                subprocess.run(["umount", "--lazy", point], check=False)
         shutil.rmtree(self.run, ignore_errors=True)
 
     def _end(self, number: int) -> int:
         assert self.process is not None
         self._forget_client()
         if self.process.poll() is None:
-            os.kill(self._daemon_pid(), number)
+            os.kill(self.process.pid, number)
         return self.process.wait(60)
-
-    def _daemon_pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
 
     def _forget_client(self) -> None:
         if self._cri is not None:

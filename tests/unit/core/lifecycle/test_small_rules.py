@@ -7,7 +7,7 @@ import pytest
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.pod import DnsConfig, LinuxResources
 from crinoid.core.lifecycle.bandwidth import limits_of
-from crinoid.core.lifecycle.cgrouppaths import container_cgroup, pod_parent, slice_path
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, slice_path
 from crinoid.core.lifecycle.containers import merge_resources
 from crinoid.core.lifecycle.podfiles import resolv_conf
 from crinoid.core.lifecycle.signals import signal_number
@@ -82,15 +82,16 @@ def test_resolv_conf() -> None:
 
 
 def test_cgroup_parents() -> None:
-    assert pod_parent("", "p", "/crinoid", False) == "/crinoid/p"
-    assert pod_parent("kubepods/pod1/", "p", "/crinoid", False) == "/kubepods/pod1"
-    assert pod_parent("/a/kubepods-pod1.slice", "p", "/crinoid", True) == "kubepods-pod1.slice"
-    assert pod_parent("", "p", "/crinoid", True) == "crinoid.slice"
-    for given, systemd in (("/a/b", True), ("a.slice", False), ("/a/../b", False)):
+    files, systemd = CgroupPaths(False, "/crinoid"), CgroupPaths(True, "/crinoid")
+    assert files.pod_parent("", "p") == "/crinoid/p"
+    assert files.pod_parent("kubepods/pod1/", "p") == "/kubepods/pod1"
+    assert systemd.pod_parent("/a/kubepods-pod1.slice", "p") == "kubepods-pod1.slice"
+    assert systemd.pod_parent("", "p") == "crinoid.slice"
+    for paths, given in ((systemd, "/a/b"), (files, "a.slice"), (files, "/a/../b")):
         with pytest.raises(InvalidArgument):
-            pod_parent(given, "p", "/crinoid", systemd)
-    assert container_cgroup("/a", "c", False) == "/a/c"
-    assert container_cgroup("a.slice", "c", True) == "a.slice:crinoid:c"
+            paths.pod_parent(given, "p")
+    assert files.of_container("/a", "c") == "/a/c"
+    assert systemd.of_container("a.slice", "c") == "a.slice:crinoid:c"
     assert slice_path("kubepods-pod1.slice") == "/kubepods.slice/kubepods-pod1.slice"
 
 

@@ -44,15 +44,15 @@ def test_a_bound_slot_has_its_name_driver_and_private_folders(quiet: Site, tmp_p
     slots = bind_text(tmp_path, STAR)
     assert repr(slots.network) == '<network "default" (star)>'
     assert slots.network.installed.distribution == "star-net"
-    assert slots.network.state_dir == tmp_path / "root/plugins/network/default"
-    assert slots.network.run_dir == tmp_path / "run/net/default"
+    assert slots.network.state_dir == tmp_path / "root/plugins/network/default.star"
+    assert slots.network.run_dir == tmp_path / "run/net/default.star"
     assert stat.S_IMODE(slots.network.run_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE(slots.network.state_dir.stat().st_mode) == 0o700
     assert [slot.role for slot in slots.all()] == ["runtime", "network", "snapshotter", "registry"]
 
 
 def test_a_folder_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:
-    folder = tmp_path / "run/net/default"
+    folder = tmp_path / "run/net/default.quiet"
     folder.mkdir(parents=True, mode=0o755)
     bind_text(tmp_path, '[network]\ndriver = "quiet"\n')
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
