@@ -162,10 +162,16 @@ def test_the_root_is_never_killed_or_removed(v2: Hierarchies, wrong: str) -> Non
 def test_a_real_cgroup_is_made_joined_measured_killed_and_removed(path: str) -> None:
     cgroups.make(f"{path}/child")
     cgroups.make(f"{path}/child")
-    process = subprocess.Popen(["sh", "-c", "sleep 60 & wait"])
+    process = subprocess.Popen(["sh", "-c", "read go; sleep 60 & echo; wait"], stdin=-1, stdout=-1)
     try:
+        assert process.stdin is not None and process.stdout is not None
         cgroups.join(f"{path}/child", process.pid)
+        with process.stdin as go, process.stdout as started:
+            go.write(b"\n")
+            go.flush()
+            started.readline()
         assert process.pid in cgroups.processes(path)
+        assert len(cgroups.processes(path)) == 2
         usage = cgroups.read_usage(path)
         assert usage.pids >= 1
         assert usage.memory_usage_bytes >= 0
