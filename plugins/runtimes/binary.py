@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.linux.process import Finished, run
 from crinoid.plugins.runtimes.complaints import as_error, complaint
+from crinoid.plugins.runtimes.scratch import Scratch
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """The binary ``name``, keeping its state in ``root``; ``scratch`` is where its logs go meanwhile.
+    """The binary ``name``, keeping its state in ``root``; ``scratch`` is for its logs.
 
     ``log_option`` is how it wants its log file named: ``{}`` stands for the path.
     """
@@ -24,7 +24,7 @@ class Binary:
     name: str
     package: str
     root: Path
-    scratch: Path
+    scratch: Scratch
     log_option: str = "--log={}"
 
     @property
@@ -42,8 +42,8 @@ class Binary:
 
     async def run(self, arguments: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> Finished:
         """Run a command of the binary. Raises CommandFailed or InvalidArgument in the binary's own words."""
-        with tempfile.TemporaryDirectory(prefix="run-", dir=self.scratch) as folder:
-            log = Path(folder) / "log"
+        with self.scratch.folder() as folder:
+            log = folder / "log"
             command = (str(self.path), *self.global_options(log), *arguments)
             finished = await run(command, timeout_s=timeout_s, stdin=stdin, env=environment())
             if finished.exit_code != 0:

@@ -65,18 +65,23 @@ class Started:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], fds: Mapping[int, int], cwd: Path, console: Path) -> Iterator[Started]:
+def started(command: Sequence[str], fds: Mapping[int, int], cwd: Path) -> Iterator[Started]:
     """A conmon with its two pipes; the pipes and the handle are closed at the end, conmon itself may live on.
 
-    ``fds`` are its standard streams; ``console`` is where it makes a socket for a terminal. If it was not released,
-    the caller must have killed it: to conmon, the end of the start pipe means go.
+    ``fds`` are its standard streams; a socket for a terminal is made in ``cwd``. If it was not released, the caller
+    must have killed it: to conmon, the end of the start pipe means go.
     """
-    env = {"_OCI_SYNCPIPE": str(_SYNC_FD), "_OCI_STARTPIPE": str(_START_FD), "TMPDIR": str(console), **environment()}
+    env = {"_OCI_SYNCPIPE": str(_SYNC_FD), "_OCI_STARTPIPE": str(_START_FD), "TMPDIR": _console_directory(cwd)}
     with contextlib.ExitStack() as ours:
         with contextlib.ExitStack() as theirs:
             sync_reader, sync_writer = _pipe(ours, theirs)
             start_reader, start_writer = _pipe(theirs, ours)
-            process = spawn(command, env=env, fds={**fds, _SYNC_FD: sync_writer, _START_FD: start_reader}, cwd=cwd)
+            process = spawn(
+                command,
+                env={**env, **environment()},
+                fds={**fds, _SYNC_FD: sync_writer, _START_FD: start_reader},
+                cwd=cwd,
+            )
         ours.callback(process.close)
         yield Started(process, SyncPipe(sync_reader), start_writer)
 
@@ -114,10 +119,9 @@ def exec_command(
     return command + _runtime_arguments(binary, folder / "log")
 
 
-def console_directory(run_dir: Path) -> Path:
-    """Return a folder for conmon's console socket: private if its path is short enough."""
-    fits = len(os.fsencode(run_dir)) + _CONSOLE_NAME_BYTES < 108
-    return run_dir if fits else Path("/tmp")  # noqa: S108  # conmon's own default
+def _console_directory(private: Path) -> str:
+    fits = len(os.fsencode(private)) + _CONSOLE_NAME_BYTES < 108
+    return str(private) if fits else "/tmp"  # noqa: S108  # conmon's own default
 
 
 def _log_driver(path: Path | None) -> str:

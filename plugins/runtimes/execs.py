@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import math
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from crinoid.plugins.runtimes.options import OciOptions
 from crinoid.plugins.runtimes.undo import finish
 
 _PIECE_BYTES = 1 << 16
+_LATER_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,13 @@ class ExecSetup:
 
     options: OciOptions
     binary: Binary
-    run_dir: Path
 
 
 async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
     """Run the process to its end. Raises DeadlineExceeded after killing all that came from it."""
-    folder = Path(tempfile.mkdtemp(prefix="exec-", dir=setup.run_dir))
-    try:
+    with setup.binary.scratch.folder() as folder, cgroup, _Output(request.max_output_bytes) as output:
         (folder / "process.json").write_text(json.dumps(dict(request.process)))
-        with cgroup, _Output(request.max_output_bytes) as output:
-            return await _run(_Exec(setup, handle, request, cgroup, folder), output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return await _run(_Exec(setup, handle, request, cgroup, folder), output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +57,10 @@ class _Exec:
     @property
     def command(self) -> list[str]:
         options = self.cgroup.runtime_options()
-        return conmon.exec_command(
-            self.setup.options.monitor, self.setup.binary, self.handle.container_id, self.folder, options
-        )
+        monitor, binary = self.setup.options.monitor, self.setup.binary
+        command = conmon.exec_command(monitor, binary, self.handle.container_id, self.folder, options)
+        # Should the daemon be killed, conmon at least ends the process itself, some time later.
+        return command if self.timeout_s is None else [*command, f"--timeout={math.ceil(self.timeout_s) + _LATER_S}"]
 
     @property
     def timeout_s(self) -> float | None:
@@ -73,8 +69,7 @@ class _Exec:
 
 async def _run(run: _Exec, output: "_Output") -> ExecOutput:
     command = run.command
-    console = conmon.console_directory(run.setup.run_dir)
-    with output.writers() as fds, conmon.started(command, fds, run.folder, console) as monitor:
+    with output.writers() as fds, conmon.started(command, fds, run.folder) as monitor:
         output.close_writers()
         output.watch()
         monitor.release()

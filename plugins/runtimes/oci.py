@@ -17,7 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, NotFound, Unsupported
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    CrinoidError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    Unsupported,
+)
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
@@ -47,6 +54,7 @@ from crinoid.plugins.runtimes.exits import wait_for_end
 from crinoid.plugins.runtimes.limits import beyond_update, oci_resources
 from crinoid.plugins.runtimes.logs import reopen_log
 from crinoid.plugins.runtimes.options import OciOptions
+from crinoid.plugins.runtimes.scratch import Scratch
 from crinoid.plugins.runtimes.seccomp import SeccompFilters
 from crinoid.plugins.runtimes.undo import finish
 
@@ -69,9 +77,10 @@ class OciRuntime(abc.ABC):
         self._host = host
         self._deadlines = config.deadlines
         self._seccomp = SeccompFilters(config.seccomp_profile)
-        self._scratch = host.run_dir / "scratch"
+        scratch = Scratch(host.run_dir / "scratch")
+        scratch.sweep()
         self._root = config.state_root or host.run_dir / "state"
-        self._binary = Binary(config.binary or self.package, self.package, self._root, self._scratch, self.log_option)
+        self._binary = Binary(config.binary or self.package, self.package, self._root, scratch, self.log_option)
         self._reopening: dict[str, asyncio.Lock] = {}
 
     @abc.abstractmethod
@@ -97,7 +106,8 @@ class OciRuntime(abc.ABC):
     async def create(self, request: ContainerRequest) -> ContainerProcess:
         """See the hook."""
         bundle = Bundle(request.handle.bundle)
-        self._make_folders()
+        if (await self.state(request.handle)).status is not ContainerStatus.ABSENT:
+            raise AlreadyExists(f"container {request.handle.container_id} has been created before; delete it first")
         command = self._create_command(bundle, request)
         try:
             bundle.write_spec(self._complete(request))
@@ -155,8 +165,7 @@ class OciRuntime(abc.ABC):
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
         """See the hook."""
         await self._require(handle, "exec", ContainerStatus.RUNNING)
-        self._make_folders()
-        setup = ExecSetup(self._config, self._binary, self._scratch)
+        setup = ExecSetup(self._config, self._binary)
         return await exec_sync(setup, handle, request, self._exec_cgroup(handle))
 
     @hookimpl
@@ -166,7 +175,6 @@ class OciRuntime(abc.ABC):
         pid = await self._require(handle, "update", *states)
         limits = oci_resources(resources)
         if limits:
-            self._make_folders()
             command = ("update", "--resources", "-", handle.container_id)
             text = json.dumps(limits).encode()
             await self._binary.run(command, timeout_s=self._deadlines.update_s, stdin=text)
@@ -209,10 +217,9 @@ class OciRuntime(abc.ABC):
         return {**spec, "annotations": annotations} if annotations else spec
 
     async def _create(self, bundle: Bundle, request: ContainerRequest, command: list[str]) -> ContainerProcess:
-        console = conmon.console_directory(self._scratch)
         with (
             _opened_log(bundle.monitor_log) as log,
-            conmon.started(command, {2: log}, bundle.directory, console) as monitor,
+            conmon.started(command, {2: log}, bundle.directory) as monitor,
         ):
             await self._release(monitor, request.monitor_cgroup)
             report = await monitor.sync.read()
@@ -273,12 +280,12 @@ class OciRuntime(abc.ABC):
         command = ("delete", "--force", handle.container_id)
         try:
             await self._binary.run(command, timeout_s=self._deadlines.delete_s)
-        except CrinoidError as error:
+        except (CrinoidError, OSError) as error:
             self._host.log.warning(
                 "container %s: %s could not delete it, removing its state by hand: %s",
                 handle.container_id,
                 self._binary.name,
-                error.message,
+                error,
             )
         await asyncio.to_thread(shutil.rmtree, state, ignore_errors=True)
 
@@ -300,10 +307,6 @@ class OciRuntime(abc.ABC):
     def _exec_cgroup(self, handle: ContainerHandle) -> ExecCgroup:
         name = f"exec-{uuid.uuid4().hex[:16]}"
         return ExecCgroup(self._cgroup(handle), name, everywhere=self.leaves_other_cgroups)
-
-    def _make_folders(self) -> None:
-        for folder in (self._scratch, self._root):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _processes(self, bundle: Bundle, handle: ContainerHandle) -> Processes | None:
         """What was started for the container: as noted, else (the daemon was killed meanwhile) from the pid files."""

@@ -552,6 +552,26 @@ class RuntimeContract:
         request = await bench.start("sleep", "1000")
         with pytest.raises(CrinoidError):
             await bench.runtime.create(request)
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING, "the first one was hurt"
+
+    async def test_a_log_where_no_folder_is(self, bench: Workbench) -> None:
+        request = bench.request("true", log_path=bench.folder / "nowhere" / "log")
+        with pytest.raises(CrinoidError, match="log"):
+            await bench.runtime.create(request)
+        self._nothing_is_left(bench, request)
+
+    async def test_an_entry_point_that_is_no_program(self, bench: Workbench) -> None:
+        """Some runtimes notice at create, some at start, some only when it runs: then it ends with an error."""
+        (bench.rootfs / "bin/rubbish").write_bytes(b"\x7fELF rubbish")
+        (bench.rootfs / "bin/rubbish").chmod(0o755)
+        request = bench.request("/bin/rubbish")
+        try:
+            await bench.runtime.create(request)
+            await bench.runtime.start(request.handle)
+        except CrinoidError as error:
+            assert re.search("(?i)exec format error", error.message), error.message
+        else:
+            assert (await bench.runtime.wait(request.handle)).exit_code != 0
 
     def _nothing_is_left(self, bench: Workbench, request: ContainerRequest) -> None:
         assert cgroups.processes(request.handle.cgroup) == ()
@@ -643,16 +663,17 @@ class RuntimeContract:
         assert cgroups.processes(request.handle.cgroup) == ()
 
     async def test_a_timeout_kills_all_that_came_from_an_exec(self, bench: Workbench) -> None:
-        request = await bench.shell("sleep 1000 & sleep 1000; true")
-        await bench.until(lambda: len(bench.commands(request)) == 3, "the container's own processes run")
-        before = bench.commands(request)
+        own = "sleep 1000 & sleep 1000; true"
+        request = await bench.shell(own)
+        before = [f"sh -c {own}", "sleep 1000", "sleep 1000"]
+        await bench.until(lambda: bench.commands(request) == before, "the container's own processes run")
         tree = "trap '' TERM HUP; sh -c 'sleep 6001 & sleep 6002' & (setsid sleep 6003 &); sleep 0.2; "
         tree += "(setsid sh -c 'trap \"\" TERM; sleep 6004; true' & ); nohup sleep 6005 & sleep 6006"
         started_s = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="1 s"):
             await bench.execute(request, "sh", "-c", tree, timeout_s=1.0)
         assert time.monotonic() - started_s < 5
-        assert bench.commands(request) == before
+        assert bench.commands(request) == before, f"alive: {bench.commands(request)}"
 
     async def test_an_exec_that_is_cancelled(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
