@@ -7,7 +7,7 @@ Every table and every field has a default, so that no file at all makes a workin
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 DEFAULT_SLOT = "default"
 """The name of the slot that the tables ``[network]`` and ``[snapshotter]`` make."""
@@ -50,6 +50,36 @@ class ServerConfig(Section):
     def mode_bits(self) -> int:
         """``mode`` as a number."""
         return int(self.mode, 8)
+
+
+class StreamingConfig(Section):
+    """The server of Exec, Attach and PortForward, which the kubelet connects to."""
+
+    address: str = "127.0.0.1"
+    """Address to listen on. Keep it on loopback unless TLS with client certificates is set up: it grants what the
+    kubelet may do in pods, to whoever knows a token."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port to listen on; 0 lets the kernel choose."""
+    tls_cert: AbsolutePath | None = None
+    """PEM file of the server's certificate chain; with it and the key the server speaks TLS only."""
+    tls_key: AbsolutePath | None = None
+    """PEM file of the certificate's key."""
+    client_ca: AbsolutePath | None = None
+    """PEM file of authorities; with it clients must show a certificate of theirs."""
+    token_ttl_s: Seconds = 60.0
+    """How long a URL that was handed out may be used, once, in seconds."""
+    idle_timeout_s: Seconds = 4 * 3600.0
+    """A connection on which nothing happens for so long is closed, in seconds."""
+    creation_timeout_s: Seconds = 30.0
+    """How long a client may take to open the streams of its request, in seconds."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> "StreamingConfig":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        if self.client_ca is not None and self.tls_cert is None:
+            raise ValueError("client_ca needs tls_cert and tls_key")
+        return self
 
 
 class LogConfig(Section):
@@ -273,6 +303,8 @@ class Config(Section):
     """Folder of all that does not survive a reboot: pins, mounts, sockets. Keep it short: sockets lie below."""
     server: ServerConfig = ServerConfig()
     """The CRI endpoint."""
+    streaming: StreamingConfig = StreamingConfig()
+    """Exec, attach and port forwarding."""
     log: LogConfig = LogConfig()
     """The daemon's log."""
     metrics: MetricsConfig = MetricsConfig()

@@ -30,7 +30,13 @@ class Role:
 ROLES: Mapping[str, Role] = {
     role.name: role
     for role in (
-        Role("runtime", "crinoid.runtimes", RuntimeHooks, frozenset({"start_pod", "stop_pod"}), "rt"),
+        Role(
+            "runtime",
+            "crinoid.runtimes",
+            RuntimeHooks,
+            frozenset({"start_pod", "stop_pod", "exec_stream", "attach"}),
+            "rt",
+        ),
         Role(
             "network",
             "crinoid.networks",

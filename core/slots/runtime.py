@@ -2,13 +2,17 @@
 
 import math
 
+from crinoid.core.api.errors import NotImplementedHere
+from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
+    AttachRequest,
     ContainerHandle,
     ContainerProcess,
     ContainerRequest,
     ExecOutput,
     ExecRequest,
+    ExecStreamRequest,
     ExitStatus,
     PodSandbox,
     RuntimeFeatures,
@@ -67,6 +71,16 @@ class RuntimeSlot(Slot):
         limit = math.inf if request.timeout_s is None else request.timeout_s + self._deadlines.of("exec_sync")
         return await self._ask("exec_sync", one(ExecOutput), limit, handle=handle, request=request)
 
+    async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
+        """Start a further process and return its streams. Raises NotImplementedHere where the driver can't."""
+        self._require("exec_stream")
+        return await self._ask("exec_stream", one(ExecSession), handle=handle, request=request)
+
+    async def attach(self, handle: ContainerHandle, request: AttachRequest) -> AttachSession:
+        """Join the container's streams. Raises NotImplementedHere where the driver can't."""
+        self._require("attach")
+        return await self._ask("attach", one(AttachSession), handle=handle, request=request)
+
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
         """Change the container's limits."""
         await self._tell("update", handle=handle, resources=resources)
@@ -78,3 +92,7 @@ class RuntimeSlot(Slot):
     async def stats(self, handle: ContainerHandle) -> CgroupUsage:
         """Read what the container uses."""
         return await self._ask("stats", one(CgroupUsage), handle=handle)
+
+    def _require(self, hook: str) -> None:
+        if not self.implements(hook):
+            raise NotImplementedHere(f"{self.label} has no {hook}: its driver does not stream")

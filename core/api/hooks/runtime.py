@@ -1,19 +1,22 @@
 """The runtime role: makes, starts, watches and ends the containers of a pod (entry points ``crinoid.runtimes``).
 
 The story of a container: ``create`` leaves its process waiting before its entry point, ``start`` lets it go, any
-number of ``exec_sync``, ``update``, ``kill`` and ``stats`` follow, ``wait`` tells of its end, ``delete`` removes what
-is left. The daemon may be killed between any two of these and call on with the same handle. Every hook but
-``create``, ``start`` and ``exec_sync`` is idempotent.
+number of ``exec_sync``, ``exec_stream``, ``attach``, ``update``, ``kill`` and ``stats`` follow, ``wait`` tells of its
+end, ``delete`` removes what is left. The daemon may be killed between any two of these and call on with the same
+handle. Every hook but ``create``, ``start``, ``exec_sync`` and ``exec_stream`` is idempotent.
 """
 
 from crinoid.core.api.hooks import hookspec
+from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
+    AttachRequest,
     ContainerHandle,
     ContainerProcess,
     ContainerRequest,
     ExecOutput,
     ExecRequest,
+    ExecStreamRequest,
     ExitStatus,
     PodSandbox,
     RuntimeFeatures,
@@ -75,6 +78,21 @@ class RuntimeHooks:
     @hookspec
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:  # type: ignore[empty-body]
         """Run a further process to its end. Raises DeadlineExceeded after killing its process tree."""
+
+    @hookspec
+    async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:  # type: ignore[empty-body]
+        """Optional. Start a further process, with a terminal if its description says so, and return its streams.
+
+        Raises as ``exec_sync`` does when it can't be started. The caller closes the session; see :class:`ExecSession`
+        for what that does to the process. When cancelled, nothing of the process is left.
+        """
+
+    @hookspec
+    async def attach(self, handle: ContainerHandle, request: AttachRequest) -> AttachSession:  # type: ignore[empty-body]
+        """Optional. Join the streams of a running container. Raises FailedPrecondition unless it runs, or is created.
+
+        Output from before is not repeated. The caller closes the session.
+        """
 
     @hookspec
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:

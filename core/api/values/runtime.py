@@ -102,6 +102,37 @@ class ExecOutput:
     stderr: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """The size of a terminal, in characters."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecStreamRequest:
+    """A further process in a running container, and which of its streams are wanted.
+
+    ``process`` is an OCI ``process`` object; its ``terminal`` says whether it gets a terminal, whose output is
+    ``stdout``. An unwanted input is at its end, an unwanted output is discarded.
+    """
+
+    process: Mapping[str, Any]
+    stdin: bool = False
+    stdout: bool = True
+    stderr: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachRequest:
+    """Which streams of a container's first process are wanted. ``stdin`` asks in vain where the container has none."""
+
+    stdin: bool = False
+    stdout: bool = True
+    stderr: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeFeatures:
     """What the runtime binary is and can: name and version as it tells them itself."""
