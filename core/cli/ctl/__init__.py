@@ -1,0 +1,92 @@
+"""``crinoid ctl``: pods, containers and images of any CRI endpoint, for people at a node and for programs.
+
+Verbs, flags and documents are those of crictl where it has one. ``session`` talks to the endpoint, ``directory`` finds
+what an argument means, ``queries`` are the filters of lists; ``documents``, ``tables`` and ``figures`` are the output.
+The other modules are the verbs, one family each. A CrinoidError ends a verb with one line and exit code 1.
+"""
+
+import importlib
+from collections.abc import Mapping
+
+import click
+
+from crinoid.core.cli.ctl.durations import DURATION
+from crinoid.core.cli.ctl.session import Target
+from crinoid.core.cli.options import config_option
+from crinoid.core.config.loader import ConfigPaths
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "pods": ("pods", "runp", "stopp", "rmp"),
+    "containers": ("ps", "create", "start", "stop", "rm", "update"),
+    "run": ("run",),
+    "execution": ("exec", "attach", "port-forward"),
+    "logs": ("logs",),
+    "stats": ("stats", "statsp"),
+    "inspection": ("inspect", "inspectp", "inspecti"),
+    "images": ("images", "rmi", "imagefsinfo"),
+    "pull": ("pull",),
+    "node": ("version", "info", "status", "runtime-config", "update-runtime-config", "events", "completion"),
+}
+"""The verbs of each module, in the order of the help; a module is imported when one of its verbs is used."""
+ALIASES: Mapping[str, str] = {"image": "images", "img": "images", "event": "events"}
+"""crictl's second names of verbs; they work without being listed."""
+
+
+class VerbGroup(click.Group):
+    """A group that finds its verbs in their families."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of the help."""
+        return [verb for verbs in FAMILIES.values() for verb in verbs]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        family = next((family for family, verbs in FAMILIES.items() if name in verbs), None)
+        if family is None:
+            return None
+        verbs: tuple[click.Command, ...] = importlib.import_module(f"{__name__}.{family}").VERBS
+        return next(verb for verb in verbs if verb.name == name)
+
+
+@click.group(cls=VerbGroup)
+@click.option(
+    "--runtime-endpoint",
+    "--endpoint",
+    "-r",
+    "runtime_endpoint",
+    envvar=["CRINOID_ENDPOINT", "CONTAINER_RUNTIME_ENDPOINT"],
+    show_envvar=True,
+    metavar="SOCKET",
+    help="CRI endpoint, such as unix:///run/containerd/containerd.sock; by default the socket of the configuration.",
+)
+@click.option(
+    "--image-endpoint",
+    "-i",
+    envvar="IMAGE_SERVICE_ENDPOINT",
+    show_envvar=True,
+    metavar="SOCKET",
+    help="CRI endpoint for images, where it is another one.",
+)
+@click.option(
+    "--timeout",
+    "-t",
+    type=DURATION,
+    metavar="DURATION",
+    help="How long one call may take, such as 2s; by default 10s for a question and 5m for an act.",
+)
+@config_option
+@click.pass_context
+def ctl(
+    ctx: click.Context,
+    paths: ConfigPaths,
+    runtime_endpoint: str | None,
+    image_endpoint: str | None,
+    timeout: float | None,
+) -> None:
+    """Work with the pods, containers and images of a CRI endpoint.
+
+    Containers and pods are named by their id, by the beginning of it, or by their name where that is unique;
+    POD/CONTAINER means a container by its pod's name.
+    """
+    ctx.obj = Target(paths, runtime_endpoint, image_endpoint, timeout or None)
