@@ -15,7 +15,7 @@ from typing import Any
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
-from crinoid.core.api.values.container import ContainerConfig
+from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
@@ -27,6 +27,7 @@ from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
 from crinoid.core.lifecycle.spec.users import Identity, identify
+from crinoid.core.lifecycle.volumes import fill_volume, select_paths
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord
 from crinoid.core.state.store import Store
@@ -78,6 +79,8 @@ class Assembly:
         bundle = self._config.run / "containers" / container_id
         await self._resources.make_directory(container_id, bundle)
         rootfs = await self._mount_root(container_id, pod, image, bundle, config.security.readonly_rootfs)
+        volumes = await self._make_volumes(container_id, config, image, rootfs)
+        config = dataclasses.replace(config, mounts=(*volumes, *config.mounts))
         cgroup = self._cgroups.of_container(pod.cgroup_parent, container_id)
         handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
         given = await self._spec_input(handle, pod, config, image, rootfs)
@@ -112,6 +115,22 @@ class Assembly:
         rootfs.mkdir()
         await self._resources.mount(container_id, mounts, rootfs)
         return rootfs
+
+    async def _make_volumes(
+        self, container_id: str, config: ContainerConfig, image: ImageRecord, rootfs: Path
+    ) -> tuple[VolumeMount, ...]:
+        """Make the volumes that the image declares, where the container has no mount of its own."""
+        paths = select_paths(self._images.config_of(image).config.volumes, config.mounts)
+        if not paths:
+            return ()
+        folder = self._config.root / "containers" / container_id
+        await self._resources.make_directory(container_id, folder, mode=0o700)
+        (folder / "volumes").mkdir()
+        places = ((path, folder / "volumes" / str(number)) for number, path in enumerate(paths))
+        made = [VolumeMount(container_path=path, host_path=str(place)) for path, place in places]
+        for volume in made:
+            await fill_volume(rootfs, volume.container_path, Path(volume.host_path))
+        return tuple(made)
 
     async def _spec_input(
         self, handle: ContainerHandle, pod: PodRecord, config: ContainerConfig, image: ImageRecord, rootfs: Path

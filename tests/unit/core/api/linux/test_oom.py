@@ -15,6 +15,16 @@ def test_without_the_capability_our_own_value_is_the_floor(monkeypatch: pytest.M
     assert oom.clamp_oom_score_adj(1000) == 1000
 
 
+def test_a_raised_value_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset[str]())
+    monkeypatch.setattr(oom, "own_oom_score_adj", lambda: 77)
+    oom.clamp_oom_score_adj(78)
+    assert caplog.messages == []
+    for wanted in (76, -998):
+        assert oom.clamp_oom_score_adj(wanted) == 77
+    assert ["below 77" in message for message in caplog.messages] == [True]
+
+
 def test_with_the_capability_only_the_kernels_range_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_RESOURCE"}))
     assert [oom.clamp_oom_score_adj(v) for v in (-2000, -998, 5, 2000)] == [-1000, -998, 5, 1000]

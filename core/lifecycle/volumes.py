@@ -1,0 +1,64 @@
+"""The volumes that an image declares: for each a folder of the container's own, outside of its layers.
+
+Called by ``assembly`` between mounting the root and building the specification. As with containerd, a volume begins
+with what the image has at its path and goes with the container; a mount that the pod asks for there takes its place.
+Source: OCI image-spec, config.md, "Volumes".
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux import files
+from crinoid.core.api.linux.process import run_checked
+from crinoid.core.api.values.container import VolumeMount
+
+_KERNELS_OWN = frozenset({"proc", "sys", "dev"})
+_COPY_S = 600.0
+_SOURCE_FD = 3
+
+
+def select_paths(declared: Iterable[str], mounts: Iterable[VolumeMount]) -> tuple[str, ...]:
+    """Return the volumes to make as absolute paths, in order.
+
+    Left out is where the container mounts something itself, and what belongs to the kernel: images made for systemd
+    declare ``/sys/fs/cgroup``.
+    """
+    taken = {_normal(mount.container_path) for mount in mounts}
+    wanted = {_normal(path) for path in declared} - taken
+    return tuple(sorted(path for path in wanted if path.split("/")[1] not in _KERNELS_OWN))
+
+
+async def fill_volume(rootfs: Path, path: str, folder: Path) -> None:
+    """Make ``folder`` and copy into it what the mounted image has at ``path``, with owners, modes and times.
+
+    Raises InvalidArgument where the image has a file there, and what the copying raises (a full disk).
+    """
+    await asyncio.to_thread(folder.mkdir, 0o755)
+    with contextlib.ExitStack() as opened:
+        try:
+            source = await asyncio.to_thread(_open_in_image, rootfs, path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise InvalidArgument(f"volume {path} of the image is no folder in it: {error.strerror}") from error
+        opened.callback(os.close, source)
+        command = ("cp", "--archive", "--reflink=auto", f"/proc/self/fd/{_SOURCE_FD}/.", str(folder))
+        await run_checked(command, timeout_s=_COPY_S, fds={_SOURCE_FD: source})
+
+
+def _open_in_image(rootfs: Path, path: str) -> int:
+    """Open a folder as a process of the container would: no link leads out of the image."""
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return files.open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(root)
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath("/" + path.lstrip("/"))
