@@ -1,17 +1,35 @@
 """The contract of the runtime role, applied to our own drivers with real containers; and what is theirs alone."""
 
+import json
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support import cgroup_namespace
 
+from crinoid.core.api.errors import (
+    CommandFailed,
+    ConfigurationError,
+    CrinoidError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Unsupported,
+)
 from crinoid.core.api.host import Host
-from crinoid.core.api.testing.runtimes import RuntimeContract
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.testing.runtimes import BoundRuntime, RuntimeContract, Workbench, build_rootfs, joined_text
+from crinoid.core.api.values.pod import ProfileType, SecurityProfile
+from crinoid.core.api.values.runtime import ContainerRequest, ContainerStatus
+from crinoid.plugins.runtimes import exits
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunRuntime
+from crinoid.plugins.runtimes.options import Deadlines, Monitor
 from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
 
 needs_runc = pytest.mark.skipif(not shutil.which("runc"), reason="wants runc and conmon")
@@ -46,3 +64,200 @@ def test_crun_where_cgroups_are_not_hybrid(tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
     assert " passed" in finished.stdout
+
+
+def script(path: Path, text: str) -> Path:
+    """Write a program that plays a broken runtime."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@needs_runc
+@needs_root
+class TestBrokenRuntimes:
+    """What a binary that is missing, broken or lies does to containers that are there, and to those asked for."""
+
+    @pytest.fixture
+    def host(self, tmp_path: Path) -> Host:
+        for name in ("state", "run"):
+            (tmp_path / name).mkdir()
+        return Host("broken", tmp_path / "state", tmp_path / "run", logging.getLogger("broken"))
+
+    @pytest.fixture
+    def bench(self, host: Host, tmp_path: Path) -> Iterator[Workbench]:
+        parent = f"/crinoid-broken-{uuid.uuid4().hex[:12]}"
+        cgroups.make(parent)
+        bench = Workbench(with_binary(host, ""), tmp_path, build_rootfs(tmp_path / "rootfs"), parent)
+        yield bench
+        bench.clean()
+
+    async def test_a_missing_binary(self, bench: Workbench, host: Host) -> None:
+        bench.runtime = with_binary(host, "/nowhere/runc")
+        with pytest.raises(Unsupported, match=r"/nowhere/runc .*apt-get install runc"):
+            await bench.runtime.probe()
+        with pytest.raises(Unsupported, match="/nowhere/runc"):
+            await bench.create("true")
+
+    async def test_a_missing_monitor(self, bench: Workbench, host: Host) -> None:
+        options = RuncOptions(monitor=Monitor(binary="conmon-of-nowhere"))
+        bench.runtime = BoundRuntime(RuncRuntime(options, host))
+        with pytest.raises(Unsupported, match=r"conmon-of-nowhere .*apt-get install conmon"):
+            await bench.runtime.probe()
+        with pytest.raises(Unsupported, match="conmon-of-nowhere"):
+            await bench.create("true")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("kill -SEGV $$", "killed"),
+            ("exit 0", "reason"),
+            ("exit 3", "reason"),
+            ("echo rubbish; echo of a sort >&2; exit 1", "rubbish|of a sort"),
+            ("head -c 30000 /dev/urandom >&2; exit 1", "."),
+            ('for a in "$@"; do case $a in --pid-file) p=1;; *) [ "$p" ] && echo nonsense > $a; p=;; esac; done', "."),
+        ],
+    )
+    async def test_a_binary_that_is_broken(
+        self, bench: Workbench, host: Host, tmp_path: Path, text: str, words: str
+    ) -> None:
+        binary = script(tmp_path / "runc", text)
+        bench.runtime = with_binary(host, str(binary))
+        with pytest.raises(Unsupported):
+            await bench.runtime.probe()
+        request = bench.request("true")
+        with pytest.raises(CrinoidError, match=words) as raised:
+            await bench.runtime.create(request)
+        assert str(binary) in raised.value.message
+        assert raised.value.message.isprintable()
+        assert list(request.handle.bundle.iterdir()) == []
+
+    async def test_a_binary_that_hangs(self, bench: Workbench, host: Host, tmp_path: Path) -> None:
+        binary = script(tmp_path / "runc", "exec sleep 8000")
+        options = RuncOptions(binary=str(binary), deadlines=Deadlines(create_s=0.3, probe_s=0.3, delete_s=0.3))
+        bench.runtime = BoundRuntime(RuncRuntime(options, host))
+        with pytest.raises(Unsupported):
+            await bench.runtime.probe()
+        request = bench.request("true", monitor_cgroup=f"{bench.parent}/monitor")
+        with pytest.raises(DeadlineExceeded, match="create"):
+            await bench.runtime.create(request)
+        assert cgroups.processes(bench.parent) == ()
+        assert list(request.handle.bundle.iterdir()) == []
+
+    async def test_exec_by_a_broken_binary(self, bench: Workbench, host: Host, tmp_path: Path) -> None:
+        request = await bench.start("sleep", "1000")
+        bench.runtime = with_binary(host, str(script(tmp_path / "runc", "kill -SEGV $$")))
+        with pytest.raises(CommandFailed, match="no process was started"):
+            await bench.execute(request, "true")
+        hanging = script(tmp_path / "runc", "exec sleep 8001")
+        bench.runtime = with_binary(host, str(hanging))
+        with pytest.raises(DeadlineExceeded):
+            await bench.execute(request, "true", timeout_s=0.3)
+        bench.runtime = with_binary(host, "")
+
+    async def test_a_container_outlives_its_binary(self, bench: Workbench, host: Host) -> None:
+        """Watched, signalled and removed without it."""
+        request = await bench.start("sleep", "1000")
+        bench.runtime = with_binary(host, "/nowhere/runc")
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
+        await bench.runtime.kill(request.handle, signal.SIGKILL)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 137
+        await bench.runtime.delete(request.handle)
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
+        assert not cgroup_folders(request)
+
+    @pytest.mark.parametrize("damage", ["empty", "gone", "rubbish"])
+    async def test_a_corrupt_state(self, bench: Workbench, host: Host, damage: str) -> None:
+        request = await bench.start("sleep", "1000")
+        state = host.run_dir / "state" / request.handle.container_id
+        if damage == "gone":
+            shutil.rmtree(state)
+        else:
+            (state / "state.json").write_text("" if damage == "empty" else '{"id": 5')
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
+        await bench.runtime.delete(request.handle)
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
+        assert not cgroup_folders(request)
+
+    async def test_the_drivers_notes_are_lost(self, bench: Workbench) -> None:
+        """As after a kill of the daemon between conmon's report and the note."""
+        request = await bench.start("sleep", "1000")
+        (request.handle.bundle / "processes.json").unlink()
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
+        await bench.runtime.delete(request.handle)
+        assert not cgroup_folders(request)
+        assert list(request.handle.bundle.iterdir()) == []
+
+    async def test_a_monitor_that_was_stopped(self, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(exits, "_MONITOR_GRACE_S", 0.1)
+        request = bench.request("sh", "-c", "exit 9")
+        process = await bench.runtime.create(request)
+        os.kill(process.monitor_pid, signal.SIGSTOP)
+        await bench.runtime.start(request.handle)
+        assert await bench.runtime.wait(request.handle) == await bench.runtime.wait(request.handle)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 9
+        os.kill(process.monitor_pid, signal.SIGKILL)
+
+    async def test_reopening_where_another_file_took_the_place(self, bench: Workbench) -> None:
+        request = await bench.shell("echo one; sleep 1000")
+        log = request.log_path
+        assert log is not None
+        await bench.until(lambda: joined_text(log) == "one\n", "the first line is there")
+        log.rename(log.with_suffix(".old"))
+        log.write_text("precious")
+        with pytest.raises(FailedPrecondition, match="another file"):
+            await bench.runtime.reopen_log(request.handle)
+        assert log.read_text() == "precious"
+
+    async def test_reopening_where_the_folder_is_gone(self, bench: Workbench) -> None:
+        """conmon would end if it were told."""
+        folder = bench.folder / "logs"
+        folder.mkdir()
+        request = await bench.shell("echo one; sleep 1000", log_path=folder / "log")
+        folder.rename(bench.folder / "elsewhere")
+        with pytest.raises(FailedPrecondition, match="folder"):
+            await bench.runtime.reopen_log(request.handle)
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
+
+    async def test_what_a_slot_adds_to_the_spec(self, bench: Workbench, host: Host, tmp_path: Path) -> None:
+        profile = tmp_path / "site.json"
+        profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+        options = RuncOptions(annotations={"org.example/site": "x"}, seccomp_profile=profile)
+        bench.runtime = BoundRuntime(RuncRuntime(options, host))
+        default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+        request = await bench.create("true", seccomp=default)
+        spec = json.loads((request.handle.bundle / "config.json").read_text())
+        assert spec["annotations"] == {"org.example/site": "x"}
+        assert spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ALLOW"
+        assert (request.handle.bundle / "config.json").stat().st_mode & 0o777 == 0o600
+
+    async def test_a_sites_bad_profile_stops_the_start(self, host: Host, tmp_path: Path) -> None:
+        options = RuncOptions(seccomp_profile=tmp_path / "nowhere.json")
+        with pytest.raises(ConfigurationError, match=r"nowhere\.json"):
+            await BoundRuntime(RuncRuntime(options, host)).probe()
+
+    async def test_the_environment_of_the_daemon_stays_out(
+        self, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """runc would take NOTIFY_SOCKET into the container."""
+        monkeypatch.setenv("NOTIFY_SOCKET", str(bench.folder / "notify"))
+        request = bench.request("sleep", "1000")
+        process = await bench.runtime.create(request)
+        assert b"NOTIFY_SOCKET" not in Path(f"/proc/{process.monitor_pid}/environ").read_bytes()
+
+
+@needs_crun
+@needs_root
+@pytest.mark.skipif(not cgroup_namespace.is_hybrid(), reason="wants a hybrid host")
+async def test_crun_says_why_it_can_not_work_here(tmp_path: Path) -> None:
+    host = Host("crun", tmp_path, tmp_path, logging.getLogger("crun"))
+    with pytest.raises(Unsupported, match=r"hybrid.*systemd\.unified_cgroup_hierarchy=1"):
+        await BoundRuntime(CrunRuntime(CrunOptions(), host)).probe()
+
+
+def with_binary(host: Host, binary: str) -> BoundRuntime:
+    return BoundRuntime(RuncRuntime(RuncOptions(binary=binary), host))
+
+
+def cgroup_folders(request: ContainerRequest) -> list[Path]:
+    return [path for path in Path("/sys/fs/cgroup").glob(f"*{request.handle.cgroup}") if path.exists()]
