@@ -13,8 +13,9 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.imagevolumes import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
-from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.resources import DEFERRED, Resources
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
@@ -40,6 +41,7 @@ class Recovery:
         await asyncio.gather(*(self._recover_container(one) for one in self._store.containers))
         await self._collect_network_garbage()
         await self._remove_orphaned_snapshots()
+        await self._resources.undo(DEFERRED)
         self._resources.retry_deferred()
 
     async def _undo_orphans(self) -> None:
@@ -113,6 +115,7 @@ class Recovery:
         """A snapshot whose ledger entry went with a broken database has no other owner."""
         for slot in self._slots.snapshotters.values():
             for key in await slot.list_snapshots():
-                if key not in self._store.containers and key not in self._store.pods:
+                owner = owner_of(key)
+                if owner not in self._store.containers and owner not in self._store.pods:
                     LOG.info("removing snapshot %s, which nobody owns", key)
                     await slot.remove_snapshot(key)

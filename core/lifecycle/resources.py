@@ -31,7 +31,7 @@ from crinoid.core.state.store import Ledger, LedgerEntry
 
 LOG = logging.getLogger(__name__)
 DEFERRED = "deferred"
-RETRY_S = 30.0
+RETRY_S, MAX_RETRY_S = 30.0, 600.0
 
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
@@ -151,10 +151,11 @@ class Resources:
             self._retry = asyncio.create_task(self._keep_trying())
 
     async def _keep_trying(self) -> None:
-        while entries := self.deferred():
-            await asyncio.sleep(RETRY_S)
-            for entry in entries:
-                await self._undone(entry)
+        delay_s = RETRY_S
+        while self.deferred():
+            await asyncio.sleep(delay_s)
+            await self.undo(DEFERRED)
+            delay_s = min(2 * delay_s, MAX_RETRY_S)
 
     async def _undone(self, entry: LedgerEntry) -> CrinoidError | None:
         """Undo one entry and strike it; return what stands against it."""

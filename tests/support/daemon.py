@@ -132,7 +132,7 @@ class Daemon:
         """Name what is left on the host of pods and containers: mounts, cgroups, processes, files, ledger entries."""
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         found = [f"mount {path}" for path in mounts if path.startswith((str(self.run), str(self.root)))]
-        found += [f"cgroup {path}" for path in CGROUPS.glob(f"**/{self.name}") if path.is_dir()]
+        found += [f"cgroup {folder}" for folder, _, _ in os.walk(CGROUPS) if Path(folder).name == self.name]
         found += [f"process {pid}: {command}" for pid, command in _processes() if self.name in command]
         for kind in ("pods", "containers"):
             found += [f"file {path}" for path in (self.run / kind).glob("*")]
