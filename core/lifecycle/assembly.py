@@ -22,6 +22,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
+from crinoid.core.lifecycle.imagevolumes import ImageVolumes
 from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
@@ -29,6 +30,7 @@ from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_cho
 from crinoid.core.lifecycle.spec.users import Identity, identify
 from crinoid.core.lifecycle.volumes import fill_volume, select_paths
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord
 from crinoid.core.state.store import Store
 
@@ -54,6 +56,7 @@ class Assembly:
         self._images = images
         self._resources = resources
         self._cgroups = cgroups
+        self._image_volumes = ImageVolumes(images, resources)
         self._features: dict[str, bool] = {}
 
     async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
@@ -80,7 +83,8 @@ class Assembly:
         await self._resources.make_directory(container_id, bundle)
         rootfs = await self._mount_root(container_id, pod, image, bundle, config.security.readonly_rootfs)
         volumes = await self._make_volumes(container_id, config, image, rootfs)
-        config = dataclasses.replace(config, mounts=(*volumes, *config.mounts))
+        prepared = await self._image_volumes.prepare(container_id, config.mounts, self._snapshotter(pod), bundle)
+        config = dataclasses.replace(config, mounts=(*volumes, *prepared.mounts))
         cgroup = self._cgroups.of_container(pod.cgroup_parent, container_id)
         handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
         given = await self._spec_input(handle, pod, config, image, rootfs)
@@ -99,6 +103,7 @@ class Assembly:
             user=given.identity.user,
             resources=config.resources,
             stop_signal=stop_signal,
+            volume_images=prepared.images,
         )
 
     async def _mount_root(
@@ -106,15 +111,18 @@ class Assembly:
     ) -> Path:
         """Stack a writable part on the image and mount it. A read-only root is writable until the runtime has made
         the mount points in it, as with every peer."""
-        if pod.snapshotter not in self._slots.snapshotters:
-            raise FailedPrecondition(f"snapshotter slot {pod.snapshotter!r} of pod {pod.id} is no longer configured")
-        slot = self._slots.snapshotters[pod.snapshotter]
+        slot = self._snapshotter(pod)
         chain_id = await self._images.ensure_unpacked(image, slot.name)
         mounts = await self._resources.create_snapshot(container_id, container_id, slot, chain_id)
         rootfs = bundle / "rootfs"
         rootfs.mkdir()
         await self._resources.mount(container_id, mounts, rootfs)
         return rootfs
+
+    def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
+        if pod.snapshotter not in self._slots.snapshotters:
+            raise FailedPrecondition(f"snapshotter slot {pod.snapshotter!r} of pod {pod.id} is no longer configured")
+        return self._slots.snapshotters[pod.snapshotter]
 
     async def _make_volumes(
         self, container_id: str, config: ContainerConfig, image: ImageRecord, rootfs: Path

@@ -144,7 +144,7 @@ class ContainerService:
             self._exits.forget(current.id)
             await self._resources.undo(current.id)
             self._store.containers.drop(current.id)
-        if record.image_id not in self._store.images:
+        if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
             await self._images.collect_garbage()
         await self._slots.extensions.container_removed(self._view(record))
 

@@ -82,7 +82,8 @@ class ContainerRecord:
     """A container. ``image_id`` is the digest of the image's configuration, ``image_ref`` a name with digest.
 
     Times are 0 until they happen. ``reason`` is ``Completed``, ``Error``, ``OOMKilled`` or ``StartError`` at the end.
-    ``resources`` is what is in force, which UpdateContainerResources changes.
+    ``resources`` is what is in force, which UpdateContainerResources changes. ``volume_images`` maps the name of each
+    image volume's image, as asked for, to the image's id.
     """
 
     id: str
@@ -103,6 +104,7 @@ class ContainerRecord:
     user: ProcessUser = ProcessUser()
     resources: LinuxResources = LinuxResources()
     stop_signal: str = "SIGTERM"
+    volume_images: Mapping[str, str] = field(default_factory=dict)
     answered: bool = False
 
 

@@ -115,7 +115,7 @@ def _decode_mount(mount: api_pb2.Mount, path: str) -> VolumeMount:
             require_text(mount.container_path, f"{path}.container_path"), f"{path}.container_path"
         ),
         host_path=check_path(mount.host_path, f"{path}.host_path"),
-        readonly=mount.readonly or bool(mount.image.image),
+        readonly=mount.readonly,
         recursive_read_only=mount.recursive_read_only,
         selinux_relabel=mount.selinux_relabel,
         propagation=_PROPAGATIONS[mount.propagation],
@@ -131,6 +131,10 @@ def _check_source(mount: api_pb2.Mount, path: str) -> None:
     if bool(mount.host_path) == bool(mount.image.image):
         how = "both set" if mount.host_path else "both missing"
         raise InvalidArgument(f"{path}: host_path and image.image are {how}; a mount has one of them")
+    if mount.image.image and not mount.readonly:
+        raise InvalidArgument(f"{path}.readonly is not set; the volume of an image can only be read")
+    if mount.image_sub_path and not mount.image.image:
+        raise InvalidArgument(f"{path}.image_sub_path is set without image.image")
 
 
 def _check_recursion(mount: api_pb2.Mount, path: str) -> None:

@@ -56,7 +56,7 @@ def encode_container_status(record: ContainerRecord, image: ImageRecord | None) 
         message=clean(record.message),
         labels=record.config.labels,
         annotations=record.config.annotations,
-        mounts=[_encode_mount(mount) for mount in record.config.mounts],
+        mounts=[_encode_mount(mount, record.volume_images) for mount in record.config.mounts],
         log_path=record.log_path,
         resources=api_pb2.ContainerResources(linux=encode_resources(record.resources)),
         image_id=record.image_id,
@@ -98,7 +98,9 @@ def _encode_image(record: ContainerRecord, name: str) -> api_pb2.ImageSpec:
     )
 
 
-def _encode_mount(mount: VolumeMount) -> api_pb2.Mount:
+def _encode_mount(mount: VolumeMount, images: Mapping[str, str]) -> api_pb2.Mount:
+    """A mount as it was asked for; an image volume tells the id of its image too."""
+    image = api_pb2.ImageSpec(image=mount.image, image_ref=images.get(mount.image, ""))
     return api_pb2.Mount(
         container_path=mount.container_path,
         host_path=mount.host_path,
@@ -108,7 +110,7 @@ def _encode_mount(mount: VolumeMount) -> api_pb2.Mount:
         uidMappings=encode_id_mappings(mount.uid_mappings),
         gidMappings=encode_id_mappings(mount.gid_mappings),
         recursive_read_only=mount.recursive_read_only,
-        image=api_pb2.ImageSpec(image=mount.image) if mount.image else None,
+        image=image if mount.image else None,
         image_sub_path=mount.image_sub_path,
         mount_options=mount.mount_options,
     )

@@ -15,6 +15,10 @@ from crinoid.core.api.linux import mount
 from crinoid.core.api.values.container import MountPropagation, VolumeMount
 
 JsonObject = dict[str, Any]
+_OPTIONS = frozenset({"noexec", "nosuid", "nodev", "exec", "suid", "dev"}) | frozenset(
+    {"noatime", "atime", "nodiratime", "diratime", "relatime", "norelatime", "strictatime"}
+)
+"""What ``mount_options`` may say: the rest has fields of its own, or means nothing on a bind mount."""
 _SCRATCH = ("/run", "/tmp", "/var/tmp")  # noqa: S108  # in the container
 
 
@@ -93,12 +97,12 @@ def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
 
 def _check(volume: VolumeMount, traits: MountTraits) -> None:
     name = f"mount {volume.container_path}"
-    if volume.image:
-        raise Unsupported(f"{name}: image volumes are not served yet")
     if volume.uid_mappings or volume.gid_mappings:
         raise Unsupported(f"{name}: id-mapped mounts are not served yet")
     if not volume.host_path.startswith("/"):
         raise InvalidArgument(f"{name}: host_path {volume.host_path!r} is not absolute")
+    if unknown := [option for option in volume.mount_options if option not in _OPTIONS]:
+        raise InvalidArgument(f"{name}: mount_options: {unknown[0]!r} is none of {', '.join(sorted(_OPTIONS))}")
     if volume.recursive_read_only:
         if not volume.readonly or volume.propagation is not MountPropagation.PRIVATE:
             raise InvalidArgument(f"{name}: recursive_read_only needs readonly and private propagation")

@@ -286,8 +286,8 @@ class TestContainerConfig:
         )
         assert mount(propagation="PROPAGATION_BIDIRECTIONAL").propagation is MountPropagation.BIDIRECTIONAL
 
-    def test_an_image_mount_is_read_only(self) -> None:
-        taken = mount(host_path="", image={"image": "sha256:def"}, image_sub_path="a/b")
+    def test_an_image_mount(self) -> None:
+        taken = mount(host_path="", image={"image": "sha256:def"}, image_sub_path="a/b", readonly=True)
         assert (taken.image, taken.image_sub_path, taken.readonly) == ("sha256:def", "a/b", True)
 
     def test_security(self) -> None:
@@ -376,8 +376,10 @@ class TestContainerConfig:
             ({"host_path": "x" * 10}, "not an absolute path"),
             ({"host_path": "/" + "x" * 5000}, "longer than 4095"),
             ({"image": {"image": "i"}}, "both set"),
+            ({"host_path": "", "image": {"image": "i"}}, "can only be read"),
+            ({"image_sub_path": "x"}, r"image_sub_path is set without image\.image"),
             (
-                {"host_path": "", "image": {"image": "i"}, "image_sub_path": "../x"},
+                {"host_path": "", "image": {"image": "i"}, "readonly": True, "image_sub_path": "../x"},
                 r"image_sub_path '../x' leads outside",
             ),
             ({"recursive_read_only": True}, "without readonly"),

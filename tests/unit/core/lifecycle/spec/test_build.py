@@ -198,7 +198,11 @@ def test_links_of_host_paths_are_resolved(tmp_path: Path) -> None:
             Unsupported,
             "no recursive read-only",
         ),
-        (VolumeMount(container_path="/x", image="img"), Unsupported, "image volumes"),
+        (
+            VolumeMount(container_path="/x", host_path="/etc", readonly=True, mount_options=("nodev", "rw")),
+            InvalidArgument,
+            "'rw' is none of",
+        ),
         (
             VolumeMount(container_path="/x", host_path="/etc", propagation=MountPropagation.BIDIRECTIONAL),
             FailedPrecondition,
