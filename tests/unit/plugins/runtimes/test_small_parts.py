@@ -1,0 +1,103 @@
+"""Limits, versions, scratch folders, options, and work that is finished in spite of a cancellation."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.plugins.runtimes.crun import CrunOptions
+from crinoid.plugins.runtimes.limits import beyond_update, oci_resources
+from crinoid.plugins.runtimes.runc import RuncOptions
+from crinoid.plugins.runtimes.scratch import Scratch
+from crinoid.plugins.runtimes.undo import finish
+from crinoid.plugins.runtimes.versions import numbers, read_features, read_version
+
+
+def test_only_limits_that_are_given_are_changed() -> None:
+    assert oci_resources(LinuxResources()) == {}
+    assert oci_resources(LinuxResources(oom_score_adj=5)) == {}
+    limits = LinuxResources(memory_limit_bytes=7, cpu_quota=-1, cpuset_cpus="0-1")
+    assert oci_resources(limits) == {"memory": {"limit": 7}, "cpu": {"quota": -1, "cpus": "0-1"}}
+
+
+def test_what_update_can_not_do_is_kept_apart() -> None:
+    assert beyond_update(LinuxResources(cpu_shares=2)) is None
+    limits = LinuxResources(cpu_shares=2, unified={"memory.high": "1"}, hugepage_limits={"2MB": 1})
+    assert beyond_update(limits) == LinuxResources(unified={"memory.high": "1"}, hugepage_limits={"2MB": 1})
+
+
+@pytest.mark.parametrize(
+    ("said", "version", "first"),
+    [
+        ("runc version 1.1.5+ds1\ncommit: x", "1.1.5+ds1", (1, 1)),
+        ("runc version 1.0.0-rc93\n", "1.0.0-rc93", (1, 0)),
+        ("runc version 2\n", "2", (2, 0)),
+    ],
+)
+def test_versions(said: str, version: str, first: tuple[int, int]) -> None:
+    assert read_version("runc", said) == version
+    assert numbers(version) == first
+
+
+@pytest.mark.parametrize("said", ["", "rubbish", "crun version 1.8", "runc version "])
+def test_what_is_no_version(said: str) -> None:
+    with pytest.raises(Unsupported, match="this is no runc"):
+        read_version("runc", said)
+
+
+def test_features() -> None:
+    assert read_features('{"mountOptions": ["rro"]}') == {"mountOptions": ["rro"]}
+    assert read_features("[]") == read_features("unknown command features") == {}
+
+
+def test_scratch_folders_are_swept_after_those_who_are_gone(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    scratch.sweep()
+    with scratch.folder() as folder:
+        left = scratch.directory / "999999999-left"
+        left.mkdir()
+        scratch.sweep()
+        assert folder.is_dir()
+        assert folder.name.startswith(str(os.getpid()))
+        assert not left.exists()
+    assert list(scratch.directory.iterdir()) == []
+
+
+async def test_undoing_comes_to_its_end() -> None:
+    done: list[str] = []
+
+    async def undo() -> None:
+        await asyncio.sleep(0.02)
+        done.append("undone")
+
+    undoing = asyncio.ensure_future(finish(undo()))
+    for _ in range(2):
+        await asyncio.sleep(0.005)
+        undoing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await undoing
+    assert done == ["undone"]
+
+
+async def test_undoing_that_fails_says_so() -> None:
+    async def undo() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await finish(undo())
+
+
+@pytest.mark.parametrize("options", [RuncOptions, CrunOptions])
+def test_options(options: type[RuncOptions]) -> None:
+    assert options().binary == ""
+    for bad in ({"bianry": "x"}, {"deadlines": {"create_s": 0}}, {"monitor": {"sync_log": "maybe"}}):
+        with pytest.raises(ValidationError):
+            options.model_validate(bad)
+
+
+def test_every_option_is_documented() -> None:
+    assert all(field.description for field in RuncOptions.model_fields.values())
