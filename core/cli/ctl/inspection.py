@@ -28,7 +28,7 @@ from crinoid.core.cli.ctl.tables import print_facts
 
 @dataclass(frozen=True, slots=True)
 class Showing:
-    """How statuses are shown; ``quiet`` leaves the verbose info out."""
+    """How statuses are shown; ``quiet`` leaves the verbose info out, which a table never has."""
 
     output: str = JSON
     quiet: bool = False
@@ -108,7 +108,6 @@ def _show(answers: Sequence[Json], kind: str, showing: Showing) -> None:
         if index:
             click.echo()
         print_status(answer["status"])
-        print_facts([("Info", answer["info"])])
 
 
 def _print_container(status: Json) -> None:

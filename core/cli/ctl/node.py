@@ -105,10 +105,18 @@ async def _show_status(session: Session, output: str, verbose: bool) -> None:
 
 
 def _to_document(answer: Json) -> Json:
-    document = {"status": to_camel(answer["status"]), "runtimeHandlers": to_camel(answer["runtime_handlers"])}
+    """Make the document; handlers and features have the names of the ``.proto`` and only what is set, as in crictl."""
+    document = {"status": to_camel(answer["status"])}
+    if handlers := [_set_fields(handler) for handler in answer["runtime_handlers"]]:
+        document["runtimeHandlers"] = handlers
     if "features" in answer:
-        document["features"] = to_camel(answer["features"])
+        document["features"] = _set_fields(answer["features"])
     return document | {key: unfold(text) for key, text in sorted(answer["info"].items())}
+
+
+def _set_fields(message: Json) -> Json:
+    values = {name: _set_fields(value) if isinstance(value, dict) else value for name, value in message.items()}
+    return {name: value for name, value in values.items() if value or isinstance(value, dict)}
 
 
 def _make_handler_row(handler: Json) -> tuple[str, str]:

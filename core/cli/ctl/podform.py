@@ -17,12 +17,35 @@ from crinoid.core.config.origins import Origins
 from crinoid.core.config.validation import validate
 
 LOGS = Path("/var/log/pods")
+LOG_FOLDER = "io.crinoid.ctl.log-directory"
+"""Annotation of pods whose folder of logs was chosen here; it goes with the pod."""
 _PORT = re.compile(
     r"(?:(?P<ip>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<host>[0-9]+):(?P<container>[0-9]+)(?:/(?P<protocol>\w+))?"
 )
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+)(k|M|G|Ki|Mi|Gi)?")
 _CPU_PERIOD_US = 100_000
+_MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""What the kubelet hides from containers that are not privileged; the CRI has no defaults of its own."""
+_CONFINEMENT: Json = {
+    "masked_paths": list(_MASKED),
+    "readonly_paths": list(_READ_ONLY),
+    "seccomp": {"profile_type": "RuntimeDefault"},
+}
 
 
 def _to_text(value: object) -> object:
@@ -149,7 +172,8 @@ def make_form(table: dict[str, Any], origins: Origins, source: str) -> PodForm:
     """Check a table; ``source`` is told of a mistake that has no place of its own."""
     form = validate(PodForm, table, origins)
     if isinstance(form, list):
-        lines = [str(problem) if problem.origin else f"{source}: {problem}" for problem in form]
+        problems = sorted(form, key=lambda problem: problem.origin.line if problem.origin else 0)
+        lines = [str(problem) if problem.origin else f"{source}: {problem}" for problem in problems]
         raise InvalidArgument("\n".join(lines))
     return form
 
@@ -157,13 +181,14 @@ def make_form(table: dict[str, Any], origins: Origins, source: str) -> PodForm:
 def to_pod_config(form: PodForm) -> Json:
     """Return the PodSandboxConfig of a pod."""
     uid = form.uid or str(uuid.uuid4())
-    config: Json = {
+    own_logs = str(name_log_folder(form.name, form.namespace, uid))
+    return {
         "metadata": {"name": form.name, "namespace": form.namespace, "uid": uid, "attempt": 0},
         "hostname": form.hostname or (form.name if form.network == "pod" else ""),
-        "log_directory": form.log_directory or str(LOGS / f"{form.namespace}_{form.name}_{uid}"),
+        "log_directory": form.log_directory or own_logs,
         "port_mappings": [_to_port_mapping(port) for port in form.ports],
         "labels": form.labels,
-        "annotations": form.annotations,
+        "annotations": form.annotations | ({} if form.log_directory else {LOG_FOLDER: own_logs}),
         "linux": {
             "cgroup_parent": form.cgroup_parent,
             "security_context": {
@@ -172,7 +197,11 @@ def to_pod_config(form: PodForm) -> Json:
             },
         },
     }
-    return config
+
+
+def name_log_folder(name: str, namespace: str, uid: str) -> Path:
+    """Return the folder of a pod's logs, named as the kubelet does."""
+    return LOGS / f"{namespace}_{name}_{uid}"
 
 
 def to_container_config(form: PodForm, container: ContainerForm) -> Json:
@@ -195,6 +224,7 @@ def to_container_config(form: PodForm, container: ContainerForm) -> Json:
                 "namespace_options": _to_namespaces(form),
                 "privileged": container.privileged,
                 "readonly_rootfs": container.readonly,
+                **({} if container.privileged else _CONFINEMENT),
                 **_to_user(container.user),
             },
         },

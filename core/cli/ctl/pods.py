@@ -1,11 +1,13 @@
 """The verbs of pods: pods, runp, stopp, rmp."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
 
 from crinoid.core.api.errors import FailedPrecondition
+from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.durations import DURATION
@@ -96,6 +98,17 @@ async def _remove(session: Session, pod: Json, force: bool) -> None:
         await _stop(session, pod)
     await session.act("RemovePodSandbox", {"pod_sandbox_id": pod["id"]})
     click.echo(f"Removed sandbox {pod['id']}")
+    await asyncio.to_thread(_remove_logs, pod)
+
+
+def _remove_logs(pod: Json) -> None:
+    """Remove the logs of a pod that ``run`` made, if they are where it put them."""
+    from crinoid.core.cli.ctl.podform import LOG_FOLDER, name_log_folder  # pydantic takes long to import
+
+    metadata = pod["metadata"]
+    folder = name_log_folder(metadata["name"], metadata["namespace"], metadata["uid"])
+    if pod["annotations"].get(LOG_FOLDER) == str(folder):
+        remove_tree(folder)
 
 
 def _make_row(pod: Json, full: bool) -> tuple[str, ...]:

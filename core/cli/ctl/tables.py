@@ -8,6 +8,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+_ANY_WIDTH = 1 << 16
 _COLOURS = {
     "Running": "green",
     "Ready": "green",
@@ -24,10 +25,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under titles; states have colours on a terminal."""
     from rich.console import Console
 
-    table = make_table(titles, rows)
-    console = Console(highlight=False)
-    width = console.measure(table).maximum
-    Console(highlight=False, width=max(width, 1)).print(table, crop=False)
+    Console(highlight=False, width=_ANY_WIDTH).print(make_table(titles, rows))
 
 
 def make_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
