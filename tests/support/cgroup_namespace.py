@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNIFIED = Path("/sys/fs/cgroup/unified")
-_HIDE = f'mount --make-rprivate /sys/fs/cgroup && umount {UNIFIED} && exec "$@"'
+# crun makes plain folders where v2 is missing; on the tmpfs they end with the namespace, not on the host's.
+_HIDE = f'mount --make-rprivate /sys/fs/cgroup && umount {UNIFIED} && mount -t tmpfs tmpfs {UNIFIED} && exec "$@"'
 
 
 def is_hybrid() -> bool:
