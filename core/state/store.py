@@ -6,6 +6,7 @@ All calls belong to the event loop's thread.
 """
 
 import functools
+import json
 import logging
 import sqlite3
 import time
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
 
 from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from crinoid.core.state.records import (
@@ -184,7 +186,7 @@ class Table(Generic[R]):
         """Write a record, new or changed; the steps of its state are checked."""
         if (old := self._records.get(record.id)) is not None:
             self._check(old, record)
-        body = self._codec.dump_json(record).decode()
+        body = self._dump(record)
         self._database.execute(f"INSERT OR REPLACE INTO {self._name} VALUES (?, ?)", (record.id, body))  # noqa: S608
         self._records[record.id] = record
         return record
@@ -194,14 +196,27 @@ class Table(Generic[R]):
         self._database.execute(f"DELETE FROM {self._name} WHERE id = ?", (key,))  # noqa: S608
         self._records.pop(key, None)
 
+    def _dump(self, record: R) -> str:
+        """Write a record as JSON; pydantic's own writer refuses text with bytes that are no UTF-8 (surrogateescape)."""
+        try:
+            return self._codec.dump_json(record).decode()
+        except PydanticSerializationError:
+            return json.dumps(self._codec.dump_python(record, mode="json"))
+
+    def _parse(self, body: str) -> R:
+        """Read what ``_dump`` wrote; pydantic's own reader refuses such text, too."""
+        strange = "\\udc" in body
+        record: R = self._codec.validate_python(json.loads(body)) if strange else self._codec.validate_json(body)
+        return record
+
     def _load(self) -> None:
         for key, body in self._database.execute(f"SELECT id, body FROM {self._name}").fetchall():  # noqa: S608
             try:
-                self._records[key] = self._codec.validate_json(body)
-            except ValidationError as error:
+                self._records[key] = self._parse(body)
+            except ValueError as error:  # pydantic's is one
                 self._quarantine(key, body, error)
 
-    def _quarantine(self, key: str, body: str, error: ValidationError) -> None:
+    def _quarantine(self, key: str, body: str, error: ValueError) -> None:
         LOG.error("the record of %s %s does not parse and is put in quarantine: %s", self._name, key, error)
         values = (self._name, key, body, str(error), time.time_ns())
         self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)

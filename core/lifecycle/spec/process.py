@@ -4,6 +4,7 @@ Sources: api.proto, ContainerConfig (``command`` replaces the image's entry poin
 OCI image-spec, config.md; OCI runtime-spec, config.md, "process".
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from crinoid.core.api.linux import capabilities as kernel
 from crinoid.core.api.values.container import Capabilities, ContainerConfig
 from crinoid.core.lifecycle.images.documents import ContainerDefaults
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _UNLIMITED = (1 << 64) - 1
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -30,13 +32,16 @@ def arguments(config: ContainerConfig, image: ContainerDefaults) -> list[str]:
 def environment(
     config: ContainerConfig, image: ContainerDefaults, site: Mapping[str, str], home: str, hostname: str
 ) -> list[str]:
-    """Merge the site's, the image's and the container's variables; later ones win over earlier ones."""
+    """Merge the site's, the image's and the container's variables; later ones win over earlier ones.
+
+    Bytes that are no UTF-8 become U+FFFD, as with peers: an OCI specification is JSON and can't carry them.
+    """
     merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home, **site}
     if config.tty:
         merged["TERM"] = "xterm"
     merged |= dict(pair.partition("=")[::2] for pair in image.env)
     merged |= dict(config.envs)
-    return [f"{name}={value}" for name, value in merged.items()]
+    return [_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", f"{name}={value}") for name, value in merged.items()]
 
 
 def rlimits(ulimits: Iterable[str]) -> list[dict[str, Any]]:

@@ -65,6 +65,14 @@ def test_records_come_back_equal(path: Path) -> None:
     assert again.containers_of("p1") == [wanted[1]]
 
 
+def test_text_that_is_no_unicode_comes_back(path: Path) -> None:
+    """An environment variable may hold any bytes."""
+    record = a_container()
+    config = dataclasses.replace(record.config, envs=(("A", "\udcff\udc80é"), ("B", "\\udcff")))
+    wanted = Store(path).containers.put(dataclasses.replace(record, config=config))
+    assert Store(path).containers.get("c1") == wanted
+
+
 def test_dropped_records_stay_dropped(path: Path) -> None:
     store = Store(path)
     store.pods.put(a_pod())

@@ -99,6 +99,10 @@ def test_process() -> None:
     assert (process["cwd"], process["terminal"], process["noNewPrivileges"]) == ("/work", True, False)
 
 
+def test_bytes_that_json_can_not_carry_are_replaced() -> None:
+    assert "R=a\ufffd\ufffdé" in build_spec(given(envs=(("R", "a\udcff\udc80é"),)))["process"]["env"]
+
+
 def test_site_defaults() -> None:
     site = PodsConfig(
         default_env={"A": "site", "S": "site"}, default_ulimits=("nofile=1024:4096", "core=-1"), pids_limit=5
@@ -281,8 +285,8 @@ def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_seccomp_choice() -> None:
-    def chosen(site: PodsConfig = PodsConfig(), **fields: Any) -> SecurityProfile | None:
-        return seccomp_choice(given(security=secure(**fields)).config, site)
+    def chosen(site: PodsConfig | None = None, **fields: Any) -> SecurityProfile | None:
+        return seccomp_choice(given(security=secure(**fields)).config, site or PodsConfig())
 
     default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
     assert chosen() is None
