@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import logging
 from dataclasses import asdict
 
 from crinoid.core.api.errors import CrinoidError
@@ -11,9 +12,11 @@ from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.queries import Condition, HandlerReport, NodeStatus
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.store import Store
 
+LOG = logging.getLogger(__name__)
 POD_CIDRS = "pod_cidrs"
 
 
@@ -31,11 +34,13 @@ class NodeService:
         self._resources = resources
         self._cgroups = cgroups
         self._handlers: dict[str, HandlerReport] = {}
+        self._unfit: dict[str, str] = {}
 
     async def status(self, verbose: bool) -> NodeStatus:
-        """Ask the default runtime and network whether they are ready, and report every handler.
+        """Ask the default handler's runtime and network whether they are ready, and report every handler.
 
-        RuntimeReady is false with the reason of the default runtime's probe; handlers that don't work are left out.
+        RuntimeReady is false with what stands against the default handler's runtime, or against its snapshotter since
+        the start; other handlers that don't work are left out.
         """
         runtime, network = await asyncio.gather(self._runtime_ready(), self._network_ready())
         default = self._slots.runtime("").name
@@ -55,15 +60,23 @@ class NodeService:
             await slot.set_pod_cidrs(cidrs)
 
     async def recover(self) -> None:
-        """Tell the networks, at start, what UpdateRuntimeConfig told last time."""
+        """Examine the snapshotters, and tell the networks what UpdateRuntimeConfig told last time."""
+        for slot in self._slots.snapshotters.values():
+            try:
+                await slot.probe()
+            except CrinoidError as error:
+                LOG.error("%s", error.message)
+                self._unfit[slot.name] = error.message
         if text := self._store.setting(POD_CIDRS):
             await self.set_pod_cidrs(tuple(text.split(",")))
 
     async def _runtime_ready(self) -> Condition:
-        default = self._slots.runtime("")
-        problems = {slot.name: await self._probe(slot) for slot in self._slots.runtimes.values()}
-        if (problem := problems[default.name]) is not None:
+        slots = list(self._slots.runtimes.values())
+        problems = dict(zip(slots, await asyncio.gather(*map(self._probe, slots)), strict=True))
+        if (problem := problems[self._slots.runtime("")]) is not None:
             return Condition("RuntimeReady", False, "RuntimeNotReady", problem)
+        if (problem := self._unfit.get(self._slots.snapshotter_of("").name)) is not None:
+            return Condition("RuntimeReady", False, "SnapshotterNotReady", problem)
         return Condition("RuntimeReady", True)
 
     async def _probe(self, slot: RuntimeSlot) -> str | None:
@@ -80,7 +93,7 @@ class NodeService:
 
     async def _network_ready(self) -> Condition:
         try:
-            status = await self._slots.network.status()
+            status = await self._slots.network_of("").status()
         except CrinoidError as error:
             return Condition("NetworkReady", False, error.reason, error.message)
         if status.ready:
@@ -100,7 +113,7 @@ class NodeService:
             for slot in self._slots.all()
         ]
         deferred = [{"kind": entry.kind, "key": entry.key} for entry in self._resources.deferred()]
-        sources = {name: asdict(await slot.status()) for name, slot in self._slots.registries.items()}
+        sources = {name: await _source_status(slot) for name, slot in self._slots.registries.items()}
         quarantined = [{"table": table, "id": key, "error": error} for table, key, error in self._store.quarantined()]
         return {
             "slots": json.dumps(slots),
@@ -109,3 +122,10 @@ class NodeService:
             "quarantine": json.dumps(quarantined),
             "pulls": json.dumps([asdict(progress) for progress in self._images.progress()]),
         }
+
+
+async def _source_status(slot: RegistrySlot) -> dict[str, object]:
+    try:
+        return asdict(await slot.status())
+    except CrinoidError as error:
+        return {"ready": False, "message": error.message}
