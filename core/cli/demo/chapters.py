@@ -62,7 +62,8 @@ async def open_node(cast: Cast, registry_host: str) -> None:
     await daemon.start()
     version = await daemon.call("Version")
     story.answer(f"{version['runtime_name']} {version['runtime_version']}, CRI {version['runtime_api_version']}")
-    story.ask(f"crinoid ctl --endpoint unix://{stage.socket} info")
+    story.ask(f"export CRINOID_ENDPOINT=unix://{stage.socket}; alias ctl='crinoid ctl'")
+    story.ask("ctl info")
     status = await daemon.call("Status", {"verbose": True})
     conditions = {each["type"]: each["status"] for each in status["status"]["conditions"]}
     story.answer(", ".join(f"{name}: {value}" for name, value in conditions.items()))
@@ -134,8 +135,9 @@ async def look_inside(cast: Cast, pod: Pod) -> None:
     story.show("output and exit code come back, and the host name is the pod's", told, done)
     story.ask("ctl logs client")
     lines = await node.log(pod.containers["client"])
-    story.answer(lines)
-    story.show("the log is in the CRI's format", [line.split(" ", 1)[1] for line in lines] == [f"stdout F {GREETING}"])
+    story.answer(line.split(" ", 3)[3] for line in lines)
+    in_format = [line.split(" ", 1)[1] for line in lines] == [f"stdout F {GREETING}"]
+    story.show(f"its file is in the CRI's format: {lines[0]}", in_format, lines)
     story.ask("ctl stats web")
     stats = (await node.daemon.call("ContainerStats", {"container_id": web}))["stats"]
     cpu = int(stats["cpu"]["usage_core_nano_seconds"]["value"])
@@ -227,13 +229,13 @@ async def leave_nothing(cast: Cast) -> None:
     """Remove all, and look for what is left."""
     story, node, stage = cast.story, cast.node, cast.stage
     story.chapter("Nothing is left")
-    story.ask("ctl stop --all; ctl rm --all; ctl rmi --all")
+    story.ask("ctl rmp --all --force; ctl rmi --all")
     await node.remove_all()
     await node.remove_images()
     story.show("no pod and no image", not await node.images(), await node.images())
-    story.ask("kill -TERM the daemon")
+    story.ask(f"kill {node.daemon.pid}")
     code = await node.daemon.stop()
-    story.show("it ends with 0", code == 0, code)
+    story.show("the daemon ends with 0", code == 0, code)
     ledger = _read_ledger(stage.root / "state.db")
     story.show("its ledger of host resources is empty", not ledger, ledger)
     story.ask(f"ip link delete {stage.bridge}")
@@ -251,7 +253,7 @@ async def leave_nothing(cast: Cast) -> None:
 async def _run_pod(cast: Cast, image: str) -> Pod:
     """Run the pod of the story, and tell of it."""
     story, node = cast.story, cast.node
-    story.ask(f"RunPodSandbox {POD}; for each: CreateContainer, StartContainer")
+    story.ask(f"ctl runp, create and start: pod {POD}, containers web and client")
     pod = await node.run_pod(image)
     await wait_for("the greeting in the log of client", lambda: node.log(pod.containers["client"]))
     states = {name: status["state"] for name, status in (await _statuses(node, pod)).items()}
