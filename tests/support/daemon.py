@@ -23,12 +23,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 class Daemon:
     """One daemon: ``start``, ``stop``, ``kill`` and again; ``cri`` is a client of its socket.
 
-    ``config`` is TOML beyond the folders. ``prefix`` goes before the command, as ``unshare`` does.
+    ``config`` is TOML beyond the folders. ``prefix`` goes before the command, as ``unshare`` does. ``python`` is the
+    interpreter, of the environment that the daemon is to run from.
     """
 
     folder: Path
     config: str = ""
     prefix: tuple[str, ...] = ()
+    python: str = sys.executable
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
     process: subprocess.Popen[bytes] | None = None
     _cri: Cri | None = None
@@ -97,7 +99,7 @@ class Daemon:
         drop_ins = self.folder / "conf.d"
         drop_ins.mkdir(exist_ok=True)
         (drop_ins / "50-test.toml").write_text(self.config)
-        command = [*self.prefix, sys.executable, "-m", "crinoid", "serve", "--config", str(self.config_file)]
+        command = [*self.prefix, self.python, "-m", "crinoid", "serve", "--config", str(self.config_file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
