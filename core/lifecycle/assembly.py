@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
@@ -180,7 +180,12 @@ class Assembly:
             stdin_once=config.stdin_once,
             monitor_cgroup=self._config.pods.monitor_cgroup or self._cgroups.monitors,
         )
-        return await self._resources.create_container(handle.container_id, self._slots.runtimes[pod.runtime], request)
+        slot = self._slots.runtimes[pod.runtime]
+        try:
+            return await self._resources.create_container(handle.container_id, slot, request)
+        except CrinoidError as error:  # runtimes don't always say what it was that they could not run
+            error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r}")
+            raise
 
     def _image(self, config: ContainerConfig) -> ImageRecord:
         if not config.image:

@@ -1,0 +1,311 @@
+"""What a container asks for and what it finds inside, with both runtimes."""
+
+import base64
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.conftest import RUNTIMES, Node
+from integration.pods import QUICK, Pod, confined, refused, until
+from support.images import Entry, ImageConfig, build_busybox
+
+IMAGE = "docker.io/test/features:1"
+USER_IMAGE = "docker.io/test/user:1"
+
+
+@pytest.fixture(params=RUNTIMES)
+def pod(node: Node, request: pytest.FixtureRequest) -> Pod:
+    """A pod of each runtime."""
+    return Pod(node, node.run_pod(handler=QUICK[request.param]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images(node_of_session: Node) -> None:
+    """Images with defaults of their own."""
+    config = ImageConfig(
+        env=("PATH=/bin", "FROM=image", "BOTH=image"), cmd=("sh",), working_dir="/work/place", stop_signal="SIGUSR1"
+    )
+    build_busybox(node_of_session.layouts / "features", IMAGE, config)
+    build_busybox(node_of_session.layouts / "empty", "docker.io/test/empty:1", ImageConfig(cmd=()))
+    volumes = ImageConfig(volumes=("/data", "/made", "/taken", "/sys/fs/cgroup"))
+    entries = [
+        Entry(path="data", kind="folder", mode=0o1770, uid=1000, gid=51),
+        Entry(path="data/file", content=b"from the image", uid=1000),
+        Entry(path="data/away", kind="symlink", target="/etc"),
+    ]
+    build_busybox(node_of_session.layouts / "volumes", "docker.io/test/volumes:1", volumes, entries)
+    for image in (IMAGE, USER_IMAGE, "docker.io/test/empty:1", "docker.io/test/volumes:1"):
+        node_of_session.pull(image)
+
+
+def mount(host: Path, inside: str, **more: Any) -> dict[str, Any]:
+    return {"host_path": str(host), "container_path": inside} | more
+
+
+# What its process starts with
+
+
+def test_environment(pod: Pod) -> None:
+    raw = base64.b64encode(b"two\nlines \xff").decode()
+    envs = [
+        {"key": "BOTH", "value": base64.b64encode(b"own").decode()},
+        {"key": "EMPTY", "value": ""},
+        {"key": "RAW", "value": raw},
+    ]
+    container = pod.start("sleep", "99", image=IMAGE, envs=envs)
+    pid = json.loads(pod.node.call("ContainerStatus", container_id=container, verbose=True)["info"]["info"])["pid"]
+    found = dict(pair.split(b"=", 1) for pair in Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0"))
+    assert {name: found[name] for name in (b"FROM", b"BOTH", b"EMPTY", b"RAW", b"PATH", b"HOME")} == {
+        b"FROM": b"image",
+        b"BOTH": b"own",
+        b"EMPTY": b"",
+        b"RAW": "two\nlines \N{REPLACEMENT CHARACTER}".encode(),
+        b"PATH": b"/bin",
+        b"HOME": b"/root",
+    }
+    assert found[b"HOSTNAME"].decode() == os.uname().nodename
+    assert pod.node.execute(container, "sh", "-c", "echo $BOTH$FROM")[1] == "ownimage\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "/"),
+        ({"working_dir": "/home"}, "/home"),
+        ({"working_dir": "/not/there/yet"}, "/not/there/yet"),
+        ({"image": IMAGE}, "/work/place"),
+        ({"image": IMAGE, "working_dir": "/tmp"}, "/tmp"),
+    ],
+)
+def test_working_directory(node: Node, config: dict[str, Any], expected: str) -> None:
+    pod = Pod(node, node.run_pod(handler=QUICK["crun"]))
+    assert pod.sh("pwd", **config) == f"{expected}\n"
+
+
+def test_command_and_args_against_the_images(node: Node) -> None:
+    pod = Pod(node, node.run_pod(handler=QUICK["crun"]))
+    for command, args, expected in (
+        ((), (), "entry cmd\n"),
+        ((), ("own",), "entry own\n"),
+        (("echo", "mine"), (), "mine\n"),
+        (("echo", "mine"), ("own",), "mine own\n"),
+    ):
+        container = pod.start(*command, args=list(args), image=USER_IMAGE)
+        node.wait_exit(container)
+        assert node.log(container) == expected
+    with refused("INVALID_ARGUMENT", "neither the container nor image .*empty:1 names a command"):
+        pod.create(image="docker.io/test/empty:1")
+
+
+def test_an_entry_point_that_can_not_run(pod: Pod) -> None:
+    """runc looks for it when it creates, crun too; both name it."""
+    for command, words in ((("/no/such",), "/no/such"), (("/etc/passwd",), "/etc/passwd|permission denied")):
+        with refused("INVALID_ARGUMENT", words):
+            pod.start(*command)
+
+
+@pytest.mark.parametrize(
+    ("image", "security", "expected"),
+    [
+        ("", {}, "uid=0(root) gid=0(root) groups=0(root)"),
+        ("", {"run_as_user": {"value": 4321}}, "uid=4321 gid=0(root) groups=0(root)"),
+        (
+            "",
+            {"run_as_user": {"value": 4321}, "run_as_group": {"value": 765}, "supplemental_groups": [9, 8]},
+            "uid=4321 gid=765 groups=8,9,765",
+        ),
+        (
+            "",
+            {"run_as_username": "alice", "supplemental_groups": [7]},
+            "uid=1000(alice) gid=1000(alice) groups=7,50(staff),51(extra),1000(alice)",
+        ),
+        (
+            "",
+            {"run_as_username": "alice", "supplemental_groups": [7], "supplemental_groups_policy": "Strict"},
+            "uid=1000(alice) gid=1000(alice) groups=7,1000(alice)",
+        ),
+        (
+            USER_IMAGE,
+            {"supplemental_groups": [7], "supplemental_groups_policy": "Merge"},
+            "uid=1000(alice) gid=1000(alice) groups=7,50(staff),51(extra),1000(alice)",
+        ),
+        (USER_IMAGE, {"run_as_user": {"value": 0}}, "uid=0(root) gid=0(root) groups=0(root)"),
+        (
+            USER_IMAGE,
+            {"run_as_user": {"value": 1}, "run_as_group": {"value": 50}},
+            "uid=1(daemon) gid=50(staff) groups=50(staff)",
+        ),
+    ],
+)
+def test_users_and_groups(node: Node, image: str, security: dict[str, Any], expected: str) -> None:
+    pod = Pod(node, node.run_pod(handler=QUICK["runc"]))
+    config = {"image": image} if image else {}
+    container = pod.start("sleep", "99", linux=confined(**security), **config)
+    _code, text, _err = node.execute(container, "id")
+    assert text == f"{expected}\n"
+    user = node.status(container)["user"]["linux"]
+    groups = [int(one.split("(")[0]) for one in expected.split("groups=")[1].split(",")]
+    assert f"uid={user['uid']}" == expected.split("(")[0].split(" ")[0]
+    assert sorted(map(int, user["supplemental_groups"])) == groups
+    assert f" gid={user['gid']}" in expected
+
+
+def test_users_that_are_not_there(node: Node) -> None:
+    pod = Pod(node, node.run_pod(handler=QUICK["runc"]))
+    with refused("INVALID_ARGUMENT", "user 'bob' is not in the image's /etc/passwd"):
+        pod.create("id", linux=confined(run_as_username="bob"))
+    with refused("INVALID_ARGUMENT", "run_as_group is set without"):
+        pod.create("id", linux=confined(run_as_group={"value": 5}))
+    with refused("INVALID_ARGUMENT", "both set"):
+        pod.create("id", linux=confined(run_as_user={"value": 5}, run_as_username="alice"))
+
+
+# Mounts
+
+
+def test_mounts(pod: Pod, tmp_path: Path) -> None:
+    """Folders, files, links, absent paths, read-only ones, one below another in the wrong order."""
+    for name in ("writable", "readonly", "outer", "inner"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "outer/seen").touch()
+    (tmp_path / "inner/deep").touch()
+    (tmp_path / "link").symlink_to("writable")
+    mounts = [
+        mount(tmp_path / "inner", "/outer/mid/inner"),
+        mount(tmp_path / "outer", "/outer"),
+        mount(tmp_path / "link", "/link"),
+        mount(tmp_path / "readonly", "/readonly", readonly=True),
+        mount(tmp_path / "file", "/etc/file"),
+        mount(tmp_path / "absent/below", "/absent"),
+        mount(tmp_path / "file", "/etc/hosts", readonly=True),
+    ]
+    script = """
+        set -e
+        ls /outer /outer/mid/inner; echo back > /link/new; touch /readonly/x || echo refused
+        cat /etc/file; echo; echo changed > /etc/file; cat /etc/hosts; touch /absent/made; : > /tmp/x; (: > /etc/hosts) || true
+    """
+    container = pod.start("sh", "-c", script, mounts=mounts)
+    assert pod.node.wait_exit(container)["exit_code"] == 0, pod.node.log(container)
+    lines = pod.node.log(container).splitlines()
+    assert lines[:6] == ["/outer:", "mid", "seen", "", "/outer/mid/inner:", "deep"]
+    assert "refused" in lines
+    assert "a file" in lines
+    assert lines.count("changed") == 1
+    assert (tmp_path / "writable/new").read_text() == "back\n"
+    assert (tmp_path / "absent/below/made").exists()
+    assert (tmp_path / "file").read_text() == "changed\n"
+    assert list((tmp_path / "readonly").iterdir()) == []
+    told = {one["container_path"]: one for one in pod.node.status(container)["mounts"]}
+    assert told["/readonly"]["readonly"]
+    assert told["/link"]["host_path"] == str(tmp_path / "link")
+
+
+def test_mounts_that_are_refused(node: Node, tmp_path: Path) -> None:
+    pod = Pod(node, node.run_pod(handler=QUICK["runc"]))
+    (tmp_path / "file").touch()
+    for one, code, words in (
+        (mount(tmp_path / "file/below", "/x"), "FAILED_PRECONDITION", "mount /x: host_path .*file/below can't be made"),
+        (mount(tmp_path, ""), "INVALID_ARGUMENT", r"mounts\[0\].container_path is missing"),
+        (mount(tmp_path, "/x", recursive_read_only=True), "INVALID_ARGUMENT", "without readonly"),
+        ({"container_path": "/x", "host_path": "relative"}, "INVALID_ARGUMENT", "not an absolute path"),
+    ):
+        with refused(code, words):
+            pod.create("true", mounts=[one])
+
+
+@pytest.fixture
+def shared(node: Node, tmp_path: Path) -> Iterator[Path]:
+    """A folder on a shared mount, with another mount in it, in the daemon's mount namespace."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(folder))
+    on_host(node, "mount", "--make-shared", str(folder))
+    on_host(node, "mkdir", str(folder / "below"), str(folder / "host"), str(folder / "container"))
+    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(folder / "below"))
+    yield folder
+    on_host(node, "umount", "--recursive", str(folder))
+
+
+def on_host(node: Node, *command: str) -> str:
+    """Run a program in the mount namespace of the daemon."""
+    return subprocess.run([*node.daemon.prefix, *command], check=True, capture_output=True, text=True).stdout
+
+
+def test_propagation(pod: Pod, shared: Path) -> None:
+    """A mount made on one side is seen on the other, as far as was asked for."""
+    node = pod.node
+    containers = {
+        kind: pod.start(
+            "sleep",
+            "99",
+            mounts=[mount(shared, "/m", propagation=f"PROPAGATION_{kind}")],
+            linux=confined(privileged=True),
+        )
+        for kind in ("PRIVATE", "HOST_TO_CONTAINER", "BIDIRECTIONAL")
+    }
+    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(shared / "host"))
+    on_host(node, "touch", str(shared / "host/from-host"))
+    seen = {kind: node.execute(one, "ls", "/m/host")[1] for kind, one in containers.items()}
+    assert seen == {"PRIVATE": "", "HOST_TO_CONTAINER": "from-host\n", "BIDIRECTIONAL": "from-host\n"}
+    for kind, container in containers.items():
+        place = f"/m/container/{kind}"
+        script = f"mkdir -p {place} && mount -t tmpfs tmpfs {place} && touch {place}/inside"
+        assert node.execute(container, "sh", "-c", script) == (0, "", "")
+    for kind, expected in (("PRIVATE", ""), ("HOST_TO_CONTAINER", ""), ("BIDIRECTIONAL", "inside\n")):
+        assert on_host(node, "ls", str(shared / "container" / kind)) == expected
+
+
+def test_propagation_of_a_private_mount_is_refused(node: Node, shared: Path) -> None:
+    pod = Pod(node, node.run_pod(handler=QUICK["runc"]))
+    on_host(node, "mount", "--make-private", str(shared))
+    for kind in ("HOST_TO_CONTAINER", "BIDIRECTIONAL"):
+        with refused("FAILED_PRECONDITION", "mount /m: .* is on a private mount"):
+            pod.create("true", mounts=[mount(shared, "/m", propagation=f"PROPAGATION_{kind}")])
+
+
+def test_recursive_read_only(pod: Pod, shared: Path) -> None:
+    """Without it, a mount below a read-only one can be written."""
+    handlers = {one["name"]: one for one in pod.node.call("Status")["runtime_handlers"]}
+    handler = pod.node.call("PodSandboxStatus", pod_sandbox_id=pod.id)["status"]["runtime_handler"]
+    script = "touch /m/x || echo top; touch /m/below/x || echo below"
+    plain = pod.start("sh", "-c", script, mounts=[mount(shared, "/m", readonly=True)])
+    pod.node.wait_exit(plain)
+    assert [line for line in pod.node.log(plain).split() if line in ("top", "below")] == ["top"]
+    recursive = mount(shared, "/m", readonly=True, recursive_read_only=True)
+    if not handlers[handler]["features"]["recursive_read_only_mounts"]:
+        with refused("UNIMPLEMENTED|INVALID_ARGUMENT|FAILED_PRECONDITION", "recursive"):
+            pod.create("true", mounts=[recursive])
+        return
+    container = pod.start("sh", "-c", script, mounts=[recursive])
+    pod.node.wait_exit(container)
+    assert [line for line in pod.node.log(container).split() if line in ("top", "below")] == ["top", "below"]
+
+
+def test_volumes_of_the_image(pod: Pod, tmp_path: Path) -> None:
+    """A folder of the container's own, filled from the image, that goes with it; the pod's own mount wins."""
+    node, image = pod.node, "docker.io/test/volumes:1"
+    own = [mount(tmp_path / "own", "/taken/")]
+    script = "cat /data/file; echo; stat -c '%a %u %g' /data; readlink /data/away; ls /made; mount"
+    linux = confined(readonly_rootfs=True)
+    container = pod.start(
+        "sh", "-c", f"{script}; touch /made/x /taken/x; sleep 99", image=image, mounts=own, linux=linux
+    )
+    folder = node.daemon.root / "containers" / container / "volumes"
+    until(lambda: (tmp_path / "own/x").exists() and (folder / "1/x").exists())
+    lines = node.log(container).splitlines()
+    assert lines[:3] == ["from the image", "1770 1000 51", "/etc"]
+    mounted = [line.split(" on ")[1].split()[0] for line in lines if " on /" in line]
+    assert {"/data", "/made", "/taken"} <= set(mounted)
+    assert mounted.count("/taken") == 1
+    again = pod.start("ls", "/made", image=image)
+    node.wait_exit(again)
+    assert node.log(again) == ""
+    node.call("RemoveContainer", container_id=container)
+    assert not folder.parent.exists()
+    assert [one["container_path"] for one in node.status(again)["mounts"]] == []
