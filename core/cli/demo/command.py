@@ -33,6 +33,8 @@ PACKAGES = {
 }
 """What the demo runs, and Debian's packages for it."""
 
+_TERMINATED = 128 + signal.SIGTERM
+
 
 @click.command()
 def demo() -> None:
@@ -49,7 +51,10 @@ def demo() -> None:
             "This host has cgroup v1 and v2 at once, which crun refuses: the demo hides v2 from its own daemon."
         )
     with tempfile.TemporaryDirectory(prefix="crinoid-demo-") as folder, network.kept_forwarding():
-        asyncio.run(_play(story, Stage.choose(Path(folder))))
+        try:
+            asyncio.run(_play(story, Stage.choose(Path(folder))))
+        except asyncio.CancelledError:
+            sys.exit(_TERMINATED)
     story.end()
 
 
