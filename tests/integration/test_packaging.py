@@ -1,0 +1,94 @@
+"""What ``pip install .`` installs: a wheel with every package and no test, which works from any folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from crinoid import __version__
+
+REPOSITORY = Path(__file__).parents[2]
+PARTS = ("core", "plugins", "src", "pyproject.toml", "README.md", "LICENSE")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built from a copy without fetching a build tool."""
+    copy, built = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in PARTS:
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(REPOSITORY / name, copy / name, symlinks=True, ignore=IGNORED)
+        else:
+            shutil.copy(REPOSITORY / name, copy / name)
+    command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
+    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=100)
+    (found,) = built.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def crinoid(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The console script of a new environment with the wheel, and our own's packages beneath it."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True, with_pip=False)
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    (packages / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")  # without its own .pth files
+    install = ["--python", str(folder / "bin/python"), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=100)
+    return folder / "bin/crinoid"
+
+
+def run(program: Path, *arguments: str, cwd: Path) -> str:
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CRINOID_CONFIG")}
+    done = subprocess.run(
+        [program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {"crinoid/__init__.py", "crinoid/__main__.py", "crinoid/py.typed"}
+    for top in ("core", "plugins"):
+        files = [path for path in (REPOSITORY / top).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        expected |= {f"crinoid/{path.relative_to(REPOSITORY)}" for path in files}
+    assert names == expected
+
+
+def test_the_wheel_carries_the_licence(wheel: Path) -> None:
+    assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_it_runs_from_any_folder(crinoid: Path, tmp_path: Path) -> None:
+    assert run(crinoid, "--version", cwd=tmp_path) == f"crinoid, version {__version__}\n"
+    config = tmp_path / "config.toml"
+    config.write_text('[runtimes.fast]\ndriver = "crun"\n')
+    assert "the configuration is valid" in run(crinoid, "config", "check", "--config", str(config), cwd=tmp_path)
+    where = run(crinoid.with_name("python"), "-c", "import crinoid.core; print(crinoid.core.__file__)", cwd=tmp_path)
+    assert where.startswith(str(crinoid.parents[1]))
+
+
+def test_its_plugins_are_found_by_their_entry_points(crinoid: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    listed = json.loads(run(crinoid, "plugins", "--config", str(config), "--output", "json", cwd=tmp_path))
+    assert {(each["role"], each["name"]) for each in listed if each["distribution"] == "crinoid"} == {
+        ("runtime", "runc"),
+        ("runtime", "crun"),
+        ("network", "cni"),
+        ("network", "host"),
+        ("snapshotter", "overlay"),
+        ("snapshotter", "native"),
+        ("registry", "distribution"),
+        ("registry", "layout"),
+    }
+    assert {each["state"] for each in listed} <= {"selected", "available"}
