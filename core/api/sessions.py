@@ -73,9 +73,9 @@ class ExecSession(Session):
 class AttachSession(Session):
     """Streams of a container's first process, from now on. Any number of sessions may be open at once.
 
-    A session that is not read in time is ended rather than to hold up the container or another session: its reads raise
-    ResourceExhausted. Where the container has ``stdin_once``, the end of the first session that has ``stdin`` closes the
-    container's standard input for good; without it, nothing does.
+    A session that is not read in time is ended rather than to hold up the container or another session: its reads
+    raise ResourceExhausted. Where the container has ``stdin_once``, the end of the first session that has ``stdin``
+    closes the container's standard input for good; without it, nothing does.
     """
 
     @abc.abstractmethod

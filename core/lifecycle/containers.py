@@ -26,6 +26,7 @@ from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.assembly import Assembly, container_view, read_process
+from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.joins import SharedTasks
@@ -55,6 +56,7 @@ class ContainerParts:
     exits: Exits
     resources: Resources
     locks: Locks
+    events: EventBus
 
 
 class ContainerService:
@@ -70,6 +72,7 @@ class ContainerService:
         self._exits = parts.exits
         self._resources = parts.resources
         self._locks = parts.locks
+        self._events = parts.events
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
 
@@ -107,7 +110,8 @@ class ContainerService:
             if record.state is not ContainerState.CREATED:
                 raise FailedPrecondition(f"container {record.id} is {record.state.value}, so it can't be started")
             self._ready_pod(record.pod_id)
-            await self._start(record)
+            with self._events.starting(record.id):
+                await self._start(record)
         await self._slots.extensions.container_started(self._view(record))
 
     async def stop(self, container_id: str, timeout_s: float) -> None:
@@ -120,7 +124,7 @@ class ContainerService:
             return
         if record.state is ContainerState.CREATED:
             timeout_s = 0
-        slot = self._slot(record)
+        slot = self.slot_of(record)
         self._exits.watch(record)
         if timeout_s > 0:
             await slot.kill(record.handle, signal_number(record.stop_signal), False)
@@ -144,6 +148,7 @@ class ContainerService:
             self._exits.forget(current.id)
             await self._resources.undo(current.id)
             self._store.containers.drop(current.id)
+            self._events.tell_container(EventType.DELETED, current)
         if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
             await self._images.collect_garbage()
         await self._slots.extensions.container_removed(self._view(record))
@@ -185,27 +190,44 @@ class ContainerService:
                 raise FailedPrecondition(
                     f"container {record.id} is {record.state.value}, so its limits can't be changed"
                 )
-            await self._slot(record).update(record.handle, resources)
+            await self.slot_of(record).update(record.handle, resources)
             merged = merge_resources(record.resources, resources)
             self._store.containers.put(dataclasses.replace(self.get(record.id), resources=merged))
 
     async def reopen_log(self, container_id: str) -> None:
         """Have the log path opened anew after it was rotated away. Raises FailedPrecondition unless it runs."""
-        record = self._running(container_id, "its log can't be reopened")
-        await self._slot(record).reopen_log(record.handle)
+        record = self.running(container_id, "its log can't be reopened")
+        await self.slot_of(record).reopen_log(record.handle)
 
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None) -> ExecOutput:
         """Run a command in a running container to its end, at most ``timeout_s`` (``None``: no limit)."""
         if not command or not command[0]:
             raise InvalidArgument("the command to execute is empty")
-        record = self._running(container_id, "nothing can be executed in it")
+        record = self.running(container_id, "nothing can be executed in it")
         process = await asyncio.to_thread(read_process, record)
         request = ExecRequest(
             process=process | {"args": list(command), "terminal": False},
             timeout_s=timeout_s,
             max_output_bytes=self._config.exec_output_max_bytes,
         )
-        return await self._slot(record).exec_sync(record.handle, request)
+        return await self.slot_of(record).exec_sync(record.handle, request)
+
+    def running(self, container_id: str, so: str) -> ContainerRecord:
+        """Return a container that runs. Raises NotFound, and FailedPrecondition that ends with ``so``."""
+        record = self._store.containers.find(container_id)
+        if record.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {record.id} is {record.state.value}, so {so}")
+        return record
+
+    def slot_of(self, record: ContainerRecord) -> RuntimeSlot:
+        """Return the runtime slot that made the container. Raises FailedPrecondition when it is gone."""
+        pod = self._store.pods.get(record.pod_id)
+        name = pod.runtime if pod is not None else ""
+        if name not in self._slots.runtimes:
+            raise FailedPrecondition(
+                f"container {record.id} was made by runtime slot {name!r}, which is no longer configured: put it back"
+            )
+        return self._slots.runtimes[name]
 
     async def close(self) -> None:
         """Give up what is under way; the next start undoes it."""
@@ -228,6 +250,7 @@ class ContainerService:
                 if config.security.namespaces.pid is NamespaceMode.POD:
                     pod = await self._init.ensure(pod)
                 record = await self._assembly.make(pod, config)
+            self._events.tell_container(EventType.CREATED, record)
             self._exits.watch(record)
             return record.id
         finally:
@@ -240,7 +263,7 @@ class ContainerService:
         return pod
 
     async def _start(self, record: ContainerRecord) -> None:
-        slot, started = self._slot(record), time.time_ns()
+        slot, started = self.slot_of(record), time.time_ns()
         try:
             await slot.start(record.handle)
         except CrinoidError as error:
@@ -248,13 +271,14 @@ class ContainerService:
             raise
         current = self.get(record.id)
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
-        self._store.containers.put(dataclasses.replace(current, state=state, started_at_ns=started))
+        current = self._store.containers.put(dataclasses.replace(current, state=state, started_at_ns=started))
+        self._events.tell_container(EventType.STARTED, current)
 
     async def _note_start_error(self, slot: RuntimeSlot, record: ContainerRecord, error: CrinoidError) -> None:
         """A container that did not start has ended, as the kubelet expects, with what the runtime said."""
         self._exits.forget(record.id)
         now = time.time_ns()
-        self._store.containers.put(
+        ended = self._store.containers.put(
             dataclasses.replace(
                 self.get(record.id),
                 state=ContainerState.EXITED,
@@ -266,6 +290,7 @@ class ContainerService:
                 pid=0,
             )
         )
+        self._events.tell_container(EventType.STOPPED, ended)
         await slot.kill(record.handle, SIGKILL, True)
 
     async def _kill(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
@@ -277,21 +302,6 @@ class ContainerService:
                 f"container {record.id} has not ended {self._config.kill_timeout_s:g} s after SIGKILL: "
                 f"its process {record.pid} may hang in the kernel, see /proc/{record.pid}/stack"
             )
-
-    def _running(self, container_id: str, so: str) -> ContainerRecord:
-        record = self._store.containers.find(container_id)
-        if record.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {record.id} is {record.state.value}, so {so}")
-        return record
-
-    def _slot(self, record: ContainerRecord) -> RuntimeSlot:
-        pod = self._store.pods.get(record.pod_id)
-        name = pod.runtime if pod is not None else ""
-        if name not in self._slots.runtimes:
-            raise FailedPrecondition(
-                f"container {record.id} was made by runtime slot {name!r}, which is no longer configured: put it back"
-            )
-        return self._slots.runtimes[name]
 
     def _view(self, record: ContainerRecord) -> ContainerView:
         return container_view(record.id, self._store.pods.get(record.pod_id), record.config, record.image_id)

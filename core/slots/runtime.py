@@ -22,6 +22,9 @@ from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.core.slots.answers import one
 from crinoid.core.slots.calls import Slot
 
+_EXEC_SESSION = one(ExecSession)  # type: ignore[type-abstract]  # it is only asked whether it is one
+_ATTACH_SESSION = one(AttachSession)  # type: ignore[type-abstract]
+
 
 class RuntimeSlot(Slot):
     """One runtime handler. Every method is the hook of its name: see :class:`RuntimeHooks` for what it means.
@@ -74,12 +77,12 @@ class RuntimeSlot(Slot):
     async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
         """Start a further process and return its streams. Raises NotImplementedHere where the driver can't."""
         self._require("exec_stream")
-        return await self._ask("exec_stream", one(ExecSession), handle=handle, request=request)
+        return await self._ask("exec_stream", _EXEC_SESSION, handle=handle, request=request)
 
     async def attach(self, handle: ContainerHandle, request: AttachRequest) -> AttachSession:
         """Join the container's streams. Raises NotImplementedHere where the driver can't."""
         self._require("attach")
-        return await self._ask("attach", one(AttachSession), handle=handle, request=request)
+        return await self._ask("attach", _ATTACH_SESSION, handle=handle, request=request)
 
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
         """Change the container's limits."""

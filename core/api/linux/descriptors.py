@@ -4,6 +4,7 @@ For drivers that return sessions (:mod:`crinoid.core.api.sessions`). Each stream
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,10 +20,8 @@ _F_GETPIPE_SZ = 1032
 def make_pipe() -> tuple[int, int]:
     """Make a pipe for bulk data: reading and writing end, both blocking and closed on exec."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
+    with contextlib.suppress(OSError):  # pages are rationed: the usual size will do
         fcntl.fcntl(writer, _F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
-    except OSError:  # pages are rationed: the usual size will do
-        pass
     return reader, writer
 
 
