@@ -30,7 +30,7 @@ def find_remains() -> set[str]:
     """Name what any demo may leave."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found = {line.split()[4] for line in mounts if "crinoid-demo-" in line}
-    found |= {str(path) for path in Path("/run").glob("crinoid-demo-*")}
+    found |= {str(path) for top in ("/run", "/var/tmp") for path in Path(top).glob("crinoid-demo-*")}
     found |= {str(path) for path in Path("/sys/class/net").glob("crinoid-*")}
     found |= {str(path) for path in Path("/sys/fs/cgroup").glob("**/crinoid-demo-*")}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -51,9 +51,8 @@ def remains() -> Iterator[None]:
     assert find_remains() <= before
 
 
-def test_it_is_told_to_its_end(tmp_path: Path) -> None:
-    env = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, check=False, env=env)
+def test_it_is_told_to_its_end() -> None:
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     for number, title in enumerate(CHAPTERS, start=1):
@@ -63,7 +62,6 @@ def test_it_is_told_to_its_end(tmp_path: Path) -> None:
     for kind in ("mounts", "namespaces", "links", "processes", "cgroups", "firewall rules"):
         assert re.search(f"  ok {kind}: [1-9][0-9]* seen, none left\n", done.stdout)
     assert "\x1b" not in done.stdout, "colours are for terminals"
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_that_is_not_as_told_ends_it_with_1(tmp_path: Path) -> None:

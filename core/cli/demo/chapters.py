@@ -65,10 +65,10 @@ async def open_node(cast: Cast, registry_host: str) -> None:
     story.ask(f"export CRINOID_ENDPOINT=unix://{stage.socket}; alias ctl='crinoid ctl'")
     story.ask("ctl info")
     status = await daemon.call("Status", {"verbose": True})
-    conditions = {each["type"]: each["status"] for each in status["status"]["conditions"]}
-    story.answer(", ".join(f"{name}: {value}" for name, value in conditions.items()))
+    conditions = status["status"]["conditions"]
+    story.answer(", ".join(f"{each['type']}: {each['status']}" for each in conditions))
     story.answer(f"drivers: {_tell_drivers(status)}")
-    story.show("the node is ready", conditions == {"RuntimeReady": True, "NetworkReady": True}, status)
+    story.show("the node is ready", all(each["status"] for each in conditions), conditions)
 
 
 async def pull_both_ways(cast: Cast, image: str) -> None:

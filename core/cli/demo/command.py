@@ -33,6 +33,7 @@ PACKAGES = {
 }
 """What the demo runs, and Debian's packages for it."""
 
+_FOLDER = "/var/tmp"  # noqa: S108  # a private folder below it; /tmp may be a tmpfs, where overlays may not work
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -50,7 +51,7 @@ def demo() -> None:
         story.answer(
             "This host has cgroup v1 and v2 at once, which crun refuses: the demo hides v2 from its own daemon."
         )
-    with tempfile.TemporaryDirectory(prefix="crinoid-demo-") as folder, network.kept_forwarding():
+    with tempfile.TemporaryDirectory(prefix="crinoid-demo-", dir=_FOLDER) as folder, network.kept_forwarding():
         try:
             asyncio.run(_play(story, Stage.choose(Path(folder))))
         except asyncio.CancelledError:

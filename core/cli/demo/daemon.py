@@ -67,7 +67,7 @@ class Daemon:
                 await asyncio.sleep(0.05)
             else:
                 return
-        raise Unavailable(f"the daemon does not serve; its log ends with:\n{self.log_tail()}")
+        raise Unavailable("the daemon does not serve; its log tells why")
 
     async def _end(self, number: int) -> int:
         if self._process is None:
