@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from crinoid.core.api.linux import capabilities
 from integration.conftest import RUNTIMES, Node
 from integration.pods import QUICK, Pod, confined, refused, until
 from support.images import Entry, ImageConfig, build_busybox
@@ -188,7 +189,8 @@ def test_mounts(pod: Pod, tmp_path: Path) -> None:
     script = """
         set -e
         ls /outer /outer/mid/inner; echo back > /link/new; touch /readonly/x || echo refused
-        cat /etc/file; echo; echo changed > /etc/file; cat /etc/hosts; touch /absent/made; : > /tmp/x; (: > /etc/hosts) || true
+        cat /etc/file; echo; echo changed > /etc/file; cat /etc/hosts; touch /absent/made
+        (: > /etc/hosts) || true
     """
     container = pod.start("sh", "-c", script, mounts=mounts)
     assert pod.node.wait_exit(container)["exit_code"] == 0, pod.node.log(container)
@@ -309,3 +311,270 @@ def test_volumes_of_the_image(pod: Pod, tmp_path: Path) -> None:
     node.call("RemoveContainer", container_id=container)
     assert not folder.parent.exists()
     assert [one["container_path"] for one in node.status(again)["mounts"]] == []
+
+
+# Isolation
+
+
+def namespaces_of(pid: int | str) -> dict[str, str]:
+    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("pid", "net", "ipc", "uts", "mnt")}
+
+
+def test_namespaces(node: Node) -> None:
+    """A pod shares network, IPC and UTS; each container has its own mounts and, unless asked otherwise, processes."""
+    pod = Pod(node, node.run_pod())
+    first, second = (namespaces_of(pid_of(node, pod.start("sleep", "99"))) for _ in range(2))
+    host = namespaces_of("self")
+    assert {kind for kind in first if first[kind] == second[kind]} == {"net", "ipc", "uts"}
+    assert set(first.values()) & set(host.values()) == set()
+    on_node = Pod(
+        node,
+        node.run_pod(
+            "on-node",
+            linux={"security_context": {"namespace_options": {"pid": "CONTAINER", "network": "NODE", "ipc": "NODE"}}},
+        ),
+    )
+    third = namespaces_of(pid_of(node, on_node.start("sleep", "99", linux=confined(namespace_options={"pid": "NODE"}))))
+    assert {kind for kind in third if third[kind] == host[kind]} == {"pid", "net", "ipc", "uts"}
+    assert on_node.sh("hostname") == f"{os.uname().nodename}\n"
+    told = node.call("PodSandboxStatus", pod_sandbox_id=on_node.id)["status"]
+    assert told["linux"]["namespaces"]["options"]["network"] == told["linux"]["namespaces"]["options"]["ipc"] == "NODE"
+    assert told["network"]["ip"] == ""
+
+
+def pid_of(node: Node, container: str) -> int:
+    """Return the first process of a container."""
+    answer = node.call("ContainerStatus", container_id=container, verbose=True)
+    return int(json.loads(answer["info"]["info"])["pid"])
+
+
+def test_the_target_of_a_pid_namespace_must_run_in_the_pod(node: Node) -> None:
+    pod, other = (Pod(node, node.run_pod(name, handler=QUICK["crun"])) for name in ("a", "b"))
+    foreign = other.start("sleep", "99")
+    ended = pod.start("true")
+    node.wait_exit(ended)
+    for target in (foreign, ended):
+        with refused("FAILED_PRECONDITION", "is not a running container of pod"):
+            pod.create("true", linux=confined(namespace_options={"pid": "TARGET", "target_id": target}))
+    with refused("NOT_FOUND", "f" * 64):
+        pod.create("true", linux=confined(namespace_options={"pid": "TARGET", "target_id": "f" * 64}))
+
+
+def test_read_only_root(pod: Pod, tmp_path: Path) -> None:
+    """The root and the pod's files can't be written; volumes and shared memory can."""
+    script = """
+        for f in /x /etc/hosts /etc/resolv.conf /etc/hostname /dev/shm/x /volume/x; do
+            (echo x >> $f) 2> /dev/null && echo wrote $f
+        done
+        true
+    """
+    mounts = [mount(tmp_path, "/volume")]
+    assert pod.sh(script, linux=confined(readonly_rootfs=True), mounts=mounts).split("\n")[:-1] == [
+        "wrote /dev/shm/x",
+        "wrote /volume/x",
+    ]
+    assert pod.sh("echo x > /x && cat /x") == "x\n"
+
+
+def test_devices(pod: Pod) -> None:
+    """Nodes by path and by folder; what is not permitted is refused by the kernel, whoever makes the node."""
+    script = """
+        stat -c '%t %T' /dev/mine
+        (exec 3< /dev/mine) && echo read
+        (exec 3> /dev/mine) 2> /dev/null || echo not written
+        mknod /tmp/mine c 10 237 && echo made
+        (exec 3< /tmp/mine) 2> /dev/null || echo not opened
+        ls /dev/few
+    """
+    devices = [
+        {"host_path": "/dev/fuse", "container_path": "/dev/mine", "permissions": "r"},
+        {
+            "host_path": "/dev/mapper" if Path("/dev/mapper/control").exists() else "/dev/net",
+            "container_path": "/dev/few",
+            "permissions": "m",
+        },
+    ]
+    lines = pod.sh(script, devices=devices).splitlines()
+    assert lines[:-1] == ["a e5", "read", "not written", "made", "not opened"]
+    assert lines[-1] in ("control", "tun")
+    assert pod.sh("[ -e /dev/fuse ] || echo absent") == "absent\n"
+    with refused("NOT_FOUND", "/dev/none-such"):
+        pod.create("true", devices=[{"host_path": "/dev/none-such", "container_path": "/dev/x", "permissions": "rwm"}])
+
+
+CHOWN, NET_ADMIN, SYS_ADMIN = 1 << 0, 1 << 12, 1 << 21
+
+
+@pytest.mark.parametrize(
+    ("security", "held", "lacked"),
+    [
+        ({}, {"CapEff": CHOWN, "CapBnd": CHOWN}, {"CapEff": NET_ADMIN | SYS_ADMIN, "CapBnd": NET_ADMIN}),
+        (
+            {"capabilities": {"add_capabilities": ["NET_ADMIN"], "drop_capabilities": ["CHOWN"]}},
+            {"CapEff": NET_ADMIN},
+            {"CapEff": CHOWN | SYS_ADMIN, "CapBnd": CHOWN},
+        ),
+        (
+            {"capabilities": {"add_capabilities": ["CAP_CHOWN"], "drop_capabilities": ["ALL"]}},
+            {"CapEff": CHOWN},
+            {"CapEff": (1 << 41) - 1 - CHOWN, "CapBnd": (1 << 41) - 1 - CHOWN},
+        ),
+        (
+            {"capabilities": {"add_capabilities": ["all"], "drop_capabilities": ["NET_ADMIN"]}},
+            {"CapEff": SYS_ADMIN | CHOWN},
+            {"CapEff": NET_ADMIN, "CapBnd": NET_ADMIN},
+        ),
+        ({"run_as_user": {"value": 7}}, {"CapBnd": CHOWN}, {"CapEff": CHOWN, "CapPrm": CHOWN, "CapAmb": CHOWN}),
+        (
+            {"run_as_user": {"value": 7}, "capabilities": {"add_ambient_capabilities": ["NET_ADMIN"]}},
+            {"CapEff": NET_ADMIN, "CapAmb": NET_ADMIN, "CapInh": NET_ADMIN},
+            {"CapEff": CHOWN},
+        ),
+        ({"privileged": True}, {"CapEff": SYS_ADMIN | NET_ADMIN, "CapBnd": SYS_ADMIN}, {"CapAmb": SYS_ADMIN}),
+    ],
+)
+def test_capabilities(pod: Pod, security: dict[str, Any], held: dict[str, int], lacked: dict[str, int]) -> None:
+    container = pod.start("sleep", "99", linux=confined(**security))
+    for text in (
+        Path(f"/proc/{pid_of(pod.node, container)}/status").read_text(),
+        pod.node.execute(container, "cat", "/proc/self/status")[1],
+    ):
+        sets = {line.split(":")[0]: int(line.split()[1], 16) for line in text.splitlines() if line.startswith("Cap")}
+        assert {name: sets[name] & mask for name, mask in held.items()} == held
+        assert {name: sets[name] & mask for name, mask in lacked.items()} == dict.fromkeys(lacked, 0)
+
+
+def test_privileged(pod: Pod) -> None:
+    """All devices, writable /sys and cgroups, no masks; with them mounting works."""
+    script = """
+        grep -c ' /sys sysfs rw' /proc/mounts; [ -c /dev/fuse ] && echo fuse; grep '^Seccomp:' /proc/self/status
+        mkdir /m && mount -t tmpfs tmpfs /m && echo mounted; grep -c ' /proc/[a-z]' /proc/mounts
+    """
+    paths = {"masked_paths": ["/proc/keys"], "readonly_paths": ["/proc/sys"]}
+    plain = pod.start("sh", "-c", script, linux=confined(**paths))
+    pod.node.wait_exit(plain)
+    assert "mounted" not in pod.node.log(plain)
+    assert pod.node.log(plain).splitlines()[-1] == "2"
+    container = pod.start("sh", "-c", script, linux=confined(privileged=True, **paths))
+    pod.node.wait_exit(container)
+    assert pod.node.log(container).split() == ["1", "fuse", "Seccomp:", "0", "mounted", "0"]
+
+
+def test_no_new_privileges(pod: Pod) -> None:
+    for wanted in (True, False):
+        container = pod.start("sleep", "99", linux=confined(no_new_privs=wanted))
+        _code, text, _err = pod.node.execute(container, "grep", "NoNewPrivs", "/proc/1/status", "/proc/self/status")
+        assert [line.split()[-1] for line in text.splitlines()] == [str(int(wanted))] * 2
+
+
+def test_masked_and_read_only_paths(pod: Pod) -> None:
+    script = """
+        cat /proc/timer_list /etc/group | wc -c; ls /sys/kernel | wc -l; ls /home
+        (echo 1 > /proc/sys/vm/overcommit_memory) 2> /dev/null || echo not written
+        (echo 1 > /etc/passwd) 2> /dev/null || echo not written
+    """
+    security = {
+        "masked_paths": ["/proc/timer_list", "/etc/group", "/sys/kernel", "/home", "/no/such"],
+        "readonly_paths": ["/proc/sys", "/etc/passwd", "/no/such/either"],
+    }
+    assert pod.sh(script, linux=confined(**security)).split("\n") == ["0", "0", "not written", "not written", ""]
+    assert pod.sh("cat /etc/group | wc -l; ls /home").split() == ["6", "alice"]
+
+
+# `unshare --user` needs no capability, so that only a filter can refuse it.
+NEW_USER_NAMESPACE = """
+    busybox unshare -U true 2> /dev/null && echo allowed || echo blocked
+    grep '^Seccomp:' /proc/self/status
+"""
+
+
+@pytest.mark.parametrize(
+    ("security", "words", "mode"),
+    [
+        ({"seccomp": {"profile_type": "RuntimeDefault"}}, "blocked", 2),
+        ({"seccomp": {"profile_type": "Unconfined"}}, "allowed", 0),
+        ({}, "allowed", 0),
+        ({"seccomp": {"profile_type": "RuntimeDefault"}, "privileged": True}, "allowed", 0),
+        ({"seccomp_profile_path": "runtime/default"}, "blocked", 2),
+    ],
+)
+def test_seccomp(pod: Pod, security: dict[str, Any], words: str, mode: int) -> None:
+    assert pod.sh(NEW_USER_NAMESPACE, linux=confined(**security)).split() == [words, "Seccomp:", str(mode)]
+
+
+def test_seccomp_by_a_local_profile(pod: Pod, tmp_path: Path) -> None:
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}],
+    }
+    (tmp_path / "profile.json").write_text(json.dumps(profile))
+
+    def linux(name: str) -> dict[str, Any]:
+        return confined(seccomp={"profile_type": "Localhost", "localhost_ref": str(tmp_path / name)})
+
+    container = pod.start("sleep", "99", linux=linux("profile.json"))
+    code, _out, err = pod.node.execute(container, "mkdir", "/x")
+    assert (code, "not supported" in err) == (1, True)
+    assert pod.node.execute(container, "touch", "/x") == (0, "", "")
+    with refused("INVALID_ARGUMENT", r"seccomp profile .*/none.json can't be read"):
+        pod.create("true", linux=linux("none.json"))
+    (tmp_path / "bad.json").write_text('{"defaultAction": "SCMP_ACT_FLY"}')
+    with refused("INVALID_ARGUMENT", r"seccomp profile .*/bad.json is not valid: defaultAction"):
+        pod.create("true", linux=linux("bad.json"))
+
+
+def test_oom_score(pod: Pod) -> None:
+    """What this host can't give is raised to what it can, and the daemon says so once."""
+    powerful = "CAP_SYS_RESOURCE" in capabilities.effective()
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    for wanted in (-997, 0, 500):
+        container = pod.start("sleep", "99", linux=confined({"oom_score_adj": wanted}))
+        found = int(Path(f"/proc/{pid_of(pod.node, container)}/oom_score_adj").read_text())
+        assert found == (wanted if powerful else max(wanted, own))
+    assert pod.node.daemon.log.read_text().count("where less is asked for") == int(not powerful)
+
+
+# Its end, its terminal and its input
+
+
+@pytest.mark.parametrize(
+    ("image", "signal", "number", "told"),
+    [
+        ("", "", 15, "SIGNAL_SIGTERM"),
+        ("", "SIGNAL_SIGHUP", 1, "SIGNAL_SIGHUP"),
+        (IMAGE, "", 10, "SIGNAL_SIGUSR1"),
+        (IMAGE, "SIGNAL_SIGRTMIN", 34, "SIGNAL_SIGRTMIN"),
+    ],
+)
+def test_stop_signals(node: Node, image: str, signal: str, number: int, told: str) -> None:
+    """The container's own, else the image's, else SIGTERM."""
+    pod = Pod(node, node.run_pod(handler=QUICK["crun"]))
+    script = f"trap 'exit {number}' {number}; echo ready; while true; do sleep 0.02; done"
+    config = ({"image": image} if image else {}) | ({"stop_signal": signal} if signal else {})
+    container = pod.start("sh", "-c", script, **config)
+    until(lambda: node.log(container) == "ready\n")
+    node.call("StopContainer", container_id=container, timeout=20)
+    status = node.status(container)
+    assert (status["exit_code"], status["stop_signal"]) == (number, told)
+
+
+def test_terminal(pod: Pod) -> None:
+    container = pod.start("sh", "-c", "tty; echo $TERM; echo err >&2", tty=True)
+    pod.node.wait_exit(container)
+    lines = Path(pod.node.status(container)["log_path"]).read_bytes().split(b"\n")
+    assert [line.split(b" ", 1)[1] for line in lines[:-1]] == [
+        b"stdout F /dev/pts/0\r",
+        b"stdout F xterm\r",
+        b"stdout F err\r",
+    ]
+    assert pod.sh("tty || true; echo $TERM") == "not a tty\n\n"
+
+
+def test_stdin(pod: Pod) -> None:
+    """Without stdin it is at its end at once; with it, it stays open for whoever attaches."""
+    script = "echo reading; cat; echo ended"
+    assert pod.sh(script) == "reading\nended\n"
+    container = pod.start("sh", "-c", script, stdin=True)
+    until(lambda: "reading" in pod.node.log(container))
+    until(lambda: "cat" in pod.node.execute(container, "ps", "-o", "comm")[1].split())
+    assert pod.node.log(container) == "reading\n"
