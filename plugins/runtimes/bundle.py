@@ -115,9 +115,17 @@ class Bundle:
             return None
 
     def remove_files(self) -> None:
-        """Remove what this role and conmon put into the folder. Idempotent."""
-        for name in _OURS:
+        """Remove what this role, conmon and the runtime put into the folder, half-written files too. Idempotent."""
+        for name in (*self._half_written(), *_OURS):
             (self.directory / name).unlink(missing_ok=True)
+
+    def _half_written(self) -> list[str]:
+        """What was to be renamed when its writer was killed: most append to the final name, runc makes ``.pid``."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            begins = tuple(f"{name}." for name in _OURS)
+            names = [path.name for path in self.directory.iterdir()]
+            return [name for name in names if name.startswith(begins) or name == ".pid"]
+        return []
 
 
 _OURS = (

@@ -11,10 +11,10 @@ from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers,
 
 _RECURSIVE_READ_ONLY_SINCE = (1, 4)
 _HYBRID = (
-    "crun can't work on this host: it has cgroup v1 with v2 beside it (hybrid, /sys/fs/cgroup/unified). Either start "
-    "the kernel with systemd.unified_cgroup_hierarchy=1, or start crinoid in a mount namespace without that folder: "
-    "unshare -m --propagation unchanged sh -c 'mount --make-rprivate /sys/fs/cgroup && umount "
-    "/sys/fs/cgroup/unified && exec crinoid serve', or use the driver runc"
+    "crun can't work on this host: it has cgroup v1 with v2 beside it (hybrid, /sys/fs/cgroup/unified). "
+    "Start the kernel with systemd.unified_cgroup_hierarchy=1, or use the driver runc, or start crinoid where that "
+    "folder can't be seen: unshare -m --propagation unchanged sh -c 'mount --make-rprivate /sys/fs/cgroup && "
+    "umount /sys/fs/cgroup/unified && mount -t tmpfs tmpfs /sys/fs/cgroup/unified && exec crinoid serve'"
 )
 
 

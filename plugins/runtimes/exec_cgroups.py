@@ -84,7 +84,7 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
             return ()
         leads = pidfds.session(pid) == pid
         others = _processes(self._container) if leads and self._container is not None else ()
-        return {pid, *_descendants(pid), *(one for one in others if pidfds.session(one) == pid)}
+        return {pid, *pidfds.descendants(pid), *(one for one in others if pidfds.session(one) == pid)}
 
     def _freeze(self, *, frozen: bool) -> None:
         if self._path is None:
@@ -99,16 +99,6 @@ def _processes(cgroup: Path) -> tuple[int, ...]:
         return tuple(map(int, (cgroup / "cgroup.procs").read_text().split()))
     except OSError:
         return ()
-
-
-def _descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    left = [pid]
-    while left:
-        new = set(pidfds.children(left.pop())) - found
-        found |= new
-        left += new
-    return found
 
 
 def _kill(pid: int) -> None:

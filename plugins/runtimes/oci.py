@@ -259,18 +259,24 @@ class OciRuntime(abc.ABC):
         await self._end_all(bundle, handle)
         await self._delete_state(handle)
         await asyncio.to_thread(cgroups.remove, self._cgroup(handle))
-        await self._end_monitor(bundle, _MONITOR_END_S)
+        await self._end_monitor(bundle)
         bundle.remove_files()
         self._reopening.pop(handle.container_id, None)
 
     async def _end_all(self, bundle: Bundle, handle: ContainerHandle) -> None:
         processes = self._processes(bundle, handle)
-        if bundle.read_processes() is None:  # create did not come to its end: its conmon must not go on
-            await self._end_monitor(bundle, patience_s=0)
+        if bundle.config.exists() and bundle.read_processes() is None:  # create did not come to its end
+            await self._stop_creating(bundle)
         with pidfds.opened(*((processes.pid, processes.pid_start) if processes else (0, 0))) as first:
             await asyncio.to_thread(cgroups.kill, self._cgroup(handle), self._deadlines.kill_s)
             if first is not None and pidfds.send(first, signal.SIGKILL):
                 await pidfds.wait_for(first, self._deadlines.kill_s)
+
+    async def _stop_creating(self, bundle: Bundle) -> None:
+        """conmon may not have noted itself yet, and goes on when its daemon is killed: find it, and what it runs."""
+        while creators := await asyncio.to_thread(_creators, bundle):
+            for pid, started in creators:
+                await pidfds.kill_tree(pid, started, self._deadlines.kill_s)
 
     async def _delete_state(self, handle: ContainerHandle) -> None:
         """The binary's own delete; where it fails or is gone, its state folder is simply removed."""
@@ -289,13 +295,13 @@ class OciRuntime(abc.ABC):
             )
         await asyncio.to_thread(shutil.rmtree, state, ignore_errors=True)
 
-    async def _end_monitor(self, bundle: Bundle, patience_s: float) -> None:
+    async def _end_monitor(self, bundle: Bundle) -> None:
         """conmon ends by itself once its container has; one that does not is killed."""
         processes = bundle.read_processes()
-        pid = processes.monitor_pid if processes else read_pid(bundle.monitor_pid_file)
-        started = processes.monitor_start if processes else _start_of_monitor(pid, bundle)
-        with pidfds.opened(pid, started) as monitor:
-            if monitor is not None and not await pidfds.wait_for(monitor, patience_s):
+        if processes is None:
+            return
+        with pidfds.opened(processes.monitor_pid, processes.monitor_start) as monitor:
+            if monitor is not None and not await pidfds.wait_for(monitor, _MONITOR_END_S):
                 pidfds.send(monitor, signal.SIGKILL)
                 await pidfds.wait_for(monitor, self._deadlines.kill_s)
 
@@ -359,12 +365,19 @@ def _signal_cgroup(cgroup: str, number: int) -> None:
 
 
 def _start_of_monitor(pid: int, bundle: Bundle) -> int:
-    """The start time of the conmon of this bundle; 0 when it has gone, or its id is another's."""
+    """The start time of a process that was given this bundle; 0 when it has gone, or its id is another's."""
     try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return 0
-    return pidfds.start_time(pid) if os.fsencode(bundle.directory) in arguments else 0
+    return pidfds.start_time(pid) if b"--bundle\0%b\0" % os.fsencode(bundle.directory) in command else 0
+
+
+def _creators(bundle: Bundle) -> list[tuple[int, int]]:
+    """Every conmon and runtime at work on this bundle, with their start times."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    found = [(pid, _start_of_monitor(pid, bundle)) for pid in pids]
+    return [(pid, started) for pid, started in found if started]
 
 
 def _set_oom_score_adj(pid: int, value: int) -> None:

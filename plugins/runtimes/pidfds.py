@@ -93,6 +93,31 @@ def children(pid: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def descendants(pid: int) -> set[int]:
+    """Return the children of a process, theirs, and so on."""
+    found: set[int] = set()
+    left = [pid]
+    while left:
+        new = set(children(left.pop())) - found
+        found |= new
+        left += new
+    return found
+
+
+async def kill_tree(pid: int, started: int, timeout_s: float) -> None:
+    """Kill a process with its descendants, and wait until they have ended."""
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(opened(pid, started))
+        below = [(one, start_time(one)) for one in descendants(pid)] if root is not None else []
+        processes = [root, *(stack.enter_context(opened(*one)) for one in below)]
+        for fd in processes:
+            if fd is not None:
+                send(fd, signal.SIGKILL)
+        for fd in processes:
+            if fd is not None:
+                await wait_for(fd, timeout_s)
+
+
 def session(pid: int) -> int:
     """Return the session id of a process; 0 when there is none."""
     fields = _stat(pid)

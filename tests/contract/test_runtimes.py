@@ -1,5 +1,6 @@
 """The contract of the runtime role, applied to our own drivers with real containers; and what is theirs alone."""
 
+import asyncio
 import json
 import logging
 import os
@@ -57,13 +58,46 @@ class TestCrun(RuntimeContract):
 @pytest.mark.timeout(300)
 def test_crun_where_cgroups_are_not_hybrid(tmp_path: Path) -> None:
     """crun refuses cgroup v2 beside v1: its part runs where that can't be seen."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'crun'}"]
-    command += [__file__, "-k", "Crun"]
+    run_again(cgroup_namespace.prefix(), tmp_path, "TestCrun")
+
+
+@needs_runc
+@needs_crun
+@needs_root
+@pytest.mark.skipif(not cgroup_namespace.is_hybrid(), reason="the host is one of v1, or is of v2 itself")
+@pytest.mark.timeout(300)
+def test_where_cgroups_are_v2(tmp_path: Path) -> None:
+    """What touches cgroups, but for limits: v2 has no controllers where v1 has them."""
+    acts = "whole_life or timeout or deleting or everyone or background or cancelled or monitor"
+    run_again(cgroup_namespace.v2_prefix(), tmp_path, f"(TestRunc or TestCrun) and ({acts})")
+
+
+def run_again(prefix: tuple[str, ...], tmp_path: Path, selected: str) -> None:
+    """Run part of this file in another mount namespace."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'again'}"]
     finished = subprocess.run(
-        [*cgroup_namespace.prefix(), *command], capture_output=True, text=True, timeout=280, check=False
+        [*prefix, *command, __file__, "-k", selected], capture_output=True, text=True, timeout=280, check=False
     )
     assert finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
     assert " passed" in finished.stdout
+
+
+DAEMON = """
+import asyncio, json, logging, sys
+from pathlib import Path
+from crinoid.core.api.host import Host
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
+from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
+
+folder, container_id, bundle, cgroup = sys.argv[1:]
+handle = ContainerHandle(container_id, "pod", Path(bundle), cgroup)
+spec = json.loads(Path(folder, "spec.json").read_text())
+host = Host("broken", Path(folder, "state"), Path(folder, "run"), logging.getLogger())
+runtime = RuncRuntime(RuncOptions(), host)
+print("creating", flush=True)
+asyncio.run(runtime.create(ContainerRequest(handle=handle, spec=spec)))
+print("created", flush=True)
+"""
 
 
 def script(path: Path, text: str) -> Path:
@@ -187,6 +221,24 @@ class TestBrokenRuntimes:
         await bench.runtime.delete(request.handle)
         assert not cgroup_folders(request)
         assert list(request.handle.bundle.iterdir()) == []
+
+    @pytest.mark.parametrize("after_s", [0.003, 0.03])
+    async def test_the_daemon_is_killed_during_create(self, bench: Workbench, tmp_path: Path, after_s: float) -> None:
+        request = bench.request("sleep", "1000")
+        values = [str(tmp_path), request.handle.container_id, str(request.handle.bundle), request.handle.cgroup]
+        (tmp_path / "spec.json").write_text(json.dumps(request.spec))
+        daemon = subprocess.Popen([sys.executable, "-c", DAEMON, *values], stdout=subprocess.PIPE)
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == b"creating\n"
+        await asyncio.sleep(after_s)
+        daemon.kill()
+        daemon.communicate()
+        await asyncio.sleep(0.01)  # no daemon is back sooner
+        await bench.runtime.delete(request.handle)
+        await asyncio.sleep(0.1)  # whatever went on would show by now
+        assert not cgroup_folders(request)
+        assert list(request.handle.bundle.iterdir()) == []
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
 
     async def test_a_monitor_that_was_stopped(self, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(exits, "_MONITOR_GRACE_S", 0.1)

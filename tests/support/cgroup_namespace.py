@@ -17,13 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNIFIED = Path("/sys/fs/cgroup/unified")
+_ONLY_V2 = """
+mount --make-rprivate /sys/fs/cgroup && umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
+exec "$@"
+"""
 # crun makes plain folders where v2 is missing; on the tmpfs they end with the namespace, not on the host's.
 _HIDE = f'mount --make-rprivate /sys/fs/cgroup && umount {UNIFIED} && mount -t tmpfs tmpfs {UNIFIED} && exec "$@"'
 
 
 def is_hybrid() -> bool:
     """Tell whether this process sees cgroup v2 beside v1."""
-    return UNIFIED.is_mount()
+    return (UNIFIED / "cgroup.procs").exists()
 
 
 def prefix() -> tuple[str, ...]:
@@ -31,6 +35,15 @@ def prefix() -> tuple[str, ...]:
     if not is_hybrid():
         return ()
     return ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", _HIDE, "sh")
+
+
+def v2_prefix() -> tuple[str, ...]:
+    """Return what goes before a command that is to see cgroup v2 alone.
+
+    On a host with v1 its hierarchy has no controllers, so nothing can be limited there; processes can be grouped,
+    frozen and killed.
+    """
+    return ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", _ONLY_V2, "sh")
 
 
 @contextlib.contextmanager

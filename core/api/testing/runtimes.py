@@ -575,7 +575,8 @@ class RuntimeContract:
 
     def _nothing_is_left(self, bench: Workbench, request: ContainerRequest) -> None:
         assert cgroups.processes(request.handle.cgroup) == ()
-        assert list(request.handle.bundle.iterdir()) == []
+        left = [path.name for path in request.handle.bundle.iterdir()]
+        assert left == [], f"in the bundle: {left}"
 
     # seccomp
 
