@@ -3,9 +3,16 @@
 set -eu
 venv=$1
 python=${PYTHON:-python3}
+install() {
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
 if ! command -v "$python" >/dev/null 2>&1; then
-    echo "$python is missing: install Python 3.11 or newer (apt-get install python3)" >&2
-    exit 1
+    if [ "$python" != python3 ] || [ "$(id -u)" -ne 0 ]; then
+        echo "$python is missing: install Python 3.11 or newer ('apt-get install python3 python3-venv' as root)" >&2
+        exit 1
+    fi
+    install python3 python3-venv
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "crinoid needs Python 3.11 or newer; $python is $("$python" --version)" >&2
@@ -16,8 +23,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         echo "$python has no venv module: run 'apt-get install python3-venv' as root" >&2
         exit 1
     fi
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+    install python3-venv
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # pip before 25.1 knows no dependency groups.
