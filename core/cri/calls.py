@@ -1,7 +1,8 @@
 """What surrounds every call: its request is looked through, its errors become statuses, it is logged and measured.
 
-``generic_handler`` makes of an object with one coroutine method per RPC, ``run_pod_sandbox(request) -> response``, the
-handler of a whole service; RPCs that the object has no method for answer UNIMPLEMENTED.
+``generic_handler`` makes of an object with one method per RPC the handler of a whole service: a coroutine,
+``run_pod_sandbox(request) -> response``, or for an RPC that answers with a stream a plain function that returns an
+async generator of responses. RPCs that the object has no method for answer UNIMPLEMENTED.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,6 +26,9 @@ from crinoid.core.cri.wire import api_pb2
 
 Method = Callable[[Any], Awaitable[Message | bytes]]
 """One RPC: a request message in, the response out, as a message or encoded already. ``Any``: each has its own type."""
+
+StreamMethod = Callable[[Any], AsyncGenerator[Message | bytes, None]]
+"""One RPC that answers with a stream; what it is about, such as a subscription, begins with the call, not the loop."""
 
 _log = logging.getLogger("crinoid.cri")
 
@@ -72,13 +76,28 @@ class Calls:
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
+        async with self._lived(rpc, request, context):
+            return await method(_readable(request))
+
+    async def serve_stream(self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Any) -> None:
+        """Run one call that answers with a stream; a client that reads slowly holds up this call and nothing else.
+
+        The client gets the answer's headers once the call has begun, whenever the first message comes.
+        """
+        async with self._lived(rpc, request, context), contextlib.aclosing(method(_readable(request))) as answers:
+            await context.send_initial_metadata(())
+            async for answer in answers:
+                await context.write(answer)
+
+    @contextlib.asynccontextmanager
+    async def _lived(self, rpc: str, request: Message | Malformed, context: Any) -> AsyncIterator[None]:
+        """What is around a call: its span, its count, its end as a status, its line in the log."""
         started, code, text = time.monotonic(), "CANCELLED", "the client has gone away"
         self.in_flight[rpc] += 1
         try:
             with self._hooks.span(rpc, _headers(context)):
-                answer = await method(_readable(request))
+                yield
             code, text = "OK", ""
-            return answer
         except Exception as error:  # here ends, as a status, whatever went wrong
             status = to_status(error, rpc)
             code, text = status.code.name, status.message
@@ -124,17 +143,18 @@ def describe_subject(request: object) -> str:
 
 
 def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls) -> Any:
-    method: Method = getattr(implementation, method_name(rpc.name), None) or _not_served(rpc.name)
+    method = getattr(implementation, method_name(rpc.name), None) or _not_served(rpc.name)
+    run = calls.serve_stream if rpc.server_streaming else calls.serve
 
-    async def serve(request: Message | Malformed, context: Any) -> Message | bytes:
-        return await calls.serve(rpc.name, method, request, context)
+    async def serve(request: Message | Malformed, context: Any) -> Message | bytes | None:
+        return await run(rpc.name, method, request, context)
 
     make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler
     return make(serve, request_deserializer=_reader(rpc.input_type.name), response_serializer=_write)
 
 
-def _not_served(rpc: str) -> Method:
-    async def refuse(_request: Message) -> NoReturn:
+def _not_served(rpc: str) -> Callable[[Message], NoReturn]:
+    def refuse(_request: Message) -> NoReturn:
         raise NotImplementedHere(f"crinoid does not serve {rpc}")
 
     return refuse

@@ -1,5 +1,7 @@
 """ImageService: each method decodes, asks the images service, encodes; ``calls`` does the rest."""
 
+from collections.abc import AsyncGenerator, Sequence
+
 from crinoid.core.api.errors import Unavailable
 from crinoid.core.cri.decode.images import decode_credentials, decode_image, decode_image_filter
 from crinoid.core.cri.encode.images import encode_image, encode_image_fs_info
@@ -19,9 +21,12 @@ class ImageService:
 
     async def list_images(self, request: api_pb2.ListImagesRequest) -> bytes:
         reference = decode_image_filter(request)
-        found = self._images.find(reference) if reference else None
-        records = (() if found is None else (found,)) if reference else self._images.list()
-        return self._image_list.join(records, full=not reference)
+        return self._image_list.join(self._select(reference), full=not reference)
+
+    async def stream_images(self, request: api_pb2.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
+        reference = decode_image_filter(request)
+        for batch in self._image_list.batches(self._select(reference), full=not reference):
+            yield batch
 
     async def image_status(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
         record = self._images.find(decode_image(request))
@@ -46,6 +51,13 @@ class ImageService:
     async def image_fs_info(self, request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:
         images, containers = await self._images.filesystems()
         return encode_image_fs_info(images, containers)
+
+    def _select(self, reference: str) -> Sequence[ImageRecord]:
+        """Find the images of a list: all, or the one of a reference."""
+        if not reference:
+            return self._images.list()
+        found = self._images.find(reference)
+        return () if found is None else (found,)
 
     def _encode(self, record: ImageRecord) -> api_pb2.Image:
         return encode_image(record, self._images.user_of(record))

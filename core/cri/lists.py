@@ -1,15 +1,19 @@
 """Lists answered from kept bytes: an item is encoded once for as long as its record lives.
 
 The kubelet lists pods and containers every second, and few of them change in between. The lists of the API have their
-items in field 1, so the encoded items, each with that field's tag and its length before it, are the encoded list.
+items in field 1, so the encoded items, each with that field's tag and its length before it, are the encoded list. So
+are those of the streams, whose messages are pieces of the list.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
 R = TypeVar("R")
+
+BATCH_BYTES = 1 << 20
+"""How much of a list one message of a stream holds, far below any client's limit; a larger item has one of its own."""
 
 _TAG = b"\x0a"  # field 1, with a length
 
@@ -27,18 +31,40 @@ class EncodedList(Generic[R]):
 
     def join(self, records: Iterable[R], full: bool) -> bytes:
         """Encode a response with these items, in their order; ``full`` tells that no filter left any out."""
-        frames = {id(record): self._kept.get(id(record)) or (record, self._frame(record)) for record in records}
+        return b"".join(self._frames(records, full))
+
+    def batches(self, records: Iterable[R], full: bool) -> Iterator[bytes]:
+        """Encode the responses of a stream: all items once, in their order, as they are now; none for no item."""
+        return join_batches(self._frames(records, full))
+
+    def _frames(self, records: Iterable[R], full: bool) -> list[bytes]:
+        frames = {id(one): self._kept.get(id(one)) or (one, frame_item(self._encode(one))) for one in records}
         if full:  # each record stays alive with its bytes, so its id can't become another's
             self._kept = frames
-        return b"".join(frame for _, frame in frames.values())
+        return [frame for _, frame in frames.values()]
 
-    def _frame(self, record: R) -> bytes:
-        """Encode an item, with the tag and the length, a varint, before it."""
-        data = self._encode(record).SerializeToString()
-        length = len(data)
-        digits = bytearray()
-        while length > 0x7F:
-            digits.append(length & 0x7F | 0x80)
-            length >>= 7
-        digits.append(length)
-        return _TAG + digits + data
+
+def frame_item(item: Message) -> bytes:
+    """Encode an item of a list, with the tag and the length, a varint, before it."""
+    data = item.SerializeToString()
+    length = len(data)
+    digits = bytearray()
+    while length > 0x7F:
+        digits.append(length & 0x7F | 0x80)
+        length >>= 7
+    digits.append(length)
+    return _TAG + digits + data
+
+
+def join_batches(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Join encoded items to messages of at most ``BATCH_BYTES``, unless a single item is larger."""
+    batch: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if batch and size + len(frame) > BATCH_BYTES:
+            yield b"".join(batch)
+            batch, size = [], 0
+        batch.append(frame)
+        size += len(frame)
+    if batch:
+        yield b"".join(batch)

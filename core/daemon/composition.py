@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 
-from crinoid.core.config.models import Config
+from crinoid.core.config.models import Config, StreamingConfig
+from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.assembly import Assembly
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.containers import ContainerParts, ContainerService
+from crinoid.core.lifecycle.events import EventBus
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.locks import Locks
 from crinoid.core.lifecycle.node import NodeService
-from crinoid.core.lifecycle.podinit import PodInit
+from crinoid.core.lifecycle.podinit import InitParts, PodInit
 from crinoid.core.lifecycle.pods import PodParts, PodService
 from crinoid.core.lifecycle.recovery import Recovery
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.stats import StatsService
+from crinoid.core.lifecycle.streams import StreamService
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Store
@@ -29,6 +32,8 @@ class Composition:
     images: ImageService
     stats: StatsService
     node: NodeService
+    streams: StreamingServer
+    events: EventBus
     recovery: Recovery
     init: PodInit
     exits: Exits
@@ -44,6 +49,7 @@ class Composition:
 
     async def close(self) -> None:
         """Give up what is under way and close the store; pods and containers run on."""
+        await self.streams.stop()
         await self.containers.close()
         await self.pods.close()
         await self.images.close()
@@ -60,19 +66,22 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
     images = ImageService(store, content, slots, config.images)
     resources = Resources(store.ledger, slots, cgroups.root)
-    exits, locks = Exits(store, slots), Locks()
+    events, locks = EventBus(store), Locks()
+    exits = Exits(store, slots, events)
     assembly = Assembly(config, store, slots, images, resources, cgroups)
-    init = PodInit(config, store, slots, images, resources, cgroups)
+    init = PodInit(config, store, slots, InitParts(images, resources, events), cgroups)
     containers = ContainerService(
-        config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks)
+        config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks, events)
     )
-    pods = PodService(config, store, slots, PodParts(containers, init, resources, locks), cgroups)
+    pods = PodService(config, store, slots, PodParts(containers, init, resources, locks, events), cgroups)
     return Composition(
         pods=pods,
         containers=containers,
         images=images,
         stats=StatsService(store, slots, containers.list, pods.list),
+        streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
+        events=events,
         recovery=Recovery(store, slots, resources, exits, init),
         init=init,
         exits=exits,
@@ -80,3 +89,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         store=store,
         slots=slots,
     )
+
+
+def _streaming_options(config: StreamingConfig) -> StreamingOptions:
+    return StreamingOptions(**{name: getattr(config, name) for name in type(config).model_fields})

@@ -45,6 +45,7 @@ async def _serve(loaded: Loaded) -> None:
         await node.recover()
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span)
         server = Server(_endpoint(config), node, hooks)
+        await node.streams.start()
         await server.start()
         gc.freeze()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
@@ -52,6 +53,7 @@ async def _serve(loaded: Loaded) -> None:
         await stopping.wait()
         notify("STOPPING=1")
         LOG.info("stopping; pods and containers run on")
+        node.events.close()  # whoever follows them would follow for ever
         await server.stop(config.server.graceful_stop_s)
     finally:
         await node.close()

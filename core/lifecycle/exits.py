@@ -12,6 +12,7 @@ from crinoid.core.api.errors import CrinoidError, NotFound
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.lifecycle.assembly import container_view
+from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState
@@ -24,9 +25,10 @@ UNSEEN = ExitStatus(255, 0, known=False)
 class Exits:
     """The tasks that wait for containers, and the events that others wait for."""
 
-    def __init__(self, store: Store, slots: Slots) -> None:
+    def __init__(self, store: Store, slots: Slots, events: EventBus) -> None:
         self._store = store
         self._slots = slots
+        self._events = events
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def watch(self, record: ContainerRecord) -> None:
@@ -54,7 +56,7 @@ class Exits:
             return None
         finished = status.finished_at_ns or time.time_ns()
         reason, message = _explain(status)
-        return self._store.containers.put(
+        changed = self._store.containers.put(
             dataclasses.replace(
                 record,
                 state=ContainerState.EXITED,
@@ -65,6 +67,8 @@ class Exits:
                 pid=0,
             )
         )
+        self._events.tell_container(EventType.STOPPED, changed)
+        return changed
 
     async def close(self) -> None:
         """Stop waiting for all; containers run on."""

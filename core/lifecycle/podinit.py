@@ -16,6 +16,7 @@ from crinoid.core.api.errors import CrinoidError, FailedPrecondition
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
@@ -30,6 +31,15 @@ _READ_ONLY = ("bind", "ro", "nosuid", "nodev")
 
 
 @dataclass(frozen=True, slots=True)
+class InitParts:
+    """The other organs of the lifecycle that init processes need."""
+
+    images: ImageService
+    resources: Resources
+    events: EventBus
+
+
+@dataclass(frozen=True, slots=True)
 class InitProgram:
     """What runs as init: a command, and the binary to bind to ``/init`` (``None``: the root has it)."""
 
@@ -40,20 +50,13 @@ class InitProgram:
 class PodInit:
     """Starts and watches pods' init processes."""
 
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        slots: Slots,
-        images: ImageService,
-        resources: Resources,
-        cgroups: CgroupPaths,
-    ) -> None:
+    def __init__(self, config: Config, store: Store, slots: Slots, parts: InitParts, cgroups: CgroupPaths) -> None:
         self._config = config
         self._store = store
         self._slots = slots
-        self._images = images
-        self._resources = resources
+        self._images = parts.images
+        self._resources = parts.resources
+        self._events = parts.events
         self._cgroups = cgroups
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
@@ -111,7 +114,8 @@ class PodInit:
         record = self._store.pods.get(pod_id)
         if record is not None and record.state is PodState.READY:
             LOG.warning("pod %s is not ready any more: %s", pod_id, why)
-            self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+            changed = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+            self._events.tell_pod(EventType.STOPPED, changed)
 
     async def close(self) -> None:
         """Stop watching; the processes live on."""

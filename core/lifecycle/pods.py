@@ -27,6 +27,7 @@ from crinoid.core.lifecycle import podfiles
 from crinoid.core.lifecycle.bandwidth import limits_of
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.containers import ContainerService
+from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
 from crinoid.core.lifecycle.podfiles import NAMESPACE_KINDS, PodFolder
@@ -76,6 +77,7 @@ class PodParts:
     init: PodInit
     resources: Resources
     locks: Locks
+    events: EventBus
 
 
 class PodService:
@@ -89,6 +91,7 @@ class PodService:
         self._init = parts.init
         self._resources = parts.resources
         self._locks = parts.locks
+        self._events = parts.events
         self._cgroups = cgroups
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
@@ -130,7 +133,9 @@ class PodService:
             for container in self._store.containers_of(current.id):
                 await self._containers.remove(container.id)
             await self._undo(current.id)
+            last = self._store.pods.get(current.id) or current
             self._store.pods.drop(current.id)
+            self._events.tell_pod(EventType.DELETED, last)
         await self._slots.extensions.pod_removed(view_of(record))
 
     def get(self, pod_id: str) -> PodRecord:
@@ -181,6 +186,8 @@ class PodService:
                 await asyncio.shield(self._undo(plan.pod_id))
                 raise
             self._init.watch(record)
+            self._events.tell_pod(EventType.CREATED, record)
+            self._events.tell_pod(EventType.STARTED, record)
             return record.id
         finally:
             del self._wanted[config.metadata]
@@ -297,6 +304,7 @@ class PodService:
         await self._resources.undo(pod_id, {NETWORK})
         if record.state is PodState.READY:
             record = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+            self._events.tell_pod(EventType.STOPPED, record)
             await self._slots.extensions.pod_stopped(view_of(record))
 
     async def _undo(self, pod_id: str) -> None:

@@ -6,7 +6,7 @@ two looks at least a second apart, as peers do.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ from crinoid.core.state.store import Store
 
 T = TypeVar("T")
 MIN_INTERVAL_NS = 1_000_000_000
+BATCH = 32
+"""Objects that are measured at the same time for a stream."""
 
 
 class Rates:
@@ -74,6 +76,13 @@ class StatsService:
         self._forget_the_gone()
         return list(await asyncio.gather(*(self._container(record) for record in records)))
 
+    async def container_batches(self, wanted: ContainerFilter) -> AsyncGenerator[list[ContainerUsage], None]:
+        """Measure the containers that ``containers`` would, a few at a time; what has gone meanwhile is left out."""
+        records = [one for one in self._list_containers(wanted) if one.state is not ContainerState.EXITED]
+        for few in batched(records, BATCH):
+            known = [current for one in few if (current := self._store.containers.get(one.id)) is not None]
+            yield list(await asyncio.gather(*(self._container(record) for record in known)))
+
     async def pod(self, pod_id: str) -> PodUsage:
         """Measure one pod with its containers. Raises NotFound."""
         return await self._pod(self._store.pods.find(pod_id))
@@ -83,6 +92,13 @@ class StatsService:
         records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
         self._forget_the_gone()
         return list(await asyncio.gather(*(self._pod(record) for record in records)))
+
+    async def pod_batches(self, wanted: PodFilter) -> AsyncGenerator[list[PodUsage], None]:
+        """Measure the pods that ``pods`` would, a few at a time; what has gone meanwhile is left out."""
+        records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
+        for few in batched(records, BATCH):
+            known = [current for one in few if (current := self._store.pods.get(one.id)) is not None]
+            yield list(await asyncio.gather(*(self._pod(record) for record in known)))
 
     async def _container(self, record: ContainerRecord) -> ContainerUsage:
         pod = self._store.pods.get(record.pod_id)
@@ -119,6 +135,11 @@ class StatsService:
 
     def _forget_the_gone(self) -> None:
         self._rates.keep([one.id for one in self._store.containers] + [one.id for one in self._store.pods])
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut a sequence into pieces of at most so many items."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _pod_usage(cgroup_parent: str) -> CgroupUsage | None:

@@ -16,7 +16,7 @@ def decode_image(
     return require_text(request.image.image.strip(), "image.image")
 
 
-def decode_image_filter(request: api_pb2.ListImagesRequest) -> str:
+def decode_image_filter(request: api_pb2.ListImagesRequest | api_pb2.StreamImagesRequest) -> str:
     """Read the reference that a list is narrowed to; empty for all images."""
     return request.filter.image.image.strip()
 
