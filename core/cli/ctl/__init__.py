@@ -17,11 +17,11 @@ from crinoid.core.config.loader import ConfigPaths
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "pods": ("pods", "runp", "stopp", "rmp"),
-    "containers": ("ps", "create", "start", "stop", "rm", "update"),
+    "containers": ("ps", "create", "start", "stop", "rm", "update", "checkpoint"),
     "run": ("run",),
     "execution": ("exec", "attach", "port-forward"),
     "logs": ("logs",),
-    "stats": ("stats", "statsp"),
+    "stats": ("stats", "statsp", "metricsp", "metricdescs"),
     "inspection": ("inspect", "inspectp", "inspecti"),
     "images": ("images", "rmi", "imagefsinfo"),
     "pull": ("pull",),

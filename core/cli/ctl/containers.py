@@ -1,4 +1,4 @@
-"""The verbs of containers: ps, create, start, stop, rm, update."""
+"""The verbs of containers: ps, create, start, stop, rm, update, checkpoint."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -109,7 +109,18 @@ async def update(session: Session, containers: tuple[str, ...], **resources: int
     )
 
 
-VERBS = (ps, create, start, stop, rm, update)
+@click.command()
+@click.argument("containers", nargs=-1, required=True)
+@click.option("--export", "-e", "location", required=True, metavar="FILE", help="Archive to write, on the node.")
+@in_session
+async def checkpoint(session: Session, containers: tuple[str, ...], location: str) -> int:
+    """Freeze containers into an archive."""
+    return await _act_on_each(
+        session, containers, lambda container: _act(session, "CheckpointContainer", container, location=location)
+    )
+
+
+VERBS = (ps, create, start, stop, rm, update, checkpoint)
 
 
 async def _list_ids(session: Session, wanted: bool, **query: object) -> tuple[str, ...]:

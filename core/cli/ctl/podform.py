@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.cli.ctl.manifests import encode_bytes, index_lines, read_mapping, read_text
+from crinoid.core.cli.ctl.manifests import STDIN, encode_bytes, index_lines, read_mapping, read_text
 from crinoid.core.cli.ctl.session import Json
 from crinoid.core.config.origins import Origins
 from crinoid.core.config.validation import validate
@@ -74,7 +74,7 @@ Text = Annotated[str, BeforeValidator(_to_text)]
 Name = Annotated[
     str, BeforeValidator(_to_text), StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
 ]
-Port = Annotated[str, AfterValidator(_check_port)]
+Port = Annotated[str, BeforeValidator(_to_text), AfterValidator(_check_port)]
 Quantity = Annotated[str, BeforeValidator(_to_text), AfterValidator(_check_quantity)]
 
 
@@ -165,7 +165,8 @@ class PodForm(Form):
 def read_form(path: Path) -> PodForm:
     """Read a file. Raises InvalidArgument that tells every mistake with its line, or NotFound."""
     text = read_text(path)
-    return make_form(read_mapping(path, text), Origins(index_lines(path, text)), str(path))
+    shown = Path("<stdin>") if path == STDIN else path
+    return make_form(read_mapping(shown, text), Origins(index_lines(shown, text)), str(shown))
 
 
 def make_form(table: dict[str, Any], origins: Origins, source: str) -> PodForm:

@@ -1,4 +1,5 @@
-"""The verbs stats and statsp: what containers and pods use, from two readings some time apart."""
+"""The verbs of figures: stats and statsp, what containers and pods use, from two readings some time apart; metricsp and
+metricdescs, the metrics that the kubelet passes on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import shorten_id, tell_size
-from crinoid.core.cli.ctl.flags import TABLE, flag, gather, labels, output
+from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, labels, output
 from crinoid.core.cli.ctl.session import Json, Session, in_session
 from crinoid.core.cli.ctl.tables import make_table, print_table
 
@@ -84,7 +85,21 @@ async def statsp(session: Session, pod: str, measuring: Measuring, **wanted: Any
     await _measure(read, _make_pod_row, _POD_TITLES, measuring)
 
 
-VERBS = (stats, statsp)
+@click.command()
+@in_session
+async def metricsp(session: Session) -> None:
+    """Show the metrics of all pods."""
+    print_answer(await session.ask("ListPodSandboxMetrics"), JSON)
+
+
+@click.command()
+@in_session
+async def metricdescs(session: Session) -> None:
+    """Show which metrics there are."""
+    print_answer(await session.ask("ListMetricDescriptors"), JSON)
+
+
+VERBS = (stats, statsp, metricsp, metricdescs)
 
 Read = Callable[[], Awaitable[list[Json]]]
 Write = Callable[[Json, Json], Row | None]

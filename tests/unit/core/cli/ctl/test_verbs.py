@@ -1,0 +1,123 @@
+"""The verbs as a family: what is there, what needs no endpoint, and how options reach a verb."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from crinoid.core.cli.ctl import ALIASES, FAMILIES, ctl
+from crinoid.core.cli.ctl.flags import gather
+from crinoid.core.cli.main import main
+
+CRICTL = """attach checkpoint completion create events exec imagefsinfo images info inspect inspecti inspectp logs metricdescs metricsp pods
+port-forward ps pull rm rmi rmp run runp runtime-config start stats statsp stop stopp update update-runtime-config
+version"""
+
+
+def run(*arguments: str | Path, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, ["ctl", "-r", "/nowhere/x.sock", *map(str, arguments)], input=stdin)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_names_what_the_modules_have(family: str) -> None:
+    verbs = importlib.import_module(f"crinoid.core.cli.ctl.{family}").VERBS
+    assert tuple(verb.name for verb in verbs) == FAMILIES[family]
+
+
+def test_crictls_verbs_are_there() -> None:
+    assert isinstance(ctl, click.Group)
+    verbs = set(ctl.list_commands(click.Context(ctl)))
+    assert verbs >= set(CRICTL.split())
+    assert set(ALIASES.values()) <= verbs
+
+
+@pytest.mark.parametrize("verb", [verb for verbs in FAMILIES.values() for verb in verbs] + list(ALIASES))
+def test_every_verb_has_help(verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.exit_code == 0, result.output
+    assert len(result.output.splitlines()) > 4
+
+
+def test_an_endpoint_that_is_not_there_is_one_line() -> None:
+    result = run("ps")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("crinoid: there is no socket at unix:///nowhere/x.sock")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_endpoint_comes_from_the_environment_or_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[server]\nsocket = "/configured/x.sock"\n')
+    for name, value, endpoint in (
+        ("CRINOID_CONFIG", str(config), "/configured/x.sock"),
+        ("CONTAINER_RUNTIME_ENDPOINT", "unix:///theirs/x.sock", "/theirs/x.sock"),
+        ("CRINOID_ENDPOINT", "unix:///ours/x.sock", "/ours/x.sock"),
+    ):
+        monkeypatch.setenv(name, value)
+        assert f"unix://{endpoint};" in CliRunner().invoke(main, ["ctl", "version"]).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stop"], "at least one container"),
+        (["rmp"], "at least one pod"),
+        (["rmi"], "at least one image"),
+        (["run"], "name a pod's file"),
+        (["run", "--port", "1:2"], "need --image"),
+        (["run", "a", "b", "c"], "name a pod's file"),
+        (["ps", "--label", "novalue"], "KEY=VALUE"),
+        (["-t", "soon", "ps"], "no duration"),
+        (["logs", "x", "--since", "soon"], "no time"),
+        (["port-forward", "pod", "http"], "must be numbers"),
+        (["ps", "-o", "toml"], "not one of"),
+    ],
+)
+def test_a_wrong_use_is_told_without_asking_anybody(arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--image", "x", "-v", "/only"], "must be HOST:CONTAINER"),
+        (["run", "--image", "x", "--port", "80"], "the flags: ports[0]: must be"),
+        (["run", "--image", "x", "--no-pull", "--with-pull"], "exclude each other"),
+        (["run", "--image", "x", "--user", "a:b"], "the group must be a number"),
+        (["run", "-"], "<stdin>: containers: this key is missing"),
+        (["pull", "x", "--creds", "a", "--auth", "b"], "exclude each other"),
+    ],
+)
+def test_a_mistake_in_a_value_is_told_without_asking_anybody(arguments: list[str], words: str) -> None:
+    result = run(*arguments, stdin="name: x\n")
+    assert result.exit_code == 1
+    assert words in result.stderr
+
+
+def test_many_options_reach_a_verb_as_one_value() -> None:
+    @dataclass(frozen=True)
+    class Colours:
+        red: int = 0
+        blue: str = ""
+
+    @click.command()
+    @gather("colours", Colours, click.option("--red", default=0), click.option("--blue", default=""))
+    @click.option("--other", default="")
+    def paint(colours: Colours, other: str) -> None:
+        click.echo(f"{colours.red} {colours.blue} {other}")
+
+    assert CliRunner().invoke(paint, ["--red", "3", "--other", "o"]).output == "3  o\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_for_the_shell_is_printed(shell: str) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert "_CRINOID_COMPLETE" in result.output
