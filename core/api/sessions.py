@@ -35,9 +35,10 @@ class ByteSink(Protocol):
 
 
 class Session(abc.ABC):
-    """The standard streams of a process; a stream that was not asked for is ``None``.
+    """The standard streams of a process; a stream that was not asked for, or can't be had, is ``None``.
 
-    With a terminal all output is in ``stdout``. Both outputs are to be read at the same time.
+    With a terminal all output is in ``stdout``, which is there in any case. All outputs that are there are to be read,
+    at the same time.
     """
 
     def __init__(self, stdin: ByteSink | None, stdout: ByteSource | None, stderr: ByteSource | None) -> None:

@@ -1,9 +1,11 @@
 """RuntimeService: each method decodes, asks one service, encodes; ``calls`` does the rest.
 
-The method of an RPC has its name in snake case. An RPC without one here answers UNIMPLEMENTED.
+The method of an RPC has its name in snake case; one that answers with a stream is an async generator, or returns one.
+An RPC without one here answers UNIMPLEMENTED.
 """
 
 import time
+from collections.abc import AsyncGenerator
 
 from crinoid.core.cri.calls import client_is_gone
 from crinoid.core.cri.decode.checks import require_field, require_text
@@ -21,13 +23,16 @@ from crinoid.core.cri.decode.queries import (
     decode_pod_filter,
     decode_pod_stats_filter,
 )
+from crinoid.core.cri.decode.streams import decode_ports, decode_streams
 from crinoid.core.cri.encode.containers import encode_container, encode_container_status
+from crinoid.core.cri.encode.events import encode_event
 from crinoid.core.cri.encode.node import encode_runtime_config, encode_status, encode_version
 from crinoid.core.cri.encode.pods import encode_info, encode_pod, encode_pod_status_response
 from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
-from crinoid.core.cri.lists import EncodedList
+from crinoid.core.cri.lists import EncodedList, frame_item, join_batches
 from crinoid.core.cri.services import Services
 from crinoid.core.cri.wire import api_pb2
+from crinoid.core.lifecycle.events import EventReader
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerRecord, PodRecord
 
@@ -41,6 +46,8 @@ class RuntimeService:
         self._images = services.images
         self._stats = services.stats
         self._node = services.node
+        self._events = services.events
+        self._streams = services.streams
         self._pod_list = EncodedList(encode_pod)
         self._container_list = EncodedList(encode_container)
 
@@ -87,6 +94,12 @@ class RuntimeService:
         records = sorted(self._pods.list(query), key=_age)
         return self._pod_list.join(records, full=query == PodFilter())
 
+    async def stream_pod_sandboxes(self, request: api_pb2.StreamPodSandboxesRequest) -> AsyncGenerator[bytes, None]:
+        query = decode_pod_filter(request.filter)
+        records = sorted(self._pods.list(query), key=_age)
+        for batch in self._pod_list.batches(records, full=query == PodFilter()):
+            yield batch
+
     async def create_container(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
         pod_id = _pod_id(request)
         require_field(request, "config", "config")
@@ -119,6 +132,21 @@ class RuntimeService:
         records = sorted(self._containers.list(query), key=_age)
         return self._container_list.join(records, full=query == ContainerFilter())
 
+    async def stream_containers(self, request: api_pb2.StreamContainersRequest) -> AsyncGenerator[bytes, None]:
+        query = decode_container_filter(request.filter)
+        records = sorted(self._containers.list(query), key=_age)
+        for batch in self._container_list.batches(records, full=query == ContainerFilter()):
+            yield batch
+
+    def get_container_events(
+        self, request: api_pb2.GetEventsRequest
+    ) -> AsyncGenerator[api_pb2.ContainerEventResponse, None]:
+        return self._follow(self._events.subscribe())  # subscribed before the client gets its headers
+
+    async def _follow(self, events: EventReader) -> AsyncGenerator[api_pb2.ContainerEventResponse, None]:
+        async for event in events:
+            yield encode_event(event, map(self._encode_status, event.containers))
+
     async def update_container_resources(
         self, request: api_pb2.UpdateContainerResourcesRequest
     ) -> api_pb2.UpdateContainerResourcesResponse:
@@ -139,6 +167,19 @@ class RuntimeService:
         output = await self._containers.exec_sync(_container_id(request), command, timeout_s)
         return api_pb2.ExecSyncResponse(stdout=output.stdout, stderr=output.stderr, exit_code=output.exit_code)
 
+    async def exec(self, request: api_pb2.ExecRequest) -> api_pb2.ExecResponse:
+        container_id, command = _container_id(request), decode_command(request.cmd, "cmd")
+        url = self._streams.exec_url(container_id, command, decode_streams(request))
+        return api_pb2.ExecResponse(url=url)
+
+    async def attach(self, request: api_pb2.AttachRequest) -> api_pb2.AttachResponse:
+        url = self._streams.attach_url(_container_id(request), decode_streams(request))
+        return api_pb2.AttachResponse(url=url)
+
+    async def port_forward(self, request: api_pb2.PortForwardRequest) -> api_pb2.PortForwardResponse:
+        url = self._streams.port_forward_url(_pod_id(request), decode_ports(request))
+        return api_pb2.PortForwardResponse(url=url)
+
     async def container_stats(self, request: api_pb2.ContainerStatsRequest) -> api_pb2.ContainerStatsResponse:
         usage = await self._stats.container(_container_id(request))
         return api_pb2.ContainerStatsResponse(stats=encode_container_stats(usage))
@@ -148,6 +189,11 @@ class RuntimeService:
     ) -> api_pb2.ListContainerStatsResponse:
         usages = await self._stats.containers(decode_container_stats_filter(request.filter))
         return api_pb2.ListContainerStatsResponse(stats=map(encode_container_stats, usages))
+
+    async def stream_container_stats(self, request: api_pb2.StreamContainerStatsRequest) -> AsyncGenerator[bytes, None]:
+        async for usages in self._stats.container_batches(decode_container_stats_filter(request.filter)):
+            for batch in join_batches(frame_item(encode_container_stats(one)) for one in usages):
+                yield batch
 
     async def pod_sandbox_stats(self, request: api_pb2.PodSandboxStatsRequest) -> api_pb2.PodSandboxStatsResponse:
         usage = await self._stats.pod(_pod_id(request))
@@ -159,6 +205,13 @@ class RuntimeService:
         usages = await self._stats.pods(decode_pod_stats_filter(request.filter))
         return api_pb2.ListPodSandboxStatsResponse(stats=map(encode_pod_stats, usages))
 
+    async def stream_pod_sandbox_stats(
+        self, request: api_pb2.StreamPodSandboxStatsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        async for usages in self._stats.pod_batches(decode_pod_stats_filter(request.filter)):
+            for batch in join_batches(frame_item(encode_pod_stats(one)) for one in usages):
+                yield batch
+
     def _encode_status(self, record: ContainerRecord) -> api_pb2.ContainerStatus:
         return encode_container_status(record, self._images.find(record.image_id))
 
@@ -169,6 +222,7 @@ _PodRequest = (
     | api_pb2.PodSandboxStatusRequest
     | api_pb2.PodSandboxStatsRequest
     | api_pb2.CreateContainerRequest
+    | api_pb2.PortForwardRequest
 )
 _ContainerRequest = (
     api_pb2.StartContainerRequest
@@ -179,6 +233,8 @@ _ContainerRequest = (
     | api_pb2.UpdateContainerResourcesRequest
     | api_pb2.ReopenContainerLogRequest
     | api_pb2.ExecSyncRequest
+    | api_pb2.ExecRequest
+    | api_pb2.AttachRequest
 )
 
 

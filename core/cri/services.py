@@ -4,13 +4,16 @@ Every method raises errors of :mod:`crinoid.core.api.errors` only; ids may be gi
 no coroutines read what is committed and never wait. Arguments are passed by position.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
+from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.image import Credentials
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput
+from crinoid.core.lifecycle.events import EventReader
 from crinoid.core.lifecycle.queries import (
     ContainerFilter,
     ContainerUsage,
@@ -19,6 +22,7 @@ from crinoid.core.lifecycle.queries import (
     PodFilter,
     PodUsage,
 )
+from crinoid.core.lifecycle.streams import StreamChoice
 from crinoid.core.state.records import ContainerRecord, ImageRecord, PodRecord
 
 
@@ -147,12 +151,20 @@ class Stats(Protocol):
         """Measure the containers that pass."""
         ...
 
+    def container_batches(self, query: ContainerFilter, /) -> AsyncGenerator[Sequence[ContainerUsage], None]:
+        """Measure the containers that pass a few at a time."""
+        ...
+
     async def pod(self, pod_id: str, /) -> PodUsage:
         """Measure one pod with its containers; raise NotFound."""
         ...
 
     async def pods(self, query: PodFilter, /) -> Sequence[PodUsage]:
         """Measure the pods that pass."""
+        ...
+
+    def pod_batches(self, query: PodFilter, /) -> AsyncGenerator[Sequence[PodUsage], None]:
+        """Measure the pods that pass a few at a time."""
         ...
 
 
@@ -177,6 +189,58 @@ class Node(Protocol):
         ...
 
 
+class Streams(Protocol):
+    """What the streaming server asks; see ``StreamService`` of ``lifecycle``."""
+
+    def check_exec(self, container_id: str, command: tuple[str, ...], /) -> str:
+        """Return the full id of a container that the command can be executed in; raise otherwise."""
+        ...
+
+    def check_attach(self, container_id: str, /) -> str:
+        """Return the full id of a container that can be attached to; raise otherwise."""
+        ...
+
+    def check_forward(self, pod_id: str, /) -> str:
+        """Return the full id of a pod whose ports can be forwarded; raise otherwise."""
+        ...
+
+    async def execute(self, container_id: str, command: tuple[str, ...], choice: StreamChoice, /) -> ExecSession:
+        """Start a command."""
+        ...
+
+    async def attach(self, container_id: str, choice: StreamChoice, /) -> AttachSession:
+        """Join a container's streams."""
+        ...
+
+    async def connect(self, pod_id: str, port: int, /) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a port in a pod."""
+        ...
+
+
+class StreamUrls(Protocol):
+    """Where streams can be had: the streaming server as the RPCs see it."""
+
+    def exec_url(self, container_id: str, command: tuple[str, ...], choice: StreamChoice, /) -> str:
+        """Return a URL, to be used once, that executes a command."""
+        ...
+
+    def attach_url(self, container_id: str, choice: StreamChoice, /) -> str:
+        """Return a URL, to be used once, that attaches to a container."""
+        ...
+
+    def port_forward_url(self, pod_id: str, ports: tuple[int, ...], /) -> str:
+        """Return a URL, to be used once, that forwards ports of a pod."""
+        ...
+
+
+class Events(Protocol):
+    """What happens to pods and containers."""
+
+    def subscribe(self) -> EventReader:
+        """Follow all that happens from now on."""
+        ...
+
+
 class Services(Protocol):
     """All that the RPC methods need."""
 
@@ -190,3 +254,7 @@ class Services(Protocol):
     def stats(self) -> Stats: ...
     @property
     def node(self) -> Node: ...
+    @property
+    def events(self) -> Events: ...
+    @property
+    def streams(self) -> StreamUrls: ...

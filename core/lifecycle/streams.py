@@ -1,7 +1,7 @@
 """Exec, attach and port forward with streams: what each of them means for a container or a pod.
 
-Asked by ``cri.streaming`` twice: ``check_…`` when a URL is given out, and the act itself when somebody comes with it; the
-state is looked at both times, as a minute may lie between.
+Asked by ``cri.streaming`` twice: ``check_…`` when a URL is given out, and the act itself when somebody comes with it;
+the state is looked at both times, as a minute may lie between.
 """
 
 import asyncio
