@@ -1,15 +1,24 @@
 """The driver ``crun``: a runtime in C, three times as fast as runc; it refuses hosts that mix cgroup v1 and v2."""
 
+import base64
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.host import Host
 from crinoid.core.api.values.runtime import RuntimeFeatures
 from crinoid.plugins.runtimes.cgroup_paths import is_hybrid
 from crinoid.plugins.runtimes.oci import OciRuntime
 from crinoid.plugins.runtimes.options import OciOptions
+from crinoid.plugins.runtimes.seccomp import Filter
 from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers, read_version
 
 _RECURSIVE_READ_ONLY_SINCE = (1, 4)
+_PROGRAM = "run.oci.seccomp_bpf_data"
+_PROGRAMS_KEPT = 64
 _HYBRID = (
     "crun can't work on this host: it has cgroup v1 with v2 beside it (hybrid, /sys/fs/cgroup/unified). "
     "Start the kernel with systemd.unified_cgroup_hierarchy=1, or use the driver runc, or start crinoid where that "
@@ -28,7 +37,26 @@ class CrunRuntime(OciRuntime):
     Config: ClassVar[type[OciOptions]] = CrunOptions
     package = "crun"
     log_option = "--log=file:{}"
+    command_annotations = (*OciRuntime.command_annotations, "run.oci.")
     leaves_other_cgroups = True
+
+    def __init__(self, config: OciOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self._programs: dict[str, str] = {}
+
+    def added_annotations(self, seccomp: Filter | None) -> Mapping[str, str]:
+        """Give crun the program that it made of the same filter before: compiling takes 10 ms."""
+        program = self._programs.get(json.dumps(seccomp)) if seccomp else None
+        return {_PROGRAM: program} if program else {}
+
+    def learn(self, state: Path, seccomp: Filter | None) -> None:
+        """Keep the program that crun has compiled. A filter that asks a listener may depend on the container."""
+        if not seccomp or "listenerPath" in seccomp or len(self._programs) >= _PROGRAMS_KEPT:
+            return
+        with contextlib.suppress(OSError):
+            program = (state / "seccomp.bpf").read_bytes()
+            if program:
+                self._programs[json.dumps(seccomp)] = base64.b64encode(program).decode()
 
     async def features(self) -> RuntimeFeatures:
         """Ask crun for its version; 1.8 has no ``features`` yet, so what it can is known by version."""

@@ -51,6 +51,22 @@ class TestCrun(RuntimeContract):
     def make_driver(self, host: Host) -> object:
         return CrunRuntime(CrunOptions(), host)
 
+    async def test_a_filter_is_compiled_once(self, bench: Workbench) -> None:
+        """The second container gets the program of the first; a request's own program is not taken."""
+        programs = []
+        for _ in range(2):
+            request = bench.request("cat", "/proc/self/status", seccomp=SecurityProfile(ProfileType.RUNTIME_DEFAULT))
+            request.spec["annotations"] = {"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
+            await bench.runtime.create(request)
+            spec = json.loads((request.handle.bundle / "config.json").read_text())
+            programs.append(spec["annotations"].get("run.oci.seccomp_bpf_data"))
+            await bench.runtime.start(request.handle)
+            await bench.runtime.wait(request.handle)
+            assert request.log_path is not None
+            assert "Seccomp:\t2" in joined_text(request.log_path)
+        assert programs[0] is None
+        assert len(programs[1] or "") > 1000
+
 
 @needs_crun
 @needs_root
@@ -277,9 +293,11 @@ class TestBrokenRuntimes:
         options = RuncOptions(annotations={"org.example/site": "x"}, seccomp_profile=profile)
         bench.runtime = BoundRuntime(RuncRuntime(options, host))
         default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
-        request = await bench.create("true", seccomp=default)
+        request = bench.request("true", seccomp=default)
+        request.spec["annotations"] = {"own": "1", "org.systemd.property.User": "'root'"}
+        await bench.runtime.create(request)
         spec = json.loads((request.handle.bundle / "config.json").read_text())
-        assert spec["annotations"] == {"org.example/site": "x"}
+        assert spec["annotations"] == {"org.example/site": "x", "own": "1"}, "a request commands no runtime"
         assert spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ALLOW"
         assert (request.handle.bundle / "config.json").stat().st_mode & 0o777 == 0o600
 

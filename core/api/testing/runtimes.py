@@ -345,7 +345,7 @@ class RuntimeContract:
         request = await bench.start("sleep", "1000")
         state = await bench.runtime.state(request.handle)
         assert state.status is ContainerStatus.RUNNING
-        assert _command_line(state.pid) == "sleep 1000"
+        await bench.until(lambda: _command_line(state.pid) == "sleep 1000", "the entry point is running")
         assert state.pid in cgroups.processes(request.handle.cgroup)
 
     @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -TERM $$; sleep 9", 143)])
