@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,11 @@ class Pod:
     def create(self, *command: str, **config: Any) -> str:
         """Create a container."""
         return self.node.create(self.id, *command, **self._named(config))
+
+    def pid(self, container: str) -> int:
+        """Return the first process of a container."""
+        answer = self.node.call("ContainerStatus", container_id=container, verbose=True)
+        return int(json.loads(answer["info"]["info"])["pid"])
 
     def _named(self, config: Json) -> Json:
         return {"name": f"c{next(self._numbers)}"} | config
