@@ -122,6 +122,15 @@ def test_a_pod_from_a_file_is_followed_to_its_end(node: Node, ctl: Ctl, name: st
     assert node.call("ListPodSandbox")["items"] == []
 
 
+def test_a_folder_of_logs_that_the_user_chose_is_left(node: Node, ctl: Ctl, name: str, tmp_path: Path) -> None:
+    path, logs = tmp_path / "pod.yaml", tmp_path / "logs"
+    app = {"name": "app", "image": BUSYBOX, "command": ["echo", "x"]}
+    form = {"name": name, "network": "host", "log_directory": str(logs), "containers": [app]}
+    path.write_text(yaml.safe_dump(form))
+    ctl("run", path, "--rm")
+    assert (logs / "app/0.log").read_text().endswith(" x\n")
+
+
 def test_a_run_that_fails_leaves_nothing(node: Node, ctl: Ctl, name: str) -> None:
     flags = ("--image", BUSYBOX, "--name", name, "--network", "host")
     assert "/nonexistent" in ctl("run", *flags, "--", "/nonexistent", code=1).stderr

@@ -14,7 +14,7 @@ from crinoid.core.cli.ctl.figures import to_rfc3339
 from crinoid.core.cli.ctl.flags import YAML
 from crinoid.core.cli.ctl.session import Json
 
-MAP_FIELDS = frozenset({"labels", "annotations", "info"})
+MAP_FIELDS = frozenset({"labels", "annotations", "info", "unified"})
 """Fields of answers whose keys are data, not names of fields."""
 _INSTANTS = ("created_at", "started_at", "finished_at")
 

@@ -5,6 +5,7 @@ A file is YAML; what is wrong in it is told with file, line, key and the nearest
 
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,7 +132,7 @@ class PodForm(Form):
     """Name."""
     namespace: Name = "default"
     """Namespace."""
-    uid: Text = ""
+    uid: Name | Literal[""] = ""
     """Unique id; made anew where it is left out."""
     network: Literal["pod", "host"] = "pod"
     """A network of its own, or the host's."""
@@ -203,6 +204,13 @@ def to_pod_config(form: PodForm) -> Json:
 def name_log_folder(name: str, namespace: str, uid: str) -> Path:
     """Return the folder of a pod's logs, named as the kubelet does."""
     return LOGS / f"{namespace}_{name}_{uid}"
+
+
+def find_own_logs(metadata: Json, annotations: Mapping[str, str]) -> Path | None:
+    """Return the folder of logs that was chosen here for a pod, which may be removed with it; no other ever is."""
+    folder = name_log_folder(metadata["name"], metadata["namespace"], metadata["uid"])
+    is_own = annotations.get(LOG_FOLDER) == str(folder) and folder.parent == LOGS and folder.name not in ("", "..")
+    return folder if is_own else None
 
 
 def to_container_config(form: PodForm, container: ContainerForm) -> Json:

@@ -103,11 +103,9 @@ async def _remove(session: Session, pod: Json, force: bool) -> None:
 
 def _remove_logs(pod: Json) -> None:
     """Remove the logs of a pod that ``run`` made, if they are where it put them."""
-    from crinoid.core.cli.ctl.podform import LOG_FOLDER, name_log_folder  # pydantic takes long to import
+    from crinoid.core.cli.ctl.podform import find_own_logs  # pydantic takes long to import
 
-    metadata = pod["metadata"]
-    folder = name_log_folder(metadata["name"], metadata["namespace"], metadata["uid"])
-    if pod["annotations"].get(LOG_FOLDER) == str(folder):
+    if (folder := find_own_logs(pod["metadata"], pod["annotations"])) is not None:
         remove_tree(folder)
 
 

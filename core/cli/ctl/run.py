@@ -14,7 +14,14 @@ from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.logs import Selection, show_log
 from crinoid.core.cli.ctl.manifests import read_container_config, read_pod_config
-from crinoid.core.cli.ctl.podform import PodForm, make_form, read_form, to_container_config, to_pod_config
+from crinoid.core.cli.ctl.podform import (
+    PodForm,
+    find_own_logs,
+    make_form,
+    read_form,
+    to_container_config,
+    to_pod_config,
+)
 from crinoid.core.cli.ctl.pull import Policy, Pulling, provide_image, pulling
 from crinoid.core.cli.ctl.session import Json, Session, in_session, tell
 from crinoid.core.config.origins import Origins
@@ -123,7 +130,7 @@ async def run(session: Session, arguments: tuple[str, ...], shape: Shape, manner
     plan, policy = _make_plan(arguments, shape, manner)
     waits = manner.wait or manner.follow or manner.rm
     async with AsyncExitStack() as undo:
-        pod_id, ids = await _start(session, plan, policy, pulling, undo)
+        pod_id, ids = await _start(session, plan, policy, pulling)
         if manner.rm:
             undo.push_async_callback(_remove_logs, plan)
             undo.push_async_callback(_remove, session, pod_id)
@@ -192,15 +199,13 @@ def _split_volume(volume: str) -> dict[str, object]:
     return {"host": host, "container": container, "readonly": options == "ro"}
 
 
-async def _start(
-    session: Session, plan: Plan, policy: Policy, pulling: Pulling, undo: AsyncExitStack
-) -> tuple[str, list[str]]:
+async def _start(session: Session, plan: Plan, policy: Policy, pulling: Pulling) -> tuple[str, list[str]]:
     """Pull, make and start all; when any of it fails nothing is left but images."""
     for image in dict.fromkeys(container["image"]["image"] for container in plan.containers):
         await provide_image(session, image, policy, pulling)
     async with AsyncExitStack() as steps:
+        steps.push_async_callback(_remove_logs, plan)
         for folder in plan.log_folders:
-            steps.push_async_callback(_remove_logs, plan)
             folder.mkdir(parents=True, exist_ok=True)
         request = {"config": plan.pod, "runtime_handler": plan.runtime}
         pod_id = (await session.act("RunPodSandbox", request, pulling.cancel_timeout))["pod_sandbox_id"]
@@ -242,6 +247,7 @@ async def _remove(session: Session, pod_id: str) -> None:
 
 
 async def _remove_logs(plan: Plan) -> None:
-    """Remove the folder that was made for the pod's logs, which is below none that others use."""
-    if plan.log_folders:
-        await asyncio.to_thread(remove_tree, plan.log_folders[0].parent)
+    """Remove the pod's logs, unless the user chose the folder, which may hold more."""
+    folder = find_own_logs(plan.pod["metadata"], plan.pod.get("annotations") or {})
+    if folder is not None:
+        await asyncio.to_thread(remove_tree, folder)

@@ -1,6 +1,7 @@
 """The short form of a pod, and crictl's files."""
 
 import base64
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from crinoid.core.api.errors import InvalidArgument, NotFound
 from crinoid.core.cli.ctl.manifests import read_container_config, read_mapping, read_pod_config
 from crinoid.core.cli.ctl.podform import (
     LOG_FOLDER,
+    ContainerForm,
+    MountForm,
     PodForm,
+    find_own_logs,
     parse_quantity,
     read_form,
     to_container_config,
@@ -39,6 +43,9 @@ containers:
     privileged: true
     user: 1000
 """
+
+
+GUIDE = Path(__file__).parents[5].joinpath("docs/ctl.md").read_text()
 
 
 def write(folder: Path, text: str, name: str = "pod.yaml") -> Path:
@@ -108,6 +115,15 @@ def test_a_log_folder_of_the_user_is_not_marked_as_ours(tmp_path: Path) -> None:
     assert (config["hostname"], config["linux"]["security_context"]["namespace_options"]["network"]) == ("", "NODE")
 
 
+def test_only_a_folder_that_was_chosen_here_is_removed_with_its_pod() -> None:
+    metadata = {"name": "web", "namespace": "shop", "uid": "u"}
+    assert find_own_logs(metadata, {LOG_FOLDER: "/var/log/pods/shop_web_u"}) == Path("/var/log/pods/shop_web_u")
+    assert find_own_logs(metadata, {}) is None
+    assert find_own_logs(metadata, {LOG_FOLDER: "/"}) is None
+    outside = {**metadata, "uid": "/../../../../etc"}
+    assert find_own_logs(outside, {LOG_FOLDER: "/var/log/pods/shop_web_/../../../../etc"}) is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
@@ -121,6 +137,7 @@ def test_a_log_folder_of_the_user_is_not_marked_as_ours(tmp_path: Path) -> None:
         ("network: pod", "network: host", 0, "ports need network: pod"),
         ("readonly: true", "readonly: maybe", 16, "should be a valid boolean"),
         ("name: web", "name: ../web", 1, "should match pattern"),
+        ("namespace: shop", "uid: ../x", 2, "should match pattern"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
@@ -189,3 +206,14 @@ def test_crictls_files_are_messages(tmp_path: Path) -> None:
 def test_crictls_files_must_name_what_they_make(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"(metadata\.name|image\.image) is missing"):
         read_container_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("part", [PodForm, ContainerForm, MountForm])
+def test_the_guide_tells_every_key(part: type[PodForm | ContainerForm | MountForm]) -> None:
+    assert [key for key in part.model_fields if f"`{key}`" not in GUIDE] == []
+
+
+def test_the_example_of_the_guide_is_a_form(tmp_path: Path) -> None:
+    example = GUIDE.split("### The short form")[1].split("| key")[0]
+    form = read_form(write(tmp_path, textwrap.dedent(example)))
+    assert (form.name, form.ports, form.containers[0].env) == ("web", ("8080:80/tcp",), {"A": "b"})

@@ -12,9 +12,10 @@ from crinoid.core.cli.ctl import ALIASES, FAMILIES, ctl
 from crinoid.core.cli.ctl.flags import gather
 from crinoid.core.cli.main import main
 
-CRICTL = """attach checkpoint completion create events exec imagefsinfo images info inspect inspecti inspectp logs metricdescs metricsp pods
-port-forward ps pull rm rmi rmp run runp runtime-config start stats statsp stop stopp update update-runtime-config
-version"""
+GUIDE = Path(__file__).parents[5].joinpath("docs/ctl.md").read_text()
+CRICTL = """attach checkpoint completion create events exec imagefsinfo images info inspect inspecti inspectp logs
+metricdescs metricsp pods port-forward ps pull rm rmi rmp run runp runtime-config start stats statsp stop stopp update
+update-runtime-config version"""
 
 
 def run(*arguments: str | Path, stdin: str = "") -> Result:
@@ -32,6 +33,10 @@ def test_crictls_verbs_are_there() -> None:
     verbs = set(ctl.list_commands(click.Context(ctl)))
     assert verbs >= set(CRICTL.split())
     assert set(ALIASES.values()) <= verbs
+
+
+def test_the_guide_names_every_verb() -> None:
+    assert [verb for verbs in FAMILIES.values() for verb in verbs if f"`{verb}`" not in GUIDE] == []
 
 
 @pytest.mark.parametrize("verb", [verb for verbs in FAMILIES.values() for verb in verbs] + list(ALIASES))
