@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: demo test lint unit proto setup packages clean
+.PHONY: demo test lint unit proto docs setup packages clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -25,6 +25,9 @@ unit: setup
 
 proto: setup
 	$(BIN)/python tools/generate_wire.py
+
+docs: setup
+	$(BIN)/python tools/generate_configuration.py
 
 setup: packages $(STAMP)
 

@@ -1,0 +1,59 @@
+"""The documents hold what they say: links lead somewhere, examples parse, and the reference is that of the models."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.hooks.extension import ExtensionHooks
+from crinoid.core.cli.main import COMMANDS
+from crinoid.core.config.loader import ConfigPaths, load
+from crinoid.core.slots.roles import ROLES
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+_LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+_TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+EXAMPLES = [
+    pytest.param(text, id=f"{document.name}-{number}")
+    for document in DOCUMENTS
+    for number, text in enumerate(_TOML.findall(document.read_text()))
+    if "[project" not in text
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    dead = [link for link in _LINK.findall(document.read_text()) if not (document.parent / link).exists()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_examples_of_the_configuration_are_valid(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    load(ConfigPaths.at(file))
+
+
+def test_the_reference_is_that_of_the_models() -> None:
+    """After a change of a model run ``make docs``."""
+    command = [sys.executable, REPOSITORY / "tools/generate_configuration.py", "--check"]
+    done = subprocess.run(command, check=False, timeout=60)
+    assert done.returncode == 0, "docs/configuration.md is out of date: run `make docs`"
+
+
+def test_every_role_is_told_to_authors() -> None:
+    text = (REPOSITORY / "docs/plugins.md").read_text()
+    for role in ROLES.values():
+        assert f"`{role.group}`" in text
+        assert f"`{role.specification.__module__}`" in text
+    assert ExtensionHooks.__module__ in text
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    named = set(re.findall(r"^    crinoid ([a-z]+)", text, re.MULTILINE))
+    assert {"check", "config", "ctl", "plugins", "serve"} <= named <= set(COMMANDS)
