@@ -1,5 +1,6 @@
 """The driver ``crun``: a runtime in C, three times as fast as runc; it refuses hosts that mix cgroup v1 and v2."""
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -8,9 +9,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
-from crinoid.core.api.values.runtime import RuntimeFeatures
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.runtime import ContainerHandle, RuntimeFeatures
 from crinoid.plugins.runtimes.cgroup_paths import is_hybrid
+from crinoid.plugins.runtimes.limits import split_lifted
 from crinoid.plugins.runtimes.oci import OciRuntime
 from crinoid.plugins.runtimes.options import OciOptions
 from crinoid.plugins.runtimes.seccomp import Filter
@@ -43,6 +48,14 @@ class CrunRuntime(OciRuntime):
     def __init__(self, config: OciOptions, host: Host) -> None:
         super().__init__(config, host)
         self._programs: dict[str, str] = {}
+
+    @hookimpl
+    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
+        """See the hook. crun (1.8) can't lift a limit of cgroup v1, so that is written directly."""
+        changed, lifted = split_lifted(resources) if cgroups.version() == 1 else (resources, LinuxResources())
+        await super().update(handle, changed)
+        if lifted != LinuxResources():
+            await asyncio.to_thread(cgroups.write_resources, self._cgroup(handle), lifted)
 
     def added_annotations(self, seccomp: Filter | None) -> Mapping[str, str]:
         """Give crun the program that it made of the same filter before: compiling takes 10 ms."""

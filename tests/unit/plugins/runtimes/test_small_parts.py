@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.plugins.runtimes.crun import CrunOptions
-from crinoid.plugins.runtimes.limits import beyond_update, oci_resources
+from crinoid.plugins.runtimes.limits import beyond_update, oci_resources, split_lifted
 from crinoid.plugins.runtimes.runc import RuncOptions
 from crinoid.plugins.runtimes.scratch import Scratch
 from crinoid.plugins.runtimes.undo import finish
@@ -28,6 +28,13 @@ def test_what_update_can_not_do_is_kept_apart() -> None:
     assert beyond_update(LinuxResources(cpu_shares=2)) is None
     limits = LinuxResources(cpu_shares=2, unified={"memory.high": "1"}, hugepage_limits={"2MB": 1})
     assert beyond_update(limits) == LinuxResources(unified={"memory.high": "1"}, hugepage_limits={"2MB": 1})
+
+
+def test_lifted_limits_are_parted_from_the_others() -> None:
+    limits = LinuxResources(cpu_shares=2, cpu_quota=-1, memory_limit_bytes=-1)
+    expected = LinuxResources(cpu_shares=2), LinuxResources(cpu_quota=-1, memory_limit_bytes=-1)
+    assert split_lifted(limits) == expected
+    assert split_lifted(LinuxResources(cpu_quota=5)) == (LinuxResources(cpu_quota=5), LinuxResources())
 
 
 @pytest.mark.parametrize(
