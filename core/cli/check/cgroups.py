@@ -37,9 +37,9 @@ def judge_version(version: int, unified: bool, uses_crun: bool) -> Iterator[Find
     advice = "boot with systemd.unified_cgroup_hierarchy=1: Kubernetes keeps v1 alive for a while only (failCgroupV1)"
     yield _AREA.warning("version", "1, hybrid" if unified else "1", advice)
     if unified:
-        detail = "crun refuses this form, so its driver hides the unified hierarchy from it"
-        advice = "nothing for the crun driver; crun by itself needs cgroup v2 or plain v1"
-        yield _AREA.warning("hybrid", detail, advice) if uses_crun else _AREA.ok("hybrid", detail)
+        detail = "crun refuses this form"
+        advice = "start crinoid in a mount namespace without v2, as the crun driver's error tells, or use runc"
+        yield _AREA.warning("hybrid", detail, advice) if uses_crun else _AREA.ok("hybrid", f"{detail}; nothing uses it")
 
 
 def judge_controllers(version: int, found: frozenset[str]) -> Iterator[Finding]:
