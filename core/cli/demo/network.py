@@ -12,6 +12,7 @@ from crinoid.core.api.errors import ResourceExhausted
 
 PLUGINS = Path("/usr/lib/cni")
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_ROUTES = Path("/proc/net/route")
 _CANDIDATES = IPv4Network("10.213.0.0/16")
 
 
@@ -50,7 +51,7 @@ def kept_forwarding() -> Iterator[None]:
 
 def _routes() -> Iterator[IPv4Network]:
     """Read the main table's routes; ``/proc/net/route`` has addresses and masks in the machine's byte order."""
-    for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+    for line in _ROUTES.read_text().splitlines()[1:]:
         fields = line.split()
         mask = ipaddress.ip_address(_number(fields[7]))
         if int(mask):

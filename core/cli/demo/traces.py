@@ -153,7 +153,16 @@ def _rules() -> list[str]:
     """List rules and chains without their counters; a firewall that can't be listed has none of ours."""
     found = []
     for program in _RULE_LISTS:
-        done = subprocess.run([program], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        lines = [line.partition(" [")[0] + " " for line in done.stdout.splitlines() if line.startswith((":", "-A"))]
-        found += [line if line.startswith(":") else line.rstrip() for line in lines]
+        for line in _output(program).splitlines():
+            if line.startswith(":"):
+                found.append(line.partition(" [")[0] + " ")
+            elif line.startswith("-A"):
+                found.append(line)
     return found
+
+
+def _output(program: str) -> str:
+    try:
+        return subprocess.run([program], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False).stdout
+    except FileNotFoundError:
+        return ""
