@@ -1,0 +1,315 @@
+"""Pods and containers over fake drivers: whatever fails, at whatever step, nothing is left, and a retry works."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import pytest
+
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    CrinoidError,
+    DeadlineExceeded,
+    DriverError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from crinoid.core.api.values.network import Attachment, NetworkRequest
+from crinoid.core.api.values.pod import NamespaceMode
+from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from crinoid.core.state.records import ContainerState, PodState
+from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
+
+POD_STEPS = [("network", "plan"), ("network", "attach"), ("runtime", "start_pod"), ("extension", "pod_started")]
+SHARED_STEPS = [("runtime", "create"), ("runtime", "start")]
+CONTAINER_STEPS = [
+    ("extension", "adjust_container"),
+    ("snapshotter", "create_snapshot"),
+    ("runtime", "create"),
+    ("extension", "container_created"),
+]
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # of records, which have no events
+            await asyncio.sleep(0.005)
+
+
+def assert_nothing_left(node: FakeNode) -> None:
+    assert node.machine.is_empty
+    assert node.now.store.ledger.entries() == []
+    assert list((node.config.run / "pods").iterdir()) == []
+    assert not list((node.config.run).glob("containers/*"))
+
+
+@pytest.mark.parametrize(("role", "hook"), POD_STEPS)
+async def test_a_pod_that_fails_at_a_step_leaves_nothing(fake_node: FakeNode, role: str, hook: str) -> None:
+    getattr(fake_node, role).fail(hook, DriverError("no luck"))
+    with pytest.raises(DriverError, match=f"{hook}: no luck"):
+        await fake_node.now.pods.run(a_pod(), "")
+    assert fake_node.now.pods.list(PodFilter()) == []
+    assert_nothing_left(fake_node)
+    assert await fake_node.now.pods.run(a_pod(), "")
+
+
+@pytest.mark.parametrize(("role", "hook"), SHARED_STEPS)
+async def test_a_pod_whose_init_fails_leaves_nothing(fake_node: FakeNode, role: str, hook: str) -> None:
+    getattr(fake_node, role).fail(hook, DriverError("no luck"))
+    with pytest.raises(DriverError, match="no luck"):
+        await fake_node.now.pods.run(a_pod(pid=NamespaceMode.POD), "")
+    assert_nothing_left(fake_node)
+
+
+@pytest.mark.parametrize(("role", "hook"), CONTAINER_STEPS)
+async def test_a_container_that_fails_at_a_step_leaves_nothing(fake_node: FakeNode, role: str, hook: str) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    before = fake_node.now.store.ledger.entries()
+    getattr(fake_node, role).fail(hook, DriverError("no luck"))
+    with pytest.raises(DriverError, match=f"{hook}: no luck"):
+        await fake_node.now.containers.create(pod, a_container(), None)
+    assert fake_node.now.containers.list(ContainerFilter()) == []
+    assert fake_node.now.store.ledger.entries() == before
+    assert await fake_node.now.containers.create(pod, a_container(), None)
+
+
+@pytest.mark.parametrize(("role", "hook"), [*POD_STEPS, *SHARED_STEPS])
+async def test_a_crash_at_a_step_leaves_nothing_after_the_next_start(fake_node: FakeNode, role: str, hook: str) -> None:
+    getattr(fake_node, role).hang(hook)
+    pid = NamespaceMode.POD if (role, hook) in SHARED_STEPS else NamespaceMode.CONTAINER
+    running = asyncio.create_task(fake_node.now.pods.run(a_pod(pid=pid), ""))
+    await eventually(lambda: hook in getattr(fake_node, role).hooks_called)
+    await fake_node.crash()
+    await asyncio.gather(running, return_exceptions=True)
+    getattr(fake_node, role).hang(hook, False)
+    await fake_node.start()
+    for record in fake_node.now.pods.list(PodFilter()):
+        assert (role, hook) == ("extension", "pod_started")
+        await fake_node.now.pods.remove(record.id)
+    assert_nothing_left(fake_node)
+
+
+@pytest.mark.parametrize(("role", "hook"), CONTAINER_STEPS)
+async def test_a_crash_while_a_container_is_made(fake_node: FakeNode, role: str, hook: str) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    getattr(fake_node, role).hang(hook)
+    running = asyncio.create_task(fake_node.now.containers.create(pod, a_container(), None))
+    await eventually(lambda: hook in getattr(fake_node, role).hooks_called)
+    await fake_node.crash()
+    await asyncio.gather(running, return_exceptions=True)
+    getattr(fake_node, role).hang(hook, False)
+    await fake_node.start()
+    owners = {entry.owner for entry in fake_node.now.store.ledger.entries()}
+    assert owners <= {pod, *(one.id for one in fake_node.now.containers.list(ContainerFilter()))}
+    await fake_node.now.pods.remove(pod)
+    assert_nothing_left(fake_node)
+
+
+@pytest.fixture
+def gate(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Attaching waits until this is set."""
+    gate, slot = asyncio.Event(), fake_node.now.slots.network
+    attach = slot.attach
+
+    async def wait_and_attach(request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        await gate.wait()
+        return await attach(request, plan)
+
+    monkeypatch.setattr(slot, "attach", wait_and_attach)
+    return gate
+
+
+async def test_a_retry_joins_what_is_under_way(fake_node: FakeNode, gate: asyncio.Event) -> None:
+    first = asyncio.create_task(fake_node.now.pods.run(a_pod(), ""))
+    await eventually(lambda: "plan" in fake_node.network.hooks_called)
+    second = asyncio.create_task(fake_node.now.pods.run(a_pod(), ""))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    pod = await second
+    assert [record.id for record in fake_node.now.pods.list(PodFilter())] == [pod]
+
+
+async def test_a_different_request_of_the_same_name_is_refused(fake_node: FakeNode, gate: asyncio.Event) -> None:
+    first = asyncio.create_task(fake_node.now.pods.run(a_pod(), ""))
+    await eventually(lambda: "plan" in fake_node.network.hooks_called)
+    with pytest.raises(AlreadyExists, match="differs"):
+        await fake_node.now.pods.run(a_pod(pid=NamespaceMode.POD), "")
+    gate.set()
+    await first
+
+
+async def test_an_answer_that_nobody_saw_is_claimed_by_the_retry_alone(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    assert await fake_node.now.pods.run(a_pod(), "") == pod
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    assert await fake_node.now.containers.create(pod, a_container(), None) == container
+    fake_node.now.pods.acknowledge(pod)
+    fake_node.now.containers.acknowledge(container)
+    with pytest.raises(AlreadyExists, match=pod):
+        await fake_node.now.pods.run(a_pod(), "")
+    with pytest.raises(AlreadyExists, match=container):
+        await fake_node.now.containers.create(pod, a_container(), None)
+
+
+async def test_the_whole_story(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(), "")
+    container = await services.containers.create(pod, a_container(), None)
+    await services.containers.start(container)
+    assert services.containers.get(container).state is ContainerState.RUNNING
+    fake_node.runtime.finish(container, 3)
+    await eventually(lambda: services.containers.get(container).state is ContainerState.EXITED)
+    record = services.containers.get(container)
+    assert (record.exit_code, record.reason) == (3, "Error")
+    await services.pods.remove(pod)
+    assert_nothing_left(fake_node)
+    told = [hook for hook in fake_node.extension.hooks_called if not hook.startswith("image")]
+    assert told == [
+        *("pod_started", "adjust_container", "container_created", "container_started", "container_exited"),
+        *("pod_stopped", "container_removed", "pod_removed"),
+    ]
+
+
+async def test_the_true_state_after_a_restart(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(), "")
+    ids = [await services.containers.create(pod, a_container(name), None) for name in ("runs", "ended", "lost", "new")]
+    for container in ids[:3]:
+        await services.containers.start(container)
+    await fake_node.crash()
+    fake_node.runtime.finish(ids[1], 7)
+    fake_node.runtime.lose(ids[2])
+    services = await fake_node.start()
+    await eventually(lambda: services.containers.get(ids[1]).state is ContainerState.EXITED)
+    states = [services.containers.get(container) for container in ids]
+    assert [record.state.value for record in states] == ["running", "exited", "exited", "created"]
+    assert [record.exit_code for record in states] == [0, 7, 255, 0]
+    assert services.pods.get(pod).state is PodState.READY
+
+
+async def test_a_pod_without_its_namespaces_is_not_ready(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    await fake_node.crash()
+    fake_node.machine.pins.clear()
+    services = await fake_node.start()
+    assert services.pods.get(pod).state is PodState.NOT_READY
+    with pytest.raises(FailedPrecondition, match="not ready"):
+        await services.containers.create(pod, a_container(), None)
+
+
+async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    fake_node.network.fail("detach", DriverError("plugin is gone"))
+    fake_node.snapshotter.fail("remove_snapshot", DriverError("busy"))
+    await fake_node.now.pods.remove(pod)
+    assert fake_node.now.pods.list(PodFilter()) == []
+    assert {entry.kind for entry in fake_node.now.resources.deferred()} == {"network", "snapshot"}
+    await fake_node.crash()
+    services = await fake_node.start()
+    assert services.resources.deferred() == []
+    assert container not in fake_node.snapshotter.hooks_called
+    assert_nothing_left(fake_node)
+
+
+async def test_a_process_that_can_not_be_removed_is_an_error_and_stays_on_record(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    fake_node.runtime.fail("delete", DriverError("it hangs"))
+    with pytest.raises(DriverError, match="it hangs"):
+        await fake_node.now.containers.remove(container)
+    assert fake_node.now.containers.get(container)
+    await fake_node.now.containers.remove(container)
+    with pytest.raises(NotFound):
+        fake_node.now.containers.get(container)
+
+
+async def test_a_container_that_outlives_sigkill_is_told(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    await fake_node.now.containers.start(container)
+
+    async def ignore(*_: object) -> None:
+        """The signal has no effect."""
+
+    monkeypatch.setattr(fake_node.now.slots.runtime(""), "kill", ignore)
+    with pytest.raises(DeadlineExceeded, match=f"{container} has not ended"):
+        await fake_node.now.containers.stop(container, 0)
+
+
+async def test_a_start_that_fails_ends_the_container(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    fake_node.runtime.fail("start", DriverError("exec: no such file"))
+    with pytest.raises(DriverError):
+        await fake_node.now.containers.start(container)
+    record = fake_node.now.containers.get(container)
+    assert (record.state, record.exit_code, record.reason) == (ContainerState.EXITED, 128, "StartError")
+    assert "no such file" in record.message
+    with pytest.raises(FailedPrecondition, match="exited"):
+        await fake_node.now.containers.start(container)
+
+
+async def test_stops_may_overlap_and_the_shortest_decides(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    await fake_node.now.containers.start(container)
+    patient = asyncio.create_task(fake_node.now.containers.stop(container, 60))
+    await asyncio.sleep(0.01)
+    await fake_node.now.containers.stop(container, 0)
+    async with asyncio.timeout(1):
+        await patient
+
+
+async def test_an_init_comes_when_a_container_wants_to_share(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    assert fake_node.now.pods.get(pod).init is None
+    fake_node.runtime.fail("create", DriverError("not now"))
+    with pytest.raises(DriverError):
+        await fake_node.now.containers.create(pod, a_container(pid=NamespaceMode.POD), None)
+    assert fake_node.now.pods.get(pod).init is None
+    await fake_node.now.containers.create(pod, a_container(pid=NamespaceMode.POD), None)
+    assert fake_node.now.pods.get(pod).init is not None
+    fake_node.runtime.finish(pod, 1)
+    await eventually(lambda: fake_node.now.pods.get(pod).state is PodState.NOT_READY)
+    await fake_node.now.pods.remove(pod)
+    assert_nothing_left(fake_node)
+
+
+@pytest.mark.parametrize("verb", ["stop", "remove"])
+async def test_the_unknown_is_stopped_and_removed_already(fake_node: FakeNode, verb: str) -> None:
+    act: Callable[[str], Awaitable[None]] = getattr(fake_node.now.pods, verb)
+    await act("none")
+    with pytest.raises(InvalidArgument):
+        await act("")
+
+
+async def test_conditions_are_honest(fake_node: FakeNode) -> None:
+    node = fake_node.now.node
+    assert [condition.ready for condition in (await node.status(False)).conditions] == [True, True]
+    fake_node.runtime.fail("probe", CrinoidError("runc is missing"))
+    fake_node.network.fail("status", CrinoidError("netlink is broken"))
+    runtime, network = (await node.status(True)).conditions
+    assert (runtime.ready, runtime.reason) == (False, "RuntimeNotReady")
+    assert "runc is missing" in runtime.message
+    assert not network.ready
+    assert "netlink is broken" in network.message
+    assert [condition.ready for condition in (await node.status(False)).conditions] == [True, True]
+
+
+async def test_an_unfit_snapshotter_is_told(fake_node: FakeNode) -> None:
+    await fake_node.crash()
+    fake_node.snapshotter.fail("probe", CrinoidError("no overlayfs"))
+    services = await fake_node.start()
+    runtime = (await services.node.status(False)).conditions[0]
+    assert (runtime.ready, runtime.reason) == (False, "SnapshotterNotReady")
+    assert "no overlayfs" in runtime.message
+
+
+async def test_address_ranges_survive(fake_node: FakeNode) -> None:
+    await fake_node.now.node.set_pod_cidrs(("10.1.0.0/24", "fd00::/64"))
+    await fake_node.crash()
+    services = await fake_node.start()
+    assert services.pods.pod_cidrs() == ("10.1.0.0/24", "fd00::/64")
+    assert fake_node.network.hooks_called.count("set_pod_cidrs") == 2
