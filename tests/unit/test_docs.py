@@ -11,6 +11,7 @@ from crinoid.core.api.hooks.extension import ExtensionHooks
 from crinoid.core.cli.main import COMMANDS
 from crinoid.core.config.loader import ConfigPaths, load
 from crinoid.core.slots.roles import ROLES
+from crinoid.plugins.networks.cni.configuration import load_file
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -43,6 +44,12 @@ def test_the_reference_is_that_of_the_models() -> None:
     command = [sys.executable, REPOSITORY / "tools/generate_configuration.py", "--check"]
     done = subprocess.run(command, check=False, timeout=60)
     assert done.returncode == 0, "docs/configuration.md is out of date: run `make docs`"
+
+
+def test_the_network_for_a_single_node_is_valid() -> None:
+    network = load_file(REPOSITORY / "packaging/10-crinoid.conflist")
+    assert network.plugin_types == ("bridge", "portmap")
+    assert "portMappings" in network.capabilities
 
 
 def test_every_role_is_told_to_authors() -> None:

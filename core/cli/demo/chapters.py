@@ -128,11 +128,12 @@ async def look_inside(cast: Cast, pod: Pod) -> None:
     story, node = cast.story, cast.node
     story.chapter("Looking inside")
     web = pod.containers["web"]
-    story.ask("ctl exec web sh -c 'id; hostname; exit 3'")
-    done = await node.execute(web, "sh", "-c", "id; hostname; exit 3")
+    script = "cat /www/index.html; hostname; exit 3"
+    story.ask(f"ctl exec web sh -c '{script}'")
+    done = await node.execute(web, "sh", "-c", script)
     story.answer([*done.output.splitlines(), f"(exit code {done.exit_code})"])
-    told = done.output.splitlines()[-1:] == [POD] and done.exit_code == 3
-    story.show("output and exit code come back, and the host name is the pod's", told, done)
+    told = done.output.splitlines() == [GREETING, POD] and done.exit_code == 3
+    story.show("it sees the container's files and the pod's host name; its exit code comes back", told, done)
     story.ask("ctl logs client")
     lines = await node.log(pod.containers["client"])
     story.answer(line.split(" ", 3)[3] for line in lines)
