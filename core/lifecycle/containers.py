@@ -316,9 +316,10 @@ class ContainerService:
 
 
 def merge_resources(old: LinuxResources, new: LinuxResources) -> LinuxResources:
-    """Return the limits in force after an update in which 0 and empty mean unchanged."""
+    """Return the limits in force after an update in which 0 and empty mean unchanged; tables are joined."""
     given = {field.name: getattr(new, field.name) for field in dataclasses.fields(LinuxResources)}
-    return dataclasses.replace(old, **{name: value for name, value in given.items() if value})
+    tables = {name: {**getattr(old, name), **given[name]} for name in ("hugepage_limits", "unified")}
+    return dataclasses.replace(old, **{name: value for name, value in (given | tables).items() if value})
 
 
 def _name(record: ContainerRecord) -> _Name:

@@ -111,6 +111,8 @@ def test_updates_leave_what_is_zero() -> None:
     assert merge_resources(old, LinuxResources(cpu_shares=9)) == LinuxResources(
         cpu_shares=9, cpuset_cpus="0", memory_limit_bytes=7
     )
+    joined = merge_resources(LinuxResources(unified={"a": "1", "b": "1"}), LinuxResources(unified={"b": "2"}))
+    assert joined == LinuxResources(unified={"a": "1", "b": "2"})
 
 
 def test_interfaces() -> None:
