@@ -21,6 +21,7 @@ need docker-registry docker-registry
 need skopeo skopeo
 need umoci umoci
 need openssl openssl
+need containerd containerd
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ]; then

@@ -13,13 +13,14 @@ _RPCS = {rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values
 
 
 class Cri:
-    """A connection to a CRI socket; ``call("Version")`` and the rest by name, fields as keywords."""
+    """A connection to a CRI socket; ``call("Version")`` and the rest by name, fields as keywords.
 
-    def __init__(self, socket: Path) -> None:
-        self._channel = grpc.insecure_channel(
-            f"unix://{socket}",
-            options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1)],
-        )
+    ``image_socket`` is that of the ImageService, where it has one of its own.
+    """
+
+    def __init__(self, socket: Path, image_socket: Path | None = None) -> None:
+        self._runtime = _connect(socket)
+        self._images = _connect(image_socket) if image_socket else self._runtime
 
     def call(self, rpc: str, timeout_s: float = 60, **fields: Any) -> Json:
         """Call an RPC; default values of the answer are there too."""
@@ -34,9 +35,22 @@ class Cri:
     def raw(self, rpc: str, request: bytes, timeout_s: float = 60) -> bytes:
         """Send bytes as they are, and return the answer's."""
         path = f"/{_RPCS[rpc].containing_service.full_name}/{rpc}"
-        answer: bytes = self._channel.unary_unary(path)(request, timeout=timeout_s)
+        channel = self._images if "ImageService" in path else self._runtime
+        answer: bytes = channel.unary_unary(path)(request, timeout=timeout_s)
         return answer
+
+    def stream_raw(self, rpc: str, request: bytes, timeout_s: float = 60) -> Any:
+        """Send bytes and return the call, an iterator of the answers' bytes. ``Any``: grpc has no types."""
+        path = f"/{_RPCS[rpc].containing_service.full_name}/{rpc}"
+        channel = self._images if "ImageService" in path else self._runtime
+        return channel.unary_stream(path)(request, timeout=timeout_s)
 
     def close(self) -> None:
         """Close the connection."""
-        self._channel.close()
+        for channel in {self._runtime, self._images}:
+            channel.close()
+
+
+def _connect(socket: Path) -> grpc.Channel:
+    options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1)]
+    return grpc.insecure_channel(f"unix://{socket}", options=options)

@@ -1,0 +1,198 @@
+"""Which runtime the suite runs against, and the fixtures of its tests.
+
+``pytest tests/conformance --cri-endpoint unix:///run/x.sock`` is for any runtime that can pull the test images. Without
+that option the suite starts two, each in a network namespace of its own: our daemon, and Debian's containerd to compare
+with.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conformance import images
+from conformance.node import Node, Pod
+from integration.conftest import write_conflist
+from support import cgroup_namespace, network_namespace
+from support.containerd import Containerd
+from support.cri import Cri
+from support.daemon import Daemon
+from support.network_namespace import NetworkNamespace
+from support.registry import RunningRegistry, running_registry
+
+OWN = ("crinoid", "containerd")
+OPTIONS = {
+    "--cri-endpoint": "unix:// socket of the runtime to test; without it the suite starts crinoid and containerd",
+    "--cri-image-endpoint": "unix:// socket of its ImageService, if that is another",
+    "--cri-runtime-handler": "runtime handler of the pods; empty is the default one",
+    "--cri-image-prefix": "registry and path where the images of conformance/images.py are (plain names below it); "
+    "without it, a plain http registry on 127.0.0.1 is started and filled",
+    "--cri-cgroup-parent": "cgroup below which pods get theirs, in the form of the runtime's cgroup driver",
+    "--cri-folder": "folder on the node for logs and volumes; without it, pytest's own",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options; they are there when tests/conformance is named on the command line."""
+    group = parser.getgroup("cri", "the runtime under test")
+    for name, text in OPTIONS.items():
+        group.addoption(name, default="", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what ``differs`` means."""
+    config.addinivalue_line("markers", "differs(runtime=why): a runtime that fails this test, and for what reason")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test against each runtime."""
+    if "runtime_under_test" in metafunc.fixturenames:
+        names = [_external_name(metafunc.config)] if _option(metafunc.config, "endpoint") else OWN
+        metafunc.parametrize("runtime_under_test", names, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of differences have to fail: a peer that gets better is news. All but the external runtime need root."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if "conformance" not in item.path.parts or callspec is None:
+            continue
+        runtime = callspec.params.get("runtime_under_test")
+        strict = not _option(item.config, "endpoint")
+        for marker in item.iter_markers("differs"):
+            if runtime in marker.kwargs:
+                item.add_marker(pytest.mark.xfail(reason=marker.kwargs[runtime], strict=strict))
+        item.add_marker(pytest.mark.integration)
+        if os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="real containers need root"))
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a runtime is started with."""
+
+    folder: Path
+    network: NetworkNamespace
+    registry: RunningRegistry
+    images: str
+    handler: str
+
+    def cgroups(self) -> AbstractContextManager[tuple[str, ...]]:
+        """What crun needs on a hybrid host; its mount namespace would hide the tests' mounts from the others."""
+        return cgroup_namespace.held() if self.handler == "crun" else contextlib.nullcontext(())
+
+
+@pytest.fixture(scope="session")
+def node_of_session(
+    runtime_under_test: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    folder = Path(_option(request.config, "folder") or tmp_path_factory.mktemp(runtime_under_test))
+    with contextlib.ExitStack() as stack:
+        if _option(request.config, "endpoint"):
+            node = stack.enter_context(_external(request.config, runtime_under_test, folder))
+        else:
+            start = {"crinoid": _crinoid, "containerd": _containerd}[runtime_under_test]
+            handler = _option(request.config, "runtime_handler")
+            node = stack.enter_context(start(stack.enter_context(_surroundings(folder, handler))))
+            node.handler = handler
+        for name in images.CONFIGS:
+            node.pull(name)
+        yield node
+        node.remove_pods()
+
+
+@pytest.fixture
+def node(node_of_session: Node) -> Iterator[Node]:
+    """The runtime; pods that the test ran are removed after it."""
+    before = len(node_of_session.pods)
+    yield node_of_session
+    node_of_session.remove_pods(before)
+
+
+@pytest.fixture(scope="module")
+def pod(node_of_session: Node) -> Iterator[Pod]:
+    """A pod for a module's containers."""
+    yield node_of_session.run_pod()
+    node_of_session.remove_pods()
+
+
+@pytest.fixture(scope="module")
+def idle(node_of_session: Node, pod: Pod) -> str:
+    """A running container that a module's tests may look at and execute in."""
+    return node_of_session.idle(pod)
+
+
+@contextlib.contextmanager
+def _surroundings(folder: Path, handler: str) -> Iterator[Surroundings]:
+    """A network namespace with a registry in it, and a bridge for pods."""
+    with network_namespace.held() as network, contextlib.ExitStack() as stack:
+        write_conflist(folder / "net.d", "conform0", "10.87.0.0/24", folder / "ipam")
+        registry = network.call(lambda: stack.enter_context(running_registry(folder / "registry")))
+        prefix = network.call(lambda: images.publish(folder / "layout", registry))
+        yield Surroundings(folder, network, registry, prefix, handler)
+
+
+@contextlib.contextmanager
+def _crinoid(given: Surroundings) -> Iterator[Node]:
+    config = (
+        f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{given.folder / 'net.d'}' }}\n"
+        "[runtimes.crun]\ndriver = 'crun'\n"
+        f"[registries.distribution]\ndriver = 'distribution'\noptions = {{ plain_http = ['{given.registry.host}'] }}"
+    )
+    with given.cgroups() as prefix:
+        daemon = Daemon(given.folder / "daemon", config, (*given.network.prefix, *prefix))
+        try:
+            daemon.start()
+            yield Node(daemon.cri, "crinoid", given.images, given.folder, given.network, daemon.cgroup)
+            daemon.clean()
+            assert daemon.leftovers() == []
+        finally:
+            daemon.end()
+
+
+@contextlib.contextmanager
+def _containerd(given: Surroundings) -> Iterator[Node]:
+    with given.cgroups() as prefix:
+        command = (*given.network.prefix, *prefix)
+        pause = f"{given.images}/pause:1"
+        peer = Containerd(given.folder / "peer", given.folder / "net.d", given.registry.host, pause, command)
+        try:
+            peer.start()
+            cri = Cri(peer.socket)
+            yield Node(cri, "containerd", given.images, given.folder, given.network, peer.cgroup)
+            cri.close()
+        finally:
+            peer.end()
+        assert peer.leftovers() == []
+
+
+@contextlib.contextmanager
+def _external(config: pytest.Config, name: str, folder: Path) -> Iterator[Node]:
+    with contextlib.ExitStack() as stack:
+        cri = Cri(_socket(config, "endpoint"), _socket(config, "image_endpoint") or None)
+        stack.callback(cri.close)
+        prefix = _option(config, "image_prefix")
+        if not prefix:
+            prefix = images.publish(folder / "layout", stack.enter_context(running_registry(folder / "registry")))
+        parent, handler = _option(config, "cgroup_parent"), _option(config, "runtime_handler")
+        yield Node(cri, name, prefix, folder, NetworkNamespace(), parent, handler)
+
+
+def _external_name(config: pytest.Config) -> str:
+    cri = Cri(_socket(config, "endpoint"))
+    try:
+        return str(cri.call("Version")["runtime_name"])
+    finally:
+        cri.close()
+
+
+def _socket(config: pytest.Config, name: str) -> Path:
+    return Path(_option(config, name).removeprefix("unix://"))
+
+
+def _option(config: pytest.Config, name: str) -> str:
+    return str(getattr(config.option, f"cri_{name}", ""))

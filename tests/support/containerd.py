@@ -1,0 +1,205 @@
+"""Debian's containerd over folders of its own, as a peer to compare with; it leaves nothing behind.
+
+What it keeps outside of its folders is told by its pods: their network namespaces in ``/run/netns``, and their shims'
+sockets in ``/run/containerd/s``, named by a hash of containerd's own address, the namespace and the pod's id.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.cri import Cri, Json
+
+START_S = 30
+_SHIM_SOCKETS = Path("/run/containerd/s")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass
+class Containerd:
+    """One containerd: ``start``, then ``end``. ``prefix`` goes before the command, as ``unshare`` does.
+
+    ``pause`` is the image of its sandboxes, ``registry`` a host that it may speak plain http with.
+    """
+
+    folder: Path
+    cni_conf: Path
+    registry: str
+    pause: str
+    prefix: tuple[str, ...] = ()
+    name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
+    process: subprocess.Popen[bytes] | None = None
+    _empty: list[Path] = field(default_factory=list)
+    _outside: set[Path] = field(default_factory=set)
+
+    @property
+    def run(self) -> Path:
+        """The state folder; short, since sockets lie below."""
+        return Path("/run") / self.name
+
+    @property
+    def socket(self) -> Path:
+        """The CRI socket."""
+        return self.run / "containerd.sock"
+
+    @property
+    def cgroup(self) -> str:
+        """The parent to give to pods: containerd has no setting for one."""
+        return f"/{self.name}"
+
+    @property
+    def log(self) -> Path:
+        """All that containerd wrote."""
+        return self.folder / "containerd.log"
+
+    def start(self) -> None:
+        """Start, and wait until it serves."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.run.mkdir()
+        self._empty = [path for path in (_SHIM_SOCKETS, _SHIM_SOCKETS.parent) if not path.exists()]
+        config = self.folder / "config.toml"
+        config.write_text(self._config())
+        with self.log.open("wb") as log:
+            command = [*self.prefix, "containerd", "--config", str(config)]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._wait()
+
+    def end(self) -> None:
+        """Remove all pods, stop, and undo whatever is left."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            with contextlib.suppress(Exception):  # what is not undone so is undone below
+                self._remove_pods()
+            self.process.terminate()
+            self.process.wait(30)
+        self._kill_rest()
+        self._unmount()
+        _remove_cgroups(self.name)
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def leftovers(self) -> list[str]:
+        """Name what is left of it on the host."""
+        found = [f"process {pid}" for pid in self._processes()]
+        found += [f"mount {point}" for point in self._mounts()]
+        found += [f"cgroup {path}" for path in _CGROUPS.glob(f"*/{self.name}")]
+        return found + [f"file {path}" for path in (self.run, *self._outside) if path.exists()]
+
+    def tail(self) -> str:
+        """Return the last of its log."""
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def _config(self) -> str:
+        cri = '[plugins."io.containerd.grpc.v1.cri"'
+        runtimes = "\n".join(
+            f'{cri}.containerd.runtimes.{name}]\nruntime_type = "io.containerd.runc.v2"\n'
+            f'{cri}.containerd.runtimes.{name}.options]\nBinaryName = "{name}"\nRoot = "{self.run}/{name}"'
+            for name in ("runc", "crun")
+        )
+        return f"""version = 2
+root = {json.dumps(str(self.folder / "root"))}
+state = {json.dumps(str(self.run / "state"))}
+[grpc]
+address = {json.dumps(str(self.socket))}
+{cri}]
+sandbox_image = {json.dumps(self.pause)}
+restrict_oom_score_adj = true
+{cri}.cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = {json.dumps(str(self.cni_conf))}
+{cri}.registry.mirrors."{self.registry}"]
+endpoint = ["http://{self.registry}"]
+{cri}.containerd]
+default_runtime_name = "runc"
+{runtimes}
+[plugins."io.containerd.internal.v1.opt"]
+path = {json.dumps(str(self.folder / "opt"))}
+"""
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            assert self.process.poll() is None, f"containerd ended:\n{self.tail()}"
+            client = Cri(self.socket)
+            try:
+                conditions = client.call("Status", timeout_s=2)["status"]["conditions"]
+            except Exception:  # noqa: BLE001  # not yet
+                conditions = []
+            finally:
+                client.close()
+            if conditions and all(condition["status"] for condition in conditions):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"containerd is not ready after {START_S} s:\n{self.tail()}")
+
+    def _remove_pods(self) -> None:
+        client = Cri(self.socket)
+        for pod in client.call("ListPodSandbox")["items"]:
+            answer = client.call("PodSandboxStatus", pod_sandbox_id=pod["id"], verbose=True)
+            self._outside |= self._files_of(pod["id"], json.loads(answer["info"]["info"]))
+            client.call("StopPodSandbox", pod_sandbox_id=pod["id"])
+            client.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
+        client.close()
+
+    def _files_of(self, pod: str, info: Json) -> set[Path]:
+        """Return a pod's files outside of our folders."""
+        spaces = (info.get("runtimeSpec") or {}).get("linux", {}).get("namespaces", [])
+        pins = {Path(space["path"]) for space in spaces if space["type"] == "network" and space.get("path")}
+        name = hashlib.sha256(f"{self.socket}/k8s.io/{pod}".encode()).hexdigest()
+        return {*(pin for pin in pins if pin.parent.name == "netns"), _SHIM_SOCKETS / name}
+
+    def _kill_rest(self) -> None:
+        """Kill shims, then what runs in the cgroups; both by id."""
+        for _ in range(50):
+            left = [*self._processes(), *_cgroup_processes(self.name)]
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not left:
+                return
+            time.sleep(0.05)
+
+    def _unmount(self) -> None:
+        for point in [*self._mounts(), *map(str, self._outside)]:
+            subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+        for path in self._outside:
+            path.unlink(missing_ok=True)
+        for path in self._empty:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+    def _mounts(self) -> list[str]:
+        """Return the mount points below its folders, the last made first."""
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return [point for point in reversed(points) if point.startswith((f"{self.run}/", f"{self.folder}/"))]
+
+    def _processes(self) -> list[int]:
+        """Return the shims: the socket is among their arguments."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.socket).encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
+
+def _cgroup_processes(name: str) -> list[int]:
+    files = _CGROUPS.glob(f"*/{name}/**/cgroup.procs")
+    return sorted({int(pid) for path in files for pid in path.read_text().split()})
+
+
+def _remove_cgroups(name: str) -> None:
+    for top in _CGROUPS.glob(f"*/{name}"):
+        for folder, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
