@@ -120,7 +120,7 @@ def _node(source: Path, target: Path) -> JsonObject:
         found = source.stat()
     except OSError as error:
         raise NotFound(f"device {source} can't be looked at: {error.strerror}") from error
-    if not _is_device(source):
+    if not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
         raise InvalidArgument(f"{source} is neither a device nor a folder with devices")
     kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
     numbers = {"major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
