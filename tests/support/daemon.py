@@ -144,8 +144,8 @@ class Daemon:
 
     def cgroup_processes(self, pod: str) -> list[int]:
         """Return the processes in the cgroup of a pod that came without a parent."""
-        folders = CGROUPS.glob(f"**/{self.name}/{pod}/**/cgroup.procs")
-        return sorted({int(pid) for path in folders for pid in path.read_text().split()})
+        folders = [Path(folder) for folder, _, _ in os.walk(CGROUPS) if f"/{self.name}/{pod}" in folder]
+        return sorted({int(pid) for path in folders for pid in (path / "cgroup.procs").read_text().split()})
 
     def query(self, statement: str) -> list[Any]:
         """Ask the daemon's database."""
