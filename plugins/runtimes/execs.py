@@ -1,139 +1,62 @@
-"""A further process in a container, run to its end: conmon reaps it, its output comes straight through two pipes.
+"""A further process in a container, run to its end: its output comes straight through two pipes.
 
-conmon is the nearest subreaper, so it gets the exit code although the runtime's binary has gone. It passes its own
-streams on: nothing copies the output but the kernel, and a background process that keeps a pipe open holds up nobody.
-The process runs in a cgroup of its own below the container's, so that at a timeout whatever came from it, double forks
-and new sessions included, is found.
+conmon passes its own streams on: nothing copies the output but the kernel, and a background process that keeps a pipe
+open holds up nobody.
 """
 
 import asyncio
 import contextlib
 import fcntl
-import json
 import math
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
+from crinoid.core.api.errors import DeadlineExceeded
 from crinoid.core.api.values.runtime import ContainerHandle, ExecOutput, ExecRequest
 from crinoid.plugins.runtimes import conmon
-from crinoid.plugins.runtimes.binary import Binary
-from crinoid.plugins.runtimes.bundle import read_pid
-from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
-from crinoid.plugins.runtimes.options import OciOptions
+from crinoid.plugins.runtimes.exec_processes import ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.undo import finish
 
 _PIECE_BYTES = 1 << 16
 _LATER_S = 5
 
 
-@dataclass(frozen=True, slots=True)
-class ExecSetup:
-    """What all execs of a slot share."""
-
-    options: OciOptions
-    binary: Binary
-
-
 async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
     """Run the process to its end. Raises DeadlineExceeded after killing all that came from it."""
     with setup.binary.scratch.folder() as folder, cgroup, _Output(request.max_output_bytes) as output:
-        (folder / "process.json").write_text(json.dumps(dict(request.process)))
-        return await _run(_Exec(setup, handle, request, cgroup, folder), output)
+        process = ExecProcess(setup, handle, cgroup, folder)
+        process.describe(request.process)
+        return await _run(process, request, output)
 
 
-@dataclass(frozen=True, slots=True)
-class _Exec:
-    setup: ExecSetup
-    handle: ContainerHandle
-    request: ExecRequest
-    cgroup: ExecCgroup
-    folder: Path
-
-    @property
-    def command(self) -> list[str]:
-        options = self.cgroup.runtime_options()
-        monitor, binary = self.setup.options.monitor, self.setup.binary
-        command = conmon.exec_command(monitor, binary, self.handle.container_id, self.folder, options)
-        # Should the daemon be killed, conmon at least ends the process itself, some time later.
-        return command if self.timeout_s is None else [*command, f"--timeout={math.ceil(self.timeout_s) + _LATER_S}"]
-
-    @property
-    def timeout_s(self) -> float | None:
-        return self.request.timeout_s or None
-
-
-async def _run(run: _Exec, output: "_Output") -> ExecOutput:
-    command = run.command
-    with output.writers() as fds, conmon.started(command, fds, run.folder) as monitor:
+async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") -> ExecOutput:
+    command, timeout_s = process.command(), request.timeout_s or None
+    if timeout_s is not None:  # should the daemon be killed, conmon at least ends the process itself, some time later
+        command.append(f"--timeout={math.ceil(timeout_s) + _LATER_S}")
+    with output.writers() as fds, conmon.started(command, fds, process.folder) as monitor:
         output.close_writers()
         output.watch()
         monitor.release()
         try:
-            async with asyncio.timeout(run.timeout_s):
-                code = await _exit_code(run, monitor, command)
+            async with asyncio.timeout(timeout_s):
+                await process.started(monitor, command)
+                code = await process.exit_code(monitor)
         except BaseException as error:
-            await finish(_kill(run, monitor))
+            await finish(process.kill(monitor))
             if isinstance(error, TimeoutError):
-                raise _overdue(run) from None
+                raise _overdue(process, request) from None
             raise
-        await output.drained(run.setup.options.deadlines.exec_drain_s)
+        await output.drained(process.setup.options.deadlines.exec_drain_s)
         return ExecOutput(code, output.stdout, output.stderr)
 
 
-async def _exit_code(run: _Exec, monitor: conmon.Started, command: Sequence[str]) -> int:
-    """The exit code from conmon's second report; the first is the process id, or the failure to start any."""
-    start_s = run.setup.options.deadlines.exec_start_s
-    try:
-        async with asyncio.timeout(start_s) as starting:
-            first = await monitor.sync.read()
-    except TimeoutError:
-        if starting.expired():
-            raise DeadlineExceeded(f"exec in {_name(run.handle)} had not started after {start_s:g} s") from None
-        raise
-    if first is None or first.number <= 0:
-        raise await _failure(run, monitor, command)
-    last = await monitor.sync.read()
-    if last is None:
-        raise DriverError(f"exec in {_name(run.handle)}: conmon was killed before the process had ended")
-    return last.number & 0xFF
-
-
-async def _failure(run: _Exec, monitor: conmon.Started, command: Sequence[str]) -> CrinoidError:
-    code = await monitor.process.wait()
-    log = run.folder / "log"
-    said = last_error(log) or complaint(log)
-    what = f"{run.setup.binary.path} exec"
-    return as_error(
-        (what, *command[1:]), code, said or f"no process was started in {_name(run.handle)}, and it gave no reason"
-    )
-
-
-async def _kill(run: _Exec, monitor: conmon.Started) -> None:
-    """Kill the process with all that came from it, then conmon, which may still wait for the runtime's binary."""
-    pid = read_pid(run.folder / "pid")
-    await run.cgroup.kill(pid, run.setup.options.deadlines.kill_s)
-    monitor.process.kill(signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(run.setup.options.deadlines.kill_s):
-            await monitor.process.wait()
-    await run.cgroup.kill(pid, run.setup.options.deadlines.kill_s)  # what the binary started meanwhile
-
-
-def _overdue(run: _Exec) -> DeadlineExceeded:
-    words = " ".join(map(str, run.request.process.get("args", ())))[:200]
+def _overdue(process: ExecProcess, request: ExecRequest) -> DeadlineExceeded:
+    words = " ".join(map(str, request.process.get("args", ())))[:200]
     return DeadlineExceeded(
-        f"exec of {words!r} in {_name(run.handle)} had not ended after {run.request.timeout_s:g} s; "
+        f"exec of {words!r} in {process.name} had not ended after {request.timeout_s:g} s; "
         "it was killed with all its children"
     )
-
-
-def _name(handle: ContainerHandle) -> str:
-    return f"container {handle.container_id}"
 
 
 class _Output(contextlib.AbstractContextManager["_Output"]):

@@ -58,6 +58,8 @@ class OciOptions(DriverConfig):
     """Profile in Docker's or the OCI's JSON form that RuntimeDefault means; by default crinoid's own."""
     annotations: Mapping[str, str] = Field(default_factory=dict)
     """Annotations added to the spec of every container of this slot."""
+    attach_buffer_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
+    """How much output an attach session may be behind before it is ended, in bytes."""
     monitor: Monitor = Monitor()
     """How conmon is run."""
     deadlines: Deadlines = Deadlines()

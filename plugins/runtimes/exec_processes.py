@@ -1,0 +1,94 @@
+"""A further process in a container as conmon starts and reaps it; ``execs`` and ``exec_streams`` deal with its streams.
+
+conmon is the nearest subreaper, so it gets the exit code although the runtime's binary has gone. The process runs in a
+cgroup of its own below the container's, so that whatever came from it, double forks and new sessions included, is found
+when it is to be killed.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
+from crinoid.core.api.values.runtime import ContainerHandle
+from crinoid.plugins.runtimes import conmon
+from crinoid.plugins.runtimes.binary import Binary
+from crinoid.plugins.runtimes.bundle import read_pid
+from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
+from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
+from crinoid.plugins.runtimes.options import OciOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSetup:
+    """What all execs of a slot share."""
+
+    options: OciOptions
+    binary: Binary
+
+
+@dataclass(frozen=True, slots=True)
+class ExecProcess:
+    """One process, to be started from the description in ``folder``, in a cgroup of its own."""
+
+    setup: ExecSetup
+    handle: ContainerHandle
+    cgroup: ExecCgroup
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """How errors name where it runs."""
+        return f"container {self.handle.container_id}"
+
+    def describe(self, process: Mapping[str, Any]) -> None:
+        """Write the description: an OCI ``process`` object."""
+        (self.folder / "process.json").write_text(json.dumps(dict(process)))
+
+    def command(self, *options: str) -> list[str]:
+        """Return conmon's command line, with further options of the binary's ``exec``."""
+        monitor, binary = self.setup.options.monitor, self.setup.binary
+        wanted = (*self.cgroup.runtime_options(), *options)
+        return conmon.exec_command(monitor, binary, self.handle.container_id, self.folder, wanted)
+
+    async def started(self, monitor: conmon.Started, command: Sequence[str]) -> None:
+        """Wait until the process runs. Raises DeadlineExceeded, and CommandFailed or InvalidArgument if it can't."""
+        start_s = self.setup.options.deadlines.exec_start_s
+        try:
+            async with asyncio.timeout(start_s) as starting:
+                report = await monitor.sync.read()
+        except TimeoutError:
+            if starting.expired():
+                raise DeadlineExceeded(f"exec in {self.name} had not started after {start_s:g} s") from None
+            raise
+        if report is None or report.number <= 0:
+            raise await self._failure(monitor, command)
+
+    async def exit_code(self, monitor: conmon.Started) -> int:
+        """Wait for the process's end, once it has started."""
+        report = await monitor.sync.read()
+        if report is None:
+            raise DriverError(f"exec in {self.name}: conmon was killed before the process had ended")
+        return report.number & 0xFF
+
+    async def kill(self, monitor: conmon.Started) -> None:
+        """Kill the process with all that came from it, then conmon, which may still wait for the runtime's binary."""
+        pid, patience_s = read_pid(self.folder / "pid"), self.setup.options.deadlines.kill_s
+        await self.cgroup.kill(pid, patience_s)
+        monitor.process.kill(signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await monitor.process.wait()
+        await self.cgroup.kill(pid, patience_s)  # what the binary started meanwhile
+
+    async def _failure(self, monitor: conmon.Started, command: Sequence[str]) -> CrinoidError:
+        code = await monitor.process.wait()
+        log = self.folder / "log"
+        said = last_error(log) or complaint(log)
+        what = (f"{self.setup.binary.path} exec", *command[1:])
+        return as_error(what, code, said or f"no process was started in {self.name}, and it gave no reason")
