@@ -80,7 +80,9 @@ def _write_table(table: dict[str, Any], base: KeyPath, loaded: Loaded) -> Iterat
         yield ""
         yield f"[{name_key(base)}]"
     for name, value in plain.items():
-        yield f"{name_key((name,))} = {_write_value(value)}  # {loaded.origins.tell((*base, name))}"
+        unset = "# " if value is None else ""  # TOML has no word for it
+        text = '""' if value is None else _write_value(value)
+        yield f"{unset}{name_key((name,))} = {text}  # {loaded.origins.tell((*base, name))}"
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _write_table(value, (*base, name), loaded)

@@ -93,7 +93,8 @@ def _classes(base: type[CrinoidError]) -> Iterator[type[CrinoidError]]:
     """Walk the tree from the base down."""
     yield base
     for child in base.__subclasses__():
-        yield from _classes(child)
+        if child.__module__ == errors.__name__:  # others may be anywhere, and share a reason
+            yield from _classes(child)
 
 
 _TELLABLE = [kind for kind in _classes(CrinoidError) if kind.__init__ is CrinoidError.__init__]
