@@ -177,6 +177,8 @@ class PodsConfig(Section):
     """Loaded AppArmor profile for RuntimeDefault; empty leaves containers unconfined by AppArmor."""
     unset_seccomp: Literal["unconfined", "runtime-default"] = "unconfined"
     """Seccomp profile of containers for which the client names none; the kubelet always names one."""
+    cdi_spec_dirs: tuple[AbsolutePath, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    """Folders of CDI files, which describe devices that containers may name; later folders win. Empty turns CDI off."""
     read_only_tmpfs: bool = False
     """Mount a tmpfs on /run, /tmp and /var/tmp of containers with a read-only root."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 10.0

@@ -20,6 +20,7 @@ from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles
+from crinoid.core.lifecycle.cdi import CdiDevices
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.imagevolumes import ImageVolumes
@@ -57,6 +58,7 @@ class Assembly:
         self._resources = resources
         self._cgroups = cgroups
         self._image_volumes = ImageVolumes(images, resources)
+        self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
         self._features: dict[str, bool] = {}
 
     async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
@@ -166,6 +168,7 @@ class Assembly:
     async def _create(self, given: SpecInput, handle: ContainerHandle, pod: PodRecord) -> ContainerProcess:
         config = given.config
         spec = await asyncio.to_thread(build_spec, given)
+        await asyncio.to_thread(self._cdi.add, spec, config)
         await asyncio.to_thread(_write_process, handle.bundle, spec["process"])
         path = log_path(pod, config)
         if path is not None:

@@ -173,8 +173,6 @@ def _annotations(given: SpecInput) -> dict[str, str]:
 
 def _refuse_unsupported(config: ContainerConfig) -> None:
     name = f"container {config.metadata.name!r}"
-    if config.cdi_devices:
-        raise Unsupported(f"{name}: CDI devices are not served yet")
     if config.security.apparmor and config.security.apparmor.type is ProfileType.LOCALHOST:
         if not Path("/sys/kernel/security/apparmor").exists():
             profile = config.security.apparmor.localhost_ref

@@ -298,8 +298,6 @@ def test_seccomp_choice() -> None:
     assert chosen(seccomp=local) == local
 
 
-def test_cdi_and_apparmor_are_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unsupported, match="CDI"):
-        build_spec(given(cdi_devices=("v/c=d",)))
+def test_apparmor_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported, match="AppArmor"):
         build_spec(given(security=secure(apparmor=SecurityProfile(ProfileType.LOCALHOST, "p"))))

@@ -1,0 +1,34 @@
+"""Devices by the Container Device Interface: vendors describe them in files, containers name them, the spec gets them.
+
+``names`` reads what a container asks for, ``folders`` knows all files of the configured folders and keeps up with their
+changes, ``documents`` reads one file (with ``lines``, for errors), ``injection`` edits the OCI specification. Source:
+the CDI specification, versions 0.3.0 to 1.1.0.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from crinoid.core.api.values.container import ContainerConfig
+from crinoid.core.lifecycle.cdi.folders import Folders
+from crinoid.core.lifecycle.cdi.injection import JsonObject, inject
+from crinoid.core.lifecycle.cdi.names import requested_devices
+
+__all__ = ["CdiDevices", "requested_devices"]
+
+
+class CdiDevices:
+    """All devices of the node that have a CDI name."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        """``folders``: where vendors' files lie, the least important first."""
+        self._folders = Folders(folders)
+
+    def add(self, spec: JsonObject, config: ContainerConfig) -> None:
+        """Put the devices that a container asks for into its specification. Blocks: files are looked at.
+
+        Raises InvalidArgument for what is no device name, NotFound for a device that no file has, FailedPrecondition
+        for one that two files claim or whose resources are not on the host, Unsupported for what no runtime can do. The
+        message names file and line.
+        """
+        if names := requested_devices(config):
+            inject(spec, self._folders.find(names))

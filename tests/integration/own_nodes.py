@@ -1,0 +1,41 @@
+"""A daemon of a test's own, for what the node of the session is not configured for: quick pods, both runtimes."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from integration.conftest import BUSYBOX, Node
+from support import cgroup_namespace
+from support.daemon import Daemon
+from support.images import build_busybox
+from support.registry import RunningRegistry
+
+QUIET = """
+[network]
+driver = "host"
+[snapshotter]
+driver = "overlay"
+[runtimes.crun]
+driver = "crun"
+"""
+
+
+@contextlib.contextmanager
+def own_node(folder: Path, config: str = "") -> Iterator[Node]:
+    """Run a daemon with further TOML; at the end nothing of it may be left on the host."""
+    layouts = folder / "layouts"
+    build_busybox(layouts / "busybox", BUSYBOX)
+    sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{layouts}' }}\n"
+    with cgroup_namespace.held() as prefix:
+        daemon = Daemon(folder / "daemon", QUIET + sources + config, prefix)
+        try:
+            daemon.start()
+            node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), "", folder / "logs")
+            node.pull()
+            yield node
+            node.remove_pods()
+            assert daemon.query("SELECT owner, kind, key FROM ledger") == []
+            daemon.clean()
+            assert daemon.leftovers() == []
+        finally:
+            daemon.end()
