@@ -33,12 +33,19 @@ PACKAGES = {
 }
 """What the demo runs, and Debian's packages for it."""
 
-_FOLDER = "/var/tmp"  # noqa: S108  # a private folder below it; /tmp may be a tmpfs, where overlays may not work
+_FOLDER = Path("/var/tmp")  # noqa: S108  # a private folder below it; /tmp may be a tmpfs
 _TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command()
-def demo() -> None:
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=_FOLDER,
+    show_default=True,
+    help="Where the demo makes a folder of its own; on a file system that overlays work on.",
+)
+def demo(folder: Path) -> None:
     """Show a node at work, from an image to an empty host.
 
     Needs root and Debian's packages; works in folders and with names of its own, beside whatever runs on the host, and
@@ -51,9 +58,9 @@ def demo() -> None:
         story.answer(
             "This host has cgroup v1 and v2 at once, which crun refuses: the demo hides v2 from its own daemon."
         )
-    with tempfile.TemporaryDirectory(prefix="crinoid-demo-", dir=_FOLDER) as folder, network.kept_forwarding():
+    with tempfile.TemporaryDirectory(prefix="crinoid-demo-", dir=folder.absolute()) as own, network.kept_forwarding():
         try:
-            asyncio.run(_play(story, Stage.choose(Path(folder))))
+            asyncio.run(_play(story, Stage.choose(Path(own))))
         except asyncio.CancelledError:
             sys.exit(_TERMINATED)
     story.end()

@@ -12,8 +12,8 @@ from crinoid.core.api.errors import CrinoidError, Unavailable
 from crinoid.core.api.linux import process
 from crinoid.core.cri.client import Client, Json
 
-_START_S = 30.0
-_STOP_S = 40.0
+_START_S = 120.0
+_STOP_S = 60.0
 
 
 class Daemon:
@@ -49,7 +49,7 @@ class Daemon:
         """Kill without warning."""
         await self._end(signal.SIGKILL)
 
-    async def call(self, rpc: str, request: Mapping[str, object] | None = None, timeout_s: float = 60) -> Json:
+    async def call(self, rpc: str, request: Mapping[str, object] | None = None, timeout_s: float = 120) -> Json:
         """Call an RPC."""
         async with Client(f"unix://{self.socket}") as client:
             return await client.call(rpc, request, timeout_s)
@@ -62,7 +62,7 @@ class Daemon:
         deadline = time.monotonic() + _START_S
         while not ended.done() and time.monotonic() < deadline:
             try:
-                await self.call("Version", timeout_s=2)
+                await self.call("Version", timeout_s=5)
             except CrinoidError:
                 await asyncio.sleep(0.05)
             else:

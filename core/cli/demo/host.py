@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 20.0
 
 
 async def fetch(address: str, port: int) -> str:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 POD = "shop"
 GREETING = "hello from busybox"
-_PATIENCE_S = 15.0
+_PATIENCE_S = 60.0
 _OWN_PROCESSES = {"namespace_options": {"pid": "CONTAINER"}}
 
 
@@ -121,9 +121,10 @@ class Node:
 
 def scripts(port: int) -> dict[str, str]:
     """Return the pod's two containers: each ends politely when it is asked to."""
+    fetch = f"wget -qO- http://127.0.0.1:{port}/ 2>/dev/null"
     return {
         "web": f'echo {GREETING} > /www/index.html; httpd -f -p {port} -h /www & trap "kill $!; exit 0" TERM; wait',
-        "client": f'trap "exit 0" TERM; until wget -qO- http://127.0.0.1:{port}/; do sleep 0.1; done; sleep 999 & wait',
+        "client": f'trap "exit 0" TERM; until {fetch}; do sleep 0.1; done; sleep 999 & wait',
     }
 
 

@@ -12,8 +12,8 @@ from crinoid.core.api.errors import Unavailable
 from crinoid.core.api.linux import process
 
 _LISTENING = re.compile(rb"listening on (127\.0\.0\.1:[0-9]+)")
-_START_S = 15.0
-_PUSH_S = 30.0
+_START_S = 60.0
+_PUSH_S = 120.0
 
 
 @asynccontextmanager

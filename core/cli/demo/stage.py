@@ -26,6 +26,7 @@ format = "console"
 
 [pods]
 cgroup_root = {cgroup}
+cgroup_driver = "cgroupfs"
 default_runtime = "demo"
 
 [runtimes.demo]
