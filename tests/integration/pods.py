@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -43,9 +44,11 @@ class Pod:
         return self.node.create(self.id, *command, **self._named(config))
 
     def pid(self, container: str) -> int:
-        """Return the first process of a container."""
+        """Return the first process of a container, once it is busybox and no more the runtime's binary."""
         answer = self.node.call("ContainerStatus", container_id=container, verbose=True)
-        return int(json.loads(answer["info"]["info"])["pid"])
+        pid = int(json.loads(answer["info"]["info"])["pid"])
+        until(lambda: os.readlink(f"/proc/{pid}/exe").endswith("/busybox"))
+        return pid
 
     def _named(self, config: Json) -> Json:
         return {"name": f"c{next(self._numbers)}"} | config
