@@ -5,6 +5,7 @@ import ipaddress
 import json
 import socket
 import subprocess
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import namespaces
 from crinoid.core.api.testing.networks import BoundNetwork, NetworkContract
 from crinoid.core.api.values.network import NetworkRequest
+from crinoid.plugins.networks.bridge import BridgeNetwork, BridgeOptions
 from crinoid.plugins.networks.cni import CniNetwork, CniOptions
 from crinoid.plugins.networks.host import HostNetwork, HostOptions
 
@@ -128,6 +130,16 @@ class TestCniOfVersion03(NetworkContract):
             (folder / name).symlink_to(PLUGINS / name)
         options = write_bridge_list(host, "0.3.1", (6, 4), TUNING)
         return CniNetwork(options.model_copy(update={"bin_dirs": (folder,)}), host)
+
+
+@pytest.mark.skipif(find_library("nftables") is None, reason="wants libnftables1")
+class TestBridge(NetworkContract):
+    """Dual-stack, in ranges so small that a lost address shows."""
+
+    most_pods = MOST_PODS
+
+    def make_driver(self, host: Host) -> object:
+        return BridgeNetwork(BridgeOptions(subnets=("10.88.77.0/29", "fd00:88:77::/125")), host)
 
 
 class TestHost(NetworkContract):

@@ -1,0 +1,11 @@
+"""The network driver ``bridge``: the embedded network, with no files to configure and no programs to run.
+
+Read in this order: ``netlink`` (messages), ``interfaces`` (links, addresses, routes), ``shaping`` (bandwidth),
+``nftables`` (tables and their elements), ``records`` (what is written down of a pod), ``addresses`` (who has which),
+``rules`` (what the packet filter is told), ``sysctls``, ``node`` (all of it brought together, blocking), ``driver``
+(the hooks).
+"""
+
+from crinoid.plugins.networks.bridge.driver import BridgeNetwork, BridgeOptions
+
+__all__ = ["BridgeNetwork", "BridgeOptions"]

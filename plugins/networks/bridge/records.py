@@ -1,0 +1,160 @@
+"""What is written down of a pod: the plan before anything is done, and the record with its addresses afterwards.
+
+Both are one JSON object: a plan is a record that has no addresses yet. Everything that undoing needs is in it.
+"""
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, IPvAnyAddress, IPvAnyNetwork, ValidationError
+
+from crinoid.core.api.errors import DriverError, InvalidArgument
+from crinoid.core.api.values.network import NetworkRequest
+from crinoid.core.api.values.pod import PortMapping, Protocol
+from crinoid.plugins.networks.bridge.interfaces import Address, Network
+
+_MAC_PREFIX = b"\x02\x43"  # of those that everybody may use at home
+
+
+class _Recorded(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class HostPort(_Recorded):
+    """A port of the node that leads to the pod; ``host_ip`` empty: at all addresses of the node."""
+
+    host_ip: str = ""
+    protocol: Protocol
+    host_port: int
+    container_port: int
+
+
+class Record(_Recorded):
+    """A pod's attachment. ``link`` is its end on the node, ``buffer`` the queue of a pod whose sending is limited.
+
+    ``ranges`` are those that the addresses come from, in the same order; the first address of each is the gateway.
+    """
+
+    pod_id: str
+    netns: str
+    interface: str
+    link: str
+    buffer: str
+    ranges: tuple[IPvAnyNetwork, ...]
+    wanted: tuple[IPvAnyAddress, ...] = ()
+    ports: tuple[HostPort, ...] = ()
+    ingress_bits_per_s: int = 0
+    egress_bits_per_s: int = 0
+    addresses: tuple[IPvAnyAddress, ...] = ()
+
+    @classmethod
+    def read(cls, data: Mapping[str, object]) -> "Record":
+        """Read a recorded plan or attachment; raise DriverError when it is none."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DriverError(f"the record of a bridge attachment does not parse: {error}") from error
+
+    def write(self) -> dict[str, object]:
+        """Return the record as a JSON object."""
+        return self.model_dump(mode="json")
+
+    def with_addresses(self, addresses: Sequence[Address]) -> "Record":
+        """Return the record of a pod that has these addresses."""
+        return self.model_copy(update={"addresses": tuple(addresses)})
+
+    @property
+    def mac(self) -> bytes:
+        """The pod's MAC: made of its first address, so that it stays true for whoever gets the address next."""
+        return _MAC_PREFIX + self.addresses[0].packed[-4:] if self.addresses else b""
+
+
+def gateway_of(network: Network) -> Address:
+    """Return the node's own address in a range: the first one."""
+    return network.network_address + 1
+
+
+def port_prefix(slot: str) -> str:
+    """Return what the names of all of a slot's links on the node begin with."""
+    return f"cr{_digest(slot)[:4]}"
+
+
+def bridge_name(slot: str) -> str:
+    """Return the name of a slot's bridge: at most 15 bytes."""
+    return f"cr-{slot}" if len(slot) <= 12 else f"cr-{_digest(slot)[:12]}"
+
+
+def plan_record(request: NetworkRequest, slot: str, ranges: Sequence[Network]) -> Record:
+    """Write down what is going to be done for a pod. Raises InvalidArgument for what can't be asked for."""
+    if request.netns is None:
+        raise InvalidArgument(f"pod {request.pod_id} has no network namespace to attach")
+    if not 0 < len(request.interface.encode()) < 16 or set(request.interface) & set("/: \0"):
+        raise InvalidArgument(f"{request.interface!r} can't be the name of a network interface")
+    own = _digest(f"{request.pod_id}/{request.interface}")[:9]
+    return Record(
+        pod_id=_check_id(request.pod_id),
+        netns=str(request.netns),
+        interface=request.interface,
+        link=port_prefix(slot) + own,
+        buffer=f"ci{_digest(slot)[:4]}{own}",
+        ranges=tuple(ranges),
+        wanted=_check_wanted(request.ips, ranges),
+        ports=_check_ports(request.port_mappings),
+        ingress_bits_per_s=request.ingress_bits_per_s,
+        egress_bits_per_s=request.egress_bits_per_s,
+    )
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _check_id(pod_id: str) -> str:
+    if not pod_id or len(pod_id) > 200 or "\0" in pod_id:
+        raise InvalidArgument(f"pod id {pod_id!r} can't be recorded")
+    return pod_id
+
+
+def _check_wanted(ips: Sequence[str], ranges: Sequence[Network]) -> tuple[Address, ...]:
+    found = []
+    for ip in ips:
+        try:
+            address = ipaddress.ip_address(ip.partition("/")[0])
+        except ValueError as error:
+            raise InvalidArgument(f"the pod asks for address {ip!r}: {error}") from error
+        if not any(address in network for network in ranges):
+            listed = ", ".join(map(str, ranges))
+            raise InvalidArgument(f"the pod asks for address {ip}, which is not in the node's ranges: {listed}")
+        found.append(address)
+    if len({address.version for address in found}) != len(found):
+        raise InvalidArgument(f"the pod asks for two addresses of one family: {', '.join(ips)}")
+    return tuple(found)
+
+
+def _check_ports(mappings: Sequence[PortMapping]) -> tuple[HostPort, ...]:
+    found: dict[tuple[str, Protocol, int], HostPort] = {}
+    for mapping in mappings:
+        if mapping.host_port <= 0:
+            continue
+        port = _host_port(mapping)
+        key = (port.host_ip, port.protocol, port.host_port)
+        if found.setdefault(key, port) != port:
+            raise InvalidArgument(f"host port {mapping.host_port}/{mapping.protocol.value} is asked for twice")
+    return tuple(found.values())
+
+
+def _host_port(mapping: PortMapping) -> HostPort:
+    for port in (mapping.host_port, mapping.container_port):
+        if not 0 < port < 1 << 16:
+            raise InvalidArgument(f"port {port} of a port mapping is not between 1 and 65535")
+    try:
+        host_ip = str(ipaddress.ip_address(mapping.host_ip)) if mapping.host_ip else ""
+    except ValueError as error:
+        raise InvalidArgument(f"host address of port {mapping.host_port}: {error}") from error
+    return HostPort(
+        host_ip=host_ip,
+        protocol=mapping.protocol,
+        host_port=mapping.host_port,
+        container_port=mapping.container_port,
+    )
