@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: demo test lint unit proto docs setup packages clean
+#   make bench  figures beside containerd's, of one run
+.PHONY: bench bench-quick demo test lint unit proto docs setup packages clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -22,6 +23,12 @@ lint: setup
 
 unit: setup
 	$(BIN)/pytest tests/unit
+
+bench: setup
+	PYTHONPATH=.:tests $(BIN)/python -m bench --json docs/performance.json --svg docs/performance.svg
+
+bench-quick: setup
+	PYTHONPATH=.:tests $(BIN)/python -m bench --quick
 
 proto: setup
 	$(BIN)/python tools/generate_wire.py

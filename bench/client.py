@@ -1,0 +1,69 @@
+"""A blocking CRI client that adds as little as possible to what is measured: messages are built beforehand."""
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from crinoid.core.cri.wire import api_pb2 as cri
+
+_OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
+
+
+class Client:
+    """One connection. ``call`` takes a ready message and returns the answer's message."""
+
+    def __init__(self, socket: Path | str) -> None:
+        self._channel = grpc.insecure_channel(f"unix://{socket}", options=_OPTIONS)
+        self._calls: dict[str, Any] = {}
+        for service in cri.DESCRIPTOR.services_by_name.values():
+            for rpc in service.methods:
+                self._calls[rpc.name] = self._channel.unary_unary(
+                    f"/{service.full_name}/{rpc.name}",
+                    request_serializer=getattr(cri, rpc.input_type.name).SerializeToString,
+                    response_deserializer=getattr(cri, rpc.output_type.name).FromString,
+                )
+
+    def call(self, rpc: str, request: Any, timeout_s: float = 300) -> Any:
+        """Call an RPC. ``Any``: each has its own messages."""
+        return self._calls[rpc](request, timeout=timeout_s)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+def pod_request(name: str, logs: Path, cgroup: str, handler: str) -> Any:
+    """A pod as a kubelet asks for one: a PID namespace for each container, a cgroup parent, DNS, RuntimeDefault."""
+    options = cri.NamespaceOption(pid=cri.CONTAINER)
+    security = cri.LinuxSandboxSecurityContext(namespace_options=options, seccomp=cri.SecurityProfile())
+    config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name=name, namespace="bench", uid=f"uid-{name}"),
+        hostname=name[:63],
+        log_directory=str(logs / name),
+        dns_config=cri.DNSConfig(servers=["10.96.0.10"], searches=["svc.cluster.local"], options=["ndots:5"]),
+        labels={"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": "bench"},
+        linux=cri.LinuxPodSandboxConfig(security_context=security, cgroup_parent=f"{cgroup}/{name}"),
+    )
+    return cri.RunPodSandboxRequest(config=config, runtime_handler=handler)
+
+
+def container_request(pod_id: str, pod: Any, image: str, *command: str, name: str = "app") -> Any:
+    """A container as a kubelet asks for one: resources, default seccomp, masked paths, a hosts file of its own."""
+    security = cri.LinuxContainerSecurityContext(
+        namespace_options=cri.NamespaceOption(pid=cri.CONTAINER),
+        seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault),
+        masked_paths=["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
+        readonly_paths=["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+    )
+    resources = cri.LinuxContainerResources(cpu_shares=100, memory_limit_in_bytes=256 << 20, oom_score_adj=1000)
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name=name),
+        image=cri.ImageSpec(image=image),
+        command=list(command),
+        envs=[cri.KeyValue(key=f"SERVICE_{n}_PORT", value=b"443") for n in range(10)],
+        labels={"io.kubernetes.container.name": name},
+        log_path=f"{name}.log",
+        linux=cri.LinuxContainerConfig(resources=resources, security_context=security),
+    )
+    return cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=pod.config)
