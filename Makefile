@@ -1,12 +1,12 @@
 # Two commands do all the set-up on a machine that has Debian, Python and root:
 #   make demo   a real pod, told as a story
 #   make test   linters and every test
+# Besides: make bench, figures beside containerd's of one run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-#   make bench  figures beside containerd's, of one run
 .PHONY: bench bench-quick demo test lint unit proto docs setup packages clean
 
 demo: setup
