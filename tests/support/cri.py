@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from crinoid.core.cri.wire import api_pb2
 
 Json = dict[str, Any]
-_RPCS = {rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods}
+RPCS = {rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods}
 
 
 class Cri:
@@ -24,7 +24,7 @@ class Cri:
 
     def call(self, rpc: str, timeout_s: float = 60, **fields: Any) -> Json:
         """Call an RPC; default values of the answer are there too."""
-        method = _RPCS[rpc]
+        method = RPCS[rpc]
         request = json_format.ParseDict(fields, getattr(api_pb2, method.input_type.name)())
         answer = self.raw(rpc, request.SerializeToString(), timeout_s)
         message = getattr(api_pb2, method.output_type.name).FromString(answer)
@@ -34,14 +34,14 @@ class Cri:
 
     def raw(self, rpc: str, request: bytes, timeout_s: float = 60) -> bytes:
         """Send bytes as they are, and return the answer's."""
-        path = f"/{_RPCS[rpc].containing_service.full_name}/{rpc}"
+        path = f"/{RPCS[rpc].containing_service.full_name}/{rpc}"
         channel = self._images if "ImageService" in path else self._runtime
         answer: bytes = channel.unary_unary(path)(request, timeout=timeout_s)
         return answer
 
     def stream_raw(self, rpc: str, request: bytes, timeout_s: float = 60) -> Any:
         """Send bytes and return the call, an iterator of the answers' bytes. ``Any``: grpc has no types."""
-        path = f"/{_RPCS[rpc].containing_service.full_name}/{rpc}"
+        path = f"/{RPCS[rpc].containing_service.full_name}/{rpc}"
         channel = self._images if "ImageService" in path else self._runtime
         return channel.unary_stream(path)(request, timeout=timeout_s)
 
