@@ -35,6 +35,7 @@ _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _ATTR_RDONLY = 1
+_ATTR_IDMAP = 0x100000
 _VALUE_BYTES = 255  # of one fsconfig string
 _DATA_BYTES = 4095  # of mount(2)'s last argument: a page with its closing zero
 _CLONE_FS = 0x200
@@ -139,6 +140,40 @@ def bind(source: Path, target: Path, readonly: bool = False, recursive: bool = F
     """Show a folder or file at another place; read-only with all that is mounted below it, if asked."""
     words = frozenset({"ro"}) if readonly else frozenset[str]()
     _bind(source, target, MountOptions(words=words, recursive=recursive))
+
+
+def bind_mapped(source: Path, target: Path, options: MountOptions, maps: int) -> None:
+    """Show a folder or file at another place with other owners, by the maps of the user namespace open as ``maps``.
+
+    Of what is mounted below the source, with ``recursive``, only the top is mapped where the rest can't be. Raises
+    OSError: EINVAL when the file system or the kernel has no id-mapped mounts, EPERM for a mount that has maps already.
+    """
+    recursive = _AT_RECURSIVE if options.recursive else 0
+    with _opened(_open_tree(source, _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | recursive)) as tree:
+        try:
+            _map_owners(tree, recursive, maps, target)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not recursive:
+                raise
+            _map_owners(tree, 0, maps, target)
+        if options.words or options.cleared or options.propagation:
+            _mount_setattr(tree, options, recursive, target)
+        _move_mount(tree, target)
+
+
+def clone(source: Path) -> int:
+    """Return a mount as a descriptor, for ``attach`` in this or another mount namespace; closing it undoes it."""
+    return _open_tree(source, _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+
+
+def map_owners(tree: int, maps: int, target: Path) -> None:
+    """Give a mount that ``clone`` made the maps of a user namespace; raises OSError as ``bind_mapped`` does."""
+    _map_owners(tree, 0, maps, target)
+
+
+def attach(tree: int, target: Path) -> None:
+    """Show what ``clone`` made at the target; the descriptor stays the caller's to close."""
+    _move_mount(tree, target)
 
 
 def unmount(target: Path, lazy: bool = True) -> None:
@@ -257,12 +292,12 @@ def _configure(context: int, source: str, options: MountOptions, stack: contextl
 def _lowers_apart(data: Sequence[str]) -> list[str]:
     """Put the layers first, each for itself."""
     lowers = [option for option in data if option.startswith(("lowerdir+=", "lowerdir="))]
-    apart = [f"lowerdir+={path}" for option in lowers for path in _lower_paths(option)]
+    apart = [f"lowerdir+={path}" for option in lowers for path in lower_paths(option)]
     return apart + [option for option in data if option not in lowers]
 
 
-def _lower_paths(option: str) -> list[str]:
-    """The paths of ``lowerdir+=PATH``, taken as it is, or of ``lowerdir=A:B``, in which a backslash escapes."""
+def lower_paths(option: str) -> list[str]:
+    """Return the paths of ``lowerdir+=PATH``, taken as it is, or of ``lowerdir=A:B``, in which a backslash escapes."""
     key, _, value = option.partition("=")
     if key == "lowerdir+":
         return [value]
@@ -286,7 +321,7 @@ def mount_overlay_by_string(source: str, target: Path, options: MountOptions) ->
 
     Where absolute names do not fit, a thread goes to the folder above all of the layers and uses relative ones.
     """
-    lowers = [path for option in options.data if option.startswith("lowerdir") for path in _lower_paths(option)]
+    lowers = [path for option in options.data if option.startswith("lowerdir") for path in lower_paths(option)]
     rest = [_escaped_option(option) for option in options.data if not option.startswith("lowerdir")]
     data = _overlay_data(lowers, rest)
     if len(os.fsencode(data)) <= _DATA_BYTES:
@@ -360,6 +395,11 @@ def _mount_setattr(tree: int, options: MountOptions, recursive: int, target: Pat
     if options.attributes & _ATIME_ATTRIBUTES:
         cleared |= _ATIME_ATTRIBUTES  # access times are one value: the kernel wants the old one taken away
     attributes = struct.pack("QQQQ", options.attributes, cleared, options.propagation & ~_MS_REC, 0)
+    libc.syscall(libc.MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | recursive, attributes, len(attributes), path=target)
+
+
+def _map_owners(tree: int, recursive: int, maps: int, target: Path) -> None:
+    attributes = struct.pack("QQQQ", _ATTR_IDMAP, 0, 0, maps)
     libc.syscall(libc.MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | recursive, attributes, len(attributes), path=target)
 
 

@@ -78,6 +78,22 @@ def call_in(pin: Path, function: Callable[[], T]) -> T:
     return call_in_fresh_thread(enter_and_call)
 
 
+@contextlib.contextmanager
+def user_namespace(uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> Iterator[int]:
+    """A new user namespace with these maps, as a descriptor that is closed with the block; nothing holds it after that.
+
+    Raises DriverError when none can be made, OSError (EINVAL) for maps that the kernel does not take.
+    """
+    with _unshared_child([]) as process:
+        folder = Path(f"/proc/{process.pid}")
+        _write_maps(folder, uids, gids)
+        fd = os.open(folder / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
 def _pin_here(kinds: Mapping[str, Path], hostname: str) -> None:
     """Unshare, hostname and binds, in a thread of its own."""
     flags = 0
@@ -95,8 +111,7 @@ def _pin_with_user(
     """A thread can't make a user namespace: a child does, with all others so that they belong to it."""
     with _unshared_child([_KINDS[kind][2] for kind in kinds if kind != _USER]) as process:
         folder = Path(f"/proc/{process.pid}")
-        (folder / "uid_map").write_text(_id_map(uids))
-        (folder / "gid_map").write_text(_id_map(gids))
+        _write_maps(folder, uids, gids)
         if hostname and "uts" in kinds:
             call_in_fresh_thread(lambda: _set_hostname_of(process.pid, hostname))
         _bind_all(kinds, folder / "ns")
@@ -122,6 +137,11 @@ def _unshared_child(options: list[str]) -> Iterator[Process]:
         if (answer := os.read(to_us[0], 1000)) != b"\n":  # cat's echo: the namespaces are there
             raise DriverError(f"can't make a user namespace: {answer.decode(errors='replace').strip() or 'no answer'}")
         yield process
+
+
+def _write_maps(folder: Path, uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> None:
+    (folder / "uid_map").write_text(_id_map(uids))
+    (folder / "gid_map").write_text(_id_map(gids))
 
 
 def _id_map(mappings: Sequence[IdMapping]) -> str:
