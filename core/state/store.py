@@ -10,11 +10,11 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
@@ -140,9 +140,9 @@ class Database:
 
 
 @functools.cache
-def _codec(record: type[R]) -> TypeAdapter[R]:
+def _codec(record: Hashable) -> TypeAdapter[Any]:  # Any: a cache's arguments have no type variables
     """Make the codec of a kind of records; it takes tens of milliseconds."""
-    return TypeAdapter(record)
+    return TypeAdapter(cast(type[Any], record))
 
 
 class Table(Generic[R]):
@@ -151,7 +151,7 @@ class Table(Generic[R]):
     def __init__(self, database: Database, name: str, record: type[R], check: Callable[[R, R], None]) -> None:
         self._database = database
         self._name = name
-        self._codec = _codec(record)
+        self._codec: TypeAdapter[R] = _codec(cast(Hashable, record))  # mypy takes a class's __hash__ for its own
         self._check: Callable[[R, R], None] = check
         self._records: dict[str, R] = {}
         self._load()
