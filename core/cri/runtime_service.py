@@ -26,6 +26,7 @@ from crinoid.core.cri.decode.queries import (
 from crinoid.core.cri.decode.streams import decode_ports, decode_streams
 from crinoid.core.cri.encode.containers import encode_container, encode_container_status
 from crinoid.core.cri.encode.events import encode_event
+from crinoid.core.cri.encode.metrics import encode_descriptor, encode_pod_metrics
 from crinoid.core.cri.encode.node import encode_runtime_config, encode_status, encode_version
 from crinoid.core.cri.encode.pods import encode_info, encode_pod, encode_pod_status_response
 from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
@@ -47,6 +48,7 @@ class RuntimeService:
         self._stats = services.stats
         self._node = services.node
         self._events = services.events
+        self._metrics = services.metrics
         self._streams = services.streams
         self._pod_list = EncodedList(encode_pod)
         self._container_list = EncodedList(encode_container)
@@ -99,6 +101,14 @@ class RuntimeService:
         records = sorted(self._pods.list(query), key=_age)
         for batch in self._pod_list.batches(records, full=query == PodFilter()):
             yield batch
+
+    async def update_pod_sandbox_resources(
+        self, request: api_pb2.UpdatePodSandboxResourcesRequest
+    ) -> api_pb2.UpdatePodSandboxResourcesResponse:
+        resources = decode_resources(request.resources, "resources") if request.HasField("resources") else None
+        overhead = decode_resources(request.overhead, "overhead") if request.HasField("overhead") else None
+        await self._pods.update(_pod_id(request), resources, overhead)
+        return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def create_container(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
         pod_id = _pod_id(request)
@@ -212,6 +222,23 @@ class RuntimeService:
             for batch in join_batches(frame_item(encode_pod_stats(one)) for one in usages):
                 yield batch
 
+    async def list_metric_descriptors(
+        self, request: api_pb2.ListMetricDescriptorsRequest
+    ) -> api_pb2.ListMetricDescriptorsResponse:
+        return api_pb2.ListMetricDescriptorsResponse(descriptors=map(encode_descriptor, self._metrics.descriptors()))
+
+    async def list_pod_sandbox_metrics(
+        self, request: api_pb2.ListPodSandboxMetricsRequest
+    ) -> api_pb2.ListPodSandboxMetricsResponse:
+        return api_pb2.ListPodSandboxMetricsResponse(pod_metrics=map(encode_pod_metrics, await self._metrics.pods()))
+
+    async def stream_pod_sandbox_metrics(
+        self, request: api_pb2.StreamPodSandboxMetricsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        async for pods in self._metrics.batches():
+            for batch in join_batches(frame_item(encode_pod_metrics(one)) for one in pods):
+                yield batch
+
     def _encode_status(self, record: ContainerRecord) -> api_pb2.ContainerStatus:
         return encode_container_status(record, self._images.find(record.image_id))
 
@@ -221,6 +248,7 @@ _PodRequest = (
     | api_pb2.RemovePodSandboxRequest
     | api_pb2.PodSandboxStatusRequest
     | api_pb2.PodSandboxStatsRequest
+    | api_pb2.UpdatePodSandboxResourcesRequest
     | api_pb2.CreateContainerRequest
     | api_pb2.PortForwardRequest
 )

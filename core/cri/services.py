@@ -14,6 +14,8 @@ from crinoid.core.api.values.image import Credentials
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput
 from crinoid.core.lifecycle.events import EventReader
+from crinoid.core.lifecycle.metrics import PodSamples
+from crinoid.core.lifecycle.metrictable import MetricDescriptor
 from crinoid.core.lifecycle.queries import (
     ContainerFilter,
     ContainerUsage,
@@ -43,6 +45,10 @@ class Pods(Protocol):
 
     async def remove(self, pod_id: str, /) -> None:
         """Leave nothing of the pod."""
+        ...
+
+    async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None, /) -> None:
+        """Change limits of the pod as a whole; absent ones stay as they are."""
         ...
 
     def get(self, pod_id: str, /) -> PodRecord:
@@ -241,6 +247,22 @@ class Events(Protocol):
         ...
 
 
+class Metrics(Protocol):
+    """Figures of pods and containers for monitoring."""
+
+    def descriptors(self) -> Sequence[MetricDescriptor]:
+        """Return every metric there can be."""
+        ...
+
+    async def pods(self) -> Sequence[PodSamples]:
+        """Read them of every ready pod."""
+        ...
+
+    def batches(self) -> AsyncGenerator[Sequence[PodSamples], None]:
+        """Read them a few pods at a time."""
+        ...
+
+
 class Services(Protocol):
     """All that the RPC methods need."""
 
@@ -256,5 +278,7 @@ class Services(Protocol):
     def node(self) -> Node: ...
     @property
     def events(self) -> Events: ...
+    @property
+    def metrics(self) -> Metrics: ...
     @property
     def streams(self) -> StreamUrls: ...

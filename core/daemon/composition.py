@@ -11,6 +11,7 @@ from crinoid.core.lifecycle.events import EventBus
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.locks import Locks
+from crinoid.core.lifecycle.metrics import MetricsService
 from crinoid.core.lifecycle.node import NodeService
 from crinoid.core.lifecycle.podinit import InitParts, PodInit
 from crinoid.core.lifecycle.pods import PodParts, PodService
@@ -31,6 +32,7 @@ class Composition:
     containers: ContainerService
     images: ImageService
     stats: StatsService
+    metrics: MetricsService
     node: NodeService
     streams: StreamingServer
     events: EventBus
@@ -74,11 +76,13 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks, events)
     )
     pods = PodService(config, store, slots, PodParts(containers, init, resources, locks, events), cgroups)
+    stats = StatsService(store, slots, containers.list, pods.list)
     return Composition(
         pods=pods,
         containers=containers,
         images=images,
-        stats=StatsService(store, slots, containers.list, pods.list),
+        stats=stats,
+        metrics=MetricsService(store, stats),
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,

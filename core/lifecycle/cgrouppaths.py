@@ -63,6 +63,13 @@ class CgroupPaths:
         return given.rpartition("/")[2] or f"{PREFIX}.slice"
 
 
+def path_below_mount(cgroup: str) -> str:
+    """Return where a pod's or container's cgroup lies, below the mount point, whatever driver made it."""
+    parent, _, scope = cgroup.partition(":")
+    path = slice_path(parent) if parent.endswith(".slice") else parent
+    return f"{path}/{scope.replace(':', '-', 1)}.scope" if scope else path
+
+
 def slice_path(name: str) -> str:
     """Return a slice's path below the mount point: ``a-b.slice`` is ``/a.slice/a-b.slice``."""
     parts = name.removesuffix(".slice").split("-")

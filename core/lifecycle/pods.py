@@ -16,16 +16,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.hooks.extension import PodView
+from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
-from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles
 from crinoid.core.lifecycle.bandwidth import limits_of
-from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, path_below_mount
 from crinoid.core.lifecycle.containers import ContainerService
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.joins import SharedTasks
@@ -138,6 +139,25 @@ class PodService:
             self._events.tell_pod(EventType.DELETED, last)
         await self._slots.extensions.pod_removed(view_of(record))
 
+    async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None) -> None:
+        """Take the sum of the limits of the pod's containers, and what the pod costs beside them; absent ones stay.
+
+        Their sum goes to the pod's cgroup, in which every container lies; zero and empty fields stay as they are.
+        Raises NotFound, FailedPrecondition for a pod that is not ready, and what ``cgroups.write_resources`` raises.
+        """
+        async with self._locks.of(self.get(pod_id).id):
+            record = self.get(pod_id)
+            if record.state is not PodState.READY:
+                raise FailedPrecondition(f"pod {record.id} is not ready, so its limits can't be changed")
+            record = dataclasses.replace(
+                record,
+                resources=resources or record.resources or record.config.resources,
+                overhead=overhead or record.overhead or record.config.overhead,
+            )
+            limits = add_resources(record.resources or LinuxResources(), record.overhead or LinuxResources())
+            await asyncio.to_thread(cgroups.write_resources, path_below_mount(record.cgroup_parent), limits)
+            self._store.pods.put(record)
+
     def get(self, pod_id: str) -> PodRecord:
         """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.pods.find(pod_id)
@@ -156,6 +176,8 @@ class PodService:
             "snapshotterSlot": record.snapshotter,
             "namespaces": {kind: str(path) for kind, path in record.namespaces.items()},
             "cgroupParent": record.cgroup_parent,
+            "resources": _shown(record.resources or record.config.resources),
+            "overhead": _shown(record.overhead or record.config.overhead),
             "attachment": None if record.attachment is None else dict(record.attachment.data),
         }
         return {"info": json.dumps(info)}
@@ -348,6 +370,34 @@ def check_config(config: PodConfig) -> None:
     podfiles.resolv_conf(config.dns) if config.dns is not None else None
 
 
+def add_resources(resources: LinuxResources, overhead: LinuxResources) -> LinuxResources:
+    """Return the limits of a pod's cgroup: memory, CPU and huge pages of both added up, the rest as in ``resources``.
+
+    What ``resources`` doesn't limit, or leaves as it is, the overhead must not limit either. Quotas count in the period
+    of ``resources``.
+    """
+
+    def total(limit: int, more: int) -> int:
+        return limit + max(more, 0) if limit > 0 else limit
+
+    period = resources.cpu_period or overhead.cpu_period
+    more_quota = max(overhead.cpu_quota, 0) * (period or 1) // (overhead.cpu_period or period or 1)
+    pages = {
+        size: total(limit, overhead.hugepage_limits.get(size, 0)) for size, limit in resources.hugepage_limits.items()
+    }
+    return dataclasses.replace(
+        resources,
+        cpu_period=period if resources.cpu_quota else resources.cpu_period,
+        cpu_quota=total(resources.cpu_quota, more_quota),
+        cpu_shares=total(resources.cpu_shares, overhead.cpu_shares),
+        memory_limit_bytes=total(resources.memory_limit_bytes, overhead.memory_limit_bytes),
+        memory_swap_limit_bytes=total(
+            resources.memory_swap_limit_bytes, overhead.memory_swap_limit_bytes or overhead.memory_limit_bytes
+        ),
+        hugepage_limits=pages,
+    )
+
+
 def view_of(record: PodRecord) -> PodView:
     """Return the pod as extensions see it."""
     addresses = record.attachment.addresses if record.attachment else ()
@@ -363,6 +413,10 @@ def _check_address(text: str) -> None:
 
 def _sandbox(record: PodRecord) -> PodSandbox:
     return PodSandbox(record.id, record.config, record.namespaces, record.cgroup_parent)
+
+
+def _shown(resources: LinuxResources | None) -> dict[str, object] | None:
+    return None if resources is None else dataclasses.asdict(resources)
 
 
 def _name(config: PodConfig) -> str:

@@ -15,7 +15,7 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.namespaces import call_in
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage
-from crinoid.core.lifecycle.cgrouppaths import slice_path
+from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.queries import ContainerFilter, ContainerUsage, PodFilter, PodUsage
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -104,7 +104,7 @@ class StatsService:
         pod = self._store.pods.get(record.pod_id)
         usage = await self._usage(record, pod)
         rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
-        disk, mountpoint = await self._disk(record, pod)
+        disk, mountpoint = await self.disk(record, pod)
         return ContainerUsage(record, usage, rate, disk, time.time_ns(), mountpoint)
 
     async def _usage(self, record: ContainerRecord, pod: PodRecord | None) -> CgroupUsage | None:
@@ -116,21 +116,23 @@ class StatsService:
         except NotFound:
             return None
 
-    async def _disk(self, record: ContainerRecord, pod: PodRecord | None) -> tuple[DiskUsage | None, str]:
+    async def disk(self, record: ContainerRecord, pod: PodRecord | None) -> tuple[DiskUsage | None, str]:
+        """Measure a container's writable layer; return a folder of its file system too."""
         slot = self._slots.snapshotters.get(pod.snapshotter if pod else "")
         if slot is None:
             return None, ""
+        root = str(slot.features().root or slot.state_dir)
         try:
-            return await slot.usage(record.id), str(slot.state_dir)
+            return await slot.usage(record.id), root
         except CrinoidError:
-            return None, str(slot.state_dir)
+            return None, root
 
     async def _pod(self, record: PodRecord) -> PodUsage:
         members = [one for one in self._store.containers_of(record.id) if one.state is not ContainerState.EXITED]
         containers = await asyncio.gather(*(self._container(one) for one in members))
         usage = await asyncio.to_thread(_pod_usage, record.cgroup_parent)
         rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
-        network = await asyncio.to_thread(_network_usage, record.namespaces.get("network"))
+        network = await asyncio.to_thread(read_network, record.namespaces.get("network"))
         return PodUsage(record, usage, rate, network, tuple(containers))
 
     def _forget_the_gone(self) -> None:
@@ -144,12 +146,12 @@ def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _pod_usage(cgroup_parent: str) -> CgroupUsage | None:
     try:
-        return cgroups.read_usage(slice_path(cgroup_parent) if cgroup_parent.endswith(".slice") else cgroup_parent)
+        return cgroups.read_usage(path_below_mount(cgroup_parent))
     except (NotFound, OSError):
         return None
 
 
-def _network_usage(netns: Path | None) -> NetworkUsage | None:
+def read_network(netns: Path | None) -> NetworkUsage | None:
     """Read the counters of a pinned network namespace; ``None`` on the host's network."""
     if netns is None:
         return None
@@ -167,5 +169,20 @@ def parse_interfaces(text: str) -> list[InterfaceUsage]:
         name, _, counters = line.partition(":")
         values = [int(value) for value in counters.split()]
         if name.strip() != "lo":
-            found.append(InterfaceUsage(name.strip(), values[0], values[2], values[8], values[10]))
+            found.append(_interface(name.strip(), values))
     return found
+
+
+def _interface(name: str, values: list[int]) -> InterfaceUsage:
+    """Pick the columns: bytes, packets, errs and drop, of eight for receiving and then of those for sending."""
+    return InterfaceUsage(
+        name=name,
+        rx_bytes=values[0],
+        rx_packets=values[1],
+        rx_errors=values[2],
+        rx_dropped=values[3],
+        tx_bytes=values[8],
+        tx_packets=values[9],
+        tx_errors=values[10],
+        tx_dropped=values[11],
+    )

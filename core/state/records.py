@@ -50,7 +50,8 @@ class PodRecord:
     """A pod sandbox. ``namespaces`` maps ``network``, ``ipc``, ``uts``, ``pid``, ``user`` to pinned paths.
 
     ``runtime_handler`` is what the client asked for, maybe empty; ``runtime``, ``network``, ``snapshotter`` are the
-    slots that were chosen. ``answered`` is false until the client was told the id: a retry may claim it, then.
+    slots that were chosen. ``resources`` and ``overhead`` are what UpdatePodSandboxResources told last (``None``: as in
+    ``config``). ``answered`` is false until the client was told the id: a retry may claim it, then.
     """
 
     id: str
@@ -65,6 +66,8 @@ class PodRecord:
     cgroup_parent: str = ""
     attachment: Attachment | None = None
     init: ContainerHandle | None = None
+    resources: LinuxResources | None = None
+    overhead: LinuxResources | None = None
     answered: bool = False
 
 

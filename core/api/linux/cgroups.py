@@ -139,6 +139,13 @@ class Hierarchies:
         """See the function of the same name."""
         return _read_usage_v2(self.unified + path) if self.version == 2 else _read_usage_v1(self.by_controller, path)
 
+    def read_file(self, path: str, name: str) -> str | None:
+        """See the function of the same name."""
+        _check(path)
+        folders = (self.by_controller.get(name.split(".", 1)[0], ""), self.unified)
+        found = (_read(f"{folder}{path}/{name}") for folder in folders if folder)
+        return next((text for text in found if text is not None), None)
+
     def write_resources(self, path: str, resources: LinuxResources) -> None:
         """See the function of the same name."""
         _check(path)
@@ -216,6 +223,15 @@ def join(path: str, pid: int) -> None:
 def read_usage(path: str) -> CgroupUsage:
     """Read what a cgroup, with those below it, uses: four files in version 1, ten in version 2. Raises NotFound."""
     return _host().read_usage(path)
+
+
+def read_file(path: str, name: str) -> str | None:
+    """Read one file of a cgroup, such as ``memory.stat``; ``None`` where there is none.
+
+    In version 1 the controller that the name begins with says in which hierarchy; a file that it lacks is looked for in
+    the unified one, which hybrid hosts have too.
+    """
+    return _host().read_file(path, name)
 
 
 def write_resources(path: str, resources: LinuxResources) -> None:

@@ -46,6 +46,63 @@ class CgroupUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What a cgroup has read from and written to one block device, in bytes and in operations."""
+
+    major: int
+    minor: int
+    read_bytes: int = 0
+    write_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HugepageUsage:
+    """Huge pages of one size (``2MB``) in use, in bytes; version 2 doesn't tell the most there ever was (``None``)."""
+
+    size: str
+    usage_bytes: int
+    max_usage_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupDetails:
+    """What a cgroup tells beyond :class:`CgroupUsage`, for metrics. ``None``: it doesn't.
+
+    Times in nanoseconds, memory in bytes; counters count from the making of the cgroup. ``own_…`` leave out the cgroups
+    below. Limits are 0 where there is none; ``cpu_quota_us`` is microseconds in each ``cpu_period_us``.
+    """
+
+    usage: CgroupUsage
+    cpu_user_ns: int = 0
+    cpu_system_ns: int = 0
+    periods: int = 0
+    throttled_periods: int = 0
+    throttled_ns: int = 0
+    memory_cache_bytes: int = 0
+    memory_kernel_bytes: int = 0
+    memory_mapped_bytes: int = 0
+    memory_active_file_bytes: int = 0
+    memory_inactive_file_bytes: int = 0
+    memory_max_usage_bytes: int | None = None
+    memory_limit_hits: int = 0
+    own_page_faults: int = 0
+    own_major_page_faults: int = 0
+    oom_kills: int = 0
+    devices: tuple[DeviceUsage, ...] = ()
+    hugepages: tuple[HugepageUsage, ...] = ()
+    processes: tuple[int, ...] = ()
+    threads_max: int = 0
+    cpu_period_us: int = 0
+    cpu_quota_us: int = 0
+    cpu_shares: int = 0
+    memory_limit_bytes: int = 0
+    memory_reservation_bytes: int = 0
+    memory_swap_limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class InterfaceUsage:
     """Counters of one network interface since it was made."""
 
@@ -54,6 +111,10 @@ class InterfaceUsage:
     rx_errors: int
     tx_bytes: int
     tx_errors: int
+    rx_packets: int = 0
+    rx_dropped: int = 0
+    tx_packets: int = 0
+    tx_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

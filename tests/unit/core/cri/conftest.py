@@ -19,6 +19,9 @@ from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUs
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.client import Client
 from crinoid.core.cri.server import Endpoint, Server
+from crinoid.core.lifecycle.events import EventReader
+from crinoid.core.lifecycle.metrics import ContainerSamples, PodSamples, take_samples
+from crinoid.core.lifecycle.metrictable import METRICS, MetricDescriptor, Reading
 from crinoid.core.lifecycle.queries import (
     Condition,
     ContainerFilter,
@@ -119,6 +122,9 @@ class FakePods:
 
     async def remove(self, pod_id: str, /) -> None:
         self.calls.append(("remove", pod_id))
+
+    async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None, /) -> None:
+        self.calls.append(("update", pod_id, resources, overhead))
 
     def get(self, pod_id: str, /) -> PodRecord:
         if pod_id not in self.records:
@@ -225,6 +231,16 @@ class FakeStats:
         self.queries.append(query)
         return [self.usage("c1"), self.usage("c2")]
 
+    async def container_batches(self, query: ContainerFilter, /) -> AsyncIterator[list[ContainerUsage]]:
+        self.queries.append(query)
+        yield [self.usage("c1"), self.usage("c2")]
+        yield [self.usage("c3")]
+
+    async def pod_batches(self, query: PodFilter, /) -> AsyncIterator[list[PodUsage]]:
+        self.queries.append(query)
+        for pod_id in ("pod1", "pod2"):
+            yield [await self.pod(pod_id)]
+
     async def pod(self, pod_id: str, /) -> PodUsage:
         network = NetworkUsage(11, (InterfaceUsage("eth0", 1, 2, 3, 4), InterfaceUsage("net1", 5, 6, 7, 8)))
         usage = self.usage()
@@ -233,6 +249,36 @@ class FakeStats:
     async def pods(self, query: PodFilter, /) -> list[PodUsage]:
         self.queries.append(query)
         return [await self.pod("pod1")]
+
+
+class FakeMetrics:
+    def __init__(self) -> None:
+        base = ("", "/pod1", "", "", "shop", "web")
+        self.taken = PodSamples(
+            "pod1",
+            take_samples(Reading(timestamp_ns=9, started_ns=SECOND_NS), base),
+            (ContainerSamples("c1", take_samples(Reading(timestamp_ns=9, started_ns=2 * SECOND_NS), base)),),
+        )
+
+    def descriptors(self) -> tuple[MetricDescriptor, ...]:
+        return METRICS
+
+    async def pods(self) -> list[PodSamples]:
+        return [self.taken]
+
+    async def batches(self) -> AsyncIterator[list[PodSamples]]:
+        for _ in range(2):
+            yield [self.taken]
+
+
+class FakeEvents:
+    """``reader`` is what the next subscriber gets."""
+
+    def __init__(self) -> None:
+        self.reader = EventReader(8)
+
+    def subscribe(self) -> EventReader:
+        return self.reader
 
 
 class FakeNode:
@@ -258,7 +304,14 @@ class FakeNode:
 @pytest.fixture
 def services() -> SimpleNamespace:
     return SimpleNamespace(
-        pods=FakePods(), containers=FakeContainers(), images=FakeImages(), stats=FakeStats(), node=FakeNode()
+        pods=FakePods(),
+        containers=FakeContainers(),
+        images=FakeImages(),
+        stats=FakeStats(),
+        node=FakeNode(),
+        streams=SimpleNamespace(),
+        events=FakeEvents(),
+        metrics=FakeMetrics(),
     )
 
 
