@@ -87,7 +87,8 @@ def _hugepages(limits: Mapping[str, int]) -> list[JsonObject]:
     sizes = cgroups.hugepage_sizes()
     for size in limits:
         if size not in sizes and limits[size]:
-            raise InvalidArgument(f"hugepage_limits: page size {size!r} is none that the hugetlb cgroup controller has")
+            known = f"has {', '.join(sorted(sizes))}" if sizes else "is not in use on this host"
+            raise InvalidArgument(f"hugepage_limits: no limit for {size!r}: the hugetlb cgroup controller {known}")
     return [{"pageSize": size, "limit": limit} for size, limit in limits.items() if size in sizes]
 
 
