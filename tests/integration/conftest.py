@@ -162,10 +162,10 @@ def node_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with running_registry(folder / "registry") as registry, cgroup_namespace.held() as prefix:
         config = configuration(layouts, registry.host, folder / "net.d")
         daemon = Daemon(folder / "daemon", config, prefix)
-        daemon.start()
-        node = Node(daemon, layouts, registry, bridge, folder / "logs")
-        node.pull()
         try:
+            daemon.start()
+            node = Node(daemon, layouts, registry, bridge, folder / "logs")
+            node.pull()
             yield node
             daemon.clean()
             assert daemon.leftovers() == []
