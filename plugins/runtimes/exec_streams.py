@@ -81,11 +81,11 @@ class StreamedExec(ExecSession):
         self.release()
 
     def release(self) -> None:
-        """Close all descriptors."""
-        if self._sink is not None:
-            self._sink.release()
+        """Close all descriptors; input comes last, as its end may make the process write."""
         for source in self._sources:
             source.close()
+        if self._sink is not None:
+            self._sink.release()
         if self._terminal >= 0:
             os.close(self._terminal)
             self._terminal = -1

@@ -189,7 +189,9 @@ async def _carry(client: Client, session: ExecSession | AttachSession) -> None:
     streams = client.streams
     if client.version == 1 and STDIN in streams:  # v1 has it so that the server finishes its side at once
         await streams[STDIN].close()
-    background = _start(_copy_input(streams.get(STDIN), session.stdin), _take_sizes(streams.get(RESIZE), session))
+    background = _start(
+        _copy_input(client, streams.get(STDIN), session.stdin), _take_sizes(streams.get(RESIZE), session)
+    )
     outputs = _start(
         _copy_output(session.stdout, streams.get(STDOUT)), _copy_output(session.stderr, streams.get(STDERR))
     )
@@ -220,8 +222,12 @@ async def _copy_output(source: ByteSource | None, sink: Duplex | None) -> None:
             await sink.write(piece)
 
 
-async def _copy_input(source: Duplex | None, sink: ByteSink | None) -> None:
-    """Copy to the end; what nobody reads is dropped, so that it does not hold up the connection."""
+async def _copy_input(client: Client, source: Duplex | None, sink: ByteSink | None) -> None:
+    """Copy to the end; what nobody reads is dropped, so that it does not hold up the connection.
+
+    When the client has gone, the session is closed as a whole: a process must not meet the end of its input first and
+    write to what nobody reads.
+    """
     if source is None:
         return
     try:
@@ -231,7 +237,7 @@ async def _copy_input(source: Duplex | None, sink: ByteSink | None) -> None:
     except BrokenPipeError:
         while await source.read():
             pass
-    if sink is not None:
+    if sink is not None and not client.gone.is_set():
         await sink.close()
 
 
