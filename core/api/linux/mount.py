@@ -228,7 +228,7 @@ def _bind(source: Path, target: Path, options: MountOptions) -> None:
 
 
 def _mount_file_system(mount: Mount, target: Path, options: MountOptions) -> None:
-    _mount2(mount.source, target, mount.type, options.flags, ",".join(options.data))
+    _mount2(mount.source, target, mount.type, options.flags, ",".join(map(_quoted, options.data)))
     if options.propagation:
         _set_propagation_or_unmount(target, options.propagation)
 
@@ -322,7 +322,7 @@ def mount_overlay_by_string(source: str, target: Path, options: MountOptions) ->
     Where absolute names do not fit, a thread goes to the folder above all of the layers and uses relative ones.
     """
     lowers = [path for option in options.data if option.startswith("lowerdir") for path in lower_paths(option)]
-    rest = [_escaped_option(option) for option in options.data if not option.startswith("lowerdir")]
+    rest = [_quoted(_escaped_option(option)) for option in options.data if not option.startswith("lowerdir")]
     data = _overlay_data(lowers, rest)
     if len(os.fsencode(data)) <= _DATA_BYTES:
         _mount2(source or "overlay", target, "overlay", options.flags, data)
@@ -354,6 +354,12 @@ def _escaped_option(option: str) -> str:
 
 def _escaped(path: str) -> str:
     return re.sub(r"([\\:,])", r"\\\1", path)
+
+
+def _quoted(option: str) -> str:
+    """An SELinux context has commas in it; in a string of several options it needs quotes, in an fsconfig call none."""
+    key, _, value = option.partition("=")
+    return f'{key}="{value}"' if key.endswith("context") and "," in value else option
 
 
 def _set_propagation_or_unmount(target: Path, flags: int) -> None:
