@@ -93,7 +93,7 @@ class StreamService:
             try:
                 connected = await _connect(pod.namespaces.get("network"), family, (address, port))
             except OSError as error:
-                refusals.append(f"{address}: {error.strerror or error}")
+                refusals.append(f"{address}: {os.strerror(error.errno or errno.ECONNABORTED)}")
             else:
                 return await asyncio.open_connection(sock=connected, limit=_BUFFER_BYTES)
         raise Unavailable(f"port {port} of pod {pod.id} can't be reached ({'; '.join(refusals)})")

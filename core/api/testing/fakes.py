@@ -20,20 +20,24 @@ from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
 from crinoid.core.api.host import Host
+from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
+    AttachRequest,
     ContainerHandle,
     ContainerProcess,
     ContainerRequest,
     ContainerStatus,
     ExecOutput,
     ExecRequest,
+    ExecStreamRequest,
     ExitStatus,
     PodSandbox,
     RuntimeFeatures,
     RuntimeState,
+    TerminalSize,
 )
 from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures, WhiteoutForm
 from crinoid.core.api.values.stats import CgroupUsage
@@ -104,6 +108,90 @@ class _FakeContainer:
             self.ended.set_result(ExitStatus(exit_code, time.time_ns(), oom_killed))
 
 
+class FakeStream:
+    """A stream in memory: what is written is read, in pieces as they were written, by one reader."""
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self.is_closed = False
+
+    async def write(self, data: bytes) -> None:
+        """See ByteSink."""
+        if self.is_closed:
+            raise BrokenPipeError("the stream has been closed")
+        self._pieces.put_nowait(data)
+
+    async def close(self) -> None:
+        """See ByteSink."""
+        self.end()
+
+    def end(self) -> None:
+        """Come to the end."""
+        self.is_closed = True
+        self._pieces.put_nowait(b"")
+
+    async def read(self) -> bytes:
+        """See ByteSource."""
+        if not (piece := await self._pieces.get()):
+            self._pieces.put_nowait(b"")
+        return piece
+
+
+class FakeExecSession(ExecSession):
+    """A process that runs until :meth:`finish`; a test reads ``input`` and writes ``output`` and ``errors``."""
+
+    def __init__(self, request: ExecStreamRequest | AttachRequest) -> None:
+        self.input, self.output, self.errors = FakeStream(), FakeStream(), FakeStream()
+        self.sizes: list[TerminalSize] = []
+        self.is_closed = False
+        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        super().__init__(
+            self.input if request.stdin else None,
+            self.output if request.stdout else None,
+            self.errors if request.stderr else None,
+        )
+
+    def finish(self, code: int = 0) -> None:
+        """Let the process end."""
+        self.output.end()
+        self.errors.end()
+        if not self._code.done():
+            self._code.set_result(code)
+
+    async def wait(self) -> int:
+        """See the base."""
+        return await asyncio.shield(self._code)
+
+    async def resize(self, size: TerminalSize) -> None:
+        """See the base."""
+        self.sizes.append(size)
+
+    async def close(self) -> None:
+        """See the base."""
+        self.is_closed = True
+        self.input.end()
+
+
+class FakeAttachSession(AttachSession):
+    """The streams of a container, as those of a :class:`FakeExecSession`, ``process``."""
+
+    def __init__(self, request: AttachRequest) -> None:
+        self.process = FakeExecSession(request)
+        super().__init__(self.process.stdin, self.process.stdout, self.process.stderr)
+
+    async def wait(self) -> None:
+        """See the base."""
+        await self.process.wait()
+
+    async def resize(self, size: TerminalSize) -> None:
+        """See the base."""
+        await self.process.resize(size)
+
+    async def close(self) -> None:
+        """See the base."""
+        await self.process.close()
+
+
 class FakeRuntime(Recorder):
     """Containers that are entries of a table. They end by :meth:`finish`, or by any signal but 0 (128 + signal)."""
 
@@ -112,6 +200,8 @@ class FakeRuntime(Recorder):
         self.ignores_sigterm = False
         self.exec_output = ExecOutput(0, b"", b"")
         self.requests: dict[str, ContainerRequest] = {}
+        self.execs: list[FakeExecSession] = []
+        self.attaches: list[FakeAttachSession] = []
         self._containers: dict[str, _FakeContainer] = {}
         self._pids = itertools.count(FIRST_FAKE_PID)
 
@@ -186,6 +276,20 @@ class FakeRuntime(Recorder):
         await self._enter("exec_sync", handle=handle, request=request)
         self._get(handle)
         return self.exec_output
+
+    @hookimpl
+    async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
+        await self._enter("exec_stream", handle=handle, request=request)
+        self._get(handle)
+        self.execs.append(FakeExecSession(request))
+        return self.execs[-1]
+
+    @hookimpl
+    async def attach(self, handle: ContainerHandle, request: AttachRequest) -> AttachSession:
+        await self._enter("attach", handle=handle, request=request)
+        self._get(handle)
+        self.attaches.append(FakeAttachSession(request))
+        return self.attaches[-1]
 
     @hookimpl
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:

@@ -66,7 +66,7 @@ def parse_request(head: bytes) -> Request:
     if found is None or not all(fields):
         raise BadRequest(HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
     request = Request(found[1], found[2], tuple((field[1].lower(), field[2].rstrip()) for field in fields if field))
-    if request.get("content-length") not in ("", "0") or request.get("transfer-encoding"):
+    if any(word != "0" for word in request.words("content-length")) or request.get("transfer-encoding"):
         raise BadRequest(HTTPStatus.BAD_REQUEST, "a request to upgrade has no body")
     return request
 

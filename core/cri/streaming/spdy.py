@@ -162,6 +162,8 @@ class SpdyConnection:
 
         Were the connection closed while the client still sends, its kernel would throw away what it has not read yet.
         """
+        if self.gone.is_set():
+            return
         self._going_away = True
         for stream in tuple(self._streams.values()):
             stream.inbox.discard()

@@ -100,6 +100,7 @@ class Upgrades:
                     await _first(collected.complete.wait(), connection.gone.wait())
             except TimeoutError:
                 LOG.warning("a client did not open its streams in %g s", self._creation_timeout_s)
+                conduit.abort()
                 return
             if collected.complete.is_set():
                 await self._run(Client(version, collected.streams, connection.gone), ticket)
