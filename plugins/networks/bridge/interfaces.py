@@ -69,12 +69,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route as it is: where to, over which interface, of what type (1 is unicast, 2 is local)."""
+    """A route as it is: where to, over which interface, of what type (1 is unicast, 2 is local).
+
+    ``interface`` 0: over several. ``is_direct``: those whom it leads to are on the link itself.
+    """
 
     destination: Network
     interface: int
     type: int
-    scope: int
+    is_direct: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +142,25 @@ def make_buffer(name: str, mtu: int) -> Message:
     return Message(_NEW_LINK, payload, CREATE | EXCL, f"make {name} of kind ifb")
 
 
-def set_port(name: str, master: int, alias: str) -> Message:
-    """Make an interface a port of the bridge that may send a frame back where it came from; name its pod."""
+def set_master(name: str, master: int) -> Message:
+    """Make an interface a port of the bridge."""
+    payload = _header(flags=UP, change=UP) + text(_IFLA_NAME, name) + number(_IFLA_MASTER, master)
+    return Message(_NEW_LINK, payload, 0, f"make {name} a port of the bridge")
+
+
+def set_port(name: str, alias: str) -> Message:
+    """Let a port of the bridge send a frame back where it came from, and name its pod."""
     payload = (
-        _header(flags=UP, change=UP)
+        _header()
         + text(_IFLA_NAME, name)
         + text(_IFLA_ALIAS, alias)
-        + number(_IFLA_MASTER, master)
         + nest(
             _IFLA_INFO,
             text(_INFO_PORT_KIND, "bridge"),
             nest(_INFO_PORT_DATA, attribute(_PORT_HAIRPIN, b"\1")),
         )
     )
-    return Message(_NEW_LINK, payload, 0, f"make {name} a port of the bridge")
+    return Message(_NEW_LINK, payload, 0, f"set up the bridge's port {name}")
 
 
 def set_up(index: int, mtu: int = 0) -> Message:
@@ -227,12 +235,12 @@ def add_address(index: int, address: Address, prefix_length: int, *, with_route:
     return Message(_NEW_ADDRESS, payload, CREATE | REPLACE, f"add address {address}")
 
 
-def list_addresses(channel: Channel, index: int) -> set[Address]:
-    """Return the addresses of an interface."""
+def list_addresses(channel: Channel, index: int = 0) -> set[Address]:
+    """Return the addresses of an interface, or of all."""
     message = Message(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, index), 0, "list addresses")
     found = set()
     for _, payload in channel.dump(message):
-        if _ADDRESS.unpack_from(payload)[4] == index:
+        if index in (0, _ADDRESS.unpack_from(payload)[4]):
             attributes = parse(payload[_ADDRESS.size :])
             found.add(ipaddress.ip_address(attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS]))
     return found
@@ -272,11 +280,11 @@ def list_routes(channel: Channel, version: int) -> list[Route]:
 
 
 def _read_route(payload: bytes) -> Route:
-    family, length, _, _, _, _, scope, kind, _ = _ROUTE.unpack_from(payload)
+    family, length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(payload)
     found = parse(payload[_ROUTE.size :])
     whole = bytes(4 if family == socket.AF_INET else 16)
     destination = ipaddress.ip_network((found.get(_RTA_DESTINATION, whole), length), strict=False)
-    return Route(destination, _number(found.get(_RTA_INTERFACE)), kind, scope)
+    return Route(destination, _number(found.get(_RTA_INTERFACE)), kind, _RTA_GATEWAY not in found)
 
 
 def has_neighbour(channel: Channel, index: int, address: Address) -> bool:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
 from crinoid.core.api.linux import libc
-from crinoid.plugins.networks.bridge import interfaces, nftables, rules, shaping, sysctls
+from crinoid.core.api.values.pod import Protocol
+from crinoid.plugins.networks.bridge import conntrack, interfaces, nftables, rules, shaping, sysctls
 from crinoid.plugins.networks.bridge.interfaces import Address, Link, Network, Pair
 from crinoid.plugins.networks.bridge.netlink import ROUTE, Channel, NetlinkError
 from crinoid.plugins.networks.bridge.records import Record, bridge_name, gateway_of, port_prefix
@@ -29,10 +30,12 @@ _DEFAULT_MTU = 1500
 _NEW_NETWORK = 0x40000000
 _UNICAST = 1
 _LOOPBACK_INDEX = 1
+_LINK_LOCAL_PREFIX = 64
 _PROBE_S, _PROBE_STEP_S = 0.1, 0.01
 _DISCARD_PORT = 9
 _DEFAULT_ROUTE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _BRIDGE_MAC_PREFIX = b"\x06\x43"
+_TUNNELS = frozenset({"tun", "wireguard", "ipip", "sit", "gre", "vti", "xfrm"})
 _PLAIN_KINDS = frozenset({"", "ifb", "dummy"})  # of links that nobody needs forwarding for
 
 
@@ -105,6 +108,7 @@ class Node:
         """Take a pod's elements out of the tables: nothing leads to it any more and it can't send. Idempotent."""
         self._records.pop(record.pod_id, None)
         self._tables.remove(rules.pod_elements(record))
+        _forget_datagrams(record)
 
     def remove_links(self, records: Iterable[Record]) -> None:
         """Remove pods' links, as far as their namespaces have not taken them along. Idempotent, tens of ms each."""
@@ -189,19 +193,21 @@ class Node:
         if has_six:
             sysctls.enable_ipv6(self._bridge_name)
         sysctls.open_loopback(self._bridge_name)
-        has = interfaces.list_addresses(channel, found.index)
-        lacks = [network for network in ranges if gateway_of(network) not in has]
-        channel.tell([interfaces.add_address(found.index, gateway_of(n), n.prefixlen) for n in lacks])
+        wanted = {gateway_of(network): network.prefixlen for network in ranges}
+        if has_six:
+            wanted[rules.link_local(self._mac)] = _LINK_LOCAL_PREFIX
+        lacks = wanted.keys() - interfaces.list_addresses(channel, found.index)
+        channel.tell([interfaces.add_address(found.index, address, wanted[address]) for address in lacks])
         return found
 
     def _take_ports(self, channel: Channel, bridge: Link) -> None:
         """Make the links of known pods ports again, as they are after somebody removed the bridge."""
-        lost = [r for r in self._records.values() if exists(r.link)]
-        if lost and (ports := {link.name for link in interfaces.list_links(channel, bridge.index)}) is not None:
-            lost = [record for record in lost if record.link not in ports]
-        if lost:
+        ports = {link.name for link in interfaces.list_links(channel, bridge.index)}
+        known = tuple(self._records.values())
+        if lost := [record for record in known if record.link not in ports and exists(record.link)]:
             self._log.warning("bridge %s lacks the links of %d pods: putting them back", bridge.name, len(lost))
-            channel.tell([interfaces.set_port(r.link, bridge.index, f"pod {r.pod_id}") for r in lost])
+            channel.tell([interfaces.set_master(record.link, bridge.index) for record in lost])
+            channel.tell([interfaces.set_port(record.link, f"pod {record.pod_id}") for record in lost])
 
     def _describe(self, ranges: set[Network]) -> rules.Surroundings:
         return rules.Surroundings(
@@ -224,6 +230,7 @@ class Node:
         except nftables.TakenError as error:
             holder = self._holder_of(error.element, record)
             raise Unavailable(f"a host port of pod {record.pod_id} is taken by {holder}") from error
+        _forget_datagrams(record)
 
     def _holder_of(self, element: nftables.Element, record: Record) -> str:
         for other in self._records.values():
@@ -233,7 +240,7 @@ class Node:
 
     def _make_link(self, channel: Channel, bridge: Link, record: Record, netns_fd: int) -> None:
         pair = Pair(record.link, record.interface, record.mac, self._mtu, bridge.index, netns_fd)
-        messages = [interfaces.make_pair(pair), interfaces.set_port(pair.name, bridge.index, f"pod {record.pod_id}")]
+        messages = [interfaces.make_pair(pair), interfaces.set_port(pair.name, f"pod {record.pod_id}")]
         refused = channel.try_each(messages)
         if refused[0] is not None and refused[0].errno == errno.EEXIST and exists(pair.name):
             channel.tell([interfaces.delete_link(pair.name), *messages])  # left by an attempt that died
@@ -273,6 +280,15 @@ class Node:
         return len(name) == 15 and name.startswith((self._prefix, f"ci{self._prefix[2:]}"))
 
 
+def _forget_datagrams(record: Record) -> None:
+    """Let clients of the pod's UDP host ports be led anew."""
+    ports = {port.host_port for port in record.ports if port.protocol is Protocol.UDP}
+    if ports:
+        with Channel(ROUTE) as channel:
+            targets = interfaces.list_addresses(channel)
+        conntrack.forget_datagrams(ports, targets, record.addresses)
+
+
 def exists(name: str) -> bool:
     """Tell whether there is a link of this name; microseconds."""
     try:
@@ -302,12 +318,17 @@ def _default_mtu(channel: Channel) -> int:
 
 
 def _refuse_overlaps(channel: Channel, ranges: set[Network], bridge: int) -> None:
-    """Raise Unavailable when a range, or a part of it, is somebody else's by the node's routes."""
+    """Raise Unavailable when a range, or a part of it, is somebody else's by the node's routes.
+
+    A wider route is no obstacle, such as the default one or a tunnel's, but for that of a network the node stands in.
+    """
     for network in ranges:
         for route in interfaces.list_routes(channel, network.version):
-            inside = route.destination.prefixlen >= network.prefixlen and route.destination.overlaps(network)
-            if inside and route.interface not in (bridge, 0):
-                link = interfaces.find_link(channel, index=route.interface)
+            if route.interface in (bridge, 0) or not route.destination.overlaps(network):
+                continue
+            link = interfaces.find_link(channel, index=route.interface)
+            is_neighbours = route.is_direct and link is not None and link.kind not in _TUNNELS
+            if route.destination.prefixlen >= network.prefixlen or (is_neighbours and route.destination.prefixlen):
                 raise Unavailable(
                     f"the pods' range {network} is in use: the node has a route to {route.destination} over "
                     f"{link.name if link else route.interface}; set subnets in the options of the network"
@@ -331,6 +352,8 @@ def _answers(channel: Channel, bridge: int, address: Address) -> bool:
 def _configure_pod(record: Record) -> None:
     """Bring up lo and the pod's link, and give it addresses and routes; in the pod's namespace."""
     index = socket.if_nametoindex(record.interface)
+    if any(address.version == 6 for address in record.addresses):
+        sysctls.enable_ipv6(record.interface)
     messages = [interfaces.set_up(_LOOPBACK_INDEX), interfaces.set_up(index)]
     for address, network in zip(record.addresses, record.ranges, strict=True):
         gateway = gateway_of(network)

@@ -175,11 +175,12 @@ def _write_ranges(name: str, kind: str, version: int, networks: Iterable[Network
 def _write_inet_chains(surroundings: Surroundings) -> list[tuple[str, list[str]]]:
     bridge = f'"{surroundings.bridge}"'
     host_ports = [
-        "dnat ip to ip daddr . meta l4proto . th dport map @address_ports4",
-        "dnat ip6 to ip6 daddr . meta l4proto . th dport map @address_ports6",
+        "meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @address_ports4",
+        "meta nfproto ipv6 dnat ip6 to ip6 daddr . meta l4proto . th dport map @address_ports6",
         "fib daddr type != local return",
-        "dnat ip to meta l4proto . th dport map @ports4",
-        "dnat ip6 to meta l4proto . th dport map @ports6",
+        "ip6 daddr ::1 return",  # an answer to it could not come back: the kernel takes ::1 from lo only
+        "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4",
+        "meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6",
     ]
     # The node's loopback must stay out of reach of pods, as route_localnet is on. Redirects would tell a pod to go
     # straight to a neighbour, which the bridge table forbids.
@@ -204,7 +205,6 @@ def _write_masquerading(surroundings: Surroundings) -> list[str]:
     bridge = f'"{surroundings.bridge}"'
     rules = [
         f"oifname {bridge} ip saddr 127.0.0.0/8 masquerade",
-        f"oifname {bridge} ip6 saddr ::1 masquerade",
         "ip saddr . ip daddr @hairpins4 masquerade",
         "ip6 saddr . ip6 daddr @hairpins6 masquerade",
     ]

@@ -70,8 +70,14 @@ def open_loopback(bridge: str) -> None:
 
 
 def enable_ipv6(interface: str) -> None:
-    """Let an interface have IPv6 addresses, whatever the default for new ones is."""
-    (_ROOT / f"ipv6/conf/{interface}/disable_ipv6").write_text("0")
+    """Let an interface have IPv6 addresses, whatever the default is, and use them at once; call it before it is up.
+
+    Looking for duplicates takes seconds, in which a bridge can't even ask for its neighbours. Its addresses, and those
+    of pods, are nobody else's by construction.
+    """
+    folder = _ROOT / "ipv6/conf" / interface
+    (folder / "disable_ipv6").write_text("0")
+    (folder / "accept_dad").write_text("0")
 
 
 def _advertised_interfaces() -> list[str]:
