@@ -23,9 +23,9 @@ def read_details(path: str) -> CgroupDetails:
 
 
 def cpu_shares(weight: int) -> int:
-    """Convert version 2's weight back to version 1's shares: the inverse of ``cgroups.cpu_weight``."""
+    """Convert version 2's weight back to the most of version 1's shares that ``cgroups.cpu_weight`` makes it of."""
     bits = (math.sqrt(125 * 125 + 4 * 612 * (math.log10(weight) + 7 / 34)) - 125) / 2
-    return min(max(round(2**bits), 2), 262_144)
+    return min(max(math.floor(2**bits + 1e-6), 2), 262_144)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def parse_blkio(text: str) -> dict[tuple[int, int], dict[str, int]]:
 
 def parse_io_stat(text: str) -> Iterator[DeviceUsage]:
     """Read lines such as ``8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0`` (version 2)."""
-    for name, *pairs in (line.split() for line in text.splitlines()):
+    for name, *pairs in (line.split() for line in text.splitlines() if line.strip()):
         values = {key: int(value) for key, _, value in (pair.partition("=") for pair in pairs) if value.isdigit()}
         if ":" in name and values:
             yield DeviceUsage(*_device(name), *(values.get(key, 0) for key in ("rbytes", "wbytes", "rios", "wios")))

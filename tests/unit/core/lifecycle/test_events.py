@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import ResourceExhausted, Unavailable
+from crinoid.core.api.errors import DriverError, ResourceExhausted, Unavailable
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
-from crinoid.core.api.values.pod import PodConfig, PodMetadata
+from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.core.lifecycle.events import EventBus, EventReader, EventType
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
+from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
 
 POD = PodRecord(
     id="p1",
@@ -129,3 +130,65 @@ async def test_a_reader_that_nobody_holds_is_forgotten(store: Store) -> None:
     gone = weakref.ref(bus.subscribe())
     bus.tell_pod(EventType.CREATED, POD)
     assert gone() is None
+
+
+async def test_the_services_tell_each_step(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    reader = services.events.subscribe()
+    pod = await services.pods.run(a_pod(), "")
+    container = await services.containers.create(pod, a_container(), None)
+    await services.containers.start(container)
+    fake_node.runtime.finish(container, 3)
+    assert await take(reader, 5) == [
+        (pod, EventType.CREATED),
+        (pod, EventType.STARTED),
+        (container, EventType.CREATED),
+        (container, EventType.STARTED),
+        (container, EventType.STOPPED),
+    ]
+    await services.pods.remove(pod)
+    assert await take(reader, 3) == [
+        (pod, EventType.STOPPED),
+        (container, EventType.DELETED),
+        (pod, EventType.DELETED),
+    ]
+    await services.pods.remove(pod)
+    services.events.close()
+    with pytest.raises(Unavailable):
+        await anext(reader)
+
+
+async def test_a_container_that_could_not_start_has_stopped(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(), "")
+    container = await services.containers.create(pod, a_container(), None)
+    reader = services.events.subscribe()
+    fake_node.runtime.fail("start", DriverError("exec: no such file"))
+    with pytest.raises(DriverError):
+        await services.containers.start(container)
+    event = await anext(reader)
+    assert (event.subject_id, event.type) == (container, EventType.STOPPED)
+    assert [one.reason for one in event.containers] == ["StartError"]
+
+
+async def test_a_pod_that_lost_its_init_has_stopped(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(pid=NamespaceMode.POD), "")
+    reader = services.events.subscribe()
+    fake_node.runtime.finish(pod, 0)
+    async with asyncio.timeout(5):
+        event = await anext(reader)
+    assert (event.subject_id, event.type) == (pod, EventType.STOPPED)
+    assert event.pod is not None
+    assert event.pod.state is PodState.NOT_READY
+
+
+async def test_a_pod_that_was_never_made_is_not_told_of(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    reader = services.events.subscribe()
+    fake_node.network.fail("attach", DriverError("no"))
+    with pytest.raises(DriverError):
+        await services.pods.run(a_pod(), "")
+    services.events.close()
+    with pytest.raises(Unavailable):
+        await anext(reader)
