@@ -20,7 +20,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
@@ -35,28 +35,49 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
 )
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.runtime import RuntimeHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.sessions import AttachSession, ByteSource, ExecSession
 from crinoid.core.api.values.pod import LinuxResources, ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import (
+    AttachRequest,
     ContainerHandle,
     ContainerProcess,
     ContainerRequest,
     ContainerStatus,
     ExecOutput,
     ExecRequest,
+    ExecStreamRequest,
     ExitStatus,
     RuntimeFeatures,
     RuntimeState,
+    TerminalSize,
 )
 from crinoid.core.api.values.stats import CgroupUsage
 
 T = TypeVar("T")
 
-APPLETS = ("cat", "head", "id", "mkdir", "nohup", "seq", "setsid", "sh", "sleep", "tail", "true", "tty", "yes", "echo")
+APPLETS = (
+    "cat",
+    "head",
+    "id",
+    "mkdir",
+    "nohup",
+    "seq",
+    "setsid",
+    "sh",
+    "sleep",
+    "stty",
+    "tail",
+    "true",
+    "tty",
+    "yes",
+    "echo",
+)
 CAPABILITIES = ("CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_NET_BIND_SERVICE")
 TMP = "/tmp"  # noqa: S108  # the container's own
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
@@ -98,6 +119,12 @@ def minimal_spec(rootfs: Path, cgroup: str, process: dict[str, Any], resources: 
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666"],
+        },
         {"destination": TMP, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=1777"]},
     ]
     namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")]
@@ -175,6 +202,14 @@ class BoundRuntime:
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
         """See the hook."""
         return await self._answer("exec_sync", ExecOutput, handle=handle, request=request)
+
+    async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
+        """See the hook."""
+        return await self._answer("exec_stream", ExecSession, handle=handle, request=request)  # type: ignore[type-abstract]
+
+    async def attach(self, handle: ContainerHandle, request: AttachRequest) -> AttachSession:
+        """See the hook."""
+        return await self._answer("attach", AttachSession, handle=handle, request=request)  # type: ignore[type-abstract]
 
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
         """See the hook."""
@@ -270,6 +305,47 @@ def _log(request: ContainerRequest) -> Path:
     return request.log_path
 
 
+@contextlib.asynccontextmanager
+async def _executing(
+    bench: Workbench, request: ContainerRequest, wanted: ExecStreamRequest
+) -> AsyncIterator[ExecSession]:
+    session = await bench.runtime.exec_stream(request.handle, wanted)
+    try:
+        yield session
+    finally:
+        await session.close()
+        await session.close()
+
+
+@contextlib.asynccontextmanager
+async def _attached(bench: Workbench, request: ContainerRequest, wanted: AttachRequest) -> AsyncIterator[AttachSession]:
+    session = await bench.runtime.attach(request.handle, wanted)
+    try:
+        yield session
+    finally:
+        await session.close()
+        await session.close()
+
+
+async def _read_all(source: ByteSource | None) -> bytes:
+    assert source is not None
+    pieces = []
+    while piece := await source.read():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _read_until(source: ByteSource | None, wanted: bytes) -> bytes:
+    assert source is not None
+    got = b""
+    async with asyncio.timeout(_WAIT_S):
+        while wanted not in got:
+            piece = await source.read()
+            assert piece, f"{wanted!r} did not come, but {got!r}"
+            got += piece
+    return got
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="running containers needs root")
 @pytest.mark.asyncio
 class RuntimeContract:
@@ -277,6 +353,8 @@ class RuntimeContract:
 
     has_seccomp: ClassVar[bool] = True
     """Whether the driver filters system calls (one for virtual machines may not)."""
+    has_streams: ClassVar[bool] = True
+    """Whether the driver has the hooks ``exec_stream`` and ``attach``."""
 
     def make_driver(self, host: Host) -> object:
         """Make a driver; called twice with the same host, the second is the first after a restart of the daemon."""
@@ -696,6 +774,117 @@ class RuntimeContract:
         await bench.until(lambda: "sleep 6020" in bench.commands(request), "the exec runs")
         await bench.runtime.kill(request.handle, signal.SIGKILL)
         assert (await executing).exit_code == 137
+
+    # streams
+
+    @pytest.fixture
+    def streams(self, bench: Workbench) -> Workbench:
+        """The place to make containers, for drivers that have streams."""
+        if not self.has_streams:
+            pytest.skip("this driver has no streams")
+        return bench
+
+    async def test_a_streamed_exec(self, streams: Workbench) -> None:
+        request = await streams.start("sleep", "1000")
+        process = minimal_process("sh", "-c", "cat; echo err >&2; exit 5")
+        async with _executing(streams, request, ExecStreamRequest(process=process, stdin=True)) as session:
+            assert session.stdin is not None
+            await session.stdin.write(b"some ")
+            assert await _read_until(session.stdout, b"some ") == b"some "
+            await session.stdin.write(b"input")
+            await session.stdin.close()
+            outputs = await asyncio.gather(_read_all(session.stdout), _read_all(session.stderr))
+            assert (*outputs, await session.wait()) == (b"input", b"err\n", 5)
+            await session.resize(TerminalSize(80, 24))
+
+    @pytest.mark.parametrize(("script", "code"), [("exit 255", 255), ("kill -9 $$", 137)])
+    async def test_the_exit_code_of_a_streamed_exec(self, streams: Workbench, script: str, code: int) -> None:
+        request = await streams.start("sleep", "1000")
+        wanted = ExecStreamRequest(process=minimal_process("sh", "-c", script), stdout=False, stderr=False)
+        async with _executing(streams, request, wanted) as session:
+            assert (session.stdin, session.stdout, session.stderr) == (None, None, None)
+            assert await session.wait() == code
+
+    async def test_an_exec_on_a_terminal(self, streams: Workbench) -> None:
+        request = await streams.start("sleep", "1000")
+        process = minimal_process("sh", "-c", "tty; read line; stty size; exit 3", terminal=True)
+        async with _executing(streams, request, ExecStreamRequest(process=process, stdin=True)) as session:
+            assert session.stdin is not None
+            assert b"/dev/" in await _read_until(session.stdout, b"\n")
+            await session.resize(TerminalSize(101, 43))
+            await session.stdin.write(b"go\n")
+            assert await _read_all(session.stdout) == b"go\r\n43 101\r\n"
+            assert await session.wait() == 3
+
+    async def test_a_streamed_exec_whose_session_is_closed(self, streams: Workbench) -> None:
+        request = await streams.start("sleep", "1000")
+        process = minimal_process("sh", "-c", "trap '' PIPE; cat; echo lost || echo ended > /tmp/end")
+        async with _executing(streams, request, ExecStreamRequest(process=process, stdin=True)) as session:
+            reading = asyncio.ensure_future(_read_all(session.stdout))
+            await asyncio.sleep(0.05)
+        assert await reading == b"", "a read that waited has ended"
+        assert await session.wait() == 0
+        assert (await streams.execute(request, "cat", "/tmp/end")).stdout == b"ended\n"  # noqa: S108
+
+    async def test_streamed_execs_that_can_not_start(self, streams: Workbench) -> None:
+        request = await streams.start("sleep", "1000")
+        for terminal in (False, True):
+            process = minimal_process("nowhere", terminal=terminal)
+            with pytest.raises(CrinoidError, match=_NOT_FOUND):
+                await streams.runtime.exec_stream(request.handle, ExecStreamRequest(process=process))
+        with pytest.raises((FailedPrecondition, NotFound)):
+            process = minimal_process("true")
+            await streams.runtime.exec_stream(streams.request("true").handle, ExecStreamRequest(process=process))
+        assert streams.commands(request) == ["sleep 1000"]
+
+    async def test_attach(self, streams: Workbench) -> None:
+        script = "while read line; do echo out $line; echo err $line >&2; done; echo over"
+        request = await streams.create("sh", "-c", script, stdin=True, stdin_once=True)
+        both = AttachRequest(stdin=True)
+        async with _attached(streams, request, both) as one, _attached(streams, request, AttachRequest()) as other:
+            await streams.runtime.start(request.handle)
+            assert one.stdin is not None
+            assert other.stdin is None
+            await one.stdin.write(b"1\n")
+            await _read_until(one.stdout, b"out 1\n")
+            await one.stdin.close()
+            outputs = await asyncio.gather(*map(_read_all, (one.stdout, one.stderr, other.stdout, other.stderr)))
+            await asyncio.gather(one.wait(), other.wait())
+        assert outputs == [b"over\n", b"err 1\n", b"out 1\nover\n", b"err 1\n"]
+        assert (await streams.runtime.wait(request.handle)).exit_code == 0
+
+    async def test_attach_does_not_end_input_that_stays_open(self, streams: Workbench) -> None:
+        request = await streams.shell("cat; echo over", stdin=True)
+        for _ in range(2):
+            async with _attached(streams, request, AttachRequest(stdin=True)) as session:
+                assert session.stdin is not None
+                await session.stdin.write(b"x")
+                await _read_until(session.stdout, b"x")
+                await session.stdin.close()
+        await asyncio.sleep(0.1)
+        assert (await streams.runtime.state(request.handle)).status is ContainerStatus.RUNNING
+
+    async def test_a_slow_session_is_ended_and_holds_up_nobody(self, streams: Workbench) -> None:
+        request = await streams.shell("read go; yes | head -c 60000000; echo end", stdin=True, log_path=None)
+        async with (
+            _attached(streams, request, AttachRequest(stderr=False)) as slow,
+            _attached(streams, request, AttachRequest(stdin=True, stderr=False)) as quick,
+        ):
+            assert quick.stdin is not None
+            await quick.stdin.write(b"go\n")
+            async with asyncio.timeout(60):
+                assert (await _read_all(quick.stdout)).endswith(b"end\n")
+            with pytest.raises(ResourceExhausted):
+                await _read_all(slow.stdout)
+        assert (await streams.runtime.wait(request.handle)).exit_code == 0
+
+    async def test_attach_where_nothing_runs(self, streams: Workbench) -> None:
+        with pytest.raises((FailedPrecondition, NotFound)):
+            await streams.runtime.attach(streams.request("true").handle, AttachRequest())
+        request = await streams.start("true")
+        await streams.runtime.wait(request.handle)
+        with pytest.raises(FailedPrecondition):
+            await streams.runtime.attach(request.handle, AttachRequest())
 
     # limits and usage
 
