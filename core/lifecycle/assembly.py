@@ -19,7 +19,7 @@ from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
-from crinoid.core.lifecycle import podfiles
+from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.cdi import CdiDevices
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
@@ -28,7 +28,9 @@ from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
+from crinoid.core.lifecycle.spec.devicebinds import bind_devices
 from crinoid.core.lifecycle.spec.users import Identity, identify
+from crinoid.core.lifecycle.stagedvolumes import stage_volumes
 from crinoid.core.lifecycle.volumes import fill_volume, select_paths
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -63,6 +65,7 @@ class Assembly:
 
     async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
         """Make a container whose process waits, and its record. On an error nothing is left."""
+        userns.check_container(pod.config, config)
         image = self._image(config)
         container_id = secrets.token_hex(32)
         try:
@@ -85,8 +88,10 @@ class Assembly:
         await self._resources.make_directory(container_id, bundle)
         rootfs = await self._mount_root(container_id, pod, image, bundle, config.security.readonly_rootfs)
         volumes = await self._make_volumes(container_id, config, image, rootfs)
-        prepared = await self._image_volumes.prepare(container_id, config.mounts, self._snapshotter(pod), bundle)
-        config = dataclasses.replace(config, mounts=(*volumes, *prepared.mounts))
+        maps, slot = userns.maps_of(pod), self._snapshotter(pod)
+        prepared = await self._image_volumes.prepare(container_id, config.mounts, slot, bundle, maps)
+        mounts = await stage_volumes(container_id, (*volumes, *prepared.mounts), bundle, maps, self._resources)
+        config = dataclasses.replace(config, mounts=mounts)
         cgroup = self._cgroups.of_container(pod.cgroup_parent, container_id)
         handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
         given = await self._spec_input(handle, pod, config, image, rootfs)
@@ -118,7 +123,7 @@ class Assembly:
         mounts = await self._resources.create_snapshot(container_id, container_id, slot, chain_id)
         rootfs = bundle / "rootfs"
         rootfs.mkdir()
-        await self._resources.mount(container_id, mounts, rootfs)
+        await self._resources.mount(container_id, mounts, rootfs, userns.maps_of(pod))
         return rootfs
 
     def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
@@ -147,6 +152,7 @@ class Assembly:
     ) -> SpecInput:
         image_config = self._images.config_of(image).config
         identity: Identity = await asyncio.to_thread(identify, config.security, image_config.user, rootfs)
+        userns.check_user(pod.config, identity.user)
         folder = PodFolder(self._config.run / "pods" / pod.id)
         return SpecInput(
             container_id=handle.container_id,
@@ -163,12 +169,15 @@ class Assembly:
             cgroup=handle.cgroup,
             site=self._config.pods,
             recursive_read_only=await self._has_recursive_read_only(pod.runtime),
+            mappings=userns.oci_mappings(pod.config),
         )
 
     async def _create(self, given: SpecInput, handle: ContainerHandle, pod: PodRecord) -> ContainerProcess:
         config = given.config
         spec = await asyncio.to_thread(build_spec, given)
         await asyncio.to_thread(self._cdi.add, spec, config)
+        if given.mappings:
+            await asyncio.to_thread(bind_devices, spec)
         await asyncio.to_thread(_write_process, handle.bundle, spec["process"])
         path = log_path(pod, config)
         if path is not None:

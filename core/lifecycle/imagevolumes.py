@@ -16,6 +16,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
 from crinoid.core.api.linux import files
+from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.resources import Resources
@@ -45,9 +46,14 @@ class ImageVolumes:
         self._resources = resources
 
     async def prepare(
-        self, container_id: str, mounts: tuple[VolumeMount, ...], slot: SnapshotterSlot, bundle: Path
+        self,
+        container_id: str,
+        mounts: tuple[VolumeMount, ...],
+        slot: SnapshotterSlot,
+        bundle: Path,
+        maps: IdMaps | None = None,
     ) -> Prepared:
-        """Mount what image volumes show, below ``bundle``; the ledger's owner is the container.
+        """Mount what image volumes show, below ``bundle``; the ledger's owner is the container, ``maps`` are its pod's.
 
         Raises NotFound for an image that is not on the node or a sub-path that it lacks, InvalidArgument for a
         sub-path that is neither folder nor file, and what unpacking and mounting raise.
@@ -55,7 +61,9 @@ class ImageVolumes:
         found = {mount.image: self._find(mount) for mount in mounts if mount.image}
         roots: dict[str, Path] = {}
         for number, record in enumerate({record.id: record for record in found.values()}.values()):
-            roots[record.id] = await self._mount(container_id, record, slot, bundle / FOLDER / str(number))
+            target = bundle / FOLDER / str(number)
+            target.mkdir(parents=True)  # on a tmpfs
+            roots[record.id] = await self._mount(container_id, record, slot, target, maps)
         shown = {name: roots[record.id] for name, record in found.items()}
         placed = [await asyncio.to_thread(_place, mount, shown) for mount in mounts]
         return Prepared(tuple(placed), {name: record.id for name, record in found.items()})
@@ -65,13 +73,14 @@ class ImageVolumes:
             raise NotFound(f"{_name(mount)} is not on this node: pull it")
         return record
 
-    async def _mount(self, container_id: str, record: ImageRecord, slot: SnapshotterSlot, target: Path) -> Path:
-        target.mkdir(parents=True)  # noqa: ASYNC240  # on a tmpfs
+    async def _mount(
+        self, container_id: str, record: ImageRecord, slot: SnapshotterSlot, target: Path, maps: IdMaps | None
+    ) -> Path:
         key = f"{container_id}{_SEPARATOR}{target.name}"
         try:
             chain_id = await self._images.ensure_unpacked(record, slot.name)
             mounts = await self._resources.create_snapshot(container_id, key, slot, chain_id, readonly=True)
-            await self._resources.mount(container_id, mounts, target)
+            await self._resources.mount(container_id, mounts, target, maps)
         except CrinoidError as error:
             error.add_note(f"{REASON}: it was to be mounted as a volume")
             raise
@@ -88,7 +97,8 @@ def _place(mount: VolumeMount, roots: Mapping[str, Path]) -> VolumeMount:
     if not mount.image:
         return mount
     source = find_inside(roots[mount.image], mount)
-    return dataclasses.replace(mount, host_path=str(source), image="", image_sub_path="", readonly=True)
+    shown = dataclasses.replace(mount, host_path=str(source), image="", image_sub_path="", readonly=True)
+    return dataclasses.replace(shown, uid_mappings=(), gid_mappings=())  # mapped already, with the pod's maps
 
 
 def find_inside(root: Path, mount: VolumeMount) -> Path:

@@ -11,6 +11,7 @@ from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.queries import Condition, HandlerReport, NodeStatus
 from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.userns import UserNamespaces
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -33,6 +34,7 @@ class NodeService:
         self._images = images
         self._resources = resources
         self._cgroups = cgroups
+        self._user_namespaces = UserNamespaces(slots)
         self._handlers: dict[str, HandlerReport] = {}
         self._unfit: dict[str, str] = {}
 
@@ -86,9 +88,8 @@ class NodeService:
         except CrinoidError as error:
             self._handlers.pop(slot.name, None)
             return error.message
-        self._handlers[slot.name] = HandlerReport(
-            slot.name, features.recursive_read_only_mounts, features.user_namespaces
-        )
+        supported = await self._user_namespaces.supported(slot, features.user_namespaces)
+        self._handlers[slot.name] = HandlerReport(slot.name, features.recursive_read_only_mounts, supported)
         return None
 
     async def _network_ready(self) -> Condition:

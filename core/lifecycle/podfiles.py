@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.pod import DnsConfig, NamespaceMode, PodConfig
 from crinoid.core.lifecycle.spec.mounts import PodFiles
 
-NAMESPACE_KINDS = ("network", "ipc", "uts")
+NAMESPACE_KINDS = ("user", "network", "ipc", "uts")
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 _HOST_SHM = Path("/dev/shm")  # noqa: S108  # the host's shared memory, which is meant
 
@@ -60,9 +61,15 @@ def write_files(folder: PodFolder, config: PodConfig, hostname: str, host_networ
         write_hosts(folder, hostname, ())
 
 
+def give_files(folder: PodFolder, maps: IdMaps) -> None:
+    """Make the files belong to the root of the pod's user namespace; a tmpfs has id-mapped mounts only since 6.3."""
+    for name in ("hostname", "resolv.conf", "hosts"):
+        maps.chown(folder.path / name)
+
+
 def write_hosts(folder: PodFolder, hostname: str, addresses: Iterable[str]) -> None:
-    """Write the pod's hosts file, with its own name for its first address."""
-    own = [f"{address}\t{hostname}\n" for address in list(addresses)[:1]]
+    """Write the pod's hosts file, with its own name for each address."""
+    own = [f"{address}\t{hostname}\n" for address in addresses]
     write_small(folder.path / "hosts", _HOSTS + "".join(own))
 
 

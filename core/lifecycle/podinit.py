@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition
+from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.core.config.models import Config
+from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.images.service import ImageService
@@ -90,6 +92,7 @@ class PodInit:
                 binds=() if program.binary is None else (_bind(program.binary),),
                 namespaces=pod.namespaces,
                 cgroup=cgroup,
+                mappings=userns.oci_mappings(pod.config),
             )
         )
         request = ContainerRequest(handle=handle, spec=spec)
@@ -137,7 +140,7 @@ class PodInit:
         owner = init_owner(pod.id)
         await self._resources.make_directory(owner, folder.init_root)
         if (binary := self._binary()) is not None:
-            await asyncio.to_thread(_fill_root, folder.init_root)
+            await asyncio.to_thread(_fill_root, folder.init_root, userns.maps_of(pod))
             return InitProgram((_INSIDE, "-P"), binary)
         name = self._config.pods.pause_image
         if (image := self._images.find(name)) is None:
@@ -147,7 +150,7 @@ class PodInit:
         snapshotter = self._slots.snapshotters[pod.snapshotter]
         parent = await self._images.ensure_unpacked(image, snapshotter.name)
         mounts = await self._resources.create_snapshot(owner, pod.id, snapshotter, parent)
-        await self._resources.mount(owner, mounts, folder.init_root)
+        await self._resources.mount(owner, mounts, folder.init_root, userns.maps_of(pod))
         config = self._images.config_of(image).config
         return InitProgram((*config.entrypoint, *config.cmd), None)
 
@@ -168,10 +171,14 @@ def init_owner(pod_id: str) -> str:
     return f"{pod_id}/init"
 
 
-def _fill_root(root: Path) -> None:
+def _fill_root(root: Path, maps: IdMaps | None) -> None:
+    """Make what mounts go over; in a user namespace its root must own it, as the runtime adds device nodes."""
     for name in ("proc", "dev", "sys"):
         (root / name).mkdir()
     (root / _INSIDE[1:]).touch()
+    if maps is not None:
+        for path in (root, *root.iterdir()):
+            maps.chown(path)
 
 
 def _bind(binary: Path) -> dict[str, object]:

@@ -16,15 +16,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.hooks.extension import PodView
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
-from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata, UserNamespace
 from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
-from crinoid.core.lifecycle import podfiles
+from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.bandwidth import limits_of
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, path_below_mount
 from crinoid.core.lifecycle.containers import ContainerService
@@ -65,6 +65,11 @@ class _Plan:
     limits: tuple[int, int]
 
     @property
+    def user(self) -> UserNamespace | None:
+        """The pod's own user namespace, if it has one."""
+        return userns.wanted_by(self.config)
+
+    @property
     def pins(self) -> dict[str, Path]:
         """Paths of the namespaces that the pod has to itself."""
         return {kind: self.folder.pin(kind) for kind in own_namespaces(self.config, self.host_network)}
@@ -93,6 +98,7 @@ class PodService:
         self._resources = parts.resources
         self._locks = parts.locks
         self._events = parts.events
+        self._user_namespaces = userns.UserNamespaces(slots)
         self._cgroups = cgroups
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
@@ -199,6 +205,8 @@ class PodService:
     async def _run(self, config: PodConfig, handler: str) -> str:
         try:
             plan = self._plan(config, handler)
+            if plan.user is not None:
+                await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
             try:
                 record = await self._make(plan)
@@ -232,7 +240,7 @@ class PodService:
             host_network=host_network,
             hostname=podfiles.hostname_of(config, host_network),
             cgroup_parent=self._cgroups.pod_parent(config.cgroup_parent, pod_id),
-            sysctls=self._default_sysctls(own) | check_sysctls(config.sysctls, own),
+            sysctls=self._default_sysctls(own, userns.wanted_by(config)) | check_sysctls(config.sysctls, own),
             limits=limits_of(config.annotations),
         )
 
@@ -243,15 +251,17 @@ class PodService:
         (folder.path / "ns").mkdir(mode=0o700)
         podfiles.write_files(folder, plan.config, plan.hostname, plan.host_network)
         if plan.pins:
-            await resources.pin_namespaces(pod_id, plan.pins, plan.hostname)
+            await resources.pin_namespaces(pod_id, plan.pins, plan.hostname, plan.user)
         if "ipc" in plan.pins:
             await self._mount_shm(plan)
-        await asyncio.to_thread(write_sysctls_in, plan.pins, plan.sysctls)
+        await asyncio.to_thread(write_sysctls_in, plan.pins, userns.host_sysctls(plan.user, plan.sysctls))
         record = await self._attach(plan, self._record(plan))
         if not self._cgroups.systemd:
             await resources.make_cgroup(pod_id, plan.cgroup_parent)
         if plan.config.security.namespaces.pid is NamespaceMode.POD:
             record = await self._init.start(record)
+        if (maps := userns.maps_of(record)) is not None:
+            podfiles.give_files(folder, maps)
         await plan.runtime.start_pod(_sandbox(record))
         return self._store.pods.put(record)
 
@@ -271,8 +281,10 @@ class PodService:
 
     async def _mount_shm(self, plan: _Plan) -> None:
         plan.folder.shm.mkdir()
-        options = ("nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}")
-        await self._resources.mount(plan.pod_id, [Mount("tmpfs", "shm", options)], plan.folder.shm)
+        options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
+        if plan.user is not None:
+            options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
+        await self._resources.mount(plan.pod_id, [Mount("tmpfs", "shm", tuple(options))], plan.folder.shm)
 
     async def _attach(self, plan: _Plan, record: PodRecord) -> PodRecord:
         """Attach the pod, unless it asked for the host's network."""
@@ -302,14 +314,14 @@ class PodService:
         """Return the node's address ranges as UpdateRuntimeConfig told them last."""
         return tuple((self._store.setting("pod_cidrs") or "").split(",")) if self._store.setting("pod_cidrs") else ()
 
-    def _default_sysctls(self, own: "tuple[str, ...]") -> dict[str, str]:
-        """Return the site's sysctls as far as the pod has the namespaces for them."""
+    def _default_sysctls(self, own: "tuple[str, ...]", user: UserNamespace | None) -> dict[str, str]:
+        """Return the site's sysctls as far as the pod has the namespaces for them, with groups that it can have."""
         pods = self._config.pods
         wanted = dict(pods.default_sysctls)
         if pods.enable_unprivileged_ports:
             wanted.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
         if pods.enable_unprivileged_icmp:
-            wanted.setdefault("net.ipv4.ping_group_range", "0 2147483647")
+            wanted.setdefault("net.ipv4.ping_group_range", f"0 {user.gids[0].length - 1 if user else 2147483647}")
         missing = {"network": "net", "ipc": "kernel"}
         foreign = tuple(prefix for kind, prefix in missing.items() if kind not in own)
         return check_sysctls({name: value for name, value in wanted.items() if not name.startswith(foreign)}, own)
@@ -347,6 +359,8 @@ def own_namespaces(config: PodConfig, host_network: bool) -> tuple[str, ...]:
     absent = {"network", "uts"} if host_network else set()
     if config.security.namespaces.ipc is NamespaceMode.NODE:
         absent.add("ipc")
+    if userns.wanted_by(config) is None:
+        absent.add("user")
     return tuple(kind for kind in NAMESPACE_KINDS if kind not in absent)
 
 
@@ -360,9 +374,7 @@ def check_config(config: PodConfig) -> None:
         raise InvalidArgument(f"hostname {config.hostname!r} is not a host name of at most 64 letters, digits, - and .")
     if config.log_directory and not config.log_directory.startswith("/"):
         raise InvalidArgument(f"log_directory {config.log_directory!r} is not absolute")
-    options = config.security.namespaces
-    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
-        raise Unsupported("userns_options: pods with a user namespace of their own are not served yet")
+    userns.check_pod(config)
     for mapping in config.port_mappings:
         if not (0 <= mapping.host_port <= 65535 and 0 <= mapping.container_port <= 65535):
             raise InvalidArgument(f"port mapping {mapping.host_port}:{mapping.container_port} is out of range")

@@ -20,7 +20,9 @@ from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition
 from crinoid.core.api.linux import cgroups, files, mount, namespaces
+from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
 from crinoid.core.api.values.network import Attachment, NetworkRequest
+from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.slots.binding import Slots
@@ -66,21 +68,27 @@ class Resources:
         self._ledger.intend(owner, DIRECTORY, str(path), {})
         path.mkdir(mode=mode, parents=True)  # noqa: ASYNC240  # on a tmpfs
 
-    async def pin_namespaces(self, owner: str, pins: Mapping[str, Path], hostname: str) -> None:
-        """Make namespaces (``network``, ``ipc``, ``uts``) and pin them by bind mounts."""
+    async def pin_namespaces(
+        self, owner: str, pins: Mapping[str, Path], hostname: str, user: UserNamespace | None = None
+    ) -> None:
+        """Make namespaces (``user`` with its maps, ``network``, ``ipc``, ``uts``) and pin them by bind mounts."""
         self._ledger.intend(owner, NAMESPACES, owner, {"paths": [str(path) for path in pins.values()]})
-        await asyncio.to_thread(namespaces.pin, pins, hostname=hostname)
+        maps = user or UserNamespace()
+        await asyncio.to_thread(namespaces.pin, pins, uids=maps.uids, gids=maps.gids, hostname=hostname)
 
     async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
         """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
         self._ledger.intend(owner, NAMESPACES, str(pin), {"paths": [str(pin)]})
         await asyncio.to_thread(_bind_file, source, pin)
 
-    async def mount(self, owner: str, mounts: Iterable[Mount], target: Path) -> None:
-        """Make mounts one on top of the other at ``target``, which exists."""
+    async def mount(self, owner: str, mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> None:
+        """Make mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
         self._ledger.intend(owner, MOUNT, str(target), {})
         for one in mounts:
-            await asyncio.to_thread(mount.mount, one, target)
+            if maps is None:
+                await asyncio.to_thread(mount.mount, one, target)
+            else:
+                await asyncio.to_thread(mount_mapped, one, target, maps)
 
     async def make_cgroup(self, owner: str, path: str) -> None:
         """Make a cgroup, and those above it, unless it is there already (then it is not ours to remove)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux.namespaces import call_in
+from crinoid.core.api.linux.process import spawn
 
 _NAME = re.compile(r"[a-z0-9_.-]+(?:[./][A-Za-z0-9_.*@:-]+)*")
 _IPC = ("kernel.shm", "kernel.msg", "fs.mqueue.")
@@ -32,7 +33,10 @@ def write_sysctls_in(pins: Mapping[str, Path], values: Mapping[str, str]) -> Non
 
     def write_all() -> None:
         for path, value in values.items():
-            _write(path, value)
+            try:
+                _write(path, value, pins)
+            except OSError as error:
+                raise InvalidArgument(f"sysctl {path} can't be set to {value!r}: {error.strerror}") from error
 
     entered: Callable[[], None] = write_all
     for kind in ("network", "ipc"):
@@ -41,11 +45,22 @@ def write_sysctls_in(pins: Mapping[str, Path], values: Mapping[str, str]) -> Non
     entered()
 
 
-def _write(path: str, value: str) -> None:
+def _write(path: str, value: str, pins: Mapping[str, Path]) -> None:
     try:
         (_ROOT / path).write_text(value)
-    except OSError as error:
-        raise InvalidArgument(f"sysctl {path} can't be set to {value!r}: {error.strerror}") from error
+    except PermissionError:  # since Linux 6.10 the limits of an IPC namespace are its own root's, not the host's
+        if "user" not in pins or "ipc" not in pins or not _write_as_owner(path, value, pins):
+            raise
+
+
+def _write_as_owner(path: str, value: str, pins: Mapping[str, Path]) -> bool:
+    """Write as the root of the user namespace. A process must do it: no thread may change its user namespace."""
+    into = [f"--user={pins['user']}", f"--ipc={pins['ipc']}", "--setuid=0", "--setgid=0"]
+    process = spawn(["nsenter", *into, "sh", "-c", 'printf %s "$2" >"$1"', "sh", str(_ROOT / path), value])
+    try:
+        return process.reap() == 0
+    finally:
+        process.close()
 
 
 def _path(name: str, own: Collection[str]) -> str:

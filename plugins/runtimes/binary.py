@@ -18,7 +18,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Binary:
     """The binary ``name``, keeping its state in ``root``; ``scratch`` is for its logs.
 
-    ``log_option`` is how it wants its log file named: ``{}`` stands for the path.
+    ``log_option`` is how it wants its log file named: ``{}`` stands for the path. ``gives_streams_away``: it makes its
+    standard streams belong to the container's user, devices of the host too.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Binary:
     root: Path
     scratch: Scratch
     log_option: str = "--log={}"
+    gives_streams_away: bool = False
 
     @property
     def path(self) -> Path:

@@ -18,6 +18,7 @@ from crinoid.plugins.runtimes.binary import Binary, environment, find_program
 from crinoid.plugins.runtimes.bundle import Bundle
 from crinoid.plugins.runtimes.options import Monitor
 from crinoid.plugins.runtimes.readiness import readable
+from crinoid.plugins.runtimes.stdio import without_null_input
 
 _SYNC_FD = 3
 _START_FD = 4
@@ -93,7 +94,7 @@ def create_command(
     """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it."""
     container_id = request.handle.container_id
     command = [str(find_program(monitor.binary, "conmon")), "--cid", container_id, "--cuuid", container_id]
-    command += ["--runtime", str(binary.path), "--bundle", str(bundle.directory)]
+    command += ["--bundle", str(bundle.directory)]
     command += ["--persist-dir", str(bundle.directory), "--full-attach", "--log-level", monitor.log_level]
     command += ["--container-pidfile", str(bundle.pid_file), "--conmon-pidfile", str(bundle.monitor_pid_file)]
     command += ["--log-path", _log_driver(request.log_path)]
@@ -102,7 +103,7 @@ def create_command(
     command += ["--terminal"] if request.terminal else []
     command += ["--stdin"] if request.stdin else []
     command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []
-    return command + _runtime_arguments(binary, bundle.runtime_log)
+    return command + _runtime(binary, bundle.runtime_log, null_input=not request.stdin)
 
 
 def exec_command(
@@ -114,10 +115,10 @@ def exec_command(
     """
     command = [str(find_program(monitor.binary, "conmon")), "--api-version", "--sync", "--exec"]
     command += ["--cid", container_id, "--cuuid", container_id, "--log-path", "passthrough"]
-    command += ["--runtime", str(binary.path), "--exec-process-spec", str(folder / "process.json")]
+    command += ["--exec-process-spec", str(folder / "process.json")]
     command += ["--container-pidfile", str(folder / "pid"), "--log-level", monitor.log_level]
     command += [f"--runtime-opt={option}" for option in options]
-    return command + _runtime_arguments(binary, folder / "log")
+    return command + _runtime(binary, folder / "log", null_input=False)
 
 
 def _console_directory(private: Path) -> str:
@@ -133,8 +134,12 @@ def _log_driver(path: Path | None) -> str:
     return f"k8s-file:{path}"
 
 
-def _runtime_arguments(binary: Binary, log: Path) -> list[str]:
-    return [f"--runtime-arg={option}" for option in binary.global_options(log)]
+def _runtime(binary: Binary, log: Path, *, null_input: bool) -> list[str]:
+    """What conmon runs; ``null_input``: it would give the host's ``/dev/null`` to it as its input."""
+    command: tuple[str, ...] = (str(binary.path), *binary.global_options(log))
+    if null_input and binary.gives_streams_away:
+        command = without_null_input(command)
+    return ["--runtime", command[0], *(f"--runtime-arg={argument}" for argument in command[1:])]
 
 
 def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class CrunRuntime(OciRuntime):
     package = "crun"
     log_option = "--log=file:{}"
     command_annotations = (*OciRuntime.command_annotations, "run.oci.")
+    gives_streams_away = True  # until 1.24
     leaves_other_cgroups = True
 
     def __init__(self, config: OciOptions, host: Host) -> None:

@@ -16,6 +16,7 @@ from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.consoles import ConsoleSocket, set_size
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import ExecProcess, ExecSetup
+from crinoid.plugins.runtimes.stdio import PIPE_MODE
 from crinoid.plugins.runtimes.undo import finish
 
 
@@ -59,11 +60,17 @@ class StreamedExec(ExecSession):
     ended: asyncio.Task[int]
 
     def __init__(
-        self, stdin: FdSink | None, stdout: FdSource | None, stderr: FdSource | None, terminal: int = -1
+        self,
+        stdin: FdSink | None,
+        stdout: FdSource | None,
+        stderr: FdSource | None,
+        terminal: int = -1,
+        unwanted: tuple[FdSource, ...] = (),
     ) -> None:
         super().__init__(stdin, stdout, stderr)
         self._sink = stdin
-        self._sources = tuple(source for source in (stdout, stderr) if source is not None)
+        self._sources = (*(source for source in (stdout, stderr) if source is not None), *unwanted)
+        self._drains = [asyncio.create_task(_drain(source)) for source in unwanted]
         self._terminal = terminal
 
     async def wait(self) -> int:
@@ -99,13 +106,19 @@ class StreamedExec(ExecSession):
 async def _begin_on_pipes(
     process: ExecProcess, request: ExecStreamRequest, stack: contextlib.ExitStack
 ) -> tuple[StreamedExec, conmon.Started]:
-    wanted = {0: request.stdin, 1: request.stdout, 2: request.stderr}
-    ours, theirs = _make_pipes([number for number in wanted if wanted[number]])
+    """Pipes for all three, also for those that nobody wants: crun would give the host's ``/dev/null`` away."""
+    ours, theirs = _make_pipes([0, 1, 2])
+    sink = FdSink(ours[0])
+    outputs = {number: FdSource(ours[number]) for number in (1, 2)}
+    wanted = {1: request.stdout, 2: request.stderr}
     session = StreamedExec(
-        FdSink(ours[0]) if 0 in ours else None,
-        FdSource(ours[1]) if 1 in ours else None,
-        FdSource(ours[2]) if 2 in ours else None,
+        sink if request.stdin else None,
+        outputs[1] if request.stdout else None,
+        outputs[2] if request.stderr else None,
+        unwanted=tuple(outputs[number] for number in wanted if not wanted[number]),
     )
+    if not request.stdin:
+        sink.release()
     try:
         return session, await _begin(process, process.command(), theirs, stack)
     except BaseException:
@@ -145,6 +158,11 @@ async def _begin(
     return monitor
 
 
+async def _drain(source: FdSource) -> None:
+    while await source.read():
+        pass
+
+
 def _make_pipes(numbers: list[int]) -> tuple[dict[int, int], dict[int, int]]:
     """Make pipes for standard streams; return our ends and the process's. All of them, or none on an error."""
     ours: dict[int, int] = {}
@@ -152,6 +170,7 @@ def _make_pipes(numbers: list[int]) -> tuple[dict[int, int], dict[int, int]]:
     try:
         for number in numbers:
             reader, writer = make_pipe()
+            os.fchmod(reader, PIPE_MODE)
             theirs[number], ours[number] = (reader, writer) if number == 0 else (writer, reader)
     except OSError:
         for fd in (*ours.values(), *theirs.values()):

@@ -16,6 +16,7 @@ from crinoid.core.api.values.runtime import ContainerHandle, ExecOutput, ExecReq
 from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import ExecProcess, ExecSetup
+from crinoid.plugins.runtimes.stdio import PIPE_MODE, ended_input
 from crinoid.plugins.runtimes.undo import finish
 
 _PIECE_BYTES = 1 << 16
@@ -34,7 +35,11 @@ async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") ->
     command, timeout_s = process.command(), request.timeout_s or None
     if timeout_s is not None:  # should the daemon be killed, conmon at least ends the process itself, some time later
         command.append(f"--timeout={math.ceil(timeout_s) + _LATER_S}")
-    with output.writers() as fds, conmon.started(command, fds, process.folder) as monitor:
+    with (
+        ended_input() as nothing,
+        output.writers() as fds,
+        conmon.started(command, {0: nothing, **fds}, process.folder) as monitor,
+    ):
         output.close_writers()
         output.watch()
         monitor.release()
@@ -111,6 +116,7 @@ class _Pipe:
     def __init__(self, limit: int) -> None:
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._reader, False)
+        os.fchmod(self._reader, PIPE_MODE)
         self._room = limit
         self._pieces: list[bytes] = []
         self._loop = asyncio.get_running_loop()

@@ -62,6 +62,7 @@ from crinoid.plugins.runtimes.logs import reopen_log
 from crinoid.plugins.runtimes.options import OciOptions
 from crinoid.plugins.runtimes.scratch import Scratch
 from crinoid.plugins.runtimes.seccomp import Filter, SeccompFilters
+from crinoid.plugins.runtimes.stdio import open_streams
 from crinoid.plugins.runtimes.undo import finish
 
 _DETACH_S = 10.0
@@ -77,6 +78,8 @@ class OciRuntime(abc.ABC):
     log_option: ClassVar[str] = "--log={}"
     command_annotations: ClassVar[tuple[str, ...]] = ("org.systemd.property.",)
     """Prefixes of annotations that make the binary do something: a request's are dropped, a slot's own are not."""
+    gives_streams_away: ClassVar[bool] = False
+    """Whether the binary makes its standard streams belong to the container's user, devices of the host too."""
     leaves_other_cgroups: ClassVar[bool]
     """Whether ``exec --cgroup=NAME`` takes the process out of the hierarchies of cgroup v1 that have no such cgroup."""
 
@@ -88,7 +91,9 @@ class OciRuntime(abc.ABC):
         scratch = Scratch(host.run_dir / "scratch")
         scratch.sweep()
         self._root = config.state_root or host.run_dir / "state"
-        self._binary = Binary(config.binary or self.package, self.package, self._root, scratch, self.log_option)
+        self._binary = Binary(
+            config.binary or self.package, self.package, self._root, scratch, self.log_option, self.gives_streams_away
+        )
         self._reopening: dict[str, asyncio.Lock] = {}
         self._exec_setup = ExecSetup(config, self._binary)
         self._streamed_execs = StreamedExecs(self._exec_setup)
@@ -131,6 +136,8 @@ class OciRuntime(abc.ABC):
             bundle.write_spec(spec)
             async with asyncio.timeout(self._deadlines.create_s):
                 process = await self._create(bundle, request, command)
+            if spec["linux"].get("uidMappings"):
+                open_streams(process.pid)
             self.learn(self._binary.state_directory(request.handle.container_id), spec["linux"].get("seccomp"))
             return process
         except BaseException as error:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ def try_in(folder: Path) -> None:
 
     Raises Unsupported, saying which of them this file system and kernel can't do.
     """
-    scratch = folder / f".idmaps-{os.getpid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".idmaps-", dir=folder))
     try:
         call_in_fresh_thread(lambda: _try_apart(scratch))
     except OSError as error:
@@ -152,7 +154,7 @@ def _mount_apart(wanted: Mount, target: Path, maps: int) -> int:
 def _try_apart(scratch: Path) -> None:
     parts = [scratch / name for name in ("one", "two", "bound", "stacked")]
     for part in parts:
-        part.mkdir(parents=True)
+        part.mkdir()
     (parts[0] / "file").touch()
     maps = IdMaps(_TRIED, _TRIED)
     _leave_mount_namespace()

@@ -34,7 +34,7 @@ def encode_status(status: NodeStatus, verbose: bool) -> api_pb2.StatusResponse:
         info=encode_info(status.info) if verbose else {},
         runtime_handlers=[_encode_handler(one) for one in status.handlers],
         features=api_pb2.RuntimeFeatures(
-            supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=True
+            supplemental_groups_policy=True, user_namespaces_host_network=True, mount_options=True
         ),
     )
 

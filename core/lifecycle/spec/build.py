@@ -1,7 +1,7 @@
 """Puts the OCI specification together; the runtime driver adds what its slot says (seccomp, annotations)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class SpecInput:
 
     ``config`` has the extensions' adjustments in it already. ``target_pid`` is the first process of the container
     whose PID namespace is joined, 0 for none. ``cgroup`` is as in ContainerHandle. ``site`` holds the node's defaults.
+    ``mappings`` are the runtime-spec's of the pod's user namespace, if it has one.
     """
 
     container_id: str
@@ -40,6 +41,7 @@ class SpecInput:
     cgroup: str
     site: PodsConfig
     recursive_read_only: bool
+    mappings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_spec(given: SpecInput) -> JsonObject:
@@ -47,7 +49,12 @@ def build_spec(given: SpecInput) -> JsonObject:
     security = given.config.security
     _refuse_unsupported(given.config)
     traits = mounts.MountTraits(
-        security.privileged, security.readonly_rootfs, given.recursive_read_only, given.site.read_only_tmpfs
+        security.privileged,
+        security.readonly_rootfs,
+        given.recursive_read_only,
+        given.site.read_only_tmpfs,
+        user_namespace=bool(given.mappings),
+        host_network="network" not in given.namespaces,
     )
     spec: JsonObject = {
         "ociVersion": OCI_VERSION,
@@ -105,6 +112,7 @@ def build_init_spec(given: "InitInput") -> JsonObject:
             "namespaces": isolation.build_namespaces(pins, NamespaceMode.CONTAINER, 0, False),
             "cgroupsPath": given.cgroup,
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            **given.mappings,
         },
         "annotations": {
             "io.kubernetes.cri.container-type": "sandbox",
@@ -123,6 +131,7 @@ class InitInput:
     binds: tuple[JsonObject, ...]
     namespaces: Mapping[str, Path]
     cgroup: str
+    mappings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def seccomp_choice(config: ContainerConfig, site: PodsConfig) -> SecurityProfile | None:
@@ -148,6 +157,7 @@ def _linux(given: SpecInput) -> JsonObject:
         "cgroupsPath": given.cgroup,
         "resources": limits | {"devices": rules},
         "devices": nodes,
+        **given.mappings,
     }
     if not security.privileged:
         linux |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}

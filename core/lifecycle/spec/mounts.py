@@ -19,6 +19,7 @@ _OPTIONS = frozenset({"noexec", "nosuid", "nodev", "exec", "suid", "dev"}) | fro
     {"noatime", "atime", "nodiratime", "diratime", "relatime", "norelatime", "strictatime"}
 )
 """What ``mount_options`` may say: the rest has fields of its own, or means nothing on a bind mount."""
+_LOCKED = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
 _SCRATCH = ("/run", "/tmp", "/var/tmp")  # noqa: S108  # in the container
 
 
@@ -34,12 +35,15 @@ class PodFiles:
 
 @dataclass(frozen=True, slots=True)
 class MountTraits:
-    """What bends the mounts: a privileged container, a read-only root, the runtime's recursive read-only mounts."""
+    """What bends the mounts: a privileged container, a read-only root, the runtime's recursive read-only mounts, a user
+    namespace of the pod's own, in which the kernel allows less, above all beside the host's network."""
 
     privileged: bool
     readonly_rootfs: bool
     recursive_read_only: bool
     read_only_tmpfs: bool = False
+    user_namespace: bool = False
+    host_network: bool = False
 
 
 def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountTraits) -> list[JsonObject]:
@@ -49,6 +53,9 @@ def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountT
     own = [*_system(traits), *_pod_files(files, traits)]
     if traits.readonly_rootfs and traits.read_only_tmpfs:
         own += [_entry(path, "tmpfs", "tmpfs", "nosuid", "nodev", "mode=1777") for path in _SCRATCH]
+    if traits.user_namespace:
+        for entry in (*own, *chosen):
+            keep_flags(entry)
     together = [entry for entry in own if entry["destination"] not in taken] + chosen
     return sorted(together, key=lambda entry: len(PurePosixPath(entry["destination"]).parts))
 
@@ -71,7 +78,7 @@ def _system(traits: MountTraits) -> list[JsonObject]:
             "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
         ),
         _entry("/dev/mqueue", "mqueue", "mqueue", *guarded),
-        _entry("/sys", "sysfs", "sysfs", *guarded, access),
+        _sys(traits),
         _entry("/sys/fs/cgroup", "cgroup", "cgroup", *guarded, "relatime", access),
     ]
 
@@ -86,9 +93,25 @@ def _pod_files(files: PodFiles, traits: MountTraits) -> list[JsonObject]:
     ]
 
 
+def _sys(traits: MountTraits) -> JsonObject:
+    """The host's network shows in its own sysfs alone, which no other user namespace may mount: it is bound then."""
+    guarded = ["nosuid", "noexec", "nodev"]
+    if not (traits.user_namespace and traits.host_network):
+        return _entry("/sys", "sysfs", "sysfs", *guarded, "rw" if traits.privileged else "ro")
+    return _entry("/sys", "bind", "/sys", "rbind", "rslave", *guarded, "rro" if traits.recursive_read_only else "ro")
+
+
+def keep_flags(entry: JsonObject) -> None:
+    """Repeat the flags of a bind mount's source: in a user namespace none may be taken away (mount(2), EPERM)."""
+    if entry["type"] != "bind":
+        return
+    flags = os.statvfs(entry["source"]).f_flag
+    entry["options"] += [word for word, flag in _LOCKED.items() if flags & flag and word not in entry["options"]]
+
+
 def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
     _check(volume, traits)
-    source = _source(volume)
+    source = find_source(volume)
     options = ["rbind", volume.propagation.value, "ro" if volume.readonly else "rw", *volume.mount_options]
     if volume.recursive_read_only:
         options.append("rro")
@@ -97,10 +120,6 @@ def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
 
 def _check(volume: VolumeMount, traits: MountTraits) -> None:
     name = f"mount {volume.container_path}"
-    if volume.uid_mappings or volume.gid_mappings:
-        raise Unsupported(f"{name}: id-mapped mounts are not served yet")
-    if not volume.host_path.startswith("/"):
-        raise InvalidArgument(f"{name}: host_path {volume.host_path!r} is not absolute")
     if unknown := [option for option in volume.mount_options if option not in _OPTIONS]:
         raise InvalidArgument(f"{name}: mount_options: {unknown[0]!r} is none of {', '.join(sorted(_OPTIONS))}")
     if volume.recursive_read_only:
@@ -117,8 +136,10 @@ def _destination(volume: VolumeMount) -> str:
     return path
 
 
-def _source(volume: VolumeMount) -> Path:
+def find_source(volume: VolumeMount) -> Path:
     """Resolve links, make an absent folder as peers do, and see that the propagation asked for is possible."""
+    if not volume.host_path.startswith("/"):
+        raise InvalidArgument(f"mount {volume.container_path}: host_path {volume.host_path!r} is not absolute")
     source = Path(os.path.realpath(volume.host_path))
     try:
         source.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -42,7 +42,7 @@ class FakeMachine:
     mounts: list[Path] = field(default_factory=list)
     cgroups: set[str] = field(default_factory=set)
 
-    def pin(self, kinds: Mapping[str, Path], hostname: str = "") -> None:
+    def pin(self, kinds: Mapping[str, Path], uids: object = (), gids: object = (), hostname: str = "") -> None:
         for path in kinds.values():
             path.touch()
             self.pins.add(path)

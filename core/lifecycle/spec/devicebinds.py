@@ -1,0 +1,51 @@
+"""Devices of a container in a user namespace: nobody may make a node there (mknod(2), EPERM), so the host's is bound.
+
+Called by ``assembly`` when the specification is complete, CDI's devices included. The cgroup's rules stay as they are.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from crinoid.core.api.errors import Unsupported
+from crinoid.core.lifecycle.spec.mounts import keep_flags
+
+JsonObject = dict[str, Any]
+
+
+def bind_devices(spec: JsonObject) -> None:
+    """Turn ``linux.devices`` into bind mounts. Blocks. Raises Unsupported for a device that the host has no node of."""
+    entries = [_bind(node) for node in spec["linux"].pop("devices", ())]
+    for entry in entries:
+        keep_flags(entry)
+    spec["mounts"] = sorted([*spec["mounts"], *entries], key=lambda one: len(PurePosixPath(one["destination"]).parts))
+
+
+def _bind(node: JsonObject) -> JsonObject:
+    return {
+        "destination": node["path"],
+        "type": "bind",
+        "source": str(_source(node)),
+        "options": ["bind", "nosuid", "noexec"],
+    }
+
+
+def _source(node: JsonObject) -> Path:
+    number = os.makedev(node["major"], node["minor"])
+    kind = "block" if node["type"] == "b" else "char"
+    for path in (Path(node["path"]), _named_by_kernel(kind, number)):
+        if path is not None and path.exists() and path.stat().st_rdev == number:
+            return path
+    raise Unsupported(
+        f"device {node['path']} ({node['type']} {node['major']}:{node['minor']}): the host has no node of it in /dev, "
+        "and in a user namespace none can be made"
+    )
+
+
+def _named_by_kernel(kind: str, number: int) -> Path | None:
+    try:
+        lines = Path(f"/sys/dev/{kind}/{os.major(number)}:{os.minor(number)}/uevent").read_text().splitlines()
+    except OSError:
+        return None
+    names = [line.removeprefix("DEVNAME=") for line in lines if line.startswith("DEVNAME=")]
+    return Path("/dev") / names[0] if names else None

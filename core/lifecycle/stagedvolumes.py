@@ -1,0 +1,60 @@
+"""Volumes on their way into a container whose ids are mapped: each is mounted below the bundle first, with its owners.
+
+Called by ``assembly`` before the specification is built, for pods with a user namespace and for volumes that bring maps
+of their own. A runtime then only binds what it finds and needs no id-mapped mounts itself (runc has them since 1.2),
+and the root of the pod, who may not pass through the kubelet's folders, reaches the volume all the same.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux.idmaps import IdMaps
+from crinoid.core.api.values.container import VolumeMount
+from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.spec.mounts import find_source
+from crinoid.core.lifecycle.userns import maps_of_volume
+
+FOLDER = "volumes"
+
+
+async def stage_volumes(
+    owner: str, volumes: Iterable[VolumeMount], bundle: Path, maps: IdMaps | None, resources: Resources
+) -> tuple[VolumeMount, ...]:
+    """Mount below ``bundle`` what needs it, and return the volumes with their new host paths and without maps.
+
+    ``maps`` are the pod's. The ledger's ``owner`` is the container. Raises Unsupported for a file system without
+    id-mapped mounts, InvalidArgument for maps that the kernel does not take, and what ``find_source`` raises.
+    """
+    staged = []
+    for number, volume in enumerate(volumes):
+        own = maps_of_volume(volume, maps)
+        if maps is not None or own is not None:
+            volume = await _stage(owner, volume, bundle / FOLDER / str(number), own, resources)
+        staged.append(volume)
+    return tuple(staged)
+
+
+async def _stage(
+    owner: str, volume: VolumeMount, target: Path, maps: IdMaps | None, resources: Resources
+) -> VolumeMount:
+    """What is undone later must not take along what is mounted below the source: so the copy is never its peer."""
+    source = await asyncio.to_thread(find_source, volume)
+    await asyncio.to_thread(_make_like, target, source)
+    wanted = Mount("bind", str(source), ("rbind", volume.propagation.value))
+    try:
+        await resources.mount(owner, [wanted], target, maps)
+    except OSError as error:
+        raise InvalidArgument(f"mount {volume.container_path}: {source} can't be mounted: {error}") from error
+    return dataclasses.replace(volume, host_path=str(target), uid_mappings=(), gid_mappings=())
+
+
+def _make_like(target: Path, source: Path) -> None:
+    target.parent.mkdir(mode=0o711, exist_ok=True)
+    if source.is_dir():
+        target.mkdir(mode=0o711)
+    else:
+        target.touch(mode=0o600)
