@@ -68,6 +68,11 @@ class EventReader:
             await self._filled.wait()
         return self._queue.popleft()
 
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether an error comes after what is queued."""
+        return self._end is not None
+
     def put(self, event: Event) -> None:
         """Queue an event; one that finds no room ends the reading."""
         if self._end is None and len(self._queue) < self._length:

@@ -3,13 +3,15 @@
 import asyncio
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from crinoid.core.api.errors import InvalidArgument, ResourceExhausted
 from crinoid.core.cri import lists
 from crinoid.core.cri.client import Client, Json
-from crinoid.core.cri.server import Server
-from crinoid.core.lifecycle.events import Event, EventType
+from crinoid.core.cri.server import Endpoint, Server
+from crinoid.core.cri.wire import api_pb2
+from crinoid.core.lifecycle.events import Event, EventReader, EventType
 from crinoid.core.lifecycle.queries import ContainerFilter
 from unit.core.cri.conftest import FakePods, make_container, make_pod
 
@@ -122,3 +124,26 @@ async def test_limits_of_a_pod(client: Client, services: SimpleNamespace) -> Non
         await client.call("UpdatePodSandboxResources")
     with pytest.raises(InvalidArgument, match=r"overhead\.cpu_shares is -1"):
         await client.call("UpdatePodSandboxResources", {"pod_sandbox_id": "p", "overhead": {"cpu_shares": -1}})
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_gets_no_gap(
+    server: Server, endpoint: Endpoint, services: SimpleNamespace
+) -> None:
+    reader = services.events.reader = EventReader(100)
+    pod, containers = make_pod(), tuple(make_container(f"c{number}") for number in range(10))
+    async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:
+        call = channel.unary_stream("/runtime.v1.RuntimeService/GetContainerEvents", _registered_method=True)(b"")
+        await call.initial_metadata()
+        for number in range(100_000):
+            reader.put(Event(EventType.STARTED, str(number), number, pod, containers))
+            if reader.has_ended:
+                break
+            await asyncio.sleep(0.0002)
+        assert reader.has_ended, "the server took everything in for a client that reads nothing"
+        told = []
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async for data in call:
+                told.append(api_pb2.ContainerEventResponse.FromString(data).container_id)  # noqa: PERF401
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert told == [str(number) for number in range(len(told))]
+        assert 100 <= len(told) < 10_000
