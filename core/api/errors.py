@@ -52,6 +52,13 @@ class FailedPrecondition(CrinoidError):
     reason = "FailedPrecondition"
 
 
+class Refused(CrinoidError):
+    """An extension does not want the act to happen: no failure of the extension, so no ``on_failure`` ignores it."""
+
+    grpc_status = "FAILED_PRECONDITION"
+    reason = "Refused"
+
+
 class Unsupported(CrinoidError):
     """The request needs what this host, kernel or driver lacks."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from crinoid.core.config.models import Config, StreamingConfig
+from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.assembly import Assembly
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
@@ -10,6 +10,7 @@ from crinoid.core.lifecycle.containers import ContainerParts, ContainerService
 from crinoid.core.lifecycle.events import EventBus
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
+from crinoid.core.lifecycle.kernel import ExtensionKernel
 from crinoid.core.lifecycle.locks import Locks
 from crinoid.core.lifecycle.metrics import MetricsService
 from crinoid.core.lifecycle.node import NodeService
@@ -42,12 +43,14 @@ class Composition:
     resources: Resources
     store: Store
     slots: Slots
+    kernel: ExtensionKernel
 
     async def recover(self) -> None:
-        """Bring records and host together."""
+        """Bring records and host together, then let extensions in."""
         await self.images.recover()
         await self.node.recover()
         await self.recovery.run()
+        await self.slots.extensions.connect(self.kernel)
 
     async def close(self) -> None:
         """Give up what is under way and close the store; pods and containers run on."""
@@ -66,7 +69,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     """Build all services. The folders ``config.root`` and ``config.run`` exist."""
     cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
-    images = ImageService(store, content, slots, config.images)
+    images = ImageService(store, content, slots, _with_pause_image_pinned(config))
     resources = Resources(store.ledger, slots, cgroups.root)
     events, locks = EventBus(store), Locks()
     exits = Exits(store, slots, events)
@@ -92,7 +95,14 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         resources=resources,
         store=store,
         slots=slots,
+        kernel=ExtensionKernel(store, containers, config.pods.stop_timeout_s),
     )
+
+
+def _with_pause_image_pinned(config: Config) -> ImagesConfig:
+    """The kubelet must not collect an image that a pod's init may need at any moment."""
+    pinned = (*config.images.pinned, config.pods.pause_image)
+    return config.images.model_copy(update={"pinned": pinned})
 
 
 def _streaming_options(config: StreamingConfig) -> StreamingOptions:

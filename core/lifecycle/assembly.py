@@ -9,17 +9,17 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument, NotFound, Unsupported
-from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
+from crinoid.core.lifecycle.adjustment import adjust_config, adjust_spec
 from crinoid.core.lifecycle.cdi import CdiDevices
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
@@ -29,8 +29,10 @@ from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
 from crinoid.core.lifecycle.spec.devicebinds import bind_devices
+from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
 from crinoid.core.lifecycle.spec.users import Identity, identify
 from crinoid.core.lifecycle.stagedvolumes import stage_volumes
+from crinoid.core.lifecycle.views import ContainerViews, view_pod
 from crinoid.core.lifecycle.volumes import fill_volume, select_paths
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -61,6 +63,8 @@ class Assembly:
         self._cgroups = cgroups
         self._image_volumes = ImageVolumes(images, resources)
         self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
+        self._views = ContainerViews(store, slots)
+        self._asked: dict[str, ContainerView] = {}
         self._features: dict[str, bool] = {}
 
     async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
@@ -69,15 +73,23 @@ class Assembly:
         image = self._image(config)
         container_id = secrets.token_hex(32)
         try:
-            adjusted = await self._adjusted(container_id, pod, config, image)
-            record = await self._make(container_id, pod, adjusted, image)
+            record = await self._make(container_id, pod, config, image)
             record = self._store.containers.put(dataclasses.replace(record, config=config))
-            await self._slots.extensions.container_created(container_view(container_id, pod, config, image.id))
+            await self._slots.extensions.container_created(await self._views.of(record))
         except BaseException:
             self._store.containers.drop(container_id)
-            await asyncio.shield(self._resources.undo(container_id))
+            await asyncio.shield(self._undo(container_id))
             raise
+        finally:
+            self._asked.pop(container_id, None)
         return record
+
+    async def _undo(self, container_id: str) -> None:
+        try:
+            await self._resources.undo(container_id)
+        finally:
+            if (view := self._asked.get(container_id)) is not None:
+                await self._slots.extensions.container_removed(view)
 
     async def _make(
         self, container_id: str, pod: PodRecord, config: ContainerConfig, image: ImageRecord
@@ -86,7 +98,7 @@ class Assembly:
         signal_number(stop_signal)
         bundle = self._config.run / "containers" / container_id
         await self._resources.make_directory(container_id, bundle)
-        rootfs = await self._mount_root(container_id, pod, image, bundle, config.security.readonly_rootfs)
+        rootfs = await self._mount_root(container_id, pod, image, bundle, config)
         volumes = await self._make_volumes(container_id, config, image, rootfs)
         maps, slot = userns.maps_of(pod), self._snapshotter(pod)
         prepared = await self._image_volumes.prepare(container_id, config.mounts, slot, bundle, maps)
@@ -95,7 +107,9 @@ class Assembly:
         cgroup = self._cgroups.of_container(pod.cgroup_parent, container_id)
         handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
         given = await self._spec_input(handle, pod, config, image, rootfs)
-        process = await self._create(given, handle, pod)
+        given, spec = await self._specify(given, pod, image)
+        handle = dataclasses.replace(handle, cgroup=given.cgroup)
+        process = await self._create(given, handle, pod, spec)
         return ContainerRecord(
             id=container_id,
             pod_id=pod.id,
@@ -108,13 +122,13 @@ class Assembly:
             pid=process.pid,
             log_path=str(log_path(pod, config) or ""),
             user=given.identity.user,
-            resources=config.resources,
+            resources=given.config.resources,
             stop_signal=stop_signal,
             volume_images=prepared.images,
         )
 
     async def _mount_root(
-        self, container_id: str, pod: PodRecord, image: ImageRecord, bundle: Path, readonly: bool
+        self, container_id: str, pod: PodRecord, image: ImageRecord, bundle: Path, config: ContainerConfig
     ) -> Path:
         """Stack a writable part on the image and mount it. A read-only root is writable until the runtime has made
         the mount points in it, as with every peer."""
@@ -123,6 +137,7 @@ class Assembly:
         mounts = await self._resources.create_snapshot(container_id, container_id, slot, chain_id)
         rootfs = bundle / "rootfs"
         rootfs.mkdir()
+        mounts = label_mounts(mounts, selinux_labels(pod.id, pod.config, config))
         await self._resources.mount(container_id, mounts, rootfs, userns.maps_of(pod))
         return rootfs
 
@@ -172,12 +187,10 @@ class Assembly:
             mappings=userns.oci_mappings(pod.config),
         )
 
-    async def _create(self, given: SpecInput, handle: ContainerHandle, pod: PodRecord) -> ContainerProcess:
+    async def _create(
+        self, given: SpecInput, handle: ContainerHandle, pod: PodRecord, spec: JsonObject
+    ) -> ContainerProcess:
         config = given.config
-        spec = await asyncio.to_thread(build_spec, given)
-        await asyncio.to_thread(self._cdi.add, spec, config)
-        if given.mappings:
-            await asyncio.to_thread(bind_devices, spec)
         await asyncio.to_thread(_write_process, handle.bundle, spec["process"])
         path = log_path(pod, config)
         if path is not None:
@@ -185,7 +198,7 @@ class Assembly:
         request = ContainerRequest(
             handle=handle,
             spec=spec,
-            seccomp=seccomp_choice(config, self._config.pods),
+            seccomp=None if "seccomp" in spec["linux"] else seccomp_choice(config, self._config.pods),
             log_path=path,
             terminal=config.tty,
             stdin=config.stdin,
@@ -206,12 +219,50 @@ class Assembly:
             raise NotFound(f"image {config.image!r} of container {config.metadata.name!r} is not on this node: pull it")
         return image
 
-    async def _adjusted(
-        self, container_id: str, pod: PodRecord, config: ContainerConfig, image: ImageRecord
-    ) -> ContainerConfig:
-        view = container_view(container_id, pod, config, image.id)
-        adjustments = await self._slots.extensions.adjust_container(view)
-        return adjust(config, (adjustment for _slot, adjustment in adjustments))
+    async def _specify(self, given: SpecInput, pod: PodRecord, image: ImageRecord) -> tuple[SpecInput, JsonObject]:
+        """Build the specification, with what extensions want and with devices; return what it was built from, too."""
+        spec = await asyncio.to_thread(build_spec, given)
+        changes = await self._ask_extensions(given, pod, image, spec) if self._slots.extensions else ()
+        if changes:
+            given = await self._changed(given, changes, pod)
+            spec = await asyncio.to_thread(build_spec, given)
+        await asyncio.to_thread(self._cdi.add, spec, given.config)
+        if changes:
+            adjust_spec(spec, changes)
+        if given.mappings:
+            await asyncio.to_thread(bind_devices, spec)
+        return given, spec
+
+    async def _ask_extensions(
+        self, given: SpecInput, pod: PodRecord, image: ImageRecord, spec: JsonObject
+    ) -> tuple[ContainerAdjustment, ...]:
+        """Ask what to change. From now on extensions know the container, and must learn when nothing comes of it."""
+        view = ContainerView(
+            container_id=given.container_id,
+            pod=view_pod(pod),
+            config=given.config,
+            image_id=image.id,
+            image_reference=_reference(image),
+            spec=spec,
+            resources=given.config.resources,
+        )
+        self._asked[given.container_id] = view
+        return tuple(change for _slot, change in await self._slots.extensions.adjust_container(view))
+
+    async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:
+        """Take changes into what the specification is built from; their volumes are staged in a folder of their own."""
+        if any(mount.image for change in changes for mount in change.mounts):
+            raise InvalidArgument(f"container {given.config.metadata.name!r}: extensions can't add image volumes")
+        owner, maps = given.container_id, userns.maps_of(pod)
+        folder = self._config.run / "containers" / owner / "extensions"
+        staged = []
+        for number, change in enumerate(changes):
+            here = folder / str(number)
+            here.mkdir(mode=0o711, parents=True)
+            mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources)
+            staged.append(dataclasses.replace(change, mounts=mounts))
+        cgroup = next((change.cgroup for change in reversed(changes) if change.cgroup), given.cgroup)
+        return dataclasses.replace(given, config=adjust_config(given.config, staged), cgroup=cgroup)
 
     def _target_pid(self, pod: PodRecord, config: ContainerConfig) -> int:
         options = config.security.namespaces
@@ -231,27 +282,6 @@ class Assembly:
                 return False
             self._features[runtime] = features.recursive_read_only_mounts
         return self._features[runtime]
-
-
-def adjust(config: ContainerConfig, adjustments: Iterable[ContainerAdjustment]) -> ContainerConfig:
-    """Return the configuration with what extensions add."""
-    for extra in adjustments:
-        config = dataclasses.replace(
-            config,
-            envs=config.envs + extra.envs,
-            mounts=config.mounts + extra.mounts,
-            devices=config.devices + extra.devices,
-            annotations={**config.annotations, **dict(extra.annotations)},
-        )
-    return config
-
-
-def container_view(container_id: str, pod: PodRecord | None, config: ContainerConfig, image_id: str) -> ContainerView:
-    """Return the container as extensions see it."""
-    assert pod is not None, "a container's record goes before its pod's"
-    addresses = pod.attachment.addresses if pod.attachment else ()
-    view = PodView(pod.id, pod.config, pod.runtime_handler, addresses)
-    return ContainerView(container_id, view, config, image_id)
 
 
 def log_path(pod: PodRecord, config: ContainerConfig) -> Path | None:

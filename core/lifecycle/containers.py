@@ -20,12 +20,11 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
-from crinoid.core.api.hooks.extension import ContainerView
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
-from crinoid.core.api.values.runtime import ExecOutput, ExecRequest
+from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus
 from crinoid.core.config.models import PodsConfig
-from crinoid.core.lifecycle.assembly import Assembly, container_view, read_process
+from crinoid.core.lifecycle.assembly import Assembly, read_process
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
@@ -35,6 +34,7 @@ from crinoid.core.lifecycle.podinit import PodInit
 from crinoid.core.lifecycle.queries import ContainerFilter
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
+from crinoid.core.lifecycle.views import ContainerViews
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -73,6 +73,7 @@ class ContainerService:
         self._resources = parts.resources
         self._locks = parts.locks
         self._events = parts.events
+        self._views = ContainerViews(store, slots)
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
 
@@ -112,7 +113,8 @@ class ContainerService:
             self._ready_pod(record.pod_id)
             with self._events.starting(record.id):
                 await self._start(record)
-        await self._slots.extensions.container_started(self._view(record))
+            view = await self._views.of(self.get(record.id))
+        await self._slots.extensions.container_started(view)
 
     async def stop(self, container_id: str, timeout_s: float) -> None:
         """Send the stop signal, and SIGKILL after the grace period. Idempotent; an unknown container is stopped.
@@ -146,12 +148,13 @@ class ContainerService:
             if (current := self._store.containers.get(record.id)) is None:
                 return
             self._exits.forget(current.id)
+            view = await self._views.of(current)
             await self._resources.undo(current.id)
             self._store.containers.drop(current.id)
             self._events.tell_container(EventType.DELETED, current)
         if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
             await self._images.collect_garbage()
-        await self._slots.extensions.container_removed(self._view(record))
+        await self._slots.extensions.container_removed(view)
 
     def get(self, container_id: str) -> ContainerRecord:
         """Return the container with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
@@ -181,15 +184,23 @@ class ContainerService:
         return {"info": json.dumps(info)}
 
     async def update(self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str]) -> None:
-        """Change limits of a created or running container; what is 0 or empty stays. ``annotations`` are ignored,
-        as by peers."""
+        """Change limits of a created or running container as extensions agree; what is 0 or empty stays.
+        ``annotations`` are ignored, as by peers.
+
+        Extensions are asked before the container is locked: what they change meanwhile may lock others.
+        """
+        record = self._changeable(container_id)
+        extensions = self._slots.extensions
+        wanted = await extensions.container_updating(await self._views.of(record), resources)
+        await self.change_limits(record.id, wanted)
+        if (changed := self._store.containers.get(record.id)) is not None:
+            await extensions.container_updated(await self._views.of(changed))
+
+    async def change_limits(self, container_id: str, resources: LinuxResources) -> None:
+        """Change limits of a created or running container; what is 0 or empty stays. No extension is asked."""
         record = self._store.containers.find(container_id)
         async with self._locks.of(record.id):
-            record = self._store.containers.find(record.id)
-            if record.state not in (ContainerState.CREATED, ContainerState.RUNNING):
-                raise FailedPrecondition(
-                    f"container {record.id} is {record.state.value}, so its limits can't be changed"
-                )
+            record = self._changeable(record.id)
             await self.slot_of(record).update(record.handle, resources)
             merged = merge_resources(record.resources, resources)
             self._store.containers.put(dataclasses.replace(self.get(record.id), resources=merged))
@@ -211,6 +222,12 @@ class ContainerService:
             max_output_bytes=self._config.exec_output_max_bytes,
         )
         return await self.slot_of(record).exec_sync(record.handle, request)
+
+    def _changeable(self, container_id: str) -> ContainerRecord:
+        record = self._store.containers.find(container_id)
+        if record.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+            raise FailedPrecondition(f"container {record.id} is {record.state.value}, so its limits can't be changed")
+        return record
 
     def running(self, container_id: str, so: str) -> ContainerRecord:
         """Return a container that runs. Raises NotFound, and FailedPrecondition that ends with ``so``."""
@@ -265,6 +282,7 @@ class ContainerService:
     async def _start(self, record: ContainerRecord) -> None:
         slot, started = self.slot_of(record), time.time_ns()
         try:
+            await self._slots.extensions.container_starting(await self._views.of(record))
             await slot.start(record.handle)
         except CrinoidError as error:
             await self._note_start_error(slot, record, error)
@@ -292,6 +310,7 @@ class ContainerService:
         )
         self._events.tell_container(EventType.STOPPED, ended)
         await slot.kill(record.handle, SIGKILL, True)
+        await self._slots.extensions.container_exited(await self._views.of(ended), ExitStatus(128, now))
 
     async def _kill(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
         """Kill the container; a shared PID namespace does not end the other processes by itself."""
@@ -302,9 +321,6 @@ class ContainerService:
                 f"container {record.id} has not ended {self._config.kill_timeout_s:g} s after SIGKILL: "
                 f"its process {record.pid} may hang in the kernel, see /proc/{record.pid}/stack"
             )
-
-    def _view(self, record: ContainerRecord) -> ContainerView:
-        return container_view(record.id, self._store.pods.get(record.pod_id), record.config, record.image_id)
 
     def _find(self, container_id: str) -> ContainerRecord | None:
         if not container_id:

@@ -11,8 +11,8 @@ import time
 from crinoid.core.api.errors import CrinoidError, NotFound
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ExitStatus
-from crinoid.core.lifecycle.assembly import container_view
 from crinoid.core.lifecycle.events import EventBus, EventType
+from crinoid.core.lifecycle.views import ContainerViews
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState
@@ -29,6 +29,7 @@ class Exits:
         self._store = store
         self._slots = slots
         self._events = events
+        self._views = ContainerViews(store, slots)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def watch(self, record: ContainerRecord) -> None:
@@ -101,7 +102,7 @@ class Exits:
         if record.config.security.namespaces.pid is not NamespaceMode.CONTAINER:
             await self._end_the_rest(slot, record)
         if changed is not None:
-            await self._tell(changed, status)
+            await self._slots.extensions.container_exited(await self._views.of(changed), status)
 
     async def _end_the_rest(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
         """Where the PID namespace is shared, other processes of the container outlive its first one: end them."""
@@ -111,13 +112,6 @@ class Exits:
             LOG.warning(
                 "container %s: what its first process left running can't be ended: %s", record.id, error.message
             )
-
-    async def _tell(self, record: ContainerRecord, status: ExitStatus) -> None:
-        view = container_view(record.id, self._store.pods.get(record.pod_id), record.config, record.image_id)
-        try:
-            await self._slots.extensions.container_exited(view, status)
-        except CrinoidError as error:
-            LOG.warning("container %s has ended, but an extension could not be told: %s", record.id, error.message)
 
 
 def _explain(status: ExitStatus) -> tuple[str, str]:

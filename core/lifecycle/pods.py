@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from crinoid.core.api.hooks.extension import PodView
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata, UserNamespace
@@ -35,7 +34,9 @@ from crinoid.core.lifecycle.podfiles import NAMESPACE_KINDS, PodFolder
 from crinoid.core.lifecycle.podinit import PodInit
 from crinoid.core.lifecycle.queries import PodFilter
 from crinoid.core.lifecycle.resources import CONTAINER, NETWORK, Resources
+from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
 from crinoid.core.lifecycle.sysctls import check_sysctls, write_sysctls_in
+from crinoid.core.lifecycle.views import view_pod
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -143,7 +144,7 @@ class PodService:
             last = self._store.pods.get(current.id) or current
             self._store.pods.drop(current.id)
             self._events.tell_pod(EventType.DELETED, last)
-        await self._slots.extensions.pod_removed(view_of(record))
+        await self._slots.extensions.pod_removed(view_pod(last))
 
     async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None) -> None:
         """Take the sum of the limits of the pod's containers, and what the pod costs beside them; absent ones stay.
@@ -151,10 +152,10 @@ class PodService:
         Their sum goes to the pod's cgroup, in which every container lies; zero and empty fields stay as they are.
         Raises NotFound, FailedPrecondition for a pod that is not ready, and what ``cgroups.write_resources`` raises.
         """
+        extensions = self._slots.extensions
+        await extensions.pod_updating(view_pod(self._changeable(pod_id)), resources, overhead)
         async with self._locks.of(self.get(pod_id).id):
-            record = self.get(pod_id)
-            if record.state is not PodState.READY:
-                raise FailedPrecondition(f"pod {record.id} is not ready, so its limits can't be changed")
+            record = self._changeable(pod_id)
             record = dataclasses.replace(
                 record,
                 resources=resources or record.resources or record.config.resources,
@@ -163,6 +164,13 @@ class PodService:
             limits = add_resources(record.resources or LinuxResources(), record.overhead or LinuxResources())
             await asyncio.to_thread(cgroups.write_resources, path_below_mount(record.cgroup_parent), limits)
             self._store.pods.put(record)
+        await extensions.pod_updated(view_pod(record))
+
+    def _changeable(self, pod_id: str) -> PodRecord:
+        record = self.get(pod_id)
+        if record.state is not PodState.READY:
+            raise FailedPrecondition(f"pod {record.id} is not ready, so its limits can't be changed")
+        return record
 
     def get(self, pod_id: str) -> PodRecord:
         """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
@@ -209,8 +217,7 @@ class PodService:
                 await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
             try:
-                record = await self._make(plan)
-                await self._slots.extensions.pod_started(view_of(record))
+                record = await self._start(plan)
             except BaseException:
                 self._store.pods.drop(plan.pod_id)
                 await asyncio.shield(self._undo(plan.pod_id))
@@ -221,6 +228,19 @@ class PodService:
             return record.id
         finally:
             del self._wanted[config.metadata]
+
+    async def _start(self, plan: _Plan) -> PodRecord:
+        """Make the pod and ask the extensions before anybody else can see it; the record comes last but for them."""
+        record = await self._make(plan)
+        extensions, view = self._slots.extensions, view_pod(record)
+        try:
+            await extensions.pod_starting(view)
+            self._store.pods.put(record)
+            await extensions.pod_started(view)
+        except BaseException:
+            await asyncio.shield(extensions.pod_removed(view))
+            raise
+        return record
 
     def _plan(self, config: PodConfig, handler: str) -> _Plan:
         """Check the request and choose the slots; nothing of the host changes."""
@@ -245,7 +265,7 @@ class PodService:
         )
 
     async def _make(self, plan: _Plan) -> PodRecord:
-        """Make everything, each step in the ledger first; the record comes last."""
+        """Make everything, each step in the ledger first; return the record to be."""
         resources, pod_id, folder = self._resources, plan.pod_id, plan.folder
         await resources.make_directory(pod_id, folder.path)
         (folder.path / "ns").mkdir(mode=0o700)
@@ -263,7 +283,7 @@ class PodService:
         if (maps := userns.maps_of(record)) is not None:
             podfiles.give_files(folder, maps)
         await plan.runtime.start_pod(_sandbox(record))
-        return self._store.pods.put(record)
+        return record
 
     def _record(self, plan: _Plan) -> PodRecord:
         return PodRecord(
@@ -284,7 +304,8 @@ class PodService:
         options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
         if plan.user is not None:
             options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
-        await self._resources.mount(plan.pod_id, [Mount("tmpfs", "shm", tuple(options))], plan.folder.shm)
+        mounts = label_mounts((Mount("tmpfs", "shm", tuple(options)),), selinux_labels(plan.pod_id, plan.config, None))
+        await self._resources.mount(plan.pod_id, mounts, plan.folder.shm)
 
     async def _attach(self, plan: _Plan, record: PodRecord) -> PodRecord:
         """Attach the pod, unless it asked for the host's network."""
@@ -335,11 +356,13 @@ class PodService:
         await self._init.undo(pod_id, {CONTAINER})
         if (slot := self._slots.runtimes.get(record.runtime)) is not None:
             await slot.stop_pod(_sandbox(record))
+        if record.state is PodState.READY:
+            await self._slots.extensions.pod_stopping(view_pod(record))
         await self._resources.undo(pod_id, {NETWORK})
         if record.state is PodState.READY:
             record = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
             self._events.tell_pod(EventType.STOPPED, record)
-            await self._slots.extensions.pod_stopped(view_of(record))
+            await self._slots.extensions.pod_stopped(view_pod(record))
 
     async def _undo(self, pod_id: str) -> None:
         await self._init.undo(pod_id)
@@ -408,12 +431,6 @@ def add_resources(resources: LinuxResources, overhead: LinuxResources) -> LinuxR
         ),
         hugepage_limits=pages,
     )
-
-
-def view_of(record: PodRecord) -> PodView:
-    """Return the pod as extensions see it."""
-    addresses = record.attachment.addresses if record.attachment else ()
-    return PodView(record.id, record.config, record.runtime_handler, addresses)
 
 
 def _check_address(text: str) -> None:

@@ -80,7 +80,9 @@ class Slots:
         return tuple(slot for group in groups for slot in group)
 
     async def close(self) -> None:
-        """Let the image sources release what they hold; one that fails is logged. Idempotent as far as they are."""
+        """Let extensions and image sources release what they hold; one that fails is logged. Idempotent as far as
+        they are."""
+        await self.extensions.close()
         for source in self.registries.values():
             try:
                 await source.close()
@@ -132,6 +134,7 @@ def adopt(
         instruments=instruments,
         state_dir=host.state_dir,
         run_dir=host.run_dir,
+        own_deadline_s=getattr(driver, "deadline_s", None),
     )
 
 

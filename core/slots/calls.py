@@ -58,6 +58,8 @@ class Binding:
     instruments: Instruments
     state_dir: Path
     run_dir: Path
+    own_deadline_s: float | None = None
+    """What the driver says its hooks may take, where it says so."""
 
     @property
     def label(self) -> str:

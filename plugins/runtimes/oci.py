@@ -248,15 +248,15 @@ class OciRuntime(abc.ABC):
         spec: dict[str, Any] = dict(request.spec)
         process = spec.get("process") or {}
         capabilities = frozenset((process.get("capabilities") or {}).get("bounding") or ())
-        seccomp = self._seccomp.resolve(request.seccomp, capabilities)
+        linux = dict(spec.get("linux") or {})
+        own_seccomp = linux.pop("seccomp", None)  # of an extension, which knows what it does
+        seccomp = self._seccomp.resolve(request.seccomp, capabilities) or own_seccomp
         asked = {
             name: value
             for name, value in (spec.get("annotations") or {}).items()
             if not name.startswith(self.command_annotations)
         }
         annotations = {**asked, **self.added_annotations(seccomp), **self._config.annotations}
-        linux = dict(spec.get("linux") or {})
-        linux.pop("seccomp", None)
         spec["linux"] = {**linux, "seccomp": seccomp} if seccomp else linux
         return {**spec, "annotations": annotations}
 

@@ -1,53 +1,159 @@
 """The open role: observers and adjusters, any number of them (entry points ``crinoid.extensions``).
 
 Every hook is optional and is called in the order of the configuration. An extension that fails or overstays its
-deadline is named in the log; whether the act fails with it is the slot's ``on_failure`` (``ignore`` or ``fail``).
+deadline is named in the log; whether the act fails with it is the slot's ``on_failure`` (``ignore`` or ``fail``). One
+that wants an act not to happen raises Refused from a hook whose name ends in ``ing``, or from ``adjust_container``:
+that always counts. A driver that needs more time than other extensions may have an attribute ``deadline_s``, in
+seconds; a deadline in the configuration wins over it.
+
+The story: ``connect`` once, before the first request; then for each pod ``pod_starting``, ``pod_started``, its
+containers, ``pod_stopping``, ``pod_stopped``, ``pod_removed``; for each container ``adjust_container``,
+``container_created``, ``container_starting``, ``container_started``, ``container_exited``, ``container_removed``. What
+was begun and failed ends with ``…_removed`` at once. Stopping and removing never fail because of an extension.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 from crinoid.core.api.hooks import broadcast
+from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import ContainerConfig, DeviceMapping, VolumeMount
-from crinoid.core.api.values.pod import PodConfig
-from crinoid.core.api.values.runtime import ExitStatus
+from crinoid.core.api.values.pod import LinuxResources, PodConfig
+from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus, OciSpec
 
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """A pod as extensions see it."""
+    """A pod as extensions see it.
+
+    ``namespaces`` maps ``network``, ``ipc``, … to pinned paths. ``resources`` and ``overhead`` are the last that were
+    told (``None``: none). ``ready`` is false once the pod was stopped.
+    """
 
     pod_id: str
     config: PodConfig
     runtime_handler: str
     addresses: tuple[str, ...] = ()
+    namespaces: Mapping[str, Path] = field(default_factory=dict)
+    cgroup_parent: str = ""
+    resources: LinuxResources | None = None
+    overhead: LinuxResources | None = None
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerView:
-    """A container as extensions see it; ``image_id`` is the digest of the image's configuration."""
+    """A container as extensions see it; ``image_id`` is the digest of the image's configuration.
+
+    ``spec`` is its OCI specification, empty when that can't be read; in ``adjust_container`` as it would be without
+    extensions. ``state`` is ``ABSENT`` until the container is made. ``resources`` are the limits in force. Times are in
+    ns since the epoch, 0 until they happen.
+    """
 
     container_id: str
     pod: PodView
     config: ContainerConfig
     image_id: str
+    image_reference: str = ""
+    state: ContainerStatus = ContainerStatus.ABSENT
+    spec: OciSpec = field(default_factory=dict)
+    resources: LinuxResources = LinuxResources()
+    pid: int = 0
+    created_at_ns: int = 0
+    started_at_ns: int = 0
+    finished_at_ns: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerAdjustment:
-    """What an adjuster adds to a container before it is created; later extensions see nothing of it."""
+    """What an adjuster changes in a container before it is created; later extensions see nothing of it.
+
+    First is removed what ``removed_…`` names, by variable, mount point, device path and annotation; then comes what is
+    added, which replaces what has the same name; ``mounts`` can't be image volumes. ``args`` replaces the command,
+    ``resources`` the limits that it gives, ``cgroup`` the cgroup path (or ``slice:prefix:name``). ``cdi_devices`` are
+    full names. ``spec_patch`` is a JSON merge patch (RFC 7396) of the OCI specification, for all that has no field
+    here; it comes last.
+    """
 
     envs: tuple[tuple[str, str], ...] = ()
     mounts: tuple[VolumeMount, ...] = ()
     devices: tuple[DeviceMapping, ...] = ()
     annotations: tuple[tuple[str, str], ...] = field(default=())
+    removed_envs: tuple[str, ...] = ()
+    removed_mounts: tuple[str, ...] = ()
+    removed_devices: tuple[str, ...] = ()
+    removed_annotations: tuple[str, ...] = ()
+    oci_mounts: tuple[OciMount, ...] = ()
+    oci_devices: tuple[OciDevice, ...] = ()
+    oci_hooks: tuple[OciHook, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    rlimits: tuple[Rlimit, ...] = ()
+    resources: LinuxResources | None = None
+    oom_score_adj: int | None = None
+    cgroup: str = ""
+    spec_patch: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Kernel(Protocol):
+    """What an extension may ask of the kernel, from ``connect`` to ``close``, at any time and in any hook."""
+
+    def pods(self) -> tuple[PodView, ...]:
+        """Return all pods there are."""
+
+    async def containers(self) -> tuple[ContainerView, ...]:
+        """Return all containers as they were when this was called, ended ones too."""
+
+    async def update_container(self, container_id: str, resources: LinuxResources) -> None:
+        """Change limits of a created or running container; zero and empty fields stay. No extension is asked about it.
+
+        Raises NotFound, FailedPrecondition for one that has ended, and what its runtime raises.
+        """
+
+    async def stop_container(self, container_id: str, reason: str) -> None:
+        """Stop a container with the node's grace period; ``reason`` goes to the log. Idempotent.
+
+        Raises DeadlineExceeded when it outlives SIGKILL. Don't await this in a hook: it waits for ``container_exited``.
+        """
 
 
 class ExtensionHooks:
     """What an extension may implement."""
 
     @broadcast
+    async def connect(self, kernel: Kernel) -> None:
+        """The node is recovered and about to serve."""
+
+    @broadcast
+    async def close(self) -> None:
+        """The daemon stops; pods and containers run on."""
+
+    @broadcast
+    async def pod_starting(self, pod: PodView) -> None:
+        """A pod sandbox is made, network and all, and not yet known to clients. May refuse it."""
+
+    @broadcast
     async def pod_started(self, pod: PodView) -> None:
         """A pod sandbox is ready."""
+
+    @broadcast
+    async def pod_updating(
+        self, pod: PodView, resources: LinuxResources | None, overhead: LinuxResources | None
+    ) -> None:
+        """A pod's limits are about to change to these; ``None`` stays. May refuse it."""
+
+    @broadcast
+    async def pod_updated(self, pod: PodView) -> None:
+        """A pod's limits were changed."""
+
+    @broadcast
+    async def pod_stopping(self, pod: PodView) -> None:
+        """The containers of a pod sandbox have ended; its network is still there."""
 
     @broadcast
     async def pod_stopped(self, pod: PodView) -> None:
@@ -55,19 +161,32 @@ class ExtensionHooks:
 
     @broadcast
     async def pod_removed(self, pod: PodView) -> None:
-        """A pod sandbox and all its containers were removed."""
+        """A pod sandbox and all its containers were removed, or could not be made."""
 
     @broadcast
     async def adjust_container(self, container: ContainerView) -> ContainerAdjustment | None:
-        """A container is about to be created: return what to add to it, or ``None``."""
+        """A container is about to be created: return what to change in it, or ``None``. May refuse it."""
 
     @broadcast
     async def container_created(self, container: ContainerView) -> None:
         """A container was created and waits."""
 
     @broadcast
+    async def container_starting(self, container: ContainerView) -> None:
+        """A container is about to run. May refuse it."""
+
+    @broadcast
     async def container_started(self, container: ContainerView) -> None:
         """A container runs."""
+
+    @broadcast
+    async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources | None:
+        """A container's limits are about to change to these, of which zero and empty ones stay: return what to change
+        instead, or ``None``. Each extension is given what the one before it returned. May refuse it."""
+
+    @broadcast
+    async def container_updated(self, container: ContainerView) -> None:
+        """A container's limits were changed."""
 
     @broadcast
     async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
@@ -75,7 +194,7 @@ class ExtensionHooks:
 
     @broadcast
     async def container_removed(self, container: ContainerView) -> None:
-        """A container was removed."""
+        """A container was removed, or could not be made after extensions adjusted it."""
 
     @broadcast
     async def image_pulled(self, reference: str, image_id: str) -> None:

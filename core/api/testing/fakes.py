@@ -18,7 +18,7 @@ from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import NoOptions
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
 from crinoid.core.api.hooks import hookimpl
-from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.host import Host
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
@@ -530,13 +530,42 @@ class FakeRegistry(Recorder):
 
 
 class FakeExtension(Recorder):
-    """Writes down what it is told, and adds ``adjustment`` to every container."""
+    """Writes down what it is told, adds ``adjustment`` to every container, and makes of every change ``resources``."""
 
     adjustment: ContainerAdjustment | None = None
+    resources: LinuxResources | None = None
+    kernel: Kernel | None = None
+
+    @hookimpl
+    async def connect(self, kernel: Kernel) -> None:
+        await self._enter("connect", kernel=kernel)
+        self.kernel = kernel
+
+    @hookimpl
+    async def close(self) -> None:
+        await self._enter("close")
+
+    @hookimpl
+    async def pod_starting(self, pod: PodView) -> None:
+        await self._enter("pod_starting", pod=pod)
 
     @hookimpl
     async def pod_started(self, pod: PodView) -> None:
         await self._enter("pod_started", pod=pod)
+
+    @hookimpl
+    async def pod_updating(
+        self, pod: PodView, resources: LinuxResources | None, overhead: LinuxResources | None
+    ) -> None:
+        await self._enter("pod_updating", pod=pod, resources=resources, overhead=overhead)
+
+    @hookimpl
+    async def pod_updated(self, pod: PodView) -> None:
+        await self._enter("pod_updated", pod=pod)
+
+    @hookimpl
+    async def pod_stopping(self, pod: PodView) -> None:
+        await self._enter("pod_stopping", pod=pod)
 
     @hookimpl
     async def pod_stopped(self, pod: PodView) -> None:
@@ -556,8 +585,21 @@ class FakeExtension(Recorder):
         await self._enter("container_created", container=container)
 
     @hookimpl
+    async def container_starting(self, container: ContainerView) -> None:
+        await self._enter("container_starting", container=container)
+
+    @hookimpl
     async def container_started(self, container: ContainerView) -> None:
         await self._enter("container_started", container=container)
+
+    @hookimpl
+    async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources | None:
+        await self._enter("container_updating", container=container, resources=resources)
+        return self.resources
+
+    @hookimpl
+    async def container_updated(self, container: ContainerView) -> None:
+        await self._enter("container_updated", container=container)
 
     @hookimpl
     async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
@@ -574,3 +616,31 @@ class FakeExtension(Recorder):
     @hookimpl
     async def image_removed(self, image_id: str) -> None:
         await self._enter("image_removed", image_id=image_id)
+
+
+class FakeKernel:
+    """The kernel for tests of an extension: what is in ``known_pods`` and ``known_containers``, and what was asked."""
+
+    def __init__(self) -> None:
+        self.known_pods: list[PodView] = []
+        self.known_containers: list[ContainerView] = []
+        self.updated: list[tuple[str, LinuxResources]] = []
+        self.stopped: list[tuple[str, str]] = []
+
+    def pods(self) -> tuple[PodView, ...]:
+        return tuple(self.known_pods)
+
+    async def containers(self) -> tuple[ContainerView, ...]:
+        return tuple(self.known_containers)
+
+    async def update_container(self, container_id: str, resources: LinuxResources) -> None:
+        self._find(container_id)
+        self.updated.append((container_id, resources))
+
+    async def stop_container(self, container_id: str, reason: str) -> None:
+        self._find(container_id)
+        self.stopped.append((container_id, reason))
+
+    def _find(self, container_id: str) -> None:
+        if container_id not in {container.container_id for container in self.known_containers}:
+            raise NotFound(f"container {container_id} is not there")

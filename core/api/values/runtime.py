@@ -40,8 +40,9 @@ class ContainerRequest:
     """A container to be made from ``spec``, whose ``root.path`` is mounted already.
 
     The driver completes the spec by what its slot says (seccomp, extra annotations) and writes it to the bundle.
-    ``seccomp`` ``None`` means unconfined, as in a privileged container. ``log_path`` is absolute; ``None`` discards
-    the output. The monitor runs in ``monitor_cgroup`` (a path below the mount point) where that is not empty.
+    ``seccomp`` ``None`` means unconfined, as in a privileged container, unless ``spec`` brings a filter of its own.
+    ``log_path`` is absolute; ``None`` discards the output. The monitor runs in ``monitor_cgroup`` (a path below the
+    mount point) where that is not empty.
     """
 
     handle: ContainerHandle

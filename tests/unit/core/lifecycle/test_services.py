@@ -20,7 +20,13 @@ from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerState, PodState
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
 
-POD_STEPS = [("network", "plan"), ("network", "attach"), ("runtime", "start_pod"), ("extension", "pod_started")]
+POD_STEPS = [
+    ("network", "plan"),
+    ("network", "attach"),
+    ("runtime", "start_pod"),
+    ("extension", "pod_starting"),
+    ("extension", "pod_started"),
+]
 SHARED_STEPS = [("runtime", "create"), ("runtime", "start")]
 CONTAINER_STEPS = [
     ("extension", "adjust_container"),
@@ -166,8 +172,8 @@ async def test_the_whole_story(fake_node: FakeNode) -> None:
     assert_nothing_left(fake_node)
     told = [hook for hook in fake_node.extension.hooks_called if not hook.startswith("image")]
     assert told == [
-        *("pod_started", "adjust_container", "container_created", "container_started", "container_exited"),
-        *("pod_stopped", "container_removed", "pod_removed"),
+        *("connect", "pod_starting", "pod_started", "adjust_container", "container_created", "container_starting"),
+        *("container_started", "container_exited", "pod_stopping", "pod_stopped", "container_removed", "pod_removed"),
     ]
 
 

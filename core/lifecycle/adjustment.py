@@ -1,0 +1,161 @@
+"""What extensions change in a container that is about to be created.
+
+``assembly`` calls ``adjust_config`` for what a container's configuration can say, builds the specification from that,
+and then ``adjust_spec`` for the rest. Adjustments follow one another: a later one removes or replaces what an earlier
+one added.
+"""
+
+import dataclasses
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.hooks.extension import ContainerAdjustment
+from crinoid.core.api.linux.oom import clamp_oom_score_adj
+from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount
+from crinoid.core.api.values.container import ContainerConfig, DeviceMapping, VolumeMount
+from crinoid.core.api.values.pod import LinuxResources
+
+JsonObject = dict[str, Any]
+T = TypeVar("T", VolumeMount, DeviceMapping)
+STAGES = frozenset({"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"})
+
+
+def adjust_config(config: ContainerConfig, changes: Iterable[ContainerAdjustment]) -> ContainerConfig:
+    """Return the configuration with what extensions change in it."""
+    for change in changes:
+        annotations = {key: value for key, value in config.annotations.items() if key not in change.removed_annotations}
+        config = dataclasses.replace(
+            config,
+            envs=tuple(pair for pair in config.envs if pair[0] not in change.removed_envs) + change.envs,
+            mounts=_merged(config.mounts, change.mounts, change.removed_mounts),
+            devices=_merged(config.devices, change.devices, change.removed_devices),
+            annotations=annotations | dict(change.annotations),
+            cdi_devices=config.cdi_devices + change.cdi_devices,
+            resources=_limited(config.resources, change),
+            command=change.args or config.command,
+            args=() if change.args else config.args,
+        )
+    return config
+
+
+def adjust_spec(spec: JsonObject, changes: Sequence[ContainerAdjustment]) -> None:
+    """Edit a specification that was built from the adjusted configuration. Raises InvalidArgument."""
+    for number, change in enumerate(changes):
+        _remove(spec, change, changes[number:])
+        for mount in change.oci_mounts:
+            _add_mount(spec, mount)
+        for device in change.oci_devices:
+            _add_device(spec, device)
+        for hook in change.oci_hooks:
+            _add_hook(spec, hook)
+        for limit in change.rlimits:
+            others = [one for one in spec["process"].get("rlimits", ()) if one["type"] != limit.type]
+            spec["process"]["rlimits"] = [*others, dataclasses.asdict(limit)]
+        if change.oom_score_adj is not None:
+            spec["process"]["oomScoreAdj"] = clamp_oom_score_adj(change.oom_score_adj)
+        patched = merge_patch(spec, change.spec_patch)
+        spec.clear()
+        spec |= patched
+
+
+def add_resources(old: LinuxResources, new: LinuxResources) -> LinuxResources:
+    """Return limits with those that ``new`` gives; its zero and empty fields give none."""
+    given = {field.name: getattr(new, field.name) for field in dataclasses.fields(LinuxResources)}
+    changed = {name: value for name, value in given.items() if value}
+    for name in ("hugepage_limits", "unified"):
+        if name in changed:
+            changed[name] = {**getattr(old, name), **changed[name]}
+    return dataclasses.replace(old, **changed)
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """Return what a JSON merge patch makes of a value (RFC 7396): objects are merged, ``None`` removes."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+def _limited(resources: LinuxResources, change: ContainerAdjustment) -> LinuxResources:
+    if change.resources is not None:
+        resources = add_resources(resources, change.resources)
+    if change.oom_score_adj is not None:
+        resources = dataclasses.replace(resources, oom_score_adj=change.oom_score_adj)
+    return resources
+
+
+def _merged(old: tuple[T, ...], added: tuple[T, ...], removed: Iterable[str]) -> tuple[T, ...]:
+    gone = {_normal(path) for path in removed}
+    gone |= {_normal(one.container_path) for one in added}
+    kept = tuple(one for one in old if _normal(one.container_path) not in gone)
+    return kept + added
+
+
+def _remove(spec: JsonObject, change: ContainerAdjustment, later: Iterable[ContainerAdjustment]) -> None:
+    """Remove what is not the configuration's own: the image's variables, the mounts that every container has.
+
+    What this adjustment or a later one adds by way of the configuration is in the specification already, and stays.
+    """
+    kept_envs, kept_paths, kept_notes = set[str](), set[str](), set[str]()
+    for one in later:
+        kept_envs |= {name for name, _value in one.envs}
+        kept_paths |= {_normal(added.container_path) for added in one.mounts}
+        kept_paths |= {_normal(added.container_path) for added in one.devices}
+        kept_notes |= {name for name, _value in one.annotations}
+    envs = set(change.removed_envs) - kept_envs
+    mounts = {_normal(path) for path in change.removed_mounts} - kept_paths
+    devices = {_normal(path) for path in change.removed_devices} - kept_paths
+    process, linux = spec["process"], spec["linux"]
+    process["env"] = [one for one in process["env"] if one.partition("=")[0] not in envs]
+    spec["mounts"] = [one for one in spec["mounts"] if one["destination"] not in mounts]
+    linux["devices"] = [one for one in linux.get("devices", ()) if one["path"] not in devices]
+    for name in set(change.removed_annotations) - kept_notes:
+        spec["annotations"].pop(name, None)
+
+
+def _add_mount(spec: JsonObject, mount: OciMount) -> None:
+    destination = _normal(mount.destination)
+    made = {"destination": destination, "type": mount.type, "source": mount.source, "options": list(mount.options)}
+    others = [one for one in spec["mounts"] if one["destination"] != destination]
+    spec["mounts"] = sorted([*others, made], key=lambda one: len(PurePosixPath(one["destination"]).parts))
+    linux = spec["linux"]
+    if "rshared" in mount.options:
+        linux["rootfsPropagation"] = "rshared"
+    elif "rslave" in mount.options:
+        linux.setdefault("rootfsPropagation", "rslave")
+
+
+def _add_device(spec: JsonObject, device: OciDevice) -> None:
+    path = _normal(device.path)
+    numbers = {} if device.type == "p" else {"major": device.major, "minor": device.minor}
+    owner = {"fileMode": device.file_mode, "uid": device.uid, "gid": device.gid}
+    made = {"path": path, "type": device.type, **numbers}
+    made |= {key: value for key, value in owner.items() if value is not None}
+    linux = spec["linux"]
+    linux["devices"] = [one for one in linux.get("devices", ()) if one["path"] != path] + [made]
+    if device.type != "p":
+        rule = {"allow": True, "type": "b" if device.type == "b" else "c", **numbers, "access": device.permissions}
+        linux.setdefault("resources", {}).setdefault("devices", []).append(rule)
+
+
+def _add_hook(spec: JsonObject, hook: OciHook) -> None:
+    if hook.stage not in STAGES:
+        raise InvalidArgument(f"hook {hook.path}: stage {hook.stage!r} is none of {', '.join(sorted(STAGES))}")
+    made: JsonObject = {"path": hook.path}
+    parts = {"args": list(hook.args), "env": list(hook.env), "timeout": hook.timeout_s}
+    made |= {key: value for key, value in parts.items() if value}
+    spec.setdefault("hooks", {}).setdefault(hook.stage, []).append(made)
+
+
+def _normal(path: str) -> str:
+    if not path.strip("/"):
+        raise InvalidArgument(f"path {path!r} is none below /")
+    return posixpath.normpath("/" + path.lstrip("/"))
