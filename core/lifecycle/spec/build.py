@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.linux import lsm
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.values.container import Capabilities, ContainerConfig
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, ProfileType, SecurityProfile
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.images.documents import ContainerDefaults
 from crinoid.core.lifecycle.spec import isolation, mounts, process
+from crinoid.core.lifecycle.spec.labels import Labels, apparmor_profile, relabel_volumes, selinux_labels
 from crinoid.core.lifecycle.spec.users import Identity
 
 OCI_VERSION = "1.0.2"
@@ -47,7 +48,6 @@ class SpecInput:
 def build_spec(given: SpecInput) -> JsonObject:
     """Return a container's ``config.json`` as an object. Raises InvalidArgument, Unsupported, FailedPrecondition."""
     security = given.config.security
-    _refuse_unsupported(given.config)
     traits = mounts.MountTraits(
         security.privileged,
         security.readonly_rootfs,
@@ -56,6 +56,7 @@ def build_spec(given: SpecInput) -> JsonObject:
         user_namespace=bool(given.mappings),
         host_network="network" not in given.namespaces,
     )
+    labels = selinux_labels(given.pod_id, given.pod, given.config)
     spec: JsonObject = {
         "ociVersion": OCI_VERSION,
         "hostname": given.hostname,
@@ -67,6 +68,8 @@ def build_spec(given: SpecInput) -> JsonObject:
     }
     if "uts" not in given.namespaces:
         del spec["hostname"]
+    if labels is not None:
+        _label(spec, given, labels)
     return spec
 
 
@@ -84,6 +87,7 @@ def build_process(given: SpecInput) -> JsonObject:
         "rlimits": process.rlimits(given.site.default_ulimits),
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": clamp_oom_score_adj(config.resources.oom_score_adj),
+        **_apparmor(given),
     }
 
 
@@ -166,6 +170,20 @@ def _linux(given: SpecInput) -> JsonObject:
     return linux
 
 
+def _label(spec: JsonObject, given: SpecInput, labels: Labels) -> None:
+    """Write the container's SELinux labels into the specification, and onto the files that it gets from the host."""
+    spec["process"]["selinuxLabel"] = labels.process
+    spec["linux"]["mountLabel"] = labels.files
+    relabel_volumes(given.config, labels)
+    for path in (given.pod_files.hostname, given.pod_files.hosts, given.pod_files.resolv_conf):
+        lsm.relabel(path, labels.files)
+
+
+def _apparmor(given: SpecInput) -> JsonObject:
+    profile = apparmor_profile(given.config, given.site.apparmor_profile)
+    return {"apparmorProfile": profile} if profile else {}
+
+
 def _annotations(given: SpecInput) -> dict[str, str]:
     """Name the container's place in Kubernetes by the annotations that OCI hooks and sandboxed runtimes look for."""
     metadata = given.pod.metadata
@@ -179,12 +197,3 @@ def _annotations(given: SpecInput) -> dict[str, str]:
         "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
         "io.kubernetes.cri.sandbox-uid": metadata.uid,
     }
-
-
-def _refuse_unsupported(config: ContainerConfig) -> None:
-    name = f"container {config.metadata.name!r}"
-    if config.security.apparmor and config.security.apparmor.type is ProfileType.LOCALHOST:
-        if not Path("/sys/kernel/security/apparmor").exists():
-            profile = config.security.apparmor.localhost_ref
-            raise Unsupported(f"{name}: AppArmor profile {profile!r} was asked for, and this kernel has no AppArmor")
-        raise Unsupported(f"{name}: AppArmor profiles are not served yet")
