@@ -40,7 +40,8 @@ class FdSource:
         await asyncio.sleep(0)  # others get their turn, however much there is to read
         while self._fd >= 0 and self._left != 0:
             try:
-                return self._taken(os.read(self._fd, PIECE_BYTES if self._left is None else self._left))
+                count = PIECE_BYTES if self._left is None else min(PIECE_BYTES, self._left)
+                return self._taken(os.read(self._fd, count))
             except BlockingIOError:
                 if self._left is not None:
                     self._left = 0
