@@ -66,6 +66,15 @@ async def ask(program: Path, argument: str, timeout_s: float) -> str:
     return finished.stdout.decode(errors="replace")
 
 
+ProgramIdentity = tuple[str, int, int]
+
+
+def identify(program: Path) -> ProgramIdentity:
+    """Return what changes when a program is replaced: its path, inode and time of change."""
+    found = program.stat()
+    return str(program), found.st_ino, found.st_mtime_ns
+
+
 def environment() -> dict[str, str]:
     """Return what runtimes and monitors see: little. runc would take NOTIFY_SOCKET into the container."""
     kept = {name: os.environ[name] for name in ("TZ", "LANG", "DBUS_SYSTEM_BUS_ADDRESS") if name in os.environ}

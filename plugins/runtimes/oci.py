@@ -48,7 +48,7 @@ from crinoid.core.api.values.runtime import (
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.plugins.runtimes import conmon, pidfds
 from crinoid.plugins.runtimes.attaches import attach
-from crinoid.plugins.runtimes.binary import Binary, ask, find_program
+from crinoid.plugins.runtimes.binary import Binary, ProgramIdentity, ask, find_program, identify
 from crinoid.plugins.runtimes.bundle import Bundle, Processes, read_pid
 from crinoid.plugins.runtimes.cgroup_paths import below_mount, is_frozen, oom_kills
 from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
@@ -97,6 +97,7 @@ class OciRuntime(abc.ABC):
         self._reopening: dict[str, asyncio.Lock] = {}
         self._exec_setup = ExecSetup(config, self._binary)
         self._streamed_execs = StreamedExecs(self._exec_setup)
+        self._probed: tuple[tuple[ProgramIdentity, ...], RuntimeFeatures] | None = None
 
     @abc.abstractmethod
     async def features(self) -> RuntimeFeatures:
@@ -111,10 +112,16 @@ class OciRuntime(abc.ABC):
 
     @hookimpl
     async def probe(self) -> RuntimeFeatures:
-        """See the hook."""
+        """See the hook. The programs are asked once, and again after one of them was replaced."""
+        monitor = find_program(self._config.monitor.binary, "conmon")
+        programs = (identify(self._binary.path), identify(monitor))
+        if self._probed is None or self._probed[0] != programs:
+            self._probed = (programs, await self._ask_programs(monitor))
+        return self._probed[1]
+
+    async def _ask_programs(self, monitor: Path) -> RuntimeFeatures:
         try:
             features = await self.features()
-            monitor = find_program(self._config.monitor.binary, "conmon")
             said = await ask(monitor, "--version", self._deadlines.probe_s)
         except Unsupported:
             raise
