@@ -17,6 +17,7 @@ import pytest
 from support import cgroup_namespace
 from support.daemon import Daemon, container_config, pod_config
 from support.images import Entry, ImageConfig, build_busybox
+from support.patience import patient
 from support.registry import RunningRegistry, running_registry
 
 BUSYBOX = "docker.io/library/busybox:test"
@@ -76,7 +77,7 @@ class Node:
         """Wait until a container has ended; return its status."""
         import time
 
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patient(timeout_s)
         while (status := self.status(container))["state"] != "CONTAINER_EXITED":
             assert time.monotonic() < deadline, f"still {status['state']} after {timeout_s} s"
             time.sleep(0.02)
@@ -95,7 +96,7 @@ class Node:
         self.wait_exit(container)
         return self.log(container)
 
-    def execute(self, container: str, *command: str, timeout: int = 20) -> tuple[int, str, str]:
+    def execute(self, container: str, *command: str, timeout: int = int(patient(20))) -> tuple[int, str, str]:
         """Run a command in a container; return exit code, stdout, stderr."""
         import base64
 

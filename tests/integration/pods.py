@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from integration.conftest import Node
+from support.patience import patient
 
 Json = dict[str, Any]
 QUICK = {"runc": "runc-host-overlay", "crun": "crun-host-overlay"}
@@ -71,7 +72,7 @@ def refused(code: str, words: str) -> Iterator[None]:
 
 def until(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
     """Poll until the condition gives something, and return that."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patient(timeout_s)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not so after {timeout_s} s: {condition}"
         time.sleep(0.01)

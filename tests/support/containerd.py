@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.cri import Cri, Json
+from support.patience import patient
 
-START_S = 30
+START_S = patient(30)
 _SHIM_SOCKETS = Path("/run/containerd/s")
 _CGROUPS = Path("/sys/fs/cgroup")
 

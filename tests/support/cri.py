@@ -7,6 +7,7 @@ import grpc
 from google.protobuf import json_format
 
 from crinoid.core.cri.wire import api_pb2
+from support.patience import patient
 
 Json = dict[str, Any]
 RPCS = {rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods}
@@ -36,14 +37,14 @@ class Cri:
         """Send bytes as they are, and return the answer's."""
         path = f"/{RPCS[rpc].containing_service.full_name}/{rpc}"
         channel = self._images if "ImageService" in path else self._runtime
-        answer: bytes = channel.unary_unary(path)(request, timeout=timeout_s)
+        answer: bytes = channel.unary_unary(path)(request, timeout=patient(timeout_s))
         return answer
 
     def stream_raw(self, rpc: str, request: bytes, timeout_s: float = 60) -> Any:
         """Send bytes and return the call, an iterator of the answers' bytes. ``Any``: grpc has no types."""
         path = f"/{RPCS[rpc].containing_service.full_name}/{rpc}"
         channel = self._images if "ImageService" in path else self._runtime
-        return channel.unary_stream(path)(request, timeout=timeout_s)
+        return channel.unary_stream(path)(request, timeout=patient(timeout_s))
 
     def close(self) -> None:
         """Close the connection."""

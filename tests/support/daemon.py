@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from support.cri import Cri, Json
+from support.patience import patient
 
-START_S = 30
+START_S = patient(30)
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -172,7 +173,7 @@ class Daemon:
         self._forget_client()
         if self.process.poll() is None:
             os.kill(self.process.pid, number)
-        return self.process.wait(60)
+        return self.process.wait(patient(60))
 
     def _forget_client(self) -> None:
         if self._cri is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.images import DOCKER_LIST, DOCKER_MANIFEST, read_blob, read_named
+from support.patience import patient
 
 _READY = re.compile(rb"listening on (127\.0\.0\.1:[0-9]+)")
 
@@ -137,7 +138,7 @@ def _bcrypt(password: str) -> str:
 
 def _wait_for_address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     """Wait until the registry tells where it listens: the kernel chose the port."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + patient(15)
     while time.monotonic() < deadline and process.poll() is None:
         if found := _READY.search(log.read_bytes()):
             return found[1].decode()
@@ -146,6 +147,6 @@ def _wait_for_address(process: "subprocess.Popen[bytes]", log: Path) -> str:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
