@@ -80,12 +80,13 @@ class Slots:
         return tuple(slot for group in groups for slot in group)
 
     async def close(self) -> None:
-        """Let extensions and image sources release what they hold; one that fails is logged. Idempotent as far as
-        they are."""
+        """Let extensions, image sources and networks finish; one that fails is logged. Idempotent as far as they
+        are."""
         await self.extensions.close()
-        for source in self.registries.values():
+        closing: tuple[RegistrySlot | NetworkSlot, ...] = (*self.registries.values(), *self.networks.values())
+        for slot in closing:
             try:
-                await source.close()
+                await slot.close()
             except CrinoidError as error:
                 logging.getLogger("crinoid.slots").warning("%s", error.message)
 

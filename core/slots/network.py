@@ -42,6 +42,10 @@ class NetworkSlot(Slot):
         """Undo every attachment but these."""
         await self._tell("collect_garbage", valid=valid)
 
+    async def close(self) -> None:
+        """Finish what is being undone in the background."""
+        await self._tell("close")
+
 
 def _attachment(answer: object) -> Attachment:
     attachment = one(Attachment)(answer)

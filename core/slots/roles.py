@@ -34,14 +34,17 @@ ROLES: Mapping[str, Role] = {
             "runtime",
             "crinoid.runtimes",
             RuntimeHooks,
-            frozenset({"start_pod", "stop_pod", "exec_stream", "attach"}),
+            frozenset(
+                {"start_pod", "stop_pod", "exec_stream", "attach"}
+                | {"check_checkpoint", "pause", "resume", "checkpoint", "restore"}
+            ),
             "rt",
         ),
         Role(
             "network",
             "crinoid.networks",
             NetworkHooks,
-            frozenset({"check", "set_pod_cidrs", "collect_garbage"}),
+            frozenset({"check", "set_pod_cidrs", "collect_garbage", "close"}),
             "net",
         ),
         Role("snapshotter", "crinoid.snapshotters", SnapshotterHooks, frozenset(), "snap"),

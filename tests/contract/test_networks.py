@@ -15,6 +15,7 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import namespaces
 from crinoid.core.api.testing.networks import BoundNetwork, NetworkContract
 from crinoid.core.api.values.network import NetworkRequest
+from crinoid.plugins.networks.auto import AutoNetwork, AutoOptions
 from crinoid.plugins.networks.bridge import BridgeNetwork, BridgeOptions
 from crinoid.plugins.networks.cni import CniNetwork, CniOptions
 from crinoid.plugins.networks.host import HostNetwork, HostOptions
@@ -140,6 +141,27 @@ class TestBridge(NetworkContract):
 
     def make_driver(self, host: Host) -> object:
         return BridgeNetwork(BridgeOptions(subnets=("10.88.77.0/29", "fd00:88:77::/125")), host)
+
+
+@pytest.mark.skipif(find_library("nftables") is None, reason="wants libnftables1")
+class TestAutoWithoutConfiguration(NetworkContract):
+    """The bridge, by way of the driver that chooses."""
+
+    most_pods = MOST_PODS
+
+    def make_driver(self, host: Host) -> object:
+        bridge = BridgeOptions(subnets=("10.88.77.0/29", "fd00:88:77::/125"))
+        return AutoNetwork(AutoOptions(cni=CniOptions(conf_dir=host.state_dir / "none"), bridge=bridge), host)
+
+
+@needs_plugins
+class TestAutoWithConfiguration(NetworkContract):
+    """CNI, by way of the driver that chooses."""
+
+    most_pods = MOST_PODS
+
+    def make_driver(self, host: Host) -> object:
+        return AutoNetwork(AutoOptions(cni=write_bridge_list(host, "1.0.0", (4, 6))), host)
 
 
 class TestHost(NetworkContract):

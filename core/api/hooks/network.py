@@ -51,3 +51,7 @@ class NetworkHooks:
     @hookspec
     async def collect_garbage(self, valid: tuple[tuple[NetworkRequest, Mapping[str, object]], ...]) -> None:
         """Optional. Called at start with all attachments that are owned: undo every other one of this slot."""
+
+    @hookspec
+    async def close(self) -> None:
+        """Optional. Finish at the daemon's end what is being undone in the background; pods stay attached."""

@@ -367,6 +367,10 @@ class FakeNetwork(Recorder):
         owned = {request.pod_id for request, _ in valid}
         self.attached = {pod: attachment for pod, attachment in self.attached.items() if pod in owned}
 
+    @hookimpl
+    async def close(self) -> None:
+        await self._enter("close")
+
 
 class FakeSnapshotter(Recorder):
     """Layers are folders that nobody stacks: the mounts of a snapshot are one bind of an empty folder of its own."""

@@ -153,6 +153,16 @@ class BridgeNetwork:
             self._book.give_back(owner)
         await self._close()
 
+    @hookimpl
+    async def close(self) -> None:
+        if self._seeing_off is not None:
+            self._seeing_off.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._seeing_off
+        if self._leaving:
+            await self._free_gone()
+        await self._close()
+
     # Attaching.
 
     def _choose_ranges(self, told: tuple[str, ...]) -> tuple[Network, ...]:

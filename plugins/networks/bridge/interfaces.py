@@ -8,6 +8,7 @@ import fcntl
 import ipaddress
 import socket
 import struct
+import time
 from dataclasses import dataclass
 
 from crinoid.plugins.networks.bridge.netlink import (
@@ -37,6 +38,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 
 _IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_INFO, _IFLA_ALIAS = 1, 3, 4, 10, 18, 20
+_IFLA_STATE, _STATE_UP = 16, b"\6"
 _IFLA_NETNS_FD, _IFLA_EXT_MASK, _IFLA_TX_QUEUES, _IFLA_RX_QUEUES = 28, 29, 31, 32
 _INFO_KIND, _INFO_DATA, _INFO_PORT_KIND, _INFO_PORT_DATA = 1, 2, 4, 5
 _VETH_PEER = 1
@@ -51,12 +53,16 @@ _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _NDA_DESTINATION, _NDA_LINK_ADDRESS = 1, 2
 _KNOWN_NEIGHBOUR = 0x02 | 0x04 | 0x08 | 0x10  # reachable, stale, delay, probe
 _SIOCDEVPRIVATE, _GET_PORT_LIST, _MOST_PORTS = 0x89F0, 7, 1024  # linux/if_bridge.h
+_SETTLE_S, _SETTLE_STEP_S = 1.5, 0.0005
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface as it is; ``master`` is the index of the bridge that it is a port of, 0 for none."""
+    """A network interface as it is; ``master`` is the index of the bridge that it is a port of, 0 for none.
+
+    ``works``: it is not only up, frames go through it.
+    """
 
     index: int
     name: str
@@ -65,6 +71,7 @@ class Link:
     mac: bytes
     master: int
     kind: str
+    works: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,17 @@ def find_link(channel: Channel, name: str = "", index: int = 0) -> Link | None:
     return None if answer is None else _read_link(answer)
 
 
+def wait_until_works(channel: Channel, name: str) -> None:
+    """Wait until frames go through an interface that was brought up; a while at most, as the other end matters too.
+
+    The kernel carries out what follows from a link's coming up in the background: starting its queue, letting the
+    bridge forward to it. What is sent before is lost. Newer kernels do it at once when they are asked for the link.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    while (link := find_link(channel, name)) is not None and not link.works and time.monotonic() < deadline:
+        time.sleep(_SETTLE_STEP_S)
+
+
 def list_links(channel: Channel, master: int = 0) -> list[Link]:
     """Look at all interfaces, or at the ports of a bridge."""
     payload = _header() + number(_IFLA_EXT_MASK, _SKIP_STATISTICS) + (number(_IFLA_MASTER, master) if master else b"")
@@ -209,6 +227,7 @@ def _read_link(payload: bytes) -> Link:
         mac=found.get(_IFLA_ADDRESS, b""),
         master=_number(found.get(_IFLA_MASTER)),
         kind=_string(info.get(_INFO_KIND, b"")),
+        works=found.get(_IFLA_STATE) == _STATE_UP,
     )
 
 

@@ -32,6 +32,7 @@ from crinoid.plugins.networks.bridge.netlink import (
 
 INET = 1
 BRIDGE = 7
+_KINDS = ("inet", "bridge")
 LIBRARY = "libnftables.so.1"
 
 _SUBSYSTEM = 10
@@ -105,13 +106,7 @@ class Tables:
         self._ruleset: Ruleset | None = None
         self._knows_all = False
         self._opened: Channel | None = None
-
-    def close(self) -> None:
-        """Give up the socket; another one is opened when there is need."""
-        with self._lock:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
+        self._interpreter: Interpreter | None = None
 
     @property
     def elements(self) -> Elements:
@@ -185,10 +180,12 @@ class Tables:
         """Remove both tables. Idempotent."""
         with self._lock:
             self._generation, self._is_verified = None, False
-            families = {INET: "inet", BRIDGE: "bridge"}.values()
-            run_commands(
-                "".join(f"add table {family} {self._name}\ndelete table {family} {self._name}\n" for family in families)
-            )
+            self._run("".join(f"add table {kind} {self._name}\ndelete table {kind} {self._name}\n" for kind in _KINDS))
+
+    def _run(self, commands: str) -> None:
+        if self._interpreter is None:
+            self._interpreter = Interpreter()
+        self._interpreter.run(commands)
 
     @property
     def _channel(self) -> Channel:
@@ -244,7 +241,7 @@ class Tables:
 
     def _make(self) -> None:
         assert self._ruleset is not None, "require() comes first"
-        run_commands(self._ruleset.commands)
+        self._run(self._ruleset.commands)
 
     def _are_there(self) -> bool:
         payload = _HEADER.pack(INET, 0, 0) + text(_TABLE_NAME, self._name)
@@ -358,15 +355,22 @@ def load_library() -> Any:
     return library
 
 
-def run_commands(commands: str) -> None:
-    """Carry out nft commands in one transaction, in the calling thread's network namespace; raise DriverError."""
-    library = load_library()
-    context = ctypes.c_void_p(library.nft_ctx_new(0))
-    try:
-        library.nft_ctx_buffer_error(context)
-        library.nft_ctx_buffer_output(context)
-        if library.nft_run_cmd_from_buffer(context, ctypes.c_char_p(commands.encode())):
-            said = library.nft_ctx_get_error_buffer(context).decode(errors="replace").strip()
+class Interpreter:
+    """A context of libnftables, kept open for the reason that Tables' socket is. It belongs to the network namespace in
+    which its thread stood when it was made."""
+
+    def __init__(self) -> None:
+        self._library = load_library()
+        self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
+        self._library.nft_ctx_buffer_error(self._context)
+        self._library.nft_ctx_buffer_output(self._context)
+
+    def run(self, commands: str) -> None:
+        """Carry out nft commands in one transaction; raise DriverError for what is refused."""
+        if self._library.nft_run_cmd_from_buffer(self._context, ctypes.c_char_p(commands.encode())):
+            said = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace").strip()
             raise DriverError(f"nft refused the rules of the bridge network: {said}")
-    finally:
-        library.nft_ctx_free(context)
+
+    def close(self) -> None:
+        """Free the context."""
+        self._library.nft_ctx_free(self._context)

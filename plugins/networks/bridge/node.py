@@ -103,6 +103,9 @@ class Node:
             self._make_link(channel, bridge, record, netns_fd)
             libc.call("setns", netns_fd, _NEW_NETWORK, path=record.netns)
             _configure_pod(record)
+            interfaces.wait_until_works(channel, record.link)
+            if not bridge.works:  # as it was before its first port did
+                interfaces.wait_until_works(channel, bridge.name)
 
     def disconnect(self, record: Record) -> None:
         """Take a pod's elements out of the tables: nothing leads to it any more and it can't send. Idempotent."""
@@ -364,6 +367,7 @@ def _configure_pod(record: Record) -> None:
         ]
     with Channel(ROUTE) as channel:
         channel.tell(messages)
+        interfaces.wait_until_works(channel, record.interface)
 
 
 def _check_pod(record: Record) -> None:

@@ -81,6 +81,8 @@ def test_each_plugin_has_its_state_and_slots(plugins: dict[tuple[str, str], Plug
         "bad": State.BROKEN,
         "old": State.BROKEN,
         "gone": State.MISSING,
+        "auto": State.AVAILABLE,
+        "bridge": State.AVAILABLE,
         "cni": State.AVAILABLE,
         "host": State.AVAILABLE,
     }

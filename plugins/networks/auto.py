@@ -1,0 +1,129 @@
+"""The network driver ``auto``: ``cni`` where the node has a CNI configuration at the start, else ``bridge``.
+
+So a fresh node has a network with no configuration at all, and one whose administrator, or network add-on, put a file
+into the folder uses that. Which one it is is decided once, at the start, and said in the log. Every record is marked
+with the driver that made it: what the other one attached before is still undone, and checked, by it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.errors import CrinoidError, DriverError
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.host import Host
+from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
+from crinoid.plugins.networks.bridge import BridgeNetwork, BridgeOptions
+from crinoid.plugins.networks.cni import CniNetwork, CniOptions
+
+CNI, BRIDGE = "cni", "bridge"
+_SUFFIXES = frozenset({".conflist", ".conf", ".json"})
+_DRIVER, _DATA = "driver", "data"
+
+
+class AutoOptions(DriverConfig):
+    """The options of both networks; ``cni.conf_dir`` is the folder that decides."""
+
+    cni: CniOptions = CniOptions()
+    """Options of the network where there is a CNI configuration."""
+    bridge: BridgeOptions = BridgeOptions()
+    """Options of the network where there is none."""
+
+
+class AutoNetwork:
+    """Attaches pods by CNI where it is configured, else to a bridge of our own."""
+
+    api_version = "1.0"
+    Config = AutoOptions
+
+    def __init__(self, config: AutoOptions, host: Host) -> None:
+        self._cni = CniNetwork(config.cni, _part_of(host, CNI))
+        self._bridge = BridgeNetwork(config.bridge, _part_of(host, BRIDGE))
+        self.chosen = CNI if has_configuration(config.cni.conf_dir) else BRIDGE
+        found = "a" if self.chosen == CNI else "no"
+        host.log.info("network %s: there is %s CNI configuration in %s", self.chosen, found, config.cni.conf_dir)
+
+    @hookimpl
+    def features(self) -> NetworkFeatures:
+        return self._network(self.chosen).features()
+
+    @hookimpl
+    async def status(self) -> NetworkStatus:
+        return await self._network(self.chosen).status()
+
+    @hookimpl
+    async def plan(self, request: NetworkRequest) -> Mapping[str, object]:
+        return _mark(self.chosen, await self._network(self.chosen).plan(request))
+
+    @hookimpl
+    async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        driver, content = _unmark(plan)
+        attachment = await self._network(driver).attach(request, content)
+        return Attachment(attachment.addresses, _mark(driver, attachment.data), attachment.dns)
+
+    @hookimpl
+    async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
+        if data:
+            driver, content = _unmark(data)
+            await self._network(driver).detach(request, content)
+
+    @hookimpl
+    async def check(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
+        driver, content = _unmark(data)
+        await self._network(driver).check(request, content)
+
+    @hookimpl
+    async def set_pod_cidrs(self, cidrs: tuple[str, ...]) -> None:
+        await self._network(self.chosen).set_pod_cidrs(cidrs)
+
+    @hookimpl
+    async def collect_garbage(self, valid: tuple[tuple[NetworkRequest, Mapping[str, object]], ...]) -> None:
+        """Let each of the two collect: what the one that is not chosen left goes, too."""
+        owned: dict[str, list[tuple[NetworkRequest, Mapping[str, object]]]] = {CNI: [], BRIDGE: []}
+        for request, data in valid:
+            driver, content = _unmark(data)
+            owned[driver].append((request, content))
+        errors = []
+        for driver, theirs in owned.items():
+            if driver == CNI and driver != self.chosen and not theirs:
+                continue  # it has no configuration that says what it might have left
+            try:
+                await self._network(driver).collect_garbage(tuple(theirs))
+            except CrinoidError as error:
+                errors.append(f"{driver}: {error.message}")
+        if errors:
+            raise DriverError("; ".join(errors))
+
+    @hookimpl
+    async def close(self) -> None:
+        await self._bridge.close()
+
+    def _network(self, driver: str) -> CniNetwork | BridgeNetwork:
+        return self._cni if driver == CNI else self._bridge
+
+
+def has_configuration(folder: Path) -> bool:
+    """Tell whether there is a file in the folder that could be a CNI configuration, valid or not."""
+    try:
+        return any(path.suffix in _SUFFIXES for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _part_of(host: Host, driver: str) -> Host:
+    """Give a driver folders of its own within the slot's."""
+    folders = host.state_dir / driver, host.run_dir / driver
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return Host(host.slot, *folders, host.log, host.version)
+
+
+def _mark(driver: str, content: Mapping[str, object]) -> dict[str, object]:
+    return {_DRIVER: driver, _DATA: dict(content)}
+
+
+def _unmark(data: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+    driver, content = data.get(_DRIVER), data.get(_DATA)
+    if driver not in (CNI, BRIDGE) or not isinstance(content, Mapping):
+        raise DriverError(f"the record of an attachment is not one of the auto network: it names driver {driver!r}")
+    return str(driver), content
