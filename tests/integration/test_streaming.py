@@ -435,8 +435,8 @@ async def test_connections_into_the_pod(node: Node, transport: str, address: str
 
 
 async def test_a_pod_on_the_network_of_the_host(node: Node) -> None:
-    config = {"linux": {"security_context": {"namespace_options": {"network": "NODE", "pid": "CONTAINER"}}}}
-    pod = node.run_pod(**config)
+    options = {"namespace_options": {"network": "NODE", "pid": "CONTAINER"}}
+    pod = node.run_pod(linux={"security_context": options})
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"from the host")

@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -106,7 +107,7 @@ async def test_attach(bench: Bench) -> None:
 async def test_attach_gives_what_the_container_has(bench: Bench, field: str, wanted: tuple[bool, bool]) -> None:
     store = bench.node.now.store.containers
     record = store.find(bench.container)
-    config = dataclasses.replace(record.config, **{field: field == "tty"})
+    config = dataclasses.replace(record.config, stdin=field != "stdin", tty=field == "tty")
     store.put(dataclasses.replace(record, config=config))
     await bench.streams.attach(bench.container, ALL)
     request = bench.request("attach")
@@ -123,7 +124,12 @@ async def test_attach_to_what_has_ended(bench: Bench) -> None:
 
 async def test_forwarding_in_the_pods_own_namespace(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[object] = []
-    monkeypatch.setattr(namespaces, "call_in", lambda pin, function: (entered.append(pin), function())[1])
+
+    def call_in(pin: Path, function: Callable[[], object]) -> object:
+        entered.append(pin)
+        return function()
+
+    monkeypatch.setattr(namespaces, "call_in", call_in)
 
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"here")

@@ -243,7 +243,7 @@ class TestSpdy:
             stdout: SpdyStream = command.stdout
             await until(lambda: stdout.pieces.qsize())
             await asyncio.sleep(0.1)
-            assert sum(map(len, list(stdout.pieces._queue))) == 1000  # type: ignore[attr-defined]
+            assert sum(len(piece) for piece in stdout.pieces._queue) == 1000  # type: ignore[attr-defined]
             await process.errors.write(b"others go on")
             assert await command.stderr.read() == b"others go on"
             process.finish()
@@ -272,7 +272,7 @@ class TestSpdy:
             process = await streams.execs.get()
             stuck = asyncio.Event()
 
-            async def write(_: bytes) -> None:
+            async def write(data: bytes) -> None:
                 await stuck.wait()
 
             process.input.write = write  # type: ignore[method-assign]

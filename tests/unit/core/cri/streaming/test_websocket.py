@@ -63,7 +63,7 @@ def test_messages_survive_any_cutting(sent: list[tuple[int, list[bytes]]], cuts:
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             wire += frame(opcode if index == 0 else 0, part, fin=last, key=key) + frame(PING, b"still there?", key=key)
-    reader, found = PieceReader(), []
+    reader, found = PieceReader(), list[Piece]()
     at, number = 0, 0
     while at < len(wire):
         size = cuts[number % len(cuts)]
