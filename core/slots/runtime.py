@@ -4,6 +4,7 @@ import math
 
 from crinoid.core.api.errors import NotImplementedHere
 from crinoid.core.api.sessions import AttachSession, ExecSession
+from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
     AttachRequest,
@@ -19,7 +20,7 @@ from crinoid.core.api.values.runtime import (
     RuntimeState,
 )
 from crinoid.core.api.values.stats import CgroupUsage
-from crinoid.core.slots.answers import one
+from crinoid.core.slots.answers import nothing, one
 from crinoid.core.slots.calls import Slot
 
 _EXEC_SESSION = one(ExecSession)  # type: ignore[type-abstract]  # it is only asked whether it is one
@@ -96,6 +97,33 @@ class RuntimeSlot(Slot):
         """Read what the container uses."""
         return await self._ask("stats", one(CgroupUsage), handle=handle)
 
-    def _require(self, hook: str) -> None:
+    async def check_checkpoint(self) -> None:
+        """Raise Unsupported, or NotImplementedHere, where containers can't be checkpointed and restored."""
+        self._require("checkpoint", "can't checkpoint")
+        self._require("restore", "can't restore")
+        await self._tell("check_checkpoint")
+
+    async def pause(self, handle: ContainerHandle) -> None:
+        """Freeze the container. Raises NotImplementedHere where the driver can't."""
+        self._require("pause", "can't pause")
+        await self._tell("pause", handle=handle)
+
+    async def resume(self, handle: ContainerHandle) -> None:
+        """Undo ``pause``."""
+        await self._tell("resume", handle=handle)
+
+    async def checkpoint(self, request: CheckpointRequest) -> None:
+        """Write down what the processes of a paused container do, which the driver bounds by the request's timeout."""
+        self._require("checkpoint", "can't checkpoint")
+        limit = request.timeout_s + self._deadlines.of("checkpoint")
+        await self._ask("checkpoint", nothing, limit, request=request)
+
+    async def restore(self, request: RestoreRequest) -> ContainerProcess:
+        """Make a container whose processes go on, which the driver bounds by the request's timeout."""
+        self._require("restore", "can't restore")
+        limit = request.timeout_s + self._deadlines.of("create")
+        return await self._ask("restore", one(ContainerProcess), limit, request=request)
+
+    def _require(self, hook: str, lack: str = "does not stream") -> None:
         if not self.implements(hook):
-            raise NotImplementedHere(f"{self.label} has no {hook}: its driver does not stream")
+            raise NotImplementedHere(f"{self.label} has no {hook}: its driver {lack}")

@@ -53,6 +53,11 @@ class Bundle:
         return self.directory / "runtime.log"
 
     @property
+    def restore_log(self) -> Path:
+        """What criu says while it restores the container."""
+        return self.directory / "restore.log"
+
+    @property
     def monitor_log(self) -> Path:
         """What conmon says before it detaches."""
         return self.directory / "conmon.log"
@@ -139,6 +144,9 @@ _OURS = (
     "conmon.log",
     "runtime.log",
     "unseen-exit.json",
+    "restore.log",
+    "stats-restore",
+    "descriptors.json",
     "config.json",
     "processes.json",  # last: as long as it is there, delete knows what to look for
 )

@@ -72,6 +72,11 @@ class CrunRuntime(OciRuntime):
             if program:
                 self._programs[json.dumps(seccomp)] = base64.b64encode(program).decode()
 
+    async def check_binary_checkpoints(self) -> None:
+        """Ask crun how it was built: Debian's has no criu in it."""
+        if "+CRIU" not in await self._binary.ask("--version", self._deadlines.probe_s):
+            raise Unsupported(f"{self._binary.path} was built without criu (crun --version names no +CRIU): use runc")
+
     async def features(self) -> RuntimeFeatures:
         """Ask crun for its version; 1.8 has no ``features`` yet, so what it can is known by version."""
         version = read_version("crun", await self._binary.ask("--version", self._deadlines.probe_s))

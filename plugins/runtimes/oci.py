@@ -30,6 +30,7 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.sessions import AttachSession, ExecSession
+from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
     AttachRequest,
@@ -52,11 +53,13 @@ from crinoid.plugins.runtimes.binary import Binary, ProgramIdentity, ask, find_p
 from crinoid.plugins.runtimes.bundle import Bundle, Processes, read_pid
 from crinoid.plugins.runtimes.cgroup_paths import below_mount, is_frozen, oom_kills
 from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
+from crinoid.plugins.runtimes.criu import Criu, explain
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import ExecSetup
 from crinoid.plugins.runtimes.exec_streams import StreamedExecs
 from crinoid.plugins.runtimes.execs import exec_sync
 from crinoid.plugins.runtimes.exits import wait_for_end
+from crinoid.plugins.runtimes.freezing import freeze, thaw
 from crinoid.plugins.runtimes.limits import beyond_update, oci_resources
 from crinoid.plugins.runtimes.logs import reopen_log
 from crinoid.plugins.runtimes.options import OciOptions
@@ -97,6 +100,7 @@ class OciRuntime(abc.ABC):
         self._reopening: dict[str, asyncio.Lock] = {}
         self._exec_setup = ExecSetup(config, self._binary)
         self._streamed_execs = StreamedExecs(self._exec_setup)
+        self._criu = Criu(self._deadlines.probe_s)
         self._probed: tuple[tuple[ProgramIdentity, ...], RuntimeFeatures] | None = None
 
     @abc.abstractmethod
@@ -135,23 +139,9 @@ class OciRuntime(abc.ABC):
     async def create(self, request: ContainerRequest) -> ContainerProcess:
         """See the hook."""
         bundle = Bundle(request.handle.bundle)
-        if (await self.state(request.handle)).status is not ContainerStatus.ABSENT:
-            raise AlreadyExists(f"container {request.handle.container_id} has been created before; delete it first")
-        command = self._create_command(bundle, request)
-        try:
-            spec = self._complete(request)
-            bundle.write_spec(spec)
-            async with asyncio.timeout(self._deadlines.create_s):
-                process = await self._create(bundle, request, command)
-            if spec["linux"].get("uidMappings"):
-                open_streams(process.pid)
-            self.learn(self._binary.state_directory(request.handle.container_id), spec["linux"].get("seccomp"))
-            return process
-        except BaseException as error:
-            await finish(self._remove(request.handle))
-            if isinstance(error, TimeoutError):
-                raise self._overdue("create", request.handle, self._deadlines.create_s) from None
-            raise
+        process, spec = await self._make(request, self._create_command(bundle, request), self._deadlines.create_s)
+        self.learn(self._binary.state_directory(request.handle.container_id), spec["linux"].get("seccomp"))
+        return process
 
     @hookimpl
     async def start(self, handle: ContainerHandle) -> None:
@@ -245,7 +235,71 @@ class OciRuntime(abc.ABC):
             raise NotFound(f"container {handle.container_id} has no usage: it does not run")
         return cgroups.read_usage(self._cgroup(handle))
 
+    @hookimpl
+    async def check_checkpoint(self) -> None:
+        """See the hook."""
+        await self.check_binary_checkpoints()
+        await self._criu.check()
+
+    async def check_binary_checkpoints(self) -> None:  # noqa: B027  # optional
+        """Raise Unsupported where the binary was built without checkpoints. Optional."""
+
+    @hookimpl
+    async def pause(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._require(handle, "pause", ContainerStatus.RUNNING, ContainerStatus.PAUSED)
+        await freeze(self._cgroup(handle), self._deadlines.pause_s)
+
+    @hookimpl
+    async def resume(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        thaw(self._cgroup(handle))
+
+    @hookimpl
+    async def checkpoint(self, request: CheckpointRequest) -> None:
+        """See the hook. criu leaves a cgroup that is frozen as it is."""
+        await self.check_checkpoint()
+        await self._require(request.handle, "checkpoint", ContainerStatus.PAUSED)
+        paths = ("--image-path", str(request.images), "--work-path", str(request.work))
+        command = ("checkpoint", *paths, "--leave-running", "--file-locks", request.handle.container_id)
+        try:
+            await self._binary.run(command, timeout_s=request.timeout_s)
+        except CrinoidError as error:
+            raise explain(error, request.work / "dump.log") from error
+
+    @hookimpl
+    async def restore(self, request: RestoreRequest) -> ContainerProcess:
+        """See the hook. conmon has the binary write criu's log into the bundle."""
+        await self.check_checkpoint()
+        container = request.container
+        bundle = Bundle(container.handle.bundle)
+        restoring = ("--restore", str(request.images), "--runtime-opt=--file-locks")
+        command = [*self._create_command(bundle, container), *restoring]
+        process, _ = await self._make(container, command, request.timeout_s, "restore")
+        return process
+
     # create, from here on
+
+    async def _make(
+        self, request: ContainerRequest, command: list[str], timeout_s: float, act: str = "create"
+    ) -> tuple[ContainerProcess, OciSpec]:
+        """Make a container by conmon; return its process and its spec in full. On an error nothing is left of it."""
+        handle, bundle = request.handle, Bundle(request.handle.bundle)
+        if (await self.state(handle)).status is not ContainerStatus.ABSENT:
+            raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
+        try:
+            spec = self._complete(request)
+            bundle.write_spec(spec)
+            async with asyncio.timeout(timeout_s):
+                process = await self._create(bundle, request, command)
+            if spec["linux"].get("uidMappings"):
+                open_streams(process.pid)
+            return process, spec
+        except BaseException as error:
+            await finish(self._remove(handle))
+            if isinstance(error, TimeoutError):
+                raise self._overdue(act, handle, timeout_s) from None
+            raise
 
     def _create_command(self, bundle: Bundle, request: ContainerRequest) -> list[str]:
         return conmon.create_command(self._config.monitor, self._binary, bundle, request, self._config.systemd_cgroup)
@@ -294,7 +348,7 @@ class OciRuntime(abc.ABC):
         said = said or complaint(bundle.runtime_log) or complaint(bundle.monitor_log, _read(bundle.monitor_log))
         command = (str(self._binary.path), "create", "--bundle", str(bundle.directory))
         silent = "it gave neither a process nor a reason; was it killed, or is it no OCI runtime? Try its --version"
-        return as_error(command, 1, said or silent)
+        return explain(as_error(command, 1, said or silent), bundle.restore_log)
 
     def _note(self, bundle: Bundle, pid: int, log_path: Path | None) -> ContainerProcess:
         monitor = read_pid(bundle.monitor_pid_file)

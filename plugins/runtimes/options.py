@@ -28,6 +28,8 @@ class Deadlines(DriverConfig):
     """Changing a container's limits."""
     reopen_log_s: Seconds = 10.0
     """How long the monitor may take to open a rotated log anew."""
+    pause_s: Seconds = 10.0
+    """How long the processes of a container may take to stand still."""
     exec_start_s: Seconds = 60.0
     """Starting a further process, where the request itself has no timeout."""
     exec_drain_s: Annotated[float, Field(ge=0, le=60)] = 0.5

@@ -3,11 +3,16 @@
 The story of a container: ``create`` leaves its process waiting before its entry point, ``start`` lets it go, any
 number of ``exec_sync``, ``exec_stream``, ``attach``, ``update``, ``kill`` and ``stats`` follow, ``wait`` tells of its
 end, ``delete`` removes what is left. The daemon may be killed between any two of these and call on with the same
-handle. Every hook but ``create``, ``start``, ``exec_sync`` and ``exec_stream`` is idempotent.
+handle. Every hook but ``create``, ``start``, ``restore``, ``checkpoint``, ``exec_sync`` and ``exec_stream`` is
+idempotent.
+
+A driver that can write down what a container's processes do has all of ``check_checkpoint``, ``pause``, ``resume``,
+``checkpoint`` and ``restore``, or none. A container that is restored has neither ``create`` nor ``start``.
 """
 
 from crinoid.core.api.hooks import hookspec
 from crinoid.core.api.sessions import AttachSession, ExecSession
+from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
     AttachRequest,
@@ -105,3 +110,32 @@ class RuntimeHooks:
     @hookspec
     async def stats(self, handle: ContainerHandle) -> CgroupUsage:  # type: ignore[empty-body]
         """Read what the container uses now. Raises NotFound once it has ended."""
+
+    @hookspec
+    async def check_checkpoint(self) -> None:
+        """Optional. Raise Unsupported, saying what is missing, where processes can't be checkpointed and restored."""
+
+    @hookspec
+    async def pause(self, handle: ContainerHandle) -> None:
+        """Optional. Freeze every process of a running container; no error if it is frozen. Raises FailedPrecondition
+        unless it runs. When cancelled, it may be frozen or not."""
+
+    @hookspec
+    async def resume(self, handle: ContainerHandle) -> None:
+        """Optional. Undo ``pause``; no error if the container is not frozen, has ended or is not there."""
+
+    @hookspec
+    async def checkpoint(self, request: CheckpointRequest) -> None:
+        """Optional. Write down what the processes of a paused container do, to its folders; it stays as it is, paused.
+
+        Raises Unsupported where the host or the container can't be checkpointed, CommandFailed or DeadlineExceeded;
+        what is in the folders then is the caller's to remove.
+        """
+
+    @hookspec
+    async def restore(self, request: RestoreRequest) -> ContainerProcess:  # type: ignore[empty-body]
+        """Optional. Make the container and let its processes go on where a checkpoint has left them.
+
+        The root file system is as it was then. On any error, and when cancelled, nothing is left but what ``delete``
+        removes. Raises as ``create`` and ``checkpoint`` do.
+        """

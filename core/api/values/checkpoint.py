@@ -1,0 +1,30 @@
+"""What crosses the runtime's hooks to write down what a container's processes do, and to let them go on elsewhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRequest:
+    """A paused container whose processes are to be written down.
+
+    ``images`` is an empty folder for their state, in a form that only the driver's own ``restore`` has to know (criu's
+    image files); ``work`` is a folder for what is said meanwhile: ``dump.log``, ``stats-dump``. ``timeout_s`` bounds
+    the act.
+    """
+
+    handle: ContainerHandle
+    images: Path
+    work: Path
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequest:
+    """A container to be made whose processes go on as ``images`` tells, a folder that ``checkpoint`` has filled."""
+
+    container: ContainerRequest
+    images: Path
+    timeout_s: float
