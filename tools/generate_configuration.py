@@ -19,7 +19,7 @@ SLOTS = {
     "network": ("SlotConfig", "[network], [networks.NAME], [snapshotter], [snapshotters.NAME], [registries.NAME]"),
     "extensions": ("ExtensionSlotConfig", "[extensions.NAME]"),
 }
-PLURALS = {"runtime": "runtimes", "network": "network", "snapshotter": "snapshotter", "registry": "registries"}
+ORDER = ("runtime", "network", "snapshotter", "registry", "extension")
 Schema = dict[str, Any]
 """A JSON Schema; ``Any`` as its form is JSON Schema's."""
 
@@ -27,7 +27,7 @@ Schema = dict[str, Any]
 def render() -> str:
     """Return the reference: the whole file's own tables, then the options of the drivers that come with crinoid."""
     lines = ["", "## The tables", "", *_render_tables(), "## Options of the drivers", ""]
-    for installed in sorted(discover(), key=lambda each: (list(PLURALS).index(each.role), each.name)):
+    for installed in sorted(discover(), key=lambda each: (ORDER.index(each.role), each.name)):
         if installed.distribution != "crinoid":
             continue
         schema = load_driver(installed.role, installed.name).options.model_json_schema()
