@@ -383,6 +383,26 @@ async def test_attach_before_the_start_misses_nothing(node: Node) -> None:
         assert await client.outcome() == (b"first words\n", b"", 0)
 
 
+async def test_the_daemon_dies_and_comes_back(node: Node) -> None:
+    container = run(node, "sh", "-c", "while read line; do echo got $line; done", stdin=True)
+    script = "trap '' PIPE; cat; echo lost || echo ended > /end"
+    async with (
+        executing(node, container, "sh", "-c", script, stdin=True) as command,
+        attached(node, container, stdin=True) as client,
+    ):
+        await command.stdin.send(b"x")
+        await read_until(command.stdout, b"x")
+        node.daemon.kill()
+        assert await client.stdout.read_all() == b""
+    node.daemon.start()
+    await until(lambda: node.execute(container, "cat", "/end")[1] == "ended\n", "the exec met closed streams")
+    async with attached(node, container, stdin=True) as client:
+        await client.stdin.send(b"again\n")
+        await read_until(client.stdout, b"got again\n")
+    async with executing(node, container, "echo", "well") as command:
+        assert await command.outcome() == (b"well\n", b"", 0)
+
+
 # port forward
 
 
