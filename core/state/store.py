@@ -5,10 +5,12 @@ starts: a record that does not parse is moved to ``quarantine``, a database that
 All calls belong to the event loop's thread.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from crinoid.core.state.records import (
 )
 
 LOG = logging.getLogger(__name__)
+CHECKPOINT_WRITES = 2000
 RESERVE_BYTES = 1 << 20
 """Disk kept free for the store itself, so that stop and remove are recorded on a full disk."""
 
@@ -68,12 +71,15 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open ``path``, making it where absent. Raises ConfigurationError for a schema newer than this program."""
         self._path = path
+        self._writes = 0
+        self._checkpoint = threading.Thread()
         self._reserve = path.with_name("reserve")
         self._connection = self._open()
         self._keep_reserve()
 
     def execute(self, statement: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
         """Run one statement; on a full disk give up the reserve and try once more."""
+        self._checkpoint_sometimes()
         try:
             return self._connection.execute(statement, parameters)
         except sqlite3.OperationalError as error:
@@ -94,7 +100,23 @@ class Database:
 
     def close(self) -> None:
         """Close the file; nothing is pending."""
+        if self._checkpoint.ident is not None:
+            self._checkpoint.join()
         self._connection.close()
+
+    def _checkpoint_sometimes(self) -> None:
+        """Carry the log over into the database in a thread: its fsync would hold up every request on a slow disk."""
+        self._writes += 1
+        if self._writes % CHECKPOINT_WRITES == 0 and not self._checkpoint.is_alive():
+            self._checkpoint = threading.Thread(target=self._carry_over, name="checkpoint", daemon=True)
+            self._checkpoint.start()
+
+    def _carry_over(self) -> None:
+        with contextlib.closing(sqlite3.connect(self._path, timeout=5)) as connection:
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.OperationalError as error:
+                LOG.warning("the log of %s could not be carried over, it grows until it can: %s", self._path, error)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -113,6 +135,7 @@ class Database:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
         return connection
 
     def _migrated(self, connection: sqlite3.Connection) -> sqlite3.Connection:

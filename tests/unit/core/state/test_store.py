@@ -158,6 +158,17 @@ def test_a_newer_schema_is_refused_untouched(path: Path) -> None:
     assert not list(path.parent.glob("*.broken-*"))
 
 
+def test_the_log_is_carried_over_now_and_then(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crinoid.core.state.store.CHECKPOINT_WRITES", 50)
+    store = Store(path)
+    before = path.stat().st_size
+    for number in range(300):
+        store.ledger.intend("p", "mount", str(number), {"x": "y" * 500})
+    store._database._checkpoint.join(5)
+    assert path.stat().st_size > before + 50_000
+    assert len(store.ledger.entries("p")) == 300
+
+
 def test_settings_survive(path: Path) -> None:
     Store(path).set("pod_cidrs", "10.0.0.0/24")
     assert Store(path).setting("pod_cidrs") == "10.0.0.0/24"
