@@ -13,8 +13,8 @@ from crinoid.core.api.errors import CommandFailed, CrinoidError, InvalidArgument
 
 _TAIL_BYTES = 1 << 16
 _SENTENCE_CHARACTERS = 2000
-# What the request named and the container's root, or the host, does not have, or a limit that the kernel refuses: sending
-# it again can't help.
+# What the request named and the container's root, or the host, does not have, or a limit that the kernel refuses:
+# sending it again can't help.
 _REQUEST_AT_FAULT = re.compile(
     r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
     r"|exec.*permission denied|unable to find user|cannot find user|unknown capability|seccomp.*(invalid|unknown)"
