@@ -1,0 +1,109 @@
+"""Files show other owners through a mapped mount, and nothing of how that was done is left."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.linux import idmaps, mount, namespaces
+from crinoid.core.api.linux.idmaps import IdMaps
+from crinoid.core.api.values.pod import IdMapping
+from crinoid.core.api.values.snapshot import Mount
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+MAPS = IdMaps((IdMapping(100_000, 0, 1000),), (IdMapping(200_000, 0, 1000),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    try:
+        idmaps.try_in(tmp_path / "tried")
+    except Unsupported as error:
+        pytest.skip(error.message)
+    for name in ("low", "high", "upper", "work", "shown"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "low/file").write_text("low")
+    os.chown(tmp_path / "low/file", 5, 6)
+    (tmp_path / "high/other").write_text("high")
+    yield tmp_path
+    for point in mount.mountpoints(tmp_path):
+        mount.unmount(point)
+
+
+def owners(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_uid, found.st_gid
+
+
+def test_a_bind_mount(folder: Path) -> None:
+    idmaps.mount_mapped(Mount("bind", str(folder / "low"), ("rbind", "ro")), folder / "shown", MAPS)
+    assert owners(folder / "shown/file") == (100_005, 200_006)
+    assert owners(folder / "low/file") == (5, 6)
+    with pytest.raises(OSError, match="Read-only"):
+        (folder / "shown/new").touch()
+
+
+def test_a_pinned_namespace_has_the_maps(folder: Path) -> None:
+    pin = folder / "user"
+    namespaces.pin({"user": pin}, uids=MAPS.uids, gids=MAPS.gids)
+    idmaps.mount_mapped(Mount("bind", str(folder / "low/file")), folder / "high/other", IdMaps((), (), pin))
+    assert owners(folder / "high/other") == (100_005, 200_006)
+
+
+def test_an_overlay(folder: Path) -> None:
+    lowers = (f"lowerdir+={folder / 'high'}", f"lowerdir+={folder / 'low'}")
+    parts = (f"upperdir={folder / 'upper'}", f"workdir={folder / 'work'}", "index=off")
+    idmaps.mount_mapped(Mount("overlay", "overlay", (*lowers, *parts)), folder / "shown", MAPS)
+    shown = folder / "shown"
+    assert [owners(shown / name) for name in (".", "file", "other")] == [
+        (100_000, 200_000),
+        (100_005, 200_006),
+        (100_000, 200_000),
+    ]
+    (shown / "file").write_text("changed")
+    assert owners(folder / "upper/file") == (100_005, 200_006)
+    assert (folder / "low/file").read_text() == "low"
+    assert mount.mountpoints(folder) == (shown,), "the layers' own mounts are gone"
+
+
+def test_an_overlay_of_a_hundred_layers(folder: Path) -> None:
+    layers = [folder / f"layer-with-a-name-of-some-length-{number}" for number in range(100)]
+    for number, layer in enumerate(layers):
+        layer.mkdir()
+        (layer / str(number)).touch()
+    options = tuple(f"lowerdir+={layer}" for layer in layers)
+    idmaps.mount_mapped(Mount("overlay", "overlay", (*options, "ro")), folder / "shown", MAPS)
+    assert {owners(path) for path in (folder / "shown").iterdir()} == {(100_000, 200_000)}
+    assert len(list((folder / "shown").iterdir())) == 100
+
+
+def test_a_mount_below_that_can_not_be_mapped_does_not_hinder(folder: Path) -> None:
+    (folder / "low/below").mkdir()
+    mount.mount(Mount("proc", "proc"), folder / "low/below")
+    idmaps.mount_mapped(Mount("bind", str(folder / "low"), ("rbind", "rprivate")), folder / "shown", MAPS)
+    assert owners(folder / "shown/file") == (100_005, 200_006)
+    assert owners(folder / "shown/below/version") == (0, 0)
+
+
+def test_what_can_not_be_mapped_is_named(folder: Path) -> None:
+    with pytest.raises(Unsupported, match=r"/proc/sys: its file system has no id-mapped mounts with this kernel"):
+        idmaps.mount_mapped(Mount("bind", "/proc/sys"), folder / "shown", MAPS)
+    with pytest.raises(Unsupported, match="the proc file system"):
+        idmaps.mount_mapped(Mount("proc", "proc"), folder / "shown", MAPS)
+    assert mount.mountpoints(folder) == ()
+
+
+def test_nothing_runs_on(folder: Path) -> None:
+    with MAPS.opened() as fd:
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith("user:")
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    names = subprocess.run(["ps", "-o", "comm=", "-p", ",".join(children or ["1"])], capture_output=True, text=True)
+    assert "cat" not in names.stdout.split()
+
+
+def test_trying_leaves_nothing(tmp_path: Path) -> None:
+    idmaps.try_in(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
