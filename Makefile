@@ -1,6 +1,9 @@
 # Two commands do all the set-up on a machine that has Debian, Python and root:
 #   make demo   a real pod, told as a story
 #   make test   linters and every test
+# and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
+#   make test-vm-short   the most telling ones, in less than ten minutes
+#   make test-vm         every test of real containers
 # Besides: make bench, figures beside containerd's of one run.
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +17,12 @@ demo: setup
 
 test: setup lint
 	$(BIN)/pytest
+
+test-vm: setup
+	$(BIN)/python tests/vm/run.py --timeout 21600 -- $(GUEST) tests/integration tests/conformance tests/contract
+
+test-vm-short: setup
+	$(BIN)/python tests/vm/run.py --timeout 600 -- $(GUEST) @tests/vm/short.txt
 
 lint: setup
 	$(BIN)/ruff check .

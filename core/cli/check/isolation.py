@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.linux import mount, namespaces
+from crinoid.core.api.linux import idmaps, mount, namespaces
 from crinoid.core.api.values.pod import IdMapping
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.cli.check.disk import existing
@@ -22,6 +22,7 @@ def examine_isolation(config: Config) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=existing(config.run)) as name:
         yield from (_try_namespace(kind, Path(name) / kind) for kind in ("network", "ipc", "uts"))
         yield _try_user_namespace(Path(name) / "user")
+    yield _try_mapped_mounts(existing(config.root))
     yield _try_overlay(existing(config.root), config.snapshotter.driver == "overlay")
     yield judge_propagation(*mount.propagation(Path("/")))
 
@@ -52,6 +53,17 @@ def _try_user_namespace(path: Path) -> Finding:
         return _AREA.warning("user namespace", str(error), advice)
     namespaces.unpin(path)
     return _AREA.ok("user namespace", "was made, held and let go")
+
+
+def _try_mapped_mounts(folder: Path) -> Finding:
+    """Try them out where images are kept: the file system matters as much as the kernel."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=folder) as name:
+            idmaps.try_in(Path(name))
+    except (OSError, CrinoidError) as error:
+        advice = "pods with hostUsers: false can't run; use Linux 5.19 or newer, and ext4, xfs or btrfs for root"
+        return _AREA.warning("id-mapped mounts", str(error), advice)
+    return _AREA.ok("id-mapped mounts", f"work below {folder}")
 
 
 def _try_overlay(folder: Path, needed: bool) -> Finding:
