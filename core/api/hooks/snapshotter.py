@@ -5,6 +5,10 @@ The story of an image: for each layer from the bottom, ``prepare_layer`` gives a
 together with all those below it. Of a container: ``create_snapshot`` stacks a writable part on a chain id and returns
 mounts; the kernel makes and undoes the mounts; ``remove_snapshot`` drops the writable part.
 
+For a pod with a user namespace the kernel maps the owners of files in these mounts: of a bind mount as a whole, of an
+overlay's lower layers, whose new upper folder it gives to the pod's root. Layers keep the image's owners on disk, and
+``SnapshotterFeatures.root`` must be on a file system with id-mapped mounts, or the handler has no user namespaces.
+
 Everything survives a restart, and a kill at any moment leaves only what ``list_unfinished`` names.
 """
 
