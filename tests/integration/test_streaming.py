@@ -182,7 +182,7 @@ async def test_without_a_client_a_process_meets_closed_streams(node: Node, way: 
 
 async def test_a_client_that_vanishes_while_its_input_is_not_read(node: Node) -> None:
     container = run(node, "sleep", "1000")
-    url = exec_url(node, container, "sh", "-c", "sleep 8; cat > /dev/null; echo ended > /end", stdin=True, stdout=True)
+    url = exec_url(node, container, "sh", "-c", "sleep 5; cat > /dev/null; echo ended > /end", stdin=True, stdout=True)
     async with connect_spdy(url, "v4.channel.k8s.io") as client:
         command = await client.start(stdin=True, stdout=True)
         with contextlib.suppress(TimeoutError):

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 CAPACITY_BYTES = 1 << 20
-_HOLD_S = 5.0
+_HOLD_S = 2.0
 
 
 class Inbox:

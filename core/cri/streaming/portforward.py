@@ -7,6 +7,7 @@ old WebSocket protocol each port of the request has two channels, and one connec
 import asyncio
 import contextlib
 import logging
+import os
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -31,8 +32,17 @@ Connect = Callable[[int], Awaitable[Connection]]
 """Opens a connection to a port in the pod. Raises CrinoidError."""
 
 
+class _ClientHasLeft(Exception):
+    """The client has reset the stream, as Kubernetes' clients do when they have all they want."""
+
+
 class Duplex(ByteSource, ByteSink, Protocol):
     """A client's stream."""
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether it was ended at once, both ways."""
+        ...
 
     async def reset(self) -> None:
         """End it at once, both ways."""
@@ -130,10 +140,12 @@ async def forward(data: Duplex, error: Duplex, port: int, connect: Connect) -> N
         await _both_ways(data, reader, writer)
         await data.close()
         await error.close()
-    except OSError as failure:  # one of the two has gone
-        LOG.debug("port forward to %d: %s", port, failure)
+    except (_ClientHasLeft, BrokenPipeError):
         await data.reset()
         await error.close()
+    except OSError as failure:
+        reason = os.strerror(failure.errno) if failure.errno else str(failure)
+        await _fail(data, error, f"error forwarding port {port}: the connection broke: {reason}")
     finally:
         writer.transport.abort()
 
@@ -162,13 +174,17 @@ async def _both_ways(data: Duplex, reader: asyncio.StreamReader, writer: asyncio
 
 
 async def _to_pod(data: Duplex, writer: asyncio.StreamWriter) -> None:
-    while piece := await data.read():
-        writer.write(piece)
-        await writer.drain()
-    if getattr(data, "was_reset", False):
-        raise ConnectionResetError("the client has reset the stream")
-    with contextlib.suppress(OSError):
+    """Copy to the pod; what is not taken there any more is dropped, as an answer may still be on its way."""
+    try:
+        while piece := await data.read():
+            writer.write(piece)
+            await writer.drain()
         writer.write_eof()
+    except OSError:
+        while await data.read():
+            pass
+    if data.was_reset:
+        raise _ClientHasLeft
 
 
 async def _to_client(reader: asyncio.StreamReader, data: Duplex) -> None:

@@ -252,6 +252,8 @@ class TunnelConduit:
 class Channel:
     """One channel, to be read and written."""
 
+    was_reset = False  # that can't be told in these protocols
+
     def __init__(self, channels: "Channels", number: int) -> None:
         self.inbox = Inbox()
         self._channels = channels

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import struct
 import subprocess
@@ -243,7 +244,7 @@ class TestSpdy:
             stdout: SpdyStream = command.stdout
             await until(lambda: stdout.pieces.qsize())
             await asyncio.sleep(0.1)
-            assert sum(len(piece) for piece in stdout.pieces._queue) == 1000  # type: ignore[attr-defined]
+            assert sum(len(piece) for piece in stdout.pieces._queue) == 1000  # type: ignore[attr-defined,misc]
             await process.errors.write(b"others go on")
             assert await command.stderr.read() == b"others go on"
             process.finish()
@@ -327,6 +328,33 @@ class TestForwarding:
             one = await forward(client, 81, "1")
             assert b"port 81 of pod p-full can't be reached" in await one.error.read_all()
             assert await one.data.read_all() == b""
+
+    async def test_a_connection_that_breaks_in_the_pod(self, server: StreamingServer, streams: FakeStreams) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"some")
+            await reader.read(1)
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by RST
+            writer.close()
+
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        streams.ports[80] = listening.sockets[0].getsockname()[1]
+        async with connect_spdy(server.port_forward_url("p", ()), "portforward.k8s.io") as client:
+            one = await forward(client, 80, "1")
+            assert await one.data.read() == b"some"
+            await one.data.send(b"break")
+            assert (await one.error.read_all()).endswith(b"the connection broke: Connection reset by peer")
+            assert await one.data.read_all() == b""
+        listening.close()
+
+    @pytest.mark.usefixtures("echo")
+    async def test_a_client_that_has_enough(self, server: StreamingServer) -> None:
+        async with connect_spdy(server.port_forward_url("p", ()), "portforward.k8s.io") as client:
+            one = await forward(client, 80, "1")
+            await one.data.send(b"some")
+            assert await one.data.read() == b"some"
+            await one.data.reset()
+            assert await one.error.read_all() == b"", "that is no error"
 
     @pytest.mark.parametrize(
         "headers",
