@@ -28,10 +28,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 UP = 0x1
+UNICAST, LOCAL = 1, 2  # types of routes
 _NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18
 _NEW_ADDRESS, _GET_ADDRESS = 20, 22
 _NEW_ROUTE, _GET_ROUTE = 24, 26
-_DELETE_NEIGHBOUR, _GET_NEIGHBOUR = 29, 30
+_NEW_NEIGHBOUR, _DELETE_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -48,12 +49,13 @@ _SKIP_STATISTICS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NO_DAD, _NO_PREFIX_ROUTE = 0x2, 0x200
 _RTA_DESTINATION, _RTA_INTERFACE, _RTA_GATEWAY = 1, 4, 5
-_MAIN_TABLE, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_MAIN_TABLE, _PROTOCOL_STATIC = 254, 4
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _NDA_DESTINATION, _NDA_LINK_ADDRESS = 1, 2
 _KNOWN_NEIGHBOUR = 0x02 | 0x04 | 0x08 | 0x10  # reachable, stale, delay, probe
 _SIOCDEVPRIVATE, _GET_PORT_LIST, _MOST_PORTS = 0x89F0, 7, 1024  # linux/if_bridge.h
-_SETTLE_S, _SETTLE_STEP_S = 1.5, 0.0005
+_SETTLE_S, _LOCAL_S, _SETTLE_STEP_S = 1.5, 0.1, 0.0002
+_STALE_NEIGHBOUR = 0x04
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -76,7 +78,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route as it is: where to, over which interface, of what type (1 is unicast, 2 is local).
+    """A route as it is: where to, over which interface, of what type: ``UNICAST``, ``LOCAL`` or another.
 
     ``interface`` 0: over several. ``is_direct``: those whom it leads to are on the link itself.
     """
@@ -269,7 +271,7 @@ def add_route(destination: Network, index: int, gateway: Address | None = None) 
     """Send what is for ``destination`` to the gateway, or straight onto the link."""
     scope = _SCOPE_LINK if gateway is None and destination.version == 4 else _SCOPE_UNIVERSE
     family = _FAMILY[destination.version]
-    header = _ROUTE.pack(family, destination.prefixlen, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, scope, _UNICAST, 0)
+    header = _ROUTE.pack(family, destination.prefixlen, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, scope, UNICAST, 0)
     payload = (
         header
         + (attribute(_RTA_DESTINATION, destination.network_address.packed) if destination.prefixlen else b"")
@@ -290,12 +292,22 @@ def find_route(channel: Channel, address: Address) -> Route | None:
     return None if answer is None else _read_route(answer)
 
 
+def wait_until_local(channel: Channel, address: Address) -> None:
+    """Wait until packets to an IPv6 address just added are taken in; the kernel sees to that in the background, too."""
+    deadline = time.monotonic() + _LOCAL_S
+    while time.monotonic() < deadline:
+        route = find_route(channel, address)
+        if route is not None and route.type == LOCAL:
+            return
+        time.sleep(_SETTLE_STEP_S)
+
+
 def list_routes(channel: Channel, version: int) -> list[Route]:
     """Return the unicast routes of the main table."""
     message = Message(_GET_ROUTE, _ROUTE.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0), 0, "list routes")
     entries = channel.dump(message)
     routes = [_read_route(payload) for _, payload in entries if _ROUTE.unpack_from(payload)[4] == _MAIN_TABLE]
-    return [route for route in routes if route.type == _UNICAST]
+    return [route for route in routes if route.type == UNICAST]
 
 
 def _read_route(payload: bytes) -> Route:
@@ -314,6 +326,13 @@ def has_neighbour(channel: Channel, index: int, address: Address) -> bool:
         return False
     state = _NEIGHBOUR.unpack_from(answer)[2]
     return bool(state & _KNOWN_NEIGHBOUR) and _NDA_LINK_ADDRESS in parse(answer[_NEIGHBOUR.size :])
+
+
+def know_neighbour(index: int, address: Address, mac: bytes) -> Message:
+    """Tell the kernel who has an address, so that the first packet need not wait for an answer. It will ask in time."""
+    payload = _NEIGHBOUR.pack(_FAMILY[address.version], index, _STALE_NEIGHBOUR, 0, 0)
+    payload += attribute(_NDA_DESTINATION, address.packed) + attribute(_NDA_LINK_ADDRESS, mac)
+    return Message(_NEW_NEIGHBOUR, payload, CREATE | REPLACE, f"know neighbour {address}")
 
 
 def forget_neighbour(index: int, address: Address) -> Message:

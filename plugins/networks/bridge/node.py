@@ -28,7 +28,6 @@ from crinoid.plugins.networks.bridge.records import Record, bridge_name, gateway
 _ELSEWHERE = tuple(map(ipaddress.ip_address, ("192.0.2.1", "2001:db8::1")))  # nobody's: they take the default route
 _DEFAULT_MTU = 1500
 _NEW_NETWORK = 0x40000000
-_UNICAST = 1
 _LOOPBACK_INDEX = 1
 _LINK_LOCAL_PREFIX = 64
 _PROBE_S, _PROBE_STEP_S = 0.1, 0.01
@@ -244,10 +243,11 @@ class Node:
     def _make_link(self, channel: Channel, bridge: Link, record: Record, netns_fd: int) -> None:
         pair = Pair(record.link, record.interface, record.mac, self._mtu, bridge.index, netns_fd)
         messages = [interfaces.make_pair(pair), interfaces.set_port(pair.name, f"pod {record.pod_id}")]
+        messages += [interfaces.know_neighbour(bridge.index, address, record.mac) for address in record.addresses]
         refused = channel.try_each(messages)
         if refused[0] is not None and refused[0].errno == errno.EEXIST and exists(pair.name):
             channel.tell([interfaces.delete_link(pair.name), *messages])  # left by an attempt that died
-        elif error := refused[0] or refused[1]:
+        elif error := next((error for error in refused if error is not None), None):
             raise error
         if record.ingress_bits_per_s or record.egress_bits_per_s:
             self._limit(channel, record)
@@ -263,7 +263,7 @@ class Node:
         """Raise AddressInUseError where the node itself, or somebody else on the bridge, has an address of the pod."""
         for address in record.addresses:
             route = interfaces.find_route(channel, address)
-            if route is None or route.interface != bridge.index or route.type != _UNICAST:
+            if route is None or route.interface != bridge.index or route.type != interfaces.UNICAST:
                 raise AddressInUseError(address, "the node, or another network that the node has a route to")
         if self._has_foreign_ports(bridge):
             for address in record.addresses:
@@ -368,6 +368,9 @@ def _configure_pod(record: Record) -> None:
     with Channel(ROUTE) as channel:
         channel.tell(messages)
         interfaces.wait_until_works(channel, record.interface)
+        for address in record.addresses:
+            if address.version == 6:
+                interfaces.wait_until_local(channel, address)
 
 
 def _check_pod(record: Record) -> None:
