@@ -293,6 +293,7 @@ class Channels:
         self._websocket = websocket
         self._base64 = "base64." in protocol
         self._signals_close = protocol.startswith("v5.")
+        self._text = b""  # of a base64 message that has not come whole
 
     async def run(self) -> None:
         """Hand on what comes until the client has gone."""
@@ -341,8 +342,6 @@ class Channels:
         elif channel is not None and data:
             channel.inbox.put(data)
             await channel.inbox.wait_for_room(self._websocket.hold)
-
-    _text = b""
 
     async def _take_base64(self, piece: Piece) -> None:
         """These messages are read whole: they can't be decoded in parts."""
