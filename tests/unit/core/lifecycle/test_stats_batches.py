@@ -1,0 +1,40 @@
+"""Readings for streams: a few objects at a time, each once, whatever comes and goes meanwhile."""
+
+import pytest
+
+from crinoid.core.lifecycle import metrics, stats
+from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "BATCH", 2)
+    monkeypatch.setattr(metrics, "BATCH", 2)
+
+
+async def test_containers(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(), "")
+    made = [await services.containers.create(pod, a_container(f"c{number}"), None) for number in range(5)]
+    batches = services.stats.container_batches(ContainerFilter())
+    first = [one.record.id for one in await anext(batches)]
+    assert first == made[:2:-1]
+    await services.containers.remove(made[0])
+    added = await services.containers.create(pod, a_container("late"), None)
+    rest = [[one.record.id for one in batch] async for batch in batches]
+    assert rest == [[made[2], made[1]], []]
+    assert added not in [one for batch in rest for one in batch]
+
+
+async def test_pods(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pods = [await services.pods.run(a_pod(f"p{number}"), "") for number in range(3)]
+    await services.pods.stop(pods[1])
+    sizes = [[one.record.id for one in batch] async for batch in services.stats.pod_batches(PodFilter())]
+    assert sizes == [[pods[2], pods[0]]]
+    assert [one.pod_id for batch in [b async for b in services.metrics.batches()] for one in batch] == [
+        pods[0],
+        pods[2],
+    ]
+    assert sorted(one.pod_id for one in await services.metrics.pods()) == sorted([pods[0], pods[2]])
