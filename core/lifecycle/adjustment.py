@@ -49,6 +49,9 @@ def adjust_spec(spec: JsonObject, changes: Sequence[ContainerAdjustment]) -> Non
             _add_mount(spec, mount)
         for device in change.oci_devices:
             _add_device(spec, device)
+        for rule in change.oci_device_rules:
+            given = {name: value for name, value in dataclasses.asdict(rule).items() if value is not None}
+            _rules(spec).append(given)
         for hook in change.oci_hooks:
             _add_hook(spec, hook)
         for limit in change.rlimits:
@@ -143,7 +146,12 @@ def _add_device(spec: JsonObject, device: OciDevice) -> None:
     linux["devices"] = [one for one in linux.get("devices", ()) if one["path"] != path] + [made]
     if device.type != "p":
         rule = {"allow": True, "type": "b" if device.type == "b" else "c", **numbers, "access": device.permissions}
-        linux.setdefault("resources", {}).setdefault("devices", []).append(rule)
+        _rules(spec).append(rule)
+
+
+def _rules(spec: JsonObject) -> list[JsonObject]:
+    rules: list[JsonObject] = spec["linux"].setdefault("resources", {}).setdefault("devices", [])
+    return rules
 
 
 def _add_hook(spec: JsonObject, hook: OciHook) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crinoid.core.api.hooks import broadcast
-from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount, Rlimit
+from crinoid.core.api.values.adjustment import OciDevice, OciDeviceRule, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import ContainerConfig, DeviceMapping, VolumeMount
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus, OciSpec
@@ -90,6 +90,7 @@ class ContainerAdjustment:
     removed_annotations: tuple[str, ...] = ()
     oci_mounts: tuple[OciMount, ...] = ()
     oci_devices: tuple[OciDevice, ...] = ()
+    oci_device_rules: tuple[OciDeviceRule, ...] = ()
     oci_hooks: tuple[OciHook, ...] = ()
     cdi_devices: tuple[str, ...] = ()
     args: tuple[str, ...] = ()

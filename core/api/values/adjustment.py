@@ -30,6 +30,17 @@ class OciDevice:
     permissions: str = "rwm"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OciDeviceRule:
+    """Whether processes may use devices, by the devices cgroup. ``None``: every number; ``type`` ``a``: all devices."""
+
+    allow: bool
+    type: str = "a"
+    major: int | None = None
+    minor: int | None = None
+    access: str = "rwm"
+
+
 @dataclass(frozen=True, slots=True)
 class OciHook:
     """A program that the runtime runs at a ``stage``: ``prestart``, ``createRuntime``, ``createContainer``,

@@ -1,0 +1,407 @@
+"""The extension ``nri``: passes what happens to pods and containers on to NRI plugins, and what they want back.
+
+Each hook asks the plugins concerned one after the other, in the order of their index, as NRI has it. Pods do not wait
+for each other: a plugin is busy with one request at a time, but a pod that needs no answer of it goes its way.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Coroutine, Iterable
+from typing import Any, ClassVar
+
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, Refused
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
+from crinoid.core.api.host import Host
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
+from crinoid.plugins.extensions.nri import launch
+from crinoid.plugins.extensions.nri.decode import decode_adjustment
+from crinoid.plugins.extensions.nri.encode import encode_container, encode_pod
+from crinoid.plugins.extensions.nri.mux import Trunk
+from crinoid.plugins.extensions.nri.options import NriOptions
+from crinoid.plugins.extensions.nri.owners import Owners
+from crinoid.plugins.extensions.nri.plugin import Plugin, PluginFailed, Request
+from crinoid.plugins.extensions.nri.resources import decode_resources, encode_resources
+from crinoid.plugins.extensions.nri.results import Changes, Creation
+from crinoid.plugins.extensions.nri.roster import Roster
+from crinoid.plugins.extensions.nri.ttrpc import INVALID_ARGUMENT, RemoteError
+from crinoid.plugins.extensions.nri.wire import nri_pb2
+
+_UNCHANGED = (None, LinuxResources())
+
+
+class NriExtension:
+    """Lets NRI plugins take part."""
+
+    api_version = "1.0"
+    Config = NriOptions
+    deadline_s: ClassVar[float] = 120.0
+    """Of a whole chain of plugins; each of them has its own."""
+
+    def __init__(self, config: NriOptions, host: Host) -> None:
+        self._config = config
+        self._host = host
+        self._log = host.log
+        self._roster = Roster()
+        self._kernel: Kernel | None = None
+        self._live: set[str] = set()
+        """Pods and containers whose end plugins have not been told."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._children: list[launch.LaunchedPlugin] = []
+        self._listener: asyncio.Server | None = None
+
+    @hookimpl
+    async def connect(self, kernel: Kernel) -> None:
+        """Start the plugins of the folder, wait until they are ready, and let others in."""
+        self._kernel = kernel
+        self._live = {pod.pod_id for pod in kernel.pods() if pod.ready}
+        alive = (ContainerStatus.CREATED, ContainerStatus.RUNNING)
+        self._live |= {one.container_id for one in await kernel.containers() if one.state in alive}
+        await self._launch_all()
+        if self._config.listen:
+            await self._listen()
+
+    @hookimpl
+    async def close(self) -> None:
+        """Hang up on all plugins, and end those that were started here. Idempotent."""
+        if self._listener is not None:
+            self._listener.close()
+            self._config.socket.unlink(missing_ok=True)
+        await asyncio.gather(*(plugin.shut_down() for plugin in self._roster))
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(child.end() for child in self._children))
+
+    @hookimpl
+    async def pod_starting(self, pod: PodView) -> None:
+        """RunPodSandbox."""
+        self._roster.begin(pod.pod_id)
+        self._live.add(pod.pod_id)
+        await self._tell_pod(nri_pb2.RUN_POD_SANDBOX, nri_pb2.RunPodSandboxRequest(pod=encode_pod(pod)), pod)
+
+    @hookimpl
+    async def pod_started(self, pod: PodView) -> None:
+        """It is on record: plugins that join find it there."""
+        self._roster.end(pod.pod_id)
+
+    @hookimpl
+    async def pod_updating(
+        self, pod: PodView, resources: LinuxResources | None, overhead: LinuxResources | None
+    ) -> None:
+        """UpdatePodSandbox."""
+        request = nri_pb2.UpdatePodSandboxRequest(
+            pod=encode_pod(pod),
+            linux_resources=encode_resources(resources),
+            overhead_linux_resources=encode_resources(overhead),
+        )
+        await self._tell_pod(nri_pb2.UPDATE_POD_SANDBOX, request, pod)
+
+    @hookimpl
+    async def pod_updated(self, pod: PodView) -> None:
+        """PostUpdatePodSandbox."""
+        request = nri_pb2.PostUpdatePodSandboxRequest(pod=encode_pod(pod))
+        await self._tell_pod(nri_pb2.POST_UPDATE_POD_SANDBOX, request, pod)
+
+    @hookimpl
+    async def pod_stopping(self, pod: PodView) -> None:
+        """StopPodSandbox, while the pod's network is there."""
+        await self._stop_pod(pod)
+
+    @hookimpl
+    async def pod_removed(self, pod: PodView) -> None:
+        """RemovePodSandbox; for a pod that came to nothing StopPodSandbox first."""
+        await self._stop_pod(pod)
+        request = nri_pb2.RemovePodSandboxRequest(pod=encode_pod(pod))
+        await self._tell_pod(nri_pb2.REMOVE_POD_SANDBOX, request, pod)
+        self._roster.forget(pod.pod_id)
+
+    @hookimpl
+    async def adjust_container(self, container: ContainerView) -> ContainerAdjustment | None:
+        """CreateContainer, and ValidateContainerAdjustment where a plugin wants to judge."""
+        self._roster.begin(container.container_id)
+        self._live.add(container.container_id)
+        self._require_all(container)
+        request = nri_pb2.CreateContainerRequest(pod=encode_pod(container.pod), container=encode_container(container))
+        creation = Creation(request)
+        asked = self._concerned(nri_pb2.CREATE_CONTAINER, container)
+        for plugin in asked:
+            question = Request(nri_pb2.CREATE_CONTAINER, creation.request, _name(container))
+            answer = await plugin.ask(question, nri_pb2.CreateContainerResponse)
+            if answer is not None:
+                creation.apply(answer, plugin.label)
+        await self._validate(creation, asked, container)
+        self._evict(creation.evictions)
+        await self._update(creation.changes.of_others)
+        return decode_adjustment(creation.adjust, container) if creation.adjust.ByteSize() else None
+
+    @hookimpl
+    async def container_created(self, container: ContainerView) -> None:
+        """PostCreateContainer."""
+        self._roster.end(container.container_id)
+        await self._tell(nri_pb2.POST_CREATE_CONTAINER, nri_pb2.PostCreateContainerRequest(), container)
+
+    @hookimpl
+    async def container_starting(self, container: ContainerView) -> None:
+        """StartContainer."""
+        await self._tell(nri_pb2.START_CONTAINER, nri_pb2.StartContainerRequest(), container)
+
+    @hookimpl
+    async def container_started(self, container: ContainerView) -> None:
+        """PostStartContainer."""
+        await self._tell(nri_pb2.POST_START_CONTAINER, nri_pb2.PostStartContainerRequest(), container)
+
+    @hookimpl
+    async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources | None:
+        """UpdateContainer."""
+        request = nri_pb2.UpdateContainerRequest(
+            pod=encode_pod(container.pod),
+            container=encode_container(container),
+            linux_resources=encode_resources(resources),
+        )
+        changes = Changes(Owners(), request)
+        evictions: list[nri_pb2.ContainerEviction] = []
+        for plugin in self._concerned(nri_pb2.UPDATE_CONTAINER, container):
+            question = Request(nri_pb2.UPDATE_CONTAINER, request, _name(container))
+            answer = await plugin.ask(question, nri_pb2.UpdateContainerResponse)
+            if answer is not None:
+                changes.add(answer.update, plugin.label)
+                evictions.extend(answer.evict)
+        self._evict(evictions)
+        await self._update(changes.of_others)
+        if container.container_id not in changes.wanted:
+            return None
+        return decode_resources(request.linux_resources)
+
+    @hookimpl
+    async def container_updated(self, container: ContainerView) -> None:
+        """PostUpdateContainer."""
+        await self._tell(nri_pb2.POST_UPDATE_CONTAINER, nri_pb2.PostUpdateContainerRequest(), container)
+
+    @hookimpl
+    async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
+        """StopContainer, once, whoever ended it."""
+        await self._stop_container(container)
+
+    @hookimpl
+    async def container_removed(self, container: ContainerView) -> None:
+        """RemoveContainer; for a container that came to nothing StopContainer first."""
+        await self._stop_container(container)
+        try:
+            await self._tell(nri_pb2.REMOVE_CONTAINER, nri_pb2.RemoveContainerRequest(), container)
+        finally:
+            self._roster.forget(container.container_id)
+
+    async def _stop_pod(self, pod: PodView) -> None:
+        if pod.pod_id in self._live:
+            self._live.discard(pod.pod_id)
+            request = nri_pb2.StopPodSandboxRequest(pod=encode_pod(pod))
+            await self._tell_pod(nri_pb2.STOP_POD_SANDBOX, request, pod)
+
+    async def _stop_container(self, container: ContainerView) -> None:
+        """Tell every plugin of an end; what one raises is held back until all have been told."""
+        if container.container_id not in self._live:
+            return
+        self._live.discard(container.container_id)
+        request = nri_pb2.StopContainerRequest(pod=encode_pod(container.pod), container=encode_container(container))
+        changes = Changes(Owners())
+        for plugin in self._concerned(nri_pb2.STOP_CONTAINER, container):
+            question = Request(nri_pb2.STOP_CONTAINER, request, _name(container))
+            try:
+                answer = await plugin.ask(question, nri_pb2.StopContainerResponse)
+                changes.add(answer.update if answer is not None else (), plugin.label)
+            except Refused as error:
+                self._log.warning("%s; the container has ended all the same", error.message)
+        await self._update(changes.of_others)
+
+    async def _tell_pod(self, event: int, message: Any, pod: PodView) -> None:
+        """Tell of a pod; ``Any``: a request of NRI that has one."""
+        question = Request(event, message, f"pod {pod.pod_id}")
+        await self._tell_all(question, self._roster.concerned(event, pod.pod_id, pod))
+
+    async def _tell(self, event: int, message: Any, container: ContainerView) -> None:
+        """Tell of a container; ``Any``: a request of NRI that has one, and nothing else."""
+        plugins = self._concerned(event, container)
+        if plugins:
+            message.pod.CopyFrom(encode_pod(container.pod))
+            message.container.CopyFrom(encode_container(container))
+            await self._tell_all(Request(event, message, _name(container)), plugins)
+
+    async def _tell_all(self, question: Request, plugins: Iterable[Plugin]) -> None:
+        expected = getattr(nri_pb2, f"{question.method}Response")
+        ends = question.event in _ENDS
+        for plugin in plugins:
+            try:
+                await plugin.ask(question, expected)
+            except Refused as error:
+                if not ends:
+                    raise
+                self._log.warning("%s; it goes on all the same", error.message)
+
+    def _concerned(self, event: int, container: ContainerView) -> list[Plugin]:
+        return self._roster.concerned(event, container.container_id, container.pod)
+
+    def _require_all(self, container: ContainerView) -> None:
+        """Refuse a container while a plugin is away that the site wants to be asked about it."""
+        connected = {plugin.name for plugin in self._roster if plugin.is_connected}
+        for name, own in self._config.plugins.items():
+            if own.required and name not in connected and own.concerns(container.pod.config):
+                raise Refused(f"NRI plugin {name} is required for {_name(container)}, and it is not connected")
+
+    async def _validate(self, creation: Creation, asked: list[Plugin], container: ContainerView) -> None:
+        """Let all plugins that want to judge do so, at the same time."""
+        event = nri_pb2.VALIDATE_CONTAINER_ADJUSTMENT
+        judges = self._concerned(event, container)
+        if not judges:
+            return
+        message = nri_pb2.ValidateContainerAdjustmentRequest(
+            pod=creation.request.pod,
+            container=creation.pristine,
+            adjust=creation.adjust,
+            update=creation.changes.of_others,
+            owners=creation.owners.told,
+            plugins=[nri_pb2.PluginInstance(name=plugin.name, index=plugin.index) for plugin in asked],
+        )
+        question = Request(event, message, _name(container))
+        answers = await asyncio.gather(
+            *(plugin.ask(question, nri_pb2.ValidateContainerAdjustmentResponse) for plugin in judges)
+        )
+        for plugin, answer in zip(judges, answers, strict=True):
+            if answer is not None and answer.reject:
+                reason = answer.reason or "it gives no reason"
+                raise Refused(f"NRI plugin {plugin.label} rejects the adjustment of {_name(container)}: {reason}")
+
+    async def _update(self, updates: Iterable[nri_pb2.ContainerUpdate]) -> list[nri_pb2.ContainerUpdate]:
+        """Change other containers; return what failed and may not be ignored. It holds nothing up."""
+        assert self._kernel is not None, "no plugin is asked before connect"
+        failed = []
+        for update in updates:
+            resources = decode_resources(update.linux.resources)
+            if resources in _UNCHANGED:
+                continue
+            try:
+                await self._kernel.update_container(update.container_id, resources)
+            except CrinoidError as error:
+                self._log.warning(
+                    "limits of container %s are not what an NRI plugin wants: %s", update.container_id, error
+                )
+                if not update.ignore_failure:
+                    failed.append(update)
+        return failed
+
+    def _evict(self, evictions: Iterable[nri_pb2.ContainerEviction]) -> None:
+        """Stop containers in the background: a stop waits for hooks, and hooks must not wait for it."""
+        for eviction in evictions:
+            self._start(self._stop_evicted(eviction))
+
+    async def _stop_evicted(self, eviction: nri_pb2.ContainerEviction) -> None:
+        assert self._kernel is not None, "no plugin is asked before connect"
+        reason = f"an NRI plugin evicts it: {eviction.reason or 'it gives no reason'}"
+        try:
+            await self._kernel.stop_container(eviction.container_id, reason)
+        except CrinoidError as error:
+            self._log.error("container %s could not be evicted: %s", eviction.container_id, error.message)
+
+    async def _serve_update(
+        self, plugin: Plugin, request: nri_pb2.UpdateContainersRequest
+    ) -> nri_pb2.UpdateContainersResponse:
+        """UpdateContainers: what a plugin wants by itself."""
+        self._log.info(
+            "NRI plugin %s updates %d and evicts %d containers", plugin.label, len(request.update), len(request.evict)
+        )
+        changes = Changes(Owners())
+        try:
+            changes.add(request.update, plugin.label)
+        except Refused as error:
+            raise RemoteError(INVALID_ARGUMENT, error.message) from error
+        self._evict(request.evict)
+        return nri_pb2.UpdateContainersResponse(failed=await self._update(changes.of_others))
+
+    async def _launch_all(self) -> None:
+        """Start the plugins of the folder and wait until each is ready or has failed, which is logged."""
+        config = self._config
+        try:
+            found = await asyncio.to_thread(launch.installed_plugins, config.plugin_dir, config.plugin_config_dir)
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename} can't be read: {error.strerror}") from error
+        await asyncio.gather(*(self._launch(installed) for installed in found))
+
+    async def _launch(self, installed: launch.InstalledPlugin) -> None:
+        try:
+            child = await asyncio.to_thread(launch.launch, installed)
+        except CrinoidError as error:
+            self._log.error("NRI plugin %s can't be started: %s", installed.path, error.message)
+            return
+        self._children.append(child)
+        ready = asyncio.Event()
+        self._start(self._attend(*await launch.open_socket(child.socket), installed, ready))
+        await ready.wait()
+
+    async def _listen(self) -> None:
+        path = self._config.socket
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self._listener = await asyncio.start_unix_server(self._welcome, path)
+            os.chmod(path, 0o600)  # noqa: PTH101
+        except OSError as error:
+            raise ConfigurationError(f"socket {path} for NRI plugins can't be made: {error}") from error
+        self._log.info("NRI plugins may connect to %s", path)
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._start(self._attend(reader, writer))
+
+    async def _attend(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        installed: launch.InstalledPlugin | None = None,
+        ready: asyncio.Event | None = None,
+    ) -> None:
+        """A plugin's whole stay, from its connection to its end."""
+        plugin = Plugin(Trunk(reader, writer), self._config, self._serve_update, self._log)
+        serving = asyncio.create_task(plugin.serve())
+        try:
+            name, index, config = (installed.name, installed.index, installed.config) if installed else ("", "", "")
+            await plugin.introduce(name, index, config, self._host.version)
+            await self._stay(plugin, serving, ready)
+        except (PluginFailed, RemoteError) as error:
+            self._log.error("NRI plugin %s is not used: %s", plugin.label.strip("-") or "without a name", error)
+        finally:
+            plugin.close()
+            if ready is not None:
+                ready.set()
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+
+    async def _stay(self, plugin: Plugin, serving: "asyncio.Task[None]", ready: asyncio.Event | None) -> None:
+        assert self._kernel is not None, "nobody may connect before connect"
+        with self._roster.membership(plugin):
+            async with plugin.turn:
+                deadline_s = self._config.synchronization_deadline_s
+                updates = await self._roster.synchronize(plugin, self._kernel, deadline_s)
+            changes = Changes(Owners())
+            changes.add(updates, plugin.label)
+            await self._update(changes.of_others)
+            self._log.info("NRI plugin %s is connected and knows what there is", plugin.label)
+            if ready is not None:
+                ready.set()
+            await asyncio.wait({serving})
+        self._log.info("NRI plugin %s has gone", plugin.label)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+_ENDS = frozenset(
+    {nri_pb2.STOP_POD_SANDBOX, nri_pb2.REMOVE_POD_SANDBOX, nri_pb2.STOP_CONTAINER, nri_pb2.REMOVE_CONTAINER}
+)
+
+
+def _name(container: ContainerView) -> str:
+    return f"container {container.container_id} ({container.config.metadata.name})"
