@@ -183,6 +183,8 @@ class Node:
         """Run a container to its end; return what it wrote."""
         container = self.start(pod, *command, **config)
         self.wait_exit(container)
+        if self.runtime != "crinoid" and not self.log(container):
+            time.sleep(0.3)  # others may tell of the end before the log is written
         return self.log(container)
 
     def script(self, pod: Pod, text: str, **config: Any) -> str:
