@@ -44,6 +44,7 @@ proto: setup
 
 docs: setup
 	$(BIN)/python tools/generate_configuration.py
+	$(BIN)/python tools/generate_conformance.py
 
 setup: packages $(STAMP)
 

@@ -110,7 +110,11 @@ OF_OLD = set(RPCS) - {
 
 
 @pytest.mark.parametrize(
-    "rpc", [case(rpc, containerd="grpc-go answers Internal" if rpc in OF_OLD else "") for rpc in sorted(RPCS)]
+    "rpc",
+    [
+        case(rpc, containerd="containerd leaves this to grpc-go, which answers Internal" if rpc in OF_OLD else "")
+        for rpc in sorted(RPCS)
+    ],
 )
 def test_bytes_that_are_no_message(node: Node, rpc: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:

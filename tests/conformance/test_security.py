@@ -78,7 +78,11 @@ def test_groups(node: Node, pod: Pod, security: Any, groups: set[int]) -> None:
         case({"run_as_user": {"value": -1}}, name="negative", containerd=UNKNOWN),
         case({"run_as_user": {"value": 1 << 40}}, name="huge", containerd=UNKNOWN),
         case({"supplemental_groups": [-5]}, name="groups", containerd="containerd casts the id to 32 bits"),
-        case({"run_as_user": {"value": 5}, "run_as_username": "alice"}, name="both", containerd="the number wins"),
+        case(
+            {"run_as_user": {"value": 5}, "run_as_username": "alice"},
+            name="both",
+            containerd="containerd takes the number of a user that is given by name, too",
+        ),
     ],
 )
 def test_users_that_can_not_be(node: Node, pod: Pod, security: Any) -> None:
