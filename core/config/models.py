@@ -182,9 +182,11 @@ class PodsConfig(Section):
     read_only_tmpfs: bool = False
     """Mount a tmpfs on /run, /tmp and /var/tmp of containers with a read-only root."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 10.0
-    """Grace between SIGTERM and SIGKILL where a stop comes without one, as in StopPodSandbox, in seconds."""
+    """Grace between SIGTERM and SIGKILL of a container that an extension has stopped, in seconds."""
     kill_timeout_s: Seconds = 30.0
     """How long after SIGKILL a container may take to end before the stop reports it as stuck, in seconds."""
+    checkpoint_timeout_s: Seconds = 300.0
+    """How long a checkpoint or a restore may take where the request does not say, in seconds."""
     exec_output_max_bytes: Annotated[int, Field(ge=1 << 10)] = 16 << 20
     """Output of one synchronous exec that is kept, each of stdout and stderr, in bytes."""
 

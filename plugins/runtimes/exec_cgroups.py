@@ -17,6 +17,7 @@ from crinoid.plugins.runtimes import pidfds
 from crinoid.plugins.runtimes.cgroup_paths import folder, is_unified
 
 _PAUSE_S = 0.01
+_REAP_S = 0.25
 
 
 class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
@@ -31,6 +32,7 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
         self._name = name
         self._everywhere = everywhere and not is_unified()
         self._path: Path | None = None
+        self._killed: set[int] = set()
 
     def __enter__(self) -> "ExecCgroup":
         if self._container is not None:
@@ -51,10 +53,17 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
         return (f"--cgroup={'' if self._everywhere or is_unified() else 'freezer:'}{self._name}",)
 
     async def kill(self, pid: int, timeout_s: float) -> None:
-        """Kill all that came from the process (0: none was started); what hangs in the kernel is given up."""
+        """Kill all that came from the process (0: none was started); what hangs in the kernel is given up.
+
+        A moment is left to their parents, which may be the container's own, to reap them: who looks next sees none.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._kill_those_found(pid):  # noqa: ASYNC110  # they may have forked until they were stopped
+                    await asyncio.sleep(_PAUSE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REAP_S):
+                while any(Path(f"/proc/{one}").exists() for one in self._killed):  # noqa: ASYNC110
                     await asyncio.sleep(_PAUSE_S)
 
     def _make(self, container: Path) -> None:
@@ -71,6 +80,7 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
             found = {one for one in (*self._members(), *self._from(pid)) if pidfds.start_time(one)}
             for one in found:
                 _kill(one)
+            self._killed |= found
         finally:
             self._freeze(frozen=False)
         return bool(found)
