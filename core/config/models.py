@@ -323,7 +323,7 @@ class Config(Section):
     """Deadlines of the hooks."""
     runtimes: dict[SlotName, RuntimeSlotConfig] = {"runc": RuntimeSlotConfig(driver="runc")}
     """Runtime handlers by name. The slot runc is there unless it is disabled."""
-    network: SlotConfig = SlotConfig(driver="cni")
+    network: SlotConfig = SlotConfig(driver="auto")
     """The network of pods whose handler names no other; the slot is called default."""
     networks: dict[SlotName, SlotConfig] = {}
     """Further networks by name, for handlers to choose."""
@@ -347,7 +347,7 @@ class Config(Section):
 
 BUILT_IN: dict[str, Any] = {
     "runtimes": {"runc": {"driver": "runc"}},
-    "network": {"driver": "cni"},
+    "network": {"driver": "auto"},
     "snapshotter": {"driver": "overlay"},
     "registries": {"layout": {"driver": "layout"}, "distribution": {"driver": "distribution"}},
 }

@@ -63,7 +63,7 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
                     await asyncio.sleep(_PAUSE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_S):
-                while any(Path(f"/proc/{one}").exists() for one in self._killed):  # noqa: ASYNC110
+                while any(map(_is_there, self._killed)):  # noqa: ASYNC110
                     await asyncio.sleep(_PAUSE_S)
 
     def _make(self, container: Path) -> None:
@@ -109,6 +109,10 @@ def _processes(cgroup: Path) -> tuple[int, ...]:
         return tuple(map(int, (cgroup / "cgroup.procs").read_text().split()))
     except OSError:
         return ()
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _kill(pid: int) -> None:

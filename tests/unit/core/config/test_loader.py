@@ -41,7 +41,7 @@ def test_no_file_at_all_gives_the_defaults(tmp_path: Path) -> None:
     loaded = load(ConfigPaths(tmp_path / "config.toml", tmp_path / "conf.d"))
     assert loaded.config == Config()
     assert loaded.files == ()
-    assert loaded.config.network.driver == "cni"
+    assert loaded.config.network.driver == "auto"
     assert list(loaded.config.enabled_runtimes) == ["runc"]
     assert loaded.origins.tell(("network", "driver")) == "default"
 
