@@ -7,73 +7,37 @@ pod that shares its PID namespace gets an init process (``podinit``).
 
 import asyncio
 import dataclasses
-import ipaddress
 import json
 import logging
-import re
-import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
-from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata, UserNamespace
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
-from crinoid.core.lifecycle.bandwidth import limits_of
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, path_below_mount
 from crinoid.core.lifecycle.containers import ContainerService
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
-from crinoid.core.lifecycle.podfiles import NAMESPACE_KINDS, PodFolder
 from crinoid.core.lifecycle.podinit import PodInit
+from crinoid.core.lifecycle.podlimits import add_resources
+from crinoid.core.lifecycle.podplan import PodPlan, PodPlanner
 from crinoid.core.lifecycle.queries import PodFilter
 from crinoid.core.lifecycle.resources import CONTAINER, NETWORK, Resources
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
-from crinoid.core.lifecycle.sysctls import check_sysctls, write_sysctls_in
+from crinoid.core.lifecycle.sysctls import write_sysctls_in
 from crinoid.core.lifecycle.views import view_pod
 from crinoid.core.slots.binding import Slots
-from crinoid.core.slots.network import NetworkSlot
-from crinoid.core.slots.runtime import RuntimeSlot
-from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.records import PodRecord, PodState
 from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?|")
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What RunPodSandbox is going to make, after all checks that need nothing of the host."""
-
-    pod_id: str
-    config: PodConfig
-    handler: str
-    runtime: RuntimeSlot
-    network: NetworkSlot
-    snapshotter: SnapshotterSlot
-    folder: PodFolder
-    host_network: bool
-    hostname: str
-    cgroup_parent: str
-    sysctls: dict[str, str]
-    limits: tuple[int, int]
-
-    @property
-    def user(self) -> UserNamespace | None:
-        """The pod's own user namespace, if it has one."""
-        return userns.wanted_by(self.config)
-
-    @property
-    def pins(self) -> dict[str, Path]:
-        """Paths of the namespaces that the pod has to itself."""
-        return {kind: self.folder.pin(kind) for kind in own_namespaces(self.config, self.host_network)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +65,7 @@ class PodService:
         self._events = parts.events
         self._user_namespaces = userns.UserNamespaces(slots)
         self._cgroups = cgroups
+        self._planner = PodPlanner(config, slots, cgroups)
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
 
@@ -212,7 +177,7 @@ class PodService:
 
     async def _run(self, config: PodConfig, handler: str) -> str:
         try:
-            plan = self._plan(config, handler)
+            plan = self._planner.plan(config, handler)
             if plan.user is not None:
                 await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
@@ -229,7 +194,7 @@ class PodService:
         finally:
             del self._wanted[config.metadata]
 
-    async def _start(self, plan: _Plan) -> PodRecord:
+    async def _start(self, plan: PodPlan) -> PodRecord:
         """Make the pod and ask the extensions before anybody else can see it; the record comes last but for them."""
         record = await self._make(plan)
         extensions, view = self._slots.extensions, view_pod(record)
@@ -242,29 +207,7 @@ class PodService:
             raise
         return record
 
-    def _plan(self, config: PodConfig, handler: str) -> _Plan:
-        """Check the request and choose the slots; nothing of the host changes."""
-        runtime, network = self._slots.runtime(handler), self._slots.network_of(handler)
-        host_network = config.security.namespaces.network is NamespaceMode.NODE or network.features().host_network
-        own = own_namespaces(config, host_network)
-        check_config(config)
-        pod_id = secrets.token_hex(32)
-        return _Plan(
-            pod_id=pod_id,
-            config=config,
-            handler=handler,
-            runtime=runtime,
-            network=network,
-            snapshotter=self._slots.snapshotter_of(handler),
-            folder=PodFolder(self._config.run / "pods" / pod_id),
-            host_network=host_network,
-            hostname=podfiles.hostname_of(config, host_network),
-            cgroup_parent=self._cgroups.pod_parent(config.cgroup_parent, pod_id),
-            sysctls=self._default_sysctls(own, userns.wanted_by(config)) | check_sysctls(config.sysctls, own),
-            limits=limits_of(config.annotations),
-        )
-
-    async def _make(self, plan: _Plan) -> PodRecord:
+    async def _make(self, plan: PodPlan) -> PodRecord:
         """Make everything, each step in the ledger first; return the record to be."""
         resources, pod_id, folder = self._resources, plan.pod_id, plan.folder
         await resources.make_directory(pod_id, folder.path)
@@ -285,7 +228,7 @@ class PodService:
         await plan.runtime.start_pod(_sandbox(record))
         return record
 
-    def _record(self, plan: _Plan) -> PodRecord:
+    def _record(self, plan: PodPlan) -> PodRecord:
         return PodRecord(
             id=plan.pod_id,
             config=plan.config,
@@ -299,7 +242,7 @@ class PodService:
             cgroup_parent=plan.cgroup_parent,
         )
 
-    async def _mount_shm(self, plan: _Plan) -> None:
+    async def _mount_shm(self, plan: PodPlan) -> None:
         plan.folder.shm.mkdir()
         options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
         if plan.user is not None:
@@ -307,7 +250,7 @@ class PodService:
         mounts = label_mounts((Mount("tmpfs", "shm", tuple(options)),), selinux_labels(plan.pod_id, plan.config, None))
         await self._resources.mount(plan.pod_id, mounts, plan.folder.shm)
 
-    async def _attach(self, plan: _Plan, record: PodRecord) -> PodRecord:
+    async def _attach(self, plan: PodPlan, record: PodRecord) -> PodRecord:
         """Attach the pod, unless it asked for the host's network."""
         config = plan.config
         if config.security.namespaces.network is NamespaceMode.NODE:
@@ -334,18 +277,6 @@ class PodService:
     def pod_cidrs(self) -> tuple[str, ...]:
         """Return the node's address ranges as UpdateRuntimeConfig told them last."""
         return tuple((self._store.setting("pod_cidrs") or "").split(",")) if self._store.setting("pod_cidrs") else ()
-
-    def _default_sysctls(self, own: "tuple[str, ...]", user: UserNamespace | None) -> dict[str, str]:
-        """Return the site's sysctls as far as the pod has the namespaces for them, with groups that it can have."""
-        pods = self._config.pods
-        wanted = dict(pods.default_sysctls)
-        if pods.enable_unprivileged_ports:
-            wanted.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
-        if pods.enable_unprivileged_icmp:
-            wanted.setdefault("net.ipv4.ping_group_range", f"0 {user.gids[0].length - 1 if user else 2147483647}")
-        missing = {"network": "net", "ipc": "kernel"}
-        foreign = tuple(prefix for kind, prefix in missing.items() if kind not in own)
-        return check_sysctls({name: value for name, value in wanted.items() if not name.startswith(foreign)}, own)
 
     async def _stop(self, pod_id: str) -> None:
         """End containers, init and network; each step is idempotent, so that a stop that broke off can go on."""
@@ -375,69 +306,6 @@ class PodService:
             return self._store.pods.find(pod_id)
         except NotFound:
             return None
-
-
-def own_namespaces(config: PodConfig, host_network: bool) -> tuple[str, ...]:
-    """Return the kinds of namespaces that the pod has to itself; a pod on the host's network has its host name too."""
-    absent = {"network", "uts"} if host_network else set()
-    if config.security.namespaces.ipc is NamespaceMode.NODE:
-        absent.add("ipc")
-    if userns.wanted_by(config) is None:
-        absent.add("user")
-    return tuple(kind for kind in NAMESPACE_KINDS if kind not in absent)
-
-
-def check_config(config: PodConfig) -> None:
-    """Raise InvalidArgument or Unsupported for what no pod can be."""
-    metadata = config.metadata
-    for field in ("name", "namespace", "uid"):
-        if not getattr(metadata, field):
-            raise InvalidArgument(f"metadata.{field} of the pod sandbox is empty")
-    if not _HOSTNAME.fullmatch(config.hostname):
-        raise InvalidArgument(f"hostname {config.hostname!r} is not a host name of at most 64 letters, digits, - and .")
-    if config.log_directory and not config.log_directory.startswith("/"):
-        raise InvalidArgument(f"log_directory {config.log_directory!r} is not absolute")
-    userns.check_pod(config)
-    for mapping in config.port_mappings:
-        if not (0 <= mapping.host_port <= 65535 and 0 <= mapping.container_port <= 65535):
-            raise InvalidArgument(f"port mapping {mapping.host_port}:{mapping.container_port} is out of range")
-        _check_address(mapping.host_ip)
-    podfiles.resolv_conf(config.dns) if config.dns is not None else None
-
-
-def add_resources(resources: LinuxResources, overhead: LinuxResources) -> LinuxResources:
-    """Return the limits of a pod's cgroup: memory, CPU and huge pages of both added up, the rest as in ``resources``.
-
-    What ``resources`` doesn't limit, or leaves as it is, the overhead must not limit either. Quotas count in the period
-    of ``resources``.
-    """
-
-    def total(limit: int, more: int) -> int:
-        return limit + max(more, 0) if limit > 0 else limit
-
-    period = resources.cpu_period or overhead.cpu_period
-    more_quota = max(overhead.cpu_quota, 0) * (period or 1) // (overhead.cpu_period or period or 1)
-    pages = {
-        size: total(limit, overhead.hugepage_limits.get(size, 0)) for size, limit in resources.hugepage_limits.items()
-    }
-    return dataclasses.replace(
-        resources,
-        cpu_period=period if resources.cpu_quota else resources.cpu_period,
-        cpu_quota=total(resources.cpu_quota, more_quota),
-        cpu_shares=total(resources.cpu_shares, overhead.cpu_shares),
-        memory_limit_bytes=total(resources.memory_limit_bytes, overhead.memory_limit_bytes),
-        memory_swap_limit_bytes=total(
-            resources.memory_swap_limit_bytes, overhead.memory_swap_limit_bytes or overhead.memory_limit_bytes
-        ),
-        hugepage_limits=pages,
-    )
-
-
-def _check_address(text: str) -> None:
-    try:
-        ipaddress.ip_address(text or "0.0.0.0")  # noqa: S104  # any address
-    except ValueError as error:
-        raise InvalidArgument(f"host_ip of a port mapping: {error}") from error
 
 
 def _sandbox(record: PodRecord) -> PodSandbox:

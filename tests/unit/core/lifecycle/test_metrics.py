@@ -18,7 +18,7 @@ from crinoid.core.api.values.stats import (
 from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.metrics import take_samples
 from crinoid.core.lifecycle.metrictable import LABELS, METRICS, DiskFigures, Reading
-from crinoid.core.lifecycle.pods import add_resources
+from crinoid.core.lifecycle.podlimits import add_resources
 
 SECOND_NS = 10**9
 BASE = ("app", "/pod/c1", "busybox", "c1", "ns", "pod")
