@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
-from crinoid.core.api.linux import links
+from crinoid.core.api.linux import links, namespaces
 from crinoid.core.api.values.pod import Protocol
 from crinoid.plugins.networks.bridge import BridgeNetwork
-from support.bridge import NODE, OUTSIDE, BridgeNode, Pod, ask, fresh_node, port, run, serve
+from crinoid.plugins.networks.bridge.rules import link_local
+from support.bridge import NODE, OUTSIDE, SUBNETS, BridgeNode, Pod, ask, fresh_node, port, run, serve
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or find_library("nftables") is None, reason="wants root and libnftables1"
@@ -291,8 +292,7 @@ def udp4(source: bytes, target: bytes, number: int, content: bytes) -> bytes:
 async def test_a_pod_cannot_advertise_itself_as_router(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     pod, victim = [await plain_node.attach(driver) for _ in range(2)]
     everyone = socket.inet_pton(socket.AF_INET6, "ff02::1")
-    own = b"\xfe\x80" + bytes(6) + bytes([mac_of(pod)[0] ^ 2]) + mac_of(pod)[1:3] + b"\xff\xfe" + mac_of(pod)[3:]
-    packet = icmp6(own, everyone, b"\x86\0", b"\x40\0\x07\x08" + bytes(8))
+    packet = icmp6(link_local(mac_of(pod)).packed, everyone, b"\x86\0", b"\x40\0\x07\x08" + bytes(8))
     send_frame(pod, b"\x33\x33\0\0\0\1" + mac_of(pod) + b"\x86\xdd" + packet)
     await asyncio.sleep(0.1)
     assert "proto ra" not in victim.run("ip", "-6", "route", "show", "default")
@@ -427,37 +427,45 @@ async def test_bandwidth_is_limited_in_both_directions(plain_node: BridgeNode, d
     assert "rate 8Mbit" in queues
     assert "rate 16Mbit" in queues
     for receiver, target, limit in ((pod.netns, pod.address(4), 1_000_000), (None, GATEWAYS[4], 2_000_000)):
-        rate = measure(pod, receiver, target)
-        assert limit * 0.5 < rate < limit * 1.6, f"{rate:.0f} bytes a second instead of {limit}"
+        count, seconds = measure(pod, receiver, target)
+        assert 0 < count < limit * seconds + BURST_BYTES, f"{count} bytes in {seconds:.1f} s, the limit is {limit}"
     await driver.detach(pod.request, pod.attachment.data)
     assert await settle(lambda: ours() == ["cr-default"])
 
 
-def measure(pod: Pod, receiver: Path | None, target: str) -> float:
-    """Send for a while, to or from the pod; return the bytes a second that arrived, after the burst."""
-    listen = lambda: socket.create_server(("0.0.0.0", 9000))  # noqa: E731
-    with pod.call(listen) if receiver else listen() as listener:
-        make = lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)  # noqa: E731
-        with make() if receiver else pod.call(make) as sender:
-            sender.connect((target, 9000))
-            sender.setblocking(False)
-            client, _ = listener.accept()
-            with client:
-                return _pump(sender, client)
+BURST_BYTES = 1 << 20  # more than bucket and queue hold; an unlimited link carries a hundred times as much
 
 
-def _pump(sender: socket.socket, receiver: socket.socket) -> float:
-    receiver.settimeout(0.05)
-    start, measured_from, count = time.monotonic(), 0.0, 0
-    while (now := time.monotonic()) < start + 1.3:
+def measure(pod: Pod, receiver: Path | None, target: str) -> tuple[int, float]:
+    """Send for a while, to or from the pod; return how many bytes arrived in how many seconds."""
+    with serve_nothing(pod, receiver) as listener, make_sender(pod, receiver) as sender:
+        sender.connect((target, 9000))
+        sender.setblocking(False)
+        client, _ = listener.accept()
+        with client:
+            return _pump(sender, client)
+
+
+def serve_nothing(pod: Pod, receiver: Path | None) -> socket.socket:
+    def listen() -> socket.socket:
+        return socket.create_server(("0.0.0.0", 9000))
+
+    return pod.call(listen) if receiver else listen()
+
+
+def make_sender(pod: Pod, receiver: Path | None) -> socket.socket:
+    return socket.socket() if receiver else pod.call(socket.socket)
+
+
+def _pump(sender: socket.socket, receiver: socket.socket) -> tuple[int, float]:
+    receiver.settimeout(0.01)
+    start, count = time.monotonic(), 0
+    while (now := time.monotonic()) < start + 1:
         with contextlib.suppress(BlockingIOError):
             sender.send(bytes(1 << 16))
         with contextlib.suppress(TimeoutError):
-            got = len(receiver.recv(1 << 16))
-            if now > start + 0.5:
-                measured_from = measured_from or now
-                count += got
-    return count / (time.monotonic() - measured_from)
+            count += len(receiver.recv(1 << 20))
+    return count, now - start
 
 
 # Lives and deaths.
@@ -477,6 +485,71 @@ async def test_everything_goes_when_unused(plain_node: BridgeNode) -> None:
     again = await plain_node.attach(driver, port(8080))
     with serve(again.netns, 4, 80):
         assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
+
+
+async def test_forwarding_is_put_back_where_nobody_else_needs_it(tmp_path: Path) -> None:
+    settings = [Path("/proc/sys/net", name) for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fresh_node())
+        for setting in settings:
+            setting.write_text("0")
+        node = BridgeNode(tmp_path, stack, outside=False)
+        driver = node.driver(linger_s=60)
+        pod = await node.attach(driver)
+        assert [setting.read_text() for setting in settings] == ["1\n", "1\n"]
+        await driver.detach(pod.request, pod.attachment.data)
+        await driver.close()  # the daemon ends before the time is up
+        assert (links.names(), tables()) == (("lo",), "")
+        assert [setting.read_text() for setting in settings] == ["0\n", "0\n"]
+
+
+async def test_the_end_of_the_daemon_leaves_pods_alone(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
+    pod = await plain_node.attach(driver, port(8080))
+    await driver.close()
+    with serve(pod.netns, 4, 80):
+        assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
+
+
+async def test_a_default_route_that_was_advertised_stays(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
+    """The kernel forgets it when forwarding is turned on, unless it is told not to."""
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("0")
+    run("ip", "-6", "route", "delete", "default")
+    outside = run("nsenter", f"--net={plain_node.outside}", "ip", "-br", "link", "show", "out0").split()[2]
+    mac = bytes.fromhex(outside.replace(":", ""))
+    everyone = socket.inet_pton(socket.AF_INET6, "ff02::1")
+    router = link_local(mac)
+    packet = icmp6(router.packed, everyone, b"\x86\0", b"\x40\0\x07\x08" + bytes(8))
+
+    def advertise() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("out0", 0))
+            raw.send(b"\x33\x33\0\0\0\1" + mac + b"\x86\xdd" + packet)
+
+    namespaces.call_in(plain_node.outside, advertise)
+    assert await settle(lambda: "proto ra" in run("ip", "-6", "route", "show", "default"))
+    await plain_node.attach(driver)
+    assert "proto ra" in run("ip", "-6", "route", "show", "default")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_one_family_is_enough(version: int, plain_node: BridgeNode) -> None:
+    driver = plain_node.driver(subnets=(SUBNETS[0] if version == 4 else SUBNETS[1],))
+    pod = await plain_node.attach(driver, port(8080))
+    assert pod.attachment.addresses == (pod.address(version),)
+    with serve(pod.netns, version, 80):
+        assert ask(plain_node.outside, NODE[version], 8080) == OUTSIDE[version]
+        with pytest.raises(ConnectionRefusedError):
+            ask(plain_node.outside, NODE[10 - version], 8080)
+
+
+async def test_a_bridge_that_others_use_stays(plain_node: BridgeNode) -> None:
+    driver = plain_node.driver(linger_s=0.05)
+    pod = await plain_node.attach(driver)
+    run("ip", "link", "add", "foreign0", "type", "veth", "peer", "name", "foreign1")
+    run("ip", "link", "set", "foreign0", "master", "cr-default")
+    await driver.detach(pod.request, pod.attachment.data)
+    assert await settle(lambda: "crinoid" not in tables())
+    assert await settle(lambda: ours() == ["cr-default"])
 
 
 async def test_the_daemon_comes_back(plain_node: BridgeNode, driver: BridgeNetwork) -> None:

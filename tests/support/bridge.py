@@ -72,14 +72,15 @@ class Pod:
 class BridgeNode:
     """The node that the calling thread is in: its folders, its pods, its neighbour outside."""
 
-    def __init__(self, root: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, root: Path, stack: contextlib.ExitStack, *, outside: bool = True) -> None:
         self.root = root
         self._stack = stack
         self._count = 0
-        self.outside = self.make_namespace("outside")
         for folder in ("state", "run"):
             (root / folder).mkdir()
-        self._connect_outside()
+        self.outside = self.make_namespace("outside")
+        if outside:
+            self._connect_outside()
 
     def make_namespace(self, name: str) -> Path:
         path = self.root / f"netns-{name}"

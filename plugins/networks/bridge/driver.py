@@ -186,6 +186,7 @@ class BridgeNetwork:
                 self._log.warning("pod %s: %s; taking another one", plan.pod_id, error)
                 self._avoided.add(error.address)
                 self._book.give_back(plan.pod_id)
+                self._attached.pop(plan.pod_id)
                 if error.address in plan.wanted:
                     raise DriverError(f"pod {plan.pod_id} can't be attached: {error}") from error
             else:

@@ -172,9 +172,12 @@ class Tables:
         return [element for element, data in elements.items() if found.get(element) != data]
 
     def are_there(self) -> bool:
-        """Tell whether the tables stand, whatever is in them."""
-        with self._lock:
-            return self._are_there()
+        """Tell whether the tables stand, whatever is in them; a kernel without nftables has none."""
+        try:
+            with self._lock:
+                return self._are_there()
+        except OSError:
+            return False
 
     def drop(self) -> None:
         """Remove both tables. Idempotent."""

@@ -235,7 +235,7 @@ class Node:
         _forget_datagrams(record)
 
     def _holder_of(self, element: nftables.Element, record: Record) -> str:
-        for other in self._records.values():
+        for other in tuple(self._records.values()):
             if other.pod_id != record.pod_id and element in rules.pod_elements(other):
                 return f"pod {other.pod_id}"
         return "another pod"
@@ -272,7 +272,9 @@ class Node:
 
     def _has_foreign_ports(self, bridge: Link) -> bool:
         """Tell whether somebody made another link a port of our bridge. Each port's name is only looked up once."""
-        for index in set(interfaces.list_port_indices(bridge.name)) - self._own_ports:
+        ports = set(interfaces.list_port_indices(bridge.name))
+        self._own_ports &= ports
+        for index in ports - self._own_ports:
             with contextlib.suppress(OSError):
                 if not socket.if_indextoname(index).startswith(self._prefix):
                     return True

@@ -39,7 +39,7 @@ _MIRRED = struct.Struct("=IIiiiiI")
 _STOLEN, _REDIRECT_OUT = 4, 1
 _ALL_PROTOCOLS = 3
 _MAX_32 = (1 << 32) - 1
-_BURST_S, _QUEUE_S = 0.05, 0.025
+_BURST_S, _QUEUE_S = 0.05, 0.1
 _LEAST_BURST_BYTES = 128 << 10  # two of the largest packets that segmentation offload makes
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread
+from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread, run_in_fresh_thread
 
 
 def test_a_fresh_thread_is_new_and_gone_after() -> None:
@@ -51,3 +51,25 @@ async def test_a_cancelled_callers_thread_is_told_to_give_up() -> None:
     async with asyncio.timeout(5):
         await asyncio.wait({task})
     assert task.cancelled()
+
+
+async def test_a_fresh_thread_that_is_waited_for() -> None:
+    name = await run_in_fresh_thread(threading.get_native_id)
+    assert name != threading.get_native_id()
+    with pytest.raises(ZeroDivisionError):
+        await run_in_fresh_thread(lambda: 1 // 0)
+
+
+async def test_a_cancelled_caller_waits_for_its_fresh_thread() -> None:
+    ended = threading.Event()
+
+    def work() -> None:
+        time.sleep(0.1)
+        ended.set()
+
+    task = asyncio.create_task(run_in_fresh_thread(work))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
