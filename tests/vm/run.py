@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Run a command in a throw-away virtual machine with a kernel of Debian's own: for what this machine's kernel lacks.
 
-    python tests/vm/run.py [--mem 3G] [--cpus 2] [--timeout 600] [--out DIR] -- COMMAND...
+    python tests/vm/run.py [--mem 3G] [--cpus 2] [--accel kvm] [--timeout 600] [--out DIR] -- COMMAND...
 
 The guest is this machine as another kernel sees it: pure cgroup v2, AppArmor, every capability, kernel
 modules. COMMAND starts where the caller stands, with the caller's environment; what it changes is thrown
 away. /tmp and /var/lib are fresh, on a real ext4 disk (overlay mounts work there); this machine's own files
 are at /host, read-only. Standard output, standard error and the exit status come back as they are; what
 COMMAND leaves under $VM_OUT appears in DIR. 124 means timed out, 125 that the machine itself failed.
-There is no network but the guest's own. Without KVM it is emulated, ten times as slow as the machine. The first
-use, as root, installs what is missing by apt-get and keeps the kernel in ${XDG_CACHE_HOME:-~/.cache}/crinoid-vm.
+There is no network but the guest's own. It is emulated, ten times as slow as the machine, unless --accel says kvm;
+the KVM of virtual machines is often too weak to boot anything. The first use, as root, installs what is missing by
+apt-get and keeps the kernel in ${XDG_CACHE_HOME:-~/.cache}/crinoid-vm.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mem", default="3G")
     parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--accel", default="tcg,thread=multi", help="QEMU's; kvm is fast where it really works")
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="boot included")
     parser.add_argument("--out", type=lambda name: Path(name).absolute(), metavar="DIR")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
@@ -136,9 +138,8 @@ def machine(scratch: Path, options: argparse.Namespace, disk: int, ports: list[i
         path = str(options.out).replace(",", ",,")
         backends += ["-fsdev", f"local,id=out,path={path},security_model=none,multidevs=remap"]
         devices += ["virtio-9p-device,fsdev=out,mount_tag=out"]
-    fast = ["-accel", "kvm"] if os.access("/dev/kvm", os.W_OK) else []
-    fixed = "-machine microvm -accel tcg,thread=multi -cpu max -nodefaults -no-user-config -nographic -no-reboot"
-    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *fast, *fixed.split()]
+    fixed = "-machine microvm -cpu max -nodefaults -no-user-config -nographic -no-reboot"
+    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *fixed.split(), "-accel", options.accel]
     command += ["-smp", str(options.cpus), "-m", options.mem, "-serial", f"file:{scratch}/console"]
     command += ["-kernel", f"{CACHE}/kernel/vmlinux", "-initrd", f"{scratch}/initrd", "-append", append]
     return [*command, *backends, *(argument for device in devices for argument in ("-device", device))]
