@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from ctypes.util import find_library
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
 from crinoid.core.api.linux import links, namespaces
-from crinoid.core.api.values.pod import Protocol
+from crinoid.core.api.values.pod import IdMapping, Protocol
 from crinoid.plugins.networks.bridge import BridgeNetwork
 from crinoid.plugins.networks.bridge.rules import link_local
 from support.bridge import NODE, OUTSIDE, SUBNETS, BridgeNode, Pod, ask, fresh_node, port, run, serve
@@ -540,6 +541,23 @@ async def test_one_family_is_enough(version: int, plain_node: BridgeNode) -> Non
         assert ask(plain_node.outside, NODE[version], 8080) == OUTSIDE[version]
         with pytest.raises(ConnectionRefusedError):
             ask(plain_node.outside, NODE[10 - version], 8080)
+
+
+async def test_a_pod_with_a_user_namespace(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
+    """Its network namespace belongs to that."""
+    ids = (IdMapping(100_000, 0, 65536),)
+    user, netns = plain_node.root / "user", plain_node.root / "netns-of-user"
+    namespaces.pin({"user": user, "network": netns}, uids=ids, gids=ids)
+    try:
+        request = replace(plain_node.request(port(8080)), netns=netns)
+        attachment = await driver.attach(request, await driver.plan(request))
+        await driver.check(request, attachment.data)
+        for version in (4, 6):
+            with serve(netns, version, 80):
+                assert ask(plain_node.outside, NODE[version], 8080) == OUTSIDE[version]
+    finally:
+        for path in (netns, user):
+            namespaces.unpin(path)
 
 
 async def test_a_bridge_that_others_use_stays(plain_node: BridgeNode) -> None:
