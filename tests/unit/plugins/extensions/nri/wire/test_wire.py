@@ -1,4 +1,4 @@
-"""NRI's descriptor against facts.txt, which was read off the published interface, and the stubs against their source."""
+"""NRI's descriptor against facts.txt, read off the published interface, and the stubs against their source."""
 
 import runpy
 from collections.abc import Iterator
