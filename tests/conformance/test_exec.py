@@ -3,6 +3,7 @@
 import base64
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -53,8 +54,8 @@ def test_stdin_is_at_its_end(node: Node, idle: str) -> None:
     ],
     ids=["envs", "working_dir", "user", "capabilities", "no_new_privs", "seccomp"],
 )
-def test_it_runs_as_the_container_does(node: Node, pod: Pod, config: object, script: str, written: str) -> None:
-    container = node.idle(pod, **config)  # type: ignore[arg-type]  # the fields of several cases
+def test_it_runs_as_the_container_does(node: Node, pod: Pod, config: Any, script: str, written: str) -> None:
+    container = node.idle(pod, **config)
     assert node.execute(container, "sh", "-c", script)[1].strip() == written
 
 
@@ -94,7 +95,7 @@ def test_what_can_not_be_executed(node: Node, idle: str, command: str) -> None:
     try:
         code, _, _ = node.execute(idle, command)
     except grpc.RpcError as error:
-        assert command in str(error.details())  # type: ignore[attr-defined]  # grpc has no types
+        assert command in str(error.details())
     else:
         assert code in (126, 127)
 

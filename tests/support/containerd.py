@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.cri import Cri, Json
+from support.daemon import end_cgroups
 from support.patience import patient
 
 START_S = patient(30)
@@ -85,7 +86,7 @@ class Containerd:
             self.process.wait(30)
         self._kill_rest()
         self._unmount()
-        _remove_cgroups(self.name)
+        end_cgroups(self.name)
         shutil.rmtree(self.run, ignore_errors=True)
 
     def leftovers(self) -> list[str]:
@@ -160,9 +161,9 @@ path = {json.dumps(str(self.folder / "opt"))}
         return {*(pin for pin in pins if pin.parent.name == "netns"), _SHIM_SOCKETS / name}
 
     def _kill_rest(self) -> None:
-        """Kill shims, then what runs in the cgroups; both by id."""
+        """Kill the shims, by their ids."""
         for _ in range(50):
-            left = [*self._processes(), *_cgroup_processes(self.name)]
+            left = self._processes()
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -192,15 +193,3 @@ path = {json.dumps(str(self.folder / "opt"))}
                 if str(self.socket).encode() in path.read_bytes().split(b"\0"):
                     found.append(int(path.parent.name))
         return found
-
-
-def _cgroup_processes(name: str) -> list[int]:
-    files = _CGROUPS.glob(f"*/{name}/**/cgroup.procs")
-    return sorted({int(pid) for path in files for pid in path.read_text().split()})
-
-
-def _remove_cgroups(name: str) -> None:
-    for top in _CGROUPS.glob(f"*/{name}"):
-        for folder, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)

@@ -163,6 +163,7 @@ class Daemon:
             if str(self.run) in command:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        end_cgroups(self.name)
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             if (point := line.split()[4]).startswith((str(self.run), str(self.root))):
                 subprocess.run(["umount", "--lazy", point], check=False)
@@ -179,6 +180,23 @@ class Daemon:
         if self._cri is not None:
             self._cri.close()
             self._cri = None
+
+
+def end_cgroups(name: str) -> None:
+    """Kill all processes of the top cgroups of this name, and remove those; mostly there is nothing left to do."""
+    for _ in range(50):
+        files = [path for top in CGROUPS.glob(f"*/{name}") for path in top.rglob("cgroup.procs")]
+        left = {int(pid) for path in files for pid in path.read_text().split()}
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not left:
+            break
+        time.sleep(0.05)
+    for top in CGROUPS.glob(f"*/{name}"):
+        for folder, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def _processes() -> list[tuple[int, str]]:

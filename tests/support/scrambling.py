@@ -77,14 +77,15 @@ def _scramble_one(draw: Draw, message: Message) -> None:
         _scramble_one(draw, getattr(message, field.name))
 
 
-def _set(draw: Draw, message: Message, field: FieldDescriptor) -> None:
+def _set(draw: Draw, message: Message, field: Any) -> None:
+    """Set a scalar. ``Any``: upb's own kind of descriptor has no types."""
     if field.is_repeated:
         getattr(message, field.name).extend(_value(draw, field) for _ in range(draw(st.integers(1, 3))))
     else:
         setattr(message, field.name, _value(draw, field))
 
 
-def _value(draw: Draw, field: FieldDescriptor) -> object:
+def _value(draw: Draw, field: Any) -> object:
     kind = field.cpp_type
     if kind == FieldDescriptor.CPPTYPE_STRING:
         return draw(TEXTS).encode() if field.type == FieldDescriptor.TYPE_BYTES else draw(TEXTS)
@@ -207,7 +208,7 @@ def _tame(message: Message, confines: Confines, ids: dict[str, str]) -> None:
         message.timeout = 1  # type: ignore[attr-defined]
 
 
-def _put(message: Message, field: FieldDescriptor, texts: Sequence[str]) -> None:
+def _put(message: Message, field: Any, texts: Sequence[str]) -> None:
     if field.is_repeated:
         del getattr(message, field.name)[:]
         getattr(message, field.name).extend(texts)
