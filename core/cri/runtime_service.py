@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from crinoid.core.cri.calls import client_is_gone
-from crinoid.core.cri.decode.checks import require_field, require_text
+from crinoid.core.cri.decode.checks import check_least, check_path, require_field, require_text
 from crinoid.core.cri.decode.containers import (
     decode_command,
     decode_container_config,
@@ -28,7 +28,7 @@ from crinoid.core.cri.encode.containers import encode_container, encode_containe
 from crinoid.core.cri.encode.events import encode_event
 from crinoid.core.cri.encode.metrics import encode_descriptor, encode_pod_metrics
 from crinoid.core.cri.encode.node import encode_runtime_config, encode_status, encode_version
-from crinoid.core.cri.encode.pods import encode_info, encode_pod, encode_pod_status_response
+from crinoid.core.cri.encode.pods import encode_info, encode_pod, encode_pod_status_response, encode_restored
 from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
 from crinoid.core.cri.lists import EncodedList, frame_item, join_batches
 from crinoid.core.cri.services import Services
@@ -50,6 +50,8 @@ class RuntimeService:
         self._events = services.events
         self._metrics = services.metrics
         self._streams = services.streams
+        self._checkpoints = services.checkpoints
+        self._restorer = services.restorer
         self._pod_list = EncodedList(encode_pod)
         self._container_list = EncodedList(encode_container)
 
@@ -177,6 +179,36 @@ class RuntimeService:
         output = await self._containers.exec_sync(_container_id(request), command, timeout_s)
         return api_pb2.ExecSyncResponse(stdout=output.stdout, stderr=output.stderr, exit_code=output.exit_code)
 
+    async def checkpoint_container(
+        self, request: api_pb2.CheckpointContainerRequest
+    ) -> api_pb2.CheckpointContainerResponse:
+        location = check_path(require_text(request.location, "location"), "location")
+        timeout_s = float(check_least(request.timeout, 0, "timeout"))
+        await self._checkpoints.container(_container_id(request), location, timeout_s)
+        return api_pb2.CheckpointContainerResponse()
+
+    async def checkpoint_pod(self, request: api_pb2.CheckpointPodRequest) -> api_pb2.CheckpointPodResponse:
+        output = check_path(require_text(request.output_path, "output_path"), "output_path")
+        pod_id, containers = _pod_id(request), tuple(request.container_ids)
+        await self._checkpoints.pod(pod_id, output, containers, dict(request.options))
+        return api_pb2.CheckpointPodResponse()
+
+    async def restore_pod(self, request: api_pb2.RestorePodRequest) -> api_pb2.RestorePodResponse:
+        checkpoint = check_path(require_text(request.checkpoint_path, "checkpoint_path"), "checkpoint_path")
+        require_field(request, "config", "config")
+        containers = tuple(
+            decode_container_config(one, f"container_configs[{index}]")
+            for index, one in enumerate(request.container_configs)
+        )
+        pod_id, made = await self._restorer.restore(
+            checkpoint, decode_pod_config(request.config), request.runtime_handler, dict(request.options), containers
+        )
+        if not client_is_gone():
+            self._pods.acknowledge(pod_id)
+            for container_id in made.values():
+                self._containers.acknowledge(container_id)
+        return encode_restored(pod_id, made)
+
     async def exec(self, request: api_pb2.ExecRequest) -> api_pb2.ExecResponse:
         container_id, command = _container_id(request), decode_command(request.cmd, "cmd")
         url = self._streams.exec_url(container_id, command, decode_streams(request))
@@ -251,6 +283,7 @@ _PodRequest = (
     | api_pb2.UpdatePodSandboxResourcesRequest
     | api_pb2.CreateContainerRequest
     | api_pb2.PortForwardRequest
+    | api_pb2.CheckpointPodRequest
 )
 _ContainerRequest = (
     api_pb2.StartContainerRequest
@@ -263,6 +296,7 @@ _ContainerRequest = (
     | api_pb2.ExecSyncRequest
     | api_pb2.ExecRequest
     | api_pb2.AttachRequest
+    | api_pb2.CheckpointContainerRequest
 )
 
 

@@ -195,6 +195,34 @@ class Node(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Writes down what containers do; they run on."""
+
+    async def container(self, container_id: str, location: str, timeout_s: float, /) -> None:
+        """Write a container's archive; ``timeout_s`` 0 is the configured one."""
+        ...
+
+    async def pod(self, pod_id: str, output: str, containers: Sequence[str], options: Mapping[str, str], /) -> None:
+        """Write the checkpoint of a pod's containers into an empty folder."""
+        ...
+
+
+class Restorer(Protocol):
+    """Makes pods from checkpoints."""
+
+    async def restore(
+        self,
+        checkpoint: str,
+        config: PodConfig,
+        handler: str,
+        options: Mapping[str, str],
+        containers: Sequence[ContainerConfig],
+        /,
+    ) -> tuple[str, Mapping[str, str]]:
+        """Make a pod with its containers; return its id, and theirs by name."""
+        ...
+
+
 class Streams(Protocol):
     """What the streaming server asks; see ``StreamService`` of ``lifecycle``."""
 
@@ -280,5 +308,9 @@ class Services(Protocol):
     def events(self) -> Events: ...
     @property
     def metrics(self) -> Metrics: ...
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+    @property
+    def restorer(self) -> Restorer: ...
     @property
     def streams(self) -> StreamUrls: ...

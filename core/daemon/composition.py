@@ -6,6 +6,8 @@ from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.assembly import Assembly
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.checkpoint.capture import CheckpointParts, CheckpointService
+from crinoid.core.lifecycle.checkpoint.podrestore import PodRestorer
 from crinoid.core.lifecycle.containers import ContainerParts, ContainerService
 from crinoid.core.lifecycle.events import EventBus
 from crinoid.core.lifecycle.exits import Exits
@@ -35,6 +37,8 @@ class Composition:
     stats: StatsService
     metrics: MetricsService
     node: NodeService
+    checkpoints: CheckpointService
+    restorer: PodRestorer
     streams: StreamingServer
     events: EventBus
     recovery: Recovery
@@ -86,6 +90,8 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         images=images,
         stats=stats,
         metrics=MetricsService(store, stats),
+        checkpoints=CheckpointService(config, store, slots, CheckpointParts(images, resources, locks)),
+        restorer=PodRestorer(slots, pods, containers),
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,

@@ -22,6 +22,13 @@ from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.adjustment import adjust_config, adjust_spec
 from crinoid.core.lifecycle.cdi import CdiDevices
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.checkpoint.source import (
+    Checkpoint,
+    CheckpointSources,
+    OpenedCheckpoint,
+    check_same,
+    write_request,
+)
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.imagevolumes import ImageVolumes
 from crinoid.core.lifecycle.podfiles import PodFolder
@@ -62,18 +69,25 @@ class Assembly:
         self._resources = resources
         self._cgroups = cgroups
         self._image_volumes = ImageVolumes(images, resources)
+        self._checkpoints = CheckpointSources(config, images, resources)
         self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
         self._views = ContainerViews(store, slots)
         self._asked: dict[str, ContainerView] = {}
         self._features: dict[str, bool] = {}
 
-    async def make(self, pod: PodRecord, config: ContainerConfig) -> ContainerRecord:
-        """Make a container whose process waits, and its record. On an error nothing is left."""
+    async def make(
+        self, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None = None
+    ) -> ContainerRecord:
+        """Make a container whose process waits, and its record. On an error nothing is left.
+
+        With a checkpoint, or an image that is one, its processes go on as they were when it is started.
+        """
         userns.check_container(pod.config, config)
-        image = self._image(config)
         container_id = secrets.token_hex(32)
         try:
-            record = await self._make(container_id, pod, config, image)
+            opened = await self._open(container_id, pod, config, checkpoint)
+            image = self._image(config) if opened is None or opened.exact else opened.base
+            record = await self._make(container_id, pod, config, image, opened)
             record = self._store.containers.put(dataclasses.replace(record, config=config))
             await self._slots.extensions.container_created(await self._views.of(record))
         except BaseException:
@@ -92,13 +106,22 @@ class Assembly:
                 await self._slots.extensions.container_removed(view)
 
     async def _make(
-        self, container_id: str, pod: PodRecord, config: ContainerConfig, image: ImageRecord
+        self,
+        container_id: str,
+        pod: PodRecord,
+        config: ContainerConfig,
+        image: ImageRecord,
+        opened: OpenedCheckpoint | None,
     ) -> ContainerRecord:
+        if opened is not None:
+            config = self._checkpoints.annotate(opened, config)
         stop_signal = config.stop_signal or self._images.config_of(image).config.stop_signal or "SIGTERM"
         signal_number(stop_signal)
         bundle = self._config.run / "containers" / container_id
         await self._resources.make_directory(container_id, bundle)
         rootfs = await self._mount_root(container_id, pod, image, bundle, config)
+        if opened is not None:
+            await self._checkpoints.apply(opened, rootfs)
         volumes = await self._make_volumes(container_id, config, image, rootfs)
         maps, slot = userns.maps_of(pod), self._snapshotter(pod)
         prepared = await self._image_volumes.prepare(container_id, config.mounts, slot, bundle, maps)
@@ -109,7 +132,7 @@ class Assembly:
         given = await self._spec_input(handle, pod, config, image, rootfs)
         given, spec = await self._specify(given, pod, image)
         handle = dataclasses.replace(handle, cgroup=given.cgroup)
-        process = await self._create(given, handle, pod, spec)
+        process = await self._create(given, handle, pod, spec, opened)
         return ContainerRecord(
             id=container_id,
             pod_id=pod.id,
@@ -125,6 +148,7 @@ class Assembly:
             resources=given.config.resources,
             stop_signal=stop_signal,
             volume_images=prepared.images,
+            checkpoint=None if opened is None else opened.folder,
         )
 
     async def _mount_root(
@@ -188,9 +212,16 @@ class Assembly:
         )
 
     async def _create(
-        self, given: SpecInput, handle: ContainerHandle, pod: PodRecord, spec: JsonObject
+        self,
+        given: SpecInput,
+        handle: ContainerHandle,
+        pod: PodRecord,
+        spec: JsonObject,
+        opened: OpenedCheckpoint | None,
     ) -> ContainerProcess:
         config = given.config
+        if opened is not None and opened.exact:
+            check_same(opened, self._image(config), spec["process"])
         await asyncio.to_thread(_write_process, handle.bundle, spec["process"])
         path = log_path(pod, config)
         if path is not None:
@@ -205,6 +236,8 @@ class Assembly:
             stdin_once=config.stdin_once,
             monitor_cgroup=self._config.pods.monitor_cgroup or self._cgroups.monitors,
         )
+        if opened is not None:
+            return write_request(handle.bundle, request)
         slot = self._slots.runtimes[pod.runtime]
         try:
             return await self._resources.create_container(handle.container_id, slot, request)
@@ -217,7 +250,21 @@ class Assembly:
             raise InvalidArgument(f"container {config.metadata.name!r} names no image")
         if (image := self._images.find(config.image)) is None:
             raise NotFound(f"image {config.image!r} of container {config.metadata.name!r} is not on this node: pull it")
+        if image.artifact:
+            raise InvalidArgument(
+                f"image {config.image!r} is an artifact of type {image.artifact}: mount it as a volume, it can't be run"
+            )
         return image
+
+    async def _open(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+    ) -> OpenedCheckpoint | None:
+        """Open the checkpoint that the container is to be made from; ``None``: from an image."""
+        found = checkpoint or self._checkpoints.find(config)
+        if found is None:
+            return None
+        slot = self._slots.runtimes[pod.runtime]
+        return await self._checkpoints.open(found, container_id, pod, slot, self._snapshotter(pod))
 
     async def _specify(self, given: SpecInput, pod: PodRecord, image: ImageRecord) -> tuple[SpecInput, JsonObject]:
         """Build the specification, with what extensions want and with devices; return what it was built from, too."""

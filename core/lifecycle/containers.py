@@ -25,6 +25,7 @@ from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.assembly import Assembly, read_process
+from crinoid.core.lifecycle.checkpoint.source import Checkpoint, restore
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
@@ -77,7 +78,9 @@ class ContainerService:
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
 
-    async def create(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig | None) -> str:
+    async def create(
+        self, pod_id: str, config: ContainerConfig, pod_config: PodConfig | None, checkpoint: Checkpoint | None = None
+    ) -> str:
         """Make a container in a ready pod and return its id; its process waits.
 
         Retries join or claim as those of RunPodSandbox do. ``pod_config`` is what the kubelet sends along; the pod's
@@ -92,7 +95,7 @@ class ContainerService:
             return claimed
         if self._wanted.setdefault(name, config) != config:
             raise AlreadyExists(f"container {name[1]!r} of pod {pod.id} is being made by a request that differs")
-        return await self._creating.join(name, lambda: self._create(name, config))
+        return await self._creating.join(name, lambda: self._create(name, config, checkpoint))
 
     def acknowledge(self, container_id: str) -> None:
         """Note that the client was told of the container, so that no retry claims it."""
@@ -126,6 +129,8 @@ class ContainerService:
             return
         if record.state is ContainerState.CREATED:
             timeout_s = 0
+            if record.checkpoint is not None and await self._ended_unborn(record.id):
+                return
         slot = self.slot_of(record)
         self._exits.watch(record)
         if timeout_s > 0:
@@ -133,6 +138,14 @@ class ContainerService:
             if await self._exits.happened(record.id, timeout_s):
                 return
         await self._kill(slot, record)
+
+    async def _ended_unborn(self, container_id: str) -> bool:
+        """A container that was not restored yet has no process to kill: note its end, unless it has one meanwhile."""
+        async with self._locks.of(container_id):
+            record = self._store.containers.get(container_id)
+            if record is not None and record.state is ContainerState.CREATED and record.checkpoint is not None:
+                self._exits.note(record.id, ExitStatus(128 + SIGKILL, time.time_ns()))
+            return record is None or record.state is not ContainerState.RUNNING
 
     async def end_all(self, pod_id: str) -> None:
         """Kill every container of a pod that has not ended. Idempotent."""
@@ -260,15 +273,16 @@ class ContainerService:
             )
         return holder.id
 
-    async def _create(self, name: _Name, config: ContainerConfig) -> str:
+    async def _create(self, name: _Name, config: ContainerConfig, checkpoint: Checkpoint | None) -> str:
         try:
             async with self._locks.of(name[0]):
                 pod = self._ready_pod(name[0])
                 if config.security.namespaces.pid is NamespaceMode.POD:
                     pod = await self._init.ensure(pod)
-                record = await self._assembly.make(pod, config)
+                record = await self._assembly.make(pod, config, checkpoint)
             self._events.tell_container(EventType.CREATED, record)
-            self._exits.watch(record)
+            if record.checkpoint is None:
+                self._exits.watch(record)
             return record.id
         finally:
             del self._wanted[name]
@@ -283,7 +297,7 @@ class ContainerService:
         slot, started = self.slot_of(record), time.time_ns()
         try:
             await self._slots.extensions.container_starting(await self._views.of(record))
-            await slot.start(record.handle)
+            await self._let_run(slot, record)
         except CrinoidError as error:
             await self._note_start_error(slot, record, error)
             raise
@@ -291,6 +305,15 @@ class ContainerService:
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
         current = self._store.containers.put(dataclasses.replace(current, state=state, started_at_ns=started))
         self._events.tell_container(EventType.STARTED, current)
+
+    async def _let_run(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
+        """Start the container's process, or let those of a checkpoint go on."""
+        if record.checkpoint is None:
+            await slot.start(record.handle)
+            return
+        process = await restore(record, slot, self._resources, self._config.checkpoint_timeout_s)
+        current = dataclasses.replace(self.get(record.id), pid=process.pid, checkpoint=None)
+        self._exits.watch(self._store.containers.put(current))
 
     async def _note_start_error(self, slot: RuntimeSlot, record: ContainerRecord, error: CrinoidError) -> None:
         """A container that did not start has ended, as the kubelet expects, with what the runtime said."""

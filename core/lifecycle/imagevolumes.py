@@ -9,6 +9,7 @@ Source: api.proto, Mount (``image``, ``image_sub_path``).
 import asyncio
 import dataclasses
 import os
+import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,6 +91,11 @@ class ImageVolumes:
 def owner_of(snapshot_key: str) -> str:
     """Return the id of the pod or container that a snapshot is for: image volumes have keys that go on after it."""
     return snapshot_key.partition(_SEPARATOR)[0]
+
+
+def checkpoint_key(container_id: str) -> str:
+    """Return the key of the snapshot that a container's files are compared with for a checkpoint, or restored from."""
+    return f"{container_id}{_SEPARATOR}checkpoint-{secrets.token_hex(4)}"
 
 
 def _place(mount: VolumeMount, roots: Mapping[str, Path]) -> VolumeMount:

@@ -12,6 +12,7 @@ import time
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
+from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.imagevolumes import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
@@ -87,19 +88,23 @@ class Recovery:
             LOG.error("container %s: its state can't be read: %s", record.id, error.message)
             state = None
         if state is not None and state.status is ContainerStatus.ABSENT:
+            if _waits_for_restore(record):
+                return
             self._exits.note(record.id, ExitStatus(255, time.time_ns(), known=False))
             return
         if state is not None and state.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED):
-            record = self._note_running(record)
+            record = self._note_running(record, state.pid)
         self._exits.watch(record)
 
-    def _note_running(self, record: ContainerRecord) -> ContainerRecord:
+    def _note_running(self, record: ContainerRecord, pid: int) -> ContainerRecord:
         """The daemon died between the start of the container and its record."""
-        if record.state is ContainerState.RUNNING:
+        if record.state is ContainerState.RUNNING and record.checkpoint is None:
             return record
         started = record.started_at_ns or time.time_ns()
         return self._store.containers.put(
-            dataclasses.replace(record, state=ContainerState.RUNNING, started_at_ns=started)
+            dataclasses.replace(
+                record, state=ContainerState.RUNNING, started_at_ns=started, pid=record.pid or pid, checkpoint=None
+            )
         )
 
     async def _collect_network_garbage(self) -> None:
@@ -119,3 +124,9 @@ class Recovery:
                 if owner not in self._store.containers and owner not in self._store.pods:
                     LOG.info("removing snapshot %s, which nobody owns", key)
                     await slot.remove_snapshot(key)
+
+
+def _waits_for_restore(record: ContainerRecord) -> bool:
+    """Tell whether a container is to be restored when it is started, and can be: its bundle outlived no reboot."""
+    waits = record.state is ContainerState.CREATED and record.checkpoint is not None
+    return waits and (record.handle.bundle / REQUEST_FILE).exists()

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition
 from crinoid.core.api.linux import cgroups, files, mount, namespaces
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
+from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
@@ -37,7 +38,8 @@ RETRY_S, MAX_RETRY_S = 30.0, 600.0
 
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
-_DEFERRABLE = frozenset({DIRECTORY, CGROUP, NETWORK, SNAPSHOT})
+PAUSE, CONTENTS = "pause", "contents"
+_DEFERRABLE = frozenset({DIRECTORY, CONTENTS, CGROUP, NETWORK, SNAPSHOT})
 
 S = TypeVar("S")
 _REQUEST = TypeAdapter(NetworkRequest)
@@ -61,6 +63,8 @@ class Resources:
             NETWORK: self._undo_network,
             SNAPSHOT: self._undo_snapshot,
             CONTAINER: self._undo_container,
+            PAUSE: self._undo_pause,
+            CONTENTS: self._undo_contents,
         }
 
     async def make_directory(self, owner: str, path: Path, mode: int = 0o711) -> None:
@@ -117,6 +121,30 @@ class Resources:
         handle = _HANDLE.dump_python(request.handle, mode="json")
         self._ledger.intend(owner, CONTAINER, request.handle.container_id, {"slot": slot.name, "handle": handle})
         return await slot.create(request)
+
+    async def restore_container(self, owner: str, slot: RuntimeSlot, request: RestoreRequest) -> ContainerProcess:
+        """Have the runtime make a container whose processes go on where a checkpoint has left them."""
+        handle = _HANDLE.dump_python(request.container.handle, mode="json")
+        self._ledger.intend(
+            owner, CONTAINER, request.container.handle.container_id, {"slot": slot.name, "handle": handle}
+        )
+        return await slot.restore(request)
+
+    async def pause(self, owner: str, slot: RuntimeSlot, handle: ContainerHandle) -> None:
+        """Freeze a container for a while; undoing lets it go on."""
+        data = {"slot": slot.name, "handle": _HANDLE.dump_python(handle, mode="json")}
+        self._ledger.intend(owner, PAUSE, handle.container_id, data)
+        await slot.pause(handle)
+
+    def own_contents(self, owner: str, folder: Path) -> None:
+        """Take over an empty folder of somebody else's: undoing empties it and leaves it."""
+        self._ledger.intend(owner, CONTENTS, str(folder), {})
+
+    def keep(self, owner: str, kind: str) -> None:
+        """Strike the owner's entries of a kind: what they stand for is to stay."""
+        for entry in self._ledger.entries(owner):
+            if entry.kind == kind:
+                self._ledger.strike(entry)
 
     async def undo(self, owner: str, kinds: Collection[str] | None = None) -> None:
         """Undo what the owner has (of these kinds), the latest first. Idempotent.
@@ -214,6 +242,13 @@ class Resources:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
         await slot.delete(_HANDLE.validate_python(entry.data["handle"]))
 
+    async def _undo_pause(self, entry: LedgerEntry) -> None:
+        slot = self._slot(self._slots.runtimes, "runtime", entry)
+        await slot.resume(_HANDLE.validate_python(entry.data["handle"]))
+
+    async def _undo_contents(self, entry: LedgerEntry) -> None:
+        await asyncio.to_thread(_empty, Path(entry.key))
+
     def _slot(self, slots: Mapping[str, S], role: str, entry: LedgerEntry) -> S:
         name = str(entry.data["slot"])
         if name not in slots:
@@ -221,6 +256,12 @@ class Resources:
                 f"{entry.key} was made by {role} slot {name!r}, which is no longer configured: put it back to undo it"
             )
         return slots[name]
+
+
+def _empty(folder: Path) -> None:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            files.remove_tree(path)
 
 
 def _bind_file(source: Path, pin: Path) -> None:

@@ -87,6 +87,8 @@ class ContainerRecord:
     Times are 0 until they happen. ``reason`` is ``Completed``, ``Error``, ``OOMKilled`` or ``StartError`` at the end.
     ``resources`` is what is in force, which UpdateContainerResources changes. ``volume_images`` maps the name of each
     image volume's image, as asked for, to the image's id.
+    ``checkpoint`` is the folder that its processes are restored from when it is started; ``None`` from then on, and for
+    every other container.
     """
 
     id: str
@@ -108,6 +110,7 @@ class ContainerRecord:
     resources: LinuxResources = LinuxResources()
     stop_signal: str = "SIGTERM"
     volume_images: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: Path | None = None
     answered: bool = False
 
 
@@ -118,7 +121,9 @@ class ImageRecord:
     ``tags`` and ``digests`` are full references (``registry/name:tag``, ``registry/name@digest``). ``manifests`` are
     the digests of every index and manifest that led here; ``layers`` the blobs, ``chain_ids`` what they unpack to,
     bottom first. ``size_bytes`` counts the blobs as pulled. ``config`` is the image configuration (OCI image-spec,
-    config.md) as JSON text.
+    config.md) as JSON text. ``artifact`` is the type of what is no container image (manifest.md, "artifactType"): its
+    id is the digest of its manifest, it has no configuration, and each layer is a file. ``annotations`` are those of
+    the manifest.
     """
 
     id: str
@@ -131,3 +136,5 @@ class ImageRecord:
     pulled_at_ns: int = 0
     config: str = "{}"
     pinned: bool = False
+    artifact: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)

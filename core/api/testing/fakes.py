@@ -21,6 +21,7 @@ from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.host import Host
 from crinoid.core.api.sessions import AttachSession, ExecSession
+from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.core.api.values.pod import LinuxResources
@@ -307,6 +308,46 @@ class FakeRuntime(Recorder):
         if self._get(handle).ended.done():
             raise NotFound(f"container {handle.container_id} has ended")
         return CgroupUsage(timestamp_ns=time.time_ns(), cpu_ns=1, memory_usage_bytes=1 << 20, pids=1)
+
+    @hookimpl
+    async def check_checkpoint(self) -> None:
+        await self._enter("check_checkpoint")
+
+    @hookimpl
+    async def pause(self, handle: ContainerHandle) -> None:
+        await self._enter("pause", handle=handle)
+        container = self._get(handle)
+        if container.status not in (ContainerStatus.RUNNING, ContainerStatus.PAUSED):
+            raise FailedPrecondition(f"container {handle.container_id} is {container.status.value}, not running")
+        container.status = ContainerStatus.PAUSED
+
+    @hookimpl
+    async def resume(self, handle: ContainerHandle) -> None:
+        await self._enter("resume", handle=handle)
+        container = self._containers.get(handle.container_id)
+        if container is not None and container.status is ContainerStatus.PAUSED:
+            container.status = ContainerStatus.RUNNING
+
+    @hookimpl
+    async def checkpoint(self, request: CheckpointRequest) -> None:
+        await self._enter("checkpoint", request=request)
+        container = self._get(request.handle)
+        if container.status is not ContainerStatus.PAUSED:
+            raise FailedPrecondition(f"container {request.handle.container_id} is {container.status.value}, not paused")
+        (request.images / "inventory.img").write_text(str(container.pid))
+        (request.work / "dump.log").write_text("fake\n")
+
+    @hookimpl
+    async def restore(self, request: RestoreRequest) -> ContainerProcess:
+        await self._enter("restore", request=request)
+        name = request.container.handle.container_id
+        if name in self._containers:
+            raise AlreadyExists(f"container {name} is there already")
+        (request.images / "inventory.img").read_text()
+        container = self._containers[name] = _FakeContainer(next(self._pids))
+        container.status = ContainerStatus.RUNNING
+        self.requests[name] = request.container
+        return ContainerProcess(container.pid)
 
     def _get(self, handle: ContainerHandle) -> _FakeContainer:
         try:

@@ -130,3 +130,9 @@ def _encode_user_namespace(user: UserNamespace) -> api_pb2.UserNamespace:
     return api_pb2.UserNamespace(
         mode=_MODES[user.mode], uids=encode_id_mappings(user.uids), gids=encode_id_mappings(user.gids)
     )
+
+
+def encode_restored(pod_id: str, containers: Mapping[str, str]) -> api_pb2.RestorePodResponse:
+    """The answer to RestorePod; ``containers`` are ids by name."""
+    restored = [api_pb2.RestoredContainer(name=name, container_id=one) for name, one in containers.items()]
+    return api_pb2.RestorePodResponse(pod_sandbox_id=pod_id, restored_containers=restored)

@@ -81,6 +81,14 @@ class ManifestDocument(Document):
     artifact_type: Annotated[str, Field(alias="artifactType")] = ""
     config: DescriptorDocument
     layers: tuple[DescriptorDocument, ...] = ()
+    annotations: Mapping[str, str] = {}
+
+    @property
+    def artifact(self) -> str:
+        """The type of an artifact; empty for a container image."""
+        if self.config.media_type in CONFIG_TYPES:
+            return ""
+        return self.artifact_type or self.config.media_type or "unknown"
 
 
 class IndexDocument(Document):
@@ -136,19 +144,18 @@ def read_document(model: type[D], content: bytes | str, what: str) -> D:
 
 
 def read_manifest(content: bytes, what: str) -> ManifestDocument:
-    """Parse an image manifest and check that it is one: no index in disguise, no artifact, layers that can be unpacked.
+    """Parse a manifest and check that it is one: no index in disguise, and an image's layers can be unpacked.
 
-    Raises CorruptContent, or Unsupported naming the media type that is not done here.
+    What blobs an artifact has is nobody's concern here. Raises CorruptContent, or Unsupported naming the media type
+    that is not done here.
     """
     _check_kind(content, what)
     manifest = read_document(ManifestDocument, content, what)
     if manifest.media_type and manifest.media_type not in MANIFEST_TYPES:
         raise Unsupported(f"{what}: media type {manifest.media_type!r} is no image manifest")
-    if manifest.config.media_type not in CONFIG_TYPES:
-        kind = manifest.artifact_type or manifest.config.media_type
-        raise Unsupported(f"{what} is an artifact of type {kind!r}, not a container image")
-    for layer in manifest.layers:
-        _check_layer(layer, what)
+    if not manifest.artifact:
+        for layer in manifest.layers:
+            _check_layer(layer, what)
     return manifest
 
 

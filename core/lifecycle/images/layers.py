@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import LayerTarget
+from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import OWNER, adopt_implied
 from crinoid.core.lifecycle.images.plans import LayerPlan
@@ -68,11 +70,19 @@ class Layers:
     async def _make(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
         async with self._prepared(slot, plan) as target:
             async with self._turns:
-                result = await unpack_layer(self._request(plan, target))
+                implied = await self._fill(plan, target)
             await self._await_commit(slot, plan.parent)
             if plan.parent is not None:
-                await adopt_implied(self._ledger, slot, plan.parent, target, result.implied)
+                await adopt_implied(self._ledger, slot, plan.parent, target, implied)
             await slot.commit_layer(target.key, plan.chain_id, plan.parent)
+
+    async def _fill(self, plan: LayerPlan, target: LayerTarget) -> tuple[str, ...]:
+        """Unpack the blob, or place it as a file; return the folders that it only implies."""
+        if not plan.file:
+            return (await unpack_layer(self._request(plan, target))).implied
+        blob = self._content.path(plan.blob.digest)
+        await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
+        return ()
 
     def _request(self, plan: LayerPlan, target: LayerTarget) -> UnpackRequest:
         """Ask for a layer without syncing it: ``commit_layer`` does that."""

@@ -20,7 +20,7 @@ from crinoid.core.lifecycle.images.claims import Claims
 from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, read_document
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.layers import Layers
-from crinoid.core.lifecycle.images.plans import LayerPlan, plan_layers
+from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
 from crinoid.core.lifecycle.images.resolution import Resolution, resolve
 from crinoid.core.lifecycle.together import run_together
@@ -75,26 +75,33 @@ class Puller:
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
         blobs = tuple(layer.descriptor() for layer in resolution.manifest.layers)
         async with self._claims.hold(_digests_of(resolution, blobs)):
-            text, image = await self._read_config(resolution, request.platform, fetch)
-            plans = plan_layers(blobs, image.rootfs.diff_ids)
+            text, plans = await self._plan(resolution, request.platform, fetch)
             async with self._claims.hold(plan.chain_id for plan in plans):
                 await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
                 await self._store_documents(resolution)
                 return self._catalog.add(self._record(request.reference, resolution, plans, text))
 
-    async def _read_config(
+    async def _plan(
         self, resolution: Resolution, platform: Platform, fetch: "_Fetch"
-    ) -> tuple[str, ImageConfig]:
-        """Fetch and check the image configuration; return its text too."""
+    ) -> tuple[str, tuple[LayerPlan, ...]]:
+        """Fetch the configuration; return its text and what layers there will be. An artifact has one of its own kind,
+        which means nothing here."""
+        blobs = [layer.descriptor() for layer in resolution.manifest.layers]
+        content = await self._read_config(resolution, fetch)
+        if resolution.manifest.artifact:
+            return "{}", plan_artifact(blobs)
+        image = read_document(ImageConfig, content, f"image configuration {resolution.manifest.config.digest}")
+        _check_platform(image, platform)
+        return content.decode(), plan_layers(blobs, image.rootfs.diff_ids)
+
+    async def _read_config(self, resolution: Resolution, fetch: "_Fetch") -> bytes:
+        """Fetch the configuration."""
         blob = resolution.manifest.config.descriptor()
         if blob.size > MAX_CONFIG_BYTES:
             raise CorruptContent(f"the image configuration is {blob.size} bytes long, more than {MAX_CONFIG_BYTES}")
         with while_doing("image configuration"):
             await fetch(blob, LayerTracker(blob))
-        content = self._content.read(blob.digest, MAX_CONFIG_BYTES)
-        image = read_document(ImageConfig, content, f"image configuration {blob.digest}")
-        _check_platform(image, platform)
-        return content.decode(), image
+        return self._content.read(blob.digest, MAX_CONFIG_BYTES)
 
     async def _provide(
         self, slot: SnapshotterSlot, plans: Sequence[LayerPlan], tracker: PullTracker, fetch: "_Fetch"
@@ -130,18 +137,21 @@ class Puller:
     ) -> ImageRecord:
         manifest, target = resolution.image.manifest, resolution.image.target
         tags, digests = names_of(reference, target.digest)
-        config = resolution.manifest.config
+        config, artifact = resolution.manifest.config, resolution.manifest.artifact
         blobs = tuple(plan.blob for plan in plans)
+        image_id = manifest.digest if artifact else config.digest  # all artifacts may have the same empty configuration
         return ImageRecord(
-            id=config.digest,
+            id=image_id,
             tags=tags,
             digests=digests,
-            manifests=tuple(dict.fromkeys((target.digest, manifest.digest))),
-            layers=self._stored(config.digest, blobs),
+            manifests=tuple(dict.fromkeys((target.digest, manifest.digest, *([config.digest] if artifact else [])))),
+            layers=self._stored(image_id, blobs),
             chain_ids=tuple(plan.chain_id for plan in plans),
             size_bytes=manifest.size + config.size + sum(blob.size for blob in blobs),
             pulled_at_ns=time.time_ns(),
             config=text,
+            artifact=artifact,
+            annotations=resolution.manifest.annotations,
         )
 
     def _stored(self, image_id: str, blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:

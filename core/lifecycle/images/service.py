@@ -22,7 +22,7 @@ from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.filesystems import Filesystems
 from crinoid.core.lifecycle.images.garbage import GarbageCollector
 from crinoid.core.lifecycle.images.layers import Layers
-from crinoid.core.lifecycle.images.plans import plan_layers, top_of
+from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of
 from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
 from crinoid.core.lifecycle.images.pull import Puller, PullRequest
 from crinoid.core.lifecycle.images.recovery import discard_unfinished, is_usable
@@ -140,7 +140,10 @@ class ImageService:
         ``None`` for an image without layers. Raises FailedPrecondition when blobs are gone too.
         """
         slot = self._snapshotter(snapshotter)
-        plans = plan_layers(record.layers, self.config_of(record).rootfs.diff_ids)
+        if record.artifact:
+            plans = plan_artifact(record.layers)
+        else:
+            plans = plan_layers(record.layers, self.config_of(record).rootfs.diff_ids)
         names = [name for plan in plans for name in (plan.chain_id, plan.blob.digest)]
         async with self._claims.hold(names):
             missing = await self._layers.select_missing(slot, plans)

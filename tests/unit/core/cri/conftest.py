@@ -310,6 +310,8 @@ def services() -> SimpleNamespace:
         stats=FakeStats(),
         node=FakeNode(),
         streams=SimpleNamespace(),
+        checkpoints=SimpleNamespace(),
+        restorer=SimpleNamespace(),
         events=FakeEvents(),
         metrics=FakeMetrics(),
     )

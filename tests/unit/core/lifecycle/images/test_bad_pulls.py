@@ -112,8 +112,9 @@ def become_schema_1(document: dict[str, Any]) -> None:
     document["schemaVersion"] = 1
 
 
-def become_artifact(document: dict[str, Any]) -> None:
+def become_nameless_artifact(document: dict[str, Any]) -> None:
     document["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json"
+    document["layers"][1]["annotations"] = {"org.opencontainers.image.title": "../up"}
 
 
 def encrypt(document: dict[str, Any]) -> None:
@@ -149,7 +150,7 @@ def enlarge_config(document: dict[str, Any]) -> None:
     [
         (list_manifests, CorruptContent, "lists manifests, as an index does"),
         (become_schema_1, Unsupported, "schema 1"),
-        (become_artifact, Unsupported, "artifact of type 'application/vnd.cncf.helm.config.v1+json'"),
+        (become_nameless_artifact, CorruptContent, "title '../up'"),
         (encrypt, Unsupported, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"),
         (use_squashfs, Unsupported, "application/vnd.sylabs.sif.layer.v1.sif"),
         (shorten_digest, CorruptContent, "layers.1.digest"),

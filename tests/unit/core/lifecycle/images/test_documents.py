@@ -21,6 +21,8 @@ from crinoid.core.lifecycle.images.unpack import layer
 
 DIGEST = f"sha256:{'a' * 64}"
 
+_EMPTY = "application/vnd.oci.empty.v1+json"
+
 
 def manifest(**changes: object) -> bytes:
     config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": DIGEST, "size": 2}
@@ -71,12 +73,35 @@ def test_damaged_manifests(content: bytes) -> None:
         {"mediaType": "application/vnd.oci.image.index.v1+json"},
         {"schemaVersion": 1},
         {"fsLayers": []},
-        {"config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": DIGEST, "size": 2}},
     ],
 )
 def test_documents_that_are_no_image_manifest(changes: dict[str, Any]) -> None:
     with pytest.raises(Unsupported):
         read_manifest(manifest(**changes), "the manifest")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, ""),
+        ({"artifactType": "application/x"}, ""),
+        ({"config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": DIGEST, "size": 2}}, _EMPTY),
+        (
+            {
+                "artifactType": "a/b",
+                "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": DIGEST, "size": 2},
+            },
+            "a/b",
+        ),
+    ],
+)
+def test_artifacts_are_told_from_images(changes: dict[str, Any], kind: str) -> None:
+    assert read_manifest(manifest(**changes), "m").artifact == kind
+
+
+def test_an_artifact_may_hold_anything() -> None:
+    config = {"mediaType": _EMPTY, "digest": DIGEST, "size": 2}
+    read_manifest(manifest(config=config, layers=[layer_of(mediaType="text/plain")]), "m")
 
 
 def test_foreign_layers_keep_their_addresses() -> None:

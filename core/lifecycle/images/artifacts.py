@@ -1,0 +1,22 @@
+"""Files of artifacts: a blob of the content store becomes a file of a layer, without another copy where that can be.
+
+Called by ``layers`` for what ``plans`` says is a file. The layer is only ever mounted read-only.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+
+
+def place_file(blob: Path, root: Path, name: str) -> None:
+    """Link or copy a blob to ``name`` below a folder that holds nothing but such files. Blocks."""
+    target = root / name
+    for folder in reversed(target.relative_to(root).parents[:-1]):
+        (root / folder).mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    try:
+        os.link(blob, target)
+    except OSError:  # another file system, or too many links
+        shutil.copyfile(blob, target)
+    target.chmod(_FILE_MODE)
