@@ -131,6 +131,8 @@ class Assembly:
         handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
         given = await self._spec_input(handle, pod, config, image, rootfs)
         given, spec = await self._specify(given, pod, image)
+        if given.cgroup != cgroup and given.cgroup.startswith("/"):
+            self._resources.expect_cgroup(container_id, given.cgroup)
         handle = dataclasses.replace(handle, cgroup=given.cgroup)
         process = await self._create(given, handle, pod, spec, opened)
         return ContainerRecord(

@@ -13,7 +13,7 @@ mount that can't be undone, is an error.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar, cast
 
 from pydantic import TypeAdapter
@@ -99,6 +99,12 @@ class Resources:
         missing = [] if cgroups.exists(path) else [path]
         self._ledger.intend(owner, CGROUP, path, {"made": missing})
         await asyncio.to_thread(cgroups.make, path)
+
+    def expect_cgroup(self, owner: str, path: str) -> None:
+        """Note that a runtime makes a cgroup outside of its pod's: what it makes above is removed once that is empty."""
+        above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
+        ours = [one for one in above if one.startswith(f"{self._cgroup_root}/") or not cgroups.exists(one)]
+        self._ledger.intend(owner, CGROUP, path, {"made": [], "above": ours})
 
     async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
         """Attach a pod to its network."""
@@ -228,7 +234,8 @@ class Resources:
         for path in cast(list[str], entry.data["made"]):
             await asyncio.to_thread(cgroups.kill, path)
             await asyncio.to_thread(cgroups.remove, path)
-        for path in (f"{self._cgroup_root}/monitors", self._cgroup_root):
+        above = cast(list[str], entry.data.get("above", []))
+        for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
             await asyncio.to_thread(cgroups.prune, path)
 
     async def _undo_network(self, entry: LedgerEntry) -> None:
