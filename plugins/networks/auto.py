@@ -19,6 +19,7 @@ from crinoid.plugins.networks.cni import CniNetwork, CniOptions
 CNI, BRIDGE = "cni", "bridge"
 _SUFFIXES = frozenset({".conflist", ".conf", ".json"})
 _DRIVER, _DATA = "driver", "data"
+_OWN_KEYS = {CNI: {"container_id", "networks"}, BRIDGE: {"link", "ranges"}}
 
 
 class AutoOptions(DriverConfig):
@@ -37,8 +38,8 @@ class AutoNetwork:
     Config = AutoOptions
 
     def __init__(self, config: AutoOptions, host: Host) -> None:
-        self._cni = CniNetwork(config.cni, _part_of(host, CNI))
-        self._bridge = BridgeNetwork(config.bridge, _part_of(host, BRIDGE))
+        self._cni = CniNetwork(config.cni, host)
+        self._bridge = BridgeNetwork(config.bridge, host)
         self.chosen = CNI if has_configuration(config.cni.conf_dir) else BRIDGE
         found = "a" if self.chosen == CNI else "no"
         host.log.info("network %s: there is %s CNI configuration in %s", self.chosen, found, config.cni.conf_dir)
@@ -110,20 +111,16 @@ def has_configuration(folder: Path) -> bool:
         return False
 
 
-def _part_of(host: Host, driver: str) -> Host:
-    """Give a driver folders of its own within the slot's."""
-    folders = host.state_dir / driver, host.run_dir / driver
-    for folder in folders:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return Host(host.slot, *folders, host.log, host.version)
-
-
 def _mark(driver: str, content: Mapping[str, object]) -> dict[str, object]:
     return {_DRIVER: driver, _DATA: dict(content)}
 
 
 def _unmark(data: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+    """Return the driver and its own record; one without a mark is of before the slot's driver was changed to this."""
     driver, content = data.get(_DRIVER), data.get(_DATA)
-    if driver not in (CNI, BRIDGE) or not isinstance(content, Mapping):
-        raise DriverError(f"the record of an attachment is not one of the auto network: it names driver {driver!r}")
-    return str(driver), content
+    if driver in (CNI, BRIDGE) and isinstance(content, Mapping):
+        return str(driver), content
+    for name, keys in _OWN_KEYS.items():
+        if keys <= data.keys():
+            return name, data
+    raise DriverError(f"the record of an attachment is not one of the auto network: it names driver {driver!r}")

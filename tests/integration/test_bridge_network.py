@@ -64,7 +64,7 @@ async def settle(is_so: Callable[[], bool]) -> bool:
 
 
 def ours() -> list[str]:
-    return [name for name in links.names() if name.startswith(("cr", "ci"))]
+    return [name for name in links.names() if name.startswith(("cb", "cr", "ci"))]
 
 
 def tables() -> str:
@@ -147,7 +147,7 @@ async def test_a_datagram_client_follows_its_host_port(plain_node: BridgeNode, d
 
 async def test_sctp_host_ports_are_in_the_rules(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     pod = await plain_node.attach(driver, port(9999, 99, protocol=Protocol.SCTP))
-    listed = run("nft", "list", "map", "inet", "crinoid_default", "ports4")
+    listed = run("nft", "list", "map", "inet", driver.names.table, "ports4")
     assert f"sctp . 9999 : {pod.address(4)} . 99" in listed
 
 
@@ -198,7 +198,7 @@ async def test_a_pod_sends_from_its_own_addresses_only(node: BridgeNode) -> None
     driver = node.driver()
     pod, victim = [await node.attach(driver) for _ in range(2)]
     become(pod, "ip address add 10.88.77.9/32 dev eth0", "ip -6 address add fd00:88:77::9/128 dev eth0 nodad")
-    run("ip", "route", "replace", "10.88.77.9", "dev", "cr-default")
+    run("ip", "route", "replace", "10.88.77.9", "dev", driver.names.bridge)
     for version, stolen in ((4, "10.88.77.9"), (6, "fd00:88:77::9")):
         with serve(None, version, 81), serve(victim.netns, version, 80):
             assert ask(pod.netns, GATEWAYS[version], 81, source=pod.address(version)) == pod.address(version)
@@ -229,10 +229,6 @@ def mac_of(pod: Pod) -> bytes:
     return bytes.fromhex(pod.run("ip", "-br", "link", "show", "eth0").split()[2].replace(":", ""))
 
 
-def bridge_mac() -> bytes:
-    return bytes.fromhex(run("ip", "-br", "link", "show", "cr-default").split()[2].replace(":", ""))
-
-
 async def test_a_pod_cannot_pose_as_a_neighbour(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     """By an ARP answer, by a neighbour advertisement: the node would send it the victim's traffic."""
     pod, victim = [await plain_node.attach(driver) for _ in range(2)]
@@ -240,7 +236,7 @@ async def test_a_pod_cannot_pose_as_a_neighbour(plain_node: BridgeNode, driver: 
         with serve(victim.netns, version, 80):
             ask(None, victim.address(version), 80)
     before = mac_of(victim)
-    mac, to = mac_of(pod), bridge_mac()
+    mac, to = mac_of(pod), driver.names.bridge_mac
     stolen4, stolen6 = (socket.inet_pton(f, victim.address(v)) for f, v in ((socket.AF_INET, 4), (socket.AF_INET6, 6)))
     own6 = socket.inet_pton(socket.AF_INET6, pod.address(6))
     gateway4, gateway6 = socket.inet_aton(GATEWAYS[4]), socket.inet_pton(socket.AF_INET6, GATEWAYS[6])
@@ -266,14 +262,15 @@ def icmp6(source: bytes, target: bytes, head: bytes, body: bytes) -> bytes:
 
 
 async def test_a_pod_cannot_reach_the_nodes_loopback(node: BridgeNode) -> None:
-    pod = await node.attach(node.driver())
+    driver = node.driver()
+    pod = await node.attach(driver)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("0.0.0.0", 8125))
         listener.settimeout(0.2)
         source = socket.inet_aton(pod.address(4))
         for target in ("127.0.0.1", GATEWAYS[4]):
             packet = udp4(source, socket.inet_aton(target), 8125, b"hello")
-            send_frame(pod, bridge_mac() + mac_of(pod) + b"\x08\0" + packet)
+            send_frame(pod, driver.names.bridge_mac + mac_of(pod) + b"\x08\0" + packet)
             if target == GATEWAYS[4]:
                 assert listener.recv(100) == b"hello", "the frame itself is good"
             else:
@@ -303,14 +300,19 @@ async def test_a_pod_cannot_advertise_itself_as_router(plain_node: BridgeNode, d
 
 DAMAGES = {
     "ruleset": "nft flush ruleset",
-    "rules": "nft flush table inet crinoid_default",
-    "sender rules": "nft flush table bridge crinoid_default",
-    "set": "nft flush map inet crinoid_default ports4",
-    "bridge": "ip link delete cr-default",
-    "bridge down": "ip link set cr-default down",
-    "bridge addresses": "ip address flush dev cr-default",
+    "rules": "nft flush table inet {table}",
+    "sender rules": "nft flush table bridge {table}",
+    "set": "nft flush map inet {table} ports4",
+    "bridge": "ip link delete {bridge}",
+    "bridge down": "ip link set {bridge} down",
+    "bridge addresses": "ip address flush dev {bridge}",
     "forwarding": "sysctl -qw net.ipv4.ip_forward=0",
 }
+
+
+def do_damage(command: str, driver: BridgeNetwork, pod: Pod | None = None) -> None:
+    netns = pod.netns if pod else ""
+    run(*command.format(table=driver.names.table, bridge=driver.names.bridge, netns=netns).split())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -319,7 +321,7 @@ async def test_status_repairs(damage: str, plain_node: BridgeNode, driver: Bridg
     await driver.collect_garbage(((pod.request, pod.attachment.data),))
     with serve(pod.netns, 4, 80), serve(pod.netns, 6, 80):
         assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
-        run(*DAMAGES[damage].split())
+        do_damage(DAMAGES[damage], driver)
         if damage != "sender rules":  # without these pods may do more, not less
             with pytest.raises(OSError, match=r"refused|timed out|route"):
                 ask(plain_node.outside, NODE[4], 8080)
@@ -333,7 +335,7 @@ async def test_status_repairs(damage: str, plain_node: BridgeNode, driver: Bridg
 async def test_the_next_attachment_repairs(damage: str, plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     first = await plain_node.attach(driver, port(8080))
     await driver.collect_garbage(((first.request, first.attachment.data),))
-    run(*DAMAGES[damage].split())
+    do_damage(DAMAGES[damage], driver)
     second = await plain_node.attach(driver)
     with serve(first.netns, 4, 80):
         assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
@@ -345,20 +347,20 @@ async def test_other_changes_of_the_rule_set_cost_nothing(plain_node: BridgeNode
     for index in range(3):
         run("nft", "add", "table", "ip", f"somebody{index}")
         pods.append(await plain_node.attach(driver, port(8080 + index)))
-    before = run("nft", "list", "table", "inet", "crinoid_default")
+    before = run("nft", "list", "table", "inet", driver.names.table)
     await driver.status()
-    assert run("nft", "list", "table", "inet", "crinoid_default") == before
+    assert run("nft", "list", "table", "inet", driver.names.table) == before
     for pod in pods:
         await driver.check(pod.request, pod.attachment.data)
 
 
 @pytest.mark.parametrize(
-    "damage", ["nft flush ruleset", "ip link delete cr-default", "nsenter --net={netns} ip address flush dev eth0"]
+    "damage", ["nft flush ruleset", "ip link delete {bridge}", "nsenter --net={netns} ip address flush dev eth0"]
 )
 async def test_check_tells_what_is_lost(damage: str, plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     pod = await plain_node.attach(driver)
     await driver.check(pod.request, pod.attachment.data)
-    run(*damage.format(netns=pod.netns).split())
+    do_damage(damage, driver, pod)
     with pytest.raises(DriverError, match=r"lacks entries|is no port|lost address"):
         await driver.check(pod.request, pod.attachment.data)
 
@@ -378,7 +380,7 @@ async def test_an_address_that_somebody_answers_for_is_not_given_out(
     await plain_node.attach(driver)
     foreign = plain_node.make_namespace("foreign")
     run("ip", "link", "add", "foreign0", "type", "veth", "peer", "name", "eth0", "netns", str(foreign))
-    run("ip", "link", "set", "foreign0", "master", "cr-default", "up")
+    run("ip", "link", "set", "foreign0", "master", driver.names.bridge, "up")
     enter = ("nsenter", f"--net={foreign}", "ip")
     run(*enter, "link", "set", "eth0", "up")
     run(*enter, "address", "add", "10.88.77.3/28", "dev", "eth0")
@@ -396,7 +398,7 @@ async def test_a_range_of_somebody_elses_is_refused(plain_node: BridgeNode) -> N
     assert "192.168.77.0/24 is in use" in status.message
     with pytest.raises(Unavailable, match="over up0; set subnets"):
         await plain_node.attach(driver)
-    assert "cr-default" not in links.names()
+    assert driver.names.bridge not in links.names()
 
 
 async def test_pod_cidrs_are_used_unless_subnets_are_configured(plain_node: BridgeNode) -> None:
@@ -431,7 +433,7 @@ async def test_bandwidth_is_limited_in_both_directions(plain_node: BridgeNode, d
         count, seconds = measure(pod, receiver, target)
         assert 0 < count < limit * seconds + BURST_BYTES, f"{count} bytes in {seconds:.1f} s, the limit is {limit}"
     await driver.detach(pod.request, pod.attachment.data)
-    assert await settle(lambda: ours() == ["cr-default"])
+    assert await settle(lambda: ours() == [driver.names.bridge])
 
 
 BURST_BYTES = 1 << 20  # more than bucket and queue hold; an unlimited link carries a hundred times as much
@@ -564,18 +566,18 @@ async def test_a_bridge_that_others_use_stays(plain_node: BridgeNode) -> None:
     driver = plain_node.driver(linger_s=0.05)
     pod = await plain_node.attach(driver)
     run("ip", "link", "add", "foreign0", "type", "veth", "peer", "name", "foreign1")
-    run("ip", "link", "set", "foreign0", "master", "cr-default")
+    run("ip", "link", "set", "foreign0", "master", driver.names.bridge)
     await driver.detach(pod.request, pod.attachment.data)
     assert await settle(lambda: "crinoid" not in tables())
-    assert await settle(lambda: ours() == ["cr-default"])
+    assert await settle(lambda: ours() == [driver.names.bridge])
 
 
 async def test_the_daemon_comes_back(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     kept, lost = [await plain_node.attach(driver, port(8080 + index)) for index in range(2)]
-    before = run("nft", "-a", "list", "chain", "inet", "crinoid_default", "host_ports")
+    before = run("nft", "-a", "list", "chain", "inet", driver.names.table, "host_ports")
     again = plain_node.driver()
     await again.collect_garbage(((kept.request, kept.attachment.data),))
-    assert run("nft", "-a", "list", "chain", "inet", "crinoid_default", "host_ports") == before, "rules stay in place"
+    assert run("nft", "-a", "list", "chain", "inet", driver.names.table, "host_ports") == before, "rules stay in place"
     with serve(kept.netns, 4, 80):
         assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
     with pytest.raises(OSError, match=r"refused|timed out"):
@@ -590,7 +592,7 @@ async def test_a_table_of_another_version_is_replaced(plain_node: BridgeNode, dr
     pod = await plain_node.attach(driver, port(8080))
     again = plain_node.driver(masquerade=False)
     await again.collect_garbage(((pod.request, pod.attachment.data),))
-    rules = run("nft", "list", "table", "inet", "crinoid_default")
+    rules = run("nft", "list", "table", "inet", driver.names.table)
     assert "@near4" not in rules
     assert "tcp . 8080" in rules
 
@@ -679,7 +681,7 @@ async def test_two_slots(plain_node: BridgeNode) -> None:
         assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
         assert ask(plain_node.outside, NODE[4], 8081) == OUTSIDE[4]
         await drivers["one"].detach(first.request, first.attachment.data)
-        assert await settle(lambda: "crinoid_one" not in tables() and "cr-one" not in links.names())
+        assert await settle(lambda: "crinoid_one" not in tables() and drivers["one"].names.bridge not in links.names())
         assert ask(plain_node.outside, NODE[4], 8081) == OUTSIDE[4]
     status = await plain_node.driver("third", subnets=("10.88.2.0/25",)).status()
     assert "10.88.2.0/25 is in use" in status.message

@@ -58,6 +58,12 @@ class AddressBook:
         if self._owners.get(address) != owner and not self._claim(address, owner):
             raise Unavailable(f"pod {owner} asks for address {address}, which pod {self._owners[address]} has")
 
+    def adopt(self, owner: str, addresses: Collection[Address]) -> None:
+        """Note what a pod has by its record, as when the folder was lost. What another owner has stays theirs."""
+        for address in addresses:
+            if address not in self._owners:
+                self._claim(address, owner)
+
     def give_back(self, owner: str) -> None:
         """Free all addresses of an owner. Idempotent."""
         for address in self.owned_by(owner):

@@ -24,7 +24,7 @@ from crinoid.plugins.networks.bridge import sysctls
 from crinoid.plugins.networks.bridge.addresses import AddressBook
 from crinoid.plugins.networks.bridge.interfaces import Address, Network
 from crinoid.plugins.networks.bridge.node import AddressInUseError, Node, Settings, describe, exists
-from crinoid.plugins.networks.bridge.records import Record, plan_record
+from crinoid.plugins.networks.bridge.records import Names, Record, plan_record
 
 T = TypeVar("T")
 
@@ -80,9 +80,9 @@ class BridgeNetwork:
     def __init__(self, config: BridgeOptions, host: Host) -> None:
         self._config = config
         self._log: logging.Logger = host.log
-        self._slot = host.slot
         unmasqueraded = tuple(map(ipaddress.ip_network, config.masquerade_except))
-        settings = Settings(host.slot, config.mtu, config.masquerade, unmasqueraded)
+        self._names = Names.of(host)
+        settings = Settings(self._names, config.mtu, config.masquerade, unmasqueraded)
         self._node = Node(settings, host.run_dir, host.log)
         self._book = AddressBook(host.state_dir / "addresses")
         self._pod_cidrs: tuple[Network, ...] = ()
@@ -110,7 +110,7 @@ class BridgeNetwork:
 
     @hookimpl
     async def plan(self, request: NetworkRequest) -> Mapping[str, object]:
-        return plan_record(request, self._slot, self._choose_ranges(request.pod_cidrs)).write()
+        return plan_record(request, self._names, self._choose_ranges(request.pod_cidrs)).write()
 
     @hookimpl
     async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
@@ -148,6 +148,8 @@ class BridgeNetwork:
         owned.update(self._attached)
         await _in_thread(lambda: self._node.collect(owned.values()), "attachments that nobody owns can't be removed")
         self._attached = owned
+        for record in owned.values():
+            self._book.adopt(record.pod_id, record.addresses)
         for owner in self._book.owners - owned.keys() - self._leaving.keys():
             self._log.info("giving back the addresses of pod %s, which nobody owns", owner)
             self._book.give_back(owner)
@@ -164,6 +166,11 @@ class BridgeNetwork:
         await self._close()
 
     # Attaching.
+
+    @property
+    def names(self) -> Names:
+        """What the slot's things on the node are called."""
+        return self._names
 
     def _choose_ranges(self, told: tuple[str, ...]) -> tuple[Network, ...]:
         """Return the configuration's ranges, else those of the kubelet, else our own."""

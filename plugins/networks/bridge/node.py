@@ -6,7 +6,6 @@ It is safe to call from several threads; the short lock is only held while the b
 
 import contextlib
 import errno
-import hashlib
 import ipaddress
 import logging
 import os
@@ -23,7 +22,7 @@ from crinoid.core.api.values.pod import Protocol
 from crinoid.plugins.networks.bridge import conntrack, interfaces, nftables, rules, shaping, sysctls
 from crinoid.plugins.networks.bridge.interfaces import Address, Link, Network, Pair
 from crinoid.plugins.networks.bridge.netlink import ROUTE, Channel, NetlinkError
-from crinoid.plugins.networks.bridge.records import Record, bridge_name, gateway_of, port_prefix
+from crinoid.plugins.networks.bridge.records import Names, Record, gateway_of
 
 _ELSEWHERE = tuple(map(ipaddress.ip_address, ("192.0.2.1", "2001:db8::1")))  # nobody's: they take the default route
 _DEFAULT_MTU = 1500
@@ -33,7 +32,6 @@ _LINK_LOCAL_PREFIX = 64
 _PROBE_S, _PROBE_STEP_S = 0.1, 0.01
 _DISCARD_PORT = 9
 _DEFAULT_ROUTE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
-_BRIDGE_MAC_PREFIX = b"\x06\x43"
 _TUNNELS = frozenset({"tun", "wireguard", "ipip", "sit", "gre", "vti", "xfrm"})
 _PLAIN_KINDS = frozenset({"", "ifb", "dummy"})  # of links that nobody needs forwarding for
 
@@ -42,7 +40,7 @@ _PLAIN_KINDS = frozenset({"", "ifb", "dummy"})  # of links that nobody needs for
 class Settings:
     """What the configuration says about the node's side; ``mtu`` 0 is that of the default route."""
 
-    slot: str
+    names: Names
     mtu: int = 0
     masquerade: bool = True
     unmasqueraded: tuple[Network, ...] = ()
@@ -62,10 +60,8 @@ class Node:
     def __init__(self, settings: Settings, run_dir: Path, log: logging.Logger) -> None:
         self._settings = settings
         self._log = log
-        self._bridge_name = bridge_name(settings.slot)
-        self._prefix = port_prefix(settings.slot)
-        self._mac = _BRIDGE_MAC_PREFIX + hashlib.sha256(settings.slot.encode()).digest()[:4]
-        self._tables = nftables.Tables(f"crinoid_{settings.slot}", rules.PLACES)
+        self._names = settings.names
+        self._tables = nftables.Tables(settings.names.table, rules.PLACES)
         self._forwarding = sysctls.Forwarding(run_dir / "sysctls.json")
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
@@ -84,7 +80,7 @@ class Node:
                 self._build(channel, set())
                 self._tables.repair()
             else:
-                found = interfaces.find_link(channel, self._bridge_name)
+                found = interfaces.find_link(channel, self._names.bridge)
                 _refuse_overlaps(channel, set(ranges), found.index if found else 0)
 
     def connect(self, record: Record) -> None:
@@ -120,10 +116,10 @@ class Node:
     def check(self, record: Record) -> None:
         """Compare a pod with its record; call it in a thread that ends with it. Raises DriverError, OSError."""
         with Channel(ROUTE) as channel:
-            bridge = interfaces.find_link(channel, self._bridge_name)
+            bridge = interfaces.find_link(channel, self._names.bridge)
             link = interfaces.find_link(channel, record.link)
         if bridge is None or link is None or link.master != bridge.index or not link.is_up:
-            raise DriverError(f"link {record.link} of pod {record.pod_id} is no port of {self._bridge_name} any more")
+            raise DriverError(f"link {record.link} of pod {record.pod_id} is no port of {self._names.bridge} any more")
         if missing := self._tables.find_missing(rules.pod_elements(record)):
             names = ", ".join(sorted({element.place.name for element in missing}))
             raise DriverError(f"the nft table lacks entries of pod {record.pod_id} in {names}")
@@ -148,12 +144,12 @@ class Node:
         if self._tables.are_there():
             self._tables.drop()
         with self._lock, Channel(ROUTE) as channel:
-            found = interfaces.find_link(channel, self._bridge_name)
+            found = interfaces.find_link(channel, self._names.bridge)
             if found is not None and found.kind == "bridge":
                 if interfaces.list_links(channel, found.index):
-                    self._log.info("bridge %s stays: it has ports that are no pods'", self._bridge_name)
+                    self._log.info("bridge %s stays: it has ports that are no pods'", self._names.bridge)
                     return
-                channel.try_each([interfaces.delete_link(self._bridge_name)])
+                channel.try_each([interfaces.delete_link(self._names.bridge)])
             self._bridge, self._ranges = None, set()
             if all(link.kind in _PLAIN_KINDS for link in interfaces.list_links(channel)):
                 self._forwarding.restore()
@@ -162,7 +158,7 @@ class Node:
 
     def _ensure(self, channel: Channel, ranges: set[Network]) -> Link:
         """Return the bridge, made or repaired if it is not the one we know."""
-        found = interfaces.find_link(channel, self._bridge_name)
+        found = interfaces.find_link(channel, self._names.bridge)
         known = self._bridge
         if found is not None and known is not None and found.index == known.index and ranges <= self._ranges:
             return found
@@ -171,9 +167,9 @@ class Node:
     def _build(self, channel: Channel, ranges: set[Network]) -> Link:
         with self._lock:
             wanted = self._ranges | ranges
-            found = interfaces.find_link(channel, self._bridge_name)
+            found = interfaces.find_link(channel, self._names.bridge)
             if found is not None and found.kind != "bridge":
-                raise DriverError(f"link {self._bridge_name} is of kind {found.kind!r}: rename or remove it")
+                raise DriverError(f"link {self._names.bridge} is of kind {found.kind!r}: rename or remove it")
             if found is None or not wanted <= self._ranges:
                 _refuse_overlaps(channel, wanted, found.index if found else 0)
             self._mtu = self._settings.mtu or _default_mtu(channel)
@@ -187,17 +183,17 @@ class Node:
         has_six = any(network.version == 6 for network in ranges)
         self._forwarding.enable(ipv6=has_six)
         if found is None:
-            channel.tell([interfaces.make_bridge(self._bridge_name, self._mac, self._mtu)])
-            found = interfaces.find_link(channel, self._bridge_name)
+            channel.tell([interfaces.make_bridge(self._names.bridge, self._names.bridge_mac, self._mtu)])
+            found = interfaces.find_link(channel, self._names.bridge)
             assert found is not None
         elif not found.is_up or found.mtu != self._mtu:
             channel.tell([interfaces.set_up(found.index, self._mtu)])
         if has_six:
-            sysctls.enable_ipv6(self._bridge_name)
-        sysctls.open_loopback(self._bridge_name)
+            sysctls.enable_ipv6(self._names.bridge)
+        sysctls.open_loopback(self._names.bridge)
         wanted = {gateway_of(network): network.prefixlen for network in ranges}
         if has_six:
-            wanted[rules.link_local(self._mac)] = _LINK_LOCAL_PREFIX
+            wanted[rules.link_local(self._names.bridge_mac)] = _LINK_LOCAL_PREFIX
         lacks = wanted.keys() - interfaces.list_addresses(channel, found.index)
         channel.tell([interfaces.add_address(found.index, address, wanted[address]) for address in lacks])
         return found
@@ -213,10 +209,10 @@ class Node:
 
     def _describe(self, ranges: set[Network]) -> rules.Surroundings:
         return rules.Surroundings(
-            table=f"crinoid_{self._settings.slot}",
-            bridge=self._bridge_name,
-            port_prefix=self._prefix,
-            bridge_mac=self._mac,
+            table=self._names.table,
+            bridge=self._names.bridge,
+            port_prefix=self._names.port_prefix,
+            bridge_mac=self._names.bridge_mac,
             ranges=tuple(sorted(ranges, key=str)),
             masquerade=self._settings.masquerade,
             unmasqueraded=self._settings.unmasqueraded,
@@ -245,12 +241,17 @@ class Node:
         messages = [interfaces.make_pair(pair), interfaces.set_port(pair.name, f"pod {record.pod_id}")]
         messages += [interfaces.know_neighbour(bridge.index, address, record.mac) for address in record.addresses]
         refused = channel.try_each(messages)
-        if refused[0] is not None and refused[0].errno == errno.EEXIST and exists(pair.name):
+        if refused[0] is not None and refused[0].errno == errno.EEXIST and self._is_left(record):
             channel.tell([interfaces.delete_link(pair.name), *messages])  # left by an attempt that died
         elif error := next((error for error in refused if error is not None), None):
             raise error
         if record.ingress_bits_per_s or record.egress_bits_per_s:
             self._limit(channel, record)
+
+    def _is_left(self, record: Record) -> bool:
+        """Tell whether a link of this name is nobody's."""
+        known = tuple(self._records.values())
+        return exists(record.link) and all(r.link != record.link or r.pod_id == record.pod_id for r in known)
 
     def _limit(self, channel: Channel, record: Record) -> None:
         index = socket.if_nametoindex(record.link)
@@ -276,13 +277,13 @@ class Node:
         self._own_ports &= ports
         for index in ports - self._own_ports:
             with contextlib.suppress(OSError):
-                if not socket.if_indextoname(index).startswith(self._prefix):
+                if not socket.if_indextoname(index).startswith(self._names.port_prefix):
                     return True
                 self._own_ports.add(index)
         return False
 
     def _is_ours(self, name: str) -> bool:
-        return len(name) == 15 and name.startswith((self._prefix, f"ci{self._prefix[2:]}"))
+        return len(name) == 15 and name.startswith((self._names.port_prefix, self._names.buffer_prefix))
 
 
 def _forget_datagrams(record: Record) -> None:

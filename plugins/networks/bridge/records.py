@@ -6,15 +6,19 @@ Both are one JSON object: a plan is a record that has no addresses yet. Everythi
 import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, IPvAnyAddress, IPvAnyNetwork, ValidationError
 
 from crinoid.core.api.errors import DriverError, InvalidArgument
+from crinoid.core.api.host import Host
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import PortMapping, Protocol
 from crinoid.plugins.networks.bridge.interfaces import Address, Network
 
-_MAC_PREFIX = b"\x02\x43"  # of those that everybody may use at home
+# Of those that everybody may use at home.
+_MAC_PREFIX = b"\x02\x43"
+_BRIDGE_MAC_PREFIX = b"\x06\x43"
 
 
 class _Recorded(BaseModel):
@@ -75,39 +79,52 @@ def gateway_of(network: Network) -> Address:
     return network.network_address + 1
 
 
-def port_prefix(slot: str) -> str:
-    """Return what the names of all of a slot's links on the node begin with."""
-    return f"cr{_digest(slot)[:4]}"
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a slot's things on the node are called; another daemon on the same node must not take them for its own.
+
+    ``port_prefix`` begins the names of pods' links, ``buffer_prefix`` those of their queues. All fit 15 bytes.
+    """
+
+    table: str
+    bridge: str
+    port_prefix: str
+    buffer_prefix: str
+    bridge_mac: bytes
+
+    @classmethod
+    def of(cls, host: Host) -> "Names":
+        """Derive the names from where the daemon keeps its state, whichever driver of ours the slot has."""
+        digest = hashlib.sha256(f"{host.state_dir.parent}\n{host.slot}".encode()).digest()
+        own = digest.hex()[:4]
+        return cls(
+            table=f"crinoid_{host.slot}_{own}",
+            bridge=f"cb{own}-{host.slot[:8]}",
+            port_prefix=f"cr{own}",
+            buffer_prefix=f"ci{own}",
+            bridge_mac=_BRIDGE_MAC_PREFIX + digest[:4],
+        )
 
 
-def bridge_name(slot: str) -> str:
-    """Return the name of a slot's bridge: at most 15 bytes."""
-    return f"cr-{slot}" if len(slot) <= 12 else f"cr-{_digest(slot)[:12]}"
-
-
-def plan_record(request: NetworkRequest, slot: str, ranges: Sequence[Network]) -> Record:
+def plan_record(request: NetworkRequest, names: Names, ranges: Sequence[Network]) -> Record:
     """Write down what is going to be done for a pod. Raises InvalidArgument for what can't be asked for."""
     if request.netns is None:
         raise InvalidArgument(f"pod {request.pod_id} has no network namespace to attach")
     if not 0 < len(request.interface.encode()) < 16 or set(request.interface) & set("/: \0"):
         raise InvalidArgument(f"{request.interface!r} can't be the name of a network interface")
-    own = _digest(f"{request.pod_id}/{request.interface}")[:9]
+    own = hashlib.sha256(f"{request.pod_id}/{request.interface}".encode()).hexdigest()[:9]
     return Record(
         pod_id=_check_id(request.pod_id),
         netns=str(request.netns),
         interface=request.interface,
-        link=port_prefix(slot) + own,
-        buffer=f"ci{_digest(slot)[:4]}{own}",
+        link=names.port_prefix + own,
+        buffer=names.buffer_prefix + own,
         ranges=tuple(ranges),
         wanted=_check_wanted(request.ips, ranges),
         ports=_check_ports(request.port_mappings),
         ingress_bits_per_s=request.ingress_bits_per_s,
         egress_bits_per_s=request.egress_bits_per_s,
     )
-
-
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _check_id(pod_id: str) -> str:

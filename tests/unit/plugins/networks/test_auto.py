@@ -63,6 +63,15 @@ async def test_a_pod_stays_with_the_driver_that_attached_it(node: Node) -> None:
     await after.detach(REQUEST, {})
 
 
+async def test_records_of_before_the_driver_was_auto(node: Node) -> None:
+    driver = make_driver(node)
+    marked = await driver.plan(REQUEST)
+    assert isinstance(marked["data"], dict)
+    await driver.detach(REQUEST, marked["data"])
+    of_cni = {"container_id": "pod", "netns": "/run/netns/pod", "args": "", "bin_dirs": [], "networks": []}
+    await driver.detach(REQUEST, of_cni)
+
+
 @pytest.mark.parametrize("data", [{"driver": "other", "data": {}}, {"driver": "cni"}, {"pod_id": "x"}])
 async def test_a_record_of_something_else(data: dict[str, object], node: Node) -> None:
     with pytest.raises(DriverError, match="not one of the auto network"):

@@ -65,6 +65,15 @@ def test_an_address_can_be_asked_for(book: AddressBook) -> None:
         book.take_this("b", wanted)
 
 
+def test_what_a_record_says_is_adopted(book: AddressBook, tmp_path: Path) -> None:
+    """The folder was lost, or the slot has another driver now."""
+    first, second = ipaddress.ip_address("10.0.0.2"), ipaddress.ip_address("10.0.0.3")
+    book.take_this("other", second)
+    book.adopt("a", (first, second))
+    assert AddressBook(tmp_path / "addresses").owned_by("a") == (first,)
+    assert book.owned_by("other") == (second,)
+
+
 def test_giving_back_is_idempotent(book: AddressBook, tmp_path: Path) -> None:
     book.take("a", FOUR)
     (tmp_path / "addresses" / "10.0.0.2").unlink()

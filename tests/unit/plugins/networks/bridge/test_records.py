@@ -2,15 +2,17 @@
 
 import ipaddress
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crinoid.core.api.errors import DriverError, InvalidArgument
+from crinoid.core.api.host import Host
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import PodMetadata, PortMapping, Protocol
-from crinoid.plugins.networks.bridge.records import Record, bridge_name, plan_record, port_prefix
+from crinoid.plugins.networks.bridge.records import Names, Record, plan_record
 
 RANGES = (ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("fd00::/64"))
 
@@ -21,24 +23,31 @@ def request(**more: Any) -> NetworkRequest:
 
 
 def test_a_record_goes_through_json() -> None:
-    plan = plan_record(request(port_mappings=(PortMapping(80, 8080),), ips=("10.0.0.7",)), "default", RANGES)
+    plan = plan_record(request(port_mappings=(PortMapping(80, 8080),), ips=("10.0.0.7",)), names(), RANGES)
     full = plan.with_addresses([ipaddress.ip_address("10.0.0.7"), ipaddress.ip_address("fd00::2")])
     for record in (plan, full):
         assert Record.read(json.loads(json.dumps(record.write()))) == record
     assert full.mac == bytes.fromhex("02430a000007")
 
 
-def test_names_fit_and_tell_slots_and_pods_apart() -> None:
+def names(slot: str = "default", root: str = "/var/lib/crinoid/plugins/network") -> Names:
+    return Names.of(Host(slot, Path(root, slot), Path("/run/x"), logging.getLogger("test")))
+
+
+def test_names_fit_and_tell_slots_pods_and_daemons_apart() -> None:
     slots = ["default", "a", "a-name-of-which-nobody-thought-that-it-would-be-so-long", "cr-default"]
-    assert all(len(bridge_name(slot).encode()) <= 15 for slot in slots)
-    assert len({bridge_name(slot) for slot in slots}) == len({port_prefix(slot) for slot in slots}) == len(slots)
-    links = {plan_record(request(pod_id=pod), slot, RANGES).link for pod in ("a", "b") for slot in slots}
-    assert len(links) == 8
-    assert all(len(link) == 15 and not link.startswith("cr-") for link in links)
+    several = [names(slot) for slot in slots] + [names(root="/elsewhere")]
+    assert all(len(one.bridge.encode()) <= 15 for one in several)
+    for field in ("table", "bridge", "port_prefix", "buffer_prefix", "bridge_mac"):
+        assert len({getattr(one, field) for one in several}) == len(several)
+    links = {plan_record(request(pod_id=pod), one, RANGES).link for pod in ("a", "b") for one in several}
+    assert len(links) == 2 * len(several)
+    assert all(len(link) == 15 for link in links)
+    assert not any(one.bridge.startswith(one.port_prefix) for one in several), "rules for ports must spare the bridge"
 
 
 def test_ports_without_a_host_port_are_left_out() -> None:
-    assert plan_record(request(port_mappings=(PortMapping(80),)), "default", RANGES).ports == ()
+    assert plan_record(request(port_mappings=(PortMapping(80),)), names(), RANGES).ports == ()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_ports_without_a_host_port_are_left_out() -> None:
 )
 def test_what_can_not_be_done_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
-        plan_record(request(**more), "default", RANGES)
+        plan_record(request(**more), names(), RANGES)
 
 
 @pytest.mark.parametrize("data", [{"pod_id": 7}, {"rubbish": []}, {"pod_id": "a", "addresses": ["x"]}])

@@ -11,9 +11,10 @@ from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import PodMetadata, PortMapping, Protocol
 from crinoid.plugins.networks.bridge import rules
 from crinoid.plugins.networks.bridge.nftables import BRIDGE, INET, Element
-from crinoid.plugins.networks.bridge.records import Record, plan_record
+from crinoid.plugins.networks.bridge.records import Names, Record, plan_record
 from crinoid.plugins.networks.bridge.rules import Surroundings, pod_elements, write_ruleset
 
+NAMES = Names("crinoid_default", "cb1234-default", "cr1234", "ci1234", bytes.fromhex("064300000001"))
 RANGES = (ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("fd00::/64"))
 
 
@@ -34,7 +35,7 @@ def record(*ports: PortMapping) -> Record:
         pod_id="pod", metadata=PodMetadata("p", "n", "u"), netns=Path("/run/netns/pod"), port_mappings=ports
     )
     addresses = [ipaddress.ip_address("10.0.0.2"), ipaddress.ip_address("fd00::2")]
-    return plan_record(request, "default", RANGES).with_addresses(addresses)
+    return plan_record(request, NAMES, RANGES).with_addresses(addresses)
 
 
 @pytest.mark.skipif(find_library("nftables") is None, reason="wants libnftables1")
