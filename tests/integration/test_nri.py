@@ -108,7 +108,6 @@ def test_adjustments_are_found_inside(pod: Pod, join: Join, tmp_path: Path) -> N
                 "devices": [{"path": "/dev/nri", "type": "c", "major": 1, "minor": 5, "file_mode": {"value": 0o640}}],
                 "oom_score_adj": {"value": 321},
                 "resources": {"cpu": {"shares": {"value": 123}}, "pids": {"limit": 50}},
-                "sysctl": {"net.ipv4.conf.all.log_martians": "1"} if False else {},
             },
         )
     )
