@@ -117,6 +117,7 @@ def _config(folder: Path, users: Mapping[str, str] | None, certificates: Certifi
         "log": {"level": "info"},
         "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}, "delete": {"enabled": True}},
         "http": http,
+        "validation": {"manifests": {"urls": {"allow": ["^http://127[.]0[.]0[.]1:"]}}},
     }
     if users:
         passwords = folder / "htpasswd"
