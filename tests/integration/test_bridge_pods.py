@@ -1,0 +1,101 @@
+"""A node without any network configuration: the daemon chooses the bridge, and pods are reached through its lives."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from ctypes.util import find_library
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.linux import links, namespaces
+from integration.conftest import BUSYBOX
+from support import cgroup_namespace
+from support.bridge import NODE, BridgeNode, fresh_node, run
+from support.daemon import Daemon, container_config, pod_config
+from support.images import build_busybox
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or find_library("nftables") is None, reason="wants root and libnftables1"
+)
+SERVE = "echo hello from a pod > /tmp/index.html; exec httpd -f -p 80 -h /tmp"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[BridgeNode]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fresh_node())
+        yield BridgeNode(tmp_path, stack)
+
+
+@pytest.fixture
+def daemon(node: BridgeNode, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that lives in the node's network namespace."""
+    layouts = tmp_path / "layouts"
+    build_busybox(layouts / "busybox", BUSYBOX)
+    config = f"""
+        [network]
+        driver = "auto"
+        options.cni.conf_dir = "{tmp_path / "net.d"}"
+        [registries.layout]
+        driver = "layout"
+        options = {{ folder = "{layouts}" }}
+        [images]
+        sources = ["layout"]
+    """
+    with cgroup_namespace.held() as prefix:
+        daemon = Daemon(tmp_path / "daemon", config, prefix)
+        try:
+            daemon.start()
+            daemon.cri.call("PullImage", image={"image": BUSYBOX})
+            yield daemon
+        finally:
+            daemon.end()
+
+
+def run_server(daemon: Daemon, folder: Path) -> str:
+    """Run a pod that serves a page at port 8080 of the node; return its id."""
+    mapping = {"protocol": "TCP", "container_port": 80, "host_port": 8080}
+    config = pod_config("web", log_directory=str(folder), port_mappings=[mapping])
+    pod = str(daemon.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"])
+    wanted = container_config("httpd", BUSYBOX, "sh", "-c", SERVE)
+    container = daemon.cri.call("CreateContainer", pod_sandbox_id=pod, config=wanted)["container_id"]
+    daemon.cri.call("StartContainer", container_id=container)
+    return pod
+
+
+def fetch(node: BridgeNode, address: str) -> str:
+    """Ask for the page from outside the node, with patience for a server that starts."""
+    for attempt in range(20):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with namespaces.call_in(node.outside, lambda f=family: socket.socket(f)) as client:  # type: ignore[misc]
+            client.settimeout(2)
+            try:
+                client.connect((address, 8080))
+            except ConnectionRefusedError:
+                if attempt == 19:
+                    raise
+                continue
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return client.makefile().read()
+    raise AssertionError
+
+
+def test_a_pod_is_reached_through_the_daemons_lives(node: BridgeNode, daemon: Daemon, tmp_path: Path) -> None:
+    before = (links.names(), run("nft", "list", "ruleset"))
+    pod = run_server(daemon, tmp_path / "logs")
+    assert "network bridge: there is no CNI configuration in" in daemon.log.read_text()
+    addresses = daemon.cri.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["network"]
+    assert addresses["ip"].startswith("10.241.0.")
+    assert addresses["additional_ips"][0]["ip"].startswith("fd00:10:241::")
+    assert "hello from a pod" in fetch(node, NODE[4])
+    daemon.kill()
+    assert "hello from a pod" in fetch(node, NODE[6])
+    daemon.start()
+    run("nft", "flush", "ruleset")
+    assert daemon.cri.call("Status")["status"]["conditions"][1]["status"] is True
+    assert "hello from a pod" in fetch(node, NODE[4])
+    daemon.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+    daemon.stop()
+    assert (links.names(), run("nft", "list", "ruleset")) == before
