@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.cli.check.cgroups import examine_cgroups
+from crinoid.core.cli.check.devices import examine_devices
 from crinoid.core.cli.check.disk import examine_disk
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.cli.check.isolation import examine_isolation
@@ -25,6 +26,7 @@ _PARTS: tuple[tuple[str, Callable[[Config], Iterator[Finding]]], ...] = (
     ("isolation", examine_isolation),
     ("disk", examine_disk),
     ("network", examine_network),
+    ("devices", examine_devices),
 )
 _ASYNC_PARTS: tuple[tuple[str, Callable[[Config], AsyncIterator[Finding]]], ...] = (("programs", examine_programs),)
 

@@ -59,13 +59,33 @@ class Folders:
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = tuple(folders)
         self._known: dict[Path, _Read] = {}
+        self._told: set[str] = set()
         self._lock = threading.Lock()
 
     def find(self, names: Iterable[str]) -> list[FoundDevice]:
         """Return the devices with these full names. Raises NotFound, and FailedPrecondition for a contested one."""
         with self._lock:
             layers = self._look()
+            broken = set(self._broken_files())
+            for problem in sorted(broken - self._told):
+                LOG.warning("CDI file %s; its devices can't be used", problem)
+            self._told = broken
         return [self._choose(name, layers) for name in names]
+
+    def survey(self) -> tuple[set[str], list[str]]:
+        """Return all full names, and what is wrong: files that can't be used, devices that are described twice."""
+        with self._lock:
+            layers = self._look()
+        names, problems = set[str](), self._broken_files()
+        for documents in layers:
+            here = [f"{document.spec.kind}={one.name}" for document in documents for one in document.spec.devices]
+            for name in sorted({name for name in here if here.count(name) > 1} - names):
+                try:
+                    self._choose(name, layers)
+                except FailedPrecondition as error:
+                    problems.append(error.message)
+            names.update(here)
+        return names, problems
 
     def _look(self) -> list[list[Document]]:
         """Bring what is known up to date; return the good files, by folder, the most important folder first."""
@@ -94,8 +114,6 @@ class Folders:
         except FileNotFoundError:
             return None
         except BrokenFile as error:
-            if old is None or str(old.content) != str(error):
-                LOG.warning("CDI file %s; its devices can't be used", error)
             return _Read(stamp, error)
 
     def _choose(self, name: str, layers: list[list[Document]]) -> FoundDevice:
@@ -111,11 +129,12 @@ class Folders:
                 raise FailedPrecondition(f"CDI device {name} is described twice, at {places}: remove one of them")
             if found:
                 return found[0]
-        raise NotFound(f"CDI device {name} is in no file of {', '.join(map(str, self._folders))}{self._broken()}")
+        broken = "; ".join(self._broken_files())
+        hint = f"; files that can't be used: {broken}" if broken else ""
+        raise NotFound(f"CDI device {name} is in no file of {', '.join(map(str, self._folders))}{hint}")
 
-    def _broken(self) -> str:
-        broken = [str(read.content) for read in self._known.values() if isinstance(read.content, BrokenFile)]
-        return f"; files that can't be used: {'; '.join(broken)}" if broken else ""
+    def _broken_files(self) -> list[str]:
+        return [str(read.content) for read in self._known.values() if isinstance(read.content, BrokenFile)]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from crinoid.core.cli.check import examination
 from crinoid.core.cli.check.cgroups import judge_controllers, judge_driver, judge_version
+from crinoid.core.cli.check.devices import examine_devices
 from crinoid.core.cli.check.disk import Room, examine_disk, existing, judge_room
 from crinoid.core.cli.check.findings import Finding, Verdict
 from crinoid.core.cli.check.isolation import judge_propagation
@@ -19,7 +20,7 @@ from crinoid.core.cli.check.programs import examine_programs, judge_cni_plugins
 from crinoid.core.cli.check.slots import examine_slots
 from crinoid.core.cli.main import main
 from crinoid.core.config.loader import ConfigPaths, load
-from crinoid.core.config.models import Config, ServerConfig, SlotConfig
+from crinoid.core.config.models import Config, PodsConfig, ServerConfig, SlotConfig
 from support.distributions import QUIET_CONFIG, Site
 
 GIB = 1 << 30
@@ -48,6 +49,17 @@ def test_a_kernel_without_overlay_can_still_copy() -> None:
     assert verdicts(judge_file_systems("nodev\tproc\nnodev\ttmpfs\nnodev\tsysfs\nnodev\tmqueue\n\text4\n")) == {
         "overlay module": "warning"
     }
+
+
+def test_devices_are_counted_and_broken_files_named(tmp_path: Path) -> None:
+    config = Config(pods=PodsConfig(cdi_spec_dirs=(tmp_path,)))
+    assert list(examine_devices(config)) == []
+    device = '{"name": "one", "containerEdits": {"env": ["A=1"]}}'
+    (tmp_path / "good.json").write_text(f'{{"cdiVersion": "1.0.0", "kind": "a.b/c", "devices": [{device}]}}')
+    (tmp_path / "bad.json").write_text("{")
+    good, bad = examine_devices(config)
+    assert (good.verdict, good.detail) == (Verdict.OK, "1 devices, such as a.b/c=one")
+    assert (bad.verdict, bad.detail.startswith(f"{tmp_path}/bad.json:1: ")) == (Verdict.WARNING, True)
 
 
 def test_cgroups_of_version_2_are_fit() -> None:

@@ -12,6 +12,7 @@ from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFoun
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
 from crinoid.core.lifecycle.cdi.documents import BrokenFile, read_document
+from crinoid.core.lifecycle.cdi.folders import Folders
 from crinoid.core.lifecycle.cdi.lines import Malformed, read_yaml
 
 Json = dict[str, Any]
@@ -261,6 +262,27 @@ def test_a_missing_device_is_told_with_the_files_that_can_not_be_used(tmp_path: 
     assert f"acme.com/gpu=9 is in no file of {tmp_path}, {tmp_path}/absent" in caught.value.message
     assert f"can't be used: {tmp_path}/b.json:1: " in caught.value.message
     assert "c.txt" not in caught.value.message
+
+
+def test_a_broken_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.json", a_file(device()))
+    write(tmp_path / "b.json", "{")
+    devices = CdiDevices([tmp_path])
+    for _ in range(3):
+        devices.add(a_spec(), wants("acme.com/gpu=one"))
+    assert [record.message for record in caplog.records if "b.json:1: " in record.message] == [caplog.messages[0]]
+
+
+def test_a_survey_tells_devices_and_what_is_wrong(tmp_path: Path) -> None:
+    low, high = tmp_path / "low", tmp_path / "high"
+    write(low / "a.json", a_file(device(), device("two")))
+    write(low / "b.json", a_file(device(), device("two"), device("three")))
+    write(high / "a.json", a_file(device()))
+    write(high / "bad.yaml", "kind: [")
+    names, problems = Folders([low, high]).survey()
+    assert names == {f"acme.com/gpu={name}" for name in ("one", "two", "three")}
+    assert [problem.split(":")[0] for problem in problems] == [str(high / "bad.yaml"), problems[1].split(":")[0]]
+    assert "two is described twice" in problems[1]
 
 
 def test_folders_are_followed(tmp_path: Path) -> None:
