@@ -17,6 +17,7 @@ need nft nftables
 need ip iproute2
 need unshare util-linux
 need busybox busybox-static
+need criu criu
 need docker-registry docker-registry
 need skopeo skopeo
 need umoci umoci
