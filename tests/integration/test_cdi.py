@@ -128,3 +128,26 @@ def test_a_privileged_container_takes_devices_too(pod: Pod, folders: Path) -> No
     null = os.stat("/dev/null")
     assert stat.S_ISCHR(null.st_mode)
     assert numbers == f"{os.major(null.st_rdev):x}:{os.minor(null.st_rdev):x}\n"
+
+
+def test_a_device_in_a_user_namespace(cdi_node: Node, folders: Path, tmp_path: Path, pod: Pod) -> None:
+    """Nobody may make nodes there, so what the host has is bound; ``pod`` only chooses the runtime."""
+    (tmp_path / "library").write_text("from the host")
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o1 == 0:
+            path.chmod(path.stat().st_mode | 0o1)  # the root inside is nobody outside
+    edits = {
+        "deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/zero"}],
+        "mounts": [{"hostPath": str(tmp_path), "containerPath": "/opt/gpu", "options": ["ro", "bind"]}],
+        "env": ["GPU=one"],
+    }
+    describe(folders / "etc" / "acme.json", "one", edits)
+    ids = [{"host_id": 300_000, "container_id": 0, "length": 65_536}]
+    options = {"pid": "CONTAINER", "network": "NODE", "userns_options": {"mode": "POD", "uids": ids, "gids": ids}}
+    handler = cdi_node.call("PodSandboxStatus", pod_sandbox_id=pod.id)["status"]["runtime_handler"]
+    linux = {"security_context": {"namespace_options": options}}
+    mapped = Pod(cdi_node, cdi_node.run_pod("mapped", handler, linux=linux))
+    script = "echo $GPU; cat /opt/gpu/library; echo; head -c 2 /dev/gpu0 | od -An -tx1; cut -c1-30 /proc/self/uid_map"
+    found = mapped.sh(script, CDI_devices=[{"name": f"{GPU}=one"}], linux=linux).splitlines()
+    assert found[:3] == ["one", "from the host", " 00 00"]
+    assert "300000" in found[3]

@@ -14,11 +14,15 @@ JsonObject = dict[str, Any]
 
 
 def bind_devices(spec: JsonObject) -> None:
-    """Turn ``linux.devices`` into bind mounts. Blocks. Raises Unsupported for a device that the host has no node of."""
-    entries = [_bind(node) for node in spec["linux"].pop("devices", ())]
+    """Turn ``linux.devices`` into bind mounts. Blocks. Raises Unsupported for a device that the host has no node of.
+
+    The flags that the kernel wants kept are repeated on all bind mounts, also those of devices' files and extensions.
+    """
+    entries = [*spec["mounts"], *(_bind(node) for node in spec["linux"].pop("devices", ()))]
     for entry in entries:
-        keep_flags(entry)
-    spec["mounts"] = sorted([*spec["mounts"], *entries], key=lambda one: len(PurePosixPath(one["destination"]).parts))
+        if entry.get("type") == "bind" and Path(entry["source"]).exists():  # else the runtime says so
+            keep_flags(entry)
+    spec["mounts"] = sorted(entries, key=lambda one: len(PurePosixPath(one["destination"]).parts))
 
 
 def _bind(node: JsonObject) -> JsonObject:
@@ -31,6 +35,8 @@ def _bind(node: JsonObject) -> JsonObject:
 
 
 def _source(node: JsonObject) -> Path:
+    if node["type"] == "p":
+        raise Unsupported(f"device {node['path']}: runtimes make no pipes in a user namespace")
     number = os.makedev(node["major"], node["minor"])
     kind = "block" if node["type"] == "b" else "char"
     for path in (Path(node["path"]), _named_by_kernel(kind, number)):

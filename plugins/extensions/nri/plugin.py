@@ -25,6 +25,8 @@ NRI_VERSION = "v0.12.0"
 ALL_EVENTS = (1 << (nri_pb2.LAST - 1)) - 1
 SYNC_BYTES = 2 << 20
 """How much of pods and containers is told in one message; ttrpc takes twice as much."""
+TURN_S = 30.0
+"""How long a request waits for those before it."""
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 _INDEX = re.compile(r"[0-9]{2}")
 
@@ -150,18 +152,19 @@ class Plugin:
         Raises Refused when the plugin answers with an error, or has no answer and its ``on_failure`` is ``fail``. A
         plugin without an answer is disconnected: it can't know any more what there is.
         """
-        async with self.turn:
-            if not self.is_connected:
-                self._fail(request, PluginFailed("it has gone"))
-                return None
+        try:
+            async with _within(TURN_S, "it is too busy: its turn did not come"):
+                await self.turn.acquire()
             try:
                 return await self._ask(request, expected)
-            except RemoteError as error:
-                raise Refused(f"NRI plugin {self.label}: {request.method} of {request.subject}: {error}") from error
-            except PluginFailed as error:
-                self.close()
-                self._fail(request, error)
-                return None
+            finally:
+                self.turn.release()
+        except RemoteError as error:
+            raise Refused(f"NRI plugin {self.label}: {request.method} of {request.subject}: {error}") from error
+        except PluginFailed as error:
+            self.close()
+            self._fail(request, error)
+            return None
 
     async def call(self, method: str, message: Message, expected: type[M], deadline_s: float) -> M:
         """Call a method of the plugin. Raises PluginFailed, RemoteError."""
@@ -185,6 +188,8 @@ class Plugin:
 
     async def _ask(self, request: Request, expected: type[M]) -> M:
         """Ask; a plugin from before the call existed is told by a change of state."""
+        if not self.is_connected:
+            raise PluginFailed("it has gone")
         try:
             return await self.call(request.method, request.message, expected, self.deadline_s)
         except RemoteError as error:

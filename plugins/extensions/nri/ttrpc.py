@@ -16,7 +16,7 @@ from crinoid.plugins.extensions.nri.mux import MAX_MESSAGE_BYTES, Channel, Conne
 from crinoid.plugins.extensions.nri.wire import ttrpc_pb2
 
 LOG = logging.getLogger(__name__)
-UNKNOWN, INVALID_ARGUMENT, UNIMPLEMENTED = 2, 3, 12
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 3, 8, 12
 """Status codes, gRPC's."""
 _HEADER = struct.Struct(">IIBB")
 _REQUEST, _RESPONSE = 1, 2
@@ -92,7 +92,9 @@ class Server:
         try:
             while True:
                 stream, kind, data = await _read_frame(self._channel)
-                if kind == _REQUEST and len(self._calls) < _MAX_CALLS:
+                if kind == _REQUEST and len(self._calls) >= _MAX_CALLS:
+                    await self._answer(stream, _error(RESOURCE_EXHAUSTED, f"{_MAX_CALLS} calls are under way"))
+                elif kind == _REQUEST:
                     task = asyncio.create_task(self._serve(stream, data))
                     self._calls.add(task)
                     task.add_done_callback(self._calls.discard)
@@ -104,19 +106,26 @@ class Server:
             self._channel.close()
 
     async def _serve(self, stream: int, data: bytes) -> None:
-        response = ttrpc_pb2.Response()
         try:
             request = ttrpc_pb2.Request.FromString(data)
-            response.payload = await self._handler(request.service, request.method, request.payload)
+            payload = await self._handler(request.service, request.method, request.payload)
+            response = ttrpc_pb2.Response(payload=payload)
         except DecodeError as error:
-            response.status.code, response.status.message = INVALID_ARGUMENT, str(error)
+            response = _error(INVALID_ARGUMENT, str(error))
         except RemoteError as error:
-            response.status.code, response.status.message = error.code, str(error)
+            response = _error(error.code, str(error))
+        await self._answer(stream, response)
+
+    async def _answer(self, stream: int, response: ttrpc_pb2.Response) -> None:
         answer = response.SerializeToString()
         try:
             await self._channel.write(_HEADER.pack(len(answer), stream, _RESPONSE, 0) + answer)
         except ConnectionLost:
             LOG.debug("an answer found nobody: the plugin is gone")
+
+
+def _error(code: int, message: str) -> ttrpc_pb2.Response:
+    return ttrpc_pb2.Response(status=ttrpc_pb2.Status(code=code, message=message))
 
 
 async def _read_frame(channel: Channel) -> tuple[int, int, bytes]:

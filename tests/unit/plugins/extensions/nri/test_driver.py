@@ -438,6 +438,33 @@ async def test_a_plugin_gets_one_request_at_a_time(make: Any) -> None:
     assert overlaps == []
 
 
+async def test_nobody_waits_for_ever_for_a_busy_plugin(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("crinoid.plugins.extensions.nri.plugin.TURN_S", 0.1)
+    nri = await make(deadline_s=5)
+    release, reached = threading.Event(), threading.Event()
+
+    def wait(_request: Any) -> None:
+        reached.set()
+        release.wait(5)
+
+    await nri.join("busy", CreateContainer=wait)
+    first = asyncio.create_task(nri.driver.adjust_container(a_container("c1")))
+    await call(reached.wait, 5)
+    assert await nri.driver.adjust_container(a_container("c2")) is None
+    assert "it is too busy: its turn did not come after 0.1 s" in caplog.text
+    release.set()
+    await first
+
+
+async def test_a_plugin_may_not_flood_the_runtime(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crinoid.plugins.extensions.nri.ttrpc._MAX_CALLS", 0)
+    nri = await make()
+    with pytest.raises(PluginError, match="0 calls are under way"):
+        await nri.join("floods")
+
+
 async def test_a_required_plugin_must_be_there(make: Any) -> None:
     nri = await make(plugins={"guard": {"required": True, "namespaces": ["shop"]}})
     with pytest.raises(Refused, match="NRI plugin guard is required for container c1"):
