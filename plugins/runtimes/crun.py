@@ -52,8 +52,8 @@ class CrunRuntime(OciRuntime):
 
     @hookimpl
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
-        """See the hook. crun (1.8) can't lift a limit of cgroup v1, so that is written directly."""
-        changed, lifted = split_lifted(resources) if cgroups.version() == 1 else (resources, LinuxResources())
+        """See the hook. crun (1.8) can't lift every limit, with either version of cgroups: that is written directly."""
+        changed, lifted = split_lifted(resources)
         await super().update(handle, changed)
         if lifted != LinuxResources():
             await asyncio.to_thread(cgroups.write_resources, self._cgroup(handle), lifted)
