@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import logging
 import os
 import tarfile
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import CorruptContent, FailedPrecondition, InvalidArgument, NotFound, Unsupported
-from crinoid.core.api.linux import files
+from crinoid.core.api.linux import files, mount
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.container import ContainerConfig
@@ -37,6 +38,7 @@ from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.records import ContainerRecord, ImageRecord, PodRecord
 
+LOG = logging.getLogger(__name__)
 REQUEST_FILE = "restore.json"
 _REQUEST = TypeAdapter(ContainerRequest)
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -183,9 +185,13 @@ async def restore(record: ContainerRecord, slot: RuntimeSlot, resources: Resourc
 
 
 def _drop_images(folder: Path) -> None:
-    """Give back the room that the memory of the processes took, unless the image holds it."""
-    if not folder.is_mount():
-        files.remove_tree(folder / archive.IMAGES)
+    """Give back the room that the memory of the processes took, unless an image holds it. The rest goes with the
+    container; so does this, where it fails."""
+    if not mount.mountpoints(folder):
+        try:
+            files.remove_tree(folder / archive.IMAGES)
+        except OSError as error:
+            LOG.warning("%s is not needed any more, but could not be removed: %s", folder / archive.IMAGES, error)
 
 
 def _environment(process: archive.ProcessDump) -> dict[str, str]:
