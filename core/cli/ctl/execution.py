@@ -1,22 +1,27 @@
-"""The verbs that reach into a running container or pod: exec, attach, port-forward.
+"""The verbs that reach into a running container: exec and attach, with live streams.
 
-exec runs to its end and then shows the output (ExecSync). What needs live streams is asked of the endpoint, whose own
-refusal is told; where it grants a stream, that ends here, as this client has no streaming yet.
+Some execs show the output at the end instead (ExecSync): those in several containers at once, whose outputs would mix,
+those with a deadline, which only the endpoint can keep, and all where the endpoint has no streams.
 """
 
 import asyncio
 import base64
+import contextlib
 import functools
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import click
 
-from crinoid.core.api.errors import CrinoidError, NotFound, NotImplementedHere
-from crinoid.core.cli.ctl.directory import find_container, find_pod
+from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, NotFound, NotImplementedHere
+from crinoid.core.cli.ctl.directory import find_container
 from crinoid.core.cli.ctl.flags import flag, gather, labels
 from crinoid.core.cli.ctl.queries import CONTAINER_STATES, ContainerQuery, list_containers
-from crinoid.core.cli.ctl.session import Json, Session, in_session, tell
+from crinoid.core.cli.ctl.session import Session, in_session, tell
+from crinoid.core.cli.ctl.streams import dialing as dialing_options
+from crinoid.core.cli.ctl.streams import stream
+from crinoid.core.cri.streaming.client.dialing import Dialing
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,22 @@ class Manner:
     quiet: bool = False
     interactive: bool = False
     tty: bool = False
+    sync: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it can't do without streams."""
+        return self.interactive or self.tty
+
+    @property
+    def waits(self) -> bool:
+        """Whether the output is shown at the end."""
+        return not self.is_live and (self.sync or self.parallel or bool(self.timeout))
+
+    def check(self) -> None:
+        """Raise UsageError for what can't be had together."""
+        if self.is_live and (self.sync or self.parallel):
+            raise click.UsageError("--interactive and --tty can't be had with --sync or --parallel")
 
 
 _manner = gather(
@@ -38,8 +59,9 @@ _manner = gather(
     flag("--ignore-errors", "-e", help="Exit with 0 whatever happens."),
     flag("--parallel", "-x", help="In all containers at once."),
     flag("--quiet", "-q", help="Without the ids where there are several containers."),
-    flag("--interactive", "-i", help="With standard input; needs streaming."),
-    flag("--tty", "-t", help="On a terminal; needs streaming."),
+    flag("--interactive", "-i", help="With standard input."),
+    flag("--tty", "-t", help="On a terminal; with -i, ctrl-p ctrl-q detaches."),
+    flag("--sync", "-s", help="Show the output when the command has ended."),
 )
 _filters = gather(
     "query",
@@ -61,12 +83,13 @@ _filters = gather(
 @click.argument("arguments", nargs=-1, required=True, metavar="[CONTAINER] COMMAND [ARG]...")
 @_filters
 @_manner
-@flag("--sync", "-s", help="Show the output when the command has ended; so it is in any case.")
+@dialing_options
 @in_session
 async def execute(
-    session: Session, arguments: tuple[str, ...], query: ContainerQuery, manner: Manner, sync: bool
+    session: Session, arguments: tuple[str, ...], query: ContainerQuery, manner: Manner, dialing: Dialing
 ) -> int:
     """Run a command in a container, or in all that fit the filters; exit with the command's exit code."""
+    manner.check()
     if query.is_any():
         containers, command = (await list_containers(session, query))[0], arguments
     else:
@@ -75,43 +98,30 @@ async def execute(
         raise NotFound("no container fits the filters; see `crinoid ctl ps`")
     if not command:
         raise click.UsageError("name a command to run")
-    code = await _run_in_all(session, [one["id"] for one in containers], command, manner)
+    run = functools.partial(
+        _run_in_one, session, command=command, manner=manner, dialing=dialing, titled=len(containers) > 1
+    )
+    code = await _run_in_all(run, [one["id"] for one in containers], manner)
     return 0 if manner.ignore_errors else code
 
 
 @click.command()
 @click.argument("container")
 @flag("--stdin", "-i", help="With standard input.")
-@flag("--tty", "-t", help="On a terminal.")
+@flag("--tty", "-t", help="The container has a terminal; with -i, ctrl-p ctrl-q detaches.")
+@dialing_options
 @in_session
-async def attach(session: Session, container: str, stdin: bool, tty: bool) -> None:
-    """Attach to the streams of a container's first process."""
+async def attach(session: Session, container: str, stdin: bool, tty: bool, dialing: Dialing) -> int:
+    """Attach to the streams of a container's first process until it ends."""
     found = await find_container(session, container)
-    request = {"container_id": found["id"], "stdin": stdin, "tty": tty, "stdout": True, "stderr": not tty}
-    await _ask_for_stream(session, "Attach", request)
+    return await stream(session, "Attach", {"container_id": found["id"], "stdin": stdin, "tty": tty}, dialing)
 
 
-@click.command("port-forward")
-@click.argument("pod")
-@click.argument("ports", nargs=-1, required=True, metavar="[LOCAL:]REMOTE...")
-@in_session
-async def port_forward(session: Session, pod: str, ports: tuple[str, ...]) -> None:
-    """Forward local ports to ports of a pod."""
-    remote = [port.rpartition(":")[2] for port in ports]
-    if not all(port.isdecimal() for port in remote):
-        raise click.BadParameter("must be numbers, such as 8080:80", param_hint="PORTS")
-    found = await find_pod(session, pod)
-    await _ask_for_stream(
-        session, "PortForward", {"pod_sandbox_id": found["id"], "port": [int(port) for port in remote]}
-    )
+VERBS = (execute, attach)
 
 
-VERBS = (execute, attach, port_forward)
-
-
-async def _run_in_all(session: Session, ids: list[str], command: tuple[str, ...], manner: Manner) -> int:
+async def _run_in_all(run: Callable[[str], Awaitable[int]], ids: list[str], manner: Manner) -> int:
     """Run a command in each container; return the first exit code that is not 0."""
-    run = functools.partial(_run_in_one, session, command=command, manner=manner, titled=len(ids) > 1)
     if manner.parallel:
         codes = await asyncio.gather(*(run(container_id) for container_id in ids))
     else:
@@ -120,36 +130,43 @@ async def _run_in_all(session: Session, ids: list[str], command: tuple[str, ...]
 
 
 async def _run_in_one(
-    session: Session, container_id: str, *, command: tuple[str, ...], manner: Manner, titled: bool
+    session: Session, container_id: str, *, command: tuple[str, ...], manner: Manner, dialing: Dialing, titled: bool
 ) -> int:
     """Run a command and show its output; an error is told and counts as exit code 1."""
+    title = f"{container_id}:" if titled and not manner.quiet else ""
     try:
-        answer = await _call(session, container_id, command, manner)
+        if not manner.waits:
+            with contextlib.suppress(NotImplementedHere) if not manner.is_live else contextlib.nullcontext():
+                return await _stream(session, container_id, command, manner, dialing, title)
+        return await _run_to_the_end(session, container_id, command, manner, title)
     except CrinoidError as error:
         tell(error.message)
         return 1
-    if titled and not manner.quiet:
-        click.echo(f"{container_id}:")
-    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
-        stream.flush()
-        stream.buffer.write(base64.b64decode(answer[name]))
-        stream.flush()
-    return int(answer["exit_code"])
 
 
-async def _call(session: Session, container_id: str, command: tuple[str, ...], manner: Manner) -> Json:
-    if manner.interactive or manner.tty:
-        request = {"container_id": container_id, "cmd": command, "stdin": manner.interactive, "tty": manner.tty}
-        await _ask_for_stream(session, "Exec", {**request, "stdout": True, "stderr": not manner.tty})
+async def _stream(
+    session: Session, container_id: str, command: tuple[str, ...], manner: Manner, dialing: Dialing, title: str
+) -> int:
+    request = {"container_id": container_id, "cmd": command, "stdin": manner.interactive, "tty": manner.tty}
+    try:
+        async with asyncio.timeout(manner.timeout or None):
+            return await stream(session, "Exec", request, dialing, title)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the command had not ended after {manner.timeout} s; it may still run") from None
+
+
+async def _run_to_the_end(
+    session: Session, container_id: str, command: tuple[str, ...], manner: Manner, title: str
+) -> int:
     request = {"container_id": container_id, "cmd": command, "timeout": manner.timeout}
     if manner.timeout:
-        return await session.act("ExecSync", request, manner.timeout)
-    return await session.wait_for("ExecSync", request, None)
-
-
-async def _ask_for_stream(session: Session, rpc: str, request: Json) -> None:
-    await session.ask(rpc, request)
-    raise NotImplementedHere(
-        f"{rpc}: the endpoint offers a stream, but crinoid ctl can't use one yet; "
-        "use `crinoid ctl exec` without -i and -t, or crictl"
-    )
+        answer = await session.act("ExecSync", request, manner.timeout)
+    else:
+        answer = await session.wait_for("ExecSync", request, None)
+    if title:
+        click.echo(title)
+    for here, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        here.flush()
+        here.buffer.write(base64.b64decode(answer[name]))
+        here.flush()
+    return int(answer["exit_code"])

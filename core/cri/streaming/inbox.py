@@ -58,8 +58,11 @@ class Inbox:
         return data
 
     async def wait_for_room(self, hold: Callable[[], Awaitable[None]]) -> None:
-        """Wait until there is room again; call ``hold`` every few seconds meanwhile."""
-        while self._bytes >= CAPACITY_BYTES and not self._ended:
+        """Wait until there is room again; call ``hold`` every few seconds meanwhile.
+
+        Who keeps to the window that he was given, which is as large as this, is never waited for.
+        """
+        while self._bytes > CAPACITY_BYTES and not self._ended:
             self._room.clear()
             try:
                 async with asyncio.timeout(_HOLD_S):

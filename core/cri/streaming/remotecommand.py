@@ -15,15 +15,12 @@ from typing import Protocol
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.sessions import AttachSession, ByteSink, ByteSource, ExecSession, Session
 from crinoid.core.api.values.runtime import TerminalSize
+from crinoid.core.cri.streaming.protocols import CHANNELS, ERROR, RESIZE, STDERR, STDIN, STDOUT
 from crinoid.core.cri.streaming.spdy import SpdyStream, StreamRefused
 from crinoid.core.cri.streaming.websocket import Channel, Channels
 from crinoid.core.lifecycle.streams import StreamChoice
 
 LOG = logging.getLogger("crinoid.streaming")
-
-ERROR, STDIN, STDOUT, STDERR, RESIZE = "error", "stdin", "stdout", "stderr", "resize"
-CHANNELS = (STDIN, STDOUT, STDERR, ERROR, RESIZE)
-"""Channels of the WebSocket protocols, by number."""
 
 SPDY_PROTOCOLS = {
     "v5.channel.k8s.io": 5,

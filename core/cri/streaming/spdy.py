@@ -124,6 +124,9 @@ Accept = Callable[[SpdyStream], None]
 class SpdyConnection:
     """The server's end. ``run`` reads until the client has gone; ``gone`` tells of it."""
 
+    PEER_PARITY = 1
+    """The last bit of the numbers that the peer chooses for its pings: a client's are odd."""
+
     def __init__(self, conduit: Conduit, accept: Accept) -> None:
         self.gone = asyncio.Event()
         self.counts = False  # whether the client keeps windows
@@ -187,7 +190,7 @@ class SpdyConnection:
             case frames.Reset(stream_id):
                 if (stream := self._streams.get(stream_id)) is not None:
                     stream.take_reset()
-            case frames.Ping(number) if number & 1:  # the client's numbers are odd
+            case frames.Ping(number) if number & 1 == self.PEER_PARITY:
                 await self.send(frames.ping(number))
             case frames.GoAway():
                 self._going_away = True

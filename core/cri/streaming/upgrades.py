@@ -21,8 +21,8 @@ from crinoid.core.cri.streaming.portforward import (
     PortForward,
     forward_channels,
 )
+from crinoid.core.cri.streaming.protocols import CHANNELS, SPDY, VERSION_FIELD, WEBSOCKET
 from crinoid.core.cri.streaming.remotecommand import (
-    CHANNELS,
     SPDY_PROTOCOLS,
     WEBSOCKET_PROTOCOLS,
     Client,
@@ -44,8 +44,6 @@ from crinoid.core.cri.streaming.websocket import (
 
 LOG = logging.getLogger("crinoid.streaming")
 
-SPDY = "SPDY/3.1"
-_VERSION_FIELD = "X-Stream-Protocol-Version"
 _ACCEPTED_FIELD = "X-Accepted-Stream-Protocol-Versions"
 
 
@@ -68,7 +66,7 @@ class Upgrades:
 
     async def serve(self, request: Request, conduit: Conduit, ticket: Ticket) -> None:
         """Serve a ticket to its end. Raises BadRequest as long as the connection has not been upgraded."""
-        if request.upgrades_to("websocket"):
+        if request.upgrades_to(WEBSOCKET):
             await self._serve_websocket(request, conduit, ticket)
         elif request.upgrades_to(SPDY):
             await self._serve_spdy(request, conduit, ticket)
@@ -79,13 +77,13 @@ class Upgrades:
 
     async def _serve_spdy(self, request: Request, conduit: Conduit, ticket: Ticket) -> None:
         known = {PROTOCOL: 1} if isinstance(ticket, ForwardTicket) else SPDY_PROTOCOLS
-        offered = request.words(_VERSION_FIELD.lower())
+        offered = request.words(VERSION_FIELD.lower())
         protocol = choose_protocol(offered, known)
         if protocol is None:
             accepted = tuple((_ACCEPTED_FIELD, name) for name in known)
             raise BadRequest(HTTPStatus.FORBIDDEN, f"none of {', '.join(offered)} is known", accepted)
         fields = [("Connection", "Upgrade"), ("Upgrade", SPDY)]
-        fields += [(_VERSION_FIELD, protocol)] if protocol else []
+        fields += [(VERSION_FIELD, protocol)] if protocol else []
         await conduit.write(make_answer(HTTPStatus.SWITCHING_PROTOCOLS, fields))
         if isinstance(ticket, ForwardTicket):
             await self._forward(conduit, ticket)

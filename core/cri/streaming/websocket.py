@@ -1,4 +1,4 @@
-"""The server's end of a WebSocket (RFC 6455): a connection of messages, and two uses of it.
+"""An end of a WebSocket (RFC 6455), the server's unless told otherwise: a connection of messages, and two uses of it.
 
 ``Channels`` carries several streams, each message beginning with the number of its channel (the remotecommand and old
 port forward protocols); ``TunnelConduit`` carries SPDY. Messages are handed on piece by piece as they come, so that
@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,13 +59,14 @@ def accept_key(key: str) -> str:
     return base64.b64encode(hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()).decode()
 
 
-def frame_head(opcode: int, length: int) -> bytes:
-    """Return what goes before the payload of a whole, unmasked message."""
+def frame_head(opcode: int, length: int, key: bytes = b"") -> bytes:
+    """Return what goes before the payload of a whole message; a client's is masked with a key of four bytes."""
+    first, masked = 0x80 | opcode, 0x80 if key else 0
     if length < 126:
-        return struct.pack(">BB", 0x80 | opcode, length)
+        return struct.pack(">BB", first, masked | length) + key
     if length < 1 << 16:
-        return struct.pack(">BBH", 0x80 | opcode, 126, length)
-    return struct.pack(">BBQ", 0x80 | opcode, 127, length)
+        return struct.pack(">BBH", first, masked | 126, length) + key
+    return struct.pack(">BBQ", first, masked | 127, length) + key
 
 
 def mask(data: bytes, key: bytes) -> bytes:
@@ -74,9 +76,10 @@ def mask(data: bytes, key: bytes) -> bytes:
 
 
 class PieceReader:
-    """Turns a client's bytes into pieces of messages."""
+    """Turns the peer's bytes into pieces of messages; a client's are ``masked``, a server's are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, masked: bool = True) -> None:
+        self._masked = masked
         self._buffer = b""
         self._at = 0  # what is before it has been read
         self._frame: _Frame | None = None
@@ -101,7 +104,7 @@ class PieceReader:
             return None
         data = self._take(min(there, frame.missing))
         frame.missing -= len(data)
-        plain = mask(data, frame.mask) if data else b""
+        plain = mask(data, frame.mask) if data and frame.mask else data
         turn = len(data) % 4
         frame.mask = frame.mask[turn:] + frame.mask[:turn]
         if not frame.missing:
@@ -127,22 +130,22 @@ class PieceReader:
             return False
         first, second = self._buffer[self._at], self._buffer[self._at + 1]
         length, form = second & 0x7F, {126: ">H", 127: ">Q"}.get(second & 0x7F, "")
-        size = 2 + struct.calcsize(form) + 4
+        size = 2 + struct.calcsize(form) + (4 if self._masked else 0)
         if there < size:
             return False
         head = self._take(size)
         if form:
             (length,) = struct.unpack_from(form, head, 2)
         self._check_head(first, second, length)
-        self._frame = _Frame(first & 0x0F, bool(first & 0x80), head[-4:], length)
+        self._frame = _Frame(first & 0x0F, bool(first & 0x80), head[-4:] if self._masked else b"", length)
         return True
 
     def _check_head(self, first: int, second: int, length: int) -> None:
         opcode, fin = first & 0x0F, first & 0x80
         if first & 0x70 or opcode not in (0, TEXT, BINARY, CLOSE, PING, PONG):
             raise WebSocketError(f"a frame that begins with {first:#x}")
-        if not second & 0x80:
-            raise WebSocketError("a frame without a mask")
+        if bool(second & 0x80) != self._masked:
+            raise WebSocketError("a client's frame without a mask, or a server's with one")
         if opcode >= CLOSE:
             if length > _MAX_CONTROL_BYTES or not fin:
                 raise WebSocketError("a long or broken control frame")
@@ -155,9 +158,10 @@ class PieceReader:
 class WebSocket:
     """A WebSocket over a connection that has been upgraded; one reads, many may send."""
 
-    def __init__(self, conduit: Conduit) -> None:
+    def __init__(self, conduit: Conduit, *, is_client: bool = False) -> None:
         self._conduit = conduit
-        self._reader = PieceReader()
+        self._is_client = is_client
+        self._reader = PieceReader(masked=not is_client)
         self._pieces: Iterator[Piece] = iter(())
         self._said_close = False
 
@@ -190,12 +194,18 @@ class WebSocket:
         """Send the parts as one message. Raises ConnectionError."""
         if self._said_close:
             raise ConnectionResetError("the WebSocket has been closed")
-        await self._conduit.write(frame_head(opcode, sum(map(len, parts))), *parts)
+        length = sum(map(len, parts))
+        if self._is_client:
+            key = os.urandom(4)
+            await self._conduit.write(frame_head(opcode, length, key), mask(b"".join(parts), key))
+        else:
+            await self._conduit.write(frame_head(opcode, length), *parts)
 
     async def hold(self) -> None:
         """While nothing is read, no ping is answered: an unasked pong (section 5.5.3) keeps the client content."""
         await self._conduit.hold()
-        await self.send(opcode=PONG)
+        if not self._is_client:
+            await self.send(opcode=PONG)
 
     async def say_close(self, code: int) -> None:
         """Begin, or answer, the closing. Idempotent."""

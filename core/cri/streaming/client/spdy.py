@@ -1,0 +1,26 @@
+"""The client's end of a SPDY/3.1 connection: it opens the streams. All else is as at the server's."""
+
+from crinoid.core.cri.streaming.conduits import Conduit
+from crinoid.core.cri.streaming.spdy import SpdyConnection, SpdyStream, StreamRefused
+
+
+class SpdyClient(SpdyConnection):
+    """See the base; ``run`` has to run meanwhile. Streams that the server would open are refused."""
+
+    PEER_PARITY = 0
+
+    def __init__(self, conduit: Conduit) -> None:
+        super().__init__(conduit, _refuse)
+
+    async def open(self, **headers: str) -> SpdyStream:
+        """Open a stream; one that the server refuses is reset soon after. Raises ConnectionError."""
+        if self._going_away or self.gone.is_set():
+            raise ConnectionResetError("the server takes no new streams")
+        self._last_id += 2 if self._last_id else 1
+        stream = self._streams[self._last_id] = SpdyStream(self, self._last_id, headers)
+        await self.send(self._writer.opening(stream.id, headers))
+        return stream
+
+
+def _refuse(stream: SpdyStream) -> None:
+    raise StreamRefused
