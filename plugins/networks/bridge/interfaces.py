@@ -54,7 +54,7 @@ _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _NDA_DESTINATION, _NDA_LINK_ADDRESS = 1, 2
 _KNOWN_NEIGHBOUR = 0x02 | 0x04 | 0x08 | 0x10  # reachable, stale, delay, probe
 _SIOCDEVPRIVATE, _GET_PORT_LIST, _MOST_PORTS = 0x89F0, 7, 1024  # linux/if_bridge.h
-_SETTLE_S, _LOCAL_S, _SETTLE_STEP_S = 1.5, 0.1, 0.0002
+_SETTLE_S, _LOCAL_S, _SETTLE_STEP_S = 1.5, 0.1, 0.00005
 _STALE_NEIGHBOUR = 0x04
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -115,7 +115,7 @@ def make_bridge(name: str, mac: bytes, mtu: int) -> Message:
         + number(_IFLA_MTU, mtu)
         + nest(_IFLA_INFO, text(_INFO_KIND, "bridge"), nest(_INFO_DATA, *options))
     )
-    return Message(_NEW_LINK, payload, CREATE | EXCL, f"make bridge {name}")
+    return Message(_NEW_LINK, payload, CREATE | EXCL, "make bridge", name)
 
 
 def make_pair(pair: Pair) -> Message:
@@ -169,7 +169,7 @@ def set_port(name: str, alias: str) -> Message:
             nest(_INFO_PORT_DATA, attribute(_PORT_HAIRPIN, b"\1")),
         )
     )
-    return Message(_NEW_LINK, payload, 0, f"set up the bridge's port {name}")
+    return Message(_NEW_LINK, payload, 0, "set up the bridge's port", name)
 
 
 def set_up(index: int, mtu: int = 0) -> Message:
@@ -180,7 +180,7 @@ def set_up(index: int, mtu: int = 0) -> Message:
 
 def delete_link(name: str) -> Message:
     """Remove an interface; one end of a pair takes the other along."""
-    return Message(_DELETE_LINK, _header() + text(_IFLA_NAME, name), 0, f"delete {name}")
+    return Message(_DELETE_LINK, _header() + text(_IFLA_NAME, name), 0, "delete", name)
 
 
 def find_link(channel: Channel, name: str = "", index: int = 0) -> Link | None:
@@ -207,14 +207,14 @@ def list_links(channel: Channel, master: int = 0) -> list[Link]:
     return [_read_link(entry) for _, entry in channel.dump(Message(_GET_LINK, payload, 0, "list interfaces"))]
 
 
-def list_port_indices(bridge: str) -> list[int]:
+def list_port_indices(bridge: str) -> set[int]:
     """Return the indices of a bridge's ports, by an old call of bridge-utils that costs a microsecond."""
     ports = (ctypes.c_int * _MOST_PORTS)()
     arguments = (ctypes.c_ulong * 4)(_GET_PORT_LIST, ctypes.addressof(ports), _MOST_PORTS, 0)
     request = struct.pack("16sP16x", bridge.encode(), ctypes.addressof(arguments))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         fcntl.ioctl(channel, _SIOCDEVPRIVATE, request)
-    return [index for index in ports if index]
+    return set(ports[:]) - {0}
 
 
 def _read_link(payload: bytes) -> Link:
@@ -253,7 +253,7 @@ def add_address(index: int, address: Address, prefix_length: int, *, with_route:
         + attribute(_IFA_ADDRESS, address.packed)
         + number(_IFA_FLAGS, flags)
     )
-    return Message(_NEW_ADDRESS, payload, CREATE | REPLACE, f"add address {address}")
+    return Message(_NEW_ADDRESS, payload, CREATE | REPLACE, "add address", address)
 
 
 def list_addresses(channel: Channel, index: int = 0) -> set[Address]:
@@ -278,13 +278,13 @@ def add_route(destination: Network, index: int, gateway: Address | None = None) 
         + number(_RTA_INTERFACE, index)
         + (attribute(_RTA_GATEWAY, gateway.packed) if gateway else b"")
     )
-    return Message(_NEW_ROUTE, payload, CREATE | REPLACE, f"add route to {destination}")
+    return Message(_NEW_ROUTE, payload, CREATE | REPLACE, "add route to", destination)
 
 
 def find_route(channel: Channel, address: Address) -> Route | None:
     """Return the route that a packet to the address would take; ``None`` when there is none."""
     header = _ROUTE.pack(_FAMILY[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    message = Message(_GET_ROUTE, header + attribute(_RTA_DESTINATION, address.packed), 0, f"find route to {address}")
+    message = Message(_GET_ROUTE, header + attribute(_RTA_DESTINATION, address.packed), 0, "find route to", address)
     try:
         answer = channel.ask(message)
     except OSError:  # unreachable, prohibited or a black hole: EHOSTUNREACH, EACCES, EINVAL, ENETUNREACH
@@ -321,7 +321,7 @@ def _read_route(payload: bytes) -> Route:
 def has_neighbour(channel: Channel, index: int, address: Address) -> bool:
     """Tell whether somebody on the link has answered for the address."""
     payload = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DESTINATION, address.packed)
-    answer = channel.ask(Message(_GET_NEIGHBOUR, payload, 0, f"look for neighbour {address}"))
+    answer = channel.ask(Message(_GET_NEIGHBOUR, payload, 0, "look for neighbour", address))
     if answer is None:
         return False
     state = _NEIGHBOUR.unpack_from(answer)[2]
@@ -332,10 +332,10 @@ def know_neighbour(index: int, address: Address, mac: bytes) -> Message:
     """Tell the kernel who has an address, so that the first packet need not wait for an answer. It will ask in time."""
     payload = _NEIGHBOUR.pack(_FAMILY[address.version], index, _STALE_NEIGHBOUR, 0, 0)
     payload += attribute(_NDA_DESTINATION, address.packed) + attribute(_NDA_LINK_ADDRESS, mac)
-    return Message(_NEW_NEIGHBOUR, payload, CREATE | REPLACE, f"know neighbour {address}")
+    return Message(_NEW_NEIGHBOUR, payload, CREATE | REPLACE, "know neighbour", address)
 
 
 def forget_neighbour(index: int, address: Address) -> Message:
     """Drop what is known, or being asked, about an address."""
     payload = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DESTINATION, address.packed)
-    return Message(_DELETE_NEIGHBOUR, payload, 0, f"forget neighbour {address}")
+    return Message(_DELETE_NEIGHBOUR, payload, 0, "forget neighbour", address)

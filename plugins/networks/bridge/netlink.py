@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROUTE = 0
 NETFILTER = 12
@@ -50,12 +50,18 @@ class NetlinkError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One request: ``what`` says in an error what was tried."""
+    """One request: ``what`` and ``subject`` say in an error what was tried; they are only put together then."""
 
     type: int
     payload: bytes
     flags: int = 0
     what: str = ""
+    subject: object = ""
+
+    @property
+    def title(self) -> str:
+        """What was tried, in words."""
+        return f"{self.what} {self.subject}".strip()
 
     def encode(self, sequence: int) -> bytes:
         """Return the message with its header."""
@@ -90,7 +96,15 @@ def number(kind: int, value: int) -> bytes:
 
 def parse(content: bytes) -> dict[int, bytes]:
     """Return the attributes by kind, the last one of each; rubbish at the end is left out."""
-    return dict(iterate(content))
+    found: dict[int, bytes] = {}
+    at, end = 0, len(content) - _ATTRIBUTE.size
+    while at <= end:
+        length, kind = _ATTRIBUTE.unpack_from(content, at)
+        if length < _ATTRIBUTE.size or at + length > len(content):
+            break
+        found[kind & _TYPE_BITS] = content[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
 
 
 def iterate(content: bytes) -> Iterator[tuple[int, bytes]]:
@@ -140,7 +154,7 @@ class Channel:
                 return payload
             if _code(payload) in (-errno.ENODEV, -errno.ENOENT, -errno.ESRCH):
                 return None
-            raise _failure(payload, message.what)
+            raise _failure(payload, message.title)
         raise AssertionError("unreachable")
 
     def tell(self, messages: Sequence[Message]) -> None:
@@ -156,12 +170,12 @@ class Channel:
         """Send requests in one go; return what became of each."""
         if not messages:
             return []
-        first = self._send([Message(m.type, m.payload, m.flags | ACK, m.what) for m in messages])
+        first = self._send([replace(m, flags=m.flags | ACK) for m in messages])
         found: dict[int, NetlinkError | None] = {}
         for kind, sequence, flags, payload in self._receive():
             if kind == _ERROR and 0 <= sequence - first < len(messages):
                 message = messages[sequence - first]
-                found[sequence - first] = _failure(payload, message.what, flags) if _code(payload) else None
+                found[sequence - first] = _failure(payload, message.title, flags) if _code(payload) else None
                 if len(found) == len(messages):
                     return [found[index] for index in range(len(messages))]
         raise AssertionError("unreachable")
@@ -172,7 +186,7 @@ class Channel:
             entries, whole = self._dump_once(message)
             if whole:
                 return entries
-        raise NetlinkError(errno.EINTR, f"{message.what}: the list changes faster than it can be read")
+        raise NetlinkError(errno.EINTR, f"{message.title}: the list changes faster than it can be read")
 
     def send_batch(self, messages: Sequence[Message]) -> dict[int, NetlinkError | None]:
         """Send an nfnetlink transaction, whose first and last message are its brackets.
@@ -186,13 +200,13 @@ class Channel:
             index = sequence - first
             if kind != _ERROR or not 0 <= index < len(messages):
                 continue
-            found[index] = _failure(payload, messages[index].what, flags) if _code(payload) else None
+            found[index] = _failure(payload, messages[index].title, flags) if _code(payload) else None
             if found.get(0) or len(found.keys() - {0}) == len(messages) - 2:
                 return found
         raise AssertionError("unreachable")
 
     def _dump_once(self, message: Message) -> tuple[list[tuple[int, bytes]], bool]:
-        first = self._send([Message(message.type, message.payload, message.flags | DUMP, message.what)])
+        first = self._send([replace(message, flags=message.flags | DUMP)])
         entries: list[tuple[int, bytes]] = []
         whole = True
         for kind, sequence, flags, payload in self._receive():
@@ -201,10 +215,10 @@ class Channel:
             whole = whole and not flags & _DUMP_INTERRUPTED
             if kind == _DONE or (kind == _ERROR and not _code(payload)):
                 if len(payload) >= _CODE.size and _code(payload) < 0:
-                    raise _failure(payload, message.what)
+                    raise _failure(payload, message.title)
                 return entries, whole
             if kind == _ERROR:
-                raise _failure(payload, message.what, flags)
+                raise _failure(payload, message.title, flags)
             entries.append((kind, payload))
         raise AssertionError("unreachable")
 

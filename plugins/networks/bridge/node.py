@@ -273,7 +273,7 @@ class Node:
 
     def _has_foreign_ports(self, bridge: Link) -> bool:
         """Tell whether somebody made another link a port of our bridge. Each port's name is only looked up once."""
-        ports = set(interfaces.list_port_indices(bridge.name))
+        ports = interfaces.list_port_indices(bridge.name)
         self._own_ports &= ports
         for index in ports - self._own_ports:
             with contextlib.suppress(OSError):
