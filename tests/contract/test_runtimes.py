@@ -40,6 +40,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="running containers ne
 
 @needs_runc
 class TestRunc(RuntimeContract):
+    has_checkpoints = True
+
     def make_driver(self, host: Host) -> object:
         return RuncRuntime(RuncOptions(), host)
 
@@ -47,6 +49,7 @@ class TestRunc(RuntimeContract):
 @needs_crun
 class TestCrun(RuntimeContract):
     __test__ = not cgroup_namespace.is_hybrid()  # else test_crun_where_cgroups_are_not_hybrid runs it
+    has_checkpoints = True
 
     def make_driver(self, host: Host) -> object:
         return CrunRuntime(CrunOptions(), host)

@@ -36,12 +36,14 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unsupported,
 )
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.runtime import RuntimeHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.sessions import AttachSession, ByteSource, ExecSession
+from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources, ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import (
     AttachRequest,
@@ -223,6 +225,26 @@ class BoundRuntime:
         """See the hook."""
         return await self._answer("stats", CgroupUsage, handle=handle)
 
+    async def check_checkpoint(self) -> None:
+        """See the hook."""
+        await self._answer("check_checkpoint", NoneType)
+
+    async def pause(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._answer("pause", NoneType, handle=handle)
+
+    async def resume(self, handle: ContainerHandle) -> None:
+        """See the hook."""
+        await self._answer("resume", NoneType, handle=handle)
+
+    async def checkpoint(self, request: CheckpointRequest) -> None:
+        """See the hook."""
+        await self._answer("checkpoint", NoneType, request=request)
+
+    async def restore(self, request: RestoreRequest) -> ContainerProcess:
+        """See the hook."""
+        return await self._answer("restore", ContainerProcess, request=request)
+
     async def _answer(self, hook: str, kind: type[T], **arguments: object) -> T:
         answer = await getattr(self._hook, hook)(**arguments)
         assert isinstance(answer, kind), f"{hook} answered {answer!r}"
@@ -355,6 +377,8 @@ class RuntimeContract:
     """Whether the driver filters system calls (one for virtual machines may not)."""
     has_streams: ClassVar[bool] = True
     """Whether the driver has the hooks ``exec_stream`` and ``attach``."""
+    has_checkpoints: ClassVar[bool] = False
+    """Whether the driver has the hooks ``pause`` to ``restore``."""
 
     def make_driver(self, host: Host) -> object:
         """Make a driver; called twice with the same host, the second is the first after a restart of the daemon."""
@@ -885,6 +909,74 @@ class RuntimeContract:
         await streams.runtime.wait(request.handle)
         with pytest.raises(FailedPrecondition):
             await streams.runtime.attach(request.handle, AttachRequest())
+
+    # checkpoints
+
+    @pytest.fixture
+    def freezer(self, bench: Workbench) -> Workbench:
+        """The place to make containers, for drivers that checkpoint them."""
+        if not self.has_checkpoints:
+            pytest.skip("this driver has no checkpoints")
+        return bench
+
+    async def test_pause(self, freezer: Workbench) -> None:
+        request = await freezer.shell("i=0; while true; do i=$((i + 1)); echo $i; done")
+        log, runtime, handle = _log(request), freezer.runtime, request.handle
+        await freezer.until(lambda: joined_text(log), "it counts")
+        for _ in range(2):
+            await runtime.pause(handle)
+        assert (await runtime.state(handle)).status is ContainerStatus.PAUSED
+        await asyncio.sleep(0.1)  # what is in the pipe
+        size = log.stat().st_size
+        await asyncio.sleep(0.1)
+        assert log.stat().st_size == size
+        for _ in range(2):
+            await runtime.resume(handle)
+        await freezer.until(lambda: log.stat().st_size > size, "it goes on")
+        await runtime.pause(handle)
+        await runtime.delete(handle)
+        await runtime.resume(handle)
+
+    async def test_pause_where_nothing_runs(self, freezer: Workbench) -> None:
+        with pytest.raises((FailedPrecondition, NotFound)):
+            await freezer.runtime.pause((await freezer.create("true")).handle)
+        await freezer.runtime.resume(freezer.request("true").handle)
+
+    async def test_processes_go_on_after_a_restore(self, freezer: Workbench) -> None:
+        runtime = freezer.runtime
+        try:
+            await runtime.check_checkpoint()
+        except Unsupported as error:
+            pytest.skip(str(error))
+        request = await freezer.shell("i=0; while true; do i=$((i + 1)); echo $i; sleep 0.1; done")
+        await freezer.until(lambda: len(read_log(_log(request))) > 3, "it counts")
+        images, work = freezer.folder / "images", freezer.folder / "work"
+        images.mkdir()
+        work.mkdir()
+        await runtime.pause(request.handle)
+        await runtime.checkpoint(
+            CheckpointRequest(handle=request.handle, images=images, work=work, timeout_s=4 * _WAIT_S)
+        )
+        assert (await runtime.state(request.handle)).status is ContainerStatus.PAUSED
+        assert (work / "dump.log").exists()
+        await runtime.resume(request.handle)
+        then = int(read_log(_log(request))[-1].text)
+        await runtime.delete(request.handle)
+        again = freezer.request("true", process=request.spec["process"])
+        await runtime.restore(RestoreRequest(container=again, images=images, timeout_s=4 * _WAIT_S))
+        assert (await runtime.state(again.handle)).status is ContainerStatus.RUNNING
+        await freezer.until(lambda: len(read_log(_log(again))) > 2, "it counts on")
+        assert 3 < int(read_log(_log(again))[0].text) <= then + 2
+        await runtime.kill(again.handle, signal.SIGKILL)
+        assert (await runtime.wait(again.handle)).exit_code == 137
+
+    async def test_what_can_not_be_restored(self, freezer: Workbench) -> None:
+        images = freezer.folder / "images"
+        images.mkdir()
+        request = freezer.request("true")
+        with pytest.raises(CrinoidError):
+            await freezer.runtime.restore(RestoreRequest(container=request, images=images, timeout_s=_WAIT_S))
+        assert (await freezer.runtime.state(request.handle)).status is ContainerStatus.ABSENT
 
     # limits and usage
 
