@@ -75,7 +75,7 @@ def test_it_is_in_the_containers_cgroup(node: Node, idle: str) -> None:
 def test_timeout(node: Node, idle: str) -> None:
     began = time.monotonic()
     node.refuse("ExecSync", "DEADLINE_EXCEEDED", container_id=idle, cmd=["sleep", "77"], timeout=1)
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 15
     wait_for(lambda: "sleep 77" not in node.execute(idle, "ps")[1])
 
 
@@ -85,7 +85,7 @@ def test_a_child_that_holds_the_output_is_waited_for_or_cut_off(node: Node, idle
     try:
         answer = node.execute(idle, "sh", "-c", "echo now; sleep 2 & exit 0", timeout=10)
     finally:
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 25
     assert answer[1].startswith("now")
 
 

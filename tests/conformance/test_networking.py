@@ -16,9 +16,9 @@ def _serve(node: Node, pod: Pod, port: int = 8080) -> str:
     return container
 
 
-def _ask(node: Node, address: str, port: int) -> str:
+def _ask(node: Node, address: str, port: int, timeout_s: float = 10) -> str:
     def connect() -> str:
-        with socket.create_connection((address, port), timeout=1) as connection:
+        with socket.create_connection((address, port), timeout=timeout_s) as connection:
             return connection.makefile().readline().strip()
 
     return node.network.call(connect)
@@ -87,7 +87,7 @@ def test_a_port_is_free_again(node: Node) -> None:
         assert _ask(node, "127.0.0.1", 18081) == "hello"
         node.call("StopPodSandbox", pod_sandbox_id=pod.id)
         with pytest.raises(OSError):
-            _ask(node, "127.0.0.1", 18081)
+            _ask(node, "127.0.0.1", 18081, 1)
 
 
 def test_many_ports(node: Node) -> None:
@@ -153,7 +153,7 @@ def test_a_stopped_pod_answers_no_more(node: Node) -> None:
     assert _ask(node, address, 8080) == "hello"
     node.call("StopPodSandbox", pod_sandbox_id=pod.id)
     with pytest.raises(OSError):
-        _ask(node, address, 8080)
+        _ask(node, address, 8080, 1)
 
 
 @pytest.mark.parametrize("number", range(2))
