@@ -101,7 +101,7 @@ class Resources:
         await asyncio.to_thread(cgroups.make, path)
 
     def expect_cgroup(self, owner: str, path: str) -> None:
-        """Note that a runtime makes a cgroup outside of its pod's: what it makes above is removed once empty."""
+        """Note that a runtime makes a cgroup outside its pod: what it makes above is removed once empty."""
         above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
         ours = [one for one in above if one.startswith(f"{self._cgroup_root}/") or not cgroups.exists(one)]
         self._ledger.intend(owner, CGROUP, path, {"made": [], "above": ours})
