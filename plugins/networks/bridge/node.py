@@ -175,6 +175,8 @@ class Node:
             self._mtu = self._settings.mtu or _default_mtu(channel)
             bridge = self._make_bridge(channel, found, wanted)
             self._take_ports(channel, bridge)
+            if self._records and (found is None or not found.works):
+                self._settle(channel, bridge, wanted)
             self._tables.require(rules.write_ruleset(self._describe(wanted)))
             self._bridge, self._ranges = bridge, wanted
             return bridge
@@ -206,6 +208,18 @@ class Node:
             self._log.warning("bridge %s lacks the links of %d pods: putting them back", bridge.name, len(lost))
             channel.tell([interfaces.set_master(record.link, bridge.index) for record in lost])
             channel.tell([interfaces.set_port(record.link, f"pod {record.pod_id}") for record in lost])
+
+    def _settle(self, channel: Channel, bridge: Link, ranges: set[Network]) -> None:
+        """Let pods be reached at once over a bridge that was repaired, as over one that is new."""
+        known = [record for record in tuple(self._records.values()) if exists(record.link)]
+        channel.try_each(
+            [interfaces.know_neighbour(bridge.index, a, record.mac) for record in known for a in record.addresses]
+        )
+        for name in [record.link for record in known] + [bridge.name] * bool(known):
+            interfaces.wait_until_works(channel, name)
+        for network in ranges:
+            if network.version == 6 and known:
+                interfaces.wait_until_local(channel, gateway_of(network))
 
     def _describe(self, ranges: set[Network]) -> rules.Surroundings:
         return rules.Surroundings(
