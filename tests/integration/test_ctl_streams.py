@@ -25,7 +25,7 @@ from support.terminal import on_terminal
 WAIT_S = patient(20)
 TRANSPORTS = ("spdy", "websocket")
 ANSWER = "while true; do nc -l -p 8080 -e sh -c 'read line; echo \"HTTP/1.0 200 OK\"; echo; echo got $line'; done"
-BULK = bytes(range(256)) * (1 << 14)
+BULK = bytes(range(256)) * (1 << 13)
 
 
 def command_of(node: Node, *arguments: str | Path) -> list[str]:

@@ -132,3 +132,22 @@ def test_the_client_has_the_choice() -> None:
     assert choose_protocol(("v4", "v5"), known) == "v4"
     assert choose_protocol((), known) == ""
     assert choose_protocol(("v6",), known) is None
+
+
+@given(st.lists(st.binary(max_size=70_000), max_size=4), st.lists(st.integers(1, 5000), min_size=1))
+def test_a_clients_end_reads_what_a_server_sends(sent: list[bytes], cuts: list[int]) -> None:
+    reader, wire, got = PieceReader(masked=False), b"".join(frame_head(BINARY, len(data)) + data for data in sent), []
+    while wire:
+        cuts = [*cuts[1:], cuts[0]]
+        piece, wire = wire[: cuts[0]], wire[cuts[0] :]
+        got += reader.feed(piece)
+    assert messages(got) == [(BINARY, data) for data in sent]
+
+
+@pytest.mark.parametrize("size", [0, 3, 125, 126, 70_000])
+def test_a_clients_end_masks_what_it_sends(size: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    wire = frame_head(BINARY, size, KEY) + mask(data[:size], KEY)
+    assert wire == frame(BINARY, data[:size])
+    with pytest.raises(WebSocketError, match="mask"):
+        list(PieceReader(masked=False).feed(wire))
