@@ -125,7 +125,7 @@ def tsc_khz() -> int:
 def machine(scratch: Path, options: argparse.Namespace, disk: int, ports: list[int]) -> list[str]:
     """QEMU's command line; `ports` are descriptors for output, error and exit status."""
     append = (
-        "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 rcupdate.rcu_expedited=1 "
+        "console=ttyS0 quiet panic=-1 psi=1 mitigations=off init_on_alloc=0 rcupdate.rcu_expedited=1 "
         f"apparmor=1 security=apparmor no_timer_check tsc=reliable tsc_early_khz={tsc_khz()}"
     )
     devices = ["virtio-serial-device", "virtio-blk-device,drive=disk", "virtio-9p-device,fsdev=host,mount_tag=host"]
