@@ -25,6 +25,7 @@ from crinoid.core.api.values.pod import IdMapping
 from crinoid.core.api.values.snapshot import Mount
 
 _CLONE_NEWNS = 0x20000
+_SCRATCH = ".idmaps-"
 _BINDS = ("bind", "rbind", "none")
 _TRIED = (IdMapping(host_id=1 << 16, container_id=0, length=1 << 16),)
 
@@ -88,12 +89,14 @@ def mount_mapped(wanted: Mount, target: Path, maps: IdMaps) -> None:
 
 
 def try_in(folder: Path) -> None:
-    """Try out a mapped bind mount and an overlay over mapped layers below a folder, where nobody sees it.
+    """Try out a mapped bind mount and an overlay over mapped layers below a folder, where nobody sees it; one at a time.
 
     Raises Unsupported, saying which of them this file system and kernel can't do.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".idmaps-", dir=folder))
+    for stale in folder.glob(f"{_SCRATCH}*"):  # its maker was killed
+        remove_tree(stale)
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
     try:
         call_in_fresh_thread(lambda: _try_apart(scratch))
     except OSError as error:
