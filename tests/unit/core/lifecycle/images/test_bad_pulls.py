@@ -263,10 +263,11 @@ async def test_a_pull_without_progress_is_given_up(node: Node, image: BuiltImage
 
 
 async def test_unpacking_is_no_idleness(node: Node, image: BuiltImage) -> None:
-    node.reconfigure(pull_idle_timeout_s=0.1)
+    node.reconfigure(pull_idle_timeout_s=1.0)
     node.unpacker.go.clear()
     pulling = asyncio.create_task(node.pull())
-    await asyncio.sleep(0.4)
+    await node.unpacker.begun.wait()
+    await asyncio.sleep(1.5)
     node.unpacker.go.set()
     await pulling
 
@@ -339,7 +340,8 @@ async def test_close_does_not_wait_for_ever(node: Node, image: BuiltImage, monke
     SlowSnapshotter.tell = asyncio.Event()
     slow = node.add_snapshotter("default", SlowSnapshotter)
     pulling = asyncio.create_task(node.pull())
-    await asyncio.sleep(0.1)
+    while not slow.unfinished:  # noqa: ASYNC110  # a fake's own state
+        await asyncio.sleep(0.005)
     await node.service.close()
     assert slow.unfinished
     assert node.store.ledger.entries() != []
