@@ -89,7 +89,7 @@ def mount_mapped(wanted: Mount, target: Path, maps: IdMaps) -> None:
 
 
 def try_in(folder: Path) -> None:
-    """Try out a mapped bind mount and an overlay over mapped layers below a folder, where nobody sees it; one at a time.
+    """Try out a mapped bind mount and an overlay over mapped layers below a folder, where nobody sees; one at a time.
 
     Raises Unsupported, saying which of them this file system and kernel can't do.
     """
