@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from crinoid.core.api.errors import (
@@ -53,7 +54,7 @@ from crinoid.plugins.runtimes.binary import Binary, ProgramIdentity, ask, find_p
 from crinoid.plugins.runtimes.bundle import Bundle, Processes, read_pid
 from crinoid.plugins.runtimes.cgroup_paths import below_mount, is_frozen, oom_kills
 from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
-from crinoid.plugins.runtimes.criu import Criu, explain
+from crinoid.plugins.runtimes.criu import CONFIG_ANNOTATION, Criu, explain, restore_settings
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import ExecSetup
 from crinoid.plugins.runtimes.exec_streams import StreamedExecs
@@ -79,7 +80,7 @@ class OciRuntime(abc.ABC):
     Config: ClassVar[type[OciOptions]] = OciOptions
     package: ClassVar[str]
     log_option: ClassVar[str] = "--log={}"
-    command_annotations: ClassVar[tuple[str, ...]] = ("org.systemd.property.",)
+    command_annotations: ClassVar[tuple[str, ...]] = ("org.systemd.property.", "org.criu.")
     """Prefixes of annotations that make the binary do something: a request's are dropped, a slot's own are not."""
     gives_streams_away: ClassVar[bool] = False
     """Whether the binary makes its standard streams belong to the container's user, devices of the host too."""
@@ -275,13 +276,20 @@ class OciRuntime(abc.ABC):
         bundle = Bundle(container.handle.bundle)
         restoring = ("--restore", str(request.images), "--runtime-opt=--file-locks")
         command = [*self._create_command(bundle, container), *restoring]
-        process, _ = await self._make(container, command, request.timeout_s, "restore")
+        settings = {CONFIG_ANNOTATION: str(bundle.criu_settings)}
+        bundle.write_criu_settings(restore_settings(self._config.annotations.get(CONFIG_ANNOTATION, "")))
+        process, _ = await self._make(container, command, request.timeout_s, "restore", settings)
         return process
 
     # create, from here on
 
     async def _make(
-        self, request: ContainerRequest, command: list[str], timeout_s: float, act: str = "create"
+        self,
+        request: ContainerRequest,
+        command: list[str],
+        timeout_s: float,
+        act: str = "create",
+        annotations: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[ContainerProcess, OciSpec]:
         """Make a container by conmon; return its process and its spec in full. On an error nothing is left of it."""
         handle, bundle = request.handle, Bundle(request.handle.bundle)
@@ -289,6 +297,7 @@ class OciRuntime(abc.ABC):
             raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
         try:
             spec = self._complete(request)
+            spec = {**spec, "annotations": {**spec["annotations"], **annotations}}
             bundle.write_spec(spec)
             async with asyncio.timeout(timeout_s):
                 process = await self._create(bundle, request, command)

@@ -297,7 +297,7 @@ class TestBrokenRuntimes:
         bench.runtime = BoundRuntime(RuncRuntime(options, host))
         default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
         request = bench.request("true", seccomp=default)
-        request.spec["annotations"] = {"own": "1", "org.systemd.property.User": "'root'"}
+        request.spec["annotations"] = {"own": "1", "org.systemd.property.User": "'root'", "org.criu.config": "/evil"}
         await bench.runtime.create(request)
         spec = json.loads((request.handle.bundle / "config.json").read_text())
         assert spec["annotations"] == {"org.example/site": "x", "own": "1"}, "a request commands no runtime"

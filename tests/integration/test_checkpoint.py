@@ -180,6 +180,7 @@ def test_a_counter_goes_on(node: Node, tmp_path: Path, snapshotter: str) -> None
     assert node.status(restored)["state"] == "CONTAINER_CREATED"
     node.call("StartContainer", container_id=restored)
     until(lambda: count(node, restored) > then + 3, 60)
+    assert len(node.daemon.cgroup_processes(pod)) >= 2, "shell and sleep are in the new pod's cgroup"
     first = int(node.log(restored).split("\n")[0])
     assert 3 < first <= then + 5
     assert node.execute(restored, "cat", "/kept", "/new/linked")[:2] == (0, "kept\nkept\n")

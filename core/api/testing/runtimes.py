@@ -965,6 +965,7 @@ class RuntimeContract:
         again = freezer.request("true", process=request.spec["process"])
         await runtime.restore(RestoreRequest(container=again, images=images, timeout_s=4 * _WAIT_S))
         assert (await runtime.state(again.handle)).status is ContainerStatus.RUNNING
+        assert (await runtime.state(again.handle)).pid in cgroups.processes(again.handle.cgroup)
         await freezer.until(lambda: len(read_log(_log(again))) > 2, "it counts on")
         assert 3 < int(read_log(_log(again))[0].text) <= then + 2
         await runtime.kill(again.handle, signal.SIGKILL)
