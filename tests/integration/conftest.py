@@ -21,7 +21,7 @@ from support.patience import patient
 from support.registry import RunningRegistry, running_registry
 
 BUSYBOX = "docker.io/library/busybox:test"
-RUNTIMES, NETWORKS, SNAPSHOTTERS = ("runc", "crun"), ("cni", "host"), ("overlay", "native")
+RUNTIMES, NETWORKS, SNAPSHOTTERS = ("runc", "crun"), ("cni", "bridge", "host"), ("overlay", "native")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -134,6 +134,7 @@ def configuration(folder: Path, registry: str, cni_conf: Path) -> str:
         "[networks.cni]\ndriver = 'cni'",
         f"options = {{ conf_dir = '{cni_conf}' }}",
         "[networks.host]\ndriver = 'host'",
+        f"[networks.bridge]\ndriver = 'bridge'\noptions = {{ subnets = ['10.90.{secrets.randbelow(250)}.0/24'] }}",
         "[snapshotters.overlay]\ndriver = 'overlay'",
         "[snapshotters.native]\ndriver = 'native'",
         "[runtimes.crun]\ndriver = 'crun'",
