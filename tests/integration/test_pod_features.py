@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.namespaces import call_in
 from integration.conftest import RUNTIMES, Node
 from integration.pods import QUICK, Pod, refused, until
@@ -210,10 +211,11 @@ def test_without_a_log_directory_nothing_is_logged(node: Node, tmp_path: Path) -
 
 def test_a_parent_cgroup_of_the_kubelets(node: Node) -> None:
     """A cgroup that is there already is used, and left when the pod goes; each runtime's containers lie in it."""
-    name = f"/{node.daemon.name}-kubelet/pod1"
-    folder = Path(f"/sys/fs/cgroup/memory{name}")
-    for hierarchy in ("memory", "cpu", "pids", "freezer"):
-        Path(f"/sys/fs/cgroup/{hierarchy}{name}").mkdir(parents=True)
+    name, mounted = f"/{node.daemon.name}-kubelet/pod1", Path("/sys/fs/cgroup")
+    parts = ("memory", "cpu", "pids", "freezer") if cgroups.version() == 1 else (".",)
+    for part in parts:
+        Path(f"{mounted / part}{name}").mkdir(parents=True)
+    folder = Path(f"{mounted / parts[0]}{name}")
     try:
         for runtime in RUNTIMES:
             pod = Pod(node, node.run_pod(runtime, handler=QUICK[runtime], linux={"cgroup_parent": name}))
@@ -222,7 +224,8 @@ def test_a_parent_cgroup_of_the_kubelets(node: Node) -> None:
             node.call("RemovePodSandbox", pod_sandbox_id=pod.id)
             assert [path for path in folder.iterdir() if path.is_dir()] == []
     finally:
-        for path in sorted(Path("/sys/fs/cgroup").glob(f"*{name}"), reverse=True):
+        found = {path.resolve() for pattern in (name[1:], f"*{name}") for path in mounted.glob(pattern)}
+        for path in found:
             path.rmdir()
             path.parent.rmdir()
     with refused("INVALID_ARGUMENT", "is a slice"):
