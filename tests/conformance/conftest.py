@@ -43,11 +43,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, default="", help=text)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Say what ``differs`` means."""
-    config.addinivalue_line("markers", "differs(runtime=why): a runtime that fails this test, and for what reason")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test against each runtime."""
     if "runtime_under_test" in metafunc.fixturenames:
