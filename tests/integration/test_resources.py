@@ -93,7 +93,7 @@ def test_limits_of_a_created_container_can_be_changed(pod: Pod) -> None:
 def test_changes_that_are_refused(pod: Pod) -> None:
     """A change that fails changes nothing of what is told."""
     container = pod.start("sleep", "99", linux=confined(LIMITS))
-    with refused("INTERNAL", "cpuset|invalid"):
+    with refused("INVALID_ARGUMENT", "cpuset|invalid"):
         pod.node.call("UpdateContainerResources", container_id=container, linux={"cpuset_cpus": "4000"})
     with refused("INVALID_ARGUMENT", "memory_limit_in_bytes is -2"):
         pod.node.call("UpdateContainerResources", container_id=container, linux={"memory_limit_in_bytes": -2})
@@ -125,7 +125,7 @@ def test_settings_of_the_other_cgroup_version_are_refused(pod: Pod) -> None:
 def test_limits_that_the_kernel_refuses(pod: Pod) -> None:
     """Nothing is left of the container, and the next one of the name can be made."""
     before = pod.node.daemon.query("SELECT count(*) FROM ledger")
-    with refused("INTERNAL", "cpuset.cpus.*(invalid|out of range)"):
+    with refused("INVALID_ARGUMENT", "cpuset.cpus.*(invalid|out of range)"):
         pod.create("true", name="app", linux=confined({"cpuset_cpus": "4000"}))
     assert pod.node.daemon.query("SELECT count(*) FROM ledger") == before
     pod.create("true", name="app", linux=confined({"cpuset_cpus": "0"}))
