@@ -58,11 +58,6 @@ class Bundle:
         return self.directory / "restore.log"
 
     @property
-    def criu_settings(self) -> Path:
-        """What criu is told for a restore."""
-        return self.directory / "criu.conf"
-
-    @property
     def monitor_log(self) -> Path:
         """What conmon says before it detaches."""
         return self.directory / "conmon.log"
@@ -94,11 +89,6 @@ class Bundle:
         """Write the spec, readable for root alone: its environment may hold secrets."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(self.config, json.dumps(spec, separators=(",", ":")))
-
-    def write_criu_settings(self, text: str) -> None:
-        """Write criu's settings for a restore."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(self.criu_settings, text)
 
     def write_processes(self, processes: Processes) -> None:
         """Note what was started; whole or not at all."""
@@ -155,7 +145,6 @@ _OURS = (
     "runtime.log",
     "unseen-exit.json",
     "restore.log",
-    "criu.conf",
     "stats-restore",
     "descriptors.json",
     "config.json",

@@ -9,10 +9,6 @@ from crinoid.core.api.errors import CommandFailed, CrinoidError, InvalidArgument
 from crinoid.core.api.linux.process import run
 from crinoid.plugins.runtimes.binary import environment, find_program
 
-CONFIG_ANNOTATION = "org.criu.config"
-"""Names a file of settings to runc and crun. Nothing that a pod may say: criu runs programs that settings name."""
-
-_SITE_SETTINGS = Path("/etc/criu/runc.conf")
 _TAIL_BYTES = 1 << 16
 _SENTENCE_CHARACTERS = 600
 
@@ -34,16 +30,6 @@ class Criu:
             said = sentence(finished.stderr.decode(errors="replace")) or f"exit code {finished.exit_code}"
             raise Unsupported(f"criu can't work on this host; `criu check` says: {said}")
         self._works = True
-
-
-def restore_settings(site: str) -> str:
-    """Return criu's settings for a restore: the site's, from its file or the usual one, and that cgroups are the
-    runtime's affair. Else criu puts the processes into a cgroup of the old container's name."""
-    try:
-        own = Path(site or _SITE_SETTINGS).read_text()
-    except FileNotFoundError:
-        own = ""
-    return f"{own}\nmanage-cgroups ignore\n"
 
 
 def explain(error: CrinoidError, log: Path) -> CrinoidError:

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from crinoid.core.api.errors import (
@@ -48,13 +47,13 @@ from crinoid.core.api.values.runtime import (
     RuntimeState,
 )
 from crinoid.core.api.values.stats import CgroupUsage
-from crinoid.plugins.runtimes import conmon, pidfds
+from crinoid.plugins.runtimes import adoption, conmon, pidfds
 from crinoid.plugins.runtimes.attaches import attach
 from crinoid.plugins.runtimes.binary import Binary, ProgramIdentity, ask, find_program, identify
 from crinoid.plugins.runtimes.bundle import Bundle, Processes, read_pid
 from crinoid.plugins.runtimes.cgroup_paths import below_mount, is_frozen, oom_kills
 from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
-from crinoid.plugins.runtimes.criu import CONFIG_ANNOTATION, Criu, explain, restore_settings
+from crinoid.plugins.runtimes.criu import Criu, explain
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import ExecSetup
 from crinoid.plugins.runtimes.exec_streams import StreamedExecs
@@ -276,9 +275,13 @@ class OciRuntime(abc.ABC):
         bundle = Bundle(container.handle.bundle)
         restoring = ("--restore", str(request.images), "--runtime-opt=--file-locks")
         command = [*self._create_command(bundle, container), *restoring]
-        settings = {CONFIG_ANNOTATION: str(bundle.criu_settings)}
-        bundle.write_criu_settings(restore_settings(self._config.annotations.get(CONFIG_ANNOTATION, "")))
-        process, _ = await self._make(container, command, request.timeout_s, "restore", settings)
+        since = adoption.now()
+        process, _ = await self._make(container, command, request.timeout_s, "restore")
+        try:
+            await asyncio.to_thread(adoption.adopt, process.pid, self._cgroup(container.handle), since)
+        except BaseException:
+            await finish(self._remove(container.handle))
+            raise
         return process
 
     # create, from here on
@@ -289,7 +292,6 @@ class OciRuntime(abc.ABC):
         command: list[str],
         timeout_s: float,
         act: str = "create",
-        annotations: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[ContainerProcess, OciSpec]:
         """Make a container by conmon; return its process and its spec in full. On an error nothing is left of it."""
         handle, bundle = request.handle, Bundle(request.handle.bundle)
@@ -297,7 +299,6 @@ class OciRuntime(abc.ABC):
             raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
         try:
             spec = self._complete(request)
-            spec = {**spec, "annotations": {**spec["annotations"], **annotations}}
             bundle.write_spec(spec)
             async with asyncio.timeout(timeout_s):
                 process = await self._create(bundle, request, command)

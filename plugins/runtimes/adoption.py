@@ -1,0 +1,83 @@
+"""Brings processes that criu has restored into their container's cgroup.
+
+criu (tried with 3.17) puts them into a cgroup of the name that they had when they were checkpointed, and makes it, with
+all above it, where it is gone. What it made so is removed again.
+"""
+
+import time
+from pathlib import Path
+
+from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.linux import cgroups
+from crinoid.plugins.runtimes.cgroup_paths import folder
+
+_ROUNDS = 50  # each finds what was forked meanwhile
+_CLOCK_S = 0.1
+
+
+def adopt(pid: int, cgroup: str, since: float) -> None:
+    """Move a process and all that came from it; remove empty cgroups elsewhere that were made ``since``. Blocks.
+
+    Raises CrinoidError where that does not succeed.
+    """
+    strays: set[str] = set()
+    for _ in range(_ROUNDS):
+        outside = {one: paths for one in _family(pid) if (paths := _cgroups_of(one) - {cgroup})}
+        outside = {one: paths for one, paths in outside.items() if one not in cgroups.processes(cgroup)}
+        if not outside:
+            break
+        for one, paths in outside.items():
+            strays |= paths
+            _join(cgroup, one)
+    else:
+        raise CrinoidError(f"restored processes of {pid} could not be moved to cgroup {cgroup}: they fork too fast")
+    for path in strays:
+        _prune(path, since)
+
+
+def _join(cgroup: str, pid: int) -> None:
+    try:
+        cgroups.join(cgroup, pid)
+    except (ProcessLookupError, FileNotFoundError):
+        return
+    except OSError as error:
+        raise CrinoidError(f"restored process {pid} can't be moved to cgroup {cgroup}: {error}") from error
+
+
+def _family(pid: int) -> list[int]:
+    """The process and its descendants."""
+    found = [pid]
+    for one in found:
+        for children in Path(f"/proc/{one}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue
+    return found
+
+
+def _cgroups_of(pid: int) -> set[str]:
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.split(":", 2)[2] for line in lines} - {"/"}
+
+
+def _prune(path: str, since: float) -> None:
+    while path.count("/") >= 1 and path != "/" and _is_new(path, since):
+        cgroups.prune(path)
+        path = path.rpartition("/")[0] or "/"
+
+
+def _is_new(path: str, since: float) -> bool:
+    directory = folder("freezer", path)
+    try:
+        return directory is not None and directory.stat().st_ctime >= since - _CLOCK_S
+    except OSError:
+        return False
+
+
+def now() -> float:
+    """Return the time that ``since`` is compared with."""
+    return time.time()
