@@ -15,6 +15,7 @@ import pytest
 
 from integration.conftest import BUSYBOX, RUNTIMES, Node
 from support.daemon import pod_config
+from support.patience import patient
 
 
 def test_pods_live_on_over_a_stop(node: Node) -> None:
@@ -42,11 +43,11 @@ def test_ends_that_nobody_watched_are_told(node: Node, runtime: str) -> None:
     runs = node.run_container(pod, "sleep", "1000", name="runs")
     waits = node.create(pod, "sh", "-c", "echo started late", name="waits")
     node.daemon.kill()
-    time.sleep(1)
+    time.sleep(patient(1))
     node.daemon.start()
     status = node.wait_exit(ends)
     assert (status["exit_code"], status["reason"]) == (7, "Error")
-    assert int(status["finished_at"]) - int(status["started_at"]) < 900_000_000
+    assert int(status["finished_at"]) - int(status["started_at"]) < patient(900_000_000)
     assert node.log(ends) == "late\n"
     assert node.status(runs)["state"] == "CONTAINER_RUNNING"
     assert node.status(waits)["state"] == "CONTAINER_CREATED"
