@@ -161,7 +161,9 @@ def test_a_command_gives_its_output_and_exit_code(node: Node, ctl: Ctl, name: st
 
 
 def test_logs_are_followed_across_a_rotation_until_the_end(node: Node, ctl: Ctl, name: str) -> None:
-    script = "i=0; while [ $i -lt 40 ]; do echo line $i; i=$((i+1)); sleep .05; done; printf unfinished"
+    lines = "while [ $i -lt $end ]; do echo line $i; i=$((i+1)); sleep .01; done"
+    wait = "until [ -e /rotated ]; do sleep .01; done"
+    script = f"i=0; end=20; {lines}; {wait}; end=40; {lines}; printf unfinished"
     pod, container = run_script(ctl, name, script)
     command = command_of(node.daemon, "logs", "-f", container)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -170,6 +172,7 @@ def test_logs_are_followed_across_a_rotation_until_the_end(node: Node, ctl: Ctl,
         log = Path(node.status(container)["log_path"])
         log.rename(log.with_name("0.log.1"))
         assert ctl("logs", "-r", "--tail", "0", name).stdout == ""
+        node.execute(container, "touch", "/rotated")
         rest = process.stdout.read()
     assert process.returncode == 0
     assert first + rest == "".join(f"line {number}\n" for number in range(40)) + "unfinished"
