@@ -1,8 +1,16 @@
 """What holds for all tests: on a slow machine each may take longer (see ``support.patience``)."""
 
+import signal
+
 import pytest
 
 from support.patience import SLOWNESS, patient
+
+
+def pytest_configure() -> None:
+    """Let programs that tests start see an interrupt: a shell that starts pytest in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
