@@ -29,7 +29,7 @@ def pod(node: Node, request: pytest.FixtureRequest) -> Pod:
 def images(node_of_session: Node) -> None:
     """Images with defaults of their own."""
     config = ImageConfig(
-        env=("PATH=/bin", "FROM=image", "BOTH=image"), cmd=("sh",), working_dir="/work/place", stop_signal="SIGUSR1"
+        env=("PATH=/bin", "FROM=image", "BOTH=image"), cmd=("sh",), working_dir="/where/place", stop_signal="SIGUSR1"
     )
     build_busybox(node_of_session.layouts / "features", IMAGE, config)
     build_busybox(node_of_session.layouts / "empty", "docker.io/test/empty:1", ImageConfig(cmd=()))
@@ -79,7 +79,7 @@ def test_environment(pod: Pod) -> None:
         ({}, "/"),
         ({"working_dir": "/home"}, "/home"),
         ({"working_dir": "/not/there/yet"}, "/not/there/yet"),
-        ({"image": IMAGE}, "/work/place"),
+        ({"image": IMAGE}, "/where/place"),
         ({"image": IMAGE, "working_dir": "/tmp"}, "/tmp"),
     ],
 )
