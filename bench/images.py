@@ -13,7 +13,7 @@ def push_all(folder: Path, registry: RunningRegistry, pulls: bool) -> dict[str, 
     """Build and push: ``busybox``, ``pause`` and, where pulls are measured, ``large`` and ``tiny``."""
     layout = folder / "layout"
     build_busybox(layout, "bench/busybox:1")
-    build_busybox(layout, "bench/pause:1", ImageConfig(entrypoint=("/bin/sleep", "1000000000")))
+    build_busybox(layout, "bench/pause:1", ImageConfig(entrypoint=("/bin/sleep", "1000000"), cmd=()))
     names = {"busybox": "bench/busybox:1", "pause": "bench/pause:1"}
     if pulls:
         build_image(layout, "bench/large:1", [busybox_layer(), *_large_layers()])

@@ -135,6 +135,7 @@ def standing(bench: Bench) -> None:
             removing = bench.results.of(f"removing {bench.pods} pods four at a time, s", endpoint)
             with timed(removing, 1), ThreadPoolExecutor(4) as threads:
                 list(threads.map(lambda pod, e=endpoint: bench.remove(e, pod), pods))
+            pods.clear()  # a peer takes it amiss to remove what is gone
 
 
 def _ask(bench: Bench, endpoint: Endpoint, suffix: str) -> None:

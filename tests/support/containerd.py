@@ -67,14 +67,17 @@ class Containerd:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run.mkdir()
         self._empty = [path for path in (_SHIM_SOCKETS, _SHIM_SOCKETS.parent) if not path.exists()]
-        config = self.folder / "config.toml"
-        config.write_text(self._config())
-        with self.log.open("wb") as log:
-            command = [*self.prefix, "containerd", "--config", str(config)]
+        (self.folder / "config.toml").write_text(self._config())
+        self.launch()
+        self._wait()
+
+    def launch(self) -> None:
+        """Start, over what is there already, and don't wait."""
+        with self.log.open("ab") as log:
+            command = [*self.prefix, "containerd", "--config", str(self.folder / "config.toml")]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._wait()
 
     def end(self) -> None:
         """Remove all pods, stop, and undo whatever is left."""
