@@ -11,6 +11,7 @@ mount that can't be undone, is an error.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter
 from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition
 from crinoid.core.api.linux import cgroups, files, mount, namespaces
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
@@ -78,27 +80,29 @@ class Resources:
         """Make namespaces (``user`` with its maps, ``network``, ``ipc``, ``uts``) and pin them by bind mounts."""
         self._ledger.intend(owner, NAMESPACES, owner, {"paths": [str(path) for path in pins.values()]})
         maps = user or UserNamespace()
-        await asyncio.to_thread(namespaces.pin, pins, uids=maps.uids, gids=maps.gids, hostname=hostname)
+        await call_in_thread(lambda: namespaces.pin(pins, uids=maps.uids, gids=maps.gids, hostname=hostname))
 
     async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
         """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
         self._ledger.intend(owner, NAMESPACES, str(pin), {"paths": [str(pin)]})
-        await asyncio.to_thread(_bind_file, source, pin)
+        await call_in_thread(lambda: _bind_file(source, pin))
 
     async def mount(self, owner: str, mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> None:
         """Make mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
         self._ledger.intend(owner, MOUNT, str(target), {})
         for one in mounts:
             if maps is None:
-                await asyncio.to_thread(mount.mount, one, target)
+                await call_in_thread(functools.partial(mount.mount, one, target))
             else:
-                await asyncio.to_thread(mount_mapped, one, target, maps)
+                await call_in_thread(functools.partial(mount_mapped, one, target, maps))
 
     async def make_cgroup(self, owner: str, path: str) -> None:
         """Make a cgroup, and those above it, unless it is there already (then it is not ours to remove)."""
         missing = [] if cgroups.exists(path) else [path]
-        self._ledger.intend(owner, CGROUP, path, {"made": missing})
-        await asyncio.to_thread(cgroups.make, path)
+        above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
+        ours = [one for one in above if not cgroups.exists(one)]
+        self._ledger.intend(owner, CGROUP, path, {"made": missing, "above": ours})
+        await call_in_thread(lambda: cgroups.make(path))
 
     def expect_cgroup(self, owner: str, path: str) -> None:
         """Note that a runtime makes a cgroup outside its pod: what it makes above is removed once empty."""

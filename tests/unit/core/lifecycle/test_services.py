@@ -1,7 +1,10 @@
 """Pods and containers over fake drivers: whatever fails, at whatever step, nothing is left, and a retry works."""
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +17,10 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
+from crinoid.core.api.linux import cgroups, mount
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import NamespaceMode
+from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerState, PodState
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
@@ -319,3 +324,35 @@ async def test_address_ranges_survive(fake_node: FakeNode) -> None:
     services = await fake_node.start()
     assert services.pods.pod_cidrs() == ("10.1.0.0/24", "fd00::/64")
     assert fake_node.network.hooks_called.count("set_pod_cidrs") == 2
+
+
+async def test_what_is_being_made_is_undone_only_once_it_is_made(
+    fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop of the daemon cancels the request, but a thread that mounts can't be: the undoing has to wait for it."""
+    began, go = threading.Event(), threading.Event()
+
+    def mount_slowly(_mount: Mount, target: Path) -> None:
+        began.set()
+        go.wait(5)
+        fake_node.machine.mounts.append(target)
+
+    monkeypatch.setattr(mount, "mount", mount_slowly)
+    making = asyncio.create_task(fake_node.now.pods.run(a_pod(), ""))
+    await eventually(began.is_set)
+    closing = asyncio.create_task(fake_node.now.pods.close())
+    await asyncio.sleep(0.05)
+    go.set()
+    await closing
+    await asyncio.gather(making, return_exceptions=True)
+    assert_nothing_left(fake_node)
+
+
+async def test_the_cgroups_above_a_pods_parent_go_with_it(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_node.machine.cgroups.add("/there")
+    pruned: list[str] = []
+    monkeypatch.setattr(cgroups, "prune", pruned.append)
+    pod = await fake_node.now.pods.run(dataclasses.replace(a_pod(), cgroup_parent="/there/new/parent"), "")
+    await fake_node.now.pods.remove(pod)
+    assert "/there/new" in pruned
+    assert "/there" not in pruned
