@@ -330,12 +330,13 @@ async def test_what_is_being_made_is_undone_only_once_it_is_made(
     fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop of the daemon cancels the request, but a thread that mounts can't be: the undoing has to wait for it."""
-    began, go = threading.Event(), threading.Event()
+    began, go, made = threading.Event(), threading.Event(), threading.Event()
 
     def mount_slowly(_mount: Mount, target: Path) -> None:
         began.set()
         go.wait(5)
         fake_node.machine.mounts.append(target)
+        made.set()
 
     monkeypatch.setattr(mount, "mount", mount_slowly)
     making = asyncio.create_task(fake_node.now.pods.run(a_pod(), ""))
@@ -345,6 +346,7 @@ async def test_what_is_being_made_is_undone_only_once_it_is_made(
     go.set()
     await closing
     await asyncio.gather(making, return_exceptions=True)
+    await eventually(made.is_set)
     assert_nothing_left(fake_node)
 
 
