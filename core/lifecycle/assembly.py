@@ -9,6 +9,7 @@ import dataclasses
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ PROCESS_FILE = "process.json"
 JsonObject = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Order:
+    """One container to be made: what was asked for, what it is made from, and where."""
+
+    container_id: str
+    pod: PodRecord
+    config: ContainerConfig
+    image: ImageRecord
+    opened: OpenedCheckpoint | None
+    bundle: Path
+    stop_signal: str
+
+
 class Assembly:
     """Makes containers."""
 
@@ -85,9 +99,7 @@ class Assembly:
         userns.check_container(pod.config, config)
         container_id = secrets.token_hex(32)
         try:
-            opened = await self._open(container_id, pod, config, checkpoint)
-            image = self._image(config) if opened is None or opened.exact else opened.base
-            record = await self._make(container_id, pod, config, image, opened)
+            record = await self._make(await self._order(container_id, pod, config, checkpoint))
             record = self._store.containers.put(dataclasses.replace(record, config=config))
             await self._slots.extensions.container_created(await self._views.of(record))
         except BaseException:
@@ -105,67 +117,65 @@ class Assembly:
             if (view := self._asked.get(container_id)) is not None:
                 await self._slots.extensions.container_removed(view)
 
-    async def _make(
-        self,
-        container_id: str,
-        pod: PodRecord,
-        config: ContainerConfig,
-        image: ImageRecord,
-        opened: OpenedCheckpoint | None,
-    ) -> ContainerRecord:
+    async def _order(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+    ) -> _Order:
+        """Find what the container is made from, and refuse what can be refused before anything is made of it."""
+        opened = await self._open(container_id, pod, config, checkpoint)
+        image = self._image(config) if opened is None or opened.exact else opened.base
         if opened is not None:
             config = self._checkpoints.annotate(opened, config)
         stop_signal = config.stop_signal or self._images.config_of(image).config.stop_signal or "SIGTERM"
         signal_number(stop_signal)
         bundle = self._config.run / "containers" / container_id
-        await self._resources.make_directory(container_id, bundle)
-        rootfs = await self._mount_root(container_id, pod, image, bundle, config)
-        if opened is not None:
-            await self._checkpoints.apply(opened, rootfs)
-        volumes = await self._make_volumes(container_id, config, image, rootfs)
-        maps, slot = userns.maps_of(pod), self._snapshotter(pod)
-        prepared = await self._image_volumes.prepare(container_id, config.mounts, slot, bundle, maps)
-        mounts = await stage_volumes(container_id, (*volumes, *prepared.mounts), bundle, maps, self._resources)
-        config = dataclasses.replace(config, mounts=mounts)
-        cgroup = self._cgroups.of_container(pod.cgroup_parent, container_id)
-        handle = ContainerHandle(container_id, pod.id, bundle, cgroup)
-        given = await self._spec_input(handle, pod, config, image, rootfs)
-        given, spec = await self._specify(given, pod, image)
-        if given.cgroup != cgroup and given.cgroup.startswith("/"):
-            self._resources.expect_cgroup(container_id, given.cgroup)
-        handle = dataclasses.replace(handle, cgroup=given.cgroup)
-        process = await self._create(given, handle, pod, spec, opened)
-        return ContainerRecord(
-            id=container_id,
-            pod_id=pod.id,
-            config=config,
-            handle=handle,
-            image_id=image.id,
-            image_ref=_reference(image),
-            state=ContainerState.CREATED,
-            created_at_ns=time.time_ns(),
-            pid=process.pid,
-            log_path=str(log_path(pod, config) or ""),
+        return _Order(container_id, pod, config, image, opened, bundle, stop_signal)
+
+    async def _make(self, order: _Order) -> ContainerRecord:
+        await self._resources.make_directory(order.container_id, order.bundle)
+        rootfs = await self._mount_root(order)
+        if order.opened is not None:
+            await self._checkpoints.apply(order.opened, rootfs)
+        mounts, volume_images = await self._mounts(order, rootfs)
+        order = dataclasses.replace(order, config=dataclasses.replace(order.config, mounts=mounts))
+        given, spec = await self._specify(await self._spec_input(order, rootfs), order.pod, order.image)
+        handle = self._handle(order, given.cgroup)
+        process = await self._create(given, handle, order.pod, spec, order.opened)
+        record = _record(order, handle, process)
+        return dataclasses.replace(
+            record,
             user=given.identity.user,
             resources=given.config.resources,
-            stop_signal=stop_signal,
-            volume_images=prepared.images,
-            checkpoint=None if opened is None else opened.folder,
+            volume_images=volume_images,
         )
 
-    async def _mount_root(
-        self, container_id: str, pod: PodRecord, image: ImageRecord, bundle: Path, config: ContainerConfig
-    ) -> Path:
+    async def _mount_root(self, order: _Order) -> Path:
         """Stack a writable part on the image and mount it. A read-only root is writable until the runtime has made
         the mount points in it, as with every peer."""
+        owner, pod = order.container_id, order.pod
         slot = self._snapshotter(pod)
-        chain_id = await self._images.ensure_unpacked(image, slot.name)
-        mounts = await self._resources.create_snapshot(container_id, container_id, slot, chain_id)
-        rootfs = bundle / "rootfs"
+        chain_id = await self._images.ensure_unpacked(order.image, slot.name)
+        mounts = await self._resources.create_snapshot(owner, owner, slot, chain_id)
+        rootfs = order.bundle / "rootfs"
         rootfs.mkdir()
-        mounts = label_mounts(mounts, selinux_labels(pod.id, pod.config, config))
-        await self._resources.mount(container_id, mounts, rootfs, userns.maps_of(pod))
+        mounts = label_mounts(mounts, selinux_labels(pod.id, pod.config, order.config))
+        await self._resources.mount(owner, mounts, rootfs, userns.maps_of(pod))
         return rootfs
+
+    async def _mounts(self, order: _Order, rootfs: Path) -> tuple[tuple[VolumeMount, ...], Mapping[str, str]]:
+        """Make the container's volumes, and return its mounts with the ids of the images that some are of."""
+        owner, maps = order.container_id, userns.maps_of(order.pod)
+        volumes = await self._make_volumes(owner, order.config, order.image, rootfs)
+        slot = self._snapshotter(order.pod)
+        prepared = await self._image_volumes.prepare(owner, order.config.mounts, slot, order.bundle, maps)
+        mounts = (*volumes, *prepared.mounts)
+        return await stage_volumes(owner, mounts, order.bundle, maps, self._resources), prepared.images
+
+    def _handle(self, order: _Order, cgroup: str) -> ContainerHandle:
+        """Name the container to the runtime. A cgroup that extensions chose is one more thing to take away."""
+        usual = self._cgroups.of_container(order.pod.cgroup_parent, order.container_id)
+        if cgroup != usual and cgroup.startswith("/"):
+            self._resources.expect_cgroup(order.container_id, cgroup)
+        return ContainerHandle(order.container_id, order.pod.id, order.bundle, cgroup)
 
     def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
         if pod.snapshotter not in self._slots.snapshotters:
@@ -188,15 +198,14 @@ class Assembly:
             await fill_volume(rootfs, volume.container_path, Path(volume.host_path))
         return tuple(made)
 
-    async def _spec_input(
-        self, handle: ContainerHandle, pod: PodRecord, config: ContainerConfig, image: ImageRecord, rootfs: Path
-    ) -> SpecInput:
-        image_config = self._images.config_of(image).config
+    async def _spec_input(self, order: _Order, rootfs: Path) -> SpecInput:
+        pod, config = order.pod, order.config
+        image_config = self._images.config_of(order.image).config
         identity: Identity = await asyncio.to_thread(identify, config.security, image_config.user, rootfs)
         userns.check_user(pod.config, identity.user)
         folder = PodFolder(self._config.run / "pods" / pod.id)
         return SpecInput(
-            container_id=handle.container_id,
+            container_id=order.container_id,
             config=config,
             pod_id=pod.id,
             pod=pod.config,
@@ -207,7 +216,7 @@ class Assembly:
             namespaces=pod.namespaces,
             target_pid=self._target_pid(pod, config),
             pod_files=folder.files(pod.config),
-            cgroup=handle.cgroup,
+            cgroup=self._cgroups.of_container(pod.cgroup_parent, order.container_id),
             site=self._config.pods,
             recursive_read_only=await self._has_recursive_read_only(pod.runtime),
             mappings=userns.oci_mappings(pod.config),
@@ -347,6 +356,23 @@ def read_process(record: ContainerRecord) -> JsonObject:
     except (OSError, ValueError) as error:
         raise FailedPrecondition(f"container {record.id}: its process description can't be read: {error}") from error
     return process
+
+
+def _record(order: _Order, handle: ContainerHandle, process: ContainerProcess) -> ContainerRecord:
+    return ContainerRecord(
+        id=order.container_id,
+        pod_id=order.pod.id,
+        config=order.config,
+        handle=handle,
+        image_id=order.image.id,
+        image_ref=_reference(order.image),
+        state=ContainerState.CREATED,
+        created_at_ns=time.time_ns(),
+        pid=process.pid,
+        log_path=str(log_path(order.pod, order.config) or ""),
+        stop_signal=order.stop_signal,
+        checkpoint=None if order.opened is None else order.opened.folder,
+    )
 
 
 def _write_process(bundle: Path, process: JsonObject) -> None:
