@@ -19,7 +19,8 @@ class Binary:
     """The binary ``name``, keeping its state in ``root``; ``scratch`` is for its logs.
 
     ``log_option`` is how it wants its log file named: ``{}`` stands for the path. ``gives_streams_away``: it makes its
-    standard streams belong to the container's user, devices of the host too.
+    standard streams belong to the container's user, devices of the host too. ``execs_inherit_oom_score``: it gives
+    ``oomScoreAdj`` to a container's first process only.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Binary:
     scratch: Scratch
     log_option: str = "--log={}"
     gives_streams_away: bool = False
+    execs_inherit_oom_score: bool = False
 
     @property
     def path(self) -> Path:

@@ -16,6 +16,7 @@ from crinoid.core.api.linux.process import Process, spawn
 from crinoid.core.api.values.runtime import ContainerRequest
 from crinoid.plugins.runtimes.binary import Binary, environment, find_program
 from crinoid.plugins.runtimes.bundle import Bundle
+from crinoid.plugins.runtimes.oom import with_oom_score_adj
 from crinoid.plugins.runtimes.options import Monitor
 from crinoid.plugins.runtimes.readiness import readable
 from crinoid.plugins.runtimes.stdio import without_null_input
@@ -103,22 +104,31 @@ def create_command(
     command += ["--terminal"] if request.terminal else []
     command += ["--stdin"] if request.stdin else []
     command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []
-    return command + _runtime(binary, bundle.runtime_log, null_input=not request.stdin)
+    runtime: tuple[str, ...] = (str(binary.path), *binary.global_options(bundle.runtime_log))
+    has_null_input = not request.stdin  # conmon would give the host's /dev/null to it
+    return command + _runtime(without_null_input(runtime) if has_null_input and binary.gives_streams_away else runtime)
 
 
 def exec_command(
-    monitor: Monitor, binary: Binary, container_id: str, folder: Path, options: Sequence[str]
+    monitor: Monitor,
+    binary: Binary,
+    container_id: str,
+    folder: Path,
+    options: Sequence[str],
+    oom_score_adj: int | None,
 ) -> list[str]:
     """Return the command line that runs the process described in ``folder``, its streams being conmon's own.
 
     conmon is only there to reap the process: it stays our child (``--sync``) and touches no output (``passthrough``).
+    ``oom_score_adj`` is for a binary that does not heed the description's; ``None`` for others.
     """
     command = [str(find_program(monitor.binary, "conmon")), "--api-version", "--sync", "--exec"]
     command += ["--cid", container_id, "--cuuid", container_id, "--log-path", "passthrough"]
     command += ["--exec-process-spec", str(folder / "process.json")]
     command += ["--container-pidfile", str(folder / "pid"), "--log-level", monitor.log_level]
     command += [f"--runtime-opt={option}" for option in options]
-    return command + _runtime(binary, folder / "log", null_input=False)
+    runtime: tuple[str, ...] = (str(binary.path), *binary.global_options(folder / "log"))
+    return command + _runtime(runtime if oom_score_adj is None else with_oom_score_adj(runtime, oom_score_adj))
 
 
 def _console_directory(private: Path) -> str:
@@ -134,11 +144,8 @@ def _log_driver(path: Path | None) -> str:
     return f"k8s-file:{path}"
 
 
-def _runtime(binary: Binary, log: Path, *, null_input: bool) -> list[str]:
-    """What conmon runs; ``null_input``: it would give the host's ``/dev/null`` to it as its input."""
-    command: tuple[str, ...] = (str(binary.path), *binary.global_options(log))
-    if null_input and binary.gives_streams_away:
-        command = without_null_input(command)
+def _runtime(command: Sequence[str]) -> list[str]:
+    """Say to conmon what to run."""
     return ["--runtime", command[0], *(f"--runtime-arg={argument}" for argument in command[1:])]
 
 

@@ -44,6 +44,7 @@ class CrunRuntime(OciRuntime):
     log_option = "--log=file:{}"
     command_annotations = (*OciRuntime.command_annotations, "run.oci.")
     gives_streams_away = True  # until 1.24
+    execs_inherit_oom_score = True
     leaves_other_cgroups = True
 
     def __init__(self, config: OciOptions, host: Host) -> None:

@@ -34,10 +34,14 @@ class ExecSetup:
 
 @dataclass(frozen=True, slots=True)
 class ExecProcess:
-    """One process, to be started from the description in ``folder``, in a cgroup of its own."""
+    """One process, to be started from its description (an OCI ``process``) in a cgroup of its own.
+
+    ``folder`` is for its files, ``describe`` writes the first of them.
+    """
 
     setup: ExecSetup
     handle: ContainerHandle
+    description: Mapping[str, Any]
     cgroup: ExecCgroup
     folder: Path
 
@@ -46,15 +50,16 @@ class ExecProcess:
         """How errors name where it runs."""
         return f"container {self.handle.container_id}"
 
-    def describe(self, process: Mapping[str, Any]) -> None:
-        """Write the description: an OCI ``process`` object."""
-        (self.folder / "process.json").write_text(json.dumps(dict(process)))
+    def describe(self) -> None:
+        """Write the description down for the runtime."""
+        (self.folder / "process.json").write_text(json.dumps(dict(self.description)))
 
     def command(self, *options: str) -> list[str]:
         """Return conmon's command line, with further options of the binary's ``exec``."""
         monitor, binary = self.setup.options.monitor, self.setup.binary
         wanted = (*self.cgroup.runtime_options(), *options)
-        return conmon.exec_command(monitor, binary, self.handle.container_id, self.folder, wanted)
+        oom_score_adj = self.description.get("oomScoreAdj") if binary.execs_inherit_oom_score else None
+        return conmon.exec_command(monitor, binary, self.handle.container_id, self.folder, wanted, oom_score_adj)
 
     async def started(self, monitor: conmon.Started, command: Sequence[str]) -> None:
         """Wait until the process runs. Raises DeadlineExceeded, and CommandFailed or InvalidArgument if it can't."""

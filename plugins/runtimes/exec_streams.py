@@ -31,8 +31,8 @@ class StreamedExecs:
         """Start a process and return its streams. On an error, and when cancelled, nothing of it is left."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(self._setup.binary.scratch.folder())
-            process = ExecProcess(self._setup, handle, stack.enter_context(cgroup), folder)
-            process.describe(request.process)
+            process = ExecProcess(self._setup, handle, request.process, stack.enter_context(cgroup), folder)
+            process.describe()
             begin = _begin_on_terminal if request.process.get("terminal") else _begin_on_pipes
             session, monitor = await begin(process, request, stack)
             session.ended = asyncio.create_task(self._wait(process, session, monitor, stack.pop_all()))

@@ -26,8 +26,8 @@ _LATER_S = 5
 async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
     """Run the process to its end. Raises DeadlineExceeded after killing all that came from it."""
     with setup.binary.scratch.folder() as folder, cgroup, _Output(request.max_output_bytes) as output:
-        process = ExecProcess(setup, handle, cgroup, folder)
-        process.describe(request.process)
+        process = ExecProcess(setup, handle, request.process, cgroup, folder)
+        process.describe()
         return await _run(process, request, output)
 
 

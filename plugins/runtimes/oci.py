@@ -83,6 +83,8 @@ class OciRuntime(abc.ABC):
     """Prefixes of annotations that make the binary do something: a request's are dropped, a slot's own are not."""
     gives_streams_away: ClassVar[bool] = False
     """Whether the binary makes its standard streams belong to the container's user, devices of the host too."""
+    execs_inherit_oom_score: ClassVar[bool] = False
+    """Whether the binary gives ``oomScoreAdj`` to a container's first process only, not to what is executed in it."""
     leaves_other_cgroups: ClassVar[bool]
     """Whether ``exec --cgroup=NAME`` takes the process out of the hierarchies of cgroup v1 that have no such cgroup."""
 
@@ -95,7 +97,13 @@ class OciRuntime(abc.ABC):
         scratch.sweep()
         self._root = config.state_root or host.run_dir / "state"
         self._binary = Binary(
-            config.binary or self.package, self.package, self._root, scratch, self.log_option, self.gives_streams_away
+            config.binary or self.package,
+            self.package,
+            self._root,
+            scratch,
+            log_option=self.log_option,
+            gives_streams_away=self.gives_streams_away,
+            execs_inherit_oom_score=self.execs_inherit_oom_score,
         )
         self._reopening: dict[str, asyncio.Lock] = {}
         self._exec_setup = ExecSetup(config, self._binary)

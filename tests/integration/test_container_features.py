@@ -525,6 +525,7 @@ def test_oom_score(pod: Pod) -> None:
         container = pod.start("sleep", "99", linux=confined({"oom_score_adj": wanted}))
         found = int(Path(f"/proc/{pod.pid(container)}/oom_score_adj").read_text())
         assert found == (wanted if powerful else max(wanted, own))
+        assert pod.node.execute(container, "cat", "/proc/self/oom_score_adj")[1] == f"{found}\n"
     assert ("where less is asked for" in pod.node.daemon.log.read_text()) == (not powerful)
 
 

@@ -723,6 +723,13 @@ class RuntimeContract:
         output = await bench.runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=_WAIT_S))
         assert output == ExecOutput(5, b"out\n/tmp\nyou\n1000\n", b"err\n")
 
+    async def test_the_oom_score_of_an_exec(self, bench: Workbench) -> None:
+        """Or the kernel would rather kill the container, or the rest of the node, than what was executed in it."""
+        request = await bench.start(process=minimal_process("sleep", "1000") | {"oomScoreAdj": 777})
+        process = minimal_process("cat", "/proc/self/oom_score_adj") | {"oomScoreAdj": 777}
+        wanted = ExecRequest(process=process, timeout_s=_WAIT_S)
+        assert (await bench.runtime.exec_sync(request.handle, wanted)).stdout == b"777\n"
+
     @pytest.mark.parametrize(("script", "code"), [("exit 255", 255), ("exit 127", 127), ("kill -9 $$", 137)])
     async def test_the_exit_code_of_an_exec(self, bench: Workbench, script: str, code: int) -> None:
         request = await bench.start("sleep", "1000")
@@ -849,6 +856,14 @@ class RuntimeContract:
         assert await reading == b"", "a read that waited has ended"
         assert await session.wait() == 0
         assert (await streams.execute(request, "cat", "/tmp/end")).stdout == b"ended\n"  # noqa: S108
+
+    async def test_the_oom_score_of_a_streamed_exec(self, streams: Workbench) -> None:
+        request = await streams.start(process=minimal_process("sleep", "1000") | {"oomScoreAdj": 777})
+        for terminal in (False, True):
+            process = minimal_process("cat", "/proc/self/oom_score_adj", terminal=terminal) | {"oomScoreAdj": 777}
+            wanted = ExecStreamRequest(process=process, stdout=True)
+            async with _executing(streams, request, wanted) as session:
+                assert (await _read_all(session.stdout)).strip() == b"777"
 
     async def test_streamed_execs_that_can_not_start(self, streams: Workbench) -> None:
         request = await streams.start("sleep", "1000")

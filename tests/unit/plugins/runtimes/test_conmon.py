@@ -82,7 +82,7 @@ def test_a_monitor_that_is_not_there(binary: Binary, request_: ContainerRequest)
 
 def test_crun_wants_its_log_named_otherwise(binary: Binary, monitor: Monitor, tmp_path: Path) -> None:
     crun = replace(binary, log_option="--log=file:{}")
-    made = conmon.exec_command(monitor, crun, "c1", tmp_path, ["--cgroup=x"])
+    made = conmon.exec_command(monitor, crun, "c1", tmp_path, ["--cgroup=x"], None)
     assert f"--runtime-arg=--log=file:{tmp_path}/log" in made
     assert "--runtime-opt=--cgroup=x" in made
 
