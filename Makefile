@@ -3,14 +3,14 @@
 #   make test   linters and every test
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
-#   make test-vm         every test of real containers
+#   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
 # Besides: make bench, figures beside containerd's of one run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: bench bench-quick demo test lint unit proto docs setup packages clean
+.PHONY: bench bench-quick demo test test-vm test-vm-short lint unit proto docs setup packages clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -19,10 +19,10 @@ test: setup lint
 	$(BIN)/pytest
 
 test-vm: setup
-	$(BIN)/python tests/vm/run.py --timeout 21600 -- $(GUEST) tests/integration tests/conformance tests/contract
+	$(BIN)/python tests/vm/suite.py tests/integration tests/conformance tests/contract
 
 test-vm-short: setup
-	$(BIN)/python tests/vm/run.py --timeout 600 -- $(GUEST) @tests/vm/short.txt
+	$(BIN)/python tests/vm/suite.py --results build/test-vm-short.jsonl @tests/vm/short.txt
 
 lint: setup
 	$(BIN)/ruff check .
