@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import cgroup_namespace
+from tests.support.daemon import cgroup_folders
 
 from crinoid.core.api.errors import (
     CommandFailed,
@@ -27,7 +28,7 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.testing.runtimes import BoundRuntime, RuntimeContract, Workbench, build_rootfs, joined_text
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
-from crinoid.core.api.values.runtime import ContainerRequest, ContainerStatus
+from crinoid.core.api.values.runtime import ContainerStatus
 from crinoid.plugins.runtimes import exits
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunRuntime
 from crinoid.plugins.runtimes.options import Deadlines, Monitor
@@ -217,7 +218,7 @@ class TestBrokenRuntimes:
         assert (await bench.runtime.wait(request.handle)).exit_code == 137
         await bench.runtime.delete(request.handle)
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
-        assert not cgroup_folders(request)
+        assert not cgroup_folders(request.handle.cgroup)
 
     @pytest.mark.parametrize("damage", ["empty", "gone", "rubbish"])
     async def test_a_corrupt_state(self, bench: Workbench, host: Host, damage: str) -> None:
@@ -230,7 +231,7 @@ class TestBrokenRuntimes:
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
         await bench.runtime.delete(request.handle)
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
-        assert not cgroup_folders(request)
+        assert not cgroup_folders(request.handle.cgroup)
 
     async def test_the_drivers_notes_are_lost(self, bench: Workbench) -> None:
         """As after a kill of the daemon between conmon's report and the note."""
@@ -238,7 +239,7 @@ class TestBrokenRuntimes:
         (request.handle.bundle / "processes.json").unlink()
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
         await bench.runtime.delete(request.handle)
-        assert not cgroup_folders(request)
+        assert not cgroup_folders(request.handle.cgroup)
         assert list(request.handle.bundle.iterdir()) == []
 
     @pytest.mark.parametrize("after_s", [0.003, 0.03])
@@ -255,7 +256,7 @@ class TestBrokenRuntimes:
         await asyncio.sleep(0.01)  # no daemon is back sooner
         await bench.runtime.delete(request.handle)
         await asyncio.sleep(0.1)  # whatever went on would show by now
-        assert not cgroup_folders(request)
+        assert not cgroup_folders(request.handle.cgroup)
         assert list(request.handle.bundle.iterdir()) == []
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
 
@@ -330,7 +331,3 @@ async def test_crun_says_why_it_can_not_work_here(tmp_path: Path) -> None:
 
 def with_binary(host: Host, binary: str) -> BoundRuntime:
     return BoundRuntime(RuncRuntime(RuncOptions(binary=binary), host))
-
-
-def cgroup_folders(request: ContainerRequest) -> list[Path]:
-    return [path for path in Path("/sys/fs/cgroup").glob(f"*{request.handle.cgroup}") if path.exists()]

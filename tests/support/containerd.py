@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.cri import Cri, Json
-from support.daemon import end_cgroups
+from support.daemon import cgroup_folders, end_cgroups
 from support.patience import patient
 
 START_S = patient(30)
 _SHIM_SOCKETS = Path("/run/containerd/s")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Containerd:
         """Name what is left of it on the host."""
         found = [f"process {pid}" for pid in self._processes()]
         found += [f"mount {point}" for point in self._mounts()]
-        found += [f"cgroup {path}" for path in _CGROUPS.glob(f"*/{self.name}")]
+        found += [f"cgroup {path}" for path in cgroup_folders(self.name)]
         return found + [f"file {path}" for path in (self.run, *self._outside) if path.exists()]
 
     def tail(self) -> str:

@@ -182,10 +182,15 @@ class Daemon:
             self._cri = None
 
 
+def cgroup_folders(name: str) -> list[Path]:
+    """Return the folders that a cgroup has: one on cgroup v2, one a hierarchy on v1."""
+    return [path for pattern in ("", "*/") for path in CGROUPS.glob(pattern + name.strip("/"))]
+
+
 def end_cgroups(name: str) -> None:
     """Kill all processes of the top cgroups of this name, and remove those; mostly there is nothing left to do."""
     for _ in range(50):
-        files = [path for top in CGROUPS.glob(f"*/{name}") for path in top.rglob("cgroup.procs")]
+        files = [path for top in cgroup_folders(name) for path in top.rglob("cgroup.procs")]
         left = {int(pid) for path in files for pid in path.read_text().split()}
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -193,7 +198,7 @@ def end_cgroups(name: str) -> None:
         if not left:
             break
         time.sleep(0.05)
-    for top in CGROUPS.glob(f"*/{name}"):
+    for top in cgroup_folders(name):
         for folder, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
