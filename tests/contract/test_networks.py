@@ -3,6 +3,7 @@
 import functools
 import ipaddress
 import json
+import os
 import socket
 import subprocess
 from ctypes.util import find_library
@@ -13,7 +14,7 @@ import pytest
 from crinoid.core.api.errors import DriverError
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import namespaces
-from crinoid.core.api.testing.networks import BoundNetwork, NetworkContract
+from crinoid.core.api.testing.networks import BoundNetwork, NetworkContract, Strangers, fresh_network_namespace
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.plugins.networks.auto import AutoNetwork, AutoOptions
 from crinoid.plugins.networks.bridge import BridgeNetwork, BridgeOptions
@@ -162,6 +163,17 @@ class TestAutoWithConfiguration(NetworkContract):
 
     def make_driver(self, host: Host) -> object:
         return AutoNetwork(AutoOptions(cni=write_bridge_list(host, "1.0.0", (4, 6))), host)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
+@pytest.mark.parametrize("act", [["ip", "link", "del", Strangers.LINK], ["nft", "flush", "ruleset"]], ids=" ".join)
+def test_a_driver_that_harms_others_is_found(act: list[str]) -> None:
+    with fresh_network_namespace():
+        strangers = Strangers()
+        strangers.check()
+        subprocess.run(act, check=True)
+        with pytest.raises(AssertionError, match=r"not its own: .*stranger"):
+            strangers.check()
 
 
 class TestHost(NetworkContract):

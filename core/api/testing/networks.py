@@ -6,13 +6,15 @@ Subclass the contract, and say how a driver is made::
         def make_driver(self, host: Host) -> object:
             return MyNetwork(MyOptions(subnet="10.99.0.0/24"), host)
 
-It wants root, pytest and pytest-asyncio. Each test runs in a network namespace that plays the node, so the real node's
-interfaces and rules stay as they are. What a driver keeps on disk belongs below ``host.state_dir``. A driver whose
-features say ``host_network`` skips the tests that have no meaning for it.
+It wants root, a Linux kernel with bridges, pytest and pytest-asyncio. Each test runs in a network namespace that plays
+the node, with a link and rules of others in it: so the real node's interfaces and rules stay as they are. What a driver
+keeps on disk belongs below ``host.state_dir``. A driver whose features say ``host_network`` skips the tests that have no
+meaning for it.
 """
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import ipaddress
 import json
@@ -40,6 +42,7 @@ from crinoid.core.api.values.network import Attachment, NetworkFeatures, Network
 from crinoid.core.api.values.pod import PodMetadata, PortMapping
 
 _NEW_NETWORK = 0x40000000
+_ADD_BRIDGE = 0x89A0  # SIOCBRADDBR: a link that takes no tool to make
 _SETTLE_TRIES = 60
 _SETTLE_PAUSE_S = 0.05
 _CONNECT_S = 0.5
@@ -102,6 +105,30 @@ class NodeState:
         return cls(links.names(), _list_rules())
 
 
+class Strangers:
+    """What others than the driver under test have on the node: a link, and packet filter rules where there is nft.
+
+    A driver takes away its own things, some of them in the background, and never these.
+    """
+
+    LINK = "stranger0"
+    _RULES = "add table inet stranger; add chain inet stranger kept; add rule inet stranger kept counter"
+
+    def __init__(self) -> None:
+        """Put them into the calling thread's network namespace."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, _ADD_BRIDGE, self.LINK.encode() + b"\0")
+        if shutil.which("nft"):
+            subprocess.run(["nft", *self._RULES.split()], check=True, timeout=20)
+        self._state = NodeState.take()
+
+    def check(self) -> None:
+        """Fail unless all are there."""
+        found = NodeState.take()
+        lost = Counter(self._state.links) - Counter(found.links), Counter(self._state.rules) - Counter(found.rules)
+        assert not any(lost), f"the driver has removed what is not its own: {[set(part) for part in lost]}"
+
+
 def _list_rules() -> tuple[str, ...]:
     """Ask nft, else iptables-save; a node that has neither has no rules that a driver could have left."""
     for command in (["nft", "-s", "list", "ruleset"], ["iptables-save"]):
@@ -130,10 +157,12 @@ class NetworkContract:
 
     @pytest.fixture(autouse=True)
     def node(self) -> Iterator[None]:
-        """Put the test, and what it runs, into a network namespace of its own, with loopback up."""
-        with _fresh_network_namespace():
+        """Put the test, and what it runs, into a network namespace of its own, with loopback up and strangers in it."""
+        with fresh_network_namespace():
             links.set_up("lo")
+            strangers = Strangers()
             yield
+            strangers.check()
 
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
@@ -360,7 +389,7 @@ async def _connect(address: tuple[str, int]) -> None:
 async def _wait_until_nothing_is_new(before: NodeState) -> None:
     """Compare, with patience: links may go in the background, ours or the Linux kernel's, after ``detach`` is done.
 
-    So ``before`` may still show a link of the first pod, which is gone by now. The node's loopback must have stayed.
+    So ``before`` may still show a link of the first pod, which is gone by now. What may not go, strangers tell.
     """
     for _ in range(_SETTLE_TRIES):
         found = NodeState.take()
@@ -370,11 +399,10 @@ async def _wait_until_nothing_is_new(before: NodeState) -> None:
         await asyncio.sleep(_SETTLE_PAUSE_S)
     assert not links, f"links left: {set(links)}"
     assert not rules, f"rules left: {set(rules)}"
-    assert "lo" in found.links, "the node's own lo is gone"
 
 
 @contextlib.contextmanager
-def _fresh_network_namespace() -> Iterator[None]:
+def fresh_network_namespace() -> Iterator[None]:
     """Move this thread into a new network namespace and back; what it left there is dropped by the Linux kernel."""
     fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
