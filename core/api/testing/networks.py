@@ -8,8 +8,8 @@ Subclass the contract, and say how a driver is made::
 
 It wants root, a Linux kernel with bridges, pytest and pytest-asyncio. Each test runs in a network namespace that plays
 the node, with a link and rules of others in it: so the real node's interfaces and rules stay as they are. What a driver
-keeps on disk belongs below ``host.state_dir``. A driver whose features say ``host_network`` skips the tests that have no
-meaning for it.
+keeps on disk belongs below ``host.state_dir``. A driver whose features say ``host_network`` skips the tests that have
+no meaning for it.
 """
 
 import asyncio
