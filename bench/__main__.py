@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from crinoid import __version__
 from crinoid.core.cri.wire import api_pb2 as cri
 from support.registry import running_registry
 
+ENDPOINTS = ["crinoid bridge+crun", "crinoid cni+runc", "containerd"]
+
 
 def main() -> None:
     """Run the benchmark."""
@@ -19,7 +22,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-bench-", dir=wanted.folder)))
         bench = set_up(stack, folder, wanted)
-        results = scenarios.run(bench, wanted.scenario or default_scenarios(wanted.quick))
+        results = scenarios.run(bench, wanted.only or default_scenarios(wanted.quick))
         names = [endpoint.name for endpoint in bench.endpoints]
         report.print_table(results, names, wanted.peer)
         document = report.as_document(results, names, wanted.peer, versions(bench.endpoints))
@@ -33,8 +36,9 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, no pulls: under two minutes")
-    parser.add_argument("--scenario", action="append", choices=sorted(scenarios.SCENARIOS), help="only these")
-    parser.add_argument("--only", action="append", help="only these: containerd, 'crinoid cni+runc', …")
+    known = ", ".join(scenarios.SCENARIOS)
+    parser.add_argument("--only", action="append", default=[], help=f"scenarios, with commas between: {known}")
+    parser.add_argument("--on", action="append", default=[], help=f"endpoints, likewise: {', '.join(ENDPOINTS)}, …")
     parser.add_argument("--endpoint", action="append", default=[], help="NAME=unix:///path[,handler]: one more")
     parser.add_argument("--peer", default="containerd", help="the endpoint that ratios are to")
     parser.add_argument("--pods", type=int, default=50, help="pods that stand there")
@@ -43,9 +47,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--svg", type=Path, help="draw the ratios here")
     parser.add_argument("--folder", help="where to keep images and state; on the disk that nodes use")
     wanted = parser.parse_args()
+    wanted.only, wanted.on = parts(wanted.only), parts(wanted.on) or ENDPOINTS
+    if unknown := set(wanted.only) - set(scenarios.SCENARIOS):
+        parser.error(f"no scenario {sorted(unknown)}; there are: {known}")
     if wanted.quick:
         wanted.rounds, wanted.pods = min(wanted.rounds, 6), min(wanted.pods, 20)
     return wanted
+
+
+def parts(values: list[str]) -> list[str]:
+    """Split what stands with commas between."""
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
 def default_scenarios(quick: bool) -> list[str]:
@@ -56,10 +68,9 @@ def default_scenarios(quick: bool) -> list[str]:
 def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> scenarios.Bench:
     """Start registry and endpoints, and pull what every scenario needs."""
     registry = stack.enter_context(running_registry(folder / "registry"))
-    pulls = "pulling" in (wanted.scenario or default_scenarios(wanted.quick))
+    pulls = "pulling" in (wanted.only or default_scenarios(wanted.quick))
     references = images.push_all(folder, registry, pulls)
-    chosen = wanted.only or ["crinoid bridge+crun", "crinoid cni+runc", "containerd"]
-    found: list[Endpoint] = [stack.enter_context(start(name, folder / name, registry.host)) for name in chosen]
+    found: list[Endpoint] = [stack.enter_context(start(name, folder / name, registry.host)) for name in wanted.on]
     found += [endpoints.named(text) for text in wanted.endpoint]
     for endpoint in found:
         spec = cri.ImageSpec(image=references["busybox"])
@@ -76,7 +87,7 @@ def start(name: str, folder: Path, registry: str) -> AbstractContextManager[Endp
     return endpoints.crinoid(folder, name, network, runtime, registry)
 
 
-def versions(found: list[Endpoint]) -> dict[str, str]:
+def versions(found: Sequence[Endpoint]) -> dict[str, str]:
     """Return the versions of all that was measured."""
     known = {"crinoid": __version__}
     for endpoint in found:
