@@ -95,7 +95,8 @@ def write_network(folder: Path, bridge: str, subnet: str, state: Path) -> Path:
 
 def crinoid_configuration(network: str, runtime: str, registry: str, cni_conf: Path) -> str:
     """A node as a site runs it, with metrics on."""
-    options = f"conf_dir = '{cni_conf}'" if network == "cni" else "subnets = ['10.87.{secrets.randbelow(250)}.0/24']"
+    subnet = f"10.87.{secrets.randbelow(250)}.0/24"
+    options = f"conf_dir = '{cni_conf}'" if network == "cni" else f"subnets = ['{subnet}']"
     return f"""[network]
 driver = "{network}"
 options = {{ {options} }}
