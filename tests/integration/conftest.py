@@ -73,7 +73,7 @@ class Node:
         status: dict[str, Any] = self.call("ContainerStatus", container_id=container)["status"]
         return status
 
-    def wait_exit(self, container: str, timeout_s: float = 20) -> dict[str, Any]:
+    def wait_exit(self, container: str, timeout_s: float = 60) -> dict[str, Any]:
         """Wait until a container has ended; return its status."""
         import time
 

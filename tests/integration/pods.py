@@ -70,7 +70,7 @@ def refused(code: str, words: str) -> Iterator[None]:
     assert re.search(words, caught.value.details()), caught.value.details()
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     """Poll until the condition gives something, and return that."""
     deadline = time.monotonic() + patient(timeout_s)
     while not (found := condition()):

@@ -25,7 +25,7 @@ class Followed:
         self._thread.start()
 
     def take(self, count: int) -> list[Json]:
-        return [self._events.get(timeout=10) for _ in range(count)]
+        return [self._events.get(timeout=60) for _ in range(count)]
 
     def end(self) -> None:
         self._call.cancel()
@@ -105,7 +105,7 @@ def test_the_end_of_the_daemon_ends_the_stream(node: Node) -> None:
     began = time.monotonic()
     node.daemon.stop()
     assert time.monotonic() - began < 10
-    following._thread.join(5)
+    following._thread.join(60)
     assert not following._thread.is_alive()
     node.daemon.start()
 

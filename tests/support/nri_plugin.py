@@ -73,7 +73,7 @@ class NriPlugin:
         connection.connect(str(path))
         self.attach(connection)
         self.register()
-        assert self.synchronized.wait(15), "never synchronized"
+        assert self.synchronized.wait(60), "never synchronized"
         return self
 
     def attach(self, connection: socket.socket) -> None:
@@ -102,7 +102,7 @@ class NriPlugin:
         answer = self._answers[self._stream] = queue.Queue()
         message = ttrpc_pb2.Request(service=service, method=method, payload=request.SerializeToString())
         self._send(SERVED_THERE, self._stream, 1, message.SerializeToString())
-        response = answer.get(timeout=15)
+        response = answer.get(timeout=60)
         if response is None:
             raise EOFError(f"{method}: the runtime has hung up")
         if response.status.code:

@@ -51,7 +51,7 @@ async def call_raw(endpoint: Endpoint, rpc: str, data: bytes) -> grpc.aio.AioRpc
 
 
 async def wait_until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

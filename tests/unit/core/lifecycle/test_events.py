@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Store:
 
 
 async def take(reader: EventReader, count: int) -> list[tuple[str, EventType]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         events = [await anext(reader) for _ in range(count)]
     return [(event.subject_id, event.type) for event in events]
 
@@ -176,7 +176,7 @@ async def test_a_pod_that_lost_its_init_has_stopped(fake_node: FakeNode) -> None
     pod = await services.pods.run(a_pod(pid=NamespaceMode.POD), "")
     reader = services.events.subscribe()
     fake_node.runtime.finish(pod, 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         event = await anext(reader)
     assert (event.subject_id, event.type) == (pod, EventType.STOPPED)
     assert event.pod is not None

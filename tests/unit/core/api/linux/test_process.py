@@ -57,7 +57,7 @@ async def test_the_deadline_kills_the_whole_group(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="sh was killed"):
         await run(["sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout_s=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     await gone(int(pid_file.read_text()))
 
 
@@ -126,7 +126,7 @@ async def test_a_closed_process_leaves_no_zombie() -> None:
 
 async def gone(pid: int) -> None:
     """A process that init must reap takes a moment."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while is_alive(pid):  # noqa: ASYNC110  # no child of ours tells
             await asyncio.sleep(0.01)
 

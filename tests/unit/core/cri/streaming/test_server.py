@@ -110,12 +110,12 @@ async def started(
         command = await client.start(
             stdin=choice.stdin, stdout=choice.stdout, stderr=choice.stderr, resize=choice.terminal
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             yield command, await streams.execs.get()
 
 
 async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -231,13 +231,13 @@ class TestSpdy:
     async def test_rubbish_ends_the_connection(self, server: StreamingServer) -> None:
         async with connect_spdy(server.exec_url("c", ("run",), ALL), "v4.channel.k8s.io") as client:
             await client.wire.write(b"\x80\x02" + b"rubbish" * 10)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await client.ended.wait()
             assert client.goaway == frames.GoAway(0, frames.GOAWAY_PROTOCOL_ERROR)
 
     async def test_a_window_is_kept(self, server: StreamingServer, streams: FakeStreams) -> None:
         url = server.exec_url("c", ("run",), StreamChoice(stdout=True, stderr=True))
-        async with asyncio.timeout(10), connect_spdy(url, "v4.channel.k8s.io", window=1000) as client:
+        async with asyncio.timeout(60), connect_spdy(url, "v4.channel.k8s.io", window=1000) as client:
             command = await client.start(stdout=True, stderr=True)
             process = await streams.execs.get()
             await process.output.write(b"x" * 5500)
@@ -378,7 +378,7 @@ class TestForwarding:
             connect_spdy(server.port_forward_url("p", ()), "portforward.k8s.io") as client,
         ):
             half = await client.open(streamtype="data", port="80", requestid="1")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert await half.read_all() == b""
             assert half.was_reset
             assert not client.ended.is_set()
@@ -413,7 +413,7 @@ class TestTime:
             connect_spdy(server.exec_url("c", ("run",), ALL), "v4.channel.k8s.io") as client,
         ):
             await client.open(streamtype="error")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await client.ended.wait()
         assert streams.asked == []
 

@@ -120,7 +120,7 @@ async def test_a_daemon_that_is_killed_meanwhile(fake_node: FakeNode, output: Pa
     container = await running(fake_node, pod)
     fake_node.runtime.hang("checkpoint")
     task = asyncio.create_task(fake_node.now.checkpoints.pod(pod, str(output), [container], {}))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "checkpoint" not in fake_node.runtime.hooks_called:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await fake_node.crash()

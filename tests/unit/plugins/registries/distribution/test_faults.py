@@ -354,7 +354,7 @@ class TestStreams:
         await asyncio.sleep(0.05)
         assert not waiting.done(), "one stream at a time"
         await first.aclose()
-        second: Any = await asyncio.wait_for(waiting, 5)
+        second: Any = await asyncio.wait_for(waiting, 60)
         await second.aclose()
 
     async def test_a_cancelled_reader_gives_its_place_back(
@@ -366,7 +366,7 @@ class TestStreams:
         await asyncio.sleep(0.1)
         reader.cancel()
         await asyncio.wait([reader])
-        assert await asyncio.wait_for(registry.read(request_blob(server)), 5) == BLOB
+        assert await asyncio.wait_for(registry.read(request_blob(server)), 60) == BLOB
 
     async def test_a_failed_stream_gives_its_place_back(
         self, make_registry: MakeRegistry, server: FaultRegistry
@@ -374,7 +374,7 @@ class TestStreams:
         registry = make_registry(max_streams=1)
         for _ in range(3):
             with pytest.raises(NotFound):
-                await asyncio.wait_for(registry.open_blob(request_blob(server)), 5)
+                await asyncio.wait_for(registry.open_blob(request_blob(server)), 60)
 
     async def test_a_foreign_layer_is_fetched_from_its_url(
         self, make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry

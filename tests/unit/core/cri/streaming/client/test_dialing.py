@@ -80,7 +80,7 @@ async def test_a_server_that_leaves_is_told() -> None:
             async with remote_command(url, frozenset({"stdout"}), Dialing()) as command:
                 assert await command.streams["stdout"].read() == b""
                 await command.outcome()
-        async with asyncio.timeout(5), port_forwarder(url, Dialing()) as forwarder:
+        async with asyncio.timeout(60), port_forwarder(url, Dialing()) as forwarder:
             await forwarder.gone.wait()
 
 
