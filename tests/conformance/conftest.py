@@ -2,7 +2,7 @@
 
 ``pytest tests/conformance --cri-endpoint unix:///run/x.sock`` is for any runtime that can pull the test images. Without
 that option the suite starts two, each in a network namespace of its own: our daemon, and Debian's containerd to compare
-with.
+with. On a slow machine ``CRINOID_TEST_SLOWNESS=10`` makes every wait ten times as long.
 """
 
 import contextlib

@@ -19,6 +19,7 @@ import pytest
 
 from support.cri import Cri, Json
 from support.network_namespace import NetworkNamespace
+from support.patience import patient
 
 differs = pytest.mark.differs
 """``differs(containerd="why")``: that runtime fails the test for this reason; that it still does is proven, too."""
@@ -191,7 +192,7 @@ class Node:
         """Run a shell script in a container of its own; return what it wrote, without white space at the ends."""
         return self.output(pod, "sh", "-c", text, **config).strip()
 
-    def execute(self, container: str, *command: str, timeout: int = 20) -> tuple[int, str, str]:
+    def execute(self, container: str, *command: str, timeout: int = int(patient(20))) -> tuple[int, str, str]:
         """Run a command in a container; return exit code, stdout, stderr."""
         answer = self.call("ExecSync", container_id=container, cmd=list(command), timeout=timeout)
         out, err = (base64.b64decode(answer[stream]).decode() for stream in ("stdout", "stderr"))
@@ -200,7 +201,7 @@ class Node:
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patient(timeout_s)
     while not condition():
         assert time.monotonic() < deadline, f"not so after {timeout_s} s"
         time.sleep(0.01)

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from conformance.node import UNKNOWN, Node, Pod, case, differs, wait_for
+from support.patience import patient
 
 STATUS = "grep /proc/self/status -e"
 
@@ -28,13 +29,15 @@ def test_arguments_arrive_as_they_are(node: Node, idle: str, text: str) -> None:
 
 
 def test_output_may_be_any_bytes(node: Node, idle: str) -> None:
-    answer = node.call("ExecSync", container_id=idle, cmd=["printf", r"\000\001\377\n"], timeout=20)
+    answer = node.call("ExecSync", container_id=idle, cmd=["printf", r"\000\001\377\n"], timeout=int(patient(20)))
     assert base64.b64decode(answer["stdout"]) == b"\0\1\xff\n"
 
 
 def test_much_output(node: Node, idle: str) -> None:
     size = 2 << 20
-    answer = node.call("ExecSync", container_id=idle, cmd=["head", "-c", str(size), "/dev/zero"], timeout=20)
+    answer = node.call(
+        "ExecSync", container_id=idle, cmd=["head", "-c", str(size), "/dev/zero"], timeout=int(patient(20))
+    )
     assert base64.b64decode(answer["stdout"]) == bytes(size)
 
 
@@ -75,7 +78,7 @@ def test_it_is_in_the_containers_cgroup(node: Node, idle: str) -> None:
 def test_timeout(node: Node, idle: str) -> None:
     began = time.monotonic()
     node.refuse("ExecSync", "DEADLINE_EXCEEDED", container_id=idle, cmd=["sleep", "77"], timeout=1)
-    assert 0.9 < time.monotonic() - began < 15
+    assert 0.9 < time.monotonic() - began < patient(15)
     wait_for(lambda: "sleep 77" not in node.execute(idle, "ps")[1])
 
 
@@ -83,9 +86,9 @@ def test_a_child_that_holds_the_output_is_waited_for_or_cut_off(node: Node, idle
     """The output is complete up to the end of the command; who inherits it does not hold the call for ever."""
     began = time.monotonic()
     try:
-        answer = node.execute(idle, "sh", "-c", "echo now; sleep 2 & exit 0", timeout=10)
+        answer = node.execute(idle, "sh", "-c", "echo now; sleep 2 & exit 0", timeout=int(patient(10)))
     finally:
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < patient(25)
     assert answer[1].startswith("now")
 
 

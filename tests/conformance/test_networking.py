@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from conformance.node import Node, Pod, wait_for
+from support.patience import patient
 
 
 def _serve(node: Node, pod: Pod, port: int = 8080) -> str:
@@ -18,7 +19,7 @@ def _serve(node: Node, pod: Pod, port: int = 8080) -> str:
 
 def _ask(node: Node, address: str, port: int, timeout_s: float = 10) -> str:
     def connect() -> str:
-        with socket.create_connection((address, port), timeout=timeout_s) as connection:
+        with socket.create_connection((address, port), timeout=patient(timeout_s)) as connection:
             return connection.makefile().readline().strip()
 
     return node.network.call(connect)

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from conformance.node import UNKNOWN, Node, Pod, differs
+from support.patience import patient
 
 T = TypeVar("T")
 PROTOCOL = "v4.channel.k8s.io"
@@ -20,7 +21,7 @@ ALL = {"stdin": True, "stdout": True, "stderr": True}
 
 def _run(node: Node, talk: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine where the node's streaming server listens."""
-    return node.network.call(lambda: asyncio.run(asyncio.wait_for(talk(), 20)))
+    return node.network.call(lambda: asyncio.run(asyncio.wait_for(talk(), patient(20))))
 
 
 def _url(node: Node, rpc: str, **fields: Any) -> str:
