@@ -217,6 +217,8 @@ class OciRuntime(abc.ABC):
         """See the hook."""
         states = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
         pid = await self._require(handle, "update", *states)
+        if resources.unified:  # before anything is changed
+            await asyncio.to_thread(cgroups.check_settings, self._cgroup(handle), resources.unified)
         limits = oci_resources(resources)
         if limits:
             command = ("update", "--resources", "-", handle.container_id)

@@ -52,11 +52,25 @@ def test_limits_and_their_changes(pod: Pod) -> None:
     assert files(pod, container, "cpu.max", "memory.max") == ["max 100000", "max"]
 
 
-def test_settings_that_there_are_not_are_refused(pod: Pod) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("memory.none-such", "INVALID_ARGUMENT"),
+        ("none-such", "INVALID_ARGUMENT"),
+        ("none.such", "FAILED_PRECONDITION"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(pod: Pod, name: str, code: str) -> None:
+    """One that no kernel could have is the request's fault, one whose controller is off the host's."""
     container = pod.start("sleep", "1000", linux=confined(LIMITS))
-    with refused("FAILED_PRECONDITION", "memory.none-such"):
-        pod.node.call("UpdateContainerResources", container_id=container, linux={"unified": {"memory.none-such": "1"}})
-    assert pod.node.status(container)["state"] == "CONTAINER_RUNNING"
+    change: Json = {"memory_limit_in_bytes": 128 * MIB, "unified": {name: "1"}}
+    with refused(code, f"'?{name}'? (does not exist|is not the name)"):
+        pod.node.call("UpdateContainerResources", container_id=container, linux=change)
+    assert files(pod, container, "memory.max") == [str(64 * MIB)], "nothing of the change is done"
+    before = pod.node.daemon.query("SELECT count(*) FROM ledger")
+    with refused(code, f"'?{name}'? (does not exist|is not the name)"):
+        pod.create("true", linux=confined(change))
+    assert pod.node.daemon.query("SELECT count(*) FROM ledger") == before
 
 
 def test_it_sees_its_own_cgroup_and_can_not_write(pod: Pod) -> None:

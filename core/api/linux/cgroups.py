@@ -154,6 +154,15 @@ class Hierarchies:
         else:
             _write_resources_v1(self.by_controller, path, resources)
 
+    def check_settings(self, path: str, names: Iterable[str]) -> None:
+        """See the function of the same name."""
+        _check(path)
+        if self.version != 2:
+            raise Unsupported(f"cgroup {path}: the host has cgroup v1, but unified settings ask for v2")
+        there = [root for root in (self.unified, *_levels(self.unified, path)) if Path(root).is_dir()]
+        for name in names:
+            _check_setting(there[-1], name, is_root=len(there) == 1)
+
 
 def version() -> int:
     """Return 1 or 2; a hybrid host is 1."""
@@ -241,6 +250,15 @@ def write_resources(path: str, resources: LinuxResources) -> None:
     for a value that the kernel refuses.
     """
     _host().write_resources(path, resources)
+
+
+def check_settings(path: str, names: Iterable[str]) -> None:
+    """Check names of settings against a cgroup of version 2 or, before there is one, that above it; write nothing.
+
+    Raises InvalidArgument for one that the kernel does not have, Unsupported where its controller is off and on
+    version 1.
+    """
+    _host().check_settings(path, names)
 
 
 @functools.cache
@@ -433,10 +451,24 @@ def _controller_folder(by_controller: Mapping[str, str], name: str, path: str) -
     return by_controller[controller] + path
 
 
+def _check_setting(folder: str, name: str, *, is_root: bool) -> None:
+    """The root has few settings: of those below it nothing is known until there is one."""
+    controller, dot, rest = name.partition(".")
+    if "/" in name or not (controller and dot and rest):
+        raise InvalidArgument(f"cgroup {folder}: {name!r} is not the name of a setting")
+    if controller != "cgroup" and controller not in (_read(f"{folder}/cgroup.controllers") or "").split():
+        raise Unsupported(f"cgroup setting {name} does not exist in {folder}: controller {controller} is off")
+    if not is_root and not Path(f"{folder}/{name}").exists():
+        raise InvalidArgument(f"cgroup setting {name} does not exist in {folder}: this kernel has no such setting")
+
+
 def _write_resources_v2(folder: str, resources: LinuxResources) -> None:
-    for name, value in _settings_v2(folder, resources):
-        if "/" in name:
-            raise InvalidArgument(f"cgroup {folder}: {name!r} is not the name of a setting")
+    settings = tuple(_settings_v2(folder, resources))
+    if not Path(folder).is_dir():
+        raise NotFound(f"cgroup {folder} does not exist")
+    for name, _value in settings:
+        _check_setting(folder, name, is_root=False)
+    for name, value in settings:
         _set(f"{folder}/{name}", value)
 
 

@@ -153,7 +153,7 @@ def seccomp_choice(config: ContainerConfig, site: PodsConfig) -> SecurityProfile
 def _linux(given: SpecInput) -> JsonObject:
     security = given.config.security
     nodes, rules = isolation.build_devices(given.config.devices, security.privileged)
-    limits = isolation.build_resources(given.config.resources, given.site.pids_limit)
+    limits = isolation.build_resources(given.config.resources, given.site.pids_limit, given.cgroup)
     linux: JsonObject = {
         "namespaces": isolation.build_namespaces(
             given.namespaces, security.namespaces.pid, given.target_pid, security.privileged

@@ -13,6 +13,7 @@ from crinoid.core.api.errors import InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.container import DeviceMapping
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
+from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 
 JsonObject = dict[str, Any]
 _ALL_DEVICES = {"allow": True, "access": "rwm"}
@@ -54,8 +55,11 @@ def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[li
     return list(nodes.values()), [_ALL_DEVICES] if privileged else [_NO_DEVICES, *rules]
 
 
-def build_resources(resources: LinuxResources, pids_limit: int) -> JsonObject:
-    """Write limits as the runtime-spec has them; what is 0 or empty is left out."""
+def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> JsonObject:
+    """Write limits as the runtime-spec has them; what is 0 or empty is left out.
+
+    Raises InvalidArgument and Unsupported for what the cgroup to be made will not have.
+    """
     memory = {"limit": resources.memory_limit_bytes, "swap": _swap_limit(resources)}
     cpu = {
         "shares": min(resources.cpu_shares, _MAX_SHARES),
@@ -69,7 +73,7 @@ def build_resources(resources: LinuxResources, pids_limit: int) -> JsonObject:
         "cpu": {name: value for name, value in cpu.items() if value},
         "pids": {"limit": pids_limit} if pids_limit else {},
         "hugepageLimits": _hugepages(resources.hugepage_limits),
-        "unified": dict(resources.unified) if cgroups.version() == 2 else {},
+        "unified": _unified(resources.unified, cgroup) if cgroups.version() == 2 else {},
     }
     return {name: value for name, value in parts.items() if value}
 
@@ -81,6 +85,13 @@ def _joined(kind: str, path: str) -> JsonObject:
 def _swap_limit(resources: LinuxResources) -> int:
     """Leave swap alone where the kernel doesn't account for it, as peers do: the limit could not be set."""
     return resources.memory_swap_limit_bytes if cgroups.accounts_swap() else 0
+
+
+def _unified(settings: Mapping[str, str], cgroup: str) -> dict[str, str]:
+    """Runtimes say of some unknown settings that permission is denied."""
+    if settings:
+        cgroups.check_settings(path_below_mount(cgroup), settings)
+    return dict(settings)
 
 
 def _hugepages(limits: Mapping[str, int]) -> list[JsonObject]:

@@ -46,7 +46,7 @@ def v2(tmp_path: Path) -> Hierarchies:
         "pids.current": "3\n",
         "cgroup.procs": "11\n12\n",
     }
-    write(tmp_path / "pod", files)
+    write(tmp_path / "pod", files | {"cgroup.controllers": "cpu memory pids\n"})
     write(tmp_path, {"cgroup.controllers": "cpu memory pids\n", "cgroup.subtree_control": "\n"})
     return Hierarchies(2, unified=str(tmp_path))
 
@@ -135,6 +135,34 @@ def test_limits_of_version_2(v2: Hierarchies, tmp_path: Path) -> None:
         v2.write_resources("/pod", LinuxResources(unified={"../cgroup.kill": "1"}))
     with pytest.raises(NotFound):
         v2.write_resources("/none", LinuxResources(cpu_shares=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("memory.none-such", InvalidArgument, "memory.none-such does not exist .* no such setting"),
+        ("io.max", Unsupported, "io.max does not exist .* controller io is off"),
+        ("memory", InvalidArgument, "'memory' is not the name"),
+        ("memory.", InvalidArgument, "'memory.' is not the name"),
+        ("../cgroup.kill", InvalidArgument, "is not the name"),
+    ],
+)
+def test_settings_that_there_are_not(
+    v2: Hierarchies, tmp_path: Path, name: str, error: type[Exception], words: str
+) -> None:
+    """They are found before anything is written, and for a cgroup that is still to be made."""
+    with pytest.raises(error, match=words):
+        v2.write_resources("/pod", LinuxResources(memory_limit_bytes=1, unified={"memory.max": "2", name: "1"}))
+    assert read(tmp_path / "pod", "memory.max") == ["max"]
+    for path in ("/pod", "/pod/container"):
+        with pytest.raises(error, match=words):
+            v2.check_settings(path, ["memory.max", name])
+    v2.check_settings("/none/container", ["memory.none-such"])  # nothing is known of it
+
+
+def test_unified_settings_are_of_version_2(v1: Hierarchies) -> None:
+    with pytest.raises(Unsupported, match="cgroup v1"):
+        v1.check_settings("/pod", ["memory.max"])
 
 
 def test_limits_of_version_1(v1: Hierarchies, tmp_path: Path) -> None:

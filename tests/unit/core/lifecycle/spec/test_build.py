@@ -284,6 +284,17 @@ def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_spec(given(resources=limits))["linux"]["resources"]["memory"] == {"limit": 1 << 20}
 
 
+def test_unified_settings_are_checked_where_the_cgroup_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "pods" / "cgroup.controllers").write_text("memory\n")
+    (tmp_path / "pods" / "memory.high").touch()
+    monkeypatch.setattr(cgroups, "_host", lambda: cgroups.Hierarchies(2, unified=str(tmp_path)))
+    good = LinuxResources(unified={"memory.high": "1"})
+    assert build_spec(given(resources=good))["linux"]["resources"]["unified"] == {"memory.high": "1"}
+    with pytest.raises(InvalidArgument, match=r"memory\.none-such does not exist"):
+        build_spec(given(resources=LinuxResources(unified={"memory.none-such": "1"})))
+
+
 def test_seccomp_choice() -> None:
     def chosen(site: PodsConfig | None = None, **fields: Any) -> SecurityProfile | None:
         return seccomp_choice(given(security=secure(**fields)).config, site or PodsConfig())
