@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: bench bench-quick demo test test-vm test-vm-short lint unit proto docs setup packages clean
+.PHONY: bench bench-quick demo test test-vm test-vm-short lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -46,10 +46,13 @@ docs: setup
 	$(BIN)/python tools/generate_configuration.py
 	$(BIN)/python tools/generate_conformance.py
 
-setup: packages $(STAMP)
+setup: packages bytecode
 
 packages:
 	@sh tools/install_packages.sh
+
+bytecode: $(STAMP)
+	@$(BIN)/python tools/compile_bytecode.py
 
 $(STAMP): pyproject.toml tools/make_venv.sh
 	@PYTHON="$(PYTHON)" sh tools/make_venv.sh $(VENV)

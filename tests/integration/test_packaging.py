@@ -79,6 +79,30 @@ def test_it_runs_from_any_folder(crinoid: Path, tmp_path: Path) -> None:
     assert where.startswith(str(crinoid.parents[1]))
 
 
+COMPILES_NOTHING = """
+from importlib.machinery import SourceFileLoader
+def refuse(loader, data, path, **options):
+    raise AssertionError(f"{path} is compiled at each start")
+SourceFileLoader.source_to_code = refuse
+import crinoid.core.daemon.serve, crinoid.plugins.runtimes.runc, crinoid.plugins.networks.bridge
+"""
+
+
+def test_the_daemon_starts_from_bytecode(crinoid: Path, tmp_path: Path) -> None:
+    run(crinoid.with_name("python"), "-B", "-c", COMPILES_NOTHING, cwd=tmp_path)
+
+
+def test_a_source_tree_can_be_compiled_once_for_all_starts(tmp_path: Path) -> None:
+    for name in ("core", "plugins", "src", "tools"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, symlinks=True, ignore=IGNORED)
+    python = Path(sys.executable)
+    program = f"import sys; sys.path.insert(0, {str(tmp_path / 'src')!r}){COMPILES_NOTHING}"
+    with pytest.raises(AssertionError, match="is compiled at each start"):
+        run(python, "-B", "-c", program, cwd=tmp_path)
+    run(python, str(tmp_path / "tools/compile_bytecode.py"), cwd=tmp_path)
+    run(python, "-B", "-c", program, cwd=tmp_path)
+
+
 def test_its_plugins_are_found_by_their_entry_points(crinoid: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text("")
