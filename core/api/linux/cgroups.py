@@ -529,29 +529,31 @@ def _set(file: str, value: str) -> None:
 
 
 def _write(file: str, value: str) -> None:
-    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    """Write one file at one go. A cgroup that goes away meanwhile (ENODEV) is one that is not there."""
     try:
-        os.write(fd, value.encode())
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, file) from None
-    finally:
-        os.close(fd)
+        raise OSError(errno.ENOENT if error.errno == errno.ENODEV else error.errno, error.strerror, file) from None
 
 
 def _read(file: str) -> str | None:
     """Read one file at one go; ``None`` where there is none, or where the kernel has it switched off."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces = list(_pieces(fd))
+        finally:
+            os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        pieces = list(_pieces(fd))
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):  # pressure is off; the cgroup has gone
+        if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):  # pressure is off; the cgroup goes away meanwhile
             return None
         raise
-    finally:
-        os.close(fd)
     return b"".join(pieces).decode()
 
 

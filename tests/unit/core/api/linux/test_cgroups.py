@@ -1,5 +1,6 @@
 """Cgroups: both versions over folders that look like them, and the host's own where there is root."""
 
+import errno
 import os
 import subprocess
 import time
@@ -114,6 +115,21 @@ def test_usage_of_no_cgroup(v1: Hierarchies, v2: Hierarchies) -> None:
     for hierarchies in (v1, v2):
         with pytest.raises(NotFound, match="none"):
             hierarchies.read_usage("/none")
+
+
+def test_a_cgroup_that_goes_away_meanwhile_is_not_there(v2: Hierarchies, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its look-up and its opening the kernel answers ENODEV."""
+
+    def gone(path: str, *_: object) -> int:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(cgroups.os, "open", gone)
+    with pytest.raises(NotFound, match="/pod"):
+        v2.read_usage("/pod")
+    assert v2.read_file("/pod", "cpu.stat") is None
+    v2.kill("/pod", 1)
+    with pytest.raises(FileNotFoundError, match=r"cgroup\.procs"):
+        v2.join("/pod", 1)
 
 
 def test_limits_of_version_2(v2: Hierarchies, tmp_path: Path) -> None:
