@@ -1,8 +1,8 @@
 """What extensions change in a container that is about to be created.
 
-``assembly`` calls ``adjust_config`` for what a container's configuration can say, builds the specification from that,
-and then ``adjust_spec`` for the rest. Adjustments follow one another: a later one removes or replaces what an earlier
-one added.
+The slot has checked that it makes sense. ``assembly`` calls ``adjust_config`` for what a container's configuration can
+say, builds the specification from that, and then ``adjust_spec`` for the rest. Adjustments follow one another: a later
+one removes or replaces what an earlier one added.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.hooks.extension import ContainerAdjustment
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount
@@ -20,7 +19,6 @@ from crinoid.core.api.values.pod import LinuxResources
 
 JsonObject = dict[str, Any]
 T = TypeVar("T", VolumeMount, DeviceMapping)
-STAGES = frozenset({"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"})
 
 
 def adjust_config(config: ContainerConfig, changes: Iterable[ContainerAdjustment]) -> ContainerConfig:
@@ -42,7 +40,7 @@ def adjust_config(config: ContainerConfig, changes: Iterable[ContainerAdjustment
 
 
 def adjust_spec(spec: JsonObject, changes: Sequence[ContainerAdjustment]) -> None:
-    """Edit a specification that was built from the adjusted configuration. Raises InvalidArgument."""
+    """Edit a specification that was built from the adjusted configuration."""
     for number, change in enumerate(changes):
         _remove(spec, change, changes[number:])
         for mount in change.oci_mounts:
@@ -155,8 +153,6 @@ def _rules(spec: JsonObject) -> list[JsonObject]:
 
 
 def _add_hook(spec: JsonObject, hook: OciHook) -> None:
-    if hook.stage not in STAGES:
-        raise InvalidArgument(f"hook {hook.path}: stage {hook.stage!r} is none of {', '.join(sorted(STAGES))}")
     made: JsonObject = {"path": hook.path}
     parts = {"args": list(hook.args), "env": list(hook.env), "timeout": hook.timeout_s}
     made |= {key: value for key, value in parts.items() if value}
@@ -164,6 +160,4 @@ def _add_hook(spec: JsonObject, hook: OciHook) -> None:
 
 
 def _normal(path: str) -> str:
-    if not path.strip("/"):
-        raise InvalidArgument(f"path {path!r} is none below /")
     return posixpath.normpath("/" + path.lstrip("/"))

@@ -7,7 +7,8 @@ A hook is called once for each extension, so that a failure has a name, a deadli
 import logging
 from collections.abc import Sequence
 
-from crinoid.core.api.errors import CrinoidError, Refused
+from crinoid.core.api.adjustments import check_adjustment
+from crinoid.core.api.errors import CrinoidError, DriverError, InvalidArgument, Refused
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ExitStatus
@@ -41,6 +42,17 @@ class ExtensionSlot(Slot):
     def _start(self, hook: str, arguments: dict[str, object]) -> object:
         answers = super()._start(hook, arguments)
         return answers[0] if answers else None
+
+
+def _adjustment(answer: object) -> ContainerAdjustment | None:
+    """One that makes no sense is the extension's failure, not the request's."""
+    adjustment = one_or_none(ContainerAdjustment)(answer)
+    if adjustment is not None:
+        try:
+            check_adjustment(adjustment)
+        except InvalidArgument as error:
+            raise DriverError(f"wants what makes no sense: {error}") from error
+    return adjustment
 
 
 class ExtensionSlots:
@@ -100,7 +112,7 @@ class ExtensionSlots:
         """Ask each extension what to change in a container; return what they gave, with the names of their slots."""
         found = []
         for slot in self.slots:
-            adjustment = await slot.call("adjust_container", one_or_none(ContainerAdjustment), container=container)
+            adjustment = await slot.call("adjust_container", _adjustment, container=container)
             if adjustment is not None:
                 found.append((slot.name, adjustment))
         return tuple(found)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from crinoid.core.api.errors import Refused
+from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.values.adjustment import OciDevice, OciDeviceRule, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.pod import LinuxResources
@@ -22,7 +22,10 @@ def removed(key: str) -> str | None:
 
 
 def decode_adjustment(adjust: nri_pb2.ContainerAdjustment, container: ContainerView) -> ContainerAdjustment:
-    """Read an adjustment of this container. Raises Refused for what can't be done."""
+    """Read an adjustment of this container.
+
+    Raises InvalidArgument for what can't be done, ValueError for a word that NRI does not have.
+    """
     linux = adjust.linux
     return ContainerAdjustment(
         envs=tuple((env.key, env.value) for env in adjust.env if removed(env.key) is None),
@@ -92,7 +95,7 @@ def _decode_hooks(hooks: nri_pb2.Hooks) -> tuple[OciHook, ...]:
 def _patch(linux: nri_pb2.LinuxContainerAdjustment, container: ContainerView) -> JsonObject:
     """Return what only the OCI specification can say, as a merge patch."""
     if linux.resources.blockio_class.value:
-        raise Refused(
+        raise InvalidArgument(
             f"block I/O class {linux.resources.blockio_class.value!r} is asked for, and no classes are defined here"
         )
     below: JsonObject = {

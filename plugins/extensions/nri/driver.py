@@ -10,7 +10,8 @@ import os
 from collections.abc import Coroutine, Iterable
 from typing import Any, ClassVar
 
-from crinoid.core.api.errors import ConfigurationError, CrinoidError, Refused
+from crinoid.core.api.adjustments import check_adjustment
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument, Refused
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.host import Host
@@ -131,6 +132,7 @@ class NriExtension:
             question = Request(nri_pb2.CREATE_CONTAINER, creation.request, _name(container))
             answer = await plugin.ask(question, nri_pb2.CreateContainerResponse)
             if answer is not None:
+                _check(answer, plugin.label, container)
                 creation.apply(answer, plugin.label)
         await self._validate(creation, asked, container)
         self._evict(creation.evictions)
@@ -401,6 +403,14 @@ class NriExtension:
 _ENDS = frozenset(
     {nri_pb2.STOP_POD_SANDBOX, nri_pb2.REMOVE_POD_SANDBOX, nri_pb2.STOP_CONTAINER, nri_pb2.REMOVE_CONTAINER}
 )
+
+
+def _check(answer: nri_pb2.CreateContainerResponse, plugin: str, container: ContainerView) -> None:
+    """Refuse what makes no sense while it is known who wants it. ``ValueError``: a word that NRI does not have."""
+    try:
+        check_adjustment(decode_adjustment(answer.adjust, container))
+    except (InvalidArgument, ValueError) as error:
+        raise Refused(f"NRI plugin {plugin} wants of {_name(container)} what makes no sense: {error}") from error
 
 
 def _name(container: ContainerView) -> str:

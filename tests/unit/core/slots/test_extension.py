@@ -8,8 +8,9 @@ import pytest
 from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import NoOptions
 from crinoid.core.api.errors import DeadlineExceeded, DriverError, Refused
-from crinoid.core.api.hooks.extension import ContainerView, PodView
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
 from crinoid.core.api.testing.fakes import FakeExtension, fake_host
+from crinoid.core.api.values.adjustment import OciHook
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.api.values.pod import LinuxResources, PodConfig, PodMetadata
 from crinoid.core.config.models import ExtensionSlotConfig
@@ -56,6 +57,19 @@ async def test_a_refusal_is_never_ignored(drivers: tuple[FakeExtension, FakeExte
     with pytest.raises(Refused, match=r'"first" .*pod_starting: no'):
         await slots.pod_starting(POD)
     assert drivers[1].hooks_called == ("pod_starting",)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "fail"])
+async def test_what_makes_no_sense_is_a_failure(drivers: tuple[FakeExtension, FakeExtension], policy: str) -> None:
+    slots = ExtensionSlots([a_slot(driver, on_failure=policy) for driver in drivers])
+    drivers[0].adjustment = ContainerAdjustment(oci_hooks=(OciHook("later", "/x"),))
+    drivers[1].adjustment = good = ContainerAdjustment(args=("x",))
+    if policy == "ignore":
+        assert await slots.adjust_container(CONTAINER) == (("second", good),)
+        return
+    words = r"\"first\" .*adjust_container: wants what makes no sense: oci_hooks: stage 'later' of /x is none of create"
+    with pytest.raises(DriverError, match=words):
+        await slots.adjust_container(CONTAINER)
 
 
 async def test_each_is_asked_about_what_the_one_before_made(drivers: tuple[FakeExtension, FakeExtension]) -> None:

@@ -315,7 +315,7 @@ async def test_plugins_are_asked_by_index_and_see_what_came_before(make: Any) ->
         {"args": ["x"]},
         {"rlimits": [{"type": "RLIMIT_CPU"}]},
         {"CDI_devices": [{"name": "a.b/c=d"}]},
-        {"linux": {"devices": [{"path": "/dev/x"}]}},
+        {"linux": {"devices": [{"path": "/dev/x", "type": "c"}]}},
         {"linux": {"cgroups_path": "/x"}},
         {"linux": {"oom_score_adj": {"value": 1}}},
         {"linux": {"sysctl": {"x": "1"}}},
@@ -331,6 +331,31 @@ async def test_two_plugins_may_not_set_the_same(make: Any, wanted: Any) -> None:
         await nri.join("p", index, CreateContainer=adjusting(**wanted))
     with pytest.raises(Refused, match=r"NRI plugins 10-p and 20-p both set [A-Z].* of container c1"):
         await nri.driver.adjust_container(a_container())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"env": [{"key": "A=B"}]}, "envs: 'A=B' is no name of a variable"),
+        ({"mounts": [{"destination": "/"}]}, "oci_mounts: '/' is no path below /"),
+        ({"rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}, "rlimits: RLIMIT_CPU"),
+        ({"hooks": {"poststop": [{"path": "x"}]}}, "oci_hooks: 'x' is no absolute path"),
+        ({"linux": {"cgroups_path": "/a/../../b"}}, "cgroup: '/a/../../b'"),
+        ({"linux": {"devices": [{"path": "/dev/x", "type": "z"}]}}, "oci_devices: /dev/x is of type 'z'"),
+        ({"linux": {"scheduler": {"policy": 99}}}, "99"),
+        ({"linux": {"resources": {"blockio_class": {"value": "x"}}}}, "no classes are defined here"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_and_says_whose_it_is(make: Any, wanted: Any, words: str) -> None:
+    nri = await make()
+    await nri.join("sane", "10", CreateContainer=adjusting(args=["x"]))
+    plugin = await nri.join("odd", "20", CreateContainer=adjusting(**wanted))
+    with pytest.raises(Refused) as caught:
+        await nri.driver.adjust_container(a_container())
+    assert words in caught.value.message
+    assert "20-odd" in caught.value.message
+    assert "c1" in caught.value.message
+    assert not plugin.closed.is_set()
 
 
 async def test_hooks_add_up(make: Any) -> None:
