@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from integration.conftest import BUSYBOX, SNAPSHOTTERS, Node
+from integration.conftest import BUSYBOX, RUNTIMES, SNAPSHOTTERS, Node
 from integration.pods import refused, until
 from support.daemon import container_config, pod_config
 from support.images import add_json, build_image, name_manifest
@@ -38,6 +38,11 @@ CRIU = criu_says()
 works = pytest.mark.skipif(bool(CRIU), reason=f"criu can't work here: {CRIU[-300:]}")
 works_not = pytest.mark.skipif(not CRIU, reason="criu works here, so nothing is refused")
 HANDLER = "runc-host-overlay"
+
+
+def crun_version() -> str:
+    """Return what crun says of itself, with what it was built of."""
+    return subprocess.run(["crun", "--version"], capture_output=True, text=True, check=True).stdout
 
 
 def counting(node: Node, pod: str, name: str = "app", **config: Any) -> str:
@@ -162,8 +167,11 @@ def test_what_is_no_checkpoint_of_a_pod_is_refused(node: Node, tmp_path: Path) -
 
 @works
 @pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)
-def test_a_counter_goes_on(node: Node, tmp_path: Path, snapshotter: str) -> None:
-    handler = f"runc-host-{snapshotter}"
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_counter_goes_on(node: Node, tmp_path: Path, runtime: str, snapshotter: str) -> None:
+    if runtime == "crun" and "+CRIU" not in crun_version():
+        pytest.skip("this crun has no criu in it; that it is refused is tested")
+    handler = f"{runtime}-host-{snapshotter}"
     pod = node.run_pod(handler=handler)
     container = counting(node, pod)
     location = checkpoint(node, container, tmp_path)
@@ -172,7 +180,7 @@ def test_a_counter_goes_on(node: Node, tmp_path: Path, snapshotter: str) -> None
     then = count(node, container)
     until(lambda: count(node, container) > then + 3, 30)
     assert not is_frozen(container)
-    check_archive(location, container)
+    check_archive(location, container, runtime)
     node.call("RemovePodSandbox", pod_sandbox_id=pod)
 
     pod = node.run_pod("second", handler=handler)
@@ -191,7 +199,50 @@ def test_a_counter_goes_on(node: Node, tmp_path: Path, snapshotter: str) -> None
     assert node.wait_exit(restored)["exit_code"] == 137
 
 
-def check_archive(location: Path, container: str) -> None:
+@works
+def test_a_container_with_a_terminal_goes_on(node: Node, tmp_path: Path) -> None:
+    pod = node.run_pod(handler=HANDLER)
+    script = f"stty rows 11 cols 22; test -t 1 && {COUNTER.strip()}"
+    container = node.run_container(pod, "sh", "-c", script, tty=True, stdin=True)
+    until(lambda: count(node, container) > 3, 60)
+    location = checkpoint(node, container, tmp_path)
+    then = count(node, container)
+    until(lambda: count(node, container) > then + 3, 30)
+    node.call("RemoveContainer", container_id=container)
+    restored = node.create(pod, name="restored", image=str(location), tty=True, stdin=True)
+    node.call("StartContainer", container_id=restored)
+    until(lambda: count(node, restored) > then + 3, 60)
+    assert node.execute(restored, "sh", "-c", "stty size < /proc/1/fd/1")[:2] == (0, "11 22\n")
+
+
+@works
+def test_containers_that_share_processes_go_on(node: Node, tmp_path: Path) -> None:
+    shared = {"security_context": {"namespace_options": {"pid": "POD"}}}
+    pod = node.run_pod(handler=HANDLER, linux=shared)
+    container = counting(node, pod, linux=shared)
+    location = checkpoint(node, container, tmp_path)
+    then = count(node, container)
+    until(lambda: count(node, container) > then + 3, 30)
+    node.call("RemovePodSandbox", pod_sandbox_id=pod)
+    pod = node.run_pod("second", handler=HANDLER, linux=shared)
+    restored = node.create(pod, name="restored", image=str(location), linux=shared)
+    node.call("StartContainer", container_id=restored)
+    until(lambda: count(node, restored) > then + 3, 60)
+    assert node.execute(restored, "cat", "/proc/1/comm")[1] != "sh\n", "the pod's init is the first process"
+
+
+def test_a_crun_without_criu_says_so(node: Node, tmp_path: Path) -> None:
+    """As Debian's is."""
+    if "+CRIU" in crun_version():
+        pytest.skip("this crun has criu in it")
+    container = counting(node, node.run_pod(handler="crun-host-overlay"))
+    with refused("FAILED_PRECONDITION", r"crun was built without criu \(crun --version names no \+CRIU\): use runc"):
+        checkpoint(node, container, tmp_path)
+    assert left(tmp_path) == []
+    assert not is_frozen(container)
+
+
+def check_archive(location: Path, container: str, runtime: str) -> None:
     """The form that checkpointctl reads."""
     with tarfile.open(location) as archive:
         names = archive.getnames()
@@ -206,7 +257,7 @@ def check_archive(location: Path, container: str) -> None:
             return json.load(content)
 
         config, spec = read("config.dump"), read("spec.dump")
-        assert (config["id"], config["name"], config["runtime"]) == (container, "app", "runc")
+        assert (config["id"], config["name"], config["runtime"]) == (container, "app", runtime)
         assert config["rootfsImageName"].startswith(BUSYBOX)
         assert spec["process"]["args"][0] == "sh"
         assert "/etc/group" in read("deleted.files")
