@@ -9,7 +9,9 @@ seconds; a deadline in the configuration wins over it.
 The story: ``connect`` once, before the first request; then for each pod ``pod_starting``, ``pod_started``, its
 containers, ``pod_stopping``, ``pod_stopped``, ``pod_removed``; for each container ``adjust_container``,
 ``container_created``, ``container_starting``, ``container_started``, ``container_exited``, ``container_removed``. What
-was begun and failed ends with ``…_removed`` at once. Stopping and removing never fail because of an extension.
+was begun and failed ends with ``…_removed`` at once. Stopping and removing never fail because of an extension. An end
+may be told twice, of what the extension never heard of, and (a container that ended while the daemon was away) before
+``connect``. ``testing.extensions`` has the story as tests.
 """
 
 from collections.abc import Mapping
@@ -77,7 +79,7 @@ class ContainerAdjustment:
     added, which replaces what has the same name; ``mounts`` can't be image volumes. ``args`` replaces the command,
     ``resources`` the limits that it gives, ``cgroup`` the cgroup path (or ``slice:prefix:name``). ``cdi_devices`` are
     full names. ``spec_patch`` is a JSON merge patch (RFC 7396) of the OCI specification, for all that has no field
-    here; it comes last.
+    here; it comes last. One that makes no sense is a failure of the extension: ``adjustments.check_adjustment`` tells.
     """
 
     envs: tuple[tuple[str, str], ...] = ()
