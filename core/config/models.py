@@ -4,10 +4,14 @@ Every table and every field has a default, so that no file at all makes a workin
 :class:`Config` from the files.
 """
 
+# ruff: noqa: RUF012  # pydantic copies its models' defaults; ruff does not see that these are models
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from crinoid.core.api.config import Described
 
 DEFAULT_SLOT = "default"
 """The name of the slot that the tables ``[network]`` and ``[snapshotter]`` make."""
@@ -26,10 +30,8 @@ Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(ge=0)]
 
 
-class Section(BaseModel):
+class Section(Described):
     """A frozen table in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ServerConfig(Section):
