@@ -90,6 +90,31 @@ def test_a_life_is_told_in_order(nri_node: Node, join: Join) -> None:
     assert (stopped.container.state, stopped.container.exit_code) == (nri_pb2.CONTAINER_STOPPED, 137)
 
 
+def test_limits_of_a_pod_are_told(nri_node: Node, join: Join) -> None:
+    plugin = join(events=subscribe(nri_pb2.UPDATE_POD_SANDBOX, nri_pb2.POST_UPDATE_POD_SANDBOX))
+    pod = nri_node.run_pod("resized")
+    nri_node.call("UpdatePodSandboxResources", pod_sandbox_id=pod, resources={"cpu_shares": 333})
+    assert plugin.methods(pod) == ["UpdatePodSandbox", "PostUpdatePodSandbox"]
+    (asked,), (done,) = plugin.requests("UpdatePodSandbox"), plugin.requests("PostUpdatePodSandbox")
+    assert asked.linux_resources.cpu.shares.value == 333
+    assert done.pod.linux.pod_resources.cpu.shares.value == 333
+
+
+def test_two_that_want_the_same_leave_nothing(nri_node: Node, join: Join) -> None:
+    pod = nri_node.run_pod("contested")
+    first = join("one", "10", CreateContainer=adjusting(args=["sleep", "1"]))
+    join("two", "20", CreateContainer=adjusting(args=["sleep", "2"]))
+    before = nri_node.daemon.query("SELECT count(*) FROM ledger")
+    with refused("FAILED_PRECONDITION", "NRI plugins 10-one and 20-two both set Args of container"):
+        nri_node.create(pod, "sleep", "100")
+    assert nri_node.call("ListContainers")["containers"] == []
+    assert nri_node.daemon.query("SELECT count(*) FROM ledger") == before
+    assert first.methods()[-2:] == ["StopContainer", "RemoveContainer"]
+    first.close()
+    assert first.closed.wait(10)
+    nri_node.create(pod, "sleep", "100")
+
+
 def test_adjustments_are_found_inside(pod: Pod, join: Join, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("from the host")
     hooked = tmp_path / "hooked"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from crinoid.core.api.errors import Refused
 from crinoid.core.api.hooks.extension import ContainerView, PodView
@@ -632,6 +633,92 @@ def test_a_list_is_split_between_its_members() -> None:
         (0, 1, False),
     ]
     assert [(len(part.pods), part.more) for part in split_sync([], [])] == [(0, False)]
+
+
+async def test_large_messages_come_through_both_ways(make: Any) -> None:
+    """ttrpc has messages of up to 4 MiB, which peers read in pieces."""
+    nri = await make(deadline_s=10)
+    text = "x" * 3_000_000
+    spec = {**SPEC, "process": {**SPEC["process"], "env": [f"LONG={text}"]}}
+    plugin = await nri.join("much", CreateContainer=adjusting(annotations={"long": text}))
+    view = a_container()
+    large = ContainerView(view.container_id, view.pod, view.config, view.image_id, spec=spec)
+    found = await nri.driver.adjust_container(large)
+    assert found.annotations == (("long", text),)
+    assert list(plugin.requests("CreateContainer")[0].container.env) == [f"LONG={text}"]
+
+
+@pytest.mark.parametrize("policy", ["ignore", "fail"])
+async def test_messages_that_are_too_large_are_no_answers(make: Any, policy: str) -> None:
+    nri = await make(deadline_s=10, on_failure=policy)
+    text = "x" * (4 << 20)
+    plugin = await nri.join("much", CreateContainer=adjusting(annotations={"long": text}))
+    if policy == "ignore":
+        assert await nri.driver.adjust_container(a_container()) is None
+    else:
+        with pytest.raises(
+            Refused, match=r"CreateContainer: the plugin sends a message of 4\d+ bytes, more than ttrpc"
+        ):
+            await nri.driver.adjust_container(a_container())
+    await eventually(plugin.closed.is_set)
+    await nri.driver.container_removed(a_container())
+    plugin = await nri.join("much")
+    view = a_container("c2")
+    large = ContainerView("c2", view.pod, view.config, view.image_id, spec={"process": {"args": [text]}})
+    if policy == "ignore":
+        assert await nri.driver.adjust_container(large) is None
+    else:
+        with pytest.raises(Refused, match=r"a request of 4\d+ bytes is more than ttrpc takes"):
+            await nri.driver.adjust_container(large)
+    await eventually(plugin.closed.is_set)
+
+
+async def test_a_plugin_that_dies_and_comes_back_is_told_everything_anew(make: Any) -> None:
+    nri = await make()
+    first = await nri.join("again", StartContainer=lambda _: first.close())
+    await nri.driver.adjust_container(a_container())
+    await nri.driver.container_created(nri.have(a_container(state=ContainerStatus.CREATED)))
+    await nri.driver.container_starting(a_container())
+    await eventually(first.closed.is_set)
+    await nri.driver.adjust_container(a_container("c2"))
+    await nri.driver.container_created(nri.have(a_container("c2", state=ContainerStatus.CREATED)))
+    second = await nri.join("again")
+    assert [one.id for one in second.requests("Synchronize")[0].containers] == ["c1", "c2"]
+    await nri.driver.container_exited(a_container(), ExitStatus(0, 1))
+    assert second.methods("c1") == ["StopContainer"]
+    assert first.methods("c2") == []
+
+
+async def test_a_plugin_that_can_not_be_synchronized_is_not_used(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    nri = await make(synchronization_deadline_s=0.2)
+    for handler, words in (
+        (refuse, "NRI plugin 00-bad is not used: Synchronize: I don't like it"),
+        (lambda _request: threading.Event().wait(2), "Synchronize had no answer after 0.2 s"),
+    ):
+        plugin = NriPlugin("bad", handlers={"Synchronize": handler})
+        nri.plugins.append(plugin)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(nri.config.socket))
+        plugin.attach(connection)
+        await call(plugin.register)
+        assert await call(plugin.closed.wait, 5)
+        await eventually(lambda words=words: words in caplog.text)
+    assert await nri.driver.adjust_container(a_container()) is None
+
+
+@pytest.mark.parametrize("answer", [b"\xff\xff", b"\x0a\xff"], ids=["no message", "cut off"])
+async def test_an_answer_that_can_not_be_read_is_none(
+    make: Any, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Garbage(Message):
+        def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's
+            return answer
+
+    nri = await make()
+    plugin = await nri.join("odd", CreateContainer=lambda _request: Garbage())
+    assert await nri.driver.adjust_container(a_container()) is None
+    assert "00-odd: CreateContainer of container c1 (app): CreateContainer: Error parsing message" in caplog.text
+    await eventually(plugin.closed.is_set)
 
 
 async def test_a_plugin_from_before_each_step_had_a_call(make: Any) -> None:
