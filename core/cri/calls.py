@@ -7,11 +7,12 @@ async generator of responses. RPCs that the object has no method for answer UNIM
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -40,9 +41,7 @@ def _ignore(_rpc: str, _seconds: float, _code: str) -> None:
     """Measure nothing."""
 
 
-def _no_span(_rpc: str, _metadata: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
-    """Trace nothing."""
-    return contextlib.nullcontext()
+_NO_SPAN = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,12 @@ class CallHooks:
     """Who else wants to know of calls.
 
     ``observe(rpc, seconds, code)`` is told the end of each, with gRPC's name of the status. ``span(rpc, metadata)``
-    returns the context that the call runs in; ``metadata`` are the request's headers, with ``traceparent`` maybe.
+    returns the context that the call runs in, ``None`` for none; ``metadata`` are the request's headers, with
+    ``traceparent`` maybe.
     """
 
     observe: Callable[[str, float, str], None] = _ignore
-    span: Callable[[str, Mapping[str, str]], contextlib.AbstractContextManager[object]] = _no_span
+    span: Callable[[str, Mapping[str, str]], contextlib.AbstractContextManager[object]] | None = None
 
 
 NO_HOOKS = CallHooks()
@@ -72,46 +72,77 @@ class Calls:
 
     def __init__(self, hooks: CallHooks) -> None:
         self.in_flight: Counter[str] = Counter()
-        self._hooks = hooks
+        self._observe = hooks.observe
+        self._trace = hooks.span
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
-        async with self._lived(rpc, request, context):
-            return await method(_readable(request))
+        with _Life(self, rpc, request) as life:
+            try:
+                with self._span(rpc, context):
+                    return await method(_readable(request))
+            except Exception as error:  # here ends, as a status, whatever went wrong
+                await life.fail(error, context)
+                raise  # not reached: abort raises
 
     async def serve_stream(self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Any) -> None:
         """Run one call that answers with a stream; a client that reads slowly holds up this call and nothing else.
 
         The client gets the answer's headers once the call has begun, whenever the first message comes.
         """
-        async with self._lived(rpc, request, context), contextlib.aclosing(method(_readable(request))) as answers:
-            await context.send_initial_metadata(())
-            async for answer in answers:
-                await context.write(answer)
+        with _Life(self, rpc, request) as life:
+            try:
+                with self._span(rpc, context):
+                    async with contextlib.aclosing(method(_readable(request))) as answers:
+                        await context.send_initial_metadata(())
+                        async for answer in answers:
+                            await context.write(answer)
+            except Exception as error:
+                await life.fail(error, context)
+                raise
 
-    @contextlib.asynccontextmanager
-    async def _lived(self, rpc: str, request: Message | Malformed, context: Any) -> AsyncIterator[None]:
-        """What is around a call: its span, its count, its end as a status, its line in the log."""
-        started, code, text = time.monotonic(), "CANCELLED", "the client has gone away"
-        self.in_flight[rpc] += 1
-        try:
-            with self._hooks.span(rpc, _headers(context)):
-                yield
-            code, text = "OK", ""
-        except Exception as error:  # here ends, as a status, whatever went wrong
-            status = to_status(error, rpc)
-            code, text = status.code.name, status.message
-            await context.abort(status.code, status.message, status.trailer)
-            raise  # not reached: abort raises
-        finally:
-            self.in_flight[rpc] -= 1
-            self._note(rpc, describe_subject(request), time.monotonic() - started, code, text)
-
-    def _note(self, rpc: str, subject: str, seconds: float, code: str, text: str) -> None:
-        self._hooks.observe(rpc, seconds, code)
+    def note(self, rpc: str, request: object, seconds: float, code: str, text: str) -> None:
+        """Tell of the end of a call, in the log and to whoever measures; ``text`` says what went wrong."""
+        self._observe(rpc, seconds, code)
+        if not _log.isEnabledFor(level := _level(rpc, code)):
+            return
+        subject = describe_subject(request)
         fields = {"rpc": rpc, "subject": subject, "seconds": round(seconds, 6), "code": code}
         outcome = f"{code}: {text}" if text else code
-        _log.log(_level(rpc, code), "%s %s: %s in %.1f ms", rpc, subject, outcome, seconds * 1000, extra=fields)
+        _log.log(level, "%s %s: %s in %.1f ms", rpc, subject, outcome, seconds * 1000, extra=fields)
+
+    def _span(self, rpc: str, context: Any) -> contextlib.AbstractContextManager[object]:
+        return _NO_SPAN if self._trace is None else self._trace(rpc, _headers(context))
+
+
+class _Life:
+    """What is around a call: its count, its end as a status, its line in the log. One that ends in neither an answer
+    nor an error was cancelled."""
+
+    __slots__ = ("_calls", "_code", "_request", "_rpc", "_started", "_text")
+
+    def __init__(self, calls: Calls, rpc: str, request: object) -> None:
+        self._calls = calls
+        self._rpc = rpc
+        self._request = request
+        self._code, self._text = "OK", ""
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "_Life":
+        self._calls.in_flight[self._rpc] += 1
+        return self
+
+    async def fail(self, error: Exception, context: Any) -> None:
+        """Abort the call with the status of an error, by grpc's own exception."""
+        status = to_status(error, self._rpc)
+        self._code, self._text = status.code.name, status.message
+        await context.abort(status.code, status.message, status.trailer)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is not None and self._code == "OK":
+            self._code, self._text = "CANCELLED", "the client has gone away"
+        self._calls.in_flight[self._rpc] -= 1
+        self._calls.note(self._rpc, self._request, time.monotonic() - self._started, self._code, self._text)
 
 
 def generic_handler(service: str, implementation: object, calls: Calls) -> Any:
@@ -192,4 +223,9 @@ def _level(rpc: str, code: str) -> int:
     """Choose how loud to be: what is asked every second is for debugging only, unless we are at fault."""
     if code in _OUR_FAULT:
         return logging.WARNING
-    return logging.DEBUG if _READS.match(rpc) else logging.INFO
+    return logging.DEBUG if _is_read(rpc) else logging.INFO
+
+
+@functools.cache
+def _is_read(rpc: str) -> bool:
+    return _READS.match(rpc) is not None

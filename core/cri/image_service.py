@@ -20,8 +20,11 @@ class ImageService:
         self._image_list = EncodedList(self._encode)
 
     async def list_images(self, request: api_pb2.ListImagesRequest) -> bytes:
-        reference = decode_image_filter(request)
-        return self._image_list.join(self._select(reference), full=not reference)
+        def make() -> bytes:
+            reference = decode_image_filter(request)
+            return self._image_list.join(self._select(reference), full=not reference)
+
+        return self._image_list.answer(request.SerializeToString(), self._images.version, make)
 
     async def stream_images(self, request: api_pb2.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
         reference = decode_image_filter(request)

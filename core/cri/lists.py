@@ -2,7 +2,8 @@
 
 The kubelet lists pods and containers every second, and few of them change in between. The lists of the API have their
 items in field 1, so the encoded items, each with that field's tag and its length before it, are the encoded list. So
-are those of the streams, whose messages are pieces of the list.
+are those of the streams, whose messages are pieces of the list. An answer as a whole serves again until a record of
+its kind changes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,8 @@ R = TypeVar("R")
 BATCH_BYTES = 1 << 20
 """How much of a list one message of a stream holds, far below any client's limit; a larger item has one of its own."""
 
-_TAG = b"\x0a"  # field 1, with a length
+_MAX_ANSWERS = 8
+_MAX_REQUEST_BYTES = 1 << 10
 
 
 class EncodedList(Generic[R]):
@@ -28,6 +30,21 @@ class EncodedList(Generic[R]):
     def __init__(self, encode: Callable[[R], Message]) -> None:
         self._encode = encode
         self._kept: dict[int, tuple[R, bytes]] = {}
+        self._answers: dict[bytes, tuple[int, bytes]] = {}
+
+    def answer(self, request: bytes, version: int, make: Callable[[], bytes]) -> bytes:
+        """Return the answer to an encoded request; ``make`` it anew where another ``version`` of the records was asked.
+
+        The few requests that a kubelet repeats are kept with their answers.
+        """
+        known, answer = self._answers.get(request, (-1, b""))
+        if known != version:
+            answer = make()
+            if len(self._answers) >= _MAX_ANSWERS and request not in self._answers:
+                self._answers.clear()
+            if len(request) <= _MAX_REQUEST_BYTES:
+                self._answers[request] = (version, answer)
+        return answer
 
     def join(self, records: Iterable[R], full: bool) -> bytes:
         """Encode a response with these items, in their order; ``full`` tells that no filter left any out."""
@@ -45,15 +62,23 @@ class EncodedList(Generic[R]):
 
 
 def frame_item(item: Message) -> bytes:
-    """Encode an item of a list, with the tag and the length, a varint, before it."""
-    data = item.SerializeToString()
-    length = len(data)
+    """Encode an item of a list, with the tag and the length before it."""
+    return frame(1, item.SerializeToString())
+
+
+def frame(field: int, data: bytes) -> bytes:
+    """Return an encoded message as a field of another: its tag (of a number below 16) and its length before it."""
+    return bytes((field << 3 | 2,)) + varint(len(data)) + data
+
+
+def varint(number: int) -> bytes:
+    """Encode a number, seven bits a byte, the lowest first (protobuf, "Encoding")."""
     digits = bytearray()
-    while length > 0x7F:
-        digits.append(length & 0x7F | 0x80)
-        length >>= 7
-    digits.append(length)
-    return _TAG + digits + data
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def join_batches(frames: Iterable[bytes]) -> Iterator[bytes]:

@@ -28,14 +28,26 @@ from crinoid.core.cri.encode.containers import encode_container, encode_containe
 from crinoid.core.cri.encode.events import encode_event
 from crinoid.core.cri.encode.metrics import encode_descriptor, encode_pod_metrics
 from crinoid.core.cri.encode.node import encode_runtime_config, encode_status, encode_version
-from crinoid.core.cri.encode.pods import encode_info, encode_pod, encode_pod_status_response, encode_restored
+from crinoid.core.cri.encode.pods import (
+    encode_info,
+    encode_pod,
+    encode_pod_status,
+    encode_pod_status_rest,
+    encode_restored,
+)
 from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
-from crinoid.core.cri.lists import EncodedList, frame_item, join_batches
+from crinoid.core.cri.lists import EncodedList, frame, frame_item, join_batches
 from crinoid.core.cri.services import Services
+from crinoid.core.cri.statuses import EncodedStatuses
 from crinoid.core.cri.wire import api_pb2
 from crinoid.core.lifecycle.events import EventReader
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerRecord, PodRecord
+
+_STATUS = api_pb2.PodSandboxStatusResponse.STATUS_FIELD_NUMBER
+"""Of a container's status, too."""
+
+_CONTAINERS_STATUSES = api_pb2.PodSandboxStatusResponse.CONTAINERS_STATUSES_FIELD_NUMBER
 
 
 class RuntimeService:
@@ -54,6 +66,8 @@ class RuntimeService:
         self._restorer = services.restorer
         self._pod_list = EncodedList(encode_pod)
         self._container_list = EncodedList(encode_container)
+        self._pod_statuses = EncodedStatuses(encode_pod_status)
+        self._container_statuses = EncodedStatuses(self._encode_status)
 
     async def version(self, request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
         return encode_version(self._node.version)
@@ -87,16 +101,21 @@ class RuntimeService:
         await self._pods.remove(_pod_id(request))
         return api_pb2.RemovePodSandboxResponse()
 
-    async def pod_sandbox_status(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
+    async def pod_sandbox_status(self, request: api_pb2.PodSandboxStatusRequest) -> bytes:
         record = self._pods.get(_pod_id(request))
         containers = self._containers.list(ContainerFilter(pod_id=record.id))
         info = self._pods.info(record.id) if request.verbose else {}
-        return encode_pod_status_response(record, map(self._encode_status, containers), time.time_ns(), info)
+        rest = encode_pod_status_rest(time.time_ns(), info).SerializeToString()
+        statuses = (frame(_CONTAINERS_STATUSES, self._status(one)) for one in containers)
+        return b"".join((frame(_STATUS, self._pod_statuses.encode(record)), *statuses, rest))
 
     async def list_pod_sandbox(self, request: api_pb2.ListPodSandboxRequest) -> bytes:
-        query = decode_pod_filter(request.filter)
-        records = sorted(self._pods.list(query), key=_age)
-        return self._pod_list.join(records, full=query == PodFilter())
+        def make() -> bytes:
+            query = decode_pod_filter(request.filter)
+            records = sorted(self._pods.list(query), key=_age)
+            return self._pod_list.join(records, full=query == PodFilter())
+
+        return self._pod_list.answer(request.SerializeToString(), self._pods.version, make)
 
     async def stream_pod_sandboxes(self, request: api_pb2.StreamPodSandboxesRequest) -> AsyncGenerator[bytes, None]:
         query = decode_pod_filter(request.filter)
@@ -134,15 +153,21 @@ class RuntimeService:
         await self._containers.remove(_container_id(request))
         return api_pb2.RemoveContainerResponse()
 
-    async def container_status(self, request: api_pb2.ContainerStatusRequest) -> api_pb2.ContainerStatusResponse:
+    async def container_status(self, request: api_pb2.ContainerStatusRequest) -> bytes:
         record = self._containers.get(_container_id(request))
-        info = self._containers.info(record.id) if request.verbose else {}
-        return api_pb2.ContainerStatusResponse(status=self._encode_status(record), info=encode_info(info))
+        status = frame(_STATUS, self._status(record))
+        if not request.verbose:
+            return status
+        info = encode_info(self._containers.info(record.id))
+        return status + api_pb2.ContainerStatusResponse(info=info).SerializeToString()
 
     async def list_containers(self, request: api_pb2.ListContainersRequest) -> bytes:
-        query = decode_container_filter(request.filter)
-        records = sorted(self._containers.list(query), key=_age)
-        return self._container_list.join(records, full=query == ContainerFilter())
+        def make() -> bytes:
+            query = decode_container_filter(request.filter)
+            records = sorted(self._containers.list(query), key=_age)
+            return self._container_list.join(records, full=query == ContainerFilter())
+
+        return self._container_list.answer(request.SerializeToString(), self._containers.version, make)
 
     async def stream_containers(self, request: api_pb2.StreamContainersRequest) -> AsyncGenerator[bytes, None]:
         query = decode_container_filter(request.filter)
@@ -271,8 +296,12 @@ class RuntimeService:
             for batch in join_batches(frame_item(encode_pod_metrics(one)) for one in pods):
                 yield batch
 
+    def _status(self, record: ContainerRecord) -> bytes:
+        """A container's status, encoded; it names the container's image as that is called now."""
+        return self._container_statuses.encode(record, self._images.version)
+
     def _encode_status(self, record: ContainerRecord) -> api_pb2.ContainerStatus:
-        return encode_container_status(record, self._images.find(record.image_id))
+        return encode_container_status(record, self._images.get(record.image_id))
 
 
 _PodRequest = (

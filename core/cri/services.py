@@ -55,6 +55,11 @@ class Pods(Protocol):
         """Find the pod; raise NotFound, or InvalidArgument for a prefix of several."""
         ...
 
+    @property
+    def version(self) -> int:
+        """Another number after each change of any record."""
+        ...
+
     def list(self, query: PodFilter, /) -> Sequence[PodRecord]:
         """Return the pods that pass."""
         ...
@@ -91,6 +96,11 @@ class Containers(Protocol):
         """Find the container; raise NotFound, or InvalidArgument for a prefix of several."""
         ...
 
+    @property
+    def version(self) -> int:
+        """Another number after each change of any record."""
+        ...
+
     def list(self, query: ContainerFilter, /) -> Sequence[ContainerRecord]:
         """Return the containers that pass."""
         ...
@@ -123,6 +133,15 @@ class Images(Protocol):
 
     def find(self, reference: str, /) -> ImageRecord | None:
         """Find an image by tag, reference with digest, id or short id."""
+        ...
+
+    def get(self, image_id: str, /) -> ImageRecord | None:
+        """Find an image by its whole id."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Another number after each change of any record."""
         ...
 
     def list(self) -> Sequence[ImageRecord]:

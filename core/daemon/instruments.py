@@ -3,6 +3,7 @@
 prometheus-client serves the metrics on a thread of its own; OpenTelemetry is an optional dependency.
 """
 
+import functools
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,9 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
+        # a child is found by its labels each time; that takes longer than to observe, and these are few
+        self._rpc = functools.cache(self._rpcs.labels)
+        self._hook = functools.cache(self._hooks.labels)
         host, _, port = listen.rpartition(":")
         try:
             self._server, self._thread = prometheus.start_http_server(int(port), host or "127.0.0.1", registry)
@@ -47,11 +51,11 @@ class Metrics:
 
     def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
         """Take one finished call."""
-        self._rpcs.labels(rpc, code).observe(seconds)
+        self._rpc(rpc, code).observe(seconds)
 
     def observe_hook(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
         """Take one finished hook."""
-        self._hooks.labels(role, slot, hook, outcome).observe(seconds)
+        self._hook(role, slot, hook, outcome).observe(seconds)
 
     def close(self) -> None:
         """Stop serving."""
@@ -135,6 +139,11 @@ class DaemonInstruments:
         """Take one finished RPC."""
         if self._metrics is not None:
             self._metrics.observe_rpc(rpc, seconds, code)
+
+    @property
+    def traces(self) -> bool:
+        """Tell whether spans go anywhere."""
+        return not isinstance(self._tracer, NoTracer)
 
     def rpc_span(self, rpc: str, metadata: Mapping[str, str]) -> AbstractContextManager[object]:
         """Open a span around an RPC, as a child of the client's."""

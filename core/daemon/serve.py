@@ -43,7 +43,7 @@ async def _serve(loaded: Loaded) -> None:
     node = compose(config, bind(config, loaded.origins, instruments, __version__), __version__)
     try:
         await node.recover()
-        hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span)
+        hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
         server = Server(_endpoint(config), node, hooks)
         await node.streams.start()
         await server.start()

@@ -28,6 +28,7 @@ from crinoid.core.lifecycle.assembly import Assembly, read_process
 from crinoid.core.lifecycle.checkpoint.source import Checkpoint, restore
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
+from crinoid.core.lifecycle.haste import Haste
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
@@ -75,6 +76,7 @@ class ContainerService:
         self._locks = parts.locks
         self._events = parts.events
         self._views = ContainerViews(store, slots)
+        self._haste = Haste()
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
 
@@ -173,6 +175,11 @@ class ContainerService:
         """Return the container with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.containers.find(container_id)
 
+    @property
+    def version(self) -> int:
+        """Another number after each change of any container's record."""
+        return self._store.containers.version
+
     def list(self, wanted: ContainerFilter) -> "list[ContainerRecord]":
         """Return the containers that fit, the newest first."""
         found = [record for record in self._store.containers if _fits(record, wanted)]
@@ -228,6 +235,7 @@ class ContainerService:
         if not command or not command[0]:
             raise InvalidArgument("the command to execute is empty")
         record = self.running(container_id, "nothing can be executed in it")
+        self._haste.begin()
         process = await asyncio.to_thread(read_process, record)
         request = ExecRequest(
             process=process | {"args": list(command), "terminal": False},

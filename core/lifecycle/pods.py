@@ -141,6 +141,11 @@ class PodService:
         """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.pods.find(pod_id)
 
+    @property
+    def version(self) -> int:
+        """Another number after each change of any pod's record."""
+        return self._store.pods.version
+
     def list(self, wanted: PodFilter) -> "list[PodRecord]":
         """Return the pods that fit, the newest first."""
         found = [record for record in self._store.pods if _fits(record, wanted)]

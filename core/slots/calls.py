@@ -6,11 +6,12 @@ method. Whatever goes wrong in a driver leaves here as a CrinoidError that begin
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import math
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,7 @@ class Slot:
         self._binding = binding
         self._deadlines = deadlines
         self._log = logging.getLogger(f"crinoid.slots.{binding.role.name}.{binding.name}")
+        self._attributes = functools.cache(self._describe)
         self.last_error: LastError | None = None
 
     def __repr__(self) -> str:
@@ -178,7 +180,8 @@ class Slot:
             self._name(hook, failure)
             raise failure from error
 
-    def _attributes(self, hook: str) -> dict[str, str]:
+    def _describe(self, hook: str) -> Mapping[str, str]:
+        """Return the attributes of a hook's span."""
         return {
             "crinoid.role": self.role,
             "crinoid.slot": self.name,

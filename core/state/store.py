@@ -177,6 +177,8 @@ class Table(Generic[R]):
         self._codec: TypeAdapter[R] = _codec(cast(Hashable, record))  # mypy takes a class's __hash__ for its own
         self._check: Callable[[R, R], None] = check
         self._records: dict[str, R] = {}
+        self.version = 0
+        """Another number after each change: what was made of the records holds for as long as it stays the same."""
         self._load()
 
     def __contains__(self, key: str) -> bool:
@@ -212,12 +214,14 @@ class Table(Generic[R]):
         body = self._dump(record)
         self._database.execute(f"INSERT OR REPLACE INTO {self._name} VALUES (?, ?)", (record.id, body))  # noqa: S608
         self._records[record.id] = record
+        self.version += 1
         return record
 
     def drop(self, key: str) -> None:
         """Forget a record. Idempotent."""
         self._database.execute(f"DELETE FROM {self._name} WHERE id = ?", (key,))  # noqa: S608
         self._records.pop(key, None)
+        self.version += 1
 
     def _dump(self, record: R) -> str:
         """Write a record as JSON; pydantic's own writer refuses text with bytes that are no UTF-8 (surrogateescape)."""

@@ -55,19 +55,9 @@ def encode_pod_status(record: PodRecord) -> api_pb2.PodSandboxStatus:
     )
 
 
-def encode_pod_status_response(
-    record: PodRecord,
-    containers: Iterable[api_pb2.ContainerStatus],
-    timestamp_ns: int,
-    info: Mapping[str, str],
-) -> api_pb2.PodSandboxStatusResponse:
-    """The answer to PodSandboxStatus; ``info`` is empty unless the client asked for it."""
-    return api_pb2.PodSandboxStatusResponse(
-        status=encode_pod_status(record),
-        info=encode_info(info),
-        containers_statuses=containers,
-        timestamp=timestamp_ns,
-    )
+def encode_pod_status_rest(timestamp_ns: int, info: Mapping[str, str]) -> api_pb2.PodSandboxStatusResponse:
+    """What the answer to PodSandboxStatus has beyond the statuses; ``info`` is empty unless the client asked for it."""
+    return api_pb2.PodSandboxStatusResponse(info=encode_info(info), timestamp=timestamp_ns)
 
 
 def encode_pod_metadata(metadata: PodMetadata) -> api_pb2.PodSandboxMetadata:

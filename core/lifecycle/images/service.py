@@ -93,6 +93,15 @@ class ImageService:
         """Return the image of a reference in full or short form, an id, or four and more digits that begin one id."""
         return self._catalog.find(reference)
 
+    def get(self, image_id: str) -> ImageRecord | None:
+        """Return the image with exactly this id."""
+        return self._catalog.get(image_id)
+
+    @property
+    def version(self) -> int:
+        """Another number after each change of any image's record."""
+        return self._store.images.version
+
     def list(self) -> Sequence[ImageRecord]:
         """Return all images, the one pulled last first."""
         return self._catalog.list()

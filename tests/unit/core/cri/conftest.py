@@ -1,6 +1,7 @@
 """Fakes of the services, and a real server and client over a unix socket."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,7 @@ from crinoid.core.state.records import (
 )
 
 SECOND_NS = 10**9
+VERSIONS = itertools.count()
 
 
 def make_pod(pod_id: str = "pod1", created_at_ns: int = SECOND_NS, **changes: Any) -> PodRecord:
@@ -131,6 +133,11 @@ class FakePods:
             raise NotFound(f"there is no pod {pod_id}")
         return self.records[pod_id]
 
+    @property
+    def version(self) -> int:
+        """Tests change records as they like."""
+        return next(VERSIONS)
+
     def list(self, query: PodFilter, /) -> list[PodRecord]:
         self.calls.append(("list", query))
         return [one for one in self.records.values() if query.state in (None, one.state)]
@@ -164,6 +171,11 @@ class FakeContainers:
         if container_id not in self.records:
             raise NotFound(f"there is no container {container_id}")
         return self.records[container_id]
+
+    @property
+    def version(self) -> int:
+        """Tests change records as they like."""
+        return next(VERSIONS)
 
     def list(self, query: ContainerFilter, /) -> list[ContainerRecord]:
         self.calls.append(("list", query))
@@ -199,6 +211,13 @@ class FakeImages:
 
     def find(self, reference: str, /) -> ImageRecord | None:
         return self.records.get(reference)
+
+    def get(self, image_id: str, /) -> ImageRecord | None:
+        return self.records.get(image_id)
+
+    @property
+    def version(self) -> int:
+        return next(VERSIONS)
 
     def list(self) -> tuple[ImageRecord, ...]:
         return (self.records["nginx"],)
