@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from crinoid.core.lifecycle.cdi.lines import KeyPath, Located, Malformed, read_json, read_yaml
 from crinoid.core.lifecycle.cdi.names import DEVICE, KIND
@@ -52,7 +60,24 @@ Id = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class _Part(BaseModel):
+    """Keys count in any case, as for the readers that vendors test with: the specification's own example has
+    ``additionalGIDs``."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold_keys(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        names = {name.lower(): name for name in cls.model_fields}
+        folded: dict[object, object] = {}
+        for key, inner in value.items():
+            name = names.get(key.lower(), key) if isinstance(key, str) else key
+            if name in folded:
+                raise ValueError(f"key {key!r} comes twice, in another case")
+            folded[name] = inner
+        return folded
 
 
 class DeviceNode(_Part):

@@ -26,10 +26,18 @@ class Located:
     lines: Mapping[KeyPath, int]
 
     def line_of(self, path: KeyPath) -> int:
-        """Return the line of a part, or of the nearest one around it that the text has."""
-        while path and path not in self.lines:
+        """Return the line of a part, or of the nearest one around it that the text has. Keys count in any case."""
+        if path in self.lines:
+            return self.lines[path]
+        folded = {_folded(known): line for known, line in self.lines.items()}
+        path = _folded(path)
+        while path and path not in folded:
             path = path[:-1]
-        return self.lines.get(path, 1)
+        return folded.get(path, 1)
+
+
+def _folded(path: KeyPath) -> KeyPath:
+    return tuple(key.lower() if isinstance(key, str) else key for key in path)
 
 
 def read_json(text: str) -> Located:

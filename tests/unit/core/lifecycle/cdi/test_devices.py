@@ -11,7 +11,7 @@ import pytest
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
-from crinoid.core.lifecycle.cdi.documents import BrokenFile, read_document
+from crinoid.core.lifecycle.cdi.documents import VERSIONS, BrokenFile, read_document
 from crinoid.core.lifecycle.cdi.folders import Folders
 from crinoid.core.lifecycle.cdi.lines import Malformed, read_yaml
 
@@ -196,6 +196,28 @@ def test_what_a_version_does_not_know_is_refused(tmp_path: Path, old: str, new: 
         read_document(path)
     write(path, content | {"cdiVersion": f"v{new}"})
     assert read_document(path).spec.devices
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_is_read(tmp_path: Path, version: str) -> None:
+    edits = {"env": ["A=1"], "deviceNodes": [{"path": "/dev/null", "type": "c", "permissions": "r", "uid": 0}]}
+    hooks = [{"hookName": "poststop", "path": "/bin/true", "args": ["x"], "env": ["B=1"], "timeout": 1}]
+    mounts = [{"hostPath": "/", "containerPath": "/x", "options": ["rbind", "ro"]}]
+    for prefix in ("", "v"):
+        content = a_file(device(**edits, hooks=hooks, mounts=mounts), version=prefix + version, containerEdits=edits)
+        assert read_document(write(tmp_path / "x.json", content)).spec.devices[0].containerEdits.mounts
+
+
+def test_keys_count_in_any_case_and_keep_their_lines(tmp_path: Path) -> None:
+    """The specification's own example has ``additionalGIDs``."""
+    spec = injected(tmp_path, a_file(device(additionalGIDs=[44], ENV=["X=1"])))
+    assert (spec["process"]["user"]["additionalGids"], spec["process"]["env"][-1]) == ([8, 44], "X=1")
+    path = write(tmp_path / "bad.json", a_file(device(additionalGIDs=[44], mounts=[{"HostPath": 1}])))
+    with pytest.raises(BrokenFile, match=r"bad\.json:13: devices\.0\.containerEdits\.mounts\.0\.hostPath: "):
+        read_document(path)
+    write(path, a_file(device(env=["X=1"], Env=["X=2"])))
+    with pytest.raises(BrokenFile, match=r"bad\.json:7: .*: key 'Env' comes twice, in another case"):
+        read_document(path)
 
 
 YAML = """\
