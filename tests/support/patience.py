@@ -1,13 +1,5 @@
-"""How long tests wait: all waits go by one factor, for machines that are slow, such as emulated ones.
+"""How long tests wait: the same factor as of the contracts, ``CRINOID_TEST_SLOWNESS``."""
 
-``CRINOID_TEST_SLOWNESS=10`` says that this one needs ten times as long. Limits that are a test's subject stay.
-"""
+from crinoid.core.api.testing.patience import SLOWNESS, patient
 
-import os
-
-SLOWNESS = float(os.environ.get("CRINOID_TEST_SLOWNESS") or 1)
-
-
-def patient(seconds: float) -> float:
-    """Return how long to wait here for what takes at most so long on a common machine."""
-    return seconds * SLOWNESS
+__all__ = ["SLOWNESS", "patient"]

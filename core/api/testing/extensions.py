@@ -33,6 +33,7 @@ from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks, PodView
 from crinoid.core.api.host import Host
 from crinoid.core.api.testing.fakes import FakeKernel
+from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.api.values.pod import LinuxResources, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
@@ -42,7 +43,7 @@ _ANSWERS = {"adjust_container": ContainerAdjustment, "container_updating": Linux
 _DEFAULT_DEADLINE_S = 5.0
 _TOGETHER = 5
 _TRIES = 20
-_SETTLE_S = 5.0
+_SETTLE_S = patient(5.0)
 _MAY_REFUSE = frozenset(
     {"pod_starting", "pod_updating", "adjust_container", "container_starting", "container_updating"}
 )

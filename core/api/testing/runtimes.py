@@ -43,6 +43,7 @@ from crinoid.core.api.hooks.runtime import RuntimeHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.sessions import AttachSession, ByteSource, ExecSession
+from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources, ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import (
@@ -84,7 +85,7 @@ CAPABILITIES = ("CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_NET_BI
 TMP = "/tmp"  # noqa: S108  # the container's own
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
 _RUNTIME_DEFAULT = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
-_WAIT_S = 20.0
+_WAIT_S = patient(20.0)
 _NOT_FOUND = re.compile(r"no such file|not found", re.IGNORECASE)
 
 
@@ -765,7 +766,7 @@ class RuntimeContract:
 
     async def test_an_exec_does_not_wait_for_what_it_left_in_the_background(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             output = await bench.execute(request, "sh", "-c", "echo begun; sleep 1001 & exit 0")
         assert output == ExecOutput(0, b"begun\n", b"")
         assert "sleep 1001" in bench.commands(request), "what was left in the background lives on"
@@ -782,7 +783,7 @@ class RuntimeContract:
         started_s = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="1 s"):
             await bench.execute(request, "sh", "-c", tree, timeout_s=1.0)
-        assert time.monotonic() - started_s < 5
+        assert time.monotonic() - started_s < patient(5)
         assert bench.commands(request) == before, f"alive: {bench.commands(request)}"
 
     async def test_an_exec_that_is_cancelled(self, bench: Workbench) -> None:
@@ -911,7 +912,7 @@ class RuntimeContract:
         ):
             assert quick.stdin is not None
             await quick.stdin.write(b"go\n")
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(patient(60)):
                 assert (await _read_all(quick.stdout)).endswith(b"end\n")
             with pytest.raises(ResourceExhausted):
                 await _read_all(slow.stdout)
