@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crinoid.core.config.models import Config
-from crinoid.core.slots.drivers import discover, load_driver
+from crinoid.core.slots.drivers import Installation
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 MARKER = "<!-- Below this line `make docs` writes what the models say; change those. -->\n"
@@ -27,10 +27,11 @@ Schema = dict[str, Any]
 def render() -> str:
     """Return the reference: the whole file's own tables, then the options of the drivers that come with crinoid."""
     lines = ["", "## The tables", "", *_render_tables(), "## Options of the drivers", ""]
-    for installed in sorted(discover(), key=lambda each: (ORDER.index(each.role), each.name)):
+    installation = Installation()
+    for installed in sorted(installation.discover(), key=lambda each: (ORDER.index(each.role), each.name)):
         if installed.distribution != "crinoid":
             continue
-        schema = load_driver(installed.role, installed.name).options.model_json_schema()
+        schema = installation.load(installed.role, installed.name).options.model_json_schema()
         lines += [f"### {installed.role} `{installed.name}`", "", *_render_options(schema)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -53,39 +53,54 @@ class UnusableDriverError(ConfigurationError):
     """A driver that was asked for is missing, broken, doubled or of another plugin API version."""
 
 
-def discover(*, load: bool = False) -> tuple[InstalledDriver, ...]:
-    """Return every installed driver of every role, by role and name.
+class Installation:
+    """What is installed when this is made; all metadata is read once, which takes milliseconds."""
 
-    With ``load`` each one is imported, to tell its API version and whether it could be used; what that raises is
-    kept in ``error``. Without, nothing is imported.
-    """
-    found = [_describe(role, point) for role in ROLES.values() for point in _entry_points(role.group)]
-    found.sort(key=lambda driver: (driver.role, driver.name, driver.distribution))
-    return tuple(_inspect(driver) for driver in found) if load else tuple(found)
+    def __init__(self) -> None:
+        self._points = importlib.metadata.entry_points()
 
+    def discover(self, *, load: bool = False) -> tuple[InstalledDriver, ...]:
+        """Return every installed driver of every role, by role and name.
 
-def load_driver(role: str, name: str) -> LoadedDriver:
-    """Import the one driver of this role and name; raise UnusableDriverError, saying whose fault it is."""
-    rivals = [point for point in _entry_points(ROLES[role].group) if point.name == name]
-    if not rivals:
-        raise UnusableDriverError(_say_missing(ROLES[role], name))
-    if len(rivals) > 1:
-        owners = " and ".join(sorted(_owner(point) for point in rivals))
-        raise UnusableDriverError(f'{role} driver "{name}" is claimed by {owners}: uninstall all but one of them')
-    installed = _describe(ROLES[role], rivals[0])
-    factory = _import(installed)
-    return LoadedDriver(installed, factory, _check_contract(installed, factory))
+        With ``load`` each one is imported, to tell its API version and whether it could be used; what that raises is
+        kept in ``error``. Without, nothing is imported.
+        """
+        found = [_describe(role, point) for role in ROLES.values() for point in self._of(role)]
+        found.sort(key=lambda driver: (driver.role, driver.name, driver.distribution))
+        return tuple(self._inspect(driver) for driver in found) if load else tuple(found)
+
+    def load(self, role: str, name: str) -> LoadedDriver:
+        """Import the one driver of this role and name; raise UnusableDriverError, saying whose fault it is."""
+        points = self._of(ROLES[role])
+        rivals = [point for point in points if point.name == name]
+        if not rivals:
+            raise UnusableDriverError(_say_missing(ROLES[role], name, {point.name for point in points}))
+        if len(rivals) > 1:
+            owners = " and ".join(sorted(_owner(point) for point in rivals))
+            raise UnusableDriverError(f'{role} driver "{name}" is claimed by {owners}: uninstall all but one of them')
+        installed = _describe(ROLES[role], rivals[0])
+        factory = _import(installed, rivals)
+        return LoadedDriver(installed, factory, _check_contract(installed, factory))
+
+    def _of(self, role: Role) -> list[importlib.metadata.EntryPoint]:
+        return list(self._points.select(group=role.group))
+
+    def _inspect(self, driver: InstalledDriver) -> InstalledDriver:
+        try:
+            return replace(driver, api_version=self.load(driver.role, driver.name).factory.api_version)
+        except UnusableDriverError as error:
+            return replace(driver, error=str(error))
 
 
 class _Drivers(NamedExtensionManager[Any]):
-    """stevedore without its caches: entry points are read from the installed metadata each time."""
+    """stevedore without its caches: it takes the entry points that it is given."""
+
+    def __init__(self, points: list[importlib.metadata.EntryPoint], *arguments: Any, **options: Any) -> None:
+        self._given = points
+        super().__init__(*arguments, **options)
 
     def list_entry_points(self) -> list[importlib.metadata.EntryPoint]:
-        return _entry_points(self.namespace)
-
-
-def _entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=group))
+        return self._given
 
 
 def _describe(role: Role, point: importlib.metadata.EntryPoint) -> InstalledDriver:
@@ -97,14 +112,7 @@ def _owner(point: importlib.metadata.EntryPoint) -> str:
     return f"distribution {point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
 
 
-def _inspect(driver: InstalledDriver) -> InstalledDriver:
-    try:
-        return replace(driver, api_version=load_driver(driver.role, driver.name).factory.api_version)
-    except UnusableDriverError as error:
-        return replace(driver, error=str(error))
-
-
-def _import(driver: InstalledDriver) -> Any:
+def _import(driver: InstalledDriver, points: list[importlib.metadata.EntryPoint]) -> Any:
     """Let stevedore import the driver's class; whatever its modules raise becomes a UnusableDriverError."""
     failures: list[BaseException] = []
 
@@ -112,7 +120,7 @@ def _import(driver: InstalledDriver) -> Any:
         failures.append(error)
 
     try:
-        found = list(_Drivers(ROLES[driver.role].group, [driver.name], on_load_failure_callback=keep))
+        found = list(_Drivers(points, ROLES[driver.role].group, [driver.name], on_load_failure_callback=keep))
     except (AssertionError, SystemExit) as error:  # the two that stevedore lets through
         failures.append(error)
         found = []
@@ -134,8 +142,7 @@ def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]
     return options
 
 
-def _say_missing(role: Role, name: str) -> str:
-    known = {point.name for point in _entry_points(role.group)}
+def _say_missing(role: Role, name: str, known: set[str]) -> str:
     advice = f"install the distribution that has it (entry point group {role.group}), or name another"
     return f'no {role.name} driver "{name}" is installed: {advice}{suggest(name, known)}'
 

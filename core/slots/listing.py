@@ -1,12 +1,12 @@
 """What is installed, what of it the configuration uses, and what is wrong with it: for ``crinoid plugins``."""
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from crinoid.core.config.models import Config
 from crinoid.core.config.origins import NO_ORIGINS, Origins
-from crinoid.core.slots.drivers import InstalledDriver, discover
+from crinoid.core.slots.drivers import Installation, InstalledDriver
 from crinoid.core.slots.selection import Selection, check_slot, select
 
 
@@ -30,20 +30,30 @@ class Plugin:
     error: str = ""
 
 
+_Problems = Callable[[Iterable[Selection]], list[str]]
+"""Tells what is wrong with slots."""
+
+
 def list_plugins(config: Config | None, origins: Origins = NO_ORIGINS) -> tuple[Plugin, ...]:
     """Return every driver by role and name; without a configuration none is in use. Imports all drivers."""
     selections = tuple(select(config)) if config else ()
-    installed = discover(load=True)
-    plugins = [_judge(driver, _using(driver, selections), origins) for driver in installed]
+    installation = Installation()
+    installed = installation.discover(load=True)
+
+    def problems(of: Iterable[Selection]) -> list[str]:
+        results = [check_slot(selection, origins, installation) for selection in of]
+        return [str(problem) for result in results if isinstance(result, list) for problem in result]
+
+    plugins = [_judge(driver, _using(driver, selections), problems) for driver in installed]
     known = {(driver.role, driver.name) for driver in installed}
-    return (*plugins, *_find_missing(selections, known, origins))
+    return (*plugins, *_find_missing(selections, known, problems))
 
 
-def _judge(driver: InstalledDriver, using: tuple[Selection, ...], origins: Origins) -> Plugin:
+def _judge(driver: InstalledDriver, using: tuple[Selection, ...], problems: _Problems) -> Plugin:
     names = tuple(selection.name for selection in using)
     if driver.error:
         return Plugin(driver, State.BROKEN, names, driver.error)
-    errors = _problems(using, origins)
+    errors = problems(using)
     if errors:
         return Plugin(driver, State.MISCONFIGURED, names, "; ".join(errors))
     return Plugin(driver, State.SELECTED if using else State.AVAILABLE, names)
@@ -53,14 +63,11 @@ def _using(driver: InstalledDriver, selections: Iterable[Selection]) -> tuple[Se
     return tuple(s for s in selections if s.role == driver.role and s.config.driver == driver.name)
 
 
-def _find_missing(selections: Iterable[Selection], known: set[tuple[str, str]], origins: Origins) -> Iterator[Plugin]:
+def _find_missing(
+    selections: Iterable[Selection], known: set[tuple[str, str]], problems: _Problems
+) -> Iterator[Plugin]:
     for selection in selections:
         if (selection.role, selection.config.driver) not in known:
             absent = InstalledDriver(selection.role, selection.config.driver, "", "", "")
-            error = "; ".join(_problems((selection,), origins))
+            error = "; ".join(problems((selection,)))
             yield Plugin(absent, State.MISSING, (selection.name,), error)
-
-
-def _problems(selections: Iterable[Selection], origins: Origins) -> list[str]:
-    results = (check_slot(selection, origins) for selection in selections)
-    return [str(problem) for result in results if isinstance(result, list) for problem in result]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from crinoid.core.config.models import BUILT_IN, Config
-from crinoid.core.slots.drivers import LoadedDriver, UnusableDriverError, discover, load_driver
+from crinoid.core.slots.drivers import Installation, LoadedDriver, UnusableDriverError
 
 Schema = dict[str, Any]
 """A JSON Schema; ``Any`` as its form is JSON Schema's."""
@@ -81,10 +81,10 @@ def _driver_schema(driver: LoadedDriver, common: Schema, definitions: dict[str, 
 
 
 def _loadable(role: str) -> list[LoadedDriver]:
-    found = []
-    for name in dict.fromkeys(driver.name for driver in discover() if driver.role == role):
+    found, installation = [], Installation()
+    for name in dict.fromkeys(driver.name for driver in installation.discover() if driver.role == role):
         try:
-            found.append(load_driver(role, name))
+            found.append(installation.load(role, name))
         except UnusableDriverError:
             continue
     return found

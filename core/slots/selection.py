@@ -12,7 +12,7 @@ from crinoid.core.config.models import DEFAULT_SLOT, Config, SlotConfig
 from crinoid.core.config.origins import Origins, Problem, refuse
 from crinoid.core.config.positions import KeyPath
 from crinoid.core.config.validation import validate
-from crinoid.core.slots.drivers import LoadedDriver, UnusableDriverError, load_driver
+from crinoid.core.slots.drivers import Installation, LoadedDriver, UnusableDriverError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,17 @@ def check(config: Config, origins: Origins) -> tuple[ValidSlot, ...]:
 
     The host is not touched and no driver is made.
     """
-    results = [check_slot(selection, origins) for selection in select(config)]
+    installation = Installation()
+    results = [check_slot(selection, origins, installation) for selection in select(config)]
     refuse(problem for result in results if isinstance(result, list) for problem in result)
     return tuple(result for result in results if isinstance(result, ValidSlot))
 
 
-def check_slot(selection: Selection, origins: Origins) -> ValidSlot | list[Problem]:
+def check_slot(selection: Selection, origins: Origins, installation: Installation) -> ValidSlot | list[Problem]:
     """Check one slot."""
     key = selection.key
     try:
-        driver = load_driver(selection.role, selection.config.driver)
+        driver = installation.load(selection.role, selection.config.driver)
     except UnusableDriverError as error:
         return [Problem((*key, "driver"), str(error), origins.nearest((*key, "driver")))]
     options = validate(driver.options, selection.config.options, origins, (*key, "options"))

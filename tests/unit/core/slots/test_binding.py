@@ -1,5 +1,6 @@
 """From a configuration to bound slots: options, folders, the hooks a driver has, and what stops the start."""
 
+import importlib.metadata
 import stat
 from pathlib import Path
 from textwrap import indent
@@ -93,6 +94,22 @@ def test_a_driver_or_option_that_is_not_there_is_told_with_its_line(
 def test_every_slot_that_is_wrong_is_told_at_once(quiet: Site, tmp_path: Path) -> None:
     text = '[network]\ndriver = "a"\n[networks.second]\ndriver = "b"\n[extensions.third]\ndriver = "c"\n'
     assert len(refusal(tmp_path, text).splitlines()) == 3
+
+
+def test_the_metadata_of_what_is_installed_is_read_once(
+    quiet: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_star(quiet)
+    readings = []
+
+    def note(**chosen: Any) -> importlib.metadata.EntryPoints:
+        readings.append(chosen)
+        return entry_points(**chosen)
+
+    entry_points = importlib.metadata.entry_points
+    monkeypatch.setattr(importlib.metadata, "entry_points", note)
+    assert len(bind_text(tmp_path, STAR).all()) == 4
+    assert readings == [{}]
 
 
 def test_the_check_makes_no_driver_and_no_folder(quiet: Site, tmp_path: Path) -> None:

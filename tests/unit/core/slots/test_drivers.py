@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from crinoid.core.slots.drivers import UnusableDriverError, discover, load_driver
+from crinoid.core.slots.drivers import Installation, UnusableDriverError
 from support.distributions import NETWORK, Site
 
 ENTRY = "[crinoid.networks]\nstar = star_net:Driver\n"
@@ -12,13 +12,13 @@ ENTRY = "[crinoid.networks]\nstar = star_net:Driver\n"
 
 def refusal(name: str = "star") -> str:
     with pytest.raises(UnusableDriverError) as caught:
-        load_driver("network", name)
+        Installation().load("network", name)
     return str(caught.value)
 
 
 def test_a_driver_of_a_stranger_is_found_and_loaded(site: Site) -> None:
     site.install("star-net", ENTRY)
-    driver = load_driver("network", "star")
+    driver = Installation().load("network", "star")
     assert (driver.installed.distribution, driver.installed.version) == ("star-net", "1.0")
     assert driver.options.model_fields.keys() == {"subnet", "mtu"}
 
@@ -26,7 +26,7 @@ def test_a_driver_of_a_stranger_is_found_and_loaded(site: Site) -> None:
 def test_an_installation_after_the_first_look_is_seen(site: Site) -> None:
     assert 'no network driver "star" is installed' in refusal()
     site.install("star-net", ENTRY)
-    assert load_driver("network", "star").installed.name == "star"
+    assert Installation().load("network", "star").installed.name == "star"
 
 
 def test_an_absent_driver_is_told_with_the_nearest_name(site: Site) -> None:
@@ -81,7 +81,7 @@ def test_a_class_that_is_no_driver_of_this_api_is_refused(site: Site, line: str,
 
 def test_a_newer_minor_version_of_the_api_is_taken(site: Site) -> None:
     site.install("star-net", ENTRY, NETWORK + '    api_version = "1.9"\n')
-    assert load_driver("network", "star").factory.api_version == "1.9"
+    assert Installation().load("network", "star").factory.api_version == "1.9"
 
 
 def test_a_function_is_no_driver(site: Site) -> None:
@@ -92,15 +92,15 @@ def test_a_function_is_no_driver(site: Site) -> None:
 def test_the_listing_imports_nothing_until_it_is_asked_to(site: Site) -> None:
     site.install("star-net", ENTRY)
     site.install("bad-net", "[crinoid.networks]\nbad = bad_net:Driver\n", "raise RuntimeError('no')\n")
-    listed = {driver.name: driver for driver in discover() if driver.role == "network"}
+    listed = {driver.name: driver for driver in Installation().discover() if driver.role == "network"}
     assert listed["star"].target == "star_net:Driver"
     assert "star_net" not in sys.modules
     assert "bad_net" not in sys.modules
-    loaded = {driver.name: driver for driver in discover(load=True) if driver.role == "network"}
+    loaded = {driver.name: driver for driver in Installation().discover(load=True) if driver.role == "network"}
     assert (loaded["star"].api_version, loaded["star"].error) == ("1.0", "")
     assert "RuntimeError: no" in loaded["bad"].error
 
 
 def test_the_listing_has_the_built_in_drivers_of_every_role() -> None:
-    names = {(driver.role, driver.name) for driver in discover() if driver.distribution == "crinoid"}
+    names = {(driver.role, driver.name) for driver in Installation().discover() if driver.distribution == "crinoid"}
     assert names >= {("runtime", "runc"), ("network", "cni"), ("snapshotter", "overlay"), ("registry", "layout")}
