@@ -3,12 +3,14 @@
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration.conftest import BUSYBOX, Node
+from integration.own_nodes import own_node
 from integration.pods import Json, Pod, confined, refused
 
 HOST_ID, LENGTH = 200_000, 65_536
@@ -308,6 +310,34 @@ def test_status_tells_the_truth(node: Node) -> None:
     handlers = {one["name"]: one["features"] for one in status["runtime_handlers"]}
     assert all(handlers[name].get("user_namespaces") for name in HANDLERS)
     assert status["features"]["user_namespaces_host_network"]
+
+
+@pytest.fixture
+def no_maps(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system whose owners nobody can map."""
+    folder = tmp_path / "ramfs"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_handler_whose_layers_can_not_be_mapped_says_so_and_refuses(no_maps: Path, tmp_path: Path) -> None:
+    config = f"""
+[snapshotters.odd]
+driver = "native"
+options = {{ root = "{no_maps}" }}
+[runtimes.odd]
+driver = "runc"
+snapshotter = "odd"
+"""
+    with own_node(tmp_path / "node", config) as node:
+        handlers = {one["name"]: one["features"]["user_namespaces"] for one in node.call("Status")["runtime_handlers"]}
+        assert handlers == {"": True, "runc": True, "crun": True, "odd": False}
+        with refused("FAILED_PRECONDITION", f"userns_options: handler 'odd' has no user namespaces: .*{no_maps}"):
+            node.run_pod("mapped", "odd", linux=in_user_namespace(network="NODE"))
+        assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
+        assert Pod(node, node.run_pod("plain", "odd")).sh("id -u") == "0\n"
 
 
 def test_the_hosts_null_device_stays_the_hosts(handler: str, node: Node) -> None:
