@@ -4,7 +4,9 @@
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
-# Besides: make bench, figures beside containerd's of one run.
+# Two measure, beside containerd in one run; BENCH takes more options, such as --containerd PROGRAM (--help names all):
+#   make bench         every figure at 50 pods and how each grows, into docs/performance.md; under half an hour
+#   make bench-quick   small and few, in under two minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,10 +36,10 @@ unit: setup
 	$(BIN)/pytest tests/unit
 
 bench: setup
-	PYTHONPATH=.:tests $(BIN)/python -m bench --json docs/performance.json --svg docs/performance.svg
+	PYTHONPATH=.:tests $(BIN)/python -m bench --json docs/performance.json --render $(BENCH)
 
 bench-quick: setup
-	PYTHONPATH=.:tests $(BIN)/python -m bench --quick
+	PYTHONPATH=.:tests $(BIN)/python -m bench --quick $(BENCH)
 
 proto: setup
 	$(BIN)/python tools/generate_wire.py

@@ -1,102 +1,191 @@
-"""``python -m bench``: starts crinoid and its peer, measures, prints the table; exit 0 whatever the figures."""
+"""``python -m bench``: starts crinoid and its peers, measures, prints the table; exit 0 whatever the figures."""
 
 import argparse
+import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
-from bench import endpoints, images, report, scenarios
-from bench.endpoints import Endpoint
-from crinoid import __version__
+from bench import document, images, plots, report, scenarios
+from bench.document import Run
+from bench.endpoints import OURS, Endpoint, named, start
+from bench.measure import witness
+from bench.scenarios import SCENARIOS, Bench, note_gap, tell
+from bench.scenarios.pulls import pull
 from crinoid.core.cri.wire import api_pb2 as cri
 from support.registry import running_registry
 
-ENDPOINTS = ["crinoid bridge+crun", "crinoid cni+runc", "containerd"]
+DOCUMENT = document.REPOSITORY / "docs" / "performance.md"
+_QUICK = ("life", "crowd", "standing", "logging", "pulling")
+_EPILOGUE = f"""
+scenarios: {", ".join(SCENARIOS)}
+endpoints: {", ".join(OURS)}, containerd; crinoid with any other network+runtime, containerd=PROGRAM, crio=PROGRAM
+
+  python -m bench --quick --only life,crowd --on 'crinoid bridge+crun,containerd'
+  python -m bench --containerd /opt/containerd-2/containerd --json docs/performance.json --render
+
+All is stopped and removed at the end, also after Ctrl-C. Ratios are to the newest containerd unless --peer
+names another.
+"""
 
 
 def main() -> None:
     """Run the benchmark."""
     wanted = arguments()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-bench-", dir=wanted.folder)))
-        bench = set_up(stack, folder, wanted)
-        results = scenarios.run(bench, wanted.only or default_scenarios(wanted.quick))
-        names = [endpoint.name for endpoint in bench.endpoints]
-        report.print_table(results, names, wanted.peer)
-        document = report.as_document(results, names, wanted.peer, versions(bench.endpoints))
-        if wanted.json:
-            report.write_json(wanted.json, document)
-        if wanted.svg:
-            report.write_svg(wanted.svg, results, names, wanted.peer)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    if wanted.render_only:
+        render(wanted.json, document.read(wanted.json))
+        return
+    try:
+        run = measure(wanted)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; everything is stopped and removed")
+    report.print_table(run)
+    if wanted.json:
+        document.write(wanted.json, run)
+        if wanted.render:
+            render(wanted.json, document.read(wanted.json))
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds, no pulls: under two minutes")
-    known = ", ".join(scenarios.SCENARIOS)
-    parser.add_argument("--only", action="append", default=[], help=f"scenarios, with commas between: {known}")
-    parser.add_argument("--on", action="append", default=[], help=f"endpoints, likewise: {', '.join(ENDPOINTS)}, …")
-    parser.add_argument("--endpoint", action="append", default=[], help="NAME=unix:///path[,handler]: one more")
-    parser.add_argument("--peer", default="containerd", help="the endpoint that ratios are to")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("bench", description=__doc__, epilog=_EPILOGUE, formatter_class=form)
+    parser.add_argument("--quick", action="store_true", help="small and few: under two minutes")
+    parser.add_argument("--only", action="append", default=[], metavar="SCENARIO,…", help="measure only these")
+    parser.add_argument("--on", action="append", default=[], metavar="ENDPOINT,…", help="start only these")
+    parser.add_argument("--containerd", action="append", default=[], metavar="PROGRAM", help="one more containerd")
+    parser.add_argument("--crio", action="append", default=[], metavar="PROGRAM", help="a CRI-O, pinns beside it")
+    parser.add_argument("--endpoint", action="append", default=[], metavar="NAME=unix:///path[,handler]")
+    parser.add_argument("--peer", default="", help="the endpoint that ratios are to, by the beginning of its name")
     parser.add_argument("--pods", type=int, default=50, help="pods that stand there")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write all samples here")
-    parser.add_argument("--svg", type=Path, help="draw the ratios here")
+    parser.add_argument("--render", action="store_true", help="write docs/performance.md and its plots, too")
+    parser.add_argument("--render-only", action="store_true", help="measure nothing; render what --json has")
     parser.add_argument("--folder", help="where to keep images and state; on the disk that nodes use")
     wanted = parser.parse_args()
-    wanted.only, wanted.on = parts(wanted.only), parts(wanted.on) or ENDPOINTS
-    if unknown := set(wanted.only) - set(scenarios.SCENARIOS):
-        parser.error(f"no scenario {sorted(unknown)}; there are: {known}")
+    wanted.only = _parts(wanted.only) or list(_QUICK if wanted.quick else SCENARIOS)
+    wanted.on = _parts(wanted.on) or [*OURS, "containerd"]
+    wanted.on += [f"containerd={program}" for program in wanted.containerd]
+    wanted.on += [f"crio={program}" for program in wanted.crio]
+    if unknown := sorted(set(wanted.only) - set(SCENARIOS)):
+        parser.error(f"no scenario {', '.join(unknown)}; there are: {', '.join(SCENARIOS)}")
+    if (wanted.render or wanted.render_only) and not wanted.json:
+        parser.error("--render needs --json")
     if wanted.quick:
         wanted.rounds, wanted.pods = min(wanted.rounds, 6), min(wanted.pods, 20)
     return wanted
 
 
-def parts(values: list[str]) -> list[str]:
+def measure(wanted: argparse.Namespace) -> Run:
+    """Start everything, measure, and stop everything."""
+    began, at = time.monotonic(), document.now()
+    with ExitStack() as stack:
+        stack.callback(tell, "all is stopped and removed")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-bench-", dir=wanted.folder)))
+        _spread(folder)
+        try:
+            watch = stack.enter_context(witness())
+            bench = set_up(stack, folder, wanted)
+            scenarios.run(bench, wanted.only, watch)
+            versions = {**document.programs(), **{one.name: _version(one) for one in bench.endpoints}}
+        finally:
+            _undisturbed()
+    names = [endpoint.name for endpoint in bench.endpoints]
+    took, settings = time.monotonic() - began, settings_of(bench)
+    return Run(at, took, document.machine(), versions, settings, names, peer_of(names, wanted.peer), bench.results)
+
+
+def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> Bench:
+    """Start registry and endpoints, and pull what every scenario needs."""
+    tell("images, registry and endpoints …")
+    registry = stack.enter_context(running_registry(folder / "registry"))
+    sizes = images.QUICK if wanted.quick else images.Sizes()
+    references = images.push_all(folder, registry, "pulling" in wanted.only, sizes)
+    found: list[Endpoint] = []
+    seconds = 4.0 if wanted.quick else 10.0
+    bench = Bench(found, registry.host, references, folder / "logs", wanted.rounds, wanted.pods, seconds)
+    makers: list[tuple[str, Callable[[], AbstractContextManager[Endpoint]]]]
+    makers = [(name, partial(start, name, folder / f"node{n}", registry.host)) for n, name in enumerate(wanted.on)]
+    makers += [(text, partial(_connect, text)) for text in wanted.endpoint]
+    for name, make in makers:
+        try:
+            endpoint = stack.enter_context(make())
+            pull(endpoint, references["busybox"])
+            found.append(endpoint)
+        except Exception as error:  # noqa: BLE001  # a run without it is better than none
+            note_gap(bench, "set-up", name, error)
+    bench.quick, bench.sizes, bench.running_registry = wanted.quick, sizes, registry
+    bench.log_mb = 20 if wanted.quick else 200
+    return bench
+
+
+def settings_of(bench: Bench) -> dict[str, float]:
+    """Return what the figures' titles name."""
+    settings = {"pods": bench.pods, "seconds": bench.seconds, "growth_seconds": bench.seconds / 2}
+    settings |= {"rounds": bench.rounds, "log_mb": bench.log_mb, "tiny_files": bench.sizes.tiny_files}
+    return settings | {"large_mb": bench.sizes.large_mb, "large_files": bench.sizes.large_files}
+
+
+def peer_of(names: list[str], wanted: str) -> str:
+    """Return the endpoint that ratios are to: the one whose name begins so, else the newest containerd."""
+    others = [name for name in names if not name.startswith("crinoid")]
+    if wanted:
+        return next((name for name in names if name.startswith(wanted)), wanted)
+    known = [name for name in others if name.startswith("containerd")]
+    return max(known, key=_numbers, default=others[0] if others else "")
+
+
+def render(path: Path, run: Run) -> None:
+    """Write the generated part of docs/performance.md, and the plots beside the JSON document."""
+    report.update(DOCUMENT, run)
+    plots.write_all(run, path)
+
+
+def _numbers(name: str) -> list[int]:
+    """Return the numbers of a version, to compare by."""
+    return [int(part) for part in name.rpartition(" ")[2].split(".") if part.isdigit()]
+
+
+def _parts(values: list[str]) -> list[str]:
     """Split what stands with commas between."""
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
-def default_scenarios(quick: bool) -> list[str]:
-    """Return what is measured when nothing is named."""
-    return ["life", "crowd", "standing"] if quick else list(scenarios.SCENARIOS)
+def _version(endpoint: Endpoint) -> str:
+    try:
+        answer = endpoint.client.call("Version", cri.VersionRequest(), 5)
+    except Exception:  # noqa: BLE001  # it is gone: its gaps tell why
+        return "does not answer"
+    return f"{answer.runtime_name} {answer.runtime_version}"
 
 
-def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> scenarios.Bench:
-    """Start registry and endpoints, and pull what every scenario needs."""
-    registry = stack.enter_context(running_registry(folder / "registry"))
-    pulls = "pulling" in (wanted.only or default_scenarios(wanted.quick))
-    references = images.push_all(folder, registry, pulls)
-    found: list[Endpoint] = [stack.enter_context(start(name, folder / name, registry.host)) for name in wanted.on]
-    found += [endpoints.named(text) for text in wanted.endpoint]
-    for endpoint in found:
-        spec = cri.ImageSpec(image=references["busybox"])
-        endpoint.client.call("PullImage", cri.PullImageRequest(image=spec))
-    seconds = 4.0 if wanted.quick else 10.0
-    return scenarios.Bench(found, registry.host, references, folder / "logs", wanted.rounds, wanted.pods, seconds)
+def _connect(text: str) -> AbstractContextManager[Endpoint]:
+    return nullcontext(named(text))
 
 
-def start(name: str, folder: Path, registry: str) -> AbstractContextManager[Endpoint]:
-    """Start an endpoint of our own making: ``containerd``, or ``crinoid NETWORK+RUNTIME``."""
-    if name == "containerd":
-        return endpoints.containerd(folder, registry)
-    network, _, runtime = name.removeprefix("crinoid ").partition("+")
-    return endpoints.crinoid(folder, name, network, runtime, registry)
+def _spread(folder: Path) -> None:
+    """Have ext4 lay the folders inside apart, as it does with those at the top of a disk."""
+    subprocess.run(["chattr", "+T", str(folder)], check=False, capture_output=True)
 
 
-def versions(found: Sequence[Endpoint]) -> dict[str, str]:
-    """Return the versions of all that was measured."""
-    known = {"crinoid": __version__}
-    for endpoint in found:
-        answer = endpoint.client.call("Version", cri.VersionRequest())
-        known[endpoint.name] = f"{answer.runtime_name} {answer.runtime_version}"
-    for program in ("runc", "crun", "conmon"):
-        text = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-        known[program] = text.splitlines()[0] if text else "absent"
-    return known
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _undisturbed() -> None:
+    """Let nobody interrupt what follows, the stopping of everything."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    tell("stopping everything …")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
-"""A blocking CRI client that adds as little as possible to what is measured: messages are built beforehand."""
+"""A blocking CRI client that adds as little as possible to what is measured, and requests as a kubelet makes them.
 
+Messages are built beforehand; what is asked many times goes out and comes back as bytes.
+"""
+
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +12,7 @@ import grpc
 
 from crinoid.core.cri.wire import api_pb2 as cri
 
+_CGROUPS = Path("/sys/fs/cgroup")
 _OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
 
 
@@ -16,21 +22,60 @@ class Client:
     def __init__(self, socket: Path | str) -> None:
         self._channel = grpc.insecure_channel(f"unix://{socket}", options=_OPTIONS)
         self._calls: dict[str, Any] = {}
+        self._paths: dict[str, str] = {}
         for service in cri.DESCRIPTOR.services_by_name.values():
             for rpc in service.methods:
+                self._paths[rpc.name] = f"/{service.full_name}/{rpc.name}"
                 self._calls[rpc.name] = self._channel.unary_unary(
-                    f"/{service.full_name}/{rpc.name}",
+                    self._paths[rpc.name],
                     request_serializer=getattr(cri, rpc.input_type.name).SerializeToString,
                     response_deserializer=getattr(cri, rpc.output_type.name).FromString,
                 )
 
-    def call(self, rpc: str, request: Any, timeout_s: float = 300) -> Any:
+    def call(self, rpc: str, request: Any, timeout_s: float = 60) -> Any:
         """Call an RPC. ``Any``: each has its own messages."""
         return self._calls[rpc](request, timeout=timeout_s)
+
+    def prepare(self, rpc: str, request: Any) -> Callable[[], bytes]:
+        """Return a function that sends this request and returns the answer's bytes, neither of them coded any more."""
+        call, message = self._channel.unary_unary(self._paths[rpc]), request.SerializeToString()
+        return lambda: call(message, timeout=60)
 
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+
+def prepare_pod(request: Any) -> None:
+    """Make what a kubelet makes before it asks for a pod: the folder of its logs and, on cgroup v1, its cgroups."""
+    Path(request.config.log_directory).mkdir(parents=True, exist_ok=True)
+    for folder in _pod_cgroups(request):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (folder / name).exists():
+                _inherit(folder, name)
+
+
+def forget_pod(request: Any) -> None:
+    """Remove what a kubelet removes after its pod: the cgroups."""
+    for folder in _pod_cgroups(request):
+        with contextlib.suppress(OSError):  # a runtime may have done it
+            folder.rmdir()
+
+
+def _pod_cgroups(request: Any) -> list[Path]:
+    path = request.config.linux.cgroup_parent.lstrip("/")
+    tops = [top for top in _CGROUPS.iterdir() if (top / "tasks").exists() and not top.is_symlink()]
+    return [top / path for top in tops]
+
+
+def _inherit(folder: Path, name: str) -> None:
+    """Fill a setting of cpuset from above: a new cgroup has none, and takes no process."""
+    value = (folder / name).read_text().strip()
+    if not value:
+        if folder.parent != _CGROUPS / "cpuset":
+            _inherit(folder.parent, name)
+        (folder / name).write_text((folder.parent / name).read_text())
 
 
 def pod_request(name: str, logs: Path, cgroup: str, handler: str) -> Any:

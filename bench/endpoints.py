@@ -1,31 +1,38 @@
-"""What is measured: crinoid in its two set-ups, Debian's containerd beside it, and any socket that is named."""
+"""What is measured: crinoid in its set-ups, containerd and CRI-O beside it, and any socket that is named."""
 
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
+import socket as sockets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.client import Client
-from bench.measure import command_lines
+from bench.crio import Crio
+from bench.measure import command_lines, descendants
 from crinoid.core.cri.wire import api_pb2 as cri
 from support import cgroup_namespace
 from support.containerd import Containerd
 from support.daemon import Daemon
 
 PAUSE = "bench/pause:1"
+OURS = ("crinoid bridge+crun", "crinoid cni+runc")
 
 
 @dataclass
 class Endpoint:
     """One CRI endpoint. ``marks`` are words of which one stands in the command line of each process of its own.
 
-    ``daemon`` is its process, 0 where it was started by somebody else; ``restart`` is ``None``, then.
+    ``daemon`` is its process, 0 where it was started by somebody else; ``engine`` is ``None``, then, and ``make`` too,
+    which starts another of the kind over a folder.
     """
 
     name: str
@@ -34,45 +41,87 @@ class Endpoint:
     marks: tuple[str, ...] = ()
     daemon: int = 0
     handler: str = ""
-    engine: Daemon | Containerd | None = None
+    engine: Daemon | Containerd | Crio | None = None
+    make: Callable[[Path], AbstractContextManager["Endpoint"]] | None = None
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
         self.client = Client(self.socket)
 
     def processes(self) -> list[int]:
-        """Return the daemon and all its monitors, but no container's own process."""
-        found = [pid for pid, line in command_lines().items() if any(mark in line for mark in self.marks)]
-        return sorted({*found, *([self.daemon] if self.daemon else [])} - {os.getpid()})
+        """Return the daemon, its helpers and all its monitors, but no container's own process."""
+        if not self.daemon:
+            return []
+        monitors = {pid for pid, line in command_lines().items() if any(mark in line for mark in self.marks)}
+        helpers = {pid for pid in descendants(self.daemon) if not self._holds(pid)}
+        return sorted({*monitors, *helpers, self.daemon} - {os.getpid()})
+
+    def _holds(self, pid: int) -> bool:
+        """Tell whether a process is a container's: it is in a cgroup of the pods."""
+        try:
+            return f":{self.cgroup}/" in Path(f"/proc/{pid}/cgroup").read_text()
+        except OSError:
+            return True
 
     def restart(self) -> None:
         """End the daemon as a service manager does, and start it again; returns as soon as it was started."""
         assert self.engine is not None
         assert self.engine.process is not None
-        os.kill(self.engine.process.pid, signal.SIGTERM)
-        self.engine.process.wait(60)
+        if self.engine.process.poll() is None:
+            os.kill(self.engine.process.pid, signal.SIGTERM)
+            self.engine.process.wait(60)
         self.client.close()
         self.engine.launch()
         assert self.engine.process is not None
         self.daemon = self.engine.process.pid
         self.client = Client(self.socket)
 
-    def wait_for_list(self, timeout_s: float = 60) -> int:
-        """Wait until a full list is answered; return its length."""
-        deadline = time.monotonic() + timeout_s
+    def wait_for_list(self, count: int = 0, timeout_s: float = 60) -> int:
+        """Wait until a list of at least so many containers is answered; return its length."""
+        deadline, found = time.monotonic() + timeout_s, -1
         while time.monotonic() < deadline:
-            with contextlib.suppress(Exception):
-                return len(self.client.call("ListContainers", cri.ListContainersRequest(), 5).containers)
-            self.client.close()
-            self.client = Client(self.socket)
+            if self._listens():
+                with contextlib.suppress(Exception):
+                    found = len(self.client.call("ListContainers", cri.ListContainersRequest(), 5).containers)
+                    if found >= count:
+                        return found
+                self.client.close()
+                self.client = Client(self.socket)
             time.sleep(0.002)
-        raise TimeoutError(f"{self.name} does not answer")
+        raise TimeoutError(f"{self.name} lists {found} of {count} containers after {timeout_s:g} s")
+
+    def _listens(self) -> bool:
+        """Tell whether a connection is taken; a client that is refused one waits longer than it need."""
+        with sockets.socket(sockets.AF_UNIX) as one:
+            return one.connect_ex(str(self.socket)) == 0
+
+    def revive(self) -> None:
+        """Start the daemon again if it ended."""
+        if self.engine is not None and self.engine.process is not None and self.engine.process.poll() is not None:
+            self.restart()
+            self.wait_for_list()
 
     def remove_all(self) -> None:
         """Remove every pod."""
-        for pod in self.client.call("ListPodSandbox", cri.ListPodSandboxRequest()).items:
-            self.client.call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=pod.id))
-            self.client.call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
+
+        def remove(pod: str) -> None:
+            self.client.call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+            self.client.call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+        with ThreadPoolExecutor(4) as threads:
+            found = self.client.call("ListPodSandbox", cri.ListPodSandboxRequest()).items
+            list(threads.map(remove, [pod.id for pod in found]))
+
+
+def start(name: str, folder: Path, registry: str) -> AbstractContextManager[Endpoint]:
+    """Start ``crinoid NETWORK+RUNTIME``, ``containerd``, ``containerd=PROGRAM`` or ``crio=PROGRAM``."""
+    kind, _, program = name.partition("=")
+    if kind == "containerd":
+        return containerd(folder, registry, program or "containerd")
+    if kind == "crio":
+        return crio(folder, registry, Path(program))
+    network, _, runtime = name.removeprefix("crinoid ").partition("+")
+    return crinoid(folder, name, network, runtime, registry)
 
 
 def write_network(folder: Path, bridge: str, subnet: str, state: Path) -> Path:
@@ -93,10 +142,24 @@ def write_network(folder: Path, bridge: str, subnet: str, state: Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def _network(folder: Path) -> Iterator[Path]:
+    """Write a CNI network over a bridge of its own, which goes when the context ends."""
+    bridge = f"crb{secrets.token_hex(3)}"
+    try:
+        yield write_network(folder / "net.d", bridge, _subnet(), folder / "ipam")
+    finally:
+        subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
+
+
+def _subnet() -> str:
+    """Return a range for 1,000 pods that hardly anybody else has."""
+    return f"10.{88 + secrets.randbelow(40)}.{4 * secrets.randbelow(64)}.0/22"
+
+
 def crinoid_configuration(network: str, runtime: str, registry: str, cni_conf: Path) -> str:
     """A node as a site runs it, with metrics on."""
-    subnet = f"10.87.{secrets.randbelow(250)}.0/24"
-    options = f"conf_dir = '{cni_conf}'" if network == "cni" else f"subnets = ['{subnet}']"
+    options = f"conf_dir = '{cni_conf}'" if network == "cni" else f"subnets = ['{_subnet()}']"
     return f"""[network]
 driver = "{network}"
 options = {{ {options} }}
@@ -114,41 +177,64 @@ level = "info"
 @contextlib.contextmanager
 def crinoid(folder: Path, name: str, network: str, runtime: str, registry: str) -> Iterator[Endpoint]:
     """Run crinoid with a network and a runtime."""
-    bridge = f"crb{secrets.token_hex(3)}"
-    subnet = f"10.86.{secrets.randbelow(250)}.0/24"
-    conf = write_network(folder / "net.d", bridge, subnet, folder / "ipam")
-    with cgroup_namespace.held() as prefix:
+    with _network(folder) as conf, cgroup_namespace.held() as prefix:
         config = crinoid_configuration(network, runtime, registry, conf)
         daemon = Daemon(folder / "daemon", config, prefix if runtime == "crun" else ())
-        daemon.start()
-        assert daemon.process is not None
-        marks = (f"/run/{daemon.name}/",)
-        endpoint = Endpoint(name, daemon.socket, daemon.cgroup, marks, daemon.process.pid, runtime, daemon)
         try:
-            yield endpoint
+            daemon.start()
+            assert daemon.process is not None
+            endpoint = Endpoint(name, daemon.socket, daemon.cgroup, (f"/run/{daemon.name}/",), daemon.process.pid)
+            endpoint.handler, endpoint.engine = runtime, daemon
+            endpoint.make = lambda other: crinoid(other, name, network, runtime, registry)
+            try:
+                yield endpoint
+            finally:
+                with contextlib.suppress(Exception):  # what is not undone so is undone below
+                    endpoint.remove_all()
+                    daemon.stop()
         finally:
-            with contextlib.suppress(Exception):
-                endpoint.remove_all()
-                daemon.stop()
             daemon.end()
-            subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
 
 
 @contextlib.contextmanager
-def containerd(folder: Path, registry: str) -> Iterator[Endpoint]:
-    """Run Debian's containerd with runc and CNI."""
-    bridge = f"crb{secrets.token_hex(3)}"
-    conf = write_network(folder / "net.d", bridge, f"10.85.{secrets.randbelow(250)}.0/24", folder / "ipam")
-    engine = Containerd(folder / "containerd", conf, registry, f"{registry}/{PAUSE}")
-    engine.start()
-    assert engine.process is not None
-    marks = (f"/run/{engine.name}/", "/pause")
-    endpoint = Endpoint("containerd", engine.socket, engine.cgroup, marks, engine.process.pid, "", engine)
-    try:
-        yield endpoint
-    finally:
-        engine.end()
-        subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
+def containerd(folder: Path, registry: str, program: str = "containerd") -> Iterator[Endpoint]:
+    """Run a containerd with runc and CNI; Debian's, unless told otherwise."""
+    with _network(folder) as conf:
+        engine = Containerd(folder / "containerd", conf, registry, f"{registry}/{PAUSE}", program=program)
+        try:
+            engine.start()
+            assert engine.process is not None
+            name = f"containerd {version_of(program)}"
+            endpoint = Endpoint(name, engine.socket, engine.cgroup, (f"/run/{engine.name}/",), engine.process.pid)
+            endpoint.engine = engine
+            endpoint.make = lambda other: containerd(other, registry, program)
+            yield endpoint
+        finally:
+            engine.end()
+
+
+@contextlib.contextmanager
+def crio(folder: Path, registry: str, program: Path) -> Iterator[Endpoint]:
+    """Run a CRI-O with runc and CNI; its ``pinns`` lies beside it."""
+    with _network(folder) as conf:
+        engine = Crio(folder / "crio", conf, registry, program)
+        try:
+            engine.start()
+            assert engine.process is not None
+            name = f"CRI-O {version_of(str(program))}"
+            endpoint = Endpoint(name, engine.socket, engine.cgroup, (f"/run/{engine.name}/",), engine.process.pid)
+            endpoint.engine = engine
+            endpoint.make = lambda other: crio(other, registry, program)
+            yield endpoint
+        finally:
+            engine.end()
+
+
+def version_of(program: str) -> str:
+    """Return the first number with dots that a program says of itself."""
+    text = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\bv?(\d+\.\d+[\w.+~-]*)", text)
+    return re.split(r"[~+]", found[1])[0] if found else "of unknown version"
 
 
 def named(text: str) -> Endpoint:

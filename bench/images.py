@@ -1,44 +1,84 @@
 """The images that are pulled, made once a run and pushed to a registry on loopback."""
 
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from support.images import Entry, ImageConfig, build_busybox, build_image, busybox_layer, make_layer
 from support.registry import RunningRegistry
 
-LARGE_FILES, LARGE_BYTES, LARGE_LAYERS, TINY_FILES = 20_000, 500 << 20, 4, 30_000
+LARGE_LAYERS = 4
 
 
-def push_all(folder: Path, registry: RunningRegistry, pulls: bool) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the two images of the pulls are: ``large`` in MB and files, ``tiny`` in files."""
+
+    large_mb: int = 500
+    large_files: int = 20_000
+    tiny_files: int = 30_000
+
+
+QUICK = Sizes(50, 2_000, 3_000)
+
+
+def push_all(folder: Path, registry: RunningRegistry, pulls: bool, sizes: Sizes | None = None) -> dict[str, str]:
     """Build and push: ``busybox``, ``pause`` and, where pulls are measured, ``large`` and ``tiny``."""
+    sizes = sizes or Sizes()
     layout = folder / "layout"
     build_busybox(layout, "bench/busybox:1")
     build_busybox(layout, "bench/pause:1", ImageConfig(entrypoint=("/bin/sleep", "1000000"), cmd=()))
     names = {"busybox": "bench/busybox:1", "pause": "bench/pause:1"}
     if pulls:
-        build_image(layout, "bench/large:1", [busybox_layer(), *_large_layers()])
-        build_image(layout, "bench/tiny:1", [_tiny_layer()])
+        build_image(layout, "bench/large:1", [busybox_layer(), *_large_layers(sizes)])
+        build_image(layout, "bench/tiny:1", [_tiny_layer(sizes)])
         names |= {"large": "bench/large:1", "tiny": "bench/tiny:1"}
     return {key: registry.push(layout, name, name) for key, name in names.items()}
 
 
-def _large_layers() -> list[bytes]:
+def push_small(folder: Path, registry: RunningRegistry, count: int) -> list[str]:
+    """Build and push images that share all but a small layer of their own; return their references."""
+    layout = folder / "small"
+    references = []
+    for number in range(count):
+        name = f"bench/small-{number}:1"
+        entries = [Entry(path=f"srv/{file}", content=b"%d of %d\n" % (file, number)) for file in range(10)]
+        build_image(layout, name, [busybox_layer(), make_layer(entries)])
+        references.append(registry.push(layout, name, name))
+    return references
+
+
+def push_layered(folder: Path, registry: RunningRegistry, layers: int, salt: int) -> str:
+    """Build and push an image of so many layers; no two salts have one in common but the lowest."""
+    layout, name = folder / "layered", f"bench/layered-{layers}-{salt}:1"
+    build_image(layout, name, [busybox_layer(), *(_thin_layer(layers, salt, n) for n in range(1, layers))])
+    return registry.push(layout, name, name)
+
+
+def _thin_layer(layers: int, salt: int, number: int) -> bytes:
+    content = b"%d of %d, %d\n" % (number, layers, salt)
+    return make_layer([Entry(path=f"srv/l{number}/{file}", content=content * 100) for file in range(5)])
+
+
+def _large_layers(sizes: Sizes | None = None) -> Iterator[bytes]:
     """Files of many sizes with content that compresses about as programs do."""
+    sizes = sizes or Sizes()
     source = random.Random(1)  # noqa: S311  # the same bytes at every run
     words = [source.randbytes(source.randint(3, 12)) for _ in range(4096)]
     block = b"".join(source.choice(words) for _ in range(300_000))
-    layers = []
+    average = sizes.large_mb * 1_000_000 / sizes.large_files
     for layer in range(LARGE_LAYERS):
         entries = []
-        for number in range(LARGE_FILES // LARGE_LAYERS):
-            size = int(LARGE_BYTES / LARGE_FILES * source.choice((0.1, 0.3, 0.6, 1.0, 3.0)))
+        for number in range(sizes.large_files // LARGE_LAYERS):
+            size = int(average * source.choice((0.1, 0.3, 0.6, 1.0, 3.0)))
             start = source.randrange(len(block) - 100_000)
             content = (block[start : start + 100_000] * (size // 100_000 + 1))[:size]
             entries.append(Entry(path=f"usr/lib/l{layer}/d{number % 100}/f{number}", content=content))
-        layers.append(make_layer(entries))
-    return layers
+        yield make_layer(entries)
 
 
-def _tiny_layer() -> bytes:
-    files = (Entry(path=f"srv/d{n % 300}/f{n}", content=b"%d\n" % n) for n in range(TINY_FILES))
+def _tiny_layer(sizes: Sizes | None = None) -> bytes:
+    count = (sizes or Sizes()).tiny_files
+    files = (Entry(path=f"srv/d{n % 300}/f{n}", content=b"%d\n" % n) for n in range(count))
     return make_layer([Entry(path="bin/sh", content=b"x", mode=0o755), *files])

@@ -1,139 +1,146 @@
-"""The table, the JSON document and the plot of a run."""
+"""The table of a run, for the terminal and for docs/performance.md."""
 
-import json
-import math
-import platform
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.scenarios import Results
+from bench.document import Run, Summary, Verdict, summary
+from bench.figures import BY_KEY
 
-GOALS: Mapping[str, tuple[float, float]] = {
-    "RunPodSandbox, ms": (0.10, 0.50),
-    "CreateContainer + StartContainer, ms": (0.45, 0.95),
-    "pod ready, ms": (0.18, 0.60),
-    "ten pods at once, ms": (0.25, 0.60),
-    "StopPodSandbox + RemovePodSandbox, ms": (0.10, 0.60),
-    "ExecSync(true), ms": (0.45, 0.90),
-    "ListContainers, ListPodSandbox, ContainerStatus": (1.0, 1.0),
-    "ListContainerStats": (0.25, 0.25),
-    "ListPodSandboxStats": (0.25, 0.25),
-    "PSS of daemon and monitors": (0.22, 0.22),
-    "CPU of 10 s of polling": (0.12, 0.12),
-    "a container that writes": (0.30, 0.30),
-    "PullImage, 500 MB": (0.50, 0.50),
-    "PullImage, 30,000": (0.80, 0.80),
-    "restart until the first full list": (0.60, 0.60),
-    "removing": (0.15, 0.50),
-}
-"""Ratios of medians to the peer that are aimed at, for ``bridge`` + crun and for CNI + runc."""
+BEGIN = "<!-- From here to the end mark `make bench` writes; `python -m bench --render` does it from the JSON. -->\n"
+END = "<!-- The end mark. -->\n"
+AXES = {"pods": "pods that stand there", "images": "images on the node", "layers": "layers of the image"}
 
 
-def goal_of(figure: str, endpoint: str) -> float | None:
-    """Return the ratio aimed at, if there is one."""
-    goals = next((value for prefix, value in GOALS.items() if figure.startswith(prefix)), None)
-    return None if goals is None else goals[0 if "crun" in endpoint else 1]
-
-
-def ratio(results: Results, figure: str, endpoint: str, peer: str) -> float | None:
-    """Return the median of an endpoint as a part of the peer's."""
-    samples = results.samples[figure]
-    if endpoint not in samples or peer not in samples or not samples[peer].summary()["median"]:
-        return None
-    return samples[endpoint].summary()["median"] / samples[peer].summary()["median"]
-
-
-def print_table(results: Results, endpoints: Sequence[str], peer: str) -> None:
-    """Print least, median and 95th percentile of each, and the ratio to the peer beside its goal."""
-    table = Table(title=f"medians (least, 95 %); ratios to {peer}")
-    table.add_column("figure")
-    for endpoint in endpoints:
-        table.add_column(endpoint, justify="right")
-    for figure in results.samples:
-        table.add_row(figure, *(_cell(results, figure, endpoint, peer) for endpoint in endpoints))
-    console = Console(width=None if Console().is_terminal else 200)
+def print_table(run: Run, console: Console | None = None) -> None:
+    """Print medians of each endpoint, and for ours the ratio to the peer, beside its goal."""
+    console = console or Console(width=None if Console().is_terminal else 180)
+    table = Table(title=f"medians (least, 95 %); ratios are to {run.peer}")
+    table.add_column("figure", ratio=3)
+    for endpoint in run.endpoints:
+        table.add_column(endpoint, justify="right", ratio=2)
+    for figure in run.figures():
+        cells = [_cell(run, figure.key, endpoint) for endpoint in run.endpoints]
+        table.add_row(figure.name(run.settings), *cells)
     console.print(table)
-    for name, percent in results.foreign_cpu.items():
-        console.print(f"during {name!r}, all but the daemons used {percent:.0f} % of one core", highlight=False)
+    for line in _facts(run):
+        console.print(line.replace("**", "").removeprefix("- "), highlight=False, markup=False)
 
 
-def as_document(
-    results: Results, endpoints: Sequence[str], peer: str, versions: Mapping[str, str]
-) -> dict[str, object]:
-    """Return all of a run as a JSON object."""
-    return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
-        "versions": dict(versions),
-        "peer": peer,
-        "figures": {
-            figure: {
-                name: {**samples.summary(), "ratio": ratio(results, figure, name, peer), "values": samples.values}
-                for name, samples in of_figure.items()
-            }
-            for figure, of_figure in results.samples.items()
-        },
-        "foreign_cpu_percent": results.foreign_cpu,
-        "endpoints": list(endpoints),
-    }
-
-
-def write_json(path: Path, document: Mapping[str, object]) -> None:
-    """Write the document."""
-    path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def write_svg(path: Path, results: Results, endpoints: Sequence[str], peer: str) -> None:
-    """Draw the ratios as bars on a logarithmic scale; the line is the peer, the mark the goal."""
-    rows = [(figure, name) for figure in results.samples for name in endpoints if name != peer]
-    height, left, width = 22 * len(rows) + 60, 480, 420
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height}" font-size="12">']
-    parts.append('<rect width="100%" height="100%" fill="white"/><g font-family="sans-serif">')
-    for tick in (0.01, 0.03, 0.1, 0.3, 1, 3):
-        x = left + _position(tick) * width
-        stroke = "#444" if tick == 1 else "#ddd"
-        parts.append(f'<line x1="{x:.0f}" y1="30" x2="{x:.0f}" y2="{height - 10}" stroke="{stroke}"/>')
-        parts.append(f'<text x="{x:.0f}" y="22" text-anchor="middle">{tick:g}</text>')
-    for number, (figure, name) in enumerate(rows):
-        parts += _bar(number, figure, name, ratio(results, figure, name, peer), (left, width))
-    path.write_text("\n".join([*parts, "</g></svg>"]) + "\n")
-
-
-def _bar(number: int, figure: str, name: str, value: float | None, place: tuple[int, int]) -> list[str]:
-    left, width = place
-    y = 40 + 22 * number
-    parts = [f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{figure} ({name})</text>']
-    if value is None:
-        return parts
-    goal = goal_of(figure, name)
-    colour = "#2a7f62" if goal is None or value <= goal else "#c0562f"
-    bar = max(2.0, _position(value) * width)
-    parts.append(f'<rect x="{left}" y="{y}" width="{bar:.0f}" height="15" fill="{colour}"/>')
-    parts.append(f'<text x="{left + bar + 5:.0f}" y="{y + 12}">{value:.2f}</text>')
-    if goal is not None:
-        x = left + _position(goal) * width
-        parts.append(f'<path d="M{x:.0f} {y - 2}v19" stroke="black" stroke-width="2"/>')
-    return parts
-
-
-def _position(value: float) -> float:
-    """Place a ratio between 0.01 and 5 on a logarithmic scale from 0 to 1."""
-    return (math.log10(min(max(value, 0.01), 5)) + 2) / (math.log10(5) + 2)
-
-
-def _cell(results: Results, figure: str, endpoint: str, peer: str) -> str:
-    samples = results.samples[figure].get(endpoint)
+def _cell(run: Run, key: str, endpoint: str) -> str:
+    samples = run.results.samples[key].get(endpoint)
     if samples is None:
         return "-"
-    summary = samples.summary()
-    text = f"{summary['median']:.3g} ({summary['min']:.3g}, {summary['p95']:.3g})"
-    value = None if endpoint == peer else ratio(results, figure, endpoint, peer)
-    if value is None:
+    text = _spread(summary(samples))
+    verdict = run.verdict(key, endpoint) if endpoint in run.ours() else None
+    if verdict is None:
         return text
-    goal = goal_of(figure, endpoint)
-    verdict = "" if goal is None else f" [{'green' if value <= goal else 'red'}](goal {goal:g})[/]"
-    return f"{text}\n[bold]{value:.3g}[/]{verdict}"
+    if verdict.goal is None:
+        return f"{text}\n[bold]{verdict.value:.3g}[/]"
+    colour, said = ("green", "met") if verdict.met else ("red", "NOT MET")
+    value = "" if BY_KEY[key].absolute else f"[bold]{verdict.value:.3g}[/] "
+    return f"{text}\n{value}[{colour}](goal {verdict.goal:g}: {said})[/]"
+
+
+def _spread(found: Summary) -> str:
+    return f"{_number(found.median)} ({_number(found.least)}, {_number(found.p95)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def markdown(run: Run) -> str:
+    """Return the generated part of docs/performance.md."""
+    parts = [_about(run), _goals(run), _missed(run), _medians(run), *(_growth(run, axis) for axis in AXES)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def update(path: Path, run: Run) -> None:
+    """Write the generated part of a document between its marks."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{markdown(run)}\n{END}{after}")
+
+
+def generated(text: str) -> str:
+    """Return what stands between the marks of a document."""
+    return text.partition(BEGIN)[2].partition(END)[0].strip() + "\n"
+
+
+def _about(run: Run) -> str:
+    lines = [f"Measured {run.at.replace('T', ' ').replace('+00:00', ' UTC')}, in {run.took_s / 60:.0f} minutes.", ""]
+    lines += ["| what | which |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in {**run.machine, **run.versions}.items()]
+    return "\n".join([*lines, "", *_facts(run)])
+
+
+def _facts(run: Run) -> Iterator[str]:
+    """Yield what must be known beside the figures: CPU that others took, and gaps."""
+    for scenario, parts in run.results.busy.items():
+        told = ", ".join(f"{who} {percent:.0f} %" for who, percent in parts.items())
+        yield f"- During `{scenario}` took, of one core: {told}."
+    for gap in run.results.gaps:
+        yield f"- **Gap**: `{gap.scenario}` of {gap.endpoint}: {gap.reason}"
+
+
+def _goals(run: Run) -> str:
+    head = ["figure", *(f"{name}: ratio (goal)" for name in run.ours())]
+    others = [(name, peer) for peer in run.peers()[1:] for name in run.ours()]
+    head += [f"{name} to {peer}" for name, peer in others]
+    lines = [f"## Ratios to {run.peer}", "", _row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    for figure in run.figures():
+        if figure.goals is None:
+            continue
+        cells = [_told(run.verdict(figure.key, name), figure.absolute) for name in run.ours()]
+        more = [run.verdict(figure.key, name, peer) for name, peer in others]
+        cells += ["" if figure.absolute or found is None else _number(found.value) for found in more]
+        lines.append(_row([figure.name(run.settings), *cells]))
+    note = "Below 1 is better than the peer. A goal with a unit is a value, no ratio."
+    return "\n".join([*lines, "", note, "", "![Ratios to the peer, and goals](performance.svg)"])
+
+
+def _told(verdict: Verdict | None, absolute: bool) -> str:
+    if verdict is None:
+        return "gap"
+    unit = " s" if absolute else ""
+    text = f"{_number(verdict.value)}{unit} ({verdict.goal:g}{unit})"
+    return text if verdict.met else f"**{text} not met**"
+
+
+def _missed(run: Run) -> str:
+    lines = [
+        f"- {figure.name(run.settings)}: {name} has {_number(verdict.value)}, the goal is {verdict.goal:g}"
+        for figure, name, verdict in run.missed()
+    ]
+    return "\n".join(["## Goals that this run did not meet", "", *(lines or ["None."])])
+
+
+def _medians(run: Run) -> str:
+    lines = ["## Medians (least, 95th percentile)", "", _row(["figure", *run.endpoints])]
+    lines.append(_row(["---"] + ["---:"] * len(run.endpoints)))
+    for figure in run.figures():
+        samples = run.results.samples[figure.key]
+        cells = [_spread(summary(samples[name])) if name in samples else "gap" for name in run.endpoints]
+        lines.append(_row([figure.name(run.settings), *cells]))
+    return "\n".join(lines)
+
+
+def _growth(run: Run, axis: str) -> str:
+    numbers = run.results.growth.get(axis)
+    if not numbers:
+        return ""
+    shown = ", ".join(map(str, numbers))
+    lines = [f"## Growth with the number of {AXES[axis]}", "", f"Medians at {shown}.", ""]
+    lines += [_row(["figure", *run.endpoints]), _row(["---"] + ["---:"] * len(run.endpoints))]
+    for figure, name in run.grown(axis):
+        rows = [run.growth(axis, figure.key, endpoint) for endpoint in run.endpoints]
+        cells = [" / ".join(_number(row[number]) if number in row else "gap" for number in numbers) for row in rows]
+        lines.append(_row([name, *cells]))
+    return "\n".join([*lines, "", f"![Growth with the number of {AXES[axis]}](performance-{axis}.svg)"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -23,12 +23,16 @@ from support.patience import patient
 START_S = patient(30)
 _SHIM_SOCKETS = Path("/run/containerd/s")
 
+# containerd 2 has more conditions, such as that nothing of the node is out of date.
+_READY = ("RuntimeReady", "NetworkReady")
+
 
 @dataclass
 class Containerd:
     """One containerd: ``start``, then ``end``. ``prefix`` goes before the command, as ``unshare`` does.
 
-    ``pause`` is the image of its sandboxes, ``registry`` a host that it may speak plain http with.
+    ``pause`` is the image of its sandboxes, ``registry`` a host that it may speak plain http with. ``program`` may be
+    another containerd, with its shim beside it.
     """
 
     folder: Path
@@ -38,6 +42,7 @@ class Containerd:
     prefix: tuple[str, ...] = ()
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
     process: subprocess.Popen[bytes] | None = None
+    program: str = "containerd"
     _empty: list[Path] = field(default_factory=list)
     _outside: set[Path] = field(default_factory=set)
 
@@ -67,15 +72,23 @@ class Containerd:
         self.run.mkdir()
         self._empty = [path for path in (_SHIM_SOCKETS, _SHIM_SOCKETS.parent) if not path.exists()]
         (self.folder / "config.toml").write_text(self._config())
+        self._allow_http()
         self.launch()
         self._wait()
 
     def launch(self) -> None:
         """Start, over what is there already, and don't wait."""
         with self.log.open("ab") as log:
-            command = [*self.prefix, "containerd", "--config", str(self.folder / "config.toml")]
+            command = [*self.prefix, self.program, "--config", str(self.folder / "config.toml")]
+            shims = [str(Path(self.program).parent)] if "/" in self.program else []
+            search = ":".join([*shims, os.environ.get("PATH", os.defpath)])
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": search},
+                start_new_session=True,
             )
 
     def end(self) -> None:
@@ -120,14 +133,22 @@ restrict_oom_score_adj = true
 {cri}.cni]
 bin_dir = "/usr/lib/cni"
 conf_dir = {json.dumps(str(self.cni_conf))}
-{cri}.registry.mirrors."{self.registry}"]
-endpoint = ["http://{self.registry}"]
+{cri}.registry]
+config_path = {json.dumps(str(self.folder / "certs.d"))}
 {cri}.containerd]
 default_runtime_name = "runc"
 {runtimes}
 [plugins."io.containerd.internal.v1.opt"]
 path = {json.dumps(str(self.folder / "opt"))}
+[plugins."io.containerd.nri.v1.nri"]
+socket_path = {json.dumps(str(self.run / "nri.sock"))}
 """
+
+    def _allow_http(self) -> None:
+        """Let it speak plain http with the registry."""
+        hosts = self.folder / "certs.d" / self.registry / "hosts.toml"
+        hosts.parent.mkdir(parents=True, exist_ok=True)
+        hosts.write_text(f'server = "http://{self.registry}"\n')
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_S
@@ -137,6 +158,7 @@ path = {json.dumps(str(self.folder / "opt"))}
             client = Cri(self.socket)
             try:
                 conditions = client.call("Status", timeout_s=2)["status"]["conditions"]
+                conditions = [condition for condition in conditions if condition["type"] in _READY]
             except Exception:  # noqa: BLE001  # not yet
                 conditions = []
             finally:

@@ -1,0 +1,59 @@
+"""The figures: what each is called, its unit and its goals. Scenarios add samples under a key, reports look it up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+UNITS_PER_S = {"ms": 1000.0, "s": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure. ``title`` may name settings of the run in braces, such as ``{pods}``.
+
+    ``goals`` are what is aimed at, for ``bridge`` + crun and for CNI + runc: ratios of medians to the peer's, or values
+    in the figure's unit where ``absolute``; ``None``: there is none.
+    """
+
+    key: str
+    title: str
+    unit: str
+    goals: tuple[float, float] | None = None
+    absolute: bool = False
+
+    def name(self, settings: Mapping[str, float | str]) -> str:
+        """Return the title with the run's settings in it, and the unit."""
+        shown = {key: value if isinstance(value, str) else f"{value:,.10g}" for key, value in settings.items()}
+        return f"{self.title.format_map(shown)}, {self.unit}"
+
+    def goal(self, endpoint: str) -> float | None:
+        """Return what is aimed at for an endpoint of ours; peers have no goals."""
+        if self.goals is None or not endpoint.startswith("crinoid"):
+            return None
+        return self.goals[0 if "crun" in endpoint else 1]
+
+
+FIGURES = (
+    Figure("run", "RunPodSandbox", "ms", (0.10, 0.50)),
+    Figure("start", "CreateContainer + StartContainer", "ms", (0.45, 0.95)),
+    Figure("ready", "pod ready (RunPodSandbox to StartContainer's answer)", "ms", (0.18, 0.60)),
+    Figure("crowd", "ten pods at once", "ms", (0.25, 0.60)),
+    Figure("stop", "StopPodSandbox + RemovePodSandbox with a running container", "ms", (0.10, 0.60)),
+    Figure("exec", "ExecSync(true)", "ms", (0.45, 0.90)),
+    Figure("lists", "ListContainers, ListPodSandbox, ContainerStatus at {pods} pods", "ms", (1.0, 1.0)),
+    Figure("container-stats", "ListContainerStats at {pods} pods", "ms", (0.25, 0.25)),
+    Figure("pod-stats", "ListPodSandboxStats at {pods} pods", "ms", (0.25, 0.25)),
+    Figure("memory", "memory of daemon and monitors of {pods} pods", "MiB", (0.22, 0.22)),
+    Figure("polling", "CPU in {seconds} s of a kubelet's polling at {pods} pods", "s", (0.12, 0.12)),
+    Figure("idle", "CPU in {seconds} s left alone at {pods} pods", "s", (0.01, 0.01), absolute=True),
+    Figure("logging", "a container that writes {log_mb} MB of 100-byte lines, until it ends", "s", (0.30, 0.30)),
+    Figure("pull-large", "PullImage, {large_mb} MB in {large_files} files, 4 layers", "s", (0.50, 0.50)),
+    Figure("pull-tiny", "PullImage, {tiny_files} tiny files in one layer", "s", (0.80, 0.80)),
+    Figure("restart", "restart with {pods} pods until the first full list", "ms", (0.60, 0.60)),
+    Figure("removal", "remove {pods} pods, four at a time", "s", (0.15, 0.50)),
+    Figure("pss", "PSS of the same processes beside all the others of the run", "MiB"),
+    Figure("version", "Version, which asks for next to nothing: what any call costs", "ms"),
+    Figure("list-images", "ListImages", "ms"),
+    Figure("image-status", "ImageStatus", "ms"),
+    Figure("pull", "PullImage of a small image", "ms"),
+)
+BY_KEY = {figure.key: figure for figure in FIGURES}

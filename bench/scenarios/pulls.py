@@ -1,0 +1,49 @@
+"""Pulls of a large image and of one with very many files, from a registry on loopback."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bench.endpoints import Endpoint
+from bench.measure import settle
+from bench.scenarios.node import Bench
+from crinoid.core.cri.wire import api_pb2 as cri
+
+_numbers = itertools.count()
+
+
+def turns(bench: Bench) -> Iterator[Any]:
+    """Both images a turn."""
+    for _ in range(1 if bench.quick else 3):
+        yield pull_both
+
+
+def pull_both(bench: Bench, endpoint: Endpoint) -> None:
+    """Pull into fresh folders, which stay until the end: ext4 makes files slowly for minutes after many were removed.
+
+    What somebody else runs has no fresh folders; its images are removed.
+    """
+    with contextlib.ExitStack() as stack:
+        used = endpoint
+        if endpoint.make is not None:
+            used = stack.enter_context(endpoint.make(bench.logs.parent / f"pull{next(_numbers)}"))
+            pull(used, bench.images["busybox"])
+        for figure, image in (("pull-large", "large"), ("pull-tiny", "tiny")):
+            settle()
+            time.sleep(1)
+            with bench.results.timed(figure, endpoint.name):
+                pull(used, bench.images[image])
+            if used is endpoint:
+                remove_image(used, bench.images[image])
+
+
+def pull(endpoint: Endpoint, image: str) -> None:
+    """Pull an image."""
+    endpoint.client.call("PullImage", cri.PullImageRequest(image=cri.ImageSpec(image=image)), 600)
+
+
+def remove_image(endpoint: Endpoint, image: str) -> None:
+    """Remove an image."""
+    endpoint.client.call("RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=image)), 600)
