@@ -77,6 +77,14 @@ def test_a_device_with_all_its_edits(pod: Pod, folders: Path, tmp_path: Path) ->
     assert {"allow": True, "type": "c", "major": 1, "minor": 5, "access": "r"} in rules
 
 
+def test_a_device_that_may_not_be_opened(pod: Pod, folders: Path) -> None:
+    node = {"path": "/dev/shut", "hostPath": "/dev/kmsg", "permissions": "none"}
+    describe(folders / "etc" / "acme.json", "one", {"deviceNodes": [node]})
+    script = "stat -c %F /dev/shut; head -c 1 /dev/shut 2>/dev/null || echo shut"
+    wanted = [{"name": f"{GPU}=one"}]
+    assert pod.sh(script, CDI_devices=wanted).splitlines() == ["character special file", "shut"]
+
+
 def test_annotations_name_devices_and_an_exec_sees_them(pod: Pod, folders: Path) -> None:
     (folders / "etc").mkdir(exist_ok=True)
     (folders / "etc" / "acme.yaml").write_text(

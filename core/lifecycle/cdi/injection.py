@@ -83,8 +83,8 @@ def _add_node(spec: JsonObject, node: DeviceNode, place: str) -> None:
     made |= {key: number for key, number in owner.items() if number or getattr(node, key) is not None}
     linux = spec["linux"]
     linux["devices"] = [one for one in linux.get("devices", ()) if one["path"] != made["path"]] + [made]
-    if made["type"] != "p":
-        access = {"": "rwm", "none": ""}.get(node.permissions, node.permissions)
+    if made["type"] != "p" and node.permissions != "none":  # runtimes can't write down a rule that allows nothing
+        access = node.permissions or "rwm"
         kind = "b" if made["type"] == "b" else "c"
         rule = {"allow": True, "type": kind, "major": made["major"], "minor": made["minor"], "access": access}
         linux.setdefault("resources", {}).setdefault("devices", []).append(rule)
