@@ -83,7 +83,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks, events)
     )
     pods = PodService(config, store, slots, PodParts(containers, init, resources, locks, events), cgroups)
-    stats = StatsService(store, slots, containers.list, pods.list)
+    stats = StatsService(store, slots, images.writables, containers.list, pods.list)
     return Composition(
         pods=pods,
         containers=containers,

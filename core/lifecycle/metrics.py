@@ -18,7 +18,7 @@ from crinoid.core.api.linux.cgroupdetails import read_details
 from crinoid.core.api.values.stats import CgroupDetails
 from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.metrictable import METRICS, DiskFigures, MetricDescriptor, Reading
-from crinoid.core.lifecycle.stats import BATCH, StatsService, batched, read_network
+from crinoid.core.lifecycle.stats import BATCH, StatsService, batched, read_networks
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
 
@@ -79,9 +79,9 @@ class MetricsService:
         return PodSamples(pod.id, take_samples(reading, base), tuple(containers))
 
     async def _container(self, pod: PodRecord, container: ContainerRecord) -> ContainerSamples:
-        usage, mountpoint = await self._stats.disk(container, pod)
-        used_bytes = None if usage is None else usage.used_bytes
-        reading = await asyncio.to_thread(_read_container, container, used_bytes, mountpoint)
+        layer = await self._stats.disk(container, pod)
+        used_bytes = None if layer.usage is None else layer.usage.used_bytes
+        reading = await asyncio.to_thread(_read_container, container, used_bytes, layer.mountpoint)
         cgroup = path_below_mount(container.handle.cgroup)
         name = container.config.metadata.name
         base = (name, cgroup, self._image(container), container.id, *_place(pod))
@@ -108,7 +108,7 @@ def _place(pod: PodRecord) -> tuple[str, str]:
 
 
 def _read_pod(pod: PodRecord) -> Reading:
-    network = read_network(pod.namespaces.get("network"))
+    (network,) = read_networks([pod.namespaces.get("network")])
     return Reading(
         timestamp_ns=time.time_ns(),
         started_ns=pod.created_at_ns,

@@ -1,22 +1,24 @@
 """What containers and pods use: from their runtime, their cgroups, their snapshotter and their network namespace.
 
-A look at several objects reads them all at once; nothing runs in the background. The rate of CPU use is taken between
-two looks at least a second apart, as peers do.
+A look at several objects reads them all in one pass: what blocks is done by one thread for all of them, which enters
+one network namespace after the other. Nothing runs in the background. The rate of CPU use is taken between two looks
+at least a second apart, as peers do; writable layers are measured every ten seconds at most.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from crinoid.core.api.errors import CrinoidError, NotFound
+from crinoid.core.api.errors import NotFound
 from crinoid.core.api.linux import cgroups
-from crinoid.core.api.linux.namespaces import call_in
-from crinoid.core.api.values.snapshot import DiskUsage
+from crinoid.core.api.linux.namespaces import call_in_each
 from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage
 from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.queries import ContainerFilter, ContainerUsage, PodFilter, PodUsage
+from crinoid.core.lifecycle.writables import LayerUsage, WritableLayers
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
@@ -56,56 +58,65 @@ class StatsService:
         self,
         store: Store,
         slots: Slots,
+        writables: WritableLayers,
         containers: "Callable[[ContainerFilter], list[ContainerRecord]]",
         pods: "Callable[[PodFilter], list[PodRecord]]",
     ) -> None:
         """``containers`` and ``pods`` answer filters, as the services of those names do."""
         self._store = store
         self._slots = slots
+        self._writables = writables
         self._list_containers = containers
         self._list_pods = pods
         self._rates = Rates()
 
     async def container(self, container_id: str) -> ContainerUsage:
-        """Measure one container. Raises NotFound."""
-        return await self._container(self._store.containers.find(container_id))
+        """Measure one container, its writable layer too. Raises NotFound."""
+        return await self._container(self._store.containers.find(container_id), anew=True)
 
     async def containers(self, wanted: ContainerFilter) -> list[ContainerUsage]:
         """Measure the containers that fit, but for those that have ended."""
         records = [one for one in self._list_containers(wanted) if one.state is not ContainerState.EXITED]
         self._forget_the_gone()
-        return list(await asyncio.gather(*(self._container(record) for record in records)))
+        return await self._containers(records)
 
     async def container_batches(self, wanted: ContainerFilter) -> AsyncGenerator[list[ContainerUsage], None]:
         """Measure the containers that ``containers`` would, a few at a time; what has gone meanwhile is left out."""
         records = [one for one in self._list_containers(wanted) if one.state is not ContainerState.EXITED]
         for few in batched(records, BATCH):
             known = [current for one in few if (current := self._store.containers.get(one.id)) is not None]
-            yield list(await asyncio.gather(*(self._container(record) for record in known)))
+            yield await self._containers(known)
 
     async def pod(self, pod_id: str) -> PodUsage:
         """Measure one pod with its containers. Raises NotFound."""
-        return await self._pod(self._store.pods.find(pod_id))
+        (usage,) = await self._pods([self._store.pods.find(pod_id)])
+        return usage
 
     async def pods(self, wanted: PodFilter) -> list[PodUsage]:
         """Measure the pods that fit and are ready."""
         records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
         self._forget_the_gone()
-        return list(await asyncio.gather(*(self._pod(record) for record in records)))
+        return await self._pods(records)
 
     async def pod_batches(self, wanted: PodFilter) -> AsyncGenerator[list[PodUsage], None]:
         """Measure the pods that ``pods`` would, a few at a time; what has gone meanwhile is left out."""
         records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
         for few in batched(records, BATCH):
-            known = [current for one in few if (current := self._store.pods.get(one.id)) is not None]
-            yield list(await asyncio.gather(*(self._pod(record) for record in known)))
+            yield await self._pods([current for one in few if (current := self._store.pods.get(one.id)) is not None])
 
-    async def _container(self, record: ContainerRecord) -> ContainerUsage:
+    async def disk(self, record: ContainerRecord, pod: PodRecord | None) -> LayerUsage:
+        """Tell what a container's writable layer took a short while ago."""
+        return await self._writables.measure(pod.snapshotter if pod else "", record.id)
+
+    async def _containers(self, records: Iterable[ContainerRecord]) -> list[ContainerUsage]:
+        return await asyncio.gather(*(self._container(record) for record in records))
+
+    async def _container(self, record: ContainerRecord, anew: bool = False) -> ContainerUsage:
         pod = self._store.pods.get(record.pod_id)
         usage = await self._usage(record, pod)
         rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
-        disk, mountpoint = await self.disk(record, pod)
-        return ContainerUsage(record, usage, rate, disk, time.time_ns(), mountpoint)
+        layer = await self._writables.measure(pod.snapshotter if pod else "", record.id, anew)
+        return ContainerUsage(record, usage, rate, layer.usage, layer.timestamp_ns, layer.mountpoint)
 
     async def _usage(self, record: ContainerRecord, pod: PodRecord | None) -> CgroupUsage | None:
         slot = self._slots.runtimes.get(pod.runtime if pod else "")
@@ -116,27 +127,31 @@ class StatsService:
         except NotFound:
             return None
 
-    async def disk(self, record: ContainerRecord, pod: PodRecord | None) -> tuple[DiskUsage | None, str]:
-        """Measure a container's writable layer; return a folder of its file system too."""
-        slot = self._slots.snapshotters.get(pod.snapshotter if pod else "")
-        if slot is None:
-            return None, ""
-        root = str(slot.features().root or slot.state_dir)
-        try:
-            return await slot.usage(record.id), root
-        except CrinoidError:
-            return None, root
+    async def _pods(self, records: Sequence[PodRecord]) -> list[PodUsage]:
+        places = [(record.cgroup_parent, record.namespaces.get("network")) for record in records]
+        members = self._members(records)
+        readings = await asyncio.to_thread(read_pods, places)
+        containers = {one.record.id: one for one in await self._containers(chain.from_iterable(members))}
+        return [
+            PodUsage(record, usage, self._pod_rate(record, usage), network, tuple(containers[one.id] for one in own))
+            for record, own, (usage, network) in zip(records, members, readings, strict=True)
+        ]
 
-    async def _pod(self, record: PodRecord) -> PodUsage:
-        members = [one for one in self._store.containers_of(record.id) if one.state is not ContainerState.EXITED]
-        containers = await asyncio.gather(*(self._container(one) for one in members))
-        usage = await asyncio.to_thread(_pod_usage, record.cgroup_parent)
-        rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
-        network = await asyncio.to_thread(read_network, record.namespaces.get("network"))
-        return PodUsage(record, usage, rate, network, tuple(containers))
+    def _pod_rate(self, record: PodRecord, usage: CgroupUsage | None) -> int | None:
+        return None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
+
+    def _members(self, pods: Sequence[PodRecord]) -> list[list[ContainerRecord]]:
+        """Return each pod's containers that have not ended."""
+        found: dict[str, list[ContainerRecord]] = {pod.id: [] for pod in pods}
+        for one in self._store.containers:
+            if one.pod_id in found and one.state is not ContainerState.EXITED:
+                found[one.pod_id].append(one)
+        return [found[pod.id] for pod in pods]
 
     def _forget_the_gone(self) -> None:
-        self._rates.keep([one.id for one in self._store.containers] + [one.id for one in self._store.pods])
+        containers = {one.id for one in self._store.containers}
+        self._rates.keep(containers.union(one.id for one in self._store.pods))
+        self._writables.keep(containers)
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -151,15 +166,24 @@ def _pod_usage(cgroup_parent: str) -> CgroupUsage | None:
         return None
 
 
-def read_network(netns: Path | None) -> NetworkUsage | None:
-    """Read the counters of a pinned network namespace; ``None`` on the host's network."""
-    if netns is None:
-        return None
-    try:
-        text = call_in(netns, Path("/proc/thread-self/net/dev").read_text)
-    except OSError:
-        return None
-    return NetworkUsage(time.time_ns(), tuple(parse_interfaces(text)))
+def read_pods(places: Sequence[tuple[str, Path | None]]) -> list[tuple[CgroupUsage | None, NetworkUsage | None]]:
+    """Read the cgroups and the pinned network namespaces of pods. Blocks."""
+    networks = read_networks([netns for _, netns in places])
+    return [(_pod_usage(parent), network) for (parent, _), network in zip(places, networks, strict=True)]
+
+
+def read_networks(pins: Sequence[Path | None]) -> list[NetworkUsage | None]:
+    """Read the counters of pinned network namespaces; ``None`` on the host's network, or where that is gone. Blocks."""
+    pinned = [pin for pin in pins if pin is not None]
+    readings = iter(call_in_each("network", pinned, _read_interfaces) if pinned else ())
+    taken = (None if pin is None else next(readings) for pin in pins)
+    return [one if isinstance(one, NetworkUsage) else None for one in taken]
+
+
+def _read_interfaces() -> NetworkUsage:
+    """Read those of the calling thread's namespace."""
+    with open("/proc/thread-self/net/dev", encoding="utf-8") as file:
+        return NetworkUsage(time.time_ns(), tuple(parse_interfaces(file.read())))
 
 
 def parse_interfaces(text: str) -> list[InterfaceUsage]:

@@ -241,9 +241,11 @@ class OciRuntime(abc.ABC):
     @hookimpl
     async def stats(self, handle: ContainerHandle) -> CgroupUsage:
         """See the hook."""
-        if (await self.state(handle)).pid == 0:
+        usage = cgroups.read_usage(self._cgroup(handle))
+        # processes in its cgroup say that the container runs; only where none are counted a closer look is due
+        if not usage.pids and (await self.state(handle)).pid == 0:
             raise NotFound(f"container {handle.container_id} has no usage: it does not run")
-        return cgroups.read_usage(self._cgroup(handle))
+        return usage
 
     @hookimpl
     async def check_checkpoint(self) -> None:

@@ -342,20 +342,20 @@ def _read_usage_v1(by_controller: Mapping[str, str], path: str) -> CgroupUsage:
     usage = _read(f"{memory_folder}/memory.usage_in_bytes")
     if cpuacct is None and usage is None:
         raise NotFound(f"cgroup {path} does not exist")
-    memory = _numbers(_read(f"{memory_folder}/memory.stat"))
-    limit = memory.get("hierarchical_memory_limit", _NO_LIMIT)
-    both = memory.get("hierarchical_memsw_limit", _NO_LIMIT)
+    memory = _table(_read(f"{memory_folder}/memory.stat"))
+    limit = int(memory.get("hierarchical_memory_limit", _NO_LIMIT))
+    both = int(memory.get("hierarchical_memsw_limit", _NO_LIMIT))
     used = int(usage or 0)
     return CgroupUsage(
         timestamp_ns=time.time_ns(),
         cpu_ns=int(cpuacct or 0),
         memory_usage_bytes=used,
-        memory_working_set_bytes=max(0, used - memory.get("total_inactive_file", 0)),
-        memory_rss_bytes=memory.get("total_rss", 0),
+        memory_working_set_bytes=max(0, used - int(memory.get("total_inactive_file", 0))),
+        memory_rss_bytes=int(memory.get("total_rss", 0)),
         memory_limit_bytes=limit if limit < _NO_LIMIT else None,
-        page_faults=memory.get("total_pgfault", 0),
-        major_page_faults=memory.get("total_pgmajfault", 0),
-        swap_usage_bytes=memory.get("total_swap"),
+        page_faults=int(memory.get("total_pgfault", 0)),
+        major_page_faults=int(memory.get("total_pgmajfault", 0)),
+        swap_usage_bytes=_number(memory.get("total_swap")),
         swap_limit_bytes=max(0, both - limit) if both < _NO_LIMIT else None,
         pids=int(_read(f"{by_controller.get('pids', '')}{path}/pids.current") or 0),
     )
@@ -365,17 +365,17 @@ def _read_usage_v2(folder: str) -> CgroupUsage:
     cpu = _read(f"{folder}/cpu.stat")
     if cpu is None:
         raise NotFound(f"cgroup {folder} does not exist")
-    memory = _numbers(_read(f"{folder}/memory.stat"))
+    memory = _table(_read(f"{folder}/memory.stat"))
     used = _number(_read(f"{folder}/memory.current")) or 0
     return CgroupUsage(
         timestamp_ns=time.time_ns(),
-        cpu_ns=_numbers(cpu).get("usage_usec", 0) * 1000,
+        cpu_ns=int(_table(cpu).get("usage_usec", 0)) * 1000,
         memory_usage_bytes=used,
-        memory_working_set_bytes=max(0, used - memory.get("inactive_file", 0)),
-        memory_rss_bytes=memory.get("anon", 0),
+        memory_working_set_bytes=max(0, used - int(memory.get("inactive_file", 0))),
+        memory_rss_bytes=int(memory.get("anon", 0)),
         memory_limit_bytes=_number(_read(f"{folder}/memory.max")),
-        page_faults=memory.get("pgfault", 0),
-        major_page_faults=memory.get("pgmajfault", 0),
+        page_faults=int(memory.get("pgfault", 0)),
+        major_page_faults=int(memory.get("pgmajfault", 0)),
         swap_usage_bytes=_number(_read(f"{folder}/memory.swap.current")),
         swap_limit_bytes=_number(_read(f"{folder}/memory.swap.max")),
         pids=_number(_read(f"{folder}/pids.current")) or 0,
@@ -385,9 +385,10 @@ def _read_usage_v2(folder: str) -> CgroupUsage:
     )
 
 
-def _numbers(text: str | None) -> dict[str, int]:
+def _table(text: str | None) -> dict[str, str]:
+    """Read names and numbers; of the many, few are looked at, so they stay text."""
     words = (text or "").split()
-    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _number(text: str | None) -> int | None:
@@ -545,7 +546,7 @@ def _read(file: str) -> str | None:
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            pieces = list(_pieces(fd))
+            content = _read_all(fd)
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
@@ -554,11 +555,12 @@ def _read(file: str) -> str | None:
         if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):  # pressure is off; the cgroup goes away meanwhile
             return None
         raise
-    return b"".join(pieces).decode()
+    return content.decode()
 
 
-def _pieces(fd: int) -> Iterable[bytes]:
-    while piece := os.read(fd, _READ_BYTES):
-        yield piece
-        if len(piece) < _SHORT_BYTES:  # the kernel answers in pieces of about a page: this is the last one
-            return
+def _read_all(fd: int) -> bytes:
+    content = piece = os.read(fd, _READ_BYTES)
+    while len(piece) >= _SHORT_BYTES:  # the kernel answers in pieces of about a page: a short one is the last
+        piece = os.read(fd, _READ_BYTES)
+        content += piece
+    return content

@@ -68,14 +68,27 @@ def call_in(pin: Path, function: Callable[[], T]) -> T:
     """
 
     def enter_and_call() -> T:
-        fd = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            libc.call("setns", fd, 0, path=pin)
-        finally:
-            os.close(fd)
+        _enter(pin, 0)
         return function()
 
     return call_in_fresh_thread(enter_and_call)
+
+
+def call_in_each(kind: str, pins: Sequence[Path], function: Callable[[], T]) -> list[T | OSError]:
+    """Call a function in each of several namespaces of one kind, all by one thread that ends with it.
+
+    Some ten times cheaper than a thread for each. What is raised in one namespace stands in its place: the function is
+    not called where the namespace can't be entered.
+    """
+
+    def call(pin: Path) -> T | OSError:
+        try:
+            _enter(pin, _KINDS[kind][0])
+            return function()
+        except OSError as error:
+            return error
+
+    return call_in_fresh_thread(lambda: [call(pin) for pin in pins])
 
 
 @contextlib.contextmanager
@@ -92,6 +105,15 @@ def user_namespace(uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> Iter
             yield fd
         finally:
             os.close(fd)
+
+
+def _enter(pin: Path, flag: int) -> None:
+    """Enter a namespace with the calling thread, for good; ``flag`` is its kind's, or 0 for any."""
+    fd = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.call("setns", fd, flag, path=pin)
+    finally:
+        os.close(fd)
 
 
 def _pin_here(kinds: Mapping[str, Path], hostname: str) -> None:

@@ -29,6 +29,7 @@ from crinoid.core.lifecycle.images.recovery import discard_unfinished, is_usable
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.lifecycle.together import run_together
+from crinoid.core.lifecycle.writables import WritableLayers
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
@@ -62,7 +63,8 @@ class ImageService:
         self._layers = Layers(store.ledger, content, config.max_parallel_unpacks)
         self._puller = Puller(slots, content, self._catalog, self._claims, self._layers)
         self._garbage = GarbageCollector(store.images, content, self._claims)
-        self._filesystems = Filesystems(content, slots.snapshotters.values())
+        self.writables = WritableLayers(slots.snapshotters)
+        self._filesystems = Filesystems(content, slots.snapshotters.values(), self.writables)
         self._exports = Exports(content)
         self._pulls = SharedTasks("pull of")
         self._collections = SharedTasks("garbage collection")

@@ -1,7 +1,11 @@
 """Readings for streams: a few objects at a time, each once, whatever comes and goes meanwhile."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import pytest
 
+from crinoid.core.api.values.stats import NetworkUsage
 from crinoid.core.lifecycle import metrics, stats
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
@@ -38,3 +42,16 @@ async def test_pods(fake_node: FakeNode) -> None:
         pods[2],
     ]
     assert sorted(one.pod_id for one in await services.metrics.pods()) == sorted([pods[0], pods[2]])
+
+
+def test_networks_stay_with_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = {Path("/a"): NetworkUsage(1), Path("/gone"): OSError("it went"), Path("/b"): NetworkUsage(2)}
+
+    def enter_each(kind: str, pins: Sequence[Path], _: Callable[[], NetworkUsage]) -> list[NetworkUsage | OSError]:
+        assert kind == "network"
+        return [readings[pin] for pin in pins]
+
+    monkeypatch.setattr(stats, "call_in_each", enter_each)
+    found = stats.read_networks([Path("/a"), None, Path("/gone"), Path("/b")])
+    assert [None if one is None else one.timestamp_ns for one in found] == [1, None, None, 2]
+    assert stats.read_networks([None, None]) == [None, None]

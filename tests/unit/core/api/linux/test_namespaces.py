@@ -81,6 +81,27 @@ def test_errors_come_out_of_the_thread(folder: Path) -> None:
     assert not namespaces.is_pinned(folder / "none")
 
 
+def test_one_thread_enters_many(folder: Path) -> None:
+    pins = [folder / name for name in ("a", "b", "c")]
+    for pin in (pins[0], pins[2]):
+        namespaces.pin({"network": pin})
+    pins[1].touch()  # no namespace
+    ours, threads = os.stat("/proc/self/ns/net").st_ino, threading.active_count()
+    found = namespaces.call_in_each("network", pins, lambda: os.stat("/proc/thread-self/ns/net").st_ino)
+    assert [found[0], found[2]] == [pins[0].stat().st_ino, pins[2].stat().st_ino]
+    assert isinstance(found[1], OSError), "it has not read the one before once more"
+    assert os.stat("/proc/self/ns/net").st_ino == ours
+    assert threading.active_count() == threads
+    assert namespaces.call_in_each("network", [], os.getpid) == []
+
+
+def test_one_thread_enters_namespaces_of_one_kind_only(folder: Path) -> None:
+    namespaces.pin({"ipc": folder / "ipc", "network": folder / "net"})
+    wrong, right = namespaces.call_in_each("network", [folder / "ipc", folder / "net"], lambda: 7)
+    assert isinstance(wrong, OSError)
+    assert right == 7
+
+
 def ioctl_user_namespace(fd: int) -> int:
     owner = fcntl.ioctl(fd, 0xB701)  # NS_GET_USERNS
     try:
