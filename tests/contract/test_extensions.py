@@ -28,12 +28,13 @@ from crinoid.plugins.extensions.nri.wire import nri_pb2
 from support.nri_plugin import NriPlugin, PluginError
 
 
-def make_nri(host: Host, **options: Any) -> NriExtension:
+def make_nri(host: Host, deadline_s: float = 30, **options: Any) -> NriExtension:
     return NriExtension(
         NriOptions(
             socket=host.run_dir / "nri.sock",
             plugin_dir=host.state_dir / "plugins",
             plugin_config_dir=host.state_dir / "conf",
+            deadline_s=deadline_s,
             **options,
         ),
         host,

@@ -72,7 +72,7 @@ class Nri:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         paths = {"socket": folder / "nri.sock", "plugin_dir": folder / "plugins", "plugin_config_dir": folder / "conf"}
-        self.config = NriOptions(**{**paths, "deadline_s": 0.5, "registration_deadline_s": 1, **options})
+        self.config = NriOptions(**{**paths, "deadline_s": 30, "registration_deadline_s": 30, **options})
         self.driver = NriExtension(self.config, fake_host(folder, "nri"))
         self.kernel = FakeKernel()
         self.plugins: list[NriPlugin] = []
@@ -134,7 +134,11 @@ async def test_a_plugin_is_configured_and_learns_what_there_is(make: Any) -> Non
     plugin = await nri.join("watcher", "07")
     assert plugin.methods() == ["Configure", "Synchronize"]
     (configure,) = plugin.requests("Configure")
-    assert (configure.runtime_name, configure.registration_timeout, configure.request_timeout) == ("crinoid", 1000, 500)
+    assert (configure.runtime_name, configure.registration_timeout, configure.request_timeout) == (
+        "crinoid",
+        30_000,
+        30_000,
+    )
     (sync,) = plugin.requests("Synchronize")
     (pod,), (container,) = sync.pods, sync.containers
     assert (pod.id, pod.name, pod.namespace, pod.uid, list(pod.ips)) == ("p1", "p1", "shop", "uid-p1", ["10.1.0.2"])
@@ -427,18 +431,18 @@ async def test_a_plugin_that_hangs_up_meanwhile_is_ignored(make: Any) -> None:
 
 async def test_a_slow_plugin_stalls_nobody_who_does_not_need_it(make: Any) -> None:
     """Peers hold one lock for all."""
-    nri = await make(deadline_s=5, plugins={"slow": {"namespaces": ["batch"]}, "marked": {"annotation": "x.y/"}})
+    nri = await make(plugins={"slow": {"namespaces": ["batch"]}, "marked": {"annotation": "x.y/"}})
     release, reached = threading.Event(), threading.Event()
 
     def wait(_request: Any) -> None:
         reached.set()
-        release.wait(5)
+        release.wait(25)
 
     slow = await nri.join("slow", CreateContainer=wait)
     marked = await nri.join("marked", "20", events=subscribe(nri_pb2.CREATE_CONTAINER))
     batch = asyncio.create_task(nri.driver.adjust_container(a_container("slow1", a_pod("b1", "batch"))))
-    await call(reached.wait, 5)
-    async with asyncio.timeout(4):
+    await call(reached.wait, 20)
+    async with asyncio.timeout(20):
         await nri.driver.adjust_container(a_container("c2"))
         await nri.driver.adjust_container(a_container("c3", a_pod("p3", **{"x.y/z": "1"})))
     assert not batch.done()
@@ -449,7 +453,7 @@ async def test_a_slow_plugin_stalls_nobody_who_does_not_need_it(make: Any) -> No
 
 
 async def test_a_plugin_gets_one_request_at_a_time(make: Any) -> None:
-    nri = await make(deadline_s=5)
+    nri = await make()
     lock, overlaps = threading.Lock(), []
 
     def check(_request: Any) -> None:
@@ -468,16 +472,16 @@ async def test_nobody_waits_for_ever_for_a_busy_plugin(
     make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("crinoid.plugins.extensions.nri.plugin.TURN_S", 0.1)
-    nri = await make(deadline_s=5)
+    nri = await make()
     release, reached = threading.Event(), threading.Event()
 
     def wait(_request: Any) -> None:
         reached.set()
-        release.wait(5)
+        release.wait(25)
 
     await nri.join("busy", CreateContainer=wait)
     first = asyncio.create_task(nri.driver.adjust_container(a_container("c1")))
-    await call(reached.wait, 5)
+    await call(reached.wait, 20)
     assert await nri.driver.adjust_container(a_container("c2")) is None
     assert "it is too busy: its turn did not come after 0.1 s" in caplog.text
     release.set()
@@ -578,12 +582,12 @@ async def test_an_answer_may_evict(make: Any) -> None:
 
 
 async def test_what_is_made_while_a_plugin_synchronizes_is_not_lost(make: Any) -> None:
-    nri = await make(deadline_s=5)
+    nri = await make()
     release, reached = threading.Event(), threading.Event()
 
     def wait(request: Any) -> Any:
         reached.set()
-        release.wait(5)
+        release.wait(25)
         return nri_pb2.SynchronizeResponse(more=request.more)
 
     begun = asyncio.create_task(nri.driver.adjust_container(a_container("before")))
@@ -593,7 +597,7 @@ async def test_what_is_made_while_a_plugin_synchronizes_is_not_lost(make: Any) -
     assert not reached.is_set(), "it waits for what is being made"
     nri.have(a_container("before", state=ContainerStatus.CREATED))
     created = asyncio.create_task(nri.driver.container_created(a_container("before")))
-    await call(reached.wait, 5)
+    await call(reached.wait, 20)
     meanwhile = asyncio.create_task(nri.driver.adjust_container(a_container("meanwhile")))
     ended = asyncio.create_task(nri.driver.container_exited(a_container("before"), ExitStatus(0, 1)))
     await asyncio.sleep(0.05)
@@ -637,7 +641,7 @@ def test_a_list_is_split_between_its_members() -> None:
 
 async def test_large_messages_come_through_both_ways(make: Any) -> None:
     """ttrpc has messages of up to 4 MiB, which peers read in pieces."""
-    nri = await make(deadline_s=10)
+    nri = await make()
     text = "x" * 3_000_000
     spec = {**SPEC, "process": {**SPEC["process"], "env": [f"LONG={text}"]}}
     plugin = await nri.join("much", CreateContainer=adjusting(annotations={"long": text}))
@@ -650,7 +654,7 @@ async def test_large_messages_come_through_both_ways(make: Any) -> None:
 
 @pytest.mark.parametrize("policy", ["ignore", "fail"])
 async def test_messages_that_are_too_large_are_no_answers(make: Any, policy: str) -> None:
-    nri = await make(deadline_s=10, on_failure=policy)
+    nri = await make(on_failure=policy)
     text = "x" * (4 << 20)
     plugin = await nri.join("much", CreateContainer=adjusting(annotations={"long": text}))
     if policy == "ignore":
@@ -689,20 +693,26 @@ async def test_a_plugin_that_dies_and_comes_back_is_told_everything_anew(make: A
     assert first.methods("c2") == []
 
 
-async def test_a_plugin_that_can_not_be_synchronized_is_not_used(make: Any, caplog: pytest.LogCaptureFixture) -> None:
-    nri = await make(synchronization_deadline_s=0.2)
-    for handler, words in (
-        (refuse, "NRI plugin 00-bad is not used: Synchronize: I don't like it"),
-        (lambda _request: threading.Event().wait(2), "Synchronize had no answer after 0.2 s"),
-    ):
-        plugin = NriPlugin("bad", handlers={"Synchronize": handler})
-        nri.plugins.append(plugin)
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(nri.config.socket))
-        plugin.attach(connection)
-        await call(plugin.register)
-        assert await call(plugin.closed.wait, 5)
-        await eventually(lambda words=words: words in caplog.text)
+@pytest.mark.parametrize(
+    ("handler", "deadline_s", "words"),
+    [
+        (refuse, 30, "NRI plugin 00-bad is not used: Synchronize: I don't like it"),
+        (lambda _request: threading.Event().wait(1), 0.2, "Synchronize had no answer after 0.2 s"),
+    ],
+    ids=["refuses", "is late"],
+)
+async def test_a_plugin_that_can_not_be_synchronized_is_not_used(
+    make: Any, caplog: pytest.LogCaptureFixture, handler: Any, deadline_s: float, words: str
+) -> None:
+    nri = await make(synchronization_deadline_s=deadline_s)
+    plugin = NriPlugin("bad", handlers={"Synchronize": handler})
+    nri.plugins.append(plugin)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(nri.config.socket))
+    plugin.attach(connection)
+    await call(plugin.register)
+    assert await call(plugin.closed.wait, 20)
+    await eventually(lambda: words in caplog.text)
     assert await nri.driver.adjust_container(a_container()) is None
 
 
@@ -753,7 +763,7 @@ async def test_events_that_do_not_exist_are_refused(make: Any, caplog: pytest.Lo
     plugin = NriPlugin("odd", events=1 << 20)
     nri.plugins.append(plugin)
     with pytest.raises(AssertionError, match="never synchronized"):
-        plugin.synchronized.wait = lambda _timeout: plugin.closed.wait(5) and False  # type: ignore[method-assign]
+        plugin.synchronized.wait = lambda _timeout: plugin.closed.wait(20) and False  # type: ignore[method-assign]
         await call(plugin.connect, nri.config.socket)
     assert "NRI plugin 00-odd is not used: it subscribes to events that don't exist: 0x100000" in caplog.text
 
@@ -770,7 +780,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize("data", NONSENSE, ids=range(len(NONSENSE)))
 async def test_nonsense_ends_one_connection_and_nothing_else(make: Any, data: bytes) -> None:
-    nri = await make(registration_deadline_s=0.3)
+    nri = await make(registration_deadline_s=1)
     reader, writer = await asyncio.open_unix_connection(nri.config.socket)
     writer.write(data)
     async with asyncio.timeout(60):
@@ -842,5 +852,5 @@ async def test_plugins_learn_that_the_daemon_stops(tmp_path: Path) -> None:
     plugin = await nri.join("watcher")
     await nri.driver.close()
     assert plugin.methods()[-1] == "Shutdown"
-    assert await call(plugin.closed.wait, 5)
+    assert await call(plugin.closed.wait, 20)
     await nri.driver.close()
