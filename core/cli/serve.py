@@ -1,5 +1,7 @@
 """``crinoid serve``: the daemon."""
 
+import gc
+
 import click
 
 from crinoid.core.cli.options import config_option
@@ -13,6 +15,7 @@ def serve(paths: ConfigPaths) -> None:
 
     Containers run on when the daemon ends, and are there again when it starts.
     """
+    gc.disable()  # an import makes no garbage, and much to look through; the daemon enables it once it serves
     from crinoid.core.daemon.serve import serve as serve_forever  # it needs grpc, which takes long to import
 
     serve_forever(paths)

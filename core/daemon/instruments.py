@@ -1,66 +1,73 @@
 """Metrics and traces of RPCs and hooks: what ``cri`` and ``slots`` report to, where the configuration wants it.
 
-prometheus-client serves the metrics on a thread of its own; OpenTelemetry is an optional dependency.
+prometheus-client is imported once the daemon serves; OpenTelemetry is an optional dependency.
 """
 
+import asyncio
 import functools
+import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import MetricsConfig, TracingConfig
+from crinoid.core.daemon.exposition import MetricsEndpoint
 
 LOG = logging.getLogger(__name__)
 Span = AbstractContextManager[object]
+Child = Callable[..., Any]  # Any: prometheus-client's child of a histogram, by its labels
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120)
+_RPC_LABELS = ("rpc", "code")
+_HOOK_LABELS = ("role", "slot", "hook", "outcome")
 
 
 class Metrics:
-    """Histograms of RPCs by status and of hooks by outcome, on ``/metrics``."""
+    """Histograms of RPCs by status and of hooks by outcome, on ``/metrics``.
+
+    What is told before ``open`` is kept until then: making tables takes time that the first answer can do without.
+    """
 
     def __init__(self, listen: str) -> None:
-        """Serve on ``host:port``. Raises ConfigurationError when the address can't be had."""
-        import prometheus_client as prometheus  # only where metrics are wanted
+        """Take the address ``host:port``. Raises ConfigurationError when it can't be had."""
+        self._endpoint = MetricsEndpoint(listen)
+        self._early: list[Callable[[], None]] = []
+        self._rpc: Child | None = None
+        self._hook: Child | None = None
 
+    async def open(self) -> None:
+        """Make the tables, and answer who asks for them. Once."""
+        prometheus = await asyncio.to_thread(importlib.import_module, "prometheus_client")
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
-        self._rpcs = prometheus.Histogram(
-            "crinoid_rpc_seconds",
-            "CRI calls by RPC and gRPC status",
-            ["rpc", "code"],
-            buckets=_BUCKETS,
-            registry=registry,
-        )
-        self._hooks = prometheus.Histogram(
-            "crinoid_hook_seconds",
-            "Hook calls by role, slot, hook and outcome",
-            ["role", "slot", "hook", "outcome"],
-            buckets=_BUCKETS,
-            registry=registry,
-        )
+        make = functools.partial(prometheus.Histogram, buckets=_BUCKETS, registry=registry)
+        rpcs = make("crinoid_rpc_seconds", "CRI calls by RPC and gRPC status", _RPC_LABELS)
+        hooks = make("crinoid_hook_seconds", "Hook calls by role, slot, hook and outcome", _HOOK_LABELS)
         # a child is found by its labels each time; that takes longer than to observe, and these are few
-        self._rpc = functools.cache(self._rpcs.labels)
-        self._hook = functools.cache(self._hooks.labels)
-        host, _, port = listen.rpartition(":")
-        try:
-            self._server, self._thread = prometheus.start_http_server(int(port), host or "127.0.0.1", registry)
-        except OSError as error:
-            raise ConfigurationError(f"metrics.listen {listen!r}: {error}") from error
+        self._rpc, self._hook = functools.cache(rpcs.labels), functools.cache(hooks.labels)
+        for observe in self._early:
+            observe()
+        self._early.clear()
+        self._endpoint.open(prometheus.MetricsHandler.factory(registry))
 
     def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
         """Take one finished call."""
-        self._rpc(rpc, code).observe(seconds)
+        if self._rpc is None:
+            self._early.append(lambda: self.observe_rpc(rpc, seconds, code))
+        else:
+            self._rpc(rpc, code).observe(seconds)
 
     def observe_hook(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
         """Take one finished hook."""
-        self._hook(role, slot, hook, outcome).observe(seconds)
+        if self._hook is None:
+            self._early.append(lambda: self.observe_hook(role, slot, hook, seconds, outcome))
+        else:
+            self._hook(role, slot, hook, outcome).observe(seconds)
 
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._thread.join()
+    async def close(self) -> None:
+        """Stop serving. Idempotent."""
+        await self._endpoint.close()
 
 
 class Tracer(Protocol):
@@ -126,6 +133,11 @@ class DaemonInstruments:
         self._metrics = Metrics(metrics.listen) if metrics.listen else None
         self._tracer: Tracer = OpenTelemetry(tracing, version) if tracing.endpoint else NoTracer()
 
+    async def open(self) -> None:
+        """Do what the start need not wait for. Once."""
+        if self._metrics is not None:
+            await self._metrics.open()
+
     def observe(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
         """Take one finished hook."""
         if self._metrics is not None:
@@ -149,8 +161,8 @@ class DaemonInstruments:
         """Open a span around an RPC, as a child of the client's."""
         return self._tracer.span(rpc, {"rpc.system": "grpc", "rpc.service": "runtime.v1"}, metadata)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop serving, send what is left."""
         if self._metrics is not None:
-            self._metrics.close()
+            await self._metrics.close()
         self._tracer.close()

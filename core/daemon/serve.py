@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import gc
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from crinoid.core.daemon import logs
 from crinoid.core.daemon.composition import compose
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
+from crinoid.core.daemon.settling import settling
 from crinoid.core.slots.binding import bind
 
 LOG = logging.getLogger(__name__)
@@ -47,17 +47,17 @@ async def _serve(loaded: Loaded) -> None:
         server = Server(_endpoint(config), node, hooks)
         await node.streams.start()
         await server.start()
-        gc.freeze()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         notify("READY=1", f"STATUS=serving {config.server.socket}")
-        await stopping.wait()
+        async with settling(instruments):
+            await stopping.wait()
         notify("STOPPING=1")
         LOG.info("stopping; pods and containers run on")
         node.events.close()  # whoever follows them would follow for ever
         await server.stop(config.server.graceful_stop_s)
     finally:
         await node.close()
-        instruments.close()
+        await instruments.close()
 
 
 def _stop_signals() -> asyncio.Event:

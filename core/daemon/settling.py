@@ -1,0 +1,42 @@
+"""What the daemon does once it serves: all that the first answer can do without."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from crinoid.core.daemon.instruments import DaemonInstruments
+
+LOG = logging.getLogger(__name__)
+_PAUSE_S = 0.25  # whoever waited for the socket goes first
+
+
+@asynccontextmanager
+async def settling(instruments: DaemonInstruments) -> AsyncIterator[None]:
+    """Settle in the background; give up what is not done at the end. A failure is logged: pods can do without."""
+    task = asyncio.create_task(_settle(instruments), name="settling")
+    task.add_done_callback(_tell)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _settle(instruments: DaemonInstruments) -> None:
+    """Open the metrics; then let the garbage collector begin, which ``crinoid serve`` has held off since its start.
+
+    What is there by then stays: to look through it would take longer than an RPC, and would find nothing.
+    """
+    try:
+        await asyncio.sleep(_PAUSE_S)
+        await instruments.open()
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _tell(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        LOG.error("the daemon serves, but could not settle", exc_info=error)
