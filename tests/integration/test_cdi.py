@@ -159,3 +159,6 @@ def test_a_device_in_a_user_namespace(cdi_node: Node, folders: Path, tmp_path: P
     found = mapped.sh(script, CDI_devices=[{"name": f"{GPU}=one"}], linux=linux).splitlines()
     assert found[:3] == ["one", "from the host", " 00 00"]
     assert "300000" in found[3]
+    describe(folders / "etc" / "acme.json", "one", {"env": ["GPU=one"], "additionalGids": [44, 65_536]})
+    with refused("INVALID_ARGUMENT", r"/etc/acme\.json:13: group 65536 is not mapped in the pod's user namespace"):
+        mapped.create("true", CDI_devices=[{"name": f"{GPU}=one"}], linux=linux)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crinoid.core.api.errors import FailedPrecondition, NotFound, Unsupported
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.lifecycle.cdi.documents import CdiHook, CdiMount, DeviceNode, Document, Edits
 from crinoid.core.lifecycle.cdi.folders import FoundDevice
 from crinoid.core.lifecycle.cdi.lines import KeyPath
@@ -40,7 +40,8 @@ def inject(spec: JsonObject, devices: Iterable[FoundDevice]) -> None:
     """Edit the specification for these devices, in their order. Blocks: the host's device nodes are looked at.
 
     Raises NotFound for a node, mount source or hook that is not on the host, FailedPrecondition for a node that is not
-    what the file says, Unsupported for network devices; each with file and line. Then the specification is half edited.
+    what the file says, InvalidArgument for a group that the pod does not have, Unsupported for network devices; each
+    with file and line. Then the specification is half edited.
     """
     seen: set[int] = set()
     for found in devices:
@@ -65,9 +66,17 @@ def _apply(spec: JsonObject, edits: Edits, part: _Part) -> None:
         _add_hook(spec, hook, part.at("hooks", number))
     if edits.intelRdt is not None:
         spec["linux"]["intelRdt"] = edits.intelRdt.model_dump(exclude_defaults=True)
-    user = spec["process"]["user"]
-    groups = [*user.get("additionalGids", ()), *(gid for gid in edits.additionalGids if gid)]
-    user["additionalGids"] = list(dict.fromkeys(groups))
+    for number, group in enumerate(edits.additionalGids):
+        _add_group(spec, group, part.at("additionalGids", number))
+
+
+def _add_group(spec: JsonObject, group: int, place: str) -> None:
+    mappings = spec["linux"].get("gidMappings", ())
+    if mappings and not any(0 <= group - one["containerID"] < one["size"] for one in mappings):
+        raise InvalidArgument(f"{place}: group {group} is not mapped in the pod's user namespace")
+    groups = spec["process"]["user"].setdefault("additionalGids", [])
+    if group and group not in groups:
+        groups.append(group)
 
 
 def _set_variables(environment: list[str], variables: Iterable[str]) -> None:
