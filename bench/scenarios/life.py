@@ -1,5 +1,6 @@
 """Pods one after the other, and ten at once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -54,6 +55,7 @@ def crowd(bench: Bench, endpoint: Endpoint, warming: bool = False) -> None:
     results = bench.results
     with ThreadPoolExecutor(10) as threads, results.ignored(warming), results.timed("crowd", endpoint.name):
         pods = list(threads.map(make, requests))
+    time.sleep(0.5)  # the last of them have yet to say that they heed SIGTERM
     in_fours(lambda pod: bench.remove(endpoint, pod), pods)
     for request in requests:
         forget_pod(request)

@@ -16,6 +16,7 @@ from crinoid.core.cri.wire import api_pb2 as cri
 from support.registry import RunningRegistry
 
 _numbers = itertools.count()
+_SERVICE = "trap exit TERM; sleep 100000 & wait"  # a well-behaved one: CRI-O waits long for what ignores SIGTERM
 Pod = tuple[str, Any]
 """A pod's id, and the request it was made by."""
 
@@ -54,7 +55,7 @@ class Bench:
 
     def container(self, endpoint: Endpoint, pod: Pod, *command: str, image: str = "") -> str:
         """Create and start a container; return its id."""
-        words = command or ("sleep", "100000")
+        words = command or ("sh", "-c", _SERVICE)
         request = container_request(pod[0], pod[1], image or self.images["busybox"], *words)
         container: str = endpoint.client.call("CreateContainer", request).container_id
         endpoint.client.call("StartContainer", cri.StartContainerRequest(container_id=container))
