@@ -18,6 +18,7 @@ from integration.conftest import BUSYBOX, Node
 from support.daemon import Daemon, container_config, pod_config
 from support.faults import FaultRegistry, fault_registry, manifest_of, refuse, send, stream
 from support.images import HOST_ARCHITECTURE, Entry, build_busybox, busybox_layer, digest_of, make_layer
+from support.patience import patient
 from support.registry import RunningRegistry
 
 PLUGIN = """#!/bin/sh
@@ -342,7 +343,7 @@ def test_a_configuration_with_a_mistake(tmp_path: Path, text: str, words: tuple[
     daemon.launch()
     try:
         assert daemon.process is not None
-        assert daemon.process.wait(30) == 78
+        assert daemon.process.wait(patient(30)) == 78
         assert all(word in daemon.tail() for word in words), daemon.tail()
         assert "Traceback" not in daemon.tail()
         command = [sys.executable, "-m", "crinoid", "config", "check", "--config", str(daemon.config_file)]

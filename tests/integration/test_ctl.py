@@ -28,6 +28,7 @@ from integration.pods import QUICK, until
 from support.daemon import Daemon
 from support.faults import Answer, fault_registry, manifest_of, send
 from support.images import Entry, digest_of, make_layer
+from support.patience import patient
 
 LOGS = Path("/var/log/pods")
 Ctl = Callable[..., Result]
@@ -145,7 +146,7 @@ def test_an_interrupted_run_removes_its_pod(node: Node, name: str) -> None:
     assert process.stdout is not None
     pod, _ = process.stdout.readline(), process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(patient(60)) == 130
     assert pod.strip() not in [one["id"] for one in node.call("ListPodSandbox")["items"]]
 
 
@@ -366,7 +367,7 @@ def slow_image() -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert started.wait(60)
+    assert started.wait(patient(60))
     yield f"{hosts[0]}/app:1"
     ended.set()
     thread.join(10)

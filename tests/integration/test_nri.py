@@ -13,6 +13,7 @@ from integration.conftest import RUNTIMES, Node
 from integration.own_nodes import own_node
 from integration.pods import Pod, refused, until
 from support.nri_plugin import NriPlugin, PluginError, subscribe
+from support.patience import patient
 
 Join = Callable[..., NriPlugin]
 LIFE = subscribe(*(number for number in range(1, 12) if number not in (8, 9)))
@@ -111,7 +112,7 @@ def test_two_that_want_the_same_leave_nothing(nri_node: Node, join: Join) -> Non
     assert nri_node.daemon.query("SELECT count(*) FROM ledger") == before
     assert first.methods()[-2:] == ["StopContainer", "RemoveContainer"]
     first.close()
-    assert first.closed.wait(10)
+    assert first.closed.wait(patient(60))
     nri_node.create(pod, "sleep", "100")
 
 
@@ -223,7 +224,7 @@ def test_a_container_is_evicted(nri_node: Node, join: Join) -> None:
 
 def test_a_slow_plugin_holds_up_its_own_pods_alone(nri_node: Node, join: Join) -> None:
     release = threading.Event()
-    slow = join("slow", "05", RunPodSandbox=lambda _: release.wait(10))
+    slow = join("slow", "05", RunPodSandbox=lambda _: release.wait(patient(10)))
     pod = nri_node.run_pod("quick")
     assert nri_node.output(pod, "echo", "quick") == "quick\n"
     assert slow.methods() == ["Configure", "Synchronize"]
@@ -231,7 +232,7 @@ def test_a_slow_plugin_holds_up_its_own_pods_alone(nri_node: Node, join: Join) -
     with refused("FAILED_PRECONDITION", "05-slow: RunPodSandbox .* no answer after 0.5 s; its on_failure is fail"):
         nri_node.run_pod("batch", metadata=metadata)
     release.set()
-    assert slow.closed.wait(60), "who does not answer is disconnected"
+    assert slow.closed.wait(patient(60)), "who does not answer is disconnected"
     nri_node.run_pod("batch", metadata=metadata)
 
 
@@ -242,19 +243,19 @@ def test_a_plugin_that_joins_late_misses_nothing(nri_node: Node, join: Join) -> 
 
     def wait(request: Any) -> Any:
         reached.set()
-        release.wait(10)
+        release.wait(patient(10))
         return nri_pb2.SynchronizeResponse(more=request.more)
 
     joined: list[NriPlugin] = []
     joining = threading.Thread(target=lambda: joined.append(join("late", "20", Synchronize=wait)))
     joining.start()
-    assert reached.wait(60)
+    assert reached.wait(patient(60))
     made: list[str] = []
     making = threading.Thread(target=lambda: made.append(nri_node.run_container(pod, "sleep", "100", name="meanwhile")))
     making.start()
     release.set()
-    joining.join(20)
-    making.join(20)
+    joining.join(patient(20))
+    making.join(patient(20))
     after = nri_node.run_container(pod, "sleep", "100", name="after")
     (plugin,) = joined
     synced = {one.id for one in plugin.requests("Synchronize")[0].containers}
@@ -269,7 +270,7 @@ def test_containers_outlive_the_daemon_and_plugins_learn_of_them_again(nri_node:
     container = nri_node.run_container(pod, "sleep", "100")
     first = join()
     nri_node.daemon.stop()
-    assert first.closed.wait(60)
+    assert first.closed.wait(patient(60))
     assert first.methods()[-1] == "Shutdown"
     nri_node.daemon.start()
     second = join()

@@ -165,7 +165,7 @@ def test_a_second_daemon_over_the_same_state_is_refused(node: Node) -> None:
     second = Daemon(node.daemon.folder, node.daemon.config, node.daemon.prefix, name=node.daemon.name)
     second.launch()
     assert second.process is not None
-    assert second.process.wait(30) != 0
+    assert second.process.wait(patient(30)) != 0
     assert "another crinoid runs over" in second.tail()
     assert node.call("Version")["runtime_name"] == "crinoid"
 
@@ -181,7 +181,7 @@ def test_stopping_waits_for_requests_under_way(node: Node) -> None:
     os.kill(node.daemon.process.pid, signal.SIGTERM)
     caller.join()
     assert answers == [(0, "done\n", "")]
-    assert node.daemon.process.wait(30) == 0
+    assert node.daemon.process.wait(patient(30)) == 0
 
 
 @pytest.fixture
