@@ -119,11 +119,11 @@ class FolderSnapshotter:
 
     @hookimpl
     async def layer_usage(self, chain_id: str) -> DiskUsage:
-        return self.storage.layer(chain_id).usage
+        return await _in_thread(lambda: self.storage.layer_usage(chain_id))
 
     @hookimpl
     async def total_usage(self) -> DiskUsage:
-        usages = [layer.usage for layer in self.storage.layers()]
+        usages = await _in_thread(self.storage.layer_usages)
         return DiskUsage(sum(usage.used_bytes for usage in usages), sum(usage.inodes for usage in usages))
 
 

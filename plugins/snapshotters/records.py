@@ -10,17 +10,18 @@ from crinoid.core.api.values.snapshot import DiskUsage
 
 LAYER_FILE = "layer.json"
 SNAPSHOT_FILE = "snapshot.json"
+NOT_MEASURED = DiskUsage(0, 0)
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A committed layer; ``number`` names its folder."""
+    """A committed layer; ``number`` names its folder. ``usage`` counts no inode as long as nobody has measured it."""
 
     number: int
     chain_id: str
     parent: str | None
-    usage: DiskUsage
+    usage: DiskUsage = NOT_MEASURED
 
     def encode(self) -> bytes:
         """Return the content of the layer's record."""

@@ -2,7 +2,7 @@
 
 Below the root, with a number for a name::
 
-    layers/17/fs, layer.json        committed: the tree, its chain id, parent and size
+    layers/17/fs, layer.json        committed: the tree, its chain id, parent and, once measured, size
     unfinished/18-5f3a/fs           prepared, and neither committed nor discarded yet
     snapshots/19/fs, work, snapshot.json
     scratch/PID-START-7b01          being made or removed by that process; rubbish once the process is gone
@@ -18,13 +18,14 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
 from crinoid.core.api.linux import libc
 from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_folder, write_atomically
 from crinoid.core.api.values.snapshot import DiskUsage
-from crinoid.plugins.snapshotters.records import LAYER_FILE, SNAPSHOT_FILE, Layer, Snapshot, read_all
+from crinoid.plugins.snapshotters.records import LAYER_FILE, NOT_MEASURED, SNAPSHOT_FILE, Layer, Snapshot, read_all
 
 Fill = Callable[[Path], None]
 """Puts into a new folder what it begins with."""
@@ -64,11 +65,11 @@ class Storage:
         return key, folder
 
     def commit(self, key: str, chain_id: str, parent: str | None) -> None:
-        """Measure, sync and rename: from here on the layer is there, also after a power cut. Raises NotFound."""
+        """Sync and rename: from here on the layer is there, also after a power cut. Raises NotFound."""
         folder = self._unfinished(key)
         if chain_id not in self._layers:
-            layer = Layer(_number(folder), chain_id, parent, disk_usage(folder / "fs"))
-            write_atomically(folder / LAYER_FILE, layer.encode())
+            layer = Layer(_number(folder), chain_id, parent)
+            (folder / LAYER_FILE).write_bytes(layer.encode())
             _sync_file_system(folder)
             self._commit_at_once(folder, layer)
         self.discard(key)
@@ -114,6 +115,34 @@ class Storage:
         if layer is None:
             raise NotFound(f"layer {chain_id} is not in {self.root}")
         return layer
+
+    def layer_usage(self, chain_id: str) -> DiskUsage:
+        """Return what a committed layer takes; it is measured when first asked for, not while a pull waits.
+
+        Raises NotFound.
+        """
+        layer = self.layer(chain_id)
+        if layer.usage != NOT_MEASURED:
+            return layer.usage
+        folder = self._layer_folder(layer)
+        try:
+            measured = replace(layer, usage=disk_usage(folder / "fs"))
+        except FileNotFoundError as error:
+            raise NotFound(f"layer {chain_id} was removed meanwhile") from error
+        with contextlib.suppress(OSError):  # a full disk is when the kubelet needs the answer most
+            write_atomically(folder / LAYER_FILE, measured.encode())
+        with self._lock:
+            if self._layers.get(chain_id) is layer:
+                self._layers[chain_id] = measured
+        return measured.usage
+
+    def layer_usages(self) -> list[DiskUsage]:
+        """Return what each committed layer takes; those removed meanwhile are left out."""
+        usages = []
+        for layer in self.layers():
+            with contextlib.suppress(NotFound):
+                usages.append(self.layer_usage(layer.chain_id))
+        return usages
 
     def layers(self) -> tuple[Layer, ...]:
         """Return every committed layer."""

@@ -1,5 +1,6 @@
 """Folders and records: what a kill at any moment leaves, damaged records, rubbish of processes that are gone."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,9 @@ import pytest
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
 from crinoid.core.api.linux.files import disk_usage
+from crinoid.core.api.values.snapshot import DiskUsage
+from crinoid.plugins.snapshotters import storage as storage_module
+from crinoid.plugins.snapshotters.records import NOT_MEASURED
 from crinoid.plugins.snapshotters.storage import Storage
 
 LOG = logging.getLogger("test")
@@ -68,7 +72,7 @@ def test_a_kill_at_any_moment_leaves_layers_whole_or_absent(tmp_path: Path, seed
     for layer in storage.layers():
         (tree,) = storage.stack(layer.chain_id)
         assert len(list(tree.rglob("file"))) == 5
-        assert disk_usage(tree) == layer.usage
+        assert disk_usage(tree) == storage.layer_usage(layer.chain_id)
     for key in storage.unfinished():
         storage.discard(key)
     for snapshot in storage.snapshots():
@@ -147,3 +151,40 @@ def test_what_fails_to_be_filled_is_not_there(tmp_path: Path) -> None:
     assert storage.snapshots() == ()
     assert [path for path in tmp_path.rglob("*") if path.parent != tmp_path] == []
     assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_a_layer_is_measured_when_asked_for_and_then_remembered(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, LOG)
+    key, folder = storage.prepare(None, nothing)
+    (folder / "file").write_bytes(b"x" * 5000)
+    storage.commit(key, "chain", None)
+    assert storage.layer("chain").usage == NOT_MEASURED
+    (tree,) = storage.stack("chain")
+    usage = disk_usage(tree)
+    assert storage.layer_usages() == [usage]
+    (tree / "file").unlink()
+    assert storage.layer_usage("chain") == usage
+    assert Storage(tmp_path, LOG).layer_usage("chain") == usage
+
+
+def test_a_full_disk_hinders_no_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space", str(path))
+
+    storage = Storage(tmp_path, LOG)
+    add(storage, "chain")
+    monkeypatch.setattr(storage_module, "write_atomically", refuse)
+    assert storage.layer_usage("chain").inodes == 1
+
+
+def test_a_layer_that_goes_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(path: Path) -> DiskUsage:
+        storage.remove_layer("chain")
+        return disk_usage(path)
+
+    storage = Storage(tmp_path, LOG)
+    add(storage, "chain")
+    monkeypatch.setattr(storage_module, "disk_usage", lose)
+    assert storage.layer_usages() == []
+    with pytest.raises(NotFound):
+        storage.layer_usage("chain")
