@@ -31,7 +31,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint import archive
 from crinoid.core.lifecycle.images.service import ImageService
-from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_layer
+from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_alone
 from crinoid.core.lifecycle.imagevolumes import checkpoint_key
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -219,7 +219,7 @@ async def _unpack(layer: Path, rootfs: Path) -> None:
         expected_diff_id=await asyncio.to_thread(_diff_id, layer),
         sync=False,
     )
-    await unpack_layer(request)
+    await unpack_alone(request)
 
 
 def _diff_id(layer: Path) -> str:

@@ -4,9 +4,9 @@ Pulls that need the same blob at the same time share its transfer.
 """
 
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.progress import LayerTracker, Transfer

@@ -17,6 +17,7 @@ from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import OWNER, adopt_implied
 from crinoid.core.lifecycle.images.plans import LayerPlan
+from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_layer
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -36,6 +37,7 @@ class Layers:
         self._ledger = ledger
         self._content = content
         self._turns = asyncio.Semaphore(max_unpacks)
+        self._launcher = Launcher()
         self._shared = SharedTasks("unpacking of layer", orphans="cancel")
         self._commits: WeakValueDictionary[tuple[str, str], asyncio.Event] = WeakValueDictionary()
 
@@ -45,6 +47,10 @@ class Layers:
             if await slot.has_layer(plans[count - 1].chain_id):
                 return plans[count:]
         return plans
+
+    def warm_up(self) -> None:
+        """Have what unpacks ready: layers are on their way."""
+        self._launcher.warm_up()
 
     async def install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
         """Return when the layer is committed; its blob is in the store.
@@ -57,6 +63,7 @@ class Layers:
     async def close(self) -> None:
         """Give up what is under way, and discard it."""
         await self._shared.close()
+        await self._launcher.close()
 
     async def _install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
         with while_doing(f"layer {plan.blob.digest} unpack"):
@@ -79,7 +86,7 @@ class Layers:
     async def _fill(self, plan: LayerPlan, target: LayerTarget) -> tuple[str, ...]:
         """Unpack the blob, or place it as a file; return the folders that it only implies."""
         if not plan.file:
-            return (await unpack_layer(self._request(plan, target))).implied
+            return (await unpack_layer(self._request(plan, target), self._launcher)).implied
         blob = self._content.path(plan.blob.digest)
         await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
         return ()

@@ -6,9 +6,10 @@ and mounted as images are.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.lifecycle.images.documents import chain_ids
 from crinoid.core.state.records import ImageRecord

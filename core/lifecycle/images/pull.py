@@ -108,6 +108,8 @@ class Puller:
     ) -> None:
         """Fetch and unpack what is missing; layers are fetched side by side while those below are unpacked."""
         missing = {plan.chain_id for plan in await self._layers.select_missing(slot, plans)}
+        if missing:
+            self._layers.warm_up()
         steps = []
         for plan, layer in zip(plans, tracker.follow(tuple(plan.blob for plan in plans)), strict=True):
             if plan.chain_id in missing:

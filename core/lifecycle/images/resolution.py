@@ -4,7 +4,6 @@ Between ``pull`` and the registry slots. A source that has no such image, or fai
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from crinoid.core.api.errors import (
     CorruptContent,
@@ -17,6 +16,7 @@ from crinoid.core.api.errors import (
     Unavailable,
     Unsupported,
 )
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import ResolvedImage, ResolveRequest
 from crinoid.core.lifecycle.images.documents import (
     INDEX_TYPES,

@@ -1,7 +1,7 @@
-"""The program of the child: shuts itself in the target, unpacks, verifies, syncs, answers, ends.
+"""What the child does: shuts itself in the target, unpacks, verifies, syncs, answers, ends. ``forking`` forks it.
 
-Descriptors: 0 the blob, 1 a pipe for the answer, 2 another for the last words of a crash, 3 the target folder.
-``layer`` gives the rest as arguments, in the order of ``main``.
+Descriptors: 0 the blob, 1 a file in memory for the answer, 2 another for the last words of a crash, 3 the target
+folder. ``layer`` gives the rest as arguments, in the order of ``main``.
 """
 
 import os
@@ -17,7 +17,7 @@ from crinoid.core.lifecycle.images.unpack.stream import ByteReader, LayerStream
 from crinoid.core.lifecycle.images.unpack.tree import Tree
 
 BLOB_FD, ANSWER_FD, TARGET_FD = 0, 1, 3
-_FOREIGN_FDS = 4
+FOREIGN_FDS = 4
 _LARGEST_ANSWER = 8 << 20
 _DEEPEST = 6000  # folders in a path of PATH_MAX, and some
 
@@ -60,7 +60,7 @@ class _Job:
 
     def _unpack(self) -> Unpacked:
         load_codec(BLOB_FD)
-        confine(TARGET_FD, _FOREIGN_FDS)
+        confine(TARGET_FD, FOREIGN_FDS)
         tree = Tree(TARGET_FD, self._overlay, self._reader)
         extraction = Extraction(self._reader, tree, self._max_entries)
         self._stream.start()

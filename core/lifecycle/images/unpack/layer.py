@@ -5,11 +5,9 @@ Called by the pull, between the content store, which has the blob, and the snaps
 
 import errno
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import crinoid
 from crinoid.core.api.errors import (
     CorruptContent,
     CrinoidError,
@@ -17,14 +15,10 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from crinoid.core.api.linux import process
 from crinoid.core.api.values.snapshot import WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked, decode
+from crinoid.core.lifecycle.images.unpack.launcher import Ended, Launcher
 
-_PROGRAM = (
-    "import sys; sys.path += sys.argv[1].split('\\n'); "
-    "from crinoid.core.lifecycle.images.unpack.child import main; main(sys.argv[2:])"
-)
 _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
@@ -33,7 +27,6 @@ _LAYER_TYPES = (
 )
 _COMPRESSIONS = ("", ".gzip", "+gzip", "+zstd", ".zstd")
 _ACCEPTED = frozenset(kind + compression for kind in _LAYER_TYPES for compression in _COMPRESSIONS)
-_TARGET_FD = 3  # as ``child`` expects it
 _EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK})
 
 
@@ -72,7 +65,16 @@ class UnpackResult:
     implied: tuple[str, ...]
 
 
-async def unpack_layer(request: UnpackRequest) -> UnpackResult:
+async def unpack_alone(request: UnpackRequest) -> UnpackResult:
+    """Unpack one archive and no others, as ``unpack_layer`` does."""
+    launcher = Launcher()
+    try:
+        return await unpack_layer(request, launcher)
+    finally:
+        await launcher.close()
+
+
+async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResult:
     """Unpack a layer's blob into its target folder, in a child process that can reach nothing else.
 
     The target is the caller's to remove when this raises or is cancelled: it may be half full. Cancelling kills the
@@ -81,23 +83,22 @@ async def unpack_layer(request: UnpackRequest) -> UnpackResult:
     CrinoidError for other faults of the host. Source: OCI image-spec, layer.md.
     """
     _check_media_type(request)
-    finished = await _run(request)
-    answer = decode(finished.stdout)
+    ended = await _run(request, launcher)
+    answer = decode(ended.answer)
     if isinstance(answer, Unpacked):
         implied = tuple(os.fsdecode(path) for path in answer.implied)
         return UnpackResult(answer.diff_id, answer.used_bytes, answer.inodes, implied)
     if isinstance(answer, Failed):
         raise _as_error(request, answer)
-    words = finished.stderr.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
-    raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {finished.exit_code}: {words}")
+    words = ended.words.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
+    raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {ended.exit_code}: {words}")
 
 
-async def _run(request: UnpackRequest) -> process.Finished:
+async def _run(request: UnpackRequest, launcher: Launcher) -> Ended:
     with _Opened(request.blob, 0) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
-        fds = {0: blob, _TARGET_FD: target}
         try:
-            return await process.run(_command(request), timeout_s=request.timeout_s, env={}, fds=fds)
-        except DeadlineExceeded as error:
+            return await launcher.run(_arguments(request), blob, target, request.timeout_s)
+        except TimeoutError as error:
             raise DeadlineExceeded(
                 f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
             ) from error
@@ -119,17 +120,9 @@ class _Opened:
         os.close(self._fd)
 
 
-def _command(request: UnpackRequest) -> list[str]:
+def _arguments(request: UnpackRequest) -> list[str]:
     limits = ["" if limit is None else str(limit) for limit in (request.max_bytes, request.max_entries)]
-    sync = "sync" if request.sync else ""
-    # -I -S: no site, no user's modules, no variables; what the child needs comes by the search path below.
-    interpreter = [sys.executable, "-I", "-S", "-c", _PROGRAM, "\n".join(_search_path())]
-    return [*interpreter, str(os.getpid()), request.whiteouts.value, request.expected_diff_id, *limits, sync]
-
-
-def _search_path() -> list[str]:
-    """Where crinoid is, then where its codecs may be; the child puts the standard library before all of it."""
-    return [str(Path(crinoid.__file__).parent.parent), *(path for path in sys.path if path)]
+    return [request.whiteouts.value, request.expected_diff_id, *limits, "sync" if request.sync else ""]
 
 
 def _check_media_type(request: UnpackRequest) -> None:

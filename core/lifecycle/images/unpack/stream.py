@@ -1,19 +1,19 @@
-"""The bytes of a layer: read, decompressed and hashed in threads of their own, handed to the extraction in order.
+"""The bytes of a layer: read, decompressed and hashed in a thread of its own, handed to the extraction in order.
 
-Decompression and SHA-256 run without the interpreter's lock, so with two processors three things go on at once.
-Memory is bounded: a few chunks of 1 MiB each wait between the threads, whatever the blob expands to.
+Decompression and SHA-256 run without the interpreter's lock, so with two processors this goes on beside the making of
+files. Memory is bounded: a few chunks wait between the threads, whatever the blob expands to.
 """
 
 import hashlib
 import os
-import queue
 import threading
+from _queue import SimpleQueue
 from collections.abc import Iterator
 
 from crinoid.core.lifecycle.images.unpack.decompression import decompress
 from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
 
-_CHUNKS_WAITING = 4
+_CHUNKS_WAITING = 16
 
 
 class LayerStream:
@@ -26,37 +26,36 @@ class LayerStream:
         self._fd = fd
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
-        self._to_hash: queue.Queue[bytes] = queue.Queue(_CHUNKS_WAITING)
-        self._to_read: queue.Queue[bytes | BaseException] = queue.Queue(_CHUNKS_WAITING)
-        self._hasher = threading.Thread(target=self._digest, name="hash", daemon=True)
-        self._producer = threading.Thread(target=self._produce, name="decompress", daemon=True)
+        self._filled: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()  # queue.Queue bounds itself, in Python and ten times as slow
+        for _ in range(_CHUNKS_WAITING):
+            self._room.put(None)
 
     def start(self) -> None:
-        """Start both threads."""
-        self._hasher.start()
-        self._producer.start()
+        """Start the thread."""
+        threading.Thread(target=self._produce, name="decompress", daemon=True).start()
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the chunks, none empty."""
-        while chunk := self._to_read.get():
+        while chunk := self._filled.get():
             if isinstance(chunk, BaseException):
                 raise chunk
+            self._room.put(None)
             yield chunk
 
     def diff_id(self) -> str:
         """Return the digest of the uncompressed stream; to be called after ``chunks`` has ended."""
-        self._hasher.join()
         return f"sha256:{self._hash.hexdigest()}"
 
     def _produce(self) -> None:
         try:
             for chunk in self._within_limit():
-                self._to_hash.put(chunk)
-                self._to_read.put(chunk)
-            self._to_hash.put(b"")
-            self._to_read.put(b"")
+                self._room.get()
+                self._filled.put(chunk)
+                self._hash.update(chunk)
+            self._filled.put(b"")
         except (ArchiveFault, OSError, MemoryError) as error:
-            self._to_read.put(error)
+            self._filled.put(error)
 
     def _within_limit(self) -> Iterator[bytes]:
         total = 0
@@ -65,10 +64,6 @@ class LayerStream:
             if self._max_bytes is not None and total > self._max_bytes:
                 raise TooLarge(f"the layer has more than {self._max_bytes} bytes uncompressed, the limit")
             yield chunk
-
-    def _digest(self) -> None:
-        while chunk := self._to_hash.get():
-            self._hash.update(chunk)
 
 
 class ByteReader:

@@ -34,6 +34,7 @@ from crinoid.core.config.models import (
 )
 from crinoid.core.lifecycle.images import layers
 from crinoid.core.lifecycle.images.service import ImageService
+from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult
 from crinoid.core.slots.binding import Slots, adopt
 from crinoid.core.slots.calls import Binding
@@ -68,7 +69,7 @@ class FakeUnpacker:
         self.go.set()
         self.most_at_once = self._now = 0
 
-    async def __call__(self, request: UnpackRequest) -> UnpackResult:
+    async def __call__(self, request: UnpackRequest, _launcher: Launcher) -> UnpackResult:
         self.requests.append(request)
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)

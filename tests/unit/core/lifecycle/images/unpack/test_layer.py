@@ -27,7 +27,7 @@ from crinoid.core.api.errors import (
     Unsupported,
 )
 from crinoid.core.api.values.snapshot import WhiteoutForm
-from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
+from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_alone
 from support.archives import END, ArchiveBuilder, header
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the unpacker's child needs root for chroot")
@@ -53,7 +53,7 @@ def request_for(tmp_path: Path, target: Path) -> Callable[..., UnpackRequest]:
 @pytest.fixture
 def unpack(request_for) -> Unpack:
     async def run(archive: bytes, blob: bytes | None = None, **changes: object) -> UnpackResult:
-        return await unpack_layer(request_for(archive, blob, **changes))
+        return await unpack_alone(request_for(archive, blob, **changes))
 
     return run
 
@@ -160,7 +160,7 @@ def endless() -> bytes:
 
 async def test_cancel_kills_the_child(request_for, endless: bytes, target: Path) -> None:
     before = children()
-    task = asyncio.create_task(unpack_layer(request_for(b"", endless)))
+    task = asyncio.create_task(unpack_alone(request_for(b"", endless)))
     while not (target / "f").exists():  # noqa: ASYNC110  # another process makes it
         await asyncio.sleep(0.01)
     task.cancel()
@@ -198,7 +198,7 @@ async def test_unpacking_many_layers_at_once(request_for, tmp_path: Path) -> Non
     async def one(number: int) -> UnpackResult:
         target = tmp_path / f"t{number}"
         target.mkdir()
-        return await unpack_layer(replace(request, target=target))
+        return await unpack_alone(replace(request, target=target))
 
     request = request_for(ARCHIVE)
     assert {result.inodes for result in await asyncio.gather(*map(one, range(8)))} == {4}
@@ -337,7 +337,7 @@ def test_tarfile_round_trip(tmp_path_factory, files: dict[str, tuple[bytes, int,
         tar.extraction_filter = lambda member, path: member
         tar.extractall(theirs)
     request = UnpackRequest(base / "blob", OCI_LAYER, ours, WhiteoutForm.OVERLAY, diff_id(archive), sync=False)
-    asyncio.run(unpack_layer(request))
+    asyncio.run(unpack_alone(request))
     shutil.copystat(theirs, ours)
     assert described(ours) == described(theirs)
 
