@@ -61,8 +61,11 @@ def _differences() -> Iterator[str]:
 
 def _rpcs() -> Iterator[str]:
     rpcs, _ = facts.read()
-    yield from ["## RPCs", "", "| RPC | | shown by |", "|---|---|---|"]
-    for name in facts.all_rpcs():
+    names = facts.all_rpcs()
+    served = sum(rpcs[name].state == "honoured" for name in names)
+    summary = f"{served} of the {len(names)} RPCs of CRI v1 are served."
+    yield from ["## RPCs", "", summary, "", "| RPC | | shown by |", "|---|---|---|"]
+    for name in names:
         yield _row(name, rpcs[name])
     yield ""
 
