@@ -414,7 +414,7 @@ def test_a_pull_shows_bars_on_a_terminal(slow_daemon: Daemon, slow_image: str) -
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True)
     os.close(theirs)
     shown = read_all(ours)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=patient(60))
     assert (process.returncode, output[:24]) == (0, "Image is up to date for ")
     for words in ("0 of 2 layers done", "pulling", "━", "done"):
         assert words in shown
@@ -422,7 +422,7 @@ def test_a_pull_shows_bars_on_a_terminal(slow_daemon: Daemon, slow_image: str) -
 
 def read_all(descriptor: int) -> str:
     """Read a terminal to its end, which Linux tells as an error."""
-    data, deadline = b"", time.monotonic() + 60
+    data, deadline = b"", time.monotonic() + patient(60)
     while time.monotonic() < deadline:
         try:
             piece = os.read(descriptor, 1 << 16)

@@ -18,6 +18,7 @@ import pytest
 
 from support.daemon import Daemon, container_config, pod_config
 from support.images import build_busybox
+from support.patience import patient
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "crinoid-network-ptp"
 IMAGE = "docker.io/library/busybox:example"
@@ -58,7 +59,7 @@ def daemon(python: str, tmp_path: Path) -> Iterator[Daemon]:
 
 def fetch(address: str, port: int) -> str:
     """Read what a server says; it may need a moment to listen."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patient(60)
     while True:
         try:
             with socket.create_connection((address, port), timeout=10) as connection:

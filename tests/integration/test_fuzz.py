@@ -28,6 +28,7 @@ from support import network_namespace
 from support.cri import RPCS
 from support.daemon import Daemon, container_config, pod_config
 from support.images import build_busybox
+from support.patience import patient
 from support.scrambling import Confines, Draw, mutate, scramble, tame
 
 EXAMPLES, ODD, DAMAGED = 40, 3, 9
@@ -233,7 +234,7 @@ def _check_size(target: Target, before: tuple[int, int]) -> None:
     target.daemon.cri.call("Version")
     for pod in target.daemon.cri.call("ListPodSandbox")["items"]:
         target.daemon.cri.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patient(60)
     while (now := target.size())[0] > before[0] + 8 or now[1] > before[1] + 40:
         assert time.monotonic() < deadline, f"descriptors and threads grew from {before} to {now}"
         time.sleep(0.1)

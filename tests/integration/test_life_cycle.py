@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from integration.conftest import BUSYBOX, NETWORKS, RUNTIMES, SNAPSHOTTERS, Node
+from integration.pods import until
+from support.patience import patient
 
 RANGES = {"cni": "10.89.", "bridge": "10.90."}
 MATRIX = [
@@ -128,15 +130,14 @@ def test_stop_waits_for_the_grace_period(node: Node) -> None:
     import time
 
     pod = node.run_pod()
-    polite = node.run_container(
-        pod, "sh", "-c", "trap 'echo bye; exit 5' TERM; while true; do sleep 0.05; done", name="p"
-    )
-    time.sleep(0.3)
-    node.call("StopContainer", container_id=polite, timeout=10)
+    script = "trap 'echo bye; exit 5' TERM; echo ready; while true; do sleep 0.05; done"
+    polite = node.run_container(pod, "sh", "-c", script, name="p")
+    until(lambda: node.log(polite) == "ready\n")
+    node.call("StopContainer", container_id=polite, timeout=int(patient(10)))
     assert node.status(polite)["exit_code"] == 5
-    assert node.log(polite) == "bye\n"
-    stubborn = node.run_container(pod, "sh", "-c", "trap '' TERM; while true; do sleep 0.05; done", name="s")
-    time.sleep(0.3)
+    assert node.log(polite) == "ready\nbye\n"
+    stubborn = node.run_container(pod, "sh", "-c", "trap '' TERM; echo deaf; while true; do sleep 0.05; done", name="s")
+    until(lambda: node.log(stubborn) == "deaf\n")
     began = time.monotonic()
     node.call("StopContainer", container_id=stubborn, timeout=1)
     assert time.monotonic() - began >= 1
@@ -144,13 +145,11 @@ def test_stop_waits_for_the_grace_period(node: Node) -> None:
 
 
 def test_stop_signal_of_the_container(node: Node) -> None:
-    import time
-
     pod = node.run_pod()
-    script = "trap 'exit 7' USR1; while true; do sleep 0.05; done"
+    script = "trap 'exit 7' USR1; echo ready; while true; do sleep 0.05; done"
     container = node.run_container(pod, "sh", "-c", script, stop_signal="SIGNAL_SIGUSR1")
-    time.sleep(0.3)
-    node.call("StopContainer", container_id=container, timeout=10)
+    until(lambda: node.log(container) == "ready\n")
+    node.call("StopContainer", container_id=container, timeout=int(patient(10)))
     status = node.status(container)
     assert (status["exit_code"], status["stop_signal"]) == (7, "SIGNAL_SIGUSR1")
 
@@ -191,7 +190,6 @@ def test_pid_namespaces(node: Node) -> None:
 def test_a_pod_with_shared_processes_is_not_ready_without_its_init(node: Node) -> None:
     import os
     import signal
-    import time
 
     pod = node.run_pod(linux={"security_context": {"namespace_options": {"pid": "POD"}}})
     in_pod = {"security_context": {"namespace_options": {"pid": "POD"}}}
@@ -201,7 +199,4 @@ def test_a_pod_with_shared_processes_is_not_ready_without_its_init(node: Node) -
     assert len(inits) == 1
     os.kill(inits[0], signal.SIGKILL)
     assert node.wait_exit(container)["exit_code"] == 137
-    deadline = time.monotonic() + 60
-    while node.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["state"] == "SANDBOX_READY":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: node.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["state"] != "SANDBOX_READY")

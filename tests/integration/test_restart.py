@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from integration.conftest import BUSYBOX, RUNTIMES, Node
+from integration.pods import until
 from support.daemon import pod_config
 from support.patience import patient
 
@@ -26,8 +27,7 @@ def test_pods_live_on_over_a_stop(node: Node) -> None:
     assert node.daemon.stop() == 0
     assert not node.daemon.socket.exists()
     size = log.stat().st_size
-    time.sleep(0.3)
-    assert log.stat().st_size > size
+    until(lambda: log.stat().st_size > size)
     node.daemon.start()
     assert node.call("PodSandboxStatus", pod_sandbox_id=pod)["status"] == before
     assert node.status(container)["started_at"] == started
@@ -174,9 +174,10 @@ def test_stopping_waits_for_requests_under_way(node: Node) -> None:
     pod = node.run_pod()
     container = node.run_container(pod, "sleep", "1000")
     answers: list[tuple[int, str, str]] = []
-    caller = threading.Thread(target=lambda: answers.append(node.execute(container, "sh", "-c", "sleep 1; echo done")))
+    script = "echo > /begun; sleep 1; echo done"
+    caller = threading.Thread(target=lambda: answers.append(node.execute(container, "sh", "-c", script)))
     caller.start()
-    time.sleep(0.4)
+    until(lambda: node.execute(container, "ls", "/begun")[0] == 0)
     assert node.daemon.process is not None
     os.kill(node.daemon.process.pid, signal.SIGTERM)
     caller.join()

@@ -15,6 +15,7 @@ import pytest
 
 from crinoid.core.api.linux import namespaces
 from integration.conftest import Node
+from support.patience import patient
 from support.streaming import (
     Command,
     Refused,
@@ -63,7 +64,7 @@ async def attached(
 
 
 async def until(true: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patient(timeout_s)
     while not true():
         assert time.monotonic() < deadline, f"it did not come to it: {what}"
         await asyncio.sleep(0.03)
@@ -72,7 +73,7 @@ async def until(true: Callable[[], object], what: str, timeout_s: float = 60) ->
 async def read_until(stream: Any, wanted: bytes) -> bytes:
     """Read a stream until something has come."""
     got = b""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         while wanted not in got:
             piece = await stream.read()
             assert piece, f"{wanted!r} did not come, but {got!r}"
@@ -196,7 +197,8 @@ async def test_a_client_that_vanishes_while_its_input_is_not_read(node: Node) ->
 @pytest.mark.parametrize("handler", RUNTIMES)
 async def test_what_is_left_in_the_background_is_not_waited_for(node: Node, handler: str) -> None:
     container = run(node, "sleep", "1000", handler=handler)
-    async with asyncio.timeout(60), executing(node, container, "sh", "-c", "sleep 1001 & echo begun; exit 9") as command:
+    script = "sleep 1001 & echo begun; exit 9"
+    async with asyncio.timeout(patient(60)), executing(node, container, "sh", "-c", script) as command:
         assert await command.outcome() == (b"begun\n", b"", 9)
 
 
@@ -353,14 +355,14 @@ async def test_a_slow_client_holds_up_nobody(node: Node) -> None:
         slow.flowing.clear()
         for _ in range(pieces):
             await quick.stdin.send(b"go\n")
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(patient(60)):
                 left = size
                 while left:
                     piece = await quick.stdout.read()
                     assert piece, "the quick one was dropped"
                     left -= len(piece)
         slow.flowing.set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             status = await stalled.status()
     assert "too slow" in status["message"]
     assert node.status(container)["state"] == "CONTAINER_RUNNING"
