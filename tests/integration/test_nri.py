@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def nri_node(folder: Path) -> Iterator[Node]:
     options = f"socket = '{folder}/nri.sock', plugin_dir = '{folder}/plugins', plugin_config_dir = '{folder}/conf'"
-    plugins = "plugins = { slow = { deadline_s = 0.5, on_failure = 'fail', namespaces = ['slow'] } }"
+    slow = "slow = { deadline_s = 0.5, on_failure = 'fail', namespaces = ['slow'] }"
+    plugins = f"plugins = {{ {slow}, patient = {{ deadline_s = 60, namespaces = ['patient'] }} }}"
     cdi = f"[pods]\ncdi_spec_dirs = ['{folder}/cdi']\n"
     (folder / "cdi").mkdir()
     edits = {"env": ["CDI=yes"]}
@@ -234,6 +235,31 @@ def test_a_slow_plugin_holds_up_its_own_pods_alone(nri_node: Node, join: Join) -
     release.set()
     assert slow.closed.wait(patient(60)), "who does not answer is disconnected"
     nri_node.run_pod("batch", metadata=metadata)
+
+
+def test_nobody_else_waits_while_a_plugin_thinks(nri_node: Node, join: Join) -> None:
+    """Other pods are made, run and removed, and other plugins are asked about them."""
+    reached, release = threading.Event(), threading.Event()
+
+    def think(_request: Any) -> None:
+        reached.set()
+        release.wait(50)
+
+    join("patient", "05", RunPodSandbox=think)
+    other = join("other", "06")
+    metadata = {"name": "thinking", "namespace": "patient", "uid": "uid-thinking", "attempt": 0}
+    made: list[str] = []
+    thinking = threading.Thread(target=lambda: made.append(nri_node.run_pod("thinking", metadata=metadata)))
+    thinking.start()
+    assert reached.wait(patient(20))
+    pod = nri_node.run_pod("quick")
+    assert nri_node.output(pod, "echo", "quick") == "quick\n"
+    nri_node.call("RemovePodSandbox", pod_sandbox_id=pod)
+    assert other.methods(pod)[-1] == "RemovePodSandbox"
+    assert not made
+    release.set()
+    thinking.join(patient(20))
+    assert made
 
 
 def test_a_plugin_that_joins_late_misses_nothing(nri_node: Node, join: Join) -> None:
