@@ -204,4 +204,4 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
     deadline = time.monotonic() + patient(timeout_s)
     while not condition():
         assert time.monotonic() < deadline, f"not so after {timeout_s} s"
-        time.sleep(0.01)
+        time.sleep(patient(0.01))

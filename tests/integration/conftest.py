@@ -80,7 +80,7 @@ class Node:
         deadline = time.monotonic() + patient(timeout_s)
         while (status := self.status(container))["state"] != "CONTAINER_EXITED":
             assert time.monotonic() < deadline, f"still {status['state']} after {timeout_s} s"
-            time.sleep(0.02)
+            time.sleep(patient(0.02))
         return status
 
     def log(self, container: str) -> str:

@@ -75,5 +75,5 @@ def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     deadline = time.monotonic() + patient(timeout_s)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not so after {timeout_s} s: {condition}"
-        time.sleep(0.01)
+        time.sleep(patient(0.01))
     return found

@@ -43,7 +43,7 @@ def until(true: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WAIT_S
     while not true():
         assert time.monotonic() < deadline, f"it did not come to it: {what}"
-        time.sleep(0.05)
+        time.sleep(patient(0.05))
 
 
 @pytest.fixture

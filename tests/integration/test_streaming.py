@@ -67,7 +67,7 @@ async def until(true: Callable[[], object], what: str, timeout_s: float = 60) ->
     deadline = time.monotonic() + patient(timeout_s)
     while not true():
         assert time.monotonic() < deadline, f"it did not come to it: {what}"
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(patient(0.03))
 
 
 async def read_until(stream: Any, wanted: bytes) -> bytes:

@@ -88,7 +88,7 @@ class Daemon:
                     self._forget_client()
                 else:
                     return self
-            time.sleep(0.02)
+            time.sleep(patient(0.02))
         raise AssertionError(f"the daemon does not serve after {START_S} s:\n{self.tail()}")
 
     def launch(self) -> None:

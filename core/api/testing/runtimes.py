@@ -305,7 +305,7 @@ class Workbench:
         deadline = time.monotonic() + _WAIT_S
         while not true():
             assert time.monotonic() < deadline, f"it did not come to it: {what}"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(patient(0.01))
 
     def clean(self) -> None:
         """Remove all containers, after a test that may have failed."""
