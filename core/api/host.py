@@ -4,8 +4,9 @@ Built by ``slots`` once for every slot; a test builds one over ``tmp_path``.
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+
+from crinoid.core.api.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

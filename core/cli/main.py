@@ -7,13 +7,13 @@ of sysexits.h) for a configuration that can't be used.
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
+from crinoid.core.api.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -21,6 +20,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from crinoid.core.api.errors import InvalidArgument, NotImplementedHere
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
 from crinoid.core.cri.wire import api_pb2

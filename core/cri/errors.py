@@ -7,12 +7,12 @@ shares a status code.
 import errno
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import grpc
 
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.frozen import dataclass
 
 REASON_KEY = "crinoid-reason"
 INTERNAL_REASON = "Internal"

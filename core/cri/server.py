@@ -9,12 +9,12 @@ import os
 import socket
 import stat
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.image_service import ImageService
 from crinoid.core.cri.runtime_service import RuntimeService

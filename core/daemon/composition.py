@@ -1,7 +1,6 @@
 """Wires the node: store, slots and services, from the configuration; nothing here decides anything."""
 
-from dataclasses import dataclass
-
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.assembly import Assembly

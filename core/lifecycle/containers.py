@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from crinoid.core.api.errors import (
     AlreadyExists,
@@ -20,6 +19,7 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus

@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from weakref import WeakSet
 
 from crinoid.core.api.errors import CrinoidError, ResourceExhausted, Unavailable
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.state.records import ContainerRecord, PodRecord
 from crinoid.core.state.store import Store
 

@@ -12,10 +12,10 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import files
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount

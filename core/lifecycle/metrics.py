@@ -9,10 +9,10 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import NotFound
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import procfs
 from crinoid.core.api.linux.cgroupdetails import read_details
 from crinoid.core.api.values.stats import CgroupDetails

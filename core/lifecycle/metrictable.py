@@ -6,8 +6,9 @@ docs/storage/prometheus.md.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import procfs
 from crinoid.core.api.linux.procfs import OpenFiles
 from crinoid.core.api.values.pod import LinuxResources

@@ -3,10 +3,10 @@
 import shutil
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.pod import DnsConfig, NamespaceMode, PodConfig
 from crinoid.core.lifecycle.spec.mounts import PodFiles

@@ -9,10 +9,10 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.core.config.models import Config

@@ -6,10 +6,10 @@ The first step of ``pods``: a request that gets through here fails only by what 
 import ipaddress
 import re
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, UserNamespace
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns

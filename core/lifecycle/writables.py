@@ -8,9 +8,9 @@ where it took long to get. Each is told with the time it is of (api.proto, Files
 import logging
 import time
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 

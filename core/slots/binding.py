@@ -8,13 +8,14 @@ they would share one deadline and one failure, and pluggy would call the last on
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 
 import pluggy
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
 from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig

@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import Deadlines, SlotConfig
 from crinoid.core.slots.answers import Check, nothing
 from crinoid.core.slots.drivers import InstalledDriver

@@ -1,8 +1,8 @@
 """The roles a driver can have: the entry point group that it is found in and the hooks that it answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks.extension import ExtensionHooks
 from crinoid.core.api.hooks.network import NetworkHooks
 from crinoid.core.api.hooks.registry import RegistryHooks

@@ -6,9 +6,10 @@ A record is the truth that lists and statuses are answered from; it is written t
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.state.records import (
     CONTAINER_STEPS,
     POD_STEPS,

@@ -3,10 +3,10 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.process import Finished, run
 from crinoid.plugins.runtimes.complaints import as_error, complaint
 from crinoid.plugins.runtimes.scratch import Scratch

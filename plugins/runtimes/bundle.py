@@ -8,10 +8,11 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.runtime import ExitStatus
 
 

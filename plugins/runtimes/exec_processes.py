@@ -10,11 +10,11 @@ import contextlib
 import json
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.binary import Binary

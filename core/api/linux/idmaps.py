@@ -13,10 +13,10 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc, mount
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.namespaces import user_namespace

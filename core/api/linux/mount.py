@@ -10,9 +10,10 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc
 from crinoid.core.api.linux.threads import call_in_fresh_thread
 from crinoid.core.api.values.snapshot import Mount

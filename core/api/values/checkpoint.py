@@ -1,8 +1,8 @@
 """What crosses the runtime's hooks to write down what a container's processes do, and to let them go on elsewhere."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 
 

@@ -2,8 +2,9 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import (
     IdMapping,
     LinuxResources,

@@ -1,9 +1,10 @@
 """What crosses the network's hooks: a pod's wish for a network, and what it got."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import DnsConfig, PodMetadata, PortMapping
 
 

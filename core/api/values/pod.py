@@ -2,7 +2,9 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from crinoid.core.api.frozen import dataclass
 
 
 class NamespaceMode(enum.Enum):

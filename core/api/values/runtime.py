@@ -2,10 +2,11 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import PodConfig, SecurityProfile
 
 OciSpec = Mapping[str, Any]

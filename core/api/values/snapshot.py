@@ -1,8 +1,9 @@
 """What crosses the snapshotter's hooks: mounts, targets to unpack a layer into, disk usage."""
 
 import enum
-from dataclasses import dataclass
 from pathlib import Path
+
+from crinoid.core.api.frozen import dataclass
 
 
 class WhiteoutForm(enum.Enum):

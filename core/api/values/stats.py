@@ -1,6 +1,8 @@
 """What a container or pod uses, read from cgroups and network devices; times in ns since the epoch."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from crinoid.core.api.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
 

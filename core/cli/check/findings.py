@@ -1,7 +1,8 @@
 """What an examination finds: a thing, a verdict, the facts, and what to do where it is not fit."""
 
 import enum
-from dataclasses import dataclass
+
+from crinoid.core.api.frozen import dataclass
 
 
 class Verdict(enum.Enum):

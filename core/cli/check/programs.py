@@ -3,10 +3,10 @@
 import os
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config

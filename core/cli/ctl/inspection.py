@@ -1,11 +1,11 @@
 """The verbs that show all there is to know: inspect, inspectp, inspecti."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import click
 
 from crinoid.core.api.errors import NotFound
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl import containers as container_verbs
 from crinoid.core.cli.ctl import pods as pod_verbs
 from crinoid.core.cli.ctl.directory import read_directory

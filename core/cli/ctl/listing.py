@@ -1,10 +1,10 @@
 """How a list is shown, the same for ``ps``, ``pods`` and ``images``: table, ids only, facts, or a document."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import click
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.flags import TABLE, flag, gather, output
 
 

@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import click
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import ImageReference
 from crinoid.core.cli.ctl.figures import shorten_id, tell_size
 from crinoid.core.cli.ctl.session import Session

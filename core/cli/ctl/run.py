@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.logs import Selection, show_log

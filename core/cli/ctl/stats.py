@@ -3,11 +3,11 @@ metricdescs, the metrics that the kubelet passes on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.durations import DURATION

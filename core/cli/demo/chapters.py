@@ -4,11 +4,11 @@ import json
 import shlex
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.cli.demo import image as demo_image
 from crinoid.core.cli.demo import registry

@@ -3,10 +3,10 @@
 import json
 import secrets
 import socket
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc, mount
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.cli.demo import network

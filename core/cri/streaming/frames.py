@@ -7,7 +7,8 @@ claims, is ever kept in memory.
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from crinoid.core.api.frozen import dataclass
 
 MAX_CONTROL_BYTES = 1 << 16
 """A longer control frame is an error: the longest that Kubernetes' clients send has some hundred bytes."""

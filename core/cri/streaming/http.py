@@ -6,8 +6,9 @@ A library's server would keep the connection to itself, as none knows SPDY.
 import asyncio
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from http import HTTPStatus
+
+from crinoid.core.api.frozen import dataclass
 
 MAX_HEAD_BYTES = 1 << 16
 

@@ -11,11 +11,11 @@ import logging
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
 from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.services import Streams
 from crinoid.core.cri.streaming.conduits import READ_BYTES, TcpConduit
 from crinoid.core.cri.streaming.http import MAX_HEAD_BYTES, BadRequest, Request, make_answer, read_request

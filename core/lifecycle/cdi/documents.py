@@ -7,7 +7,6 @@ specification wants it: an older reader would leave that part out.
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.lifecycle.cdi.lines import KeyPath, Located, Malformed, read_json, read_yaml
 from crinoid.core.lifecycle.cdi.names import DEVICE, KIND
 

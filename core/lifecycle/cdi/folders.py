@@ -9,10 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.lifecycle.cdi.documents import BrokenFile, CdiDevice, Document, read_document
 
 LOG = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from crinoid.core.api.errors import (
     NotFound,
     Unsupported,
 )
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import sync_folder
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import CheckpointRequest

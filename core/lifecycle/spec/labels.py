@@ -8,10 +8,11 @@ Sources: api.proto, LinuxContainerSecurityContext; OCI runtime-spec, config.md, 
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import lsm
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import PodConfig, ProfileType, SecurityProfile, SelinuxOptions

@@ -6,11 +6,11 @@ propagation). Mounts closer to the root come first, so that none hides another t
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import mount
 from crinoid.core.api.values.container import MountPropagation, VolumeMount
 

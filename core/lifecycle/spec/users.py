@@ -4,10 +4,10 @@ Sources: api.proto, LinuxContainerSecurityContext; OCI image-spec, config.md, "U
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument, NotFound
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import read_in_root
 from crinoid.core.api.values.container import ContainerSecurity
 from crinoid.core.state.records import ProcessUser

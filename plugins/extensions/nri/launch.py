@@ -4,9 +4,9 @@ import asyncio
 import os
 import re
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 
 _FILE = re.compile(r"([0-9]{2})-([A-Za-z0-9_.+-]+)")

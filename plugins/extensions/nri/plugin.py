@@ -8,12 +8,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from crinoid.core.api.errors import Refused
+from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.extensions.nri.mux import PLUGIN_SERVICE, RUNTIME_SERVICE, ConnectionLost, Trunk
 from crinoid.plugins.extensions.nri.options import NriOptions, PluginOptions
 from crinoid.plugins.extensions.nri.ttrpc import INVALID_ARGUMENT, UNIMPLEMENTED, Client, RemoteError, Server

@@ -9,8 +9,8 @@ import ipaddress
 import socket
 import struct
 import time
-from dataclasses import dataclass
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.networks.bridge.netlink import (
     CREATE,
     EXCL,

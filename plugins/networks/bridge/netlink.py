@@ -10,7 +10,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from crinoid.core.api.frozen import dataclass
 
 ROUTE = 0
 NETFILTER = 12

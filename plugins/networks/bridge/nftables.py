@@ -12,10 +12,10 @@ import functools
 import struct
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from crinoid.core.api.errors import DriverError, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.networks.bridge.netlink import (
     ACK,
     CREATE,

@@ -13,10 +13,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc
 from crinoid.core.api.values.pod import Protocol
 from crinoid.plugins.networks.bridge import conntrack, interfaces, nftables, rules, shaping, sysctls

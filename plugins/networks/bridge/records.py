@@ -6,11 +6,11 @@ Both are one JSON object: a plan is a record that has no addresses yet. Everythi
 import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, IPvAnyAddress, IPvAnyNetwork, ValidationError
 
 from crinoid.core.api.errors import DriverError, InvalidArgument
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.host import Host
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import PortMapping, Protocol

@@ -8,12 +8,12 @@ changed, found out by ``stat`` alone.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.networks.cni import versions
 
 SUFFIXES = (".conflist", ".conf", ".json")

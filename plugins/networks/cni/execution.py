@@ -9,13 +9,14 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError, Unavailable
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.plugins.networks.cni import versions
 from crinoid.plugins.networks.cni.results import shorten

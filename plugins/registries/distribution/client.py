@@ -4,12 +4,12 @@ Loaded by the driver at its first pull, for aiohttp takes a fifth of a second to
 """
 
 import asyncio
-from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import ClientResponse
 
 from crinoid.core.api.errors import CorruptContent, NotFound, Unauthenticated, Unavailable, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.host import Host
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
 from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy

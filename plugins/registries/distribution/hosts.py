@@ -7,7 +7,7 @@ is read as Docker reads it. Plain http is used only for a URL that says so, or f
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import DEFAULT_REGISTRY
 
 _ALL = frozenset({"pull", "resolve", "push"})

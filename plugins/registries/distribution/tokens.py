@@ -9,13 +9,13 @@ import base64
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import Field
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.challenges import Challenge

@@ -12,7 +12,7 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from crinoid.core.api.errors import (
     Unauthenticated,
     Unavailable,
 )
+from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls
 from crinoid.plugins.registries.distribution.proxies import find_proxy

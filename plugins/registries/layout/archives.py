@@ -11,13 +11,13 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, RootModel
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Descriptor
 from crinoid.plugins.registries.documents import (
     MAX_DOCUMENT_BYTES,

@@ -6,11 +6,12 @@ A catalog holds one :class:`Shelf` for each layout folder and each archive, for 
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import FileIO
 from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, Unavailable
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Descriptor, ImageReference
 from crinoid.plugins.registries.documents import (
     INDEX_TYPES,

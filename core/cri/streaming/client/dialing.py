@@ -6,12 +6,12 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, PermissionDenied, Unavailable
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.streaming.conduits import READ_BYTES, TcpConduit
 from crinoid.core.cri.streaming.protocols import SPDY, VERSION_FIELD, WEBSOCKET
 from crinoid.core.cri.streaming.websocket import WebSocket, accept_key

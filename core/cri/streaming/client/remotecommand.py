@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from crinoid.core.api.errors import DriverError, Unavailable
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.sessions import ByteSink, ByteSource
 from crinoid.core.api.values.runtime import TerminalSize
 from crinoid.core.cri.streaming.client.dialing import Dialing, dial_spdy, dial_websocket
