@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import DiskUsage
 
 LAYER_FILE = "layer.json"

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.frozen import dataclass
 
 DEFAULT_REGISTRY = "docker.io"
 _HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
@@ -87,7 +88,7 @@ class Descriptor:
     urls: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Credentials:
     """What a pull request carries to authenticate (api.proto, AuthConfig); its text never shows in logs.
 

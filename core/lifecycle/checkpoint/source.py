@@ -15,12 +15,12 @@ import os
 import tarfile
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import CorruptContent, FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import files, mount
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import RestoreRequest
@@ -176,10 +176,14 @@ async def restore(record: ContainerRecord, slot: RuntimeSlot, resources: Resourc
         request = _REQUEST.validate_json((record.handle.bundle / REQUEST_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise FailedPrecondition(f"container {record.id}: what to restore can't be read: {error}") from error
-    images = record.checkpoint / archive.IMAGES
-    process = await resources.restore_container(
-        record.id, slot, RestoreRequest(container=request, images=images, timeout_s=limit_s)
+    spec = await asyncio.to_thread(archive.read_dump, archive.SpecDump, record.checkpoint / archive.SPEC, record.id)
+    asked = RestoreRequest(
+        container=request,
+        images=record.checkpoint / archive.IMAGES,
+        timeout_s=limit_s,
+        former_cgroup=spec.linux.cgroup,
     )
+    process = await resources.restore_container(record.id, slot, asked)
     await asyncio.to_thread(_drop_images, record.checkpoint)
     return process
 

@@ -7,11 +7,11 @@ leaves no layer and no record; blobs that came whole stay until the next garbage
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from crinoid.core.api.errors import CorruptContent, DeadlineExceeded, Unsupported
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource

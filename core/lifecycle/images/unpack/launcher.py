@@ -13,11 +13,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import crinoid
 from crinoid.core.api.errors import ResourceExhausted
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 
 LOG = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ Called by the pull, between the content store, which has the blob, and the snaps
 
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import (
@@ -15,6 +14,7 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked, decode
 from crinoid.core.lifecycle.images.unpack.launcher import Ended, Launcher
