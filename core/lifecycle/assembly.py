@@ -6,22 +6,24 @@ undoes all of them in reverse.
 
 import asyncio
 import dataclasses
+import functools
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
+from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.adjustment import adjust_config, adjust_spec
-from crinoid.core.lifecycle.cdi import CdiDevices
+from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.checkpoint.source import (
     Checkpoint,
@@ -38,7 +40,7 @@ from crinoid.core.lifecycle.signals import signal_number
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
 from crinoid.core.lifecycle.spec.devicebinds import bind_devices
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
-from crinoid.core.lifecycle.spec.users import Identity, identify
+from crinoid.core.lifecycle.spec.users import identify
 from crinoid.core.lifecycle.stagedvolumes import stage_volumes
 from crinoid.core.lifecycle.views import ContainerViews, view_pod
 from crinoid.core.lifecycle.volumes import fill_volume, select_paths
@@ -88,6 +90,7 @@ class Assembly:
         self._views = ContainerViews(store, slots)
         self._asked: dict[str, ContainerView] = {}
         self._features: dict[str, bool] = {}
+        self._haste = Haste()
 
     async def make(
         self, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None = None
@@ -99,7 +102,8 @@ class Assembly:
         userns.check_container(pod.config, config)
         container_id = secrets.token_hex(32)
         try:
-            record = await self._make(await self._order(container_id, pod, config, checkpoint))
+            with self._haste.lasting():
+                record = await self._make(await self._order(container_id, pod, config, checkpoint))
             record = self._store.containers.put(dataclasses.replace(record, config=config))
             await self._slots.extensions.container_created(await self._views.of(record))
         except BaseException:
@@ -137,7 +141,7 @@ class Assembly:
             await self._checkpoints.apply(order.opened, rootfs)
         mounts, volume_images = await self._mounts(order, rootfs)
         order = dataclasses.replace(order, config=dataclasses.replace(order.config, mounts=mounts))
-        given, spec = await self._specify(await self._spec_input(order, rootfs), order.pod, order.image)
+        given, spec = await self._specify(order, rootfs)
         handle = self._handle(order, given.cgroup)
         process = await self._create(given, handle, order.pod, spec, order.opened)
         record = _record(order, handle, process)
@@ -198,20 +202,19 @@ class Assembly:
             await fill_volume(rootfs, volume.container_path, Path(volume.host_path))
         return tuple(made)
 
-    async def _spec_input(self, order: _Order, rootfs: Path) -> SpecInput:
+    async def _spec_input(self, order: _Order, rootfs: Path) -> Callable[[], SpecInput]:
+        """Return what makes the input of the specification: it looks into the image, so call it in a thread."""
         pod, config = order.pod, order.config
         image_config = self._images.config_of(order.image).config
-        identity: Identity = await asyncio.to_thread(identify, config.security, image_config.user, rootfs)
-        userns.check_user(pod.config, identity.user)
         folder = PodFolder(self._config.run / "pods" / pod.id)
-        return SpecInput(
+        given = functools.partial(
+            SpecInput,
             container_id=order.container_id,
             config=config,
             pod_id=pod.id,
             pod=pod.config,
             image=image_config,
             rootfs=rootfs,
-            identity=identity,
             hostname=podfiles.hostname_of(pod.config, "uts" not in pod.namespaces),
             namespaces=pod.namespaces,
             target_pid=self._target_pid(pod, config),
@@ -221,6 +224,13 @@ class Assembly:
             recursive_read_only=await self._has_recursive_read_only(pod.runtime),
             mappings=userns.oci_mappings(pod.config),
         )
+
+        def complete() -> SpecInput:
+            identity = identify(config.security, image_config.user, rootfs)
+            userns.check_user(pod.config, identity.user)
+            return given(identity=identity)
+
+        return complete
 
     async def _create(
         self,
@@ -233,10 +243,8 @@ class Assembly:
         config = given.config
         if opened is not None and opened.exact:
             check_same(opened, self._image(config), spec["process"])
-        await asyncio.to_thread(_write_process, handle.bundle, spec["process"])
         path = log_path(pod, config)
-        if path is not None:
-            await asyncio.to_thread(_make_log_folder, path)
+        await asyncio.to_thread(_write_files, handle.bundle, spec["process"], path)
         request = ContainerRequest(
             handle=handle,
             spec=spec,
@@ -277,14 +285,15 @@ class Assembly:
         slot = self._slots.runtimes[pod.runtime]
         return await self._checkpoints.open(found, container_id, pod, slot, self._snapshotter(pod))
 
-    async def _specify(self, given: SpecInput, pod: PodRecord, image: ImageRecord) -> tuple[SpecInput, JsonObject]:
+    async def _specify(self, order: _Order, rootfs: Path) -> tuple[SpecInput, JsonObject]:
         """Build the specification, with what extensions want and with devices; return what it was built from, too."""
-        spec = await asyncio.to_thread(build_spec, given)
-        changes = await self._ask_extensions(given, pod, image, spec) if self._slots.extensions else ()
+        given, spec = await asyncio.to_thread(_build, await self._spec_input(order, rootfs))
+        changes = await self._ask_extensions(given, order.pod, order.image, spec) if self._slots.extensions else ()
         if changes:
-            given = await self._changed(given, changes, pod)
+            given = await self._changed(given, changes, order.pod)
             spec = await asyncio.to_thread(build_spec, given)
-        await asyncio.to_thread(self._cdi.add, spec, given.config)
+        if requested_devices(given.config):
+            await asyncio.to_thread(self._cdi.add, spec, given.config)
         if changes:
             adjust_spec(spec, changes)
         if given.mappings:
@@ -342,6 +351,11 @@ class Assembly:
         return self._features[runtime]
 
 
+def _build(make: Callable[[], SpecInput]) -> tuple[SpecInput, JsonObject]:
+    given = make()
+    return given, build_spec(given)
+
+
 def log_path(pod: PodRecord, config: ContainerConfig) -> Path | None:
     """Return where the container's output goes, ``None`` for nowhere."""
     if not config.log_path or not pod.config.log_directory:
@@ -375,8 +389,11 @@ def _record(order: _Order, handle: ContainerHandle, process: ContainerProcess) -
     )
 
 
-def _write_process(bundle: Path, process: JsonObject) -> None:
+def _write_files(bundle: Path, process: JsonObject, log: Path | None) -> None:
+    """Write down what later processes begin from, and make the folder that the log is to lie in."""
     (bundle / PROCESS_FILE).write_text(json.dumps(process))
+    if log is not None:
+        _make_log_folder(log)
 
 
 def _make_log_folder(path: Path) -> None:

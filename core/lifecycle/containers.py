@@ -28,7 +28,6 @@ from crinoid.core.lifecycle.assembly import Assembly, read_process
 from crinoid.core.lifecycle.checkpoint.source import Checkpoint, restore
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
-from crinoid.core.lifecycle.haste import Haste
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
@@ -76,7 +75,6 @@ class ContainerService:
         self._locks = parts.locks
         self._events = parts.events
         self._views = ContainerViews(store, slots)
-        self._haste = Haste()
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
 
@@ -235,7 +233,6 @@ class ContainerService:
         if not command or not command[0]:
             raise InvalidArgument("the command to execute is empty")
         record = self.running(container_id, "nothing can be executed in it")
-        self._haste.begin()
         process = await asyncio.to_thread(read_process, record)
         request = ExecRequest(
             process=process | {"args": list(command), "terminal": False},

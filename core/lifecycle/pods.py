@@ -7,13 +7,16 @@ pod that shares its PID namespace gets an init process (``podinit``).
 
 import asyncio
 import dataclasses
+import functools
 import json
 import logging
 import time
+from collections.abc import Sequence
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
@@ -29,15 +32,26 @@ from crinoid.core.lifecycle.podinit import PodInit
 from crinoid.core.lifecycle.podlimits import add_resources
 from crinoid.core.lifecycle.podplan import PodPlan, PodPlanner
 from crinoid.core.lifecycle.queries import PodFilter
-from crinoid.core.lifecycle.resources import CONTAINER, NETWORK, Resources
+from crinoid.core.lifecycle.resources import (
+    CONTAINER,
+    NETWORK,
+    Resources,
+    Step,
+    cgroup_at,
+    directory_at,
+    mounts_at,
+    namespaces_at,
+)
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
-from crinoid.core.lifecycle.sysctls import write_sysctls_in
+from crinoid.core.lifecycle.sysctls import write_sysctls, write_sysctls_in
 from crinoid.core.lifecycle.views import view_pod
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import PodRecord, PodState
 from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
+_CONTAINER_FOLLOWS_S = 0.1
+"""How soon after a pod is begun its first container mostly is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,7 @@ class PodService:
         self._user_namespaces = userns.UserNamespaces(slots)
         self._cgroups = cgroups
         self._planner = PodPlanner(config, slots, cgroups)
+        self._haste = Haste()
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
 
@@ -214,24 +229,48 @@ class PodService:
 
     async def _make(self, plan: PodPlan) -> PodRecord:
         """Make everything, each step in the ledger first; return the record to be."""
-        resources, pod_id, folder = self._resources, plan.pod_id, plan.folder
-        await resources.make_directory(pod_id, folder.path)
-        (folder.path / "ns").mkdir(mode=0o700)
-        podfiles.write_files(folder, plan.config, plan.hostname, plan.host_network)
-        if plan.pins:
-            await resources.pin_namespaces(pod_id, plan.pins, plan.hostname, plan.user)
-        if "ipc" in plan.pins:
-            await self._mount_shm(plan)
-        await asyncio.to_thread(write_sysctls_in, plan.pins, userns.host_sysctls(plan.user, plan.sysctls))
+        await self._resources.make(plan.pod_id, *self._steps(plan))
+        self._haste.linger(_CONTAINER_FOLLOWS_S)
+        if plan.user is not None:  # whose namespaces no thread of ours stood in
+            sysctls = userns.host_sysctls(plan.user, plan.sysctls)
+            await asyncio.to_thread(write_sysctls_in, plan.pins, sysctls)
         record = await self._attach(plan, self._record(plan))
-        if not self._cgroups.systemd:
-            await resources.make_cgroup(pod_id, plan.cgroup_parent)
         if plan.config.security.namespaces.pid is NamespaceMode.POD:
             record = await self._init.start(record)
         if (maps := userns.maps_of(record)) is not None:
-            podfiles.give_files(folder, maps)
+            podfiles.give_files(plan.folder, maps)
         await plan.runtime.start_pod(_sandbox(record))
         return record
+
+    def _steps(self, plan: PodPlan) -> Sequence[Step]:
+        """What stands before the network: folder, namespaces with their sysctls, shared memory, cgroup."""
+        steps = [directory_at(plan.folder.path, lambda: self._fill_folder(plan))]
+        if plan.pins:
+            steps.append(self._namespaces(plan))
+        if "ipc" in plan.pins:
+            steps.append(self._shm(plan))
+        if not self._cgroups.systemd:
+            steps.append(cgroup_at(plan.cgroup_parent))
+        return steps
+
+    @staticmethod
+    def _namespaces(plan: PodPlan) -> Step:
+        return namespaces_at(
+            plan.pod_id, plan.pins, plan.hostname, plan.user, functools.partial(write_sysctls, plan.sysctls)
+        )
+
+    def _fill_folder(self, plan: PodPlan) -> None:
+        (plan.folder.path / "ns").mkdir(mode=0o700)
+        if "ipc" in plan.pins:
+            plan.folder.shm.mkdir()
+        podfiles.write_files(plan.folder, plan.config, plan.hostname, plan.host_network)
+
+    def _shm(self, plan: PodPlan) -> Step:
+        options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
+        if plan.user is not None:
+            options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
+        labels = selinux_labels(plan.pod_id, plan.config, None)
+        return mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.folder.shm)
 
     def _record(self, plan: PodPlan) -> PodRecord:
         return PodRecord(
@@ -246,14 +285,6 @@ class PodService:
             namespaces=plan.pins,
             cgroup_parent=plan.cgroup_parent,
         )
-
-    async def _mount_shm(self, plan: PodPlan) -> None:
-        plan.folder.shm.mkdir()
-        options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
-        if plan.user is not None:
-            options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
-        mounts = label_mounts((Mount("tmpfs", "shm", tuple(options)),), selinux_labels(plan.pod_id, plan.config, None))
-        await self._resources.mount(plan.pod_id, mounts, plan.folder.shm)
 
     async def _attach(self, plan: PodPlan, record: PodRecord) -> PodRecord:
         """Attach the pod, unless it asked for the host's network."""

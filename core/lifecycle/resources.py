@@ -11,7 +11,7 @@ mount that can't be undone, is an error.
 """
 
 import asyncio
-import functools
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, files, mount, namespaces
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
 from crinoid.core.api.linux.threads import call_in_thread
@@ -58,29 +59,28 @@ class Resources:
         self._cgroup_root = cgroup_root
         self._retry: asyncio.Task[None] | None = None
         self._undo_of: Mapping[str, Callable[[LedgerEntry], Awaitable[None]]] = {
-            DIRECTORY: self._undo_directory,
-            NAMESPACES: self._undo_namespaces,
-            MOUNT: self._undo_mount,
-            CGROUP: self._undo_cgroup,
             NETWORK: self._undo_network,
             SNAPSHOT: self._undo_snapshot,
             CONTAINER: self._undo_container,
             PAUSE: self._undo_pause,
-            CONTENTS: self._undo_contents,
         }
+        self._undo_in_thread_of: Mapping[str, Callable[[LedgerEntry], None]] = {
+            DIRECTORY: _undo_directory,
+            NAMESPACES: _undo_namespaces,
+            MOUNT: _undo_mount,
+            CGROUP: self._undo_cgroup,
+            CONTENTS: _undo_contents,
+        }
+
+    async def make(self, owner: str, *steps: "Step") -> None:
+        """Make several resources, one after the other in one thread; all are in the ledger before the first is made."""
+        self._ledger.intend_all(owner, [(step.kind, step.key, step.data) for step in steps])
+        await call_in_thread(lambda: [step.make() for step in steps])
 
     async def make_directory(self, owner: str, path: Path, mode: int = 0o711) -> None:
         """Make a folder of the owner's own; undone with all that is in it."""
         self._ledger.intend(owner, DIRECTORY, str(path), {})
         path.mkdir(mode=mode, parents=True)  # noqa: ASYNC240  # on a tmpfs
-
-    async def pin_namespaces(
-        self, owner: str, pins: Mapping[str, Path], hostname: str, user: UserNamespace | None = None
-    ) -> None:
-        """Make namespaces (``user`` with its maps, ``network``, ``ipc``, ``uts``) and pin them by bind mounts."""
-        self._ledger.intend(owner, NAMESPACES, owner, {"paths": [str(path) for path in pins.values()]})
-        maps = user or UserNamespace()
-        await call_in_thread(lambda: namespaces.pin(pins, uids=maps.uids, gids=maps.gids, hostname=hostname))
 
     async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
         """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
@@ -89,20 +89,7 @@ class Resources:
 
     async def mount(self, owner: str, mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> None:
         """Make mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
-        self._ledger.intend(owner, MOUNT, str(target), {})
-        for one in mounts:
-            if maps is None:
-                await call_in_thread(functools.partial(mount.mount, one, target))
-            else:
-                await call_in_thread(functools.partial(mount_mapped, one, target, maps))
-
-    async def make_cgroup(self, owner: str, path: str) -> None:
-        """Make a cgroup, and those above it, unless it is there already (then it is not ours to remove)."""
-        missing = [] if cgroups.exists(path) else [path]
-        above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
-        ours = [one for one in above if not cgroups.exists(one)]
-        self._ledger.intend(owner, CGROUP, path, {"made": missing, "above": ours})
-        await call_in_thread(lambda: cgroups.make(path))
+        await self.make(owner, mounts_at(mounts, target, maps))
 
     def expect_cgroup(self, owner: str, path: str) -> None:
         """Note that a runtime makes a cgroup outside its pod: what it makes above is removed once empty."""
@@ -161,17 +148,18 @@ class Resources:
 
         What fails and may wait is deferred. Raises the first other failure, after everything else was tried.
         """
-        failures = [
-            failure
-            for entry in self._ledger.entries(owner)
-            if (kinds is None or entry.kind in kinds) and (failure := await self._undone(entry)) is not None
-        ]
+        entries = [entry for entry in self._ledger.entries(owner) if kinds is None or entry.kind in kinds]
+        failures: list[CrinoidError] = []
+        for in_thread, group in itertools.groupby(entries, lambda entry: entry.kind in self._undo_in_thread_of):
+            undone = self._undone_in_thread if in_thread else self._undone
+            failures += await undone(list(group))
         if failures:
             raise failures[0]
 
     def owners(self) -> set[str]:
         """Return everyone who has an entry of a kind that is made here, but for the deferred."""
-        return {entry.owner for entry in self._ledger.entries() if entry.kind in self._undo_of} - {DEFERRED}
+        kinds = self._undo_of.keys() | self._undo_in_thread_of.keys()
+        return {entry.owner for entry in self._ledger.entries() if entry.kind in kinds} - {DEFERRED}
 
     def attachments(self) -> list[tuple[str, NetworkRequest, Mapping[str, object]]]:
         """Return slot, request and data of each attachment that has an owner."""
@@ -203,13 +191,30 @@ class Resources:
             await self.undo(DEFERRED)
             delay_s = min(2 * delay_s, MAX_RETRY_S)
 
-    async def _undone(self, entry: LedgerEntry) -> CrinoidError | None:
-        """Undo one entry and strike it; return what stands against it."""
+    async def _undone(self, entries: list[LedgerEntry]) -> list[CrinoidError]:
+        """Undo entries and strike them; return what stands against it."""
+        failures: list[CrinoidError | None] = []
+        for entry in entries:
+            try:
+                await self._undo_of[entry.kind](entry)
+            except (CrinoidError, OSError) as error:
+                failures.append(self._failed(entry, error))
+            else:
+                self._ledger.strike(entry)
+        return [failure for failure in failures if failure is not None]
+
+    async def _undone_in_thread(self, entries: list[LedgerEntry]) -> list[CrinoidError]:
+        """As ``_undone``, but in one thread and struck together: a kill between lets the next start undo them again."""
+        errors = await asyncio.to_thread(lambda: [self._try_to_undo(entry) for entry in entries])
+        self._ledger.strike(*(entry for entry, error in zip(entries, errors, strict=True) if error is None))
+        failed = ((entry, error) for entry, error in zip(entries, errors, strict=True) if error is not None)
+        return [failure for one in failed if (failure := self._failed(*one)) is not None]
+
+    def _try_to_undo(self, entry: LedgerEntry) -> CrinoidError | OSError | None:
         try:
-            await self._undo_of[entry.kind](entry)
+            self._undo_in_thread_of[entry.kind](entry)
         except (CrinoidError, OSError) as error:
-            return self._failed(entry, error)
-        self._ledger.strike(entry)
+            return error
         return None
 
     def _failed(self, entry: LedgerEntry, error: CrinoidError | OSError) -> CrinoidError | None:
@@ -224,23 +229,13 @@ class Resources:
             self.retry_deferred()
         return None
 
-    async def _undo_directory(self, entry: LedgerEntry) -> None:
-        await asyncio.to_thread(files.remove_tree, Path(entry.key))
-
-    async def _undo_namespaces(self, entry: LedgerEntry) -> None:
-        for path in cast(list[str], entry.data["paths"]):
-            await asyncio.to_thread(namespaces.unpin, Path(path))
-
-    async def _undo_mount(self, entry: LedgerEntry) -> None:
-        await asyncio.to_thread(mount.unmount, Path(entry.key))
-
-    async def _undo_cgroup(self, entry: LedgerEntry) -> None:
+    def _undo_cgroup(self, entry: LedgerEntry) -> None:
         for path in cast(list[str], entry.data["made"]):
-            await asyncio.to_thread(cgroups.kill, path)
-            await asyncio.to_thread(cgroups.remove, path)
+            cgroups.kill(path)
+            cgroups.remove(path)
         above = cast(list[str], entry.data.get("above", []))
         for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
-            await asyncio.to_thread(cgroups.prune, path)
+            cgroups.prune(path)
 
     async def _undo_network(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.networks, "network", entry)
@@ -257,9 +252,6 @@ class Resources:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
         await slot.resume(_HANDLE.validate_python(entry.data["handle"]))
 
-    async def _undo_contents(self, entry: LedgerEntry) -> None:
-        await asyncio.to_thread(_empty, Path(entry.key))
-
     def _slot(self, slots: Mapping[str, S], role: str, entry: LedgerEntry) -> S:
         name = str(entry.data["slot"])
         if name not in slots:
@@ -267,6 +259,76 @@ class Resources:
                 f"{entry.key} was made by {role} slot {name!r}, which is no longer configured: put it back to undo it"
             )
         return slots[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A resource to be made: what the ledger says of it, and what makes it, in a thread."""
+
+    kind: str
+    key: str
+    data: Mapping[str, object]
+    make: Callable[[], object]
+
+
+def directory_at(path: Path, fill: Callable[[], object]) -> Step:
+    """A folder of the owner's own, and what comes into it at once; undone with all that is in it."""
+
+    def make() -> None:
+        path.mkdir(mode=0o711, parents=True)
+        fill()
+
+    return Step(DIRECTORY, str(path), {}, make)
+
+
+def namespaces_at(
+    owner: str, pins: Mapping[str, Path], hostname: str, user: UserNamespace | None, inside: Callable[[], object]
+) -> Step:
+    """Namespaces (``user`` with its maps, ``network``, ``ipc``, ``uts``), pinned by bind mounts.
+
+    ``inside`` is called in those without ``user`` before they are pinned.
+    """
+    maps = user or UserNamespace()
+
+    def make() -> None:
+        namespaces.pin(pins, uids=maps.uids, gids=maps.gids, hostname=hostname, inside=inside)
+
+    return Step(NAMESPACES, owner, {"paths": [str(path) for path in pins.values()]}, make)
+
+
+def mounts_at(mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> Step:
+    """Mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
+
+    def make() -> None:
+        for one in mounts:
+            mount.mount(one, target) if maps is None else mount_mapped(one, target, maps)
+
+    return Step(MOUNT, str(target), {}, make)
+
+
+def cgroup_at(path: str) -> Step:
+    """A cgroup, and those above it, unless it is there already (then it is not the owner's to remove)."""
+    missing = [] if cgroups.exists(path) else [path]
+    above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
+    ours = [one for one in above if not cgroups.exists(one)]
+    return Step(CGROUP, path, {"made": missing, "above": ours}, lambda: cgroups.make(path))
+
+
+def _undo_directory(entry: LedgerEntry) -> None:
+    files.remove_tree(Path(entry.key))
+
+
+def _undo_namespaces(entry: LedgerEntry) -> None:
+    for path in cast(list[str], entry.data["paths"]):
+        namespaces.unpin(Path(path))
+
+
+def _undo_mount(entry: LedgerEntry) -> None:
+    mount.unmount(Path(entry.key))
+
+
+def _undo_contents(entry: LedgerEntry) -> None:
+    _empty(Path(entry.key))
 
 
 def _empty(folder: Path) -> None:

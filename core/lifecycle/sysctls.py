@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux.namespaces import call_in
@@ -26,19 +27,23 @@ def check_sysctls(sysctls: Mapping[str, str], own: Collection[str]) -> dict[str,
     return {_path(name, own): value for name, value in sysctls.items()}
 
 
+def write_sysctls(values: Mapping[str, str], pins: Mapping[str, Path] = MappingProxyType({})) -> None:
+    """Write values by path, in the calling thread's namespaces; ``pins`` are of those that belong to a user namespace.
+
+    Raises InvalidArgument with the kernel's answer.
+    """
+    for path, value in values.items():
+        try:
+            _write(path, value, pins)
+        except OSError as error:
+            raise InvalidArgument(f"sysctl {path} can't be set to {value!r}: {error.strerror}") from error
+
+
 def write_sysctls_in(pins: Mapping[str, Path], values: Mapping[str, str]) -> None:
-    """Write values by path, in the pinned namespaces. Raises InvalidArgument with the kernel's answer."""
+    """As ``write_sysctls``, in pinned namespaces."""
     if not values:
         return
-
-    def write_all() -> None:
-        for path, value in values.items():
-            try:
-                _write(path, value, pins)
-            except OSError as error:
-                raise InvalidArgument(f"sysctl {path} can't be set to {value!r}: {error.strerror}") from error
-
-    entered: Callable[[], None] = write_all
+    entered: Callable[[], None] = functools.partial(write_sysctls, values, pins)
     for kind in ("network", "ipc"):
         if kind in pins:
             entered = functools.partial(call_in, pins[kind], entered)

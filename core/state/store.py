@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -265,14 +265,24 @@ class Ledger:
         )
         return LedgerEntry(cursor.lastrowid or 0, owner, kind, key, data)
 
+    def intend_all(self, owner: str, resources: Sequence[tuple[str, str, Mapping[str, object]]]) -> None:
+        """Write that ``owner`` is about to make these, each a kind, key and data, in this order: all or none."""
+        if resources:
+            rows = [value for kind, key, data in resources for value in (owner, kind, key, self._text(data))]
+            places = ", ".join(["(?, ?, ?, ?)"] * len(resources))
+            self._database.execute(f"INSERT INTO ledger (owner, kind, key, data) VALUES {places}", tuple(rows))  # noqa: S608
+
     def amend(self, entry: LedgerEntry, data: Mapping[str, object]) -> LedgerEntry:
         """Replace what is needed to undo the resource, now that more is known."""
         self._database.execute("UPDATE ledger SET data = ? WHERE id = ?", (self._text(data), entry.id))
         return LedgerEntry(entry.id, entry.owner, entry.kind, entry.key, data)
 
-    def strike(self, entry: LedgerEntry) -> None:
-        """The resource is gone. Idempotent."""
-        self._database.execute("DELETE FROM ledger WHERE id = ?", (entry.id,))
+    def strike(self, *entries: LedgerEntry) -> None:
+        """The resources are gone. Idempotent."""
+        if entries:
+            places = ", ".join("?" * len(entries))
+            numbers = tuple(entry.id for entry in entries)
+            self._database.execute(f"DELETE FROM ledger WHERE id IN ({places})", numbers)  # noqa: S608  # question marks
 
     def entries(self, owner: str | None = None) -> list[LedgerEntry]:
         """Return entries, the latest first: the order in which to undo."""

@@ -10,6 +10,7 @@ from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.process import Finished, run
 from crinoid.plugins.runtimes.complaints import as_error, complaint
 from crinoid.plugins.runtimes.scratch import Scratch
+from crinoid.plugins.runtimes.sealing import SealedPrograms
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -20,7 +21,7 @@ class Binary:
 
     ``log_option`` is how it wants its log file named: ``{}`` stands for the path. ``gives_streams_away``: it makes its
     standard streams belong to the container's user, devices of the host too. ``execs_inherit_oom_score``: it gives
-    ``oomScoreAdj`` to a container's first process only.
+    ``oomScoreAdj`` to a container's first process only. ``copies`` are what conmon runs instead of the file.
     """
 
     name: str
@@ -30,11 +31,17 @@ class Binary:
     log_option: str = "--log={}"
     gives_streams_away: bool = False
     execs_inherit_oom_score: bool = False
+    copies: SealedPrograms | None = None
 
     @property
     def path(self) -> Path:
         """The binary itself. Raises Unsupported when there is none."""
         return find_program(self.name, self.package)
+
+    @property
+    def program(self) -> Path:
+        """What to run as the binary in the daemon's lifetime. Raises Unsupported when there is none."""
+        return self.path if self.copies is None else self.copies.path(self.path)
 
     def state_directory(self, container_id: str) -> Path:
         """Where the binary keeps a container's state."""

@@ -18,13 +18,17 @@ from crinoid.core.api.values.runtime import ExitStatus
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """What ``create`` noted: process ids with their start times (clock ticks since boot), as ids are used again."""
+    """What ``create`` noted: process ids with their start times (clock ticks since boot), as ids are used again.
+
+    ``plain``: its start and its removal need nothing that only the binary knows of.
+    """
 
     pid: int
     pid_start: int
     monitor_pid: int
     monitor_start: int
     log_path: str = ""
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

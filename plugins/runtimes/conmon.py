@@ -7,12 +7,12 @@ that it can be put into a cgroup first; it detaches; it runs the runtime; and it
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.api.linux.process import Process, spawn
+from crinoid.core.api.linux.process import Process, spawn, spawn_in_cgroup
 from crinoid.core.api.values.runtime import ContainerRequest
 from crinoid.plugins.runtimes.binary import Binary, environment, find_program
 from crinoid.plugins.runtimes.bundle import Bundle
@@ -74,19 +74,39 @@ def started(command: Sequence[str], fds: Mapping[int, int], cwd: Path) -> Iterat
     ``fds`` are its standard streams; a socket for a terminal is made in ``cwd``. If it was not released, the caller
     must have killed it: to conmon, the end of the start pipe means go.
     """
-    env = {"_OCI_SYNCPIPE": str(_SYNC_FD), "_OCI_STARTPIPE": str(_START_FD), "TMPDIR": _console_directory(cwd)}
-    with contextlib.ExitStack() as ours:
-        with contextlib.ExitStack() as theirs:
-            sync_reader, sync_writer = _pipe(ours, theirs)
-            start_reader, start_writer = _pipe(theirs, ours)
-            process = spawn(
-                command,
-                env={**env, **environment()},
-                fds={**fds, _SYNC_FD: sync_writer, _START_FD: start_reader},
-                cwd=cwd,
-            )
-        ours.callback(process.close)
-        yield Started(process, SyncPipe(sync_reader), start_writer)
+    with _Pipes(fds, cwd) as pipes:
+        yield pipes.leave_to(spawn(command, env=pipes.env, fds=pipes.fds, cwd=cwd))
+
+
+@contextlib.asynccontextmanager
+async def started_in_cgroup(
+    command: Sequence[str], fds: Mapping[int, int], cwd: Path, cgroup: str
+) -> AsyncIterator[Started]:
+    """As ``started``; it runs in this cgroup, which is made if need be, or where the daemon does if that is empty."""
+    with _Pipes(fds, cwd) as pipes:
+        yield pipes.leave_to(await spawn_in_cgroup(command, env=pipes.env, fds=pipes.fds, cwd=cwd, cgroup=cgroup))
+
+
+class _Pipes(contextlib.AbstractContextManager["_Pipes"]):
+    """The two pipes of a conmon that is about to start; ``env`` and ``fds`` are what it is started with."""
+
+    def __init__(self, fds: Mapping[int, int], cwd: Path) -> None:
+        self._ours, self._theirs = contextlib.ExitStack(), contextlib.ExitStack()
+        self._sync, sync_writer = _pipe(self._ours, self._theirs)
+        start_reader, self._start = _pipe(self._theirs, self._ours)
+        self.fds = {**fds, _SYNC_FD: sync_writer, _START_FD: start_reader}
+        numbers = {"_OCI_SYNCPIPE": str(_SYNC_FD), "_OCI_STARTPIPE": str(_START_FD)}
+        self.env = {**numbers, "TMPDIR": _console_directory(cwd), **environment()}
+
+    def leave_to(self, process: Process) -> Started:
+        """Close what is the process's now, and take the process on."""
+        self._ours.callback(process.close)
+        self._theirs.close()
+        return Started(process, SyncPipe(self._sync), self._start)
+
+    def __exit__(self, *exc: object) -> None:
+        self._theirs.close()
+        self._ours.close()
 
 
 def create_command(
@@ -104,7 +124,7 @@ def create_command(
     command += ["--terminal"] if request.terminal else []
     command += ["--stdin"] if request.stdin else []
     command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []
-    runtime: tuple[str, ...] = (str(binary.path), *binary.global_options(bundle.runtime_log))
+    runtime: tuple[str, ...] = (str(binary.program), *binary.global_options(bundle.runtime_log))
     has_null_input = not request.stdin  # conmon would give the host's /dev/null to it
     return command + _runtime(without_null_input(runtime) if has_null_input and binary.gives_streams_away else runtime)
 
@@ -127,7 +147,7 @@ def exec_command(
     command += ["--exec-process-spec", str(folder / "process.json")]
     command += ["--container-pidfile", str(folder / "pid"), "--log-level", monitor.log_level]
     command += [f"--runtime-opt={option}" for option in options]
-    runtime: tuple[str, ...] = (str(binary.path), *binary.global_options(folder / "log"))
+    runtime: tuple[str, ...] = (str(binary.program), *binary.global_options(folder / "log"))
     return command + _runtime(runtime if oom_score_adj is None else with_oom_score_adj(runtime, oom_score_adj))
 
 

@@ -14,11 +14,13 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ContainerHandle, RuntimeFeatures
+from crinoid.plugins.runtimes.bundle import Processes
 from crinoid.plugins.runtimes.cgroup_paths import is_hybrid
 from crinoid.plugins.runtimes.limits import split_lifted
 from crinoid.plugins.runtimes.oci import OciRuntime
 from crinoid.plugins.runtimes.options import OciOptions
 from crinoid.plugins.runtimes.seccomp import Filter
+from crinoid.plugins.runtimes.starting import start_reader
 from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers, read_version
 
 _RECURSIVE_READ_ONLY_SINCE = (1, 4)
@@ -77,6 +79,10 @@ class CrunRuntime(OciRuntime):
         """Ask crun how it was built: Debian's has no criu in it."""
         if "+CRIU" not in await self._binary.ask("--version", self._deadlines.probe_s):
             raise Unsupported(f"{self._binary.path} was built without criu (crun --version names no +CRIU): use runc")
+
+    async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
+        """See the base."""
+        return start_reader(fifo, processes)
 
     async def features(self) -> RuntimeFeatures:
         """Ask crun for its version; 1.8 has no ``features`` yet, so what it can is known by version."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.plugins.runtimes import pidfds
 from crinoid.plugins.runtimes.cgroup_paths import folder, is_unified
 
@@ -20,7 +21,7 @@ _PAUSE_S = 0.01
 _REAP_S = 0.25
 
 
-class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
+class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
     """The cgroup ``name`` below a container's; where it can't be made, the tree of processes must do.
 
     ``everywhere``: in every hierarchy of cgroup v1, as crun wants it.
@@ -34,17 +35,18 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
         self._path: Path | None = None
         self._killed: set[int] = set()
 
-    def __enter__(self) -> "ExecCgroup":
+    async def __aenter__(self) -> "ExecCgroup":
         if self._container is not None:
-            with contextlib.suppress(OSError):
-                self._make(self._container)
+            try:
+                await call_in_thread(self._make)
+            except BaseException:
+                await self.__aexit__()
+                raise
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         if self._path is not None:
-            with contextlib.suppress(OSError):  # a process left in the background keeps it, until delete
-                self._path.rmdir()
-                cgroups.remove(self._cgroup)
+            await call_in_thread(self._remove)
 
     def runtime_options(self) -> tuple[str, ...]:
         """Return the options of ``exec`` that start the process in the cgroup."""
@@ -66,12 +68,21 @@ class ExecCgroup(contextlib.AbstractContextManager["ExecCgroup"]):
                 while any(map(_is_there, self._killed)):  # noqa: ASYNC110
                     await asyncio.sleep(_PAUSE_S)
 
-    def _make(self, container: Path) -> None:
-        if self._everywhere:
-            cgroups.make(self._cgroup)
-        else:
-            (container / self._name).mkdir()
-        self._path = container / self._name
+    def _make(self) -> None:
+        assert self._container is not None
+        with contextlib.suppress(OSError):
+            if self._everywhere:
+                cgroups.make(self._cgroup)
+            else:
+                (self._container / self._name).mkdir()
+            self._path = self._container / self._name
+
+    def _remove(self) -> None:
+        assert self._path is not None
+        with contextlib.suppress(OSError):  # a process left in the background keeps it, until delete
+            self._path.rmdir()
+            if self._everywhere:
+                cgroups.remove(self._cgroup)
 
     def _kill_those_found(self, pid: int) -> bool:
         """Stop all at once, so that none forks meanwhile; then kill. Tells whether there were any."""

@@ -10,11 +10,13 @@ import contextlib
 import json
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.binary import Binary
@@ -23,6 +25,9 @@ from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.options import OciOptions
 
+STARTING_S = 0.05
+"""Within what the runtime's binary mostly moves a process into its cgroup."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExecSetup:
@@ -30,6 +35,7 @@ class ExecSetup:
 
     options: OciOptions
     binary: Binary
+    haste: Haste = field(default_factory=Haste)
 
 
 @dataclass(frozen=True, slots=True)

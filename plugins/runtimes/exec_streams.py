@@ -15,7 +15,7 @@ from crinoid.core.api.values.runtime import ContainerHandle, ExecStreamRequest, 
 from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.consoles import ConsoleSocket, set_size
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
-from crinoid.plugins.runtimes.exec_processes import ExecProcess, ExecSetup
+from crinoid.plugins.runtimes.exec_processes import STARTING_S, ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.stdio import PIPE_MODE
 from crinoid.plugins.runtimes.undo import finish
 
@@ -29,9 +29,11 @@ class StreamedExecs:
 
     async def start(self, handle: ContainerHandle, request: ExecStreamRequest, cgroup: ExecCgroup) -> ExecSession:
         """Start a process and return its streams. On an error, and when cancelled, nothing of it is left."""
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             folder = stack.enter_context(self._setup.binary.scratch.folder())
-            process = ExecProcess(self._setup, handle, request.process, stack.enter_context(cgroup), folder)
+            await stack.enter_async_context(cgroup)
+            self._setup.haste.linger(STARTING_S)
+            process = ExecProcess(self._setup, handle, request.process, cgroup, folder)
             process.describe()
             begin = _begin_on_terminal if request.process.get("terminal") else _begin_on_pipes
             session, monitor = await begin(process, request, stack)
@@ -41,9 +43,9 @@ class StreamedExecs:
             return session
 
     async def _wait(
-        self, process: ExecProcess, session: "StreamedExec", monitor: conmon.Started, stack: contextlib.ExitStack
+        self, process: ExecProcess, session: "StreamedExec", monitor: conmon.Started, stack: contextlib.AsyncExitStack
     ) -> int:
-        with stack:
+        async with stack:
             code = await process.exit_code(monitor)
             session.end_outputs(self._setup.options.deadlines.exec_drain_s)
             return code
@@ -104,7 +106,7 @@ class StreamedExec(ExecSession):
 
 
 async def _begin_on_pipes(
-    process: ExecProcess, request: ExecStreamRequest, stack: contextlib.ExitStack
+    process: ExecProcess, request: ExecStreamRequest, stack: contextlib.AsyncExitStack
 ) -> tuple[StreamedExec, conmon.Started]:
     """Pipes for all three, also for those that nobody wants: crun would give the host's ``/dev/null`` away."""
     ours, theirs = _make_pipes([0, 1, 2])
@@ -127,7 +129,7 @@ async def _begin_on_pipes(
 
 
 async def _begin_on_terminal(
-    process: ExecProcess, request: ExecStreamRequest, stack: contextlib.ExitStack
+    process: ExecProcess, request: ExecStreamRequest, stack: contextlib.AsyncExitStack
 ) -> tuple[StreamedExec, conmon.Started]:
     with ConsoleSocket(process.folder) as console:
         monitor = await _begin(process, process.command(f"--console-socket={console.path}"), {}, stack)
@@ -141,7 +143,7 @@ async def _begin_on_terminal(
 
 
 async def _begin(
-    process: ExecProcess, command: list[str], theirs: Mapping[int, int], stack: contextlib.ExitStack
+    process: ExecProcess, command: list[str], theirs: Mapping[int, int], stack: contextlib.AsyncExitStack
 ) -> conmon.Started:
     """Start the process; its ends of the pipes are closed here in any case, or they would never come to an end."""
     try:
@@ -151,7 +153,8 @@ async def _begin(
             os.close(fd)
     monitor.release()
     try:
-        await process.started(monitor, command)
+        with process.setup.haste.lasting():
+            await process.started(monitor, command)
     except BaseException:
         await finish(process.kill(monitor))
         raise

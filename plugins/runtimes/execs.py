@@ -15,7 +15,7 @@ from crinoid.core.api.errors import DeadlineExceeded
 from crinoid.core.api.values.runtime import ContainerHandle, ExecOutput, ExecRequest
 from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
-from crinoid.plugins.runtimes.exec_processes import ExecProcess, ExecSetup
+from crinoid.plugins.runtimes.exec_processes import STARTING_S, ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.stdio import PIPE_MODE, ended_input
 from crinoid.plugins.runtimes.undo import finish
 
@@ -25,10 +25,12 @@ _LATER_S = 5
 
 async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
     """Run the process to its end. Raises DeadlineExceeded after killing all that came from it."""
-    with setup.binary.scratch.folder() as folder, cgroup, _Output(request.max_output_bytes) as output:
-        process = ExecProcess(setup, handle, request.process, cgroup, folder)
-        process.describe()
-        return await _run(process, request, output)
+    with setup.binary.scratch.folder() as folder, _Output(request.max_output_bytes) as output:
+        async with cgroup:
+            setup.haste.linger(STARTING_S)
+            process = ExecProcess(setup, handle, request.process, cgroup, folder)
+            process.describe()
+            return await _run(process, request, output)
 
 
 async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") -> ExecOutput:
@@ -45,7 +47,8 @@ async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") ->
         monitor.release()
         try:
             async with asyncio.timeout(timeout_s):
-                await process.started(monitor, command)
+                with process.setup.haste.lasting():
+                    await process.started(monitor, command)
                 code = await process.exit_code(monitor)
         except BaseException as error:
             await finish(process.kill(monitor))

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,7 +64,9 @@ from crinoid.plugins.runtimes.limits import beyond_update, oci_resources
 from crinoid.plugins.runtimes.logs import reopen_log
 from crinoid.plugins.runtimes.options import OciOptions
 from crinoid.plugins.runtimes.scratch import Scratch
+from crinoid.plugins.runtimes.sealing import SealedPrograms
 from crinoid.plugins.runtimes.seccomp import Filter, SeccompFilters
+from crinoid.plugins.runtimes.starting import FIFO
 from crinoid.plugins.runtimes.stdio import open_streams
 from crinoid.plugins.runtimes.undo import finish
 
@@ -104,6 +106,7 @@ class OciRuntime(abc.ABC):
             log_option=self.log_option,
             gives_streams_away=self.gives_streams_away,
             execs_inherit_oom_score=self.execs_inherit_oom_score,
+            copies=SealedPrograms() if config.shortcuts else None,
         )
         self._reopening: dict[str, asyncio.Lock] = {}
         self._exec_setup = ExecSetup(config, self._binary)
@@ -121,6 +124,10 @@ class OciRuntime(abc.ABC):
 
     def learn(self, state: Path, seccomp: Filter | None) -> None:  # noqa: B027  # optional
         """Take from the state folder of a container just created what speeds up the next one. Optional."""
+
+    @abc.abstractmethod
+    async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
+        """Let a container run that the binary made wait at this fifo; tell whether it was done."""
 
     @hookimpl
     async def probe(self) -> RuntimeFeatures:
@@ -154,6 +161,13 @@ class OciRuntime(abc.ABC):
     @hookimpl
     async def start(self, handle: ContainerHandle) -> None:
         """See the hook."""
+        processes = Bundle(handle.bundle).read_processes()
+        if processes is not None and processes.plain:
+            fifo = self._binary.state_directory(handle.container_id) / FIFO
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._deadlines.start_s):
+                    if await self.start_by_fifo(fifo, processes):
+                        return
         await self._binary.run(("start", handle.container_id), timeout_s=self._deadlines.start_s)
 
     @hookimpl
@@ -344,26 +358,13 @@ class OciRuntime(abc.ABC):
         return {**spec, "annotations": annotations}
 
     async def _create(self, bundle: Bundle, request: ContainerRequest, command: list[str]) -> ContainerProcess:
-        with (
-            _opened_log(bundle.monitor_log) as log,
-            conmon.started(command, {2: log}, bundle.directory) as monitor,
-        ):
-            await self._release(monitor, request.monitor_cgroup)
+        async with _started(bundle, request.monitor_cgroup, command) as monitor:
+            monitor.release()
+            await finish(_detached(monitor))
             report = await monitor.sync.read()
             if report is None or report.number <= 0:
                 raise self._create_failure(bundle, report)
-        return self._note(bundle, report.number, request.log_path)
-
-    async def _release(self, monitor: conmon.Started, cgroup: str) -> None:
-        """Put conmon where it belongs, let it go, and wait until it has detached and noted its process id."""
-        try:
-            if cgroup:
-                await asyncio.to_thread(_enter, cgroup, monitor.process.pid)
-        except BaseException:
-            monitor.process.kill(signal.SIGKILL)
-            raise
-        monitor.release()
-        await finish(_detached(monitor))
+        return self._note(bundle, report.number, request)
 
     def _create_failure(self, bundle: Bundle, report: conmon.Report | None) -> CrinoidError:
         said = last_error(bundle.runtime_log) or (report.message if report else "")
@@ -372,27 +373,46 @@ class OciRuntime(abc.ABC):
         silent = "it gave neither a process nor a reason; was it killed, or is it no OCI runtime? Try its --version"
         return explain(as_error(command, 1, said or silent), bundle.restore_log)
 
-    def _note(self, bundle: Bundle, pid: int, log_path: Path | None) -> ContainerProcess:
+    def _note(self, bundle: Bundle, pid: int, request: ContainerRequest) -> ContainerProcess:
         monitor = read_pid(bundle.monitor_pid_file)
         starts = pidfds.start_time(pid), pidfds.start_time(monitor)
-        bundle.write_processes(Processes(pid, starts[0], monitor, starts[1], str(log_path or "")))
+        plain, log_path = self._is_plain(request), str(request.log_path or "")
+        bundle.write_processes(Processes(pid, starts[0], monitor, starts[1], log_path, plain))
         return ContainerProcess(pid, monitor)
+
+    def _is_plain(self, request: ContainerRequest) -> bool:
+        """Tell whether the binary has no part in a container's start and end but for its cgroup and its state folder.
+
+        The fifo shows that it keeps its state as runc and crun do.
+        """
+        fifo = self._binary.state_directory(request.handle.container_id) / FIFO
+        others = request.spec.get("hooks") or (request.spec.get("linux") or {}).get("intelRdt")
+        return self._config.shortcuts and not self._config.systemd_cgroup and not others and fifo.exists()
 
     # delete, from here on
 
     async def _remove(self, handle: ContainerHandle) -> None:
         """Kill what runs, let the binary remove its state, then remove what is left by hand."""
         bundle = Bundle(handle.bundle)
-        await self._end_all(bundle, handle)
-        await self._delete_state(handle)
-        await asyncio.to_thread(cgroups.remove, self._cgroup(handle))
-        await self._end_monitor(bundle)
+        noted = bundle.read_processes()
+        await self._end_all(bundle, handle, noted)
+        if noted is None or not noted.plain:
+            await self._delete_state(handle)
+        await asyncio.to_thread(self._remove_traces, handle)
+        await self._end_monitor(noted)
         bundle.remove_files()
         self._reopening.pop(handle.container_id, None)
 
-    async def _end_all(self, bundle: Bundle, handle: ContainerHandle) -> None:
-        processes = self._processes(bundle, handle)
-        if bundle.config.exists() and bundle.read_processes() is None:  # create did not come to its end
+    def _remove_traces(self, handle: ContainerHandle) -> None:
+        """What ``delete`` of the binary does besides killing; where that was left out, failed, or is gone."""
+        state = self._binary.state_directory(handle.container_id)
+        if state.exists():
+            shutil.rmtree(state, ignore_errors=True)
+        cgroups.remove(self._cgroup(handle))
+
+    async def _end_all(self, bundle: Bundle, handle: ContainerHandle, noted: Processes | None) -> None:
+        processes = noted or self._processes(bundle, handle)
+        if noted is None and bundle.config.exists():  # create did not come to its end
             await self._stop_creating(bundle)
         with pidfds.opened(*((processes.pid, processes.pid_start) if processes else (0, 0))) as first:
             await asyncio.to_thread(cgroups.kill, self._cgroup(handle), self._deadlines.kill_s)
@@ -406,9 +426,8 @@ class OciRuntime(abc.ABC):
                 await pidfds.kill_tree(pid, started, self._deadlines.kill_s)
 
     async def _delete_state(self, handle: ContainerHandle) -> None:
-        """The binary's own delete; where it fails or is gone, its state folder is simply removed."""
-        state = self._binary.state_directory(handle.container_id)
-        if not state.exists():
+        """Let the binary delete its state; a plain container can do without, and any other where this fails."""
+        if not self._binary.state_directory(handle.container_id).exists():
             return
         command = ("delete", "--force", handle.container_id)
         try:
@@ -420,11 +439,9 @@ class OciRuntime(abc.ABC):
                 self._binary.name,
                 error,
             )
-        await asyncio.to_thread(shutil.rmtree, state, ignore_errors=True)
 
-    async def _end_monitor(self, bundle: Bundle) -> None:
+    async def _end_monitor(self, processes: Processes | None) -> None:
         """conmon ends by itself once its container has; one that does not is killed."""
-        processes = bundle.read_processes()
         if processes is None:
             return
         with pidfds.opened(processes.monitor_pid, processes.monitor_start) as monitor:
@@ -453,7 +470,7 @@ class OciRuntime(abc.ABC):
         return Processes(pid, started, monitor, _start_of_monitor(monitor, bundle))
 
     def _living_status(self, handle: ContainerHandle) -> ContainerStatus:
-        if (self._binary.state_directory(handle.container_id) / "exec.fifo").exists():
+        if (self._binary.state_directory(handle.container_id) / FIFO).exists():
             return ContainerStatus.CREATED
         return ContainerStatus.PAUSED if is_frozen(self._cgroup(handle)) else ContainerStatus.RUNNING
 
@@ -470,9 +487,11 @@ class OciRuntime(abc.ABC):
         return DeadlineExceeded(f"{self._binary.name} {act} of {handle.container_id} was given up after {after_s:g} s")
 
 
-def _enter(cgroup: str, pid: int) -> None:
-    cgroups.make(cgroup)
-    cgroups.join(cgroup, pid)
+@contextlib.asynccontextmanager
+async def _started(bundle: Bundle, cgroup: str, command: list[str]) -> AsyncIterator[conmon.Started]:
+    with _opened_log(bundle.monitor_log) as log:
+        async with conmon.started_in_cgroup(command, {2: log}, bundle.directory, cgroup) as monitor:
+            yield monitor
 
 
 async def _detached(monitor: conmon.Started) -> None:

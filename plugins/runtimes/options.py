@@ -62,6 +62,9 @@ class OciOptions(DriverConfig):
     """Annotations added to the spec of every container of this slot."""
     attach_buffer_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
     """How much output an attach session may be behind before it is ended, in bytes."""
+    shortcuts: bool = True
+    """Run the binary only where it is needed: from a copy in memory, and not at all to start or to remove a container
+    that has neither hooks nor a cgroup of systemd's. ``false`` runs the file itself for each of these."""
     monitor: Monitor = Monitor()
     """How conmon is run."""
     deadlines: Deadlines = Deadlines()

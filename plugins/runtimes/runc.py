@@ -1,11 +1,14 @@
 """The driver ``runc``: the OCI's own runtime, 1.1 or later."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.values.runtime import RuntimeFeatures
+from crinoid.plugins.runtimes.bundle import Processes
 from crinoid.plugins.runtimes.oci import OciRuntime
 from crinoid.plugins.runtimes.options import OciOptions
+from crinoid.plugins.runtimes.starting import start_writer
 from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers, read_features, read_version
 
 _OLDEST = (1, 1)  # the first with ``exec --cgroup`` and ``features``
@@ -21,6 +24,10 @@ class RuncRuntime(OciRuntime):
     Config: ClassVar[type[OciOptions]] = RuncOptions
     package = "runc"
     leaves_other_cgroups = False
+
+    async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
+        """See the base."""
+        return await start_writer(fifo, processes)
 
     async def features(self) -> RuntimeFeatures:
         """Ask runc for its version and features."""

@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -86,12 +87,23 @@ class Hierarchies:
         """See the function of the same name."""
         _check(path)
         for root in self.made:
-            for folder in _levels(root, path):
-                Path(folder).mkdir(0o755, exist_ok=True)
-                if root == self.by_controller.get("cpuset"):
-                    _inherit_cpuset(folder)
+            self._make_in(root, path)
             if self.version == 2:
                 _delegate(root, path)
+
+    def _make_in(self, root: str, path: str) -> None:
+        """Most often all but the last is there."""
+        try:
+            self._make_folder(root, root + path)
+        except FileNotFoundError:
+            for folder in _levels(root, path):
+                self._make_folder(root, folder)
+
+    def _make_folder(self, root: str, folder: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o755)  # noqa: PTH102  # many are made for each pod
+        if root == self.by_controller.get("cpuset"):
+            _inherit_cpuset(folder)
 
     def remove(self, path: str) -> None:
         """See the function of the same name."""
@@ -112,6 +124,28 @@ class Hierarchies:
         """See the function of the same name."""
         for root in self.made:
             _write(f"{root}{path}/cgroup.procs", str(pid))
+
+    def enter(self, path: str) -> None:
+        """See the function of the same name."""
+        if self.version == 2:
+            raise Unsupported("cgroup v2 keeps the threads of a process together")
+        for root in self.made:
+            _write(f"{root}{path}/tasks", "0")
+
+    def hasten(self) -> None:
+        """See the function of the same name."""
+        own = self._own_path()
+        if own is not None:
+            _write(own, str(threading.get_native_id()))
+
+    def _own_path(self) -> str | None:
+        """The file of the calling thread's own cgroup that a thread is moved by, in any one hierarchy."""
+        for line in (_read("/proc/thread-self/cgroup") or "").splitlines():
+            _, names, path = line.split(":", 2)
+            root = self.unified if self.version == 2 else self.by_controller.get(names.split(",")[0])
+            if root and (names == "") == (self.version == 2):
+                return f"{root}{path.rstrip('/')}/{'cgroup.threads' if self.version == 2 else 'tasks'}"
+        return None
 
     def kill(self, path: str, timeout_s: float) -> None:
         """See the function of the same name."""
@@ -227,6 +261,26 @@ def processes(path: str) -> tuple[int, ...]:
 def join(path: str, pid: int) -> None:
     """Move a process, with all its threads, into a cgroup of every hierarchy."""
     _host().join(path, pid)
+
+
+def enter(path: str) -> None:
+    """Move the calling thread alone, so that what it starts begins there: microseconds, where ``join`` may wait.
+
+    Raises FileNotFoundError for a cgroup that is missing in some hierarchy; the thread may have entered others by then.
+    Raises Unsupported on version 2.
+    """
+    _host().enter(path)
+
+
+def hasten() -> None:
+    """Let the kernel get ready to move processes between cgroups, as runtimes do; for a thread that ends with it.
+
+    The first move waits for all processors to pass a point of rest (an RCU grace period, some ten milliseconds), those
+    of as long a time after it do not. So moving a thread to where it is already, early enough, takes the wait off them.
+    Where this can't be done nothing happens.
+    """
+    with contextlib.suppress(OSError):
+        _host().hasten()
 
 
 def read_usage(path: str) -> CgroupUsage:

@@ -30,21 +30,31 @@ _USER = "user"
 PINNABLE = frozenset({*_KINDS, _USER})
 
 
+def _do_nothing() -> None:
+    """For namespaces that are good as the kernel makes them."""
+
+
 def pin(
-    kinds: Mapping[str, Path], *, uids: Sequence[IdMapping] = (), gids: Sequence[IdMapping] = (), hostname: str = ""
+    kinds: Mapping[str, Path],
+    *,
+    uids: Sequence[IdMapping] = (),
+    gids: Sequence[IdMapping] = (),
+    hostname: str = "",
+    inside: Callable[[], object] = _do_nothing,
 ) -> None:
     """Make new namespaces and hold each at its path: all of them, or none on an error.
 
     ``kinds`` has the OCI's names: ``network``, ``ipc``, ``uts``, ``cgroup``, and ``user``, which owns the others then
-    and gets the maps ``uids`` and ``gids``. ``hostname`` is set in a new ``uts``. Raises FileExistsError for a path in
-    use, ValueError for a kind that can't be held.
+    and gets the maps ``uids`` and ``gids``. ``hostname`` is set in a new ``uts``. ``inside`` is called by the thread
+    that stands in them, but for a ``user`` among them: no thread can enter that. Raises FileExistsError for a path in
+    use, ValueError for a kind that can't be held, and what ``inside`` raises.
     """
     if unknown := kinds.keys() - PINNABLE:
         raise ValueError(f"namespaces of kind {', '.join(sorted(unknown))} can't be held without a process")
     if _USER in kinds:
         _pin_with_user(kinds, uids, gids, hostname)
     else:
-        call_in_fresh_thread(lambda: _pin_here(kinds, hostname))
+        call_in_fresh_thread(lambda: _pin_here(kinds, hostname, inside))
 
 
 def unpin(path: Path) -> None:
@@ -116,7 +126,7 @@ def _enter(pin: Path, flag: int) -> None:
         os.close(fd)
 
 
-def _pin_here(kinds: Mapping[str, Path], hostname: str) -> None:
+def _pin_here(kinds: Mapping[str, Path], hostname: str, inside: Callable[[], object]) -> None:
     """Unshare, hostname and binds, in a thread of its own."""
     flags = 0
     for kind in kinds:
@@ -124,6 +134,7 @@ def _pin_here(kinds: Mapping[str, Path], hostname: str) -> None:
     libc.call("unshare", flags)
     if hostname and "uts" in kinds:
         _set_hostname(hostname)
+    inside()
     _bind_all(kinds, Path("/proc/thread-self/ns"))
 
 

@@ -12,20 +12,21 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, ResourceExhausted, Unsupported
-from crinoid.core.api.linux import libc
-from crinoid.core.api.linux.threads import call_in_fresh_thread
+from crinoid.core.api.linux import cgroups, libc
+from crinoid.core.api.linux.threads import call_in_fresh_thread, run_in_fresh_thread
 
 _LOG = logging.getLogger(__name__)
 _NO_FDS: Mapping[int, int] = MappingProxyType({})
 _CLONE_FS = 0x200
 _PIECE_BYTES = 1 << 16
 _REAP_S = 5.0
+_MOVE_TRIES = 10
 _EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _NOT_RUNNABLE = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP}
 # Python ignores these, and an ignored signal stays ignored across exec.
@@ -103,18 +104,39 @@ def spawn(
     ``kill`` means all of the group. Raises Unsupported and ResourceExhausted as ``run`` does.
     """
 
-    def start() -> int:
-        with _child_fds(fds) as actions:
-            return _posix_spawn(command, os.environ if env is None else env, actions, new_session)
-
-    def start_in_folder() -> int:
-        libc.call("unshare", _CLONE_FS)
-        os.chdir(cwd or "/")
-        return start()
-
     # posix_spawn in Python knows no chdir: a thread with a working folder of its own does it.
-    pid = start() if cwd is None else call_in_fresh_thread(start_in_folder)
+    if cwd is not None:
+        return call_in_fresh_thread(lambda: _spawn_in(command, env, fds, cwd, new_session))
+    with _child_fds(fds) as actions:
+        pid = _posix_spawn(command, os.environ if env is None else env, actions, new_session)
     return Process(pid, _open_pidfd(pid), new_session)
+
+
+async def spawn_in_cgroup(
+    command: Sequence[str], *, env: Mapping[str, str], fds: Mapping[int, int], cwd: Path, cgroup: str
+) -> "Process":
+    """As ``spawn``, without holding up the loop, and in a cgroup, which is made if need be; empty: where the daemon is.
+
+    With version 2 of cgroups the program has begun when it is moved there. When cancelled, it is killed.
+    """
+    started: list[Process] = []
+    born_there = cgroups.version() == 1
+
+    def start() -> None:
+        if cgroup and born_there:
+            _in_cgroup(cgroup, lambda: cgroups.enter(cgroup))
+        started.append(_spawn_in(command, env, fds, cwd))
+        if cgroup and not born_there:
+            _in_cgroup(cgroup, lambda: cgroups.join(cgroup, started[0].pid))
+
+    try:
+        await run_in_fresh_thread(start)
+    except BaseException:
+        for process in started:
+            process.kill()
+            process.close()
+        raise
+    return started[0]
 
 
 class Process:
@@ -187,6 +209,25 @@ class Process:
             return
         if result is not None:
             self._exit_code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def _spawn_in(
+    command: Sequence[str], env: Mapping[str, str] | None, fds: Mapping[int, int], cwd: Path, new_session: bool = True
+) -> Process:
+    """Spawn in a folder; call it in a thread that ends with it."""
+    libc.call("unshare", _CLONE_FS)
+    os.chdir(cwd)
+    return spawn(command, env=env, fds=fds, new_session=new_session)
+
+
+def _in_cgroup(cgroup: str, move: Callable[[], None]) -> None:
+    """Move somebody to a cgroup that is made where it is missing: others remove it whenever it is empty."""
+    for _ in range(_MOVE_TRIES):
+        try:
+            return move()
+        except FileNotFoundError:
+            cgroups.make(cgroup)
+    return move()
 
 
 async def _wait_or_kill(process: Process, command: Sequence[str], timeout_s: float) -> int:

@@ -42,7 +42,7 @@ class FakeMachine:
     mounts: list[Path] = field(default_factory=list)
     cgroups: set[str] = field(default_factory=set)
 
-    def pin(self, kinds: Mapping[str, Path], uids: object = (), gids: object = (), hostname: str = "") -> None:
+    def pin(self, kinds: Mapping[str, Path], **_settings: object) -> None:
         for path in kinds.values():
             path.touch()
             self.pins.add(path)
@@ -157,6 +157,7 @@ async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     monkeypatch.setattr(cgroups, "kill", lambda _path: None)
     monkeypatch.setattr(cgroups, "prune", lambda _path: None)
     monkeypatch.setattr(pods, "write_sysctls_in", lambda _pins, _values: None)
+    monkeypatch.setattr(cgroups, "hasten", lambda: None)
     options = NoOptions()
     node = FakeNode(
         tmp_path,

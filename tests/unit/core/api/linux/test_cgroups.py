@@ -13,6 +13,7 @@ import pytest
 from crinoid.core.api.errors import InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.cgroups import Hierarchies
+from crinoid.core.api.linux.threads import call_in_fresh_thread
 from crinoid.core.api.values.pod import LinuxResources
 
 needs_root = pytest.mark.skipif(
@@ -252,3 +253,59 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 def read(folder: Path, *names: str) -> list[str]:
     return [(folder / name).read_text().strip() for name in names]
+
+
+def test_a_thread_of_version_1_enters_alone(v1: Hierarchies) -> None:
+    for root in v1.made:
+        write(Path(root) / "pod", {"tasks": ""})
+    v1.enter("/pod")
+    assert {(Path(root) / "pod/tasks").read_text() for root in v1.made} == {"0"}
+    with pytest.raises(FileNotFoundError):
+        v1.enter("/elsewhere")
+
+
+def test_no_thread_of_version_2_can(v2: Hierarchies) -> None:
+    with pytest.raises(Unsupported, match="threads"):
+        v2.enter("/pod")
+
+
+def test_a_cgroup_is_made_with_all_that_is_missing_above_it(v1: Hierarchies) -> None:
+    v1.make("/pod/new")
+    v1.make("/far/away/below")
+    v1.make("/far/away/below")
+    for root in v1.made:
+        assert (Path(root) / "pod/new").is_dir()
+        assert (Path(root) / "far/away/below").is_dir()
+
+
+@needs_root
+def test_a_child_of_a_thread_that_entered_begins_there(tmp_path: Path) -> None:
+    if cgroups.version() != 1:
+        pytest.skip("threads enter by themselves with version 1 only")
+    path = f"/crt-{uuid.uuid4().hex[:8]}"
+    cgroups.make(path)
+    try:
+        process = call_in_fresh_thread(lambda: (cgroups.enter(path), subprocess.Popen(["sleep", "100"]))[1])
+        try:
+            assert process.pid in cgroups.processes(path)
+            lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
+            ours = [line for line in lines if not line.startswith("0::")]
+            assert all(line.endswith(path) for line in ours), lines
+            assert path not in Path("/proc/self/cgroup").read_text()
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        cgroups.remove(path)
+
+
+@needs_root
+def test_hastening_moves_nobody() -> None:
+    def moved() -> tuple[str, str]:
+        before = Path("/proc/thread-self/cgroup").read_text()
+        cgroups.hasten()
+        return before, Path("/proc/thread-self/cgroup").read_text()
+
+    before, after = call_in_fresh_thread(moved)
+    assert before == after
+    assert (cgroups._host()._own_path() or "").rpartition("/")[2] in ("tasks", "cgroup.threads")

@@ -4,12 +4,18 @@ import asyncio
 import os
 import signal
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, Unsupported
-from crinoid.core.api.linux.process import run, run_checked, spawn
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux import process as process_module
+from crinoid.core.api.linux.process import Process, run, run_checked, spawn, spawn_in_cgroup
+from support.patience import patient
 
 
 def open_fds() -> set[str]:
@@ -136,3 +142,54 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    if os.geteuid() != 0 or not cgroups.controllers():
+        pytest.skip("needs root and writable cgroups")
+    path = f"/crt-{uuid.uuid4().hex[:8]}"
+    yield path
+    cgroups.kill(path)
+    cgroups.remove(path)
+
+
+async def test_a_program_is_spawned_in_a_folder_and_a_cgroup(tmp_path: Path, cgroup: str) -> None:
+    """Made if need be; the daemon itself stays where it is."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as output:
+        process = await spawn_in_cgroup(
+            ["sh", "-c", "pwd; exec sleep 100"], env=dict(os.environ), fds={1: writer}, cwd=tmp_path, cgroup=cgroup
+        )
+        os.close(writer)
+        assert output.readline() == f"{tmp_path}\n".encode()
+        deadline = time.monotonic() + patient(10)
+        while cgroups.processes(cgroup) != (process.pid,):  # the thread that started it has to end first
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        assert await process.wait() == -signal.SIGKILL
+        process.close()
+    assert Path.cwd() != tmp_path
+    assert cgroup not in Path("/proc/self/cgroup").read_text()
+
+
+async def test_what_is_spawned_for_somebody_who_has_gone_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned: list[Process] = []
+    original = process_module._spawn_in
+
+    def spawn_slowly(*arguments: Any, **options: Any) -> Process:
+        caller.get_loop().call_soon_threadsafe(caller.cancel)
+        time.sleep(0.1)
+        spawned.append(original(*arguments, **options))
+        return spawned[-1]
+
+    monkeypatch.setattr(process_module, "_spawn_in", spawn_slowly)
+    caller = asyncio.ensure_future(
+        spawn_in_cgroup(["sleep", "100"], env=dict(os.environ), fds={}, cwd=tmp_path, cgroup="")
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert await spawned[0].wait() == -signal.SIGKILL
