@@ -1,22 +1,46 @@
 """Brings processes that criu has restored into their container's cgroup.
 
 criu (tried with 3.17) puts them into a cgroup of the name that they had when they were checkpointed, and makes it, with
-all above it, where it is gone. What it made so is removed again.
+all above it, where it is gone. What it made so is removed again. crun moves the first process itself, so the processes
+don't always tell where they were.
 """
 
+import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups
-from crinoid.plugins.runtimes.cgroup_paths import folder
+from crinoid.plugins.runtimes.cgroup_paths import below_mount, folder
 
 _ROUNDS = 50  # each finds what was forked meanwhile
 _CLOCK_S = 0.1
 
 
-def adopt(pid: int, cgroup: str, since: float) -> None:
-    """Move a process and all that came from it; remove empty cgroups elsewhere that were made ``since``. Blocks.
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How it was before criu began: ``gone`` is the topmost cgroup that it has to make; empty: none that is known."""
+
+    time: float
+    gone: str
+
+    @classmethod
+    def look(cls, former: str) -> "Before":
+        """Look for the cgroup that the processes were in, as its runtime named it; empty: nobody knows."""
+        path = below_mount(former, systemd=former.count(":") == 2)
+        gone = ""
+        while path.startswith("/") and path != "/" and ".." not in path.split("/") and not cgroups.exists(path):
+            gone, path = path, path.rpartition("/")[0]
+        return cls(time.time(), gone)
+
+    def covers(self, path: str) -> bool:
+        """Tell whether a cgroup is the one that was gone, or below it."""
+        return bool(self.gone) and f"{path}/".startswith(f"{self.gone}/")
+
+
+def adopt(pid: int, cgroup: str, before: Before) -> None:
+    """Move a process and all that came from it; remove empty cgroups that criu has made. Blocks.
 
     Raises CrinoidError where that does not succeed.
     """
@@ -31,8 +55,10 @@ def adopt(pid: int, cgroup: str, since: float) -> None:
             _join(cgroup, one)
     else:
         raise CrinoidError(f"restored processes of {pid} could not be moved to cgroup {cgroup}: they fork too fast")
+    _remove_empty(before.gone)
     for path in strays:
-        _prune(path, since)
+        if not before.covers(path):
+            _prune(path, before.time)
 
 
 def _join(cgroup: str, pid: int) -> None:
@@ -64,6 +90,15 @@ def _cgroups_of(pid: int) -> set[str]:
     return {line.split(":", 2)[2] for line in lines} - {"/"}
 
 
+def _remove_empty(path: str) -> None:
+    """Remove a cgroup and all below it that have no process."""
+    directory = folder("freezer", path)
+    if not path or directory is None:
+        return
+    for below, _folders, _files in os.walk(directory, topdown=False):
+        cgroups.prune(path + below.removeprefix(str(directory)))
+
+
 def _prune(path: str, since: float) -> None:
     while path.count("/") >= 1 and path != "/" and _is_new(path, since):
         cgroups.prune(path)
@@ -76,8 +111,3 @@ def _is_new(path: str, since: float) -> bool:
         return directory is not None and directory.stat().st_ctime >= since - _CLOCK_S
     except OSError:
         return False
-
-
-def now() -> float:
-    """Return the time that ``since`` is compared with."""
-    return time.time()

@@ -301,10 +301,10 @@ class OciRuntime(abc.ABC):
         bundle = Bundle(container.handle.bundle)
         restoring = ("--restore", str(request.images), "--runtime-opt=--file-locks")
         command = [*self._create_command(bundle, container), *restoring]
-        since = adoption.now()
+        before = await asyncio.to_thread(adoption.Before.look, request.former_cgroup)
         process, _ = await self._make(container, command, request.timeout_s, "restore")
         try:
-            await asyncio.to_thread(adoption.adopt, process.pid, self._cgroup(container.handle), since)
+            await asyncio.to_thread(adoption.adopt, process.pid, self._cgroup(container.handle), before)
         except BaseException:
             await finish(self._remove(container.handle))
             raise

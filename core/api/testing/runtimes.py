@@ -979,7 +979,10 @@ class RuntimeContract:
         then = int(read_log(_log(request))[-1].text)
         await runtime.delete(request.handle)
         again = freezer.request("true", process=request.spec["process"])
-        await runtime.restore(RestoreRequest(container=again, images=images, timeout_s=4 * _WAIT_S))
+        former = request.handle.cgroup
+        restoring = RestoreRequest(container=again, images=images, timeout_s=4 * _WAIT_S, former_cgroup=former)
+        await runtime.restore(restoring)
+        assert not cgroups.exists(former), "where they were, nothing is left"
         assert (await runtime.state(again.handle)).status is ContainerStatus.RUNNING
         assert (await runtime.state(again.handle)).pid in cgroups.processes(again.handle.cgroup)
         await freezer.until(lambda: len(read_log(_log(again))) > 2, "it counts on")

@@ -23,8 +23,13 @@ class CheckpointRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRequest:
-    """A container to be made whose processes go on as ``images`` tells, a folder that ``checkpoint`` has filled."""
+    """A container to be made whose processes go on as ``images`` tells, a folder that ``checkpoint`` has filled.
+
+    ``former_cgroup`` is the cgroup that they were in then, in the form of ``ContainerHandle.cgroup``, maybe of another
+    node: nothing of it may be left. Empty: nobody knows.
+    """
 
     container: ContainerRequest
     images: Path
     timeout_s: float
+    former_cgroup: str = ""

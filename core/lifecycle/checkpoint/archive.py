@@ -60,10 +60,17 @@ class ProcessDump(Document):
     user: UserDump = UserDump()
 
 
+class LinuxDump(Document):
+    """Where the container was."""
+
+    cgroup: Annotated[str, Field(alias="cgroupsPath")] = ""
+
+
 class SpecDump(Document):
     """``spec.dump``."""
 
     process: ProcessDump = ProcessDump()
+    linux: LinuxDump = LinuxDump()
 
 
 class PodOptions(Document):

@@ -18,6 +18,7 @@ from crinoid.core.api.errors import (
     NotFound,
     Unsupported,
 )
+from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.runtime import ContainerStatus
 from crinoid.core.lifecycle.queries import PodFilter
 from crinoid.core.state.records import ContainerState
@@ -73,6 +74,9 @@ async def test_the_whole_way_of_a_container(fake_node: FakeNode, output: Path) -
     await fake_node.now.containers.start(restored)
     record = fake_node.now.containers.get(restored)
     assert (record.state, record.checkpoint, record.pid > 0) == (ContainerState.RUNNING, None, True)
+    (restoring,) = [call.arguments["request"] for call in fake_node.runtime.calls if call.hook == "restore"]
+    assert isinstance(restoring, RestoreRequest)
+    assert restoring.former_cgroup == fake_node.now.containers.get(container).handle.cgroup
     fake_node.runtime.finish(restored, 3)
     await fake_node.now.pods.remove(pod)
     assert fake_node.now.store.ledger.entries() == []
