@@ -39,7 +39,7 @@ def decode_adjustment(adjust: nri_pb2.ContainerAdjustment, container: ContainerV
         oci_device_rules=tuple(_decode_rule(rule) for rule in linux.resources.devices),
         oci_hooks=_decode_hooks(adjust.hooks),
         cdi_devices=tuple(device.name for device in adjust.CDI_devices),
-        args=tuple(adjust.args),
+        args=tuple(adjust.args[1:] if adjust.args[:1] == [""] else adjust.args),  # it says: in place of another's
         rlimits=tuple(Rlimit(limit.type, limit.soft, limit.hard) for limit in adjust.rlimits),
         resources=_limits(linux.resources),
         oom_score_adj=linux.oom_score_adj.value if linux.HasField("oom_score_adj") else None,
@@ -77,7 +77,7 @@ def _decode_device(device: nri_pb2.LinuxDevice) -> OciDevice:
 def _decode_rule(rule: nri_pb2.LinuxDeviceCgroup) -> OciDeviceRule:
     return OciDeviceRule(
         allow=rule.allow,
-        type=rule.type,
+        type=rule.type or "a",
         major=rule.major.value if rule.HasField("major") else None,
         minor=rule.minor.value if rule.HasField("minor") else None,
         access=rule.access,

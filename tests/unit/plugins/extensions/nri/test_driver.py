@@ -363,6 +363,23 @@ async def test_what_makes_no_sense_is_refused_and_says_whose_it_is(make: Any, wa
     assert not plugin.closed.is_set()
 
 
+async def test_a_command_in_place_of_anothers(make: Any) -> None:
+    nri = await make()
+    await nri.join("a", "10", CreateContainer=adjusting(args=["walk"]))
+    second = await nri.join("b", "20", CreateContainer=adjusting(args=["", "run", ""]))
+    found = await nri.driver.adjust_container(a_container())
+    assert list(second.requests("CreateContainer")[0].container.args) == ["walk"]
+    assert found.args == ("run", "")
+
+
+async def test_a_rule_of_no_type_is_for_all_devices(make: Any) -> None:
+    nri = await make()
+    rule = {"allow": False, "access": "w"}
+    await nri.join("a", CreateContainer=adjusting(linux={"resources": {"devices": [rule]}}))
+    found = await nri.driver.adjust_container(a_container())
+    assert found.oci_device_rules == (OciDeviceRule(allow=False, type="a", access="w"),)
+
+
 async def test_hooks_add_up(make: Any) -> None:
     nri = await make()
     for index in ("10", "20"):
