@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,13 @@ class SerialSnapshotter(FakeSnapshotter):
     @hookimpl
     def features(self) -> SnapshotterFeatures:
         return SnapshotterFeatures(parallel_unpack=False)
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait for what fakes have come to; they tell nobody."""
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 class FakeUnpacker:

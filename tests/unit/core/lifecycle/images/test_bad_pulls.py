@@ -28,7 +28,7 @@ from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images import layers
 from support.images import OCI_CONFIG, BuiltImage, ImageConfig, add_json, build_index, read_blob
 
-from .conftest import NAME, Node, Publisher, SerialSnapshotter
+from .conftest import NAME, Node, Publisher, SerialSnapshotter, until
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -294,6 +294,19 @@ async def test_a_pull_ends_without_its_caller(node: Node, image: BuiltImage) -> 
     assert node.source.hooks_called.count("resolve") == 1
 
 
+async def hanging(node: Node, image: BuiltImage, hook: str) -> None:
+    """Wait until a pull has come to where it hangs, with all of its layers."""
+
+    def is_there() -> bool:
+        if hook == "piece":  # of the configuration, which comes first
+            return bool(node.content.list_partial())
+        prepared = [entry for entry in node.store.ledger.entries() if "key" in entry.data]
+        unpacked = node.unpacker.begun.is_set() if hook == "unpack" else hook in node.snapshotter.hooks_called
+        return unpacked and len(prepared) == len(image.layers)
+
+    await until(is_there)
+
+
 @pytest.mark.parametrize("hook", ["piece", "commit_layer", "unpack"])
 async def test_close_in_the_middle_leaves_nothing(node: Node, image: BuiltImage, hook: str) -> None:
     if hook == "unpack":
@@ -301,7 +314,7 @@ async def test_close_in_the_middle_leaves_nothing(node: Node, image: BuiltImage,
     else:
         (node.source if hook == "piece" else node.snapshotter).hang(hook)
     pulling = asyncio.create_task(node.pull())
-    await asyncio.sleep(0.2)
+    await hanging(node, image, hook)
     await node.service.close()
     with pytest.raises(Unavailable, match="daemon stops"):
         await pulling
@@ -327,8 +340,7 @@ async def test_close_waits_to_know_what_was_prepared(node: Node, image: BuiltIma
     SlowSnapshotter.tell = asyncio.Event()
     slow = node.add_snapshotter("default", SlowSnapshotter)
     pulling = asyncio.create_task(node.pull())
-    await asyncio.sleep(0.1)
-    assert slow.unfinished
+    await until(lambda: slow.unfinished)
     asyncio.get_running_loop().call_later(0.05, SlowSnapshotter.tell.set)
     await node.service.close()
     node.assert_nothing_half_made()
@@ -340,8 +352,7 @@ async def test_close_does_not_wait_for_ever(node: Node, image: BuiltImage, monke
     SlowSnapshotter.tell = asyncio.Event()
     slow = node.add_snapshotter("default", SlowSnapshotter)
     pulling = asyncio.create_task(node.pull())
-    while not slow.unfinished:  # noqa: ASYNC110  # a fake's own state
-        await asyncio.sleep(0.005)
+    await until(lambda: slow.unfinished)
     await node.service.close()
     assert slow.unfinished
     assert node.store.ledger.entries() != []
@@ -383,7 +394,7 @@ async def test_a_killed_daemon_leaves_nothing(node: Node, image: BuiltImage, hoo
     else:
         (node.source if hook == "piece" else node.snapshotter).hang(hook)
     pulling = asyncio.create_task(node.pull())
-    await asyncio.sleep(0.2)
+    await hanging(node, image, hook)
     if hook != "piece":
         assert node.snapshotter.unfinished
     node.die()

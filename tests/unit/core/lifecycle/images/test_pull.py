@@ -10,7 +10,7 @@ from crinoid.core.api.values.image import Credentials
 from crinoid.core.lifecycle.images.progress import LayerState
 from support.images import BuiltImage, ImageConfig, build_index, read_blob
 
-from .conftest import NAME, Node, Publisher, SerialSnapshotter, chain
+from .conftest import NAME, Node, Publisher, SerialSnapshotter, chain, until
 
 
 async def test_a_pull_leaves_a_whole_image(node: Node, image: BuiltImage) -> None:
@@ -169,8 +169,7 @@ async def test_a_serial_snapshotter_gets_its_layers_in_order(node: Node, image: 
 async def test_a_parallel_snapshotter_gets_commits_in_order(node: Node, image: BuiltImage) -> None:
     node.unpacker.go.clear()
     pulling = asyncio.create_task(node.pull())
-    await asyncio.sleep(0.2)
-    assert node.snapshotter.hooks_called.count("prepare_layer") == 3
+    await until(lambda: node.snapshotter.hooks_called.count("prepare_layer") == 3)
     node.unpacker.go.set()
     await pulling
     commits = [call.arguments["chain_id"] for call in node.snapshotter.calls if call.hook == "commit_layer"]
@@ -185,6 +184,7 @@ async def test_fetches_at_once_are_bounded(node: Node, publisher: Publisher) -> 
     node.content.put(read_blob(publisher.layout, image.config.digest))
     node.source.hang("piece")
     pulling = asyncio.create_task(node.pull())
+    await until(lambda: node.source.hooks_called.count("open_blob") == 2)
     await asyncio.sleep(0.1)
     assert node.source.hooks_called.count("open_blob") == 2
     pulling.cancel()
@@ -225,12 +225,16 @@ async def test_without_blobs_another_snapshotter_asks_for_a_pull(node: Node, ima
     assert len(other.layers) == 3
 
 
+def unpacking(node: Node) -> bool:
+    """Tell whether all layers have come to be unpacked."""
+    return {layer.state for pull in node.service.progress() for layer in pull.layers} == {LayerState.UNPACKING}
+
+
 async def test_progress_is_told_layer_by_layer(node: Node, image: BuiltImage) -> None:
     assert node.service.progress() == ()
     node.unpacker.go.clear()
     pulling = asyncio.create_task(node.pull())
-    await node.unpacker.begun.wait()
-    await asyncio.sleep(0.1)
+    await until(lambda: unpacking(node))
     (progress,) = node.service.progress()
     assert progress.reference == NAME
     assert [(layer.digest, layer.total_bytes, layer.fetched_bytes) for layer in progress.layers] == [
