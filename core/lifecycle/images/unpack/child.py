@@ -13,6 +13,7 @@ from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_p
 from crinoid.core.lifecycle.images.unpack.decompression import load_codec
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
 from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
+from crinoid.core.lifecycle.images.unpack.flushing import Flusher
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader, LayerStream
 from crinoid.core.lifecycle.images.unpack.tree import Tree
 
@@ -43,7 +44,8 @@ class _Job:
         self._expected = diff_id
         self._sync = sync
         self._stream = LayerStream(BLOB_FD, max_bytes)
-        self._reader = ByteReader(self._stream.chunks())
+        self._flusher = Flusher(TARGET_FD)
+        self._reader = ByteReader(self._flusher.watch(self._stream.chunks()))
         self._overlay = overlay
         self._max_entries = max_entries
         self._entry = b""
@@ -64,6 +66,7 @@ class _Job:
         tree = Tree(TARGET_FD, self._overlay, self._reader)
         extraction = Extraction(self._reader, tree, self._max_entries)
         self._stream.start()
+        self._flusher.start()
         try:
             extraction.run()
         finally:
@@ -71,6 +74,7 @@ class _Job:
         diff_id = self._stream.diff_id()
         if diff_id != self._expected:
             raise Corrupt(f"its diffID is {diff_id}, and the image's configuration says {self._expected}")
+        self._flusher.finish()
         if self._sync:
             kernel.sync_file_system(TARGET_FD)
         return Unpacked(diff_id, tree.used_bytes, tree.inodes, _bounded(tree.implied))
