@@ -7,6 +7,7 @@ are made here. Every path goes through ``openat2(RESOLVE_IN_ROOT)``: a symbolic 
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from crinoid.core.lifecycle.images.unpack import paths
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, show
 from crinoid.core.lifecycle.images.unpack.kernel import open_directory_in_root
 
-_FOLDERS_OPEN = 256
+_MOST_FOLDERS_OPEN = 4096
 _MOST_LINKS = 40  # as the kernel
 _ACCESS_LISTS = "system.posix_acl_default"
 
@@ -49,6 +50,7 @@ class FolderCache:
         self._root_fd = root_fd
         self._make_missing = make_missing
         self._open: dict[bytes, Folder] = {}
+        self._room = min(_MOST_FOLDERS_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._last_name = b""
         self.root = self._last = Folder(os.dup(root_fd))
         self.implied: dict[int, bytes] = {}
@@ -77,7 +79,7 @@ class FolderCache:
 
     def _remember(self, name: bytes, folder: Folder) -> Folder:
         self._open[name] = folder  # at the end: the dict is ordered by last use
-        if len(self._open) > _FOLDERS_OPEN:
+        if len(self._open) > self._room:
             del self._open[next(iter(self._open))]
         self._last_name, self._last = name, folder
         return folder

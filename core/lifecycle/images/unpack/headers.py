@@ -58,7 +58,8 @@ class HeaderParser:
         if link[0]:
             entry.link = link.partition(b"\0")[0]
         entry.mode, entry.uid, entry.gid = self._owners.get(owner) or self._parse_owner(owner)
-        entry.mtime_ns = bound_time(number(mtime) * 1_000_000_000)
+        seconds = number(mtime)
+        entry.mtime_ns = seconds * 1_000_000_000 if -_LATEST_S < seconds < _LATEST_S else 0
         kind = entry.kind
         if kind not in WITHOUT_DATA:
             entry.size = number(size)
@@ -78,6 +79,9 @@ class HeaderParser:
 
 def number(field: bytes) -> int:
     """Read a numeric field: octal digits, or base 256 where its first bit is set. Raises Corrupt."""
+    digits = field.rstrip(b"\0 ")  # all there is to it, nearly always
+    if digits.isdigit() and (value := _octal(digits)) >= 0:
+        return value
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = len(field) * 8
@@ -85,12 +89,16 @@ def number(field: bytes) -> int:
     digits = field.partition(b"\0")[0].strip()
     if not digits:
         return 0
-    try:
-        if digits.isdigit():
-            return int(digits, 8)
-    except ValueError:
-        pass
+    if digits.isdigit() and (value := _octal(digits)) >= 0:
+        return value
     raise Corrupt(f"{field!r} is no octal number")
+
+
+def _octal(digits: bytes) -> int:
+    try:
+        return int(digits, 8)
+    except ValueError:  # 8 and 9
+        return -1
 
 
 def bound_time(time_ns: int) -> int:
