@@ -1,4 +1,4 @@
-"""Shows how far a pull is: bars on a terminal, a line for each step of a layer elsewhere.
+"""Shows how far a pull is: bars on a terminal, a line for each step and each quarter of a layer elsewhere.
 
 crinoid tells the pulls under way in its verbose Status; other endpoints don't, and show only that something happens.
 """
@@ -22,8 +22,8 @@ from crinoid.core.cli.ctl.session import Session
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-DONE = "done"
-_STEPS = {"waiting": "waiting", "fetching": "pulling", "unpacking": "unpacking", DONE: "done"}
+FETCHING, DONE = "fetching", "done"
+_STEPS = {"waiting": "waiting", FETCHING: "pulling", "unpacking": "unpacking", DONE: "done"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,12 @@ def open_display(image: str) -> AbstractContextManager[Display]:
 
 
 class Lines:
-    """A line on standard error for each step of each layer."""
+    """A line on standard error for each step of each layer, and for each further quarter of its bytes."""
 
     def __init__(self, image: str) -> None:
         self._image = image
         self._states: dict[str, str] = {}
+        self._quarters: dict[str, int] = {}
         self._begin_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -79,10 +80,16 @@ class Lines:
     def update(self, layers: Sequence[Layer]) -> None:
         """Tell what has changed."""
         for layer in layers:
+            quarter = 4 * layer.fetched_bytes // max(layer.total_bytes, 1)
             if layer.state != self._states.get(layer.digest, "waiting"):
-                name, size = shorten_id(layer.digest), tell_size(layer.total_bytes)
-                click.echo(f"layer {name} ({size}): {_STEPS.get(layer.state, layer.state)}", err=True)
-            self._states[layer.digest] = layer.state
+                _tell(layer, _STEPS.get(layer.state, layer.state))
+            elif layer.state == FETCHING and quarter > self._quarters.get(layer.digest, 0):
+                _tell(layer, f"{tell_size(layer.fetched_bytes)} pulled")
+            self._states[layer.digest], self._quarters[layer.digest] = layer.state, quarter
+
+
+def _tell(layer: Layer, words: str) -> None:
+    click.echo(f"layer {shorten_id(layer.digest)} ({tell_size(layer.total_bytes)}): {words}", err=True)
 
 
 class Bars:

@@ -121,6 +121,17 @@ def test_a_display_without_a_terminal_has_lines() -> None:
     assert isinstance(progress.open_display("app"), Lines)
 
 
+def test_lines_tell_each_quarter_once(capsys: pytest.CaptureFixture[str]) -> None:
+    digest, total = f"sha256:{'a' * 64}", 4000
+    with Lines("app") as display:
+        for fetched in (0, 10, 1000, 1999, 3100, 3999, 4000):
+            display.update([Layer(digest, total, fetched, "fetching")])
+        display.update([Layer(digest, total, total, "unpacking")])
+        display.update([Layer(digest, 0, 0, "fetching")])
+    words = [line.partition("): ")[2] for line in capsys.readouterr().err.splitlines()[1:-1]]
+    assert words == ["pulling", "1kB pulled", "3.1kB pulled", "4kB pulled", "unpacking", "pulling"]
+
+
 @pytest.mark.parametrize(
     ("pulling", "auth"),
     [
