@@ -166,12 +166,17 @@ def test_what_is_no_checkpoint_of_a_pod_is_refused(node: Node, tmp_path: Path) -
     assert node.call("ListPodSandbox")["items"] == []
 
 
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    """A runtime that can write checkpoints."""
+    if request.param == "crun" and "+CRIU" not in crun_version():
+        pytest.skip("this crun has no criu in it; that it is refused is tested")
+    return str(request.param)
+
+
 @works
 @pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)
-@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_counter_goes_on(node: Node, tmp_path: Path, runtime: str, snapshotter: str) -> None:
-    if runtime == "crun" and "+CRIU" not in crun_version():
-        pytest.skip("this crun has no criu in it; that it is refused is tested")
     handler = f"{runtime}-host-{snapshotter}"
     pod = node.run_pod(handler=handler)
     container = counting(node, pod)
@@ -201,8 +206,8 @@ def test_a_counter_goes_on(node: Node, tmp_path: Path, runtime: str, snapshotter
 
 
 @works
-def test_a_container_with_a_terminal_goes_on(node: Node, tmp_path: Path) -> None:
-    pod = node.run_pod(handler=HANDLER)
+def test_a_container_with_a_terminal_goes_on(node: Node, tmp_path: Path, runtime: str) -> None:
+    pod = node.run_pod(handler=f"{runtime}-host-overlay")
     script = f"stty rows 11 cols 22; test -t 1 && {COUNTER.strip()}"
     container = node.run_container(pod, "sh", "-c", script, tty=True, stdin=True)
     until(lambda: count(node, container) > 3, 60)
@@ -217,15 +222,16 @@ def test_a_container_with_a_terminal_goes_on(node: Node, tmp_path: Path) -> None
 
 
 @works
-def test_containers_that_share_processes_go_on(node: Node, tmp_path: Path) -> None:
+def test_containers_that_share_processes_go_on(node: Node, tmp_path: Path, runtime: str) -> None:
     shared = {"security_context": {"namespace_options": {"pid": "POD"}}}
-    pod = node.run_pod(handler=HANDLER, linux=shared)
+    handler = f"{runtime}-host-overlay"
+    pod = node.run_pod(handler=handler, linux=shared)
     container = counting(node, pod, linux=shared)
     location = checkpoint(node, container, tmp_path)
     then = count(node, container)
     until(lambda: count(node, container) > then + 3, 30)
     node.call("RemovePodSandbox", pod_sandbox_id=pod)
-    pod = node.run_pod("second", handler=HANDLER, linux=shared)
+    pod = node.run_pod("second", handler=handler, linux=shared)
     restored = node.create(pod, name="restored", image=str(location), linux=shared)
     node.call("StartContainer", container_id=restored)
     until(lambda: count(node, restored) > then + 3, 60)
