@@ -398,17 +398,17 @@ class OciRuntime(abc.ABC):
         await self._end_all(bundle, handle, noted)
         if noted is None or not noted.plain:
             await self._delete_state(handle)
-        await asyncio.to_thread(self._remove_traces, handle)
         await self._end_monitor(noted)
-        bundle.remove_files()
+        await asyncio.to_thread(self._remove_traces, bundle, handle)
         self._reopening.pop(handle.container_id, None)
 
-    def _remove_traces(self, handle: ContainerHandle) -> None:
-        """What ``delete`` of the binary does besides killing; where that was left out, failed, or is gone."""
+    def _remove_traces(self, bundle: Bundle, handle: ContainerHandle) -> None:
+        """What ``delete`` of the binary does besides killing, where that was left out or failed; then all notes."""
         state = self._binary.state_directory(handle.container_id)
         if state.exists():
             shutil.rmtree(state, ignore_errors=True)
         cgroups.remove(self._cgroup(handle))
+        bundle.remove_files()
 
     async def _end_all(self, bundle: Bundle, handle: ContainerHandle, noted: Processes | None) -> None:
         processes = noted or self._processes(bundle, handle)

@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +17,16 @@ class Scratch:
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
         """A new folder, removed at the end."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.directory))
+        made = self.directory / f"{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            made.mkdir(mode=0o700)
+        except FileNotFoundError:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.mkdir(mode=0o700)
         try:
             yield made
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            _remove(made)
 
     def sweep(self) -> None:
         """Remove what processes that are no more have left."""
@@ -30,3 +34,13 @@ class Scratch:
             for left in self.directory.iterdir():
                 if not Path("/proc", left.name.partition("-")[0]).exists():
                     shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Most often there are but a few files in it."""
+    try:
+        for name in os.listdir(folder):  # noqa: PTH208  # at each command
+            os.unlink(folder / name)  # noqa: PTH108
+        folder.rmdir()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)

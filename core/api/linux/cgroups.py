@@ -273,7 +273,7 @@ def enter(path: str) -> None:
 
 
 def hasten() -> None:
-    """Let the kernel get ready to move processes between cgroups, as runtimes do; for a thread that ends with it.
+    """Let the kernel get ready to move processes between cgroups, as runtimes do; for a thread of nobody else.
 
     The first move waits for all processors to pass a point of rest (an RCU grace period, some ten milliseconds), those
     of as long a time after it do not. So moving a thread to where it is already, early enough, takes the wait off them.

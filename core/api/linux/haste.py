@@ -13,13 +13,15 @@ from crinoid.core.api.linux import cgroups
 
 _PAUSE_S = 0.004
 """Between two moves: a grace period, for which the kernel stays ready, takes two of its ticks (4 ms) and more."""
+_REST_S = 10.0
+"""How long the thread waits for somebody to want it again: to start one takes longer than to wake it."""
 
 
 class Haste:
     """One thread that keeps the kernel ready as long as somebody wants it; nobody waits for it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._wanting = 0
         self._until_s = 0.0
         self._thread: threading.Thread | None = None
@@ -39,20 +41,28 @@ class Haste:
         self._want(0)
 
     def _want(self, more: int) -> None:
-        with self._lock:
+        with self._changed:
             self._wanting += more
-            if self._thread is None and self._is_wanted():
+            if not self._is_wanted():
+                return
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._keep_ready, name="haste", daemon=True)
                 self._thread.start()
+            else:
+                self._changed.notify()
 
     def _is_wanted(self) -> bool:
         return self._wanting > 0 or time.monotonic() < self._until_s
 
     def _keep_ready(self) -> None:
-        while True:
+        while self._wait_until_wanted():
             cgroups.hasten()
             time.sleep(_PAUSE_S)
-            with self._lock:
-                if not self._is_wanted():
-                    self._thread = None
-                    return
+
+    def _wait_until_wanted(self) -> bool:
+        """Tell whether somebody wants it within a while; if not, the thread is to end."""
+        with self._changed:
+            wanted = self._changed.wait_for(self._is_wanted, _REST_S)
+            if not wanted:
+                self._thread = None
+        return wanted

@@ -1,5 +1,6 @@
 """Threads: a fresh one for what changes the thread itself (namespaces, folder), a pooled one for what only blocks."""
 
+import _thread
 import asyncio
 import contextlib
 import threading
@@ -65,7 +66,8 @@ async def run_in_fresh_thread(function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and with it whoever waits
             loop.call_soon_threadsafe(finish)
 
-    threading.Thread(target=work, name="fresh", daemon=True).start()
+    # Not by threading: its start() waits until the thread has begun, for milliseconds where the machine is busy.
+    _thread.start_new_thread(work, ())
     return await _outlast(running, _no_interrupt)
 
 

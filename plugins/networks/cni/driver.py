@@ -2,7 +2,6 @@
 
 import asyncio
 import ipaddress
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,6 @@ from crinoid.plugins.networks.cni.plans import (
     plan_network,
 )
 
-_LOOPBACK_LIST = json.dumps({"name": "cni-loopback", "cniVersions": versions.KNOWN, "plugins": [{"type": "loopback"}]})
 _FIRST_FAMILY = {"result": None, "ipv4-first": 4, "ipv6-first": 6}
 
 
@@ -45,7 +43,7 @@ class CniOptions(DriverConfig):
     interface_prefix: str = Field("eth", pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]{0,11}$")
     """The pod's interfaces of the second and further configurations have this name and their number, from 1 on."""
     loopback: bool = True
-    """Bring up lo in every pod: by the loopback plugin where one is installed, else by the driver itself."""
+    """Bring up lo in every pod. The driver does it by itself; no loopback plugin is needed."""
     address_order: Literal["result", "ipv4-first", "ipv6-first"] = "result"
     """Which address of a dual-stack pod is its first: as the plugins list them, or one family before the other."""
     add_timeout_s: float = Field(60.0, gt=0)
@@ -99,13 +97,12 @@ class CniNetwork:
     async def plan(self, request: NetworkRequest) -> Mapping[str, object]:
         capabilities = derive_capabilities(request, request.pod_cidrs or self._pod_cidrs)
         chosen = self._choose(await self._read_folder())
-        parts = [*await self._plan_loopback()]
+        parts = []
         for index, network in enumerate(chosen):
             interface = request.interface if index == 0 else f"{self._config.interface_prefix}{index}"
             parts.append(plan_network(network, await self._negotiate(network), interface, capabilities))
         plan = plan_attachment(request, self._bin_dirs, parts)
-        needs_kernel = self._config.loopback and parts[0].interface != LOOPBACK
-        return plan.model_copy(update={"kernel_loopback": needs_kernel}).write()
+        return plan.model_copy(update={"kernel_loopback": self._config.loopback}).write()
 
     @hookimpl
     async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
@@ -198,13 +195,6 @@ class CniNetwork:
             raise NotReady("NetworkPluginVersion", _describe_versions(network, supported))
         return version
 
-    async def _plan_loopback(self) -> tuple[NetworkPlan, ...]:
-        """Plan ``lo`` as a network of its own, if there is a plugin for it."""
-        if not self._config.loopback or find_plugin("loopback", self._bin_dirs) is None:
-            return ()
-        network = Network.parse("built-in", _LOOPBACK_LIST)
-        return (plan_network(network, await self._negotiate(network), LOOPBACK, {}),)
-
     async def _add_all(self, plan: Plan) -> Attachment:
         """Add the pod to its networks in order; on an error, take back those that were added."""
         done: list[NetworkPlan] = []
@@ -220,7 +210,7 @@ class CniNetwork:
 
     def _describe(self, plan: Plan) -> Attachment:
         """Make the kernel's view of a completed plan."""
-        parts = [part for part in plan.networks if part.interface != LOOPBACK]
+        parts = plan.networks
         main, result = parts[0], parts[0].result or {}
         addresses = results.pod_addresses(result, main.version, main.interface)
         if not addresses:

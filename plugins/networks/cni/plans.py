@@ -52,7 +52,7 @@ class NetworkPlan(_Recorded):
 class Plan(_Recorded):
     """All that ADD, CHECK and DEL of one pod need; ``args`` is CNI_ARGS.
 
-    ``kernel_loopback``: there is no loopback plugin, so the driver brings ``lo`` up by itself.
+    ``kernel_loopback``: the driver brings ``lo`` up. Plans of earlier versions may have a network for it instead.
     """
 
     container_id: str

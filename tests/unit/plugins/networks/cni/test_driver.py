@@ -13,6 +13,7 @@ import pytest
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError, InvalidArgument, Unavailable
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import DnsConfig, PortMapping, Protocol
+from crinoid.plugins.networks.cni import driver as driver_module
 from support.cni import Node, quote, result
 
 ERROR = json.dumps({"cniVersion": "1.0.0", "code": 7, "msg": "bad subnet", "details": "10.0.0.0/33"})
@@ -469,21 +470,33 @@ async def test_a_failure_of_the_second_network_takes_back_the_first(node: Node, 
     assert "prevResult" in node.calls()[3].content
 
 
-async def test_loopback_is_added_first_by_its_plugin(node: Node, request_a: NetworkRequest) -> None:
+async def test_lo_is_brought_up_without_a_plugin(
+    node: Node, request_a: NetworkRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought_up: list[str] = []
+
+    async def bring_up(netns: str) -> None:
+        brought_up.append(netns)
+
+    monkeypatch.setattr(driver_module, "_bring_up_loopback", bring_up)
     node.add_working_plugin("loopback", {"cniVersion": "1.1.0", "ips": [{"address": "127.0.0.1/8"}]})
     node.add_working_plugin("first")
     node.configure_chain("first")
-    attachment = await attach(node.driver(loopback=True), request_a)
-    assert node.commands() == ["ADD loopback", "ADD first"]
-    assert node.calls()[0].environment["CNI_IFNAME"] == "lo"
-    assert attachment.addresses == ("10.1.0.5",)
+    await attach(node.driver(loopback=True), request_a)
+    await attach(node.driver(loopback=False), replace(request_a, pod_id="other"))
+    assert node.commands() == ["ADD first", "ADD first"]
+    assert brought_up == [str(request_a.netns)]
 
 
-async def test_without_a_loopback_plugin_the_driver_does_it(node: Node, request_a: NetworkRequest) -> None:
+async def test_a_pod_whose_lo_an_earlier_version_had_a_plugin_for(node: Node, request_a: NetworkRequest) -> None:
+    node.add_working_plugin("loopback")
     node.add_working_plugin("first")
     node.configure_chain("first")
-    assert (await node.driver(loopback=True).plan(request_a))["kernel_loopback"] is True
-    assert (await node.driver(loopback=False).plan(request_a))["kernel_loopback"] is False
+    plan = dict((await attach(node.driver(), request_a)).data)
+    text = json.dumps({"name": "cni-loopback", "cniVersion": "1.0.0", "plugins": [{"type": "loopback"}]})
+    lo = {"file": "built-in", "text": text, "version": "1.0.0", "interface": "lo", "capabilities": {}, "result": None}
+    await node.driver().detach(request_a, plan | {"networks": [lo, *plan["networks"]]})  # type: ignore[misc]
+    assert node.commands() == ["ADD first", "DEL first", "DEL loopback"]
 
 
 @pytest.mark.parametrize(
