@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from crinoid.core.config.loader import ConfigPaths
+from crinoid.core.config.paths import ConfigPaths
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click calls commands by what their decorators say
 

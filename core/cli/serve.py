@@ -5,7 +5,7 @@ import gc
 import click
 
 from crinoid.core.cli.options import config_option
-from crinoid.core.config.loader import ConfigPaths
+from crinoid.core.config.paths import ConfigPaths
 
 
 @click.command()

@@ -14,24 +14,9 @@ from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import BUILT_IN, DEFAULT_SLOT, Config
 from crinoid.core.config.origins import Origin, Origins, Problem, refuse, suggest
+from crinoid.core.config.paths import ConfigPaths as ConfigPaths  # for whoever loads
 from crinoid.core.config.positions import KeyPath, index_keys
 from crinoid.core.config.validation import validate
-
-FOLDER = Path("/etc/crinoid")
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigPaths:
-    """The main file and the folder of drop-ins; ``required`` when somebody named the main file."""
-
-    main: Path = FOLDER / "config.toml"
-    drop_ins: Path = FOLDER / "conf.d"
-    required: bool = False
-
-    @classmethod
-    def at(cls, main: Path | None) -> "ConfigPaths":
-        """Return the paths for ``--config``: the file that was named and its sibling ``conf.d``, or the defaults."""
-        return cls(main, main.parent / "conf.d", required=True) if main else cls()
 
 
 @dataclass(frozen=True, slots=True)

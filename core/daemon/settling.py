@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from crinoid.core.api import frozen
 from crinoid.core.daemon.instruments import DaemonInstruments
 
 LOG = logging.getLogger(__name__)
@@ -25,13 +26,17 @@ async def settling(instruments: DaemonInstruments) -> AsyncIterator[None]:
 
 
 async def _settle(instruments: DaemonInstruments) -> None:
-    """Open the metrics; then let the garbage collector begin, which ``crinoid serve`` has held off since its start.
+    """Open the metrics, and make what the first pod would have to wait for, in small steps.
+
+    Then let the garbage collector begin, which ``crinoid serve`` has held off since its start.
 
     What is there by then stays: to look through it would take longer than an RPC, and would find nothing.
     """
     try:
         await asyncio.sleep(_PAUSE_S)
         await instruments.open()
+        for _ in frozen.complete():
+            await asyncio.sleep(0)
     finally:
         gc.freeze()
         gc.enable()

@@ -12,7 +12,7 @@ import click
 
 from crinoid.core.cli.check.findings import Finding, Verdict
 from crinoid.core.cli.options import config_option
-from crinoid.core.config.loader import ConfigPaths
+from crinoid.core.config.paths import ConfigPaths
 
 
 @click.command()

@@ -13,7 +13,7 @@ import click
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.session import Target
 from crinoid.core.cli.options import config_option
-from crinoid.core.config.loader import ConfigPaths
+from crinoid.core.config.paths import ConfigPaths
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "pods": ("pods", "runp", "stopp", "rmp"),

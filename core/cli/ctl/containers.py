@@ -11,7 +11,6 @@ from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.figures import shorten_id, tell_age
 from crinoid.core.cli.ctl.flags import flag
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids, tell_labels
-from crinoid.core.cli.ctl.manifests import read_container_config, read_pod_config
 from crinoid.core.cli.ctl.pull import Pulling, provide_image, pulling
 from crinoid.core.cli.ctl.queries import ContainerQuery, container_query, list_containers
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
@@ -52,6 +51,8 @@ async def create(
     session: Session, pod: str, container_config: Path, pod_config: Path, pulling: Pulling, **policy: bool
 ) -> None:
     """Create a container in POD from a container's and its pod's configuration, as JSON or YAML of the CRI."""
+    from crinoid.core.cli.ctl.manifests import read_container_config, read_pod_config  # with YAML
+
     config, sandbox = read_container_config(container_config), read_pod_config(pod_config)
     if policy["with_pull"] and not policy["no_pull"]:
         await provide_image(session, config["image"]["image"], "always", pulling)

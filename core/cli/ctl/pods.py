@@ -14,7 +14,6 @@ from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import shorten_id, tell_age
 from crinoid.core.cli.ctl.flags import flag
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids, tell_labels
-from crinoid.core.cli.ctl.manifests import read_pod_config
 from crinoid.core.cli.ctl.queries import PodQuery, list_pods, pod_query
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
 from crinoid.core.cli.ctl.tables import print_facts, print_table
@@ -47,6 +46,8 @@ async def pods(session: Session, query: PodQuery, listing: Listing) -> None:
 @in_session
 async def runp(session: Session, pod_config: Path, runtime: str, cancel_timeout: float) -> None:
     """Run a pod without containers, from its configuration as JSON or YAML of the CRI."""
+    from crinoid.core.cli.ctl.manifests import read_pod_config  # with YAML
+
     request = {"config": read_pod_config(pod_config), "runtime_handler": runtime}
     click.echo((await session.act("RunPodSandbox", request, cancel_timeout))["pod_sandbox_id"])
 

@@ -11,7 +11,6 @@ from crinoid.core.api.errors import InvalidArgument, NotFound
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.flags import PAIR, gather
-from crinoid.core.cli.ctl.manifests import read_pod_config
 from crinoid.core.cli.ctl.progress import Display, open_display, read_progress
 from crinoid.core.cli.ctl.queries import find_image_id
 from crinoid.core.cli.ctl.session import Json, Session, in_session
@@ -80,6 +79,8 @@ async def pull(
     """Pull an image, and show how its layers arrive."""
     request: Json = {"image": {"image": image, "annotations": dict(annotations)}}
     if pod_config:
+        from crinoid.core.cli.ctl.manifests import read_pod_config  # with YAML
+
         request["sandbox_config"] = read_pod_config(pod_config)
     answer = await pull_image(session, request, pulling)
     click.echo(f"Image is up to date for {answer['image_ref']}")

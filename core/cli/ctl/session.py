@@ -13,7 +13,7 @@ import click
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.config.loader import ConfigPaths, load
+from crinoid.core.config.paths import ConfigPaths
 
 if TYPE_CHECKING:
     from crinoid.core.cri.client import Client
@@ -39,7 +39,11 @@ class Target:
 
     def find_endpoint(self) -> str:
         """Return the endpoint that was named, or the socket of the configuration."""
-        return self.runtime or f"unix://{load(self.paths).config.server.socket}"
+        if self.runtime:
+            return self.runtime
+        from crinoid.core.config.loader import load  # it makes models, which takes as long as all the rest
+
+        return f"unix://{load(self.paths).config.server.socket}"
 
 
 class Session:

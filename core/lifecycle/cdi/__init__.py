@@ -7,11 +7,14 @@ the CDI specification, versions 0.3.0 to 1.1.0.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crinoid.core.api.values.container import ContainerConfig
-from crinoid.core.lifecycle.cdi.folders import Folders
-from crinoid.core.lifecycle.cdi.injection import JsonObject, inject
 from crinoid.core.lifecycle.cdi.names import requested_devices
+
+if TYPE_CHECKING:
+    from crinoid.core.lifecycle.cdi.folders import Folders
+    from crinoid.core.lifecycle.cdi.injection import JsonObject
 
 __all__ = ["CdiDevices", "requested_devices"]
 
@@ -21,9 +24,10 @@ class CdiDevices:
 
     def __init__(self, folders: Iterable[Path]) -> None:
         """``folders``: where vendors' files lie, the least important first."""
-        self._folders = Folders(folders)
+        self._paths = tuple(folders)
+        self._folders: Folders | None = None
 
-    def add(self, spec: JsonObject, config: ContainerConfig) -> None:
+    def add(self, spec: "JsonObject", config: ContainerConfig) -> None:
         """Put the devices that a container asks for into its specification. Blocks: files are looked at.
 
         Raises InvalidArgument for what is no device name, NotFound for a device that no file has, FailedPrecondition
@@ -31,4 +35,8 @@ class CdiDevices:
         message names file and line.
         """
         if names := requested_devices(config):
+            from crinoid.core.lifecycle.cdi.folders import Folders  # with YAML; most nodes have no such devices
+            from crinoid.core.lifecycle.cdi.injection import inject
+
+            self._folders = self._folders or Folders(self._paths)
             inject(spec, self._folders.find(names))
