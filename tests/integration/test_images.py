@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from integration.conftest import BUSYBOX, Node
 from integration.pods import QUICK, Pod, refused, until
+from support.archives import END, header
 from support.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -26,6 +28,7 @@ from support.images import (
     busybox_layer,
     make_layer,
 )
+from support.patience import patient
 
 
 @pytest.fixture
@@ -262,3 +265,34 @@ def test_a_layout_that_appears_is_found_without_a_restart(node: Node, layout: Pa
         node.pull(name)
     built = build(layout, name)
     assert node.pull(name) == built.config.digest
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes below one; none where it is gone."""
+    try:
+        children = {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:
+        return set()
+    return children.union(*map(descendants, children))
+
+
+def test_a_daemon_killed_while_it_unpacks(node: Node, layout: Path, name: str) -> None:
+    """Its unpackers end with it, and what they had made is gone at the next start; the next pull finds all in order."""
+    long = header(b"f", size=b"0") * 200_000  # the same file again and again takes seconds
+    build_image(layout, name, [busybox_layer(), long + END])
+    unfinished = "plugins/snapshotter/*/snapshots/unfinished/*"
+    assert node.daemon.process is not None
+    daemon = node.daemon.process.pid
+    with ThreadPoolExecutor() as pool:
+        pulling = pool.submit(node.pull, name)
+        until(lambda: list(node.daemon.root.glob(f"{unfinished}/fs/f")))
+        below = descendants(daemon)
+        node.daemon.kill()
+        assert pulling.exception(patient(60)) is not None
+    assert len(below) >= 2, "the process that forks unpackers, and one of them"
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    node.daemon.start()
+    assert list(node.daemon.root.glob(unfinished)) == []
+    assert listed(node, name) == []
+    other = build(layout, f"{name}-other")
+    assert node.pull(f"{name}-other") == other.config.digest
