@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from crinoid.core.cri.wire import api_pb2 as cri
 from support.registry import running_registry
 
 DOCUMENT = document.REPOSITORY / "docs" / "performance.md"
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _QUICK = ("life", "crowd", "standing", "logging", "pulling")
 _EPILOGUE = f"""
 scenarios: {", ".join(SCENARIOS)}
@@ -38,16 +39,18 @@ names another.
 def main() -> None:
     """Run the benchmark."""
     wanted = arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:  # SIGINT, too: shells let what they start in the background ignore it
         signal.signal(number, _interrupt)
     if wanted.render_only:
         render(wanted.json, document.read(wanted.json))
         return
     try:
-        run = measure(wanted)
+        run, whole = measure(wanted)
     except KeyboardInterrupt:
-        sys.exit("interrupted; everything is stopped and removed")
+        sys.exit("interrupted before anything was measured")
     report.print_table(run)
+    if not whole:
+        sys.exit("interrupted; nothing was written")
     if wanted.json:
         document.write(wanted.json, run)
         if wanted.render:
@@ -85,9 +88,9 @@ def arguments() -> argparse.Namespace:
     return wanted
 
 
-def measure(wanted: argparse.Namespace) -> Run:
-    """Start everything, measure, and stop everything."""
-    began, at = time.monotonic(), document.now()
+def measure(wanted: argparse.Namespace) -> tuple[Run, bool]:
+    """Start everything, measure, and stop everything; tell whether all was measured."""
+    began, at, whole = time.monotonic(), document.now(), False
     with ExitStack() as stack:
         stack.callback(tell, "all is stopped and removed")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-bench-", dir=wanted.folder)))
@@ -95,18 +98,23 @@ def measure(wanted: argparse.Namespace) -> Run:
         try:
             watch = stack.enter_context(witness())
             bench = set_up(stack, folder, wanted)
-            scenarios.run(bench, wanted.only, watch)
+            with suppress(KeyboardInterrupt):  # what was measured by then is shown
+                scenarios.run(bench, wanted.only, watch)
+                whole = True
             versions = {**document.programs(), **{one.name: _version(one) for one in bench.endpoints}}
         finally:
             _undisturbed()
     names = [endpoint.name for endpoint in bench.endpoints]
     took, settings = time.monotonic() - began, settings_of(bench)
-    return Run(at, took, document.machine(), versions, settings, names, peer_of(names, wanted.peer), bench.results)
+    peer = peer_of(names, wanted.peer)
+    return Run(at, took, document.machine(), versions, settings, names, peer, bench.results), whole
 
 
 def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> Bench:
     """Start registry and endpoints, and pull what every scenario needs."""
     tell("images, registry and endpoints …")
+    compiler = document.REPOSITORY / "tools" / "compile_bytecode.py"  # as an installed crinoid is
+    subprocess.run([sys.executable, str(compiler)], check=True)
     registry = stack.enter_context(running_registry(folder / "registry"))
     sizes = images.QUICK if wanted.quick else images.Sizes()
     references = images.push_all(folder, registry, "pulling" in wanted.only, sizes)
@@ -130,7 +138,7 @@ def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> Bench:
 
 def settings_of(bench: Bench) -> dict[str, float]:
     """Return what the figures' titles name."""
-    settings = {"pods": bench.pods, "seconds": bench.seconds, "growth_seconds": bench.seconds / 2}
+    settings = {"pods": bench.pods, "seconds": bench.seconds, "growth_seconds": bench.growth_seconds}
     settings |= {"rounds": bench.rounds, "log_mb": bench.log_mb, "tiny_files": bench.sizes.tiny_files}
     return settings | {"large_mb": bench.sizes.large_mb, "large_files": bench.sizes.large_files}
 
@@ -183,7 +191,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _undisturbed() -> None:
     """Let nobody interrupt what follows, the stopping of everything."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
     tell("stopping everything …")
 

@@ -153,8 +153,8 @@ def _network(folder: Path) -> Iterator[Path]:
 
 
 def _subnet() -> str:
-    """Return a range for 1,000 pods that hardly anybody else has."""
-    return f"10.{88 + secrets.randbelow(40)}.{4 * secrets.randbelow(64)}.0/22"
+    """Return a range for 1,000 pods that hardly anybody else has, of 100.64.0.0/10 (RFC 6598)."""
+    return f"100.{64 + secrets.randbelow(64)}.{4 * secrets.randbelow(64)}.0/22"
 
 
 def crinoid_configuration(network: str, runtime: str, registry: str, cni_conf: Path) -> str:

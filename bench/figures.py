@@ -8,13 +8,14 @@ UNITS_PER_S = {"ms": 1000.0, "s": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure. ``title`` may name settings of the run in braces, such as ``{pods}``.
+    """One figure. ``title`` may name settings of the run in braces, such as ``{pods}``; ``label`` is short.
 
     ``goals`` are what is aimed at, for ``bridge`` + crun and for CNI + runc: ratios of medians to the peer's, or values
     in the figure's unit where ``absolute``; ``None``: there is none.
     """
 
     key: str
+    label: str
     title: str
     unit: str
     goals: tuple[float, float] | None = None
@@ -33,27 +34,43 @@ class Figure:
 
 
 FIGURES = (
-    Figure("run", "RunPodSandbox", "ms", (0.10, 0.50)),
-    Figure("start", "CreateContainer + StartContainer", "ms", (0.45, 0.95)),
-    Figure("ready", "pod ready (RunPodSandbox to StartContainer's answer)", "ms", (0.18, 0.60)),
-    Figure("crowd", "ten pods at once", "ms", (0.25, 0.60)),
-    Figure("stop", "StopPodSandbox + RemovePodSandbox with a running container", "ms", (0.10, 0.60)),
-    Figure("exec", "ExecSync(true)", "ms", (0.45, 0.90)),
-    Figure("lists", "ListContainers, ListPodSandbox, ContainerStatus at {pods} pods", "ms", (1.0, 1.0)),
-    Figure("container-stats", "ListContainerStats at {pods} pods", "ms", (0.25, 0.25)),
-    Figure("pod-stats", "ListPodSandboxStats at {pods} pods", "ms", (0.25, 0.25)),
-    Figure("memory", "memory of daemon and monitors of {pods} pods", "MiB", (0.22, 0.22)),
-    Figure("polling", "CPU in {seconds} s of a kubelet's polling at {pods} pods", "s", (0.12, 0.12)),
-    Figure("idle", "CPU in {seconds} s left alone at {pods} pods", "s", (0.01, 0.01), absolute=True),
-    Figure("logging", "a container that writes {log_mb} MB of 100-byte lines, until it ends", "s", (0.30, 0.30)),
-    Figure("pull-large", "PullImage, {large_mb} MB in {large_files} files, 4 layers", "s", (0.50, 0.50)),
-    Figure("pull-tiny", "PullImage, {tiny_files} tiny files in one layer", "s", (0.80, 0.80)),
-    Figure("restart", "restart with {pods} pods until the first full list", "ms", (0.60, 0.60)),
-    Figure("removal", "remove {pods} pods, four at a time", "s", (0.15, 0.50)),
-    Figure("pss", "PSS of the same processes beside all the others of the run", "MiB"),
-    Figure("version", "Version, which asks for next to nothing: what any call costs", "ms"),
-    Figure("list-images", "ListImages", "ms"),
-    Figure("image-status", "ImageStatus", "ms"),
-    Figure("pull", "PullImage of a small image", "ms"),
+    Figure("run", "RunPodSandbox", "RunPodSandbox", "ms", (0.10, 0.50)),
+    Figure("start", "CreateContainer + StartContainer", "CreateContainer + StartContainer", "ms", (0.45, 0.95)),
+    Figure("ready", "pod ready", "pod ready (RunPodSandbox to StartContainer's answer)", "ms", (0.18, 0.60)),
+    Figure("crowd", "ten pods at once", "ten pods at once", "ms", (0.25, 0.60)),
+    Figure(
+        "stop",
+        "StopPodSandbox + RemovePodSandbox",
+        "StopPodSandbox + RemovePodSandbox with a running container",
+        "ms",
+        (0.10, 0.60),
+    ),
+    Figure("exec", "ExecSync", "ExecSync(true)", "ms", (0.45, 0.90)),
+    Figure(
+        "lists",
+        "lists and ContainerStatus",
+        "ListContainers, ListPodSandbox, ContainerStatus at {pods} pods",
+        "ms",
+        (1.0, 1.0),
+    ),
+    Figure("container-stats", "ListContainerStats", "ListContainerStats at {pods} pods", "ms", (0.25, 0.25)),
+    Figure("pod-stats", "ListPodSandboxStats", "ListPodSandboxStats at {pods} pods", "ms", (0.25, 0.25)),
+    Figure("memory", "memory", "memory of daemon and monitors of {pods} pods", "MiB", (0.22, 0.22)),
+    Figure("polling", "CPU of polling", "CPU in {seconds} s of a kubelet's polling at {pods} pods", "s", (0.12, 0.12)),
+    Figure("idle", "CPU left alone", "CPU in {seconds} s left alone at {pods} pods", "s", (0.01, 0.01), absolute=True),
+    Figure(
+        "logging", "logging", "a container that writes {log_mb} MB of 100-byte lines, until it ends", "s", (0.30, 0.30)
+    ),
+    Figure(
+        "pull-large", "PullImage, large", "PullImage, {large_mb} MB in {large_files} files, 4 layers", "s", (0.50, 0.50)
+    ),
+    Figure("pull-tiny", "PullImage, many files", "PullImage, {tiny_files} tiny files in one layer", "s", (0.80, 0.80)),
+    Figure("restart", "restart", "restart with {pods} pods until the first full list", "ms", (0.60, 0.60)),
+    Figure("removal", "removal of all pods", "remove {pods} pods, four at a time", "s", (0.15, 0.50)),
+    Figure("pss", "PSS", "PSS of the same processes beside all the others of the run", "MiB"),
+    Figure("version", "Version", "Version, which asks for next to nothing: what any call costs", "ms"),
+    Figure("list-images", "ListImages", "ListImages", "ms"),
+    Figure("image-status", "ImageStatus", "ImageStatus", "ms"),
+    Figure("pull", "PullImage, small", "PullImage of a small image", "ms"),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}

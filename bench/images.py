@@ -50,9 +50,9 @@ def push_small(folder: Path, registry: RunningRegistry, count: int) -> list[str]
 
 
 def push_layered(folder: Path, registry: RunningRegistry, layers: int, salt: int) -> str:
-    """Build and push an image of so many layers; no two salts have one in common but the lowest."""
+    """Build and push an image of so many layers above busybox's; no two salts have one of those in common."""
     layout, name = folder / "layered", f"bench/layered-{layers}-{salt}:1"
-    build_image(layout, name, [busybox_layer(), *(_thin_layer(layers, salt, n) for n in range(1, layers))])
+    build_image(layout, name, [busybox_layer(), *(_thin_layer(layers, salt, n) for n in range(layers))])
     return registry.push(layout, name, name)
 
 

@@ -9,24 +9,40 @@ from rich.table import Table
 from bench.document import Run, Summary, Verdict, summary
 from bench.figures import BY_KEY
 
-BEGIN = "<!-- From here to the end mark `make bench` writes; `python -m bench --render` does it from the JSON. -->\n"
+BEGIN = "<!-- From here to the end mark `make bench` writes; `python -m bench --render-only` does it from JSON. -->\n"
 END = "<!-- The end mark. -->\n"
-AXES = {"pods": "pods that stand there", "images": "images on the node", "layers": "layers of the image"}
+AXES = {
+    "pods": "pods that stand there",
+    "images": "images on the node",
+    "layers": "layers of the image above the first",
+}
 
 
 def print_table(run: Run, console: Console | None = None) -> None:
     """Print medians of each endpoint, and for ours the ratio to the peer, beside its goal."""
     console = console or Console(width=None if Console().is_terminal else 180)
-    table = Table(title=f"medians (least, 95 %); ratios are to {run.peer}")
-    table.add_column("figure", ratio=3)
-    for endpoint in run.endpoints:
-        table.add_column(endpoint, justify="right", ratio=2)
+    compared = f"; ratios are to {run.peer}" if run.peer else ""
+    table = _table(f"medians (least, 95 %){compared}", run.endpoints)
     for figure in run.figures():
         cells = [_cell(run, figure.key, endpoint) for endpoint in run.endpoints]
         table.add_row(figure.name(run.settings), *cells)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    for axis in (axis for axis in AXES if run.results.growth.get(axis)):
+        table = _table(f"medians at {_numbers(run, axis)} {AXES[axis]}", run.endpoints)
+        for name, cells in _grown(run, axis):
+            table.add_row(name, *cells)
+        console.print(table)
     for line in _facts(run):
         console.print(line.replace("**", "").removeprefix("- "), highlight=False, markup=False)
+
+
+def _table(title: str, endpoints: Sequence[str]) -> Table:
+    table = Table(title=title)
+    table.add_column("figure", ratio=3)
+    for endpoint in endpoints:
+        table.add_column(endpoint, justify="right", ratio=2)
+    return table
 
 
 def _cell(run: Run, key: str, endpoint: str) -> str:
@@ -96,7 +112,7 @@ def _goals(run: Run) -> str:
             continue
         cells = [_told(run.verdict(figure.key, name), figure.absolute) for name in run.ours()]
         more = [run.verdict(figure.key, name, peer) for name, peer in others]
-        cells += ["" if figure.absolute or found is None else _number(found.value) for found in more]
+        cells += ["" if figure.absolute else "gap" if found is None else _number(found.value) for found in more]
         lines.append(_row([figure.name(run.settings), *cells]))
     note = "Below 1 is better than the peer. A goal with a unit is a value, no ratio."
     return "\n".join([*lines, "", note, "", "![Ratios to the peer, and goals](performance.svg)"])
@@ -112,7 +128,7 @@ def _told(verdict: Verdict | None, absolute: bool) -> str:
 
 def _missed(run: Run) -> str:
     lines = [
-        f"- {figure.name(run.settings)}: {name} has {_number(verdict.value)}, the goal is {verdict.goal:g}"
+        f"- **{figure.label}**, {name}: {_number(verdict.value)}, the goal is {verdict.goal:g}"
         for figure, name, verdict in run.missed()
     ]
     return "\n".join(["## Goals that this run did not meet", "", *(lines or ["None."])])
@@ -129,17 +145,24 @@ def _medians(run: Run) -> str:
 
 
 def _growth(run: Run, axis: str) -> str:
-    numbers = run.results.growth.get(axis)
-    if not numbers:
+    if not run.results.growth.get(axis):
         return ""
-    shown = ", ".join(map(str, numbers))
-    lines = [f"## Growth with the number of {AXES[axis]}", "", f"Medians at {shown}.", ""]
+    lines = [f"## Growth with the number of {AXES[axis]}", "", f"Medians at {_numbers(run, axis)}.", ""]
     lines += [_row(["figure", *run.endpoints]), _row(["---"] + ["---:"] * len(run.endpoints))]
+    lines += [_row([name, *cells]) for name, cells in _grown(run, axis)]
+    return "\n".join([*lines, "", f"![Growth with the number of {AXES[axis]}](performance-{axis}.svg)"])
+
+
+def _grown(run: Run, axis: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield, for each figure, its name and each endpoint's medians in order."""
+    numbers = sorted(run.results.growth[axis])
     for figure, name in run.grown(axis):
         rows = [run.growth(axis, figure.key, endpoint) for endpoint in run.endpoints]
-        cells = [" / ".join(_number(row[number]) if number in row else "gap" for number in numbers) for row in rows]
-        lines.append(_row([name, *cells]))
-    return "\n".join([*lines, "", f"![Growth with the number of {AXES[axis]}](performance-{axis}.svg)"])
+        yield name, [" / ".join(_number(row[n]) if n in row else "gap" for n in numbers) for row in rows]
+
+
+def _numbers(run: Run, axis: str) -> str:
+    return ", ".join(map(str, sorted(run.results.growth[axis])))
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def shares(before: Busy, after: Busy, seconds: float) -> dict[str, float]:
 
 def _take_turns(bench: Bench, name: str) -> None:
     out: set[str] = set()
-    for turn in SCENARIOS[name](bench):
+    for turn in _turns(bench, name):
         for endpoint in bench.endpoints:
             if endpoint.name in out:
                 continue
@@ -65,6 +65,14 @@ def _take_turns(bench: Bench, name: str) -> None:
                 _recover(endpoint)
 
 
+def _turns(bench: Bench, name: str) -> Iterator[Turn]:
+    """Yield a scenario's turns; one that can't be made ready, such as by pushing its images, is everybody's gap."""
+    try:
+        yield from SCENARIOS[name](bench)
+    except Exception as error:  # noqa: BLE001  # the other scenarios are none the worse
+        note_gap(bench, name, "all endpoints", error)
+
+
 def note_gap(bench: Bench, scenario: str, endpoint: str, error: Exception) -> None:
     """Note and tell what could not be measured."""
     bench.results.gaps.append(Gap(scenario, endpoint, _reason(error)))
@@ -72,6 +80,8 @@ def note_gap(bench: Bench, scenario: str, endpoint: str, error: Exception) -> No
 
 
 def _recover(endpoint: Endpoint) -> None:
+    if endpoint.engine is not None and endpoint.engine.log.exists():
+        tell(f"… the last of its log:\n{endpoint.engine.log.read_text(errors='replace')[-1000:]}")
     try:
         endpoint.revive()
         endpoint.remove_all()

@@ -27,7 +27,7 @@ def pod_turns(bench: Bench) -> Iterator[Any]:
 
 
 def _grow(bench: Bench, endpoint: Endpoint, count: int) -> None:
-    effort = Effort(bench.seconds / 2, often=10, restarts=2, beside=_run_more)
+    effort = Effort(bench.growth_seconds, often=10, restarts=1 if bench.quick else 2, beside=_run_more)
     with bench.results.at("pods", count):
         stand(bench, endpoint, count, effort)
 

@@ -39,6 +39,11 @@ class Bench:
     running_registry: RunningRegistry | None = None
     small_images: list[str] = field(default_factory=list)
 
+    @property
+    def growth_seconds(self) -> float:
+        """How long polling and idling are watched where there are many numbers of pods to watch."""
+        return round(0.3 * self.seconds, 1)
+
     def request(self, endpoint: Endpoint) -> Any:
         """Return a request for a pod, and have ready what a kubelet has ready."""
         request = pod_request(f"bench-{next(_numbers)}", self.logs / endpoint.name, endpoint.cgroup, endpoint.handler)
