@@ -20,23 +20,24 @@ _CLOCK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """How it was before criu began: ``gone`` is the topmost cgroup that it has to make; empty: none that is known."""
+    """How it was before criu began: ``gone`` is the topmost cgroup that it has to make for ``former``; empty: none."""
 
     time: float
+    former: str
     gone: str
 
     @classmethod
     def look(cls, former: str) -> "Before":
         """Look for the cgroup that the processes were in, as its runtime named it; empty: nobody knows."""
         path = below_mount(former, systemd=former.count(":") == 2)
-        gone = ""
+        former, gone = path, ""
         while path.startswith("/") and path != "/" and ".." not in path.split("/") and not cgroups.exists(path):
             gone, path = path, path.rpartition("/")[0]
-        return cls(time.time(), gone)
+        return cls(time.time(), former, gone)
 
     def covers(self, path: str) -> bool:
-        """Tell whether a cgroup is the one that was gone, or below it."""
-        return bool(self.gone) and f"{path}/".startswith(f"{self.gone}/")
+        """Tell whether it is known of a cgroup that criu has made it, or that it was there."""
+        return path == self.former or (bool(self.gone) and f"{path}/".startswith(f"{self.gone}/"))
 
 
 def adopt(pid: int, cgroup: str, before: Before) -> None:

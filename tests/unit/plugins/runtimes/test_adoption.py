@@ -44,6 +44,7 @@ def test_what_is_below_counts_too(path: str) -> None:
     assert before.covers(path)
     assert not before.covers("/pods/older")
     assert not Before.look("").covers(path)
+    assert Before.look("/pods/here").covers("/pods/here"), "it was there, however young it looks"
 
 
 def test_it_is_removed_as_far_as_it_is_empty(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
