@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+
+from pydantic import BaseModel
 
 from crinoid.core.api import frozen
 from crinoid.core.daemon.instruments import DaemonInstruments
@@ -37,9 +39,18 @@ async def _settle(instruments: DaemonInstruments) -> None:
         await instruments.open()
         for _ in frozen.complete():
             await asyncio.sleep(0)
+        for model in tuple(_heirs(BaseModel)):
+            model.model_rebuild(raise_errors=False)
+            await asyncio.sleep(0)
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _heirs(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for heir in model.__subclasses__():
+        yield heir
+        yield from _heirs(heir)
 
 
 def _tell(task: "asyncio.Task[None]") -> None:

@@ -37,7 +37,7 @@ _ALGORITHMS = {"sha256": 64, "sha384": 96, "sha512": 128}
 class Document(BaseModel):
     """JSON from outside: unknown keys are of no interest, and ``null`` is what Go writes for an empty list."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -45,7 +45,7 @@ _PROFILE_LIMIT_BYTES = 4 << 20
 
 
 class _Json(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class _Condition(_Json):

@@ -52,7 +52,7 @@ DiffId = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 class Document(BaseModel):
     """JSON from outside. ``null`` is what Go writes for an empty list or map: it counts as absent."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -22,7 +22,7 @@ _BRIDGE_MAC_PREFIX = b"\x06\x43"
 
 
 class _Recorded(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class HostPort(_Recorded):

@@ -40,7 +40,7 @@ def _check_type(plugin: str) -> str:
 class PluginConfiguration(BaseModel):
     """One plugin of a list (SPEC.md, "Plugin configuration objects"); keys not named here are the plugin's own."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     type: Annotated[str, AfterValidator(_check_type)]
     capabilities: Mapping[str, bool] = Field(default_factory=dict)
@@ -49,7 +49,7 @@ class PluginConfiguration(BaseModel):
 class ListConfiguration(BaseModel):
     """A network configuration list (SPEC.md, "Configuration format")."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     name: Annotated[str, AfterValidator(_check_name)]
     version: str = Field("", alias="cniVersion")

@@ -72,7 +72,7 @@ class PluginTimeout(PluginFailed, DeadlineExceeded):
 class _Error(BaseModel):
     """What a plugin prints when it fails (SPEC.md, "Error")."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
     code: int = 0
     msg: str = ""

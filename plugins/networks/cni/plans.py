@@ -24,7 +24,7 @@ _INTERFACE = re.compile(r"(?!\.{1,2}$)[^\s/:\x00]{1,15}")
 
 
 class _Recorded(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class NetworkPlan(_Recorded):

@@ -23,7 +23,7 @@ class InvalidResult(Exception):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
 
 class _Interface(_Part):

@@ -105,7 +105,7 @@ class NodeCredentials:
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
 
 
 class _Auth(_Document):

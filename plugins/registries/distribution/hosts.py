@@ -125,7 +125,7 @@ _Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 class _HostTable(BaseModel):
     """One host's table, and the top of the file for the registry itself; keys of other programs are passed over."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
     capabilities: tuple[str, ...] = ()
     ca: _Strings = ()

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from crinoid.core.api import frozen
+from crinoid.core.api.config import DriverConfig
 from crinoid.core.config.models import MetricsConfig, TracingConfig
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.settling import settling
+from support.patience import patient
+
+
+class Options(DriverConfig):
+    """What nobody has validated yet."""
+
+    size: int = 1
 
 
 class Opened(DaemonInstruments):
@@ -34,12 +43,20 @@ def collector() -> Iterator[None]:
     gc.unfreeze()
 
 
-async def test_the_garbage_collector_begins_once_all_is_there() -> None:
+async def wait_until_enabled() -> None:
+    async with asyncio.timeout(patient(30)):
+        while not gc.isenabled():  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.01)
+
+
+async def test_what_the_first_pod_needs_is_made_and_then_the_garbage_collector_begins() -> None:
+    assert not Options.__pydantic_complete__
     instruments = Opened()
-    async with settling(instruments), asyncio.timeout(30):
-        await instruments.opened.wait()
-        await asyncio.sleep(0)
-    assert gc.isenabled()
+    async with settling(instruments):
+        await wait_until_enabled()
+    assert instruments.opened.is_set()
+    assert Options.__pydantic_complete__
+    assert not list(frozen.complete())
     assert gc.get_freeze_count() > 0
 
 
@@ -52,10 +69,9 @@ async def test_an_end_before_that_is_none_too_early() -> None:
 
 async def test_a_failure_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     instruments = Opened(RuntimeError("no"))
-    async with settling(instruments), asyncio.timeout(30):
-        await instruments.opened.wait()
+    async with settling(instruments):
+        await wait_until_enabled()
         await asyncio.sleep(0)
     assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
         "the daemon serves, but could not settle"
     ]
-    assert gc.isenabled()
