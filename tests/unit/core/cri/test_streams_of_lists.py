@@ -91,12 +91,19 @@ async def test_events_are_told_until_the_reading_ends(client: Client, services: 
 
 
 async def test_a_client_that_leaves_ends_its_stream(
-    client: Client, server: Server, observed: list[tuple[str, float, str]]
+    client: Client, server: Server, services: SimpleNamespace, observed: list[tuple[str, float, str]]
 ) -> None:
-    following = asyncio.create_task(collect(client, "GetContainerEvents"))
+    services.events.reader.put(Event(EventType.DELETED, "c1", 1, None, ()))
+    first = asyncio.Event()
+
+    async def follow() -> None:
+        async for _ in client.stream("GetContainerEvents"):
+            first.set()
+
+    following = asyncio.create_task(follow())
     async with asyncio.timeout(60):
-        while not server.in_flight["GetContainerEvents"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await first.wait()  # grpc's client forgets a call that is cancelled while it is being made
+        assert server.in_flight["GetContainerEvents"] == 1
         following.cancel()
         while server.in_flight["GetContainerEvents"]:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
