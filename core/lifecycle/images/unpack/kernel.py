@@ -1,6 +1,7 @@
 """The system calls that Python lacks, one function each. Child side of unpacking, hence nothing but ctypes."""
 
 import ctypes
+import errno
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -22,16 +23,18 @@ _DIRECTORY_HOW = _OpenHow(os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOL
 
 def open_directory_in_root(root_fd: int, path: bytes) -> int:
     """Open the folder ``path`` with the folder ``root_fd`` as the root that no link and no ``..`` leads out of."""
-    fd: int = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(root_fd),
-        ctypes.c_char_p(path),
-        ctypes.byref(_DIRECTORY_HOW),
-        ctypes.c_size_t(ctypes.sizeof(_OpenHow)),
-    )
-    if fd < 0:
-        raise _last_error(path)
-    return fd
+    while True:
+        fd: int = _libc.syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(root_fd),
+            ctypes.c_char_p(path),
+            ctypes.byref(_DIRECTORY_HOW),
+            ctypes.c_size_t(ctypes.sizeof(_OpenHow)),
+        )
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno.EAGAIN:  # a rename or mount anywhere, while a ".." was walked: try again
+            raise _last_error(path)
 
 
 def sync_file_system(fd: int) -> None:

@@ -1,13 +1,17 @@
 """What a layer becomes in the target, and what stays out of reach of it."""
 
+import ctypes
+import errno
 import gc
 import os
 import stat
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from crinoid.core.lifecycle.images.unpack import kernel
 from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, NotSupported, TooLarge
 from support.archives import END, ArchiveBuilder, header, pad, pax
 
@@ -264,6 +268,21 @@ def test_symlinked_parents_are_followed_inside(extract, target: Path) -> None:
     archive = layer().folder("usr/lib").symlink("lib", "usr/lib").symlink("abs", "/usr/lib").symlink("up", "../../lib")
     extract(archive.file("lib/a").file("abs/b").file("up/c").build())
     assert sorted(os.listdir(target / "usr/lib")) == ["a", "b", "c"]
+
+
+def test_a_link_upwards_is_tried_again_while_others_rename(extract, target: Path, monkeypatch) -> None:
+    """The kernel can't tell then whether ``..`` has led out, and answers EAGAIN: openat2(2)."""
+    syscall, refusals = kernel._libc.syscall, [errno.EAGAIN] * 3
+
+    def interrupted(number: ctypes.c_long, *arguments: object) -> int:
+        if refusals and arguments[1].value == b"up":
+            ctypes.set_errno(refusals.pop())
+            return -1
+        return syscall(number, *arguments)
+
+    monkeypatch.setattr(kernel, "_libc", SimpleNamespace(syscall=interrupted))
+    extract(layer().folder("lib").symlink("up", "../../lib").file("up/c").build())
+    assert (os.listdir(target / "lib"), refusals) == (["c"], [])
 
 
 def test_a_parent_that_is_a_link_to_nowhere_gets_its_end_made(extract, target: Path) -> None:
