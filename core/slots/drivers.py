@@ -59,6 +59,7 @@ class Installation:
 
     def __init__(self) -> None:
         self._points = importlib.metadata.entry_points()
+        self._owners: dict[importlib.metadata.Distribution | None, tuple[str, str]] = {None: ("unknown", "")}
 
     def discover(self, *, load: bool = False) -> tuple[InstalledDriver, ...]:
         """Return every installed driver of every role, by role and name.
@@ -66,7 +67,7 @@ class Installation:
         With ``load`` each one is imported, to tell its API version and whether it could be used; what that raises is
         kept in ``error``. Without, nothing is imported.
         """
-        found = [_describe(role, point) for role in ROLES.values() for point in self._of(role)]
+        found = [self._describe(role, point) for role in ROLES.values() for point in self._of(role)]
         found.sort(key=lambda driver: (driver.role, driver.name, driver.distribution))
         return tuple(self._inspect(driver) for driver in found) if load else tuple(found)
 
@@ -79,12 +80,23 @@ class Installation:
         if len(rivals) > 1:
             owners = " and ".join(sorted(_owner(point) for point in rivals))
             raise UnusableDriverError(f'{role} driver "{name}" is claimed by {owners}: uninstall all but one of them')
-        installed = _describe(ROLES[role], rivals[0])
+        installed = self._describe(ROLES[role], rivals[0])
         factory = _import(installed, rivals)
         return LoadedDriver(installed, factory, _check_contract(installed, factory))
 
     def _of(self, role: Role) -> list[importlib.metadata.EntryPoint]:
         return list(self._points.select(group=role.group))
+
+    def _describe(self, role: Role, point: importlib.metadata.EntryPoint) -> InstalledDriver:
+        name, version = self._owner(point.dist)
+        return InstalledDriver(role.name, point.name, name, version, point.value)
+
+    def _owner(self, distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+        """Return name and version; each time a distribution is asked for one it reads all of its metadata."""
+        if distribution is not None and distribution not in self._owners:
+            metadata = distribution.metadata
+            self._owners[distribution] = (metadata["Name"], metadata["Version"])
+        return self._owners[distribution]
 
     def _inspect(self, driver: InstalledDriver) -> InstalledDriver:
         try:
@@ -102,11 +114,6 @@ class _Drivers(NamedExtensionManager[Any]):
 
     def list_entry_points(self) -> list[importlib.metadata.EntryPoint]:
         return self._given
-
-
-def _describe(role: Role, point: importlib.metadata.EntryPoint) -> InstalledDriver:
-    name, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
-    return InstalledDriver(role.name, point.name, name, version, point.value)
 
 
 def _owner(point: importlib.metadata.EntryPoint) -> str:

@@ -7,6 +7,7 @@ to the state that it had; the processes go on when the container is started.
 
 import asyncio
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -40,7 +41,6 @@ from crinoid.core.state.records import ContainerRecord, ImageRecord, PodRecord
 
 LOG = logging.getLogger(__name__)
 REQUEST_FILE = "restore.json"
-_REQUEST = TypeAdapter(ContainerRequest)
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _GZIP = b"\x1f\x8b"
 
@@ -165,7 +165,7 @@ def check_same(opened: OpenedCheckpoint, image: ImageRecord, process: dict[str, 
 
 def write_request(bundle: Path, request: ContainerRequest) -> ContainerProcess:
     """Keep what ``restore`` needs until the container is started; no process is there yet."""
-    files.write_atomically(bundle / REQUEST_FILE, _REQUEST.dump_json(request))
+    files.write_atomically(bundle / REQUEST_FILE, _request_codec().dump_json(request))
     return ContainerProcess(0)
 
 
@@ -173,7 +173,7 @@ async def restore(record: ContainerRecord, slot: RuntimeSlot, resources: Resourc
     """Let the processes of a created container go on. Raises what the runtime raises; then nothing of them is left."""
     assert record.checkpoint is not None, "the container is no restored one"
     try:
-        request = _REQUEST.validate_json((record.handle.bundle / REQUEST_FILE).read_bytes())
+        request = _request_codec().validate_json((record.handle.bundle / REQUEST_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise FailedPrecondition(f"container {record.id}: what to restore can't be read: {error}") from error
     spec = await asyncio.to_thread(archive.read_dump, archive.SpecDump, record.checkpoint / archive.SPEC, record.id)
@@ -234,3 +234,9 @@ def _diff_id(layer: Path) -> str:
                 return "sha256:" + hashlib.file_digest(content, "sha256").hexdigest()
             except (gzip.BadGzipFile, EOFError) as error:
                 raise CorruptContent(f"{layer.name} is damaged: {error}") from error
+
+
+@functools.cache
+def _request_codec() -> TypeAdapter[ContainerRequest]:
+    """Make it when it is needed: it takes milliseconds, and few nodes restore containers."""
+    return TypeAdapter(ContainerRequest)
