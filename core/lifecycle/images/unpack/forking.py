@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> None:
     while os.open("/dev/null", os.O_RDWR) < child.FOREIGN_FDS:
         pass  # what comes over the socket must not have the numbers that the child wants
     preload()
+    gc.disable()  # an unpacker makes no cycles, and many small objects
     gc.freeze()
     _Forking().serve()
 
