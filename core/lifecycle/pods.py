@@ -118,13 +118,19 @@ class PodService:
             if (current := self._store.pods.get(record.id)) is None:
                 return
             await self._stop(current.id)
-            for container in self._store.containers_of(current.id):
-                await self._containers.remove(container.id)
-            await self._undo(current.id)
+            await self._take_apart(current.id)
             last = self._store.pods.get(current.id) or current
             self._store.pods.drop(current.id)
             self._events.tell_pod(EventType.DELETED, last)
         await self._slots.extensions.pod_removed(view_pod(last))
+
+    async def _take_apart(self, pod_id: str) -> None:
+        """Remove the containers and, at the same time, what the pod itself has: nothing runs in it any more."""
+        removals = [self._containers.remove(container.id) for container in self._store.containers_of(pod_id)]
+        outcomes = await asyncio.gather(*removals, self._undo(pod_id), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None) -> None:
         """Take the sum of the limits of the pod's containers, and what the pod costs beside them; absent ones stay.

@@ -236,6 +236,18 @@ async def test_a_process_that_can_not_be_removed_is_an_error_and_stays_on_record
         fake_node.now.containers.get(container)
 
 
+async def test_a_pod_whose_container_can_not_be_removed_stays_until_it_can(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    containers = [await fake_node.now.containers.create(pod, a_container(name), None) for name in ("one", "two")]
+    fake_node.runtime.fail("delete", DriverError("it hangs"))
+    with pytest.raises(DriverError, match="it hangs"):
+        await fake_node.now.pods.remove(pod)
+    assert [record.id for record in fake_node.now.pods.list(PodFilter())] == [pod]
+    assert [record.id for record in fake_node.now.containers.list(ContainerFilter())] == containers[:1]
+    await fake_node.now.pods.remove(pod)
+    assert_nothing_left(fake_node)
+
+
 async def test_a_container_that_outlives_sigkill_is_told(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)
