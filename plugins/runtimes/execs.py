@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from crinoid.core.api.errors import DeadlineExceeded
 from crinoid.core.api.values.runtime import ContainerHandle, ExecOutput, ExecRequest
@@ -37,26 +37,29 @@ async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") ->
     command, timeout_s = process.command(), request.timeout_s or None
     if timeout_s is not None:  # should the daemon be killed, conmon at least ends the process itself, some time later
         command.append(f"--timeout={math.ceil(timeout_s) + _LATER_S}")
-    with (
-        ended_input() as nothing,
-        output.writers() as fds,
-        conmon.started(command, {0: nothing, **fds}, process.folder) as monitor,
-    ):
-        output.close_writers()
-        output.watch()
-        monitor.release()
-        try:
-            async with asyncio.timeout(timeout_s):
-                with process.setup.haste.lasting():
-                    await process.started(monitor, command)
-                code = await process.exit_code(monitor)
-        except BaseException as error:
-            await finish(process.kill(monitor))
-            if isinstance(error, TimeoutError):
-                raise _overdue(process, request) from None
-            raise
-        await output.drained(process.setup.options.deadlines.exec_drain_s)
-        return ExecOutput(code, output.stdout, output.stderr)
+    with ended_input() as nothing, output.writers() as fds:
+        starting = conmon.started_in_cgroup(command, {0: nothing, **fds}, process.folder, "")
+        async with starting as monitor:
+            output.close_writers()
+            output.watch()
+            monitor.release()
+            code = await _outcome(process, monitor, command, request)
+            await output.drained(process.setup.options.deadlines.exec_drain_s)
+            return ExecOutput(code, output.stdout, output.stderr)
+
+
+async def _outcome(process: ExecProcess, monitor: conmon.Started, command: Sequence[str], request: ExecRequest) -> int:
+    """Wait for the end; kill what is left of it when that takes too long or is given up."""
+    try:
+        async with asyncio.timeout(request.timeout_s or None):
+            with process.setup.haste.lasting():
+                await process.started(monitor, command)
+            return await process.exit_code(monitor)
+    except BaseException as error:
+        await finish(process.kill(monitor))
+        if isinstance(error, TimeoutError):
+            raise _overdue(process, request) from None
+        raise
 
 
 def _overdue(process: ExecProcess, request: ExecRequest) -> DeadlineExceeded:
