@@ -225,7 +225,10 @@ def _in_cgroup(cgroup: str, move: Callable[[], None]) -> None:
     for _ in range(_MOVE_TRIES):
         try:
             return move()
-        except FileNotFoundError:
+        except OSError as error:
+            # ENOSPC: somebody is making it at this moment, and has yet to give its cpuset processors.
+            if error.errno not in (errno.ENOENT, errno.ENOSPC):
+                raise
             cgroups.make(cgroup)
     return move()
 

@@ -174,6 +174,18 @@ async def test_a_program_is_spawned_in_a_folder_and_a_cgroup(tmp_path: Path, cgr
     assert cgroup not in Path("/proc/self/cgroup").read_text()
 
 
+async def test_a_cgroup_that_somebody_is_making_is_made_ready(tmp_path: Path, cgroup: str) -> None:
+    """Version 1: between a cpuset's making and its first processor nobody can join it."""
+    host = cgroups._host()
+    for root in host.made:
+        Path(root + cgroup).mkdir()
+    process = await spawn_in_cgroup(["sleep", "100"], env=dict(os.environ), fds={}, cwd=tmp_path, cgroup=cgroup)
+    assert process.pid in cgroups.processes(cgroup)
+    process.kill()
+    assert await process.wait() == -signal.SIGKILL
+    process.close()
+
+
 async def test_what_is_spawned_for_somebody_who_has_gone_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
