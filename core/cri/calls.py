@@ -1,6 +1,6 @@
 """What surrounds every call: its request is looked through, its errors become statuses, it is logged and measured.
 
-``handlers_of`` makes of an object with one method per RPC the handlers of a whole service: a coroutine,
+``generic_handler`` makes of an object with one method per RPC the handler of a whole service: a coroutine,
 ``run_pod_sandbox(request) -> response``, or for an RPC that answers with a stream a plain function that returns an
 async generator of responses. RPCs that the object has no method for answer UNIMPLEMENTED.
 """
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
+import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -22,7 +23,6 @@ from crinoid.core.api.errors import InvalidArgument, NotImplementedHere
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
-from crinoid.core.cri.http2.rpc import Context, Handler
 from crinoid.core.cri.wire import api_pb2
 
 Method = Callable[[Any], Awaitable[Message | bytes]]
@@ -75,8 +75,8 @@ class Calls:
         self._observe = hooks.observe
         self._trace = hooks.span
 
-    async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Context) -> Message | bytes:
-        """Run one call to its answer, its error or its cancellation."""
+    async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
+        """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
         with _Life(self, rpc, request) as life:
             try:
                 with self._span(rpc, context):
@@ -85,9 +85,7 @@ class Calls:
                 await life.fail(error, context)
                 raise  # not reached: abort raises
 
-    async def serve_stream(
-        self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Context
-    ) -> None:
+    async def serve_stream(self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Any) -> None:
         """Run one call that answers with a stream; a client that reads slowly holds up this call and nothing else.
 
         The client gets the answer's headers once the call has begun, whenever the first message comes.
@@ -98,7 +96,7 @@ class Calls:
                     async with contextlib.aclosing(method(_readable(request))) as answers:
                         await context.send_initial_metadata(())
                         async for answer in answers:
-                            await context.write(_write(answer))
+                            await context.write(answer)
             except Exception as error:
                 await life.fail(error, context)
                 raise
@@ -113,7 +111,7 @@ class Calls:
         outcome = f"{code}: {text}" if text else code
         _log.log(level, "%s %s: %s in %.1f ms", rpc, subject, outcome, seconds * 1000, extra=fields)
 
-    def _span(self, rpc: str, context: Context) -> contextlib.AbstractContextManager[object]:
+    def _span(self, rpc: str, context: Any) -> contextlib.AbstractContextManager[object]:
         return _NO_SPAN if self._trace is None else self._trace(rpc, _headers(context))
 
 
@@ -134,7 +132,7 @@ class _Life:
         self._calls.in_flight[self._rpc] += 1
         return self
 
-    async def fail(self, error: Exception, context: Context) -> None:
+    async def fail(self, error: Exception, context: Any) -> None:
         """Abort the call with the status of an error, by grpc's own exception."""
         status = to_status(error, self._rpc)
         self._code, self._text = status.code.name, status.message
@@ -147,13 +145,11 @@ class _Life:
         self._calls.note(self._rpc, self._request, time.monotonic() - self._started, self._code, self._text)
 
 
-def handlers_of(service: str, implementation: object, calls: Calls) -> Mapping[bytes, Handler]:
-    """Make the handlers of ``RuntimeService`` or ``ImageService``, by path."""
+def generic_handler(service: str, implementation: object, calls: Calls) -> Any:
+    """Make grpc's handler of ``RuntimeService`` or ``ImageService``. ``Any``: grpc has no types."""
     descriptor = api_pb2.DESCRIPTOR.services_by_name[service]
-    return {
-        f"/{descriptor.full_name}/{rpc.name}".encode(): _method_handler(rpc, implementation, calls)
-        for rpc in descriptor.methods
-    }
+    handlers = {rpc.name: _method_handler(rpc, implementation, calls) for rpc in descriptor.methods}
+    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
 def method_name(rpc: str) -> str:
@@ -177,17 +173,15 @@ def describe_subject(request: object) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls) -> Handler:
+def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls) -> Any:
     method = getattr(implementation, method_name(rpc.name), None) or _not_served(rpc.name)
-    read = _reader(rpc.input_type.name)
+    run = calls.serve_stream if rpc.server_streaming else calls.serve
 
-    async def serve(request: Message | Malformed, context: Context) -> bytes:
-        return _write(await calls.serve(rpc.name, method, request, context))
+    async def serve(request: Message | Malformed, context: Any) -> Message | bytes | None:
+        return await run(rpc.name, method, request, context)
 
-    async def serve_stream(request: Message | Malformed, context: Context) -> None:
-        await calls.serve_stream(rpc.name, method, request, context)
-
-    return Handler(read, serve_stream, streams=True) if rpc.server_streaming else Handler(read, serve)
+    make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler
+    return make(serve, request_deserializer=_reader(rpc.input_type.name), response_serializer=_write)
 
 
 def _not_served(rpc: str) -> Callable[[Message], NoReturn]:
@@ -221,8 +215,8 @@ def _write(answer: Message | bytes) -> bytes:
     return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
-def _headers(context: Context) -> dict[str, str]:
-    return dict(context.invocation_metadata())
+def _headers(context: Any) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 def _level(rpc: str, code: str) -> int:

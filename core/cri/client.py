@@ -15,7 +15,6 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, PermissionDenied, Unavailable
-from crinoid.core.cri.codes import StatusCode
 from crinoid.core.cri.errors import REASON_KEY, from_status
 from crinoid.core.cri.wire import api_pb2
 
@@ -84,7 +83,7 @@ class Client:
         details, trailer = error.details() or "", dict(error.trailing_metadata() or ())
         if error.code() is grpc.StatusCode.UNAVAILABLE and REASON_KEY not in trailer:
             return self._to_connection_error(details)
-        return from_status(StatusCode[error.code().name], details, trailer.get(REASON_KEY, ""))
+        return from_status(error.code(), details, trailer.get(REASON_KEY, ""))
 
     def _to_connection_error(self, details: str) -> CrinoidError:
         if "Permission denied" in details:

@@ -8,10 +8,11 @@ import errno
 import logging
 from collections.abc import Iterator, Mapping
 
+import grpc
+
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.codes import StatusCode
 
 REASON_KEY = "crinoid-reason"
 INTERNAL_REASON = "Internal"
@@ -28,7 +29,7 @@ _log = logging.getLogger("crinoid.cri")
 class Status:
     """What a client is told of an error."""
 
-    code: StatusCode
+    code: grpc.StatusCode
     message: str
     reason: str
 
@@ -44,11 +45,11 @@ def to_status(error: Exception, rpc: str) -> Status:
     if known is None:
         _log.error("%s failed in a way it should not: %r", rpc, error, exc_info=error)
         name = type(error).__name__
-        return Status(StatusCode.INTERNAL, f"{rpc}: internal error ({name}); see crinoid's log", INTERNAL_REASON)
-    return Status(StatusCode[known.grpc_status], shorten(known.message), known.reason)
+        return Status(grpc.StatusCode.INTERNAL, f"{rpc}: internal error ({name}); see crinoid's log", INTERNAL_REASON)
+    return Status(grpc.StatusCode[known.grpc_status], shorten(known.message), known.reason)
 
 
-def from_status(code: StatusCode, message: str, reason: str = "") -> CrinoidError:
+def from_status(code: grpc.StatusCode, message: str, reason: str = "") -> CrinoidError:
     """Turn a status that our client received into the error it stands for, whoever the server is."""
     kind = _BY_REASON.get(reason) or _BY_STATUS.get(code.name)
     if kind is None:

@@ -4,7 +4,6 @@ The socket is made beside its place and moved there once it has its mode and the
 it half made. A stale socket is replaced; one that somebody serves is not.
 """
 
-import asyncio
 import grp
 import os
 import socket
@@ -12,18 +11,17 @@ import stat
 from collections import Counter
 from pathlib import Path
 
+import grpc
+
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, handlers_of
-from crinoid.core.cri.http2.connection import Connection
-from crinoid.core.cri.http2.rpc import Calls as Rpcs
+from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.image_service import ImageService
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.services import Services
 
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
 _PROBE_TIMEOUT_S = 1.0
-_BACKLOG = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +45,13 @@ class Server:
     def __init__(self, endpoint: Endpoint, services: Services, hooks: CallHooks = NO_HOOKS) -> None:
         self._endpoint = endpoint
         self._calls = Calls(hooks)
-        runtime, images = RuntimeService(services), ImageService(services)
-        handlers = {
-            **handlers_of("RuntimeService", runtime, self._calls),
-            **handlers_of("ImageService", images, self._calls),
-        }
-        self._rpcs = Rpcs(handlers, endpoint.max_request_bytes, endpoint.max_response_bytes)
-        self._listener: asyncio.Server | None = None
-        self._stopped = asyncio.Event()
+        self._server = grpc.aio.server(options=_options(endpoint))
+        self._server.add_generic_rpc_handlers(
+            (
+                generic_handler("RuntimeService", RuntimeService(services), self._calls),
+                generic_handler("ImageService", ImageService(services), self._calls),
+            )
+        )
         self._inode = 0
 
     @property
@@ -66,29 +63,33 @@ class Server:
         """Listen. Raises ConfigurationError when the socket can't be made or another daemon serves it."""
         gid = _find_group(self._endpoint.group)
         passing = _claim(self._endpoint.path)
-        loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_unix_server(lambda: Connection(self._rpcs), passing, backlog=_BACKLOG)
-        except OSError as error:
+            self._server.add_insecure_port(f"unix:{passing}")
+        except RuntimeError as error:
             raise ConfigurationError(f"can't listen on {passing}: {error}") from error
+        await self._server.start()
         try:
             self._inode = _publish(passing, self._endpoint, gid)
         except ConfigurationError:
-            self._listener.close()
-            passing.unlink(missing_ok=True)
+            await self._server.stop(None)  # takes the socket away again
             raise
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest. Idempotent."""
         _withdraw(self._endpoint.path, self._inode)
-        if self._listener is not None:
-            self._listener.close()
-        await self._rpcs.stop(grace_s)
-        self._stopped.set()
+        await self._server.stop(grace_s)
 
     async def wait(self) -> None:
         """Wait until the server has been stopped."""
-        await self._stopped.wait()
+        await self._server.wait_for_termination()
+
+
+def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", endpoint.max_request_bytes),
+        ("grpc.max_send_message_length", endpoint.max_response_bytes),
+        ("grpc.http2.max_ping_strikes", 0),  # who may connect is root; no ping of theirs is abuse
+    ]
 
 
 def _find_group(group: str) -> int:

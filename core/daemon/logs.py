@@ -34,5 +34,5 @@ def set_up(config: LogConfig) -> None:
     line = logging.Formatter("{asctime} {levelname:<7} {name}: {message}", style="{")
     handler.setFormatter(line if console else JsonFormatter())
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
-    for library in ("asyncio", "grpc", "hpack", "stevedore"):
+    for library in ("asyncio", "grpc", "stevedore"):
         logging.getLogger(library).setLevel(logging.WARNING)
