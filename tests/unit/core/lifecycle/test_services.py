@@ -243,7 +243,8 @@ async def test_a_pod_whose_container_can_not_be_removed_stays_until_it_can(fake_
     with pytest.raises(DriverError, match="it hangs"):
         await fake_node.now.pods.remove(pod)
     assert [record.id for record in fake_node.now.pods.list(PodFilter())] == [pod]
-    assert [record.id for record in fake_node.now.containers.list(ContainerFilter())] == containers[:1]
+    (left,) = fake_node.now.containers.list(ContainerFilter())
+    assert left.id in containers, "they are removed at the same time, and either may be the first"
     await fake_node.now.pods.remove(pod)
     assert_nothing_left(fake_node)
 
