@@ -15,7 +15,7 @@ text { font: 12px sans-serif; fill: #24292f } .small { font-size: 10px } .head {
 .grid { stroke: #8884; fill: none } .axis { stroke: #888; fill: none } .goal { stroke: #24292f; stroke-width: 2 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .goal { stroke: #e6edf3 } }
 </style>"""
-_LEFT, _WIDTH, _BAR = 250, 460, 16
+_LEFT, _WIDTH, _BAR = 290, 460, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def draw_ratios(run: Run) -> str:
     scale = Scale(0.01, 3, _LEFT, _LEFT + _WIDTH)
     height = 62 + _BAR * len(rows) + 8 * len(figures)
     parts = list(_key(run.ours(), _LEFT, 14))
-    parts.append(_text(_LEFT - 10, 36, f"ratio to {run.peer}", "end"))
+    parts.append(_text(_LEFT - 30, 36, f"ratio to {run.peer}", "end"))
     for tick in (0.01, 0.03, 0.1, 0.3, 1, 3):
         x = scale.place(tick)
         parts.append(f'<path class="{"axis" if tick == 1 else "grid"}" d="M{x:.1f} 42V{height - 8}"/>')
