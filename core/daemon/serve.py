@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from crinoid.core.daemon.settling import settling
 from crinoid.core.slots.binding import bind
 
 LOG = logging.getLogger(__name__)
+_THREADS = 16
+"""For what blocks. Python takes four more than there are processors; ours wait for the kernel, not for a processor."""
 
 
 def serve(paths: ConfigPaths) -> None:
@@ -38,6 +41,7 @@ def serve(paths: ConfigPaths) -> None:
 
 async def _serve(loaded: Loaded) -> None:
     config = loaded.config
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "worker"))
     stopping = _stop_signals()
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__)
     node = compose(config, bind(config, loaded.origins, instruments, __version__), __version__)

@@ -92,12 +92,13 @@ class Hierarchies:
                 _delegate(root, path)
 
     def _make_in(self, root: str, path: str) -> None:
-        """Most often all but the last is there."""
-        try:
-            self._make_folder(root, root + path)
-        except FileNotFoundError:
-            for folder in _levels(root, path):
-                self._make_folder(root, folder)
+        """Most often all but the last is there; but a cpuset can't take processors from one above that has none yet."""
+        with contextlib.suppress(FileNotFoundError):
+            if root != self.by_controller.get("cpuset"):
+                self._make_folder(root, root + path)
+                return
+        for folder in _levels(root, path):
+            self._make_folder(root, folder)
 
     def _make_folder(self, root: str, folder: str) -> None:
         with contextlib.suppress(FileExistsError):
@@ -266,8 +267,8 @@ def join(path: str, pid: int) -> None:
 def enter(path: str) -> None:
     """Move the calling thread alone, so that what it starts begins there: microseconds, where ``join`` may wait.
 
-    Raises FileNotFoundError for a cgroup that is missing in some hierarchy; the thread may have entered others by then.
-    Raises Unsupported on version 2.
+    Raises FileNotFoundError for a cgroup that is missing in some hierarchy, OSError (ENOSPC) while it is being made;
+    the thread may have entered others by then. Raises Unsupported on version 2.
     """
     _host().enter(path)
 

@@ -309,3 +309,15 @@ def test_hastening_moves_nobody() -> None:
     before, after = call_in_fresh_thread(moved)
     assert before == after
     assert (cgroups._host()._own_path() or "").rpartition("/")[2] in ("tasks", "cgroup.threads")
+
+
+def test_a_cpuset_above_that_has_no_processors_yet_gets_them_first(tmp_path: Path) -> None:
+    """As when somebody else is making it at this moment."""
+    host = Hierarchies(1, {"cpuset": str(tmp_path)})
+    files = {"cpuset.cpus": "", "cpuset.mems": ""}
+    write(tmp_path, {"cpuset.cpus": "0-1\n", "cpuset.mems": "0\n"})
+    write(tmp_path / "above", files)
+    write(tmp_path / "above/new", files)
+    host.make("/above/new")
+    assert (tmp_path / "above/cpuset.cpus").read_text() == "0-1"
+    assert (tmp_path / "above/new/cpuset.cpus").read_text() == "0-1"
