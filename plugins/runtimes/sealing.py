@@ -8,6 +8,7 @@ three times as fast, and runc spares a copy of nine megabytes. Source: their ``c
 import contextlib
 import fcntl
 import os
+import weakref
 from pathlib import Path
 
 from crinoid.core.api.linux import lsm
@@ -20,10 +21,11 @@ _Identity = tuple[str, int, int, int]
 
 
 class SealedPrograms:
-    """Copies by program, each made anew when its file has changed. They end with the daemon."""
+    """Copies by program, each made anew when its file has changed. They end with this object."""
 
     def __init__(self) -> None:
         self._copies: dict[_Identity, int] = {}
+        weakref.finalize(self, _close_all, self._copies)
         self._refused: set[_Identity] = set()
 
     def path(self, program: Path) -> Path:
@@ -39,17 +41,16 @@ class SealedPrograms:
                 return program
         return Path(f"/proc/{os.getpid()}/fd/{self._copies[identity]}")
 
-    def close(self) -> None:
-        """Give up all copies."""
-        for fd in self._copies.values():
-            os.close(fd)
-        self._copies.clear()
-
     def _keep(self, identity: _Identity, fd: int) -> None:
         """The copy before the last one may still be about to be run; older ones are not."""
         self._copies[identity] = fd
         for old in [one for one in self._copies if one[0] == identity[0]][:-_KEPT]:
             os.close(self._copies.pop(old))
+
+
+def _close_all(copies: dict[_Identity, int]) -> None:
+    while copies:
+        os.close(copies.popitem()[1])
 
 
 def _identify(program: Path) -> _Identity:

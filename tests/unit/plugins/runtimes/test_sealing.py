@@ -1,10 +1,10 @@
 """A program is run from a copy that nobody can write to; what can't be copied is run from its file."""
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,8 @@ from crinoid.plugins.runtimes.sealing import SealedPrograms
 
 
 @pytest.fixture
-def programs() -> Iterator[SealedPrograms]:
-    found = SealedPrograms()
-    yield found
-    found.close()
+def programs() -> SealedPrograms:
+    return SealedPrograms()
 
 
 @pytest.fixture
@@ -63,3 +61,12 @@ def test_so_is_all_where_labels_count(programs: SealedPrograms, program: Path, m
     monkeypatch.setattr(lsm, "has_selinux", lambda: True)
     assert programs.path(program) == program
     assert programs.path(program) == program
+
+
+def test_copies_end_with_their_keeper(program: Path) -> None:
+    programs = SealedPrograms()
+    copy = programs.path(program)
+    identity = copy.stat().st_ino
+    del programs
+    gc.collect()
+    assert not copy.exists() or copy.stat().st_ino != identity
