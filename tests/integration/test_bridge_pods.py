@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from ctypes.util import find_library
 from pathlib import Path
@@ -15,6 +16,7 @@ from support import cgroup_namespace
 from support.bridge import NODE, BridgeNode, fresh_node, run
 from support.daemon import Daemon, container_config, pod_config
 from support.images import build_busybox
+from support.patience import patient
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or find_library("nftables") is None, reason="wants root and libnftables1"
@@ -67,19 +69,19 @@ def run_server(daemon: Daemon, folder: Path) -> str:
 
 def fetch(node: BridgeNode, address: str) -> str:
     """Ask for the page from outside the node, with patience for a server that starts."""
-    for attempt in range(20):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with namespaces.call_in(node.outside, lambda f=family: socket.socket(f)) as client:  # type: ignore[misc]
-            client.settimeout(2)
+    deadline = time.monotonic() + patient(20)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    while True:
+        with namespaces.call_in(node.outside, lambda: socket.socket(family)) as client:
+            client.settimeout(patient(2))
             try:
                 client.connect((address, 8080))
             except ConnectionRefusedError:
-                if attempt == 19:
-                    raise
+                assert time.monotonic() < deadline, f"nobody listens at {address}"
+                time.sleep(0.05)
                 continue
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             return client.makefile().read()
-    raise AssertionError
 
 
 def test_a_pod_is_reached_through_the_daemons_lives(node: BridgeNode, daemon: Daemon, tmp_path: Path) -> None:
