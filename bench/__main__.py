@@ -119,7 +119,7 @@ def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> Bench:
     sizes = images.QUICK if wanted.quick else images.Sizes()
     references = images.push_all(folder, registry, "pulling" in wanted.only, sizes)
     found: list[Endpoint] = []
-    seconds = 4.0 if wanted.quick else 10.0
+    seconds = 3.0 if wanted.quick else 10.0
     bench = Bench(found, registry.host, references, folder / "logs", wanted.rounds, wanted.pods, seconds)
     makers: list[tuple[str, Callable[[], AbstractContextManager[Endpoint]]]]
     makers = [(name, partial(start, name, folder / f"node{n}", registry.host)) for n, name in enumerate(wanted.on)]
