@@ -106,11 +106,12 @@ def test_a_restart_of_the_host_leaves_pods_not_ready(node: Node) -> None:
 
 
 class Killer:
-    """Kills the daemon a given time after a call was sent."""
+    """Kills the daemon a given time after a call was sent; the client stays, to see the call fail."""
 
     def __init__(self, node: Node, delay_s: float) -> None:
+        assert node.daemon.process is not None
         self._node = node
-        self._thread = threading.Timer(delay_s, node.daemon.kill)
+        self._thread = threading.Timer(patient(delay_s), os.kill, (node.daemon.process.pid, signal.SIGKILL))
 
     def __enter__(self) -> "Killer":
         self._thread.start()
@@ -118,6 +119,7 @@ class Killer:
 
     def __exit__(self, *_: object) -> None:
         self._thread.join()
+        self._node.daemon.kill()
 
 
 @pytest.mark.parametrize("delay_ms", [0, 2, 5, 10, 15, 20, 25, 30, 40, 50, 70, 90])
