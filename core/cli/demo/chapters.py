@@ -198,8 +198,8 @@ async def swap_runtime(cast: Cast, pod: Pod, image: str) -> None:
     story.show("the containers ended politely", set(codes.values()) == {0}, codes)
     await _restart_with(cast, 'driver = "runc"', 'driver = "crun"')
     other = await _run_pod(cast, image)
-    monitors = [line for line in _command_lines() if other.containers["web"] in line]
-    story.show("its containers were made by crun", any("/crun " in line for line in monitors), monitors)
+    programs = _runtimes_of(other.containers["web"])
+    story.show("its containers were made by crun", programs == {"crun"}, programs)
     await _check_pod(cast, other)
 
 
@@ -305,6 +305,14 @@ def _command_lines() -> list[str]:
     return [
         path.read_bytes().replace(b"\0", b" ").decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline")
     ]
+
+
+def _runtimes_of(container: str) -> set[str]:
+    """Which of the two its monitor was given to run: as a file, or as a sealed copy of it in memory."""
+    words = [word for line in _command_lines() if container in line for word in line.split()]
+    paths = [Path(word.removeprefix("--runtime-arg=")) for word in words]
+    files = [path.readlink() if path.is_symlink() else path for path in paths]
+    return {path.name.removeprefix("memfd:").removesuffix(" (deleted)") for path in files} & {"runc", "crun"}
 
 
 def _host_namespace() -> Path:
