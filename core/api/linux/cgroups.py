@@ -119,7 +119,7 @@ class Hierarchies:
         for root in self.all:
             for folder in _tree(root + path):
                 found.update(map(int, (_read(f"{folder}/cgroup.procs") or "").split()))
-        return tuple(sorted(found - {0}))
+        return tuple(sorted(found - {0, os.getpid()}))
 
     def join(self, path: str, pid: int) -> None:
         """See the function of the same name."""
@@ -255,7 +255,11 @@ def kill(path: str, timeout_s: float = _KILL_S) -> None:
 
 
 def processes(path: str) -> tuple[int, ...]:
-    """Return the processes in a cgroup and those below; none for a cgroup that is not there."""
+    """Return the processes in a cgroup and those below; none for a cgroup that is not there.
+
+    The caller's own is never among them: a thread of it may have entered to start another one there (``enter``), and
+    whoever kills all of these must not kill himself.
+    """
     return _host().processes(path)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -172,6 +173,32 @@ async def test_a_program_is_spawned_in_a_folder_and_a_cgroup(tmp_path: Path, cgr
         process.close()
     assert Path.cwd() != tmp_path
     assert cgroup not in Path("/proc/self/cgroup").read_text()
+
+
+def test_a_thread_in_a_cgroup_does_not_make_its_process_one_to_be_killed(cgroup: str) -> None:
+    """Version 1: ``cgroup.procs`` lists a process as long as one thread of it is there, such as one that starts another."""
+    if cgroups.version() == 2:
+        with pytest.raises(Unsupported):
+            cgroups.enter(cgroup)
+        return
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        cgroups.enter(cgroup)
+        entered.set()
+        leave.wait(60)
+
+    cgroups.make(cgroup)
+    thread = threading.Thread(target=stay)
+    thread.start()
+    try:
+        assert entered.wait(60)
+        assert any(str(os.getpid()) in Path(root + cgroup, "cgroup.procs").read_text() for root in cgroups._host().made)
+        assert cgroups.processes(cgroup) == ()
+        cgroups.kill(cgroup)
+    finally:
+        leave.set()
+        thread.join()
 
 
 async def test_a_cgroup_that_somebody_is_making_is_made_ready(tmp_path: Path, cgroup: str) -> None:
