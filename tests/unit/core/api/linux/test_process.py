@@ -176,7 +176,7 @@ async def test_a_program_is_spawned_in_a_folder_and_a_cgroup(tmp_path: Path, cgr
 
 
 def test_a_thread_in_a_cgroup_does_not_make_its_process_one_to_be_killed(cgroup: str) -> None:
-    """Version 1: ``cgroup.procs`` has a process as long as one thread of it is there, such as one that starts another."""
+    """Version 1: ``cgroup.procs`` has a process as long as one thread of it is there, say one that starts another."""
     if cgroups.version() == 2:
         with pytest.raises(Unsupported):
             cgroups.enter(cgroup)
