@@ -17,7 +17,7 @@ from crinoid.plugins.runtimes.consoles import ConsoleSocket, set_size
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import STARTING_S, ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.stdio import PIPE_MODE
-from crinoid.plugins.runtimes.undo import finish
+from crinoid.core.api.finishing import finish
 
 
 class StreamedExecs:

@@ -17,7 +17,7 @@ from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import STARTING_S, ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.stdio import PIPE_MODE, ended_input
-from crinoid.plugins.runtimes.undo import finish
+from crinoid.core.api.finishing import finish
 
 _PIECE_BYTES = 1 << 16
 _LATER_S = 5

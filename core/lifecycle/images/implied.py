@@ -18,10 +18,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.files import open_in_root
 from crinoid.core.api.values.snapshot import LayerTarget, Mount, WhiteoutForm
 from crinoid.core.slots.snapshotter import SnapshotterSlot
-from crinoid.core.state.store import Ledger
+from crinoid.core.state.store import Ledger, LedgerEntry
 
 LOG = logging.getLogger(__name__)
 OWNER = "images"
@@ -48,11 +49,15 @@ async def _view(ledger: Ledger, slot: SnapshotterSlot, parent: str) -> AsyncIter
     try:
         yield await slot.create_snapshot(key, parent, readonly=True)
     finally:
-        try:
-            await slot.remove_snapshot(key)
-            ledger.strike(entry)
-        except CrinoidError as error:
-            LOG.warning("a read-only snapshot is left until the next start: %s", error.message)
+        await finish(_close_view(ledger, slot, key, entry))
+
+
+async def _close_view(ledger: Ledger, slot: SnapshotterSlot, key: str, entry: LedgerEntry) -> None:
+    try:
+        await slot.remove_snapshot(key)
+        ledger.strike(entry)
+    except CrinoidError as error:
+        LOG.warning("a read-only snapshot is left until the next start: %s", error.message)
 
 
 def lower_folders(mounts: Sequence[Mount]) -> tuple[Path, ...]:

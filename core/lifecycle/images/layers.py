@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images.artifacts import place_file
@@ -22,7 +23,7 @@ from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_lay
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
-from crinoid.core.state.store import Ledger
+from crinoid.core.state.store import Ledger, LedgerEntry
 
 LOG = logging.getLogger(__name__)
 LAYER = "layer"
@@ -113,10 +114,15 @@ class Layers:
             entry = self._ledger.amend(entry, facts | {"key": target.key})
             yield target
         except BaseException:
-            if await _discard(slot, preparing):
-                self._ledger.strike(entry)
+            await finish(self._give_up(slot, preparing, entry))
             raise
         self._ledger.strike(entry)
+
+    async def _give_up(
+        self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry
+    ) -> None:
+        if await _discard(slot, preparing):
+            self._ledger.strike(entry)
 
     async def _await_commit(self, slot: SnapshotterSlot, chain_id: str | None) -> None:
         if chain_id is None:

@@ -1,6 +1,5 @@
-"""Limits, versions, scratch folders, options, and work that is finished in spite of a cancellation."""
+"""Limits, versions, scratch folders and options."""
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from crinoid.plugins.runtimes.crun import CrunOptions
 from crinoid.plugins.runtimes.limits import beyond_update, oci_resources, split_lifted
 from crinoid.plugins.runtimes.runc import RuncOptions
 from crinoid.plugins.runtimes.scratch import Scratch
-from crinoid.plugins.runtimes.undo import finish
 from crinoid.plugins.runtimes.versions import numbers, read_features, read_version
 
 
@@ -72,30 +70,6 @@ def test_scratch_folders_are_swept_after_those_who_are_gone(tmp_path: Path) -> N
         assert folder.name.startswith(str(os.getpid()))
         assert not left.exists()
     assert list(scratch.directory.iterdir()) == []
-
-
-async def test_undoing_comes_to_its_end() -> None:
-    done: list[str] = []
-
-    async def undo() -> None:
-        await asyncio.sleep(0.02)
-        done.append("undone")
-
-    undoing = asyncio.ensure_future(finish(undo()))
-    for _ in range(2):
-        await asyncio.sleep(0.005)
-        undoing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await undoing
-    assert done == ["undone"]
-
-
-async def test_undoing_that_fails_says_so() -> None:
-    async def undo() -> None:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        await finish(undo())
 
 
 @pytest.mark.parametrize("options", [RuncOptions, CrunOptions])

@@ -22,7 +22,7 @@ from crinoid.core.api.errors import (
     Unsupported,
 )
 from crinoid.core.api.hooks import hookimpl
-from crinoid.core.api.testing.fakes import FakeSnapshotter
+from crinoid.core.api.testing.fakes import Call, FakeSnapshotter
 from crinoid.core.api.values.image import Credentials, Descriptor, ResolvedImage
 from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images import layers
@@ -345,6 +345,34 @@ async def test_close_waits_to_know_what_was_prepared(node: Node, image: BuiltIma
     await node.service.close()
     node.assert_nothing_half_made()
     await asyncio.wait({pulling})
+
+
+class SlowlyDiscardingSnapshotter(FakeSnapshotter):
+    """Discards layers when the test says so, one after the other, and none for a caller that is cancelled before."""
+
+    go: asyncio.Event
+
+    @hookimpl
+    async def discard_layer(self, key: str) -> None:
+        self.calls.append(Call("discard_layer", {"key": key}))
+        number = self.hooks_called.count("discard_layer")
+        await self.go.wait()
+        await asyncio.sleep(0.1 * (number - 1))
+        await super().discard_layer(key)
+
+
+async def test_discarding_ends_though_another_layer_fails_meanwhile(node: Node, publisher: Publisher) -> None:
+    bad = publisher.build("first", "second")
+    publisher.publish(node.source, bad, NAME)
+    SlowlyDiscardingSnapshotter.go = asyncio.Event()
+    slow = node.add_snapshotter("default", SlowlyDiscardingSnapshotter)
+    node.unpacker.failures += [CorruptContent("rubbish"), CorruptContent("rubbish, too")]
+    pulling = asyncio.create_task(node.pull())
+    await until(lambda: slow.hooks_called.count("discard_layer") == 2)
+    SlowlyDiscardingSnapshotter.go.set()  # the one that ends first cancels the other
+    with pytest.raises(CorruptContent, match="rubbish"):
+        await pulling
+    node.assert_nothing_half_made()
 
 
 async def test_close_does_not_wait_for_ever(node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch) -> None:
