@@ -18,6 +18,7 @@ from crinoid.plugins.networks.cni import chains, results, versions
 from crinoid.plugins.networks.cni.chains import Chain
 from crinoid.plugins.networks.cni.configuration import ConfigurationFolder, Folder, Network
 from crinoid.plugins.networks.cni.execution import SupportedVersions, find_plugin
+from crinoid.plugins.networks.cni.firsts import Firsts
 from crinoid.plugins.networks.cni.gate import Gate
 from crinoid.plugins.networks.cni.plans import (
     LOOPBACK,
@@ -76,6 +77,7 @@ class CniNetwork:
         self._supported = SupportedVersions(config.status_timeout_s)
         self._timeouts = chains.Timeouts(config.add_timeout_s, config.delete_timeout_s)
         self._gate = Gate()
+        self._firsts = Firsts()
         self._pod_cidrs: tuple[str, ...] = ()
         self._attached: dict[str, Plan] = {}
 
@@ -111,7 +113,8 @@ class CniNetwork:
             self._attached[written.container_id] = written
             if written.kernel_loopback:
                 await _bring_up_loopback(written.netns)
-            return await self._add_all(written)
+            async with self._firsts.alone_if_first(written):
+                return await self._add_all(written)
 
     @hookimpl
     async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
