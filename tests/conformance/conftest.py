@@ -61,6 +61,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in item.iter_markers("differs"):
             if runtime in marker.kwargs:
                 item.add_marker(pytest.mark.xfail(reason=marker.kwargs[runtime], strict=strict))
+        for marker in item.iter_markers("differs_at_times"):
+            if runtime in marker.kwargs:
+                item.add_marker(pytest.mark.xfail(reason=marker.kwargs[runtime], strict=False))
         item.add_marker(pytest.mark.integration)
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="real containers need root"))

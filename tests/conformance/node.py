@@ -24,6 +24,9 @@ from support.patience import patient
 differs = pytest.mark.differs
 """``differs(containerd="why")``: that runtime fails the test for this reason; that it still does is proven, too."""
 
+differs_at_times = pytest.mark.differs_at_times
+"""The same where a race of that runtime decides it: it may pass, too."""
+
 OLD = "containerd 1.6 speaks the API of Kubernetes 1.24 to 1.26, which has no such field or RPC"
 UNKNOWN = "containerd answers Unknown where a status code tells what is wrong"
 LENIENT = "containerd takes the request and leaves out what is wrong in it"
