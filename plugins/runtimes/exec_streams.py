@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.descriptors import FdSink, FdSource, make_pipe
 from crinoid.core.api.sessions import ExecSession
 from crinoid.core.api.values.runtime import ContainerHandle, ExecStreamRequest, TerminalSize
@@ -17,7 +18,6 @@ from crinoid.plugins.runtimes.consoles import ConsoleSocket, set_size
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import STARTING_S, ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.stdio import PIPE_MODE
-from crinoid.core.api.finishing import finish
 
 
 class StreamedExecs:

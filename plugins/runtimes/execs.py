@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterator, Sequence
 
 from crinoid.core.api.errors import DeadlineExceeded
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.values.runtime import ContainerHandle, ExecOutput, ExecRequest
 from crinoid.plugins.runtimes import conmon
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import STARTING_S, ExecProcess, ExecSetup
 from crinoid.plugins.runtimes.stdio import PIPE_MODE, ended_input
-from crinoid.core.api.finishing import finish
 
 _PIECE_BYTES = 1 << 16
 _LATER_S = 5

@@ -25,6 +25,7 @@ from crinoid.core.api.errors import (
     NotFound,
     Unsupported,
 )
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
@@ -68,7 +69,6 @@ from crinoid.plugins.runtimes.sealing import SealedPrograms
 from crinoid.plugins.runtimes.seccomp import Filter, SeccompFilters
 from crinoid.plugins.runtimes.starting import FIFO
 from crinoid.plugins.runtimes.stdio import open_streams
-from crinoid.core.api.finishing import finish
 
 _DETACH_S = 10.0
 _MONITOR_END_S = 5.0  # it may have a flood of output to write

@@ -118,9 +118,7 @@ class Layers:
             raise
         self._ledger.strike(entry)
 
-    async def _give_up(
-        self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry
-    ) -> None:
+    async def _give_up(self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry) -> None:
         if await _discard(slot, preparing):
             self._ledger.strike(entry)
 
