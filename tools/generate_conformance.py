@@ -35,7 +35,7 @@ class Marks:
             callspec = getattr(item, "callspec", None)
             if callspec is None or callspec.params.get("runtime_under_test") != "containerd":
                 continue
-            for marker in item.iter_markers("differs"):
+            for marker in (*item.iter_markers("differs"), *item.iter_markers("differs_at_times")):
                 if reason := marker.kwargs.get("containerd"):
                     self.reasons[reason][f"{item.path.name}::{item.originalname}"] += 1  # type: ignore[attr-defined]
 
