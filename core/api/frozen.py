@@ -9,6 +9,7 @@ pydantic a dataclass like any other. Authors of drivers may use either.
 import dataclasses
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_origin
 
@@ -18,6 +19,9 @@ C = TypeVar("C", bound=type[Any])
 
 _METHODS = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
 _FACTS = ("__dataclass_fields__", "__dataclass_params__", "__match_args__")
+
+_making = threading.RLock()
+"""Held by the one thread that makes methods; making a class's may want those of the class it inherits from."""
 
 
 class _Fact:
@@ -60,9 +64,13 @@ def _defer(cls: C, kw_only: bool) -> C:
     inherited = {name for base in cls.__mro__[1:] for name in getattr(base, "__slots__", ())}
 
     def make() -> None:
-        whole = vars(dataclasses.dataclass(frozen=True, slots=True, kw_only=kw_only)(cls))
-        for name in missing:
-            setattr(made, name, whole[name])
+        with _making:
+            if not missing:  # another thread has made them meanwhile
+                return
+            whole = vars(dataclasses.dataclass(frozen=True, slots=True, kw_only=kw_only)(cls))
+            for name in missing:
+                setattr(made, name, whole[name])
+            missing.clear()
 
     missing = [name for name in (*_METHODS, *_FACTS) if body.get(name) is None]  # an own __eq__ makes __hash__ None
     body |= {name: _stand_in(name, make) if name in _METHODS else _Fact(name, make) for name in missing}

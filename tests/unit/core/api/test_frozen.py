@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import pickle
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -141,6 +142,33 @@ def test_methods_are_made_once_and_only_when_needed(monkeypatch: pytest.MonkeyPa
     assert made[1:] == [{"frozen": True, "slots": True, "kw_only": True}]
     assert part("a").name == "a"
     assert len(made) == 2
+
+
+def test_threads_may_need_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes while the first is making them: it waits, and does not make them again."""
+    begun, again = threading.Event(), threading.Event()
+
+    def hold_up(*arguments: Any, **options: Any) -> Any:
+        if begun.is_set():
+            again.set()
+        begun.set()
+        again.wait(0.5)  # in vain
+        return original(*arguments, **options)
+
+    @dataclass(frozen=True, slots=True)
+    class Late:
+        x: int
+
+    original = dataclasses.dataclass
+    monkeypatch.setattr(dataclasses, "dataclass", hold_up)
+    values: list[Late] = []
+    first = threading.Thread(target=lambda: values.append(Late(1)))
+    first.start()
+    assert begun.wait(60)
+    values.append(Late(1))
+    first.join(60)
+    assert values == [Late(1), Late(1)]
+    assert not again.is_set()
 
 
 def test_what_is_missing_can_be_made_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
