@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support.patience import patient
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "crinoid-network-ptp"
 
 
@@ -33,12 +35,14 @@ def python(tmp_path_factory: pytest.TempPathFactory, example: Path) -> Path:
     (packages / "base.pth").write_text("".join(lines))
     # Without its dependencies and without fetching a build tool: no network is needed.
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", str(example)]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(interpreter), *install], check=True, timeout=100)
+    pip = [sys.executable, "-m", "pip", "--python", str(interpreter)]
+    subprocess.run([*pip, *install], check=True, timeout=patient(100))
     return interpreter
 
 
 def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([python, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=100)
+    command, limit_s = [python, *arguments], patient(100)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=limit_s)
 
 
 def configure(folder: Path, options: str) -> str:

@@ -26,6 +26,7 @@ from support.images import (
     busybox_layer,
     make_layer,
 )
+from support.patience import patient
 from support.registry import Certificates, RunningRegistry, make_certificates, running_registry
 
 NAME = "registry.test/app:1"
@@ -48,7 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuiltImage]:
 
 
 def run(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=60)
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=patient(60))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ class Followed:
         self._thread.start()
 
     def take(self, count: int) -> list[Json]:
-        return [self._events.get(timeout=60) for _ in range(count)]
+        return [self._events.get(timeout=patient(60)) for _ in range(count)]
 
     def end(self) -> None:
         self._call.cancel()

@@ -192,7 +192,7 @@ def test_following_ends_at_an_interrupt(node: Node, ctl: Ctl, name: str) -> None
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=patient(20)) == ("", "")
     assert process.returncode == 130
     ctl("rmp", "-f", pod)
 
@@ -398,7 +398,8 @@ def slow_daemon(slow_image: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_a_pull_shows_its_layers_as_lines(slow_daemon: Daemon, slow_image: str) -> None:
-    finished = subprocess.run(command_of(slow_daemon, "pull", slow_image), capture_output=True, text=True, timeout=60)
+    pull = command_of(slow_daemon, "pull", slow_image)
+    finished = subprocess.run(pull, capture_output=True, text=True, timeout=patient(60))
     assert finished.stdout.startswith("Image is up to date for sha256:"), finished.stderr
     first, *steps, last = finished.stderr.splitlines()
     assert (first, last.rpartition(" in ")[0]) == (f"pulling {slow_image}", f"pulled {slow_image}")
@@ -406,7 +407,8 @@ def test_a_pull_shows_its_layers_as_lines(slow_daemon: Daemon, slow_image: str) 
 
 
 def test_a_pull_shows_bars_on_a_terminal(slow_daemon: Daemon, slow_image: str) -> None:
-    removed = subprocess.run(command_of(slow_daemon, "rmi", "-a"), capture_output=True, text=True, timeout=60)
+    remove = command_of(slow_daemon, "rmi", "-a")
+    removed = subprocess.run(remove, capture_output=True, text=True, timeout=patient(60))
     assert removed.stdout == f"Deleted: {slow_image}\n"
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}

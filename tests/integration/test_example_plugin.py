@@ -36,7 +36,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
     (packages / "base.pth").write_text("".join(lines))
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", str(copy)]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(interpreter), *install], check=True, timeout=100)
+    pip = [sys.executable, "-m", "pip", "--python", str(interpreter)]
+    subprocess.run([*pip, *install], check=True, timeout=patient(100))
     return str(interpreter)
 
 
@@ -62,7 +63,7 @@ def fetch(address: str, port: int) -> str:
     deadline = time.monotonic() + patient(60)
     while True:
         try:
-            with socket.create_connection((address, port), timeout=10) as connection:
+            with socket.create_connection((address, port), timeout=patient(10)) as connection:
                 return connection.makefile().read().strip()
         except ConnectionRefusedError:
             assert time.monotonic() < deadline

@@ -10,6 +10,7 @@ import pytest
 from crinoid.core.api.linux import cgroups
 from integration.conftest import RUNTIMES, Node
 from integration.pods import QUICK, Pod, confined, refused, until
+from support.patience import patient
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -132,4 +133,4 @@ def test_it_ends_with_its_container(pod: Pod, container: str) -> None:
         running = pool.submit(pod.node.execute, container, "sleep", "7200", timeout=0)
         until(lambda: "sleep 7200" in pod.node.execute(container, "ps", "-o", "args")[1])
         pod.node.call("StopContainer", container_id=container, timeout=0)
-        assert running.result(timeout=60)[0] == 137
+        assert running.result(timeout=patient(60))[0] == 137

@@ -1,5 +1,5 @@
-"""Odd requests to every RPC of a live daemon, twenty thousand and more: it answers each with a status that says what is
-wrong, leaks nothing, and lives.
+"""Odd requests to every RPC of a live daemon, twenty thousand and more, fewer on a slow machine: it answers each with
+a status that says what is wrong, leaks nothing, and lives.
 
 The daemon is in a network namespace without a way out; ``support.scrambling`` makes the requests, and keeps them
 harmless.
@@ -28,11 +28,12 @@ from support import network_namespace
 from support.cri import RPCS
 from support.daemon import Daemon, container_config, pod_config
 from support.images import build_busybox
-from support.patience import patient
+from support.patience import SLOWNESS, patient
 from support.scrambling import Confines, Draw, mutate, scramble, tame
 
-EXAMPLES, ODD, DAMAGED = 40, 3, 9
-LEAST = 20_000
+EXAMPLES, ODD, DAMAGED = max(4, int(40 / SLOWNESS)), 3, 9
+"""Batches of requests for each RPC; a tenth where a machine is ten times as slow, or they would take hours."""
+LEAST = 500 * EXAMPLES
 PATIENCE_S = 5.0
 BAD = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 IDLE = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")

@@ -15,6 +15,7 @@ import pytest
 
 from crinoid import __version__
 from crinoid.core.slots.roles import ROLES
+from support.patience import patient
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("core", "plugins", "src", "pyproject.toml", "README.md", "LICENSE")
@@ -31,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(REPOSITORY / name, copy / name)
     command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
-    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=100)
+    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=patient(100))
     (found,) = built.glob("*.whl")
     return found
 
@@ -44,14 +45,14 @@ def crinoid(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = next((folder / "lib").glob("python*/site-packages"))
     (packages / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")  # without its own .pth files
     install = ["--python", str(folder / "bin/python"), "install", "--quiet", "--no-deps", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=100)
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=patient(100))
     return folder / "bin/crinoid"
 
 
 def run(program: Path, *arguments: str, cwd: Path) -> str:
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CRINOID_CONFIG")}
     done = subprocess.run(
-        [program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=60
+        [program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=patient(60)
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
