@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from support.patience import patient
+
 CHAPTERS = (
     "A node of its own",
     "One image, from two sources",
@@ -42,7 +44,7 @@ def find_remains(told: str) -> set[str]:
 
 
 def test_it_is_told_to_its_end() -> None:
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=patient(110), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     for number, title in enumerate(CHAPTERS, start=1):
@@ -63,7 +65,7 @@ def test_a_step_that_is_not_as_told_ends_it_with_1(tmp_path: Path) -> None:
     )
     binary.chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=110, check=False, env=env)
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=patient(110), check=False, env=env)
     assert done.returncode == 1
     assert f"\n7. {CHAPTERS[6]}\n" in done.stdout
     assert f"\n8. {CHAPTERS[7]}\n" not in done.stdout
@@ -83,14 +85,14 @@ def test_it_can_be_interrupted() -> None:
                 break
         time.sleep(0.05)
         playing.send_signal(signal.SIGTERM)
-        _, errors = playing.communicate(timeout=110)
+        _, errors = playing.communicate(timeout=patient(110))
     assert (playing.returncode, errors) == (128 + signal.SIGTERM, "")
     assert find_remains(told) == set()
 
 
 def test_it_names_the_packages_that_it_wants(tmp_path: Path) -> None:
     env = os.environ | {"PATH": str(tmp_path)}
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=110, check=False, env=env)
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=patient(110), check=False, env=env)
     assert done.returncode == 1
     assert "apt-get install" in done.stderr
     assert "docker-registry" in done.stderr

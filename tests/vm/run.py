@@ -5,7 +5,7 @@
 
 The guest is this machine as another kernel sees it: pure cgroup v2, AppArmor, every capability, kernel
 modules. COMMAND starts where the caller stands, with the caller's environment; what it changes is thrown
-away. /tmp and /var/lib are fresh, on a real ext4 disk (overlay mounts work there); this machine's own files
+away. /tmp, /var/tmp and /var/lib are fresh, on a real ext4 disk (overlay mounts work there); this machine's own files
 are at /host, read-only. Standard output, standard error and the exit status come back as they are; what
 COMMAND leaves under $VM_OUT appears in DIR. 124 means timed out, 125 that the machine itself failed.
 There is no network but the guest's own. It is emulated, ten times as slow as the machine, unless --accel says kvm;
