@@ -1,6 +1,7 @@
 """What is not there, and what is done twice: status codes and idempotence of every RPC that takes an id."""
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -78,19 +79,7 @@ def test_metrics_are_served(node: Node, rpc: str) -> None:
 @pytest.mark.parametrize("rpc", ["StopContainer", "RemoveContainer"])
 def test_many_ask_for_the_same_end(node: Node, pod: Pod, rpc: str) -> None:
     container = node.idle(pod)
-    failures: list[Exception] = []
-
-    def end() -> None:
-        try:
-            node.call(rpc, container_id=container)
-        except Exception as error:  # noqa: BLE001  # shown by the assertion
-            failures.append(error)
-
-    threads = [threading.Thread(target=end) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    failures = _at_once(6, lambda: node.call(rpc, container_id=container))
     if node.runtime == "crinoid":
         assert failures == []
     node.call("RemoveContainer", container_id=container)
@@ -99,12 +88,14 @@ def test_many_ask_for_the_same_end(node: Node, pod: Pod, rpc: str) -> None:
 def test_many_ask_for_the_end_of_a_pod(node: Node) -> None:
     pod = node.run_pod()
     node.idle(pod)
-    threads = [
-        threading.Thread(target=node.call, args=("StopPodSandbox",), kwargs={"pod_sandbox_id": pod.id})
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    failures = _at_once(4, lambda: node.call("StopPodSandbox", pod_sandbox_id=pod.id))
+    if node.runtime == "crinoid":  # of containerd's, all but one may fail to delete the network
+        assert failures == []
     assert node.pod_status(pod)["state"] == "SANDBOX_NOTREADY"
+
+
+def _at_once(number: int, call: Callable[[], object]) -> list[BaseException]:
+    """Make a call several times at the same time; return what the calls raised."""
+    with ThreadPoolExecutor(number) as pool:
+        calls = [pool.submit(call) for _ in range(number)]
+    return [error for one in calls if (error := one.exception()) is not None]
