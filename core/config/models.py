@@ -216,7 +216,7 @@ class RuntimeDeadlines(Deadlines):
     exec_sync: Seconds = 90.0
     """What exec_sync may take beyond the timeout of its request."""
     stats: Seconds = 10.0
-    """stats of one container."""
+    """stats of one container, or of all at one look."""
 
 
 class NetworkDeadlines(Deadlines):

@@ -35,7 +35,12 @@ from crinoid.core.cri.encode.pods import (
     encode_pod_status_rest,
     encode_restored,
 )
-from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
+from crinoid.core.cri.encode.stats import (
+    encode_container_stats,
+    encode_container_stats_list,
+    encode_pod_stats,
+    encode_pod_stats_list,
+)
 from crinoid.core.cri.lists import EncodedList, frame, frame_item, join_batches
 from crinoid.core.cri.services import Services
 from crinoid.core.cri.statuses import EncodedStatuses
@@ -255,7 +260,7 @@ class RuntimeService:
         self, request: api_pb2.ListContainerStatsRequest
     ) -> api_pb2.ListContainerStatsResponse:
         usages = await self._stats.containers(decode_container_stats_filter(request.filter))
-        return api_pb2.ListContainerStatsResponse(stats=map(encode_container_stats, usages))
+        return encode_container_stats_list(usages)
 
     async def stream_container_stats(self, request: api_pb2.StreamContainerStatsRequest) -> AsyncGenerator[bytes, None]:
         async for usages in self._stats.container_batches(decode_container_stats_filter(request.filter)):
@@ -270,7 +275,7 @@ class RuntimeService:
         self, request: api_pb2.ListPodSandboxStatsRequest
     ) -> api_pb2.ListPodSandboxStatsResponse:
         usages = await self._stats.pods(decode_pod_stats_filter(request.filter))
-        return api_pb2.ListPodSandboxStatsResponse(stats=map(encode_pod_stats, usages))
+        return encode_pod_stats_list(usages)
 
     async def stream_pod_sandbox_stats(
         self, request: api_pb2.StreamPodSandboxStatsRequest

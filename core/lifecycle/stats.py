@@ -1,13 +1,15 @@
 """What containers and pods use: from their runtime, their cgroups, their snapshotter and their network namespace.
 
-A look at several objects reads them all in one pass: what blocks is done by one thread for all of them, which enters
-one network namespace after the other. Nothing runs in the background. The rate of CPU use is taken between two looks
-at least a second apart, as peers do; writable layers are measured every ten seconds at most.
+A look at several objects reads them all in one pass: a runtime is asked for all its containers at once, and one thread
+reads the pods' cgroups, another enters one network namespace after the other. Nothing runs in the background. The rate
+of CPU use is taken between two looks at least a second apart, as peers do; writable layers are measured every ten
+seconds at most.
 """
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +27,7 @@ from crinoid.core.state.store import Store
 
 T = TypeVar("T")
 MIN_INTERVAL_NS = 1_000_000_000
+_READ_BYTES = 1 << 14
 BATCH = 32
 """Objects that are measured at the same time for a stream."""
 
@@ -72,7 +75,8 @@ class StatsService:
 
     async def container(self, container_id: str) -> ContainerUsage:
         """Measure one container, its writable layer too. Raises NotFound."""
-        return await self._container(self._store.containers.find(container_id), anew=True)
+        (usage,) = await self._containers([self._store.containers.find(container_id)], anew=True)
+        return usage
 
     async def containers(self, wanted: ContainerFilter) -> list[ContainerUsage]:
         """Measure the containers that fit, but for those that have ended."""
@@ -108,36 +112,52 @@ class StatsService:
         """Tell what a container's writable layer took a short while ago."""
         return await self._writables.measure(pod.snapshotter if pod else "", record.id)
 
-    async def _containers(self, records: Iterable[ContainerRecord]) -> list[ContainerUsage]:
-        return await asyncio.gather(*(self._container(record) for record in records))
+    async def _containers(self, records: Sequence[ContainerRecord], anew: bool = False) -> list[ContainerUsage]:
+        usages = await self._usages(records)
+        layers = await self._layers(records, anew)
+        return [
+            ContainerUsage(one, usage, self._rate(one, usage), layer.usage, layer.timestamp_ns, layer.mountpoint)
+            for one, layer in zip(records, layers, strict=True)
+            for usage in (usages.get(one.id),)
+        ]
 
-    async def _container(self, record: ContainerRecord, anew: bool = False) -> ContainerUsage:
-        pod = self._store.pods.get(record.pod_id)
-        usage = await self._usage(record, pod)
-        rate = None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
-        layer = await self._writables.measure(pod.snapshotter if pod else "", record.id, anew)
-        return ContainerUsage(record, usage, rate, layer.usage, layer.timestamp_ns, layer.mountpoint)
+    async def _usages(self, records: Sequence[ContainerRecord]) -> Mapping[str, CgroupUsage | None]:
+        """Read what those use that run, by their ids: each runtime is asked for all of its own at once."""
+        of_runtimes: dict[str, list[ContainerRecord]] = {}
+        for one in records:
+            pod = self._store.pods.get(one.pod_id)
+            if pod is not None and one.state is ContainerState.RUNNING and pod.runtime in self._slots.runtimes:
+                of_runtimes.setdefault(pod.runtime, []).append(one)
+        found = await asyncio.gather(*(self._of_runtime(name, its) for name, its in of_runtimes.items()))
+        return {id_: usage for usages in found for id_, usage in usages}
 
-    async def _usage(self, record: ContainerRecord, pod: PodRecord | None) -> CgroupUsage | None:
-        slot = self._slots.runtimes.get(pod.runtime if pod else "")
-        if slot is None or record.state is not ContainerState.RUNNING:
-            return None
-        try:
-            return await slot.stats(record.handle)
-        except NotFound:
-            return None
+    async def _of_runtime(
+        self, name: str, records: Sequence[ContainerRecord]
+    ) -> Iterable[tuple[str, CgroupUsage | None]]:
+        usages = await self._slots.runtimes[name].stats_many([one.handle for one in records])
+        return zip((one.id for one in records), usages, strict=True)
+
+    async def _layers(self, records: Sequence[ContainerRecord], anew: bool) -> list[LayerUsage]:
+        """Tell what their writable layers take; only those that have to be measured are waited for."""
+        pods = [self._store.pods.get(one.pod_id) for one in records]
+        keys = [(pod.snapshotter if pod else "", one.id) for one, pod in zip(records, pods, strict=True)]
+        known = {key: None if anew else self._writables.known(*key) for key in keys}
+        missing = [key for key, layer in known.items() if layer is None]
+        measured = await asyncio.gather(*(self._writables.measure(*key, anew) for key in missing))
+        known.update(zip(missing, measured, strict=True))
+        return [layer for key in keys if (layer := known[key]) is not None]
 
     async def _pods(self, records: Sequence[PodRecord]) -> list[PodUsage]:
         places = [(record.cgroup_parent, record.namespaces.get("network")) for record in records]
         members = self._members(records)
         readings = await asyncio.to_thread(read_pods, places)
-        containers = {one.record.id: one for one in await self._containers(chain.from_iterable(members))}
+        containers = {one.record.id: one for one in await self._containers(list(chain.from_iterable(members)))}
         return [
-            PodUsage(record, usage, self._pod_rate(record, usage), network, tuple(containers[one.id] for one in own))
+            PodUsage(record, usage, self._rate(record, usage), network, tuple(containers[one.id] for one in own))
             for record, own, (usage, network) in zip(records, members, readings, strict=True)
         ]
 
-    def _pod_rate(self, record: PodRecord, usage: CgroupUsage | None) -> int | None:
+    def _rate(self, record: PodRecord | ContainerRecord, usage: CgroupUsage | None) -> int | None:
         return None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
 
     def _members(self, pods: Sequence[PodRecord]) -> list[list[ContainerRecord]]:
@@ -182,8 +202,12 @@ def read_networks(pins: Sequence[Path | None]) -> list[NetworkUsage | None]:
 
 def _read_interfaces() -> NetworkUsage:
     """Read those of the calling thread's namespace."""
-    with open("/proc/thread-self/net/dev", encoding="utf-8") as file:
-        return NetworkUsage(time.time_ns(), tuple(parse_interfaces(file.read())))
+    fd = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b"".join(iter(lambda: os.read(fd, _READ_BYTES), b""))
+    finally:
+        os.close(fd)
+    return NetworkUsage(time.time_ns(), tuple(parse_interfaces(text.decode())))
 
 
 def parse_interfaces(text: str) -> list[InterfaceUsage]:
@@ -191,22 +215,21 @@ def parse_interfaces(text: str) -> list[InterfaceUsage]:
     found = []
     for line in text.splitlines()[2:]:
         name, _, counters = line.partition(":")
-        values = [int(value) for value in counters.split()]
-        if name.strip() != "lo":
-            found.append(_interface(name.strip(), values))
+        if (name := name.strip()) != "lo":
+            found.append(_interface(name, counters.split()))
     return found
 
 
-def _interface(name: str, values: list[int]) -> InterfaceUsage:
+def _interface(name: str, values: list[str]) -> InterfaceUsage:
     """Pick the columns: bytes, packets, errs and drop, of eight for receiving and then of those for sending."""
     return InterfaceUsage(
         name=name,
-        rx_bytes=values[0],
-        rx_packets=values[1],
-        rx_errors=values[2],
-        rx_dropped=values[3],
-        tx_bytes=values[8],
-        tx_packets=values[9],
-        tx_errors=values[10],
-        tx_dropped=values[11],
+        rx_bytes=int(values[0]),
+        rx_packets=int(values[1]),
+        rx_errors=int(values[2]),
+        rx_dropped=int(values[3]),
+        tx_bytes=int(values[8]),
+        tx_packets=int(values[9]),
+        tx_errors=int(values[10]),
+        tx_dropped=int(values[11]),
     )

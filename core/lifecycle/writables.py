@@ -42,10 +42,13 @@ class WritableLayers:
         slot = self._snapshotters.get(snapshotter)
         if slot is None:
             return LayerUsage(time.time_ns(), "", None)
+        known = None if anew else self.known(snapshotter, key)
+        return known or await self._measure(slot, key)
+
+    def known(self, snapshotter: str, key: str) -> LayerUsage | None:
+        """Return what is known of a snapshot's writable layer and serves still."""
         until_s, known = self._known.get((snapshotter, key), (0.0, None))
-        if known is not None and not anew and time.monotonic() < until_s:
-            return known
-        return await self._measure(slot, key)
+        return known if known is not None and time.monotonic() < until_s else None
 
     def keep(self, keys: Container[str]) -> None:
         """Forget all snapshots but these."""

@@ -36,6 +36,19 @@ def tuple_of(expected: type[T]) -> Check[tuple[T, ...]]:
     return lambda answer: tuple(check_element(element) for element in check_whole(answer))
 
 
+def places(expected: type[T], count: int) -> Check[tuple[T | None, ...]]:
+    """The answer is a tuple of so many elements, each of this type or nothing."""
+    check_whole, check_element = one(tuple), one_or_none(expected)
+
+    def check(answer: object) -> tuple[T | None, ...]:
+        found = tuple(check_element(element) for element in check_whole(answer))
+        if len(found) != count:
+            raise DriverError(f"returned {len(found)} values where {count} are due")
+        return found
+
+    return check
+
+
 def layers(answer: object) -> tuple[tuple[str, str | None], ...]:
     """The answer is a tuple of chain ids with their parents."""
     pairs = tuple_of(tuple)(answer)

@@ -35,7 +35,7 @@ ROLES: Mapping[str, Role] = {
             "crinoid.runtimes",
             RuntimeHooks,
             frozenset(
-                {"start_pod", "stop_pod", "exec_stream", "attach"}
+                {"start_pod", "stop_pod", "exec_stream", "attach", "stats_many"}
                 | {"check_checkpoint", "pause", "resume", "checkpoint", "restore"}
             ),
             "rt",

@@ -1,8 +1,10 @@
 """The runtime role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/runtime`` with their types."""
 
+import asyncio
 import math
+from collections.abc import Sequence
 
-from crinoid.core.api.errors import NotImplementedHere
+from crinoid.core.api.errors import NotFound, NotImplementedHere
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources
@@ -20,7 +22,7 @@ from crinoid.core.api.values.runtime import (
     RuntimeState,
 )
 from crinoid.core.api.values.stats import CgroupUsage
-from crinoid.core.slots.answers import nothing, one
+from crinoid.core.slots.answers import nothing, one, places
 from crinoid.core.slots.calls import Slot
 
 _EXEC_SESSION = one(ExecSession)  # type: ignore[type-abstract]  # it is only asked whether it is one
@@ -96,6 +98,19 @@ class RuntimeSlot(Slot):
     async def stats(self, handle: ContainerHandle) -> CgroupUsage:
         """Read what the container uses."""
         return await self._ask("stats", one(CgroupUsage), handle=handle)
+
+    async def stats_many(self, handles: Sequence[ContainerHandle]) -> Sequence[CgroupUsage | None]:
+        """Read what many containers use, one by one where the driver can't at one look; ``None``: it has ended."""
+        if not self.implements("stats_many"):
+            return await asyncio.gather(*(self._stats_or_none(handle) for handle in handles))
+        check = places(CgroupUsage, len(handles))
+        return await self._ask("stats_many", check, self._deadlines.of("stats"), handles=tuple(handles))
+
+    async def _stats_or_none(self, handle: ContainerHandle) -> CgroupUsage | None:
+        try:
+            return await self.stats(handle)
+        except NotFound:
+            return None
 
     async def check_checkpoint(self) -> None:
         """Raise Unsupported, or NotImplementedHere, where containers can't be checkpointed and restored."""

@@ -112,6 +112,13 @@ class RuntimeHooks:
         """Read what the container uses now. Raises NotFound once it has ended."""
 
     @hookspec
+    async def stats_many(self, handles: tuple[ContainerHandle, ...]) -> tuple[CgroupUsage | None, ...]:  # type: ignore[empty-body]
+        """Optional. Do as ``stats`` does for many containers at one look; ``None`` in the place of one that has ended.
+
+        A kubelet asks for all of a node each ten seconds. Of a driver that lacks this, ``stats`` is called for each.
+        """
+
+    @hookspec
     async def check_checkpoint(self) -> None:
         """Optional. Raise Unsupported, saying what is missing, where processes can't be checkpointed and restored."""
 

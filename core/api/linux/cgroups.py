@@ -293,6 +293,11 @@ def read_usage(path: str) -> CgroupUsage:
     return _host().read_usage(path)
 
 
+def read_usages(paths: Iterable[str]) -> list[CgroupUsage | None]:
+    """Read what several cgroups use, each as ``read_usage`` does; ``None`` in the place of one that is not there."""
+    return [_usage_or_none(path) for path in paths]
+
+
 def read_file(path: str, name: str) -> str | None:
     """Read one file of a cgroup, such as ``memory.stat``; ``None`` where there is none.
 
@@ -395,46 +400,53 @@ def _delegate(root: str, path: str) -> None:
                     _write(f"{folder}/cgroup.subtree_control", f"+{name}")
 
 
+def _usage_or_none(path: str) -> CgroupUsage | None:
+    try:
+        return _host().read_usage(path)
+    except NotFound:
+        return None
+
+
 def _read_usage_v1(by_controller: Mapping[str, str], path: str) -> CgroupUsage:
-    cpuacct = _read(f"{by_controller.get('cpuacct', '')}{path}/cpuacct.usage")
+    cpuacct = _read_bytes(f"{by_controller.get('cpuacct', '')}{path}/cpuacct.usage")
     memory_folder = f"{by_controller.get('memory', '')}{path}"
-    usage = _read(f"{memory_folder}/memory.usage_in_bytes")
+    usage = _read_bytes(f"{memory_folder}/memory.usage_in_bytes")
     if cpuacct is None and usage is None:
         raise NotFound(f"cgroup {path} does not exist")
-    memory = _table(_read(f"{memory_folder}/memory.stat"))
-    limit = int(memory.get("hierarchical_memory_limit", _NO_LIMIT))
-    both = int(memory.get("hierarchical_memsw_limit", _NO_LIMIT))
+    memory = _lines(_read_bytes(f"{memory_folder}/memory.stat"))
+    limit = _figure(memory, b"\nhierarchical_memory_limit ") or _NO_LIMIT
+    both = _figure(memory, b"\nhierarchical_memsw_limit ") or _NO_LIMIT
     used = int(usage or 0)
     return CgroupUsage(
         timestamp_ns=time.time_ns(),
         cpu_ns=int(cpuacct or 0),
         memory_usage_bytes=used,
-        memory_working_set_bytes=max(0, used - int(memory.get("total_inactive_file", 0))),
-        memory_rss_bytes=int(memory.get("total_rss", 0)),
+        memory_working_set_bytes=max(0, used - (_figure(memory, b"\ntotal_inactive_file ") or 0)),
+        memory_rss_bytes=_figure(memory, b"\ntotal_rss ") or 0,
         memory_limit_bytes=limit if limit < _NO_LIMIT else None,
-        page_faults=int(memory.get("total_pgfault", 0)),
-        major_page_faults=int(memory.get("total_pgmajfault", 0)),
-        swap_usage_bytes=_number(memory.get("total_swap")),
+        page_faults=_figure(memory, b"\ntotal_pgfault ") or 0,
+        major_page_faults=_figure(memory, b"\ntotal_pgmajfault ") or 0,
+        swap_usage_bytes=_figure(memory, b"\ntotal_swap "),
         swap_limit_bytes=max(0, both - limit) if both < _NO_LIMIT else None,
-        pids=int(_read(f"{by_controller.get('pids', '')}{path}/pids.current") or 0),
+        pids=int(_read_bytes(f"{by_controller.get('pids', '')}{path}/pids.current") or 0),
     )
 
 
 def _read_usage_v2(folder: str) -> CgroupUsage:
-    cpu = _read(f"{folder}/cpu.stat")
+    cpu = _read_bytes(f"{folder}/cpu.stat")
     if cpu is None:
         raise NotFound(f"cgroup {folder} does not exist")
-    memory = _table(_read(f"{folder}/memory.stat"))
+    memory = _lines(_read_bytes(f"{folder}/memory.stat"))
     used = _number(_read(f"{folder}/memory.current")) or 0
     return CgroupUsage(
         timestamp_ns=time.time_ns(),
-        cpu_ns=int(_table(cpu).get("usage_usec", 0)) * 1000,
+        cpu_ns=(_figure(_lines(cpu), b"\nusage_usec ") or 0) * 1000,
         memory_usage_bytes=used,
-        memory_working_set_bytes=max(0, used - int(memory.get("inactive_file", 0))),
-        memory_rss_bytes=int(memory.get("anon", 0)),
+        memory_working_set_bytes=max(0, used - (_figure(memory, b"\ninactive_file ") or 0)),
+        memory_rss_bytes=_figure(memory, b"\nanon ") or 0,
         memory_limit_bytes=_number(_read(f"{folder}/memory.max")),
-        page_faults=int(memory.get("pgfault", 0)),
-        major_page_faults=int(memory.get("pgmajfault", 0)),
+        page_faults=_figure(memory, b"\npgfault ") or 0,
+        major_page_faults=_figure(memory, b"\npgmajfault ") or 0,
         swap_usage_bytes=_number(_read(f"{folder}/memory.swap.current")),
         swap_limit_bytes=_number(_read(f"{folder}/memory.swap.max")),
         pids=_number(_read(f"{folder}/pids.current")) or 0,
@@ -444,10 +456,18 @@ def _read_usage_v2(folder: str) -> CgroupUsage:
     )
 
 
-def _table(text: str | None) -> dict[str, str]:
-    """Read names and numbers; of the many, few are looked at, so they stay text."""
-    words = (text or "").split()
-    return dict(zip(words[::2], words[1::2], strict=True))
+def _lines(content: bytes | None) -> bytes:
+    """Lines of a name and a number each, with a line's end on either side of all of them, for ``_figure``."""
+    return b"\n%b\n" % (content or b"")
+
+
+def _figure(lines: bytes, name: bytes) -> int | None:
+    """Find the number behind a name (``b"\\nanon "``); cheaper than to take apart all lines for a few."""
+    found = lines.find(name)
+    if found < 0:
+        return None
+    start = found + len(name)
+    return int(lines[start : lines.index(b"\n", start)])
 
 
 def _number(text: str | None) -> int | None:
@@ -601,11 +621,16 @@ def _write(file: str, value: str) -> None:
 
 
 def _read(file: str) -> str | None:
+    content = _read_bytes(file)
+    return None if content is None else content.decode()
+
+
+def _read_bytes(file: str) -> bytes | None:
     """Read one file at one go; ``None`` where there is none, or where the kernel has it switched off."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = _read_all(fd)
+            return _read_all(fd)
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
@@ -614,7 +639,6 @@ def _read(file: str) -> str | None:
         if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):  # pressure is off; the cgroup goes away meanwhile
             return None
         raise
-    return content.decode()
 
 
 def _read_all(fd: int) -> bytes:

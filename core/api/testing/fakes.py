@@ -307,7 +307,13 @@ class FakeRuntime(Recorder):
         await self._enter("stats", handle=handle)
         if self._get(handle).ended.done():
             raise NotFound(f"container {handle.container_id} has ended")
-        return CgroupUsage(timestamp_ns=time.time_ns(), cpu_ns=1, memory_usage_bytes=1 << 20, pids=1)
+        return _usage()
+
+    @hookimpl
+    async def stats_many(self, handles: tuple[ContainerHandle, ...]) -> tuple[CgroupUsage | None, ...]:
+        await self._enter("stats_many", handles=handles)
+        known = [self._containers.get(handle.container_id) for handle in handles]
+        return tuple(None if one is None or one.ended.done() else _usage() for one in known)
 
     @hookimpl
     async def check_checkpoint(self) -> None:
@@ -354,6 +360,10 @@ class FakeRuntime(Recorder):
             return self._containers[handle.container_id]
         except KeyError:
             raise NotFound(f"container {handle.container_id} is not there") from None
+
+
+def _usage() -> CgroupUsage:
+    return CgroupUsage(timestamp_ns=time.time_ns(), cpu_ns=1, memory_usage_bytes=1 << 20, pids=1)
 
 
 class FakeNetwork(Recorder):

@@ -226,6 +226,21 @@ class BoundRuntime:
         """See the hook."""
         return await self._answer("stats", CgroupUsage, handle=handle)
 
+    async def stats_many(self, *handles: ContainerHandle) -> tuple[CgroupUsage | None, ...]:
+        """See the hook; without it, ``stats`` of each."""
+        if not self._hook.stats_many.get_hookimpls():
+            return tuple([await self._stats_or_none(handle) for handle in handles])
+        answer: tuple[CgroupUsage | None, ...] = await self._answer("stats_many", tuple, handles=handles)
+        assert len(answer) == len(handles), f"{len(handles)} containers have {len(answer)} answers"
+        assert all(isinstance(one, CgroupUsage | None) for one in answer), f"stats_many answered {answer!r}"
+        return answer
+
+    async def _stats_or_none(self, handle: ContainerHandle) -> CgroupUsage | None:
+        try:
+            return await self.stats(handle)
+        except NotFound:
+            return None
+
     async def check_checkpoint(self) -> None:
         """See the hook."""
         await self._answer("check_checkpoint", NoneType)
@@ -1024,6 +1039,22 @@ class RuntimeContract:
         await bench.runtime.wait(request.handle)
         with pytest.raises(NotFound):
             await bench.runtime.stats(request.handle)
+
+    async def test_stats_of_many(self, bench: Workbench) -> None:
+        """Each is in its place; one that ended, and one that never was, have none."""
+        made = [await bench.start("sleep", "1000") for _ in range(3)]
+        waiting = await bench.create("sleep", "1000")
+        await bench.runtime.kill(made[1].handle, signal.SIGKILL)
+        await bench.runtime.wait(made[1].handle)
+        resources = LinuxResources(memory_limit_bytes=64 << 20)
+        await bench.runtime.update(made[2].handle, resources)
+        handles = [one.handle for one in (*made, bench.request("true"), waiting)]
+        first, ended, third, absent, created = await bench.runtime.stats_many(*handles)
+        assert (ended, absent) == (None, None)
+        assert first is not None and third is not None and created is not None
+        assert (first.pids, third.pids, third.memory_limit_bytes) == (1, 1, 64 << 20)
+        assert first.memory_limit_bytes != third.memory_limit_bytes
+        assert await bench.runtime.stats_many() == ()
 
     # logs
 

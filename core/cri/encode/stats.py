@@ -1,143 +1,178 @@
-"""What containers and pods use. A reading that the host does not give is absent, which is not the same as 0."""
+"""What containers and pods use. A reading that the host does not give is absent, which is not the same as 0.
+
+Messages are filled where they stand: protobuf copies one that is given to another, by encoding and decoding it.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
 
 from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage, Pressure, PressureStats
-from crinoid.core.cri.encode.containers import encode_container_metadata
-from crinoid.core.cri.encode.images import encode_disk_usage
-from crinoid.core.cri.encode.pods import encode_pod_metadata
 from crinoid.core.cri.wire import api_pb2
 from crinoid.core.lifecycle.queries import ContainerUsage, PodUsage
-from crinoid.core.state.records import ContainerRecord, PodRecord
 
 _NS_PER_US = 1000
 
 
+class _Usage(Protocol):
+    """The fields that messages for pods and for containers have in common."""
+
+    @property
+    def cpu(self) -> api_pb2.CpuUsage: ...
+
+    @property
+    def memory(self) -> api_pb2.MemoryUsage: ...
+
+    @property
+    def io(self) -> api_pb2.IoUsage: ...
+
+
 def encode_container_stats(container: ContainerUsage) -> api_pb2.ContainerStats:
     """A container's readings; of one that does not run only its writable layer is measured."""
-    usage = container.usage
-    return api_pb2.ContainerStats(
-        attributes=_encode_container_attributes(container.record),
-        cpu=_encode_cpu(usage, container.cpu_nano_cores) if usage else None,
-        memory=_encode_memory(usage) if usage else None,
-        writable_layer=_encode_writable_layer(container),
-        swap=_encode_swap(usage) if usage else None,
-        io=_encode_io(usage) if usage else None,
-    )
+    stats = api_pb2.ContainerStats()
+    _fill_container(stats, container)
+    return stats
 
 
 def encode_pod_stats(pod: PodUsage) -> api_pb2.PodSandboxStats:
     """A pod's readings as a whole, and those of its containers."""
-    usage = pod.usage
-    return api_pb2.PodSandboxStats(
-        attributes=_encode_pod_attributes(pod.record),
-        linux=api_pb2.LinuxPodSandboxStats(
-            cpu=_encode_cpu(usage, pod.cpu_nano_cores) if usage else None,
-            memory=_encode_memory(usage) if usage else None,
-            network=_encode_network(pod.network) if pod.network else None,
-            process=_encode_processes(usage) if usage else None,
-            containers=[encode_container_stats(container) for container in pod.containers],
-            io=_encode_io(usage) if usage else None,
-        ),
-    )
+    stats = api_pb2.PodSandboxStats()
+    _fill_pod(stats, pod)
+    return stats
 
 
-def _encode_container_attributes(record: ContainerRecord) -> api_pb2.ContainerAttributes:
-    return api_pb2.ContainerAttributes(
-        id=record.id,
-        metadata=encode_container_metadata(record.config.metadata),
-        labels=record.config.labels,
-        annotations=record.config.annotations,
-    )
+def encode_container_stats_list(containers: Iterable[ContainerUsage]) -> api_pb2.ListContainerStatsResponse:
+    """The readings of many containers."""
+    answer = api_pb2.ListContainerStatsResponse()
+    for container in containers:
+        _fill_container(answer.stats.add(), container)
+    return answer
 
 
-def _encode_pod_attributes(record: PodRecord) -> api_pb2.PodSandboxAttributes:
-    return api_pb2.PodSandboxAttributes(
-        id=record.id,
-        metadata=encode_pod_metadata(record.config.metadata),
-        labels=record.config.labels,
-        annotations=record.config.annotations,
-    )
+def encode_pod_stats_list(pods: Iterable[PodUsage]) -> api_pb2.ListPodSandboxStatsResponse:
+    """The readings of many pods."""
+    answer = api_pb2.ListPodSandboxStatsResponse()
+    for pod in pods:
+        _fill_pod(answer.stats.add(), pod)
+    return answer
 
 
-def _encode_cpu(usage: CgroupUsage, nano_cores: int | None) -> api_pb2.CpuUsage:
-    return api_pb2.CpuUsage(
-        timestamp=usage.timestamp_ns,
-        usage_core_nano_seconds=_wrap(usage.cpu_ns),
-        usage_nano_cores=_wrap(nano_cores),
-        psi=_encode_pressure(usage.cpu_pressure),
-    )
+def _fill_container(stats: api_pb2.ContainerStats, container: ContainerUsage) -> None:
+    record, attributes = container.record, stats.attributes
+    attributes.id = record.id
+    attributes.metadata.name = record.config.metadata.name
+    attributes.metadata.attempt = record.config.metadata.attempt
+    attributes.labels.update(record.config.labels)
+    attributes.annotations.update(record.config.annotations)
+    if container.usage is not None:
+        _fill_usage(stats, container.usage, container.cpu_nano_cores)
+        _fill_swap(stats, container.usage)
+    _fill_writable_layer(stats, container)
 
 
-def _encode_memory(usage: CgroupUsage) -> api_pb2.MemoryUsage:
-    return api_pb2.MemoryUsage(
-        timestamp=usage.timestamp_ns,
-        working_set_bytes=_wrap(usage.memory_working_set_bytes),
-        available_bytes=_wrap(_remainder(usage.memory_limit_bytes, usage.memory_working_set_bytes)),
-        usage_bytes=_wrap(usage.memory_usage_bytes),
-        rss_bytes=_wrap(usage.memory_rss_bytes),
-        page_faults=_wrap(usage.page_faults),
-        major_page_faults=_wrap(usage.major_page_faults),
-        psi=_encode_pressure(usage.memory_pressure),
-    )
+def _fill_pod(stats: api_pb2.PodSandboxStats, pod: PodUsage) -> None:
+    metadata, attributes = pod.record.config.metadata, stats.attributes
+    attributes.id = pod.record.id
+    attributes.metadata.name = metadata.name
+    attributes.metadata.uid = metadata.uid
+    attributes.metadata.namespace = metadata.namespace
+    attributes.metadata.attempt = metadata.attempt
+    attributes.labels.update(pod.record.config.labels)
+    attributes.annotations.update(pod.record.config.annotations)
+    linux = stats.linux
+    linux.SetInParent()  # though there be nothing to tell
+    if pod.usage is not None:
+        _fill_usage(linux, pod.usage, pod.cpu_nano_cores)
+        linux.process.timestamp = pod.usage.timestamp_ns
+        _fill_number(linux.process.process_count, pod.usage.pids)
+    if pod.network is not None:
+        _fill_network(linux.network, pod.network)
+    for container in pod.containers:
+        _fill_container(linux.containers.add(), container)
 
 
-def _encode_swap(usage: CgroupUsage) -> api_pb2.SwapUsage | None:
+def _fill_usage(stats: _Usage, usage: CgroupUsage, nano_cores: int | None) -> None:
+    """CPU, memory and I/O."""
+    cpu = stats.cpu
+    cpu.timestamp = usage.timestamp_ns
+    _fill_number(cpu.usage_core_nano_seconds, usage.cpu_ns)
+    _fill_number(cpu.usage_nano_cores, nano_cores)
+    _fill_pressure(cpu, usage.cpu_pressure)
+    _fill_memory(stats.memory, usage)
+    if usage.io_pressure is not None:
+        stats.io.timestamp = usage.timestamp_ns
+        _fill_pressure(stats.io, usage.io_pressure)
+
+
+def _fill_memory(memory: api_pb2.MemoryUsage, usage: CgroupUsage) -> None:
+    memory.timestamp = usage.timestamp_ns
+    _fill_number(memory.working_set_bytes, usage.memory_working_set_bytes)
+    _fill_number(memory.available_bytes, _remainder(usage.memory_limit_bytes, usage.memory_working_set_bytes))
+    _fill_number(memory.usage_bytes, usage.memory_usage_bytes)
+    _fill_number(memory.rss_bytes, usage.memory_rss_bytes)
+    _fill_number(memory.page_faults, usage.page_faults)
+    _fill_number(memory.major_page_faults, usage.major_page_faults)
+    _fill_pressure(memory, usage.memory_pressure)
+
+
+def _fill_swap(stats: api_pb2.ContainerStats, usage: CgroupUsage) -> None:
     if usage.swap_usage_bytes is None:
-        return None
-    return api_pb2.SwapUsage(
-        timestamp=usage.timestamp_ns,
-        swap_available_bytes=_wrap(_remainder(usage.swap_limit_bytes, usage.swap_usage_bytes)),
-        swap_usage_bytes=_wrap(usage.swap_usage_bytes),
-    )
+        return
+    swap = stats.swap
+    swap.timestamp = usage.timestamp_ns
+    _fill_number(swap.swap_available_bytes, _remainder(usage.swap_limit_bytes, usage.swap_usage_bytes))
+    _fill_number(swap.swap_usage_bytes, usage.swap_usage_bytes)
 
 
-def _encode_io(usage: CgroupUsage) -> api_pb2.IoUsage | None:
-    if usage.io_pressure is None:
-        return None
-    return api_pb2.IoUsage(timestamp=usage.timestamp_ns, psi=_encode_pressure(usage.io_pressure))
-
-
-def _encode_processes(usage: CgroupUsage) -> api_pb2.ProcessUsage:
-    return api_pb2.ProcessUsage(timestamp=usage.timestamp_ns, process_count=_wrap(usage.pids))
-
-
-def _encode_writable_layer(container: ContainerUsage) -> api_pb2.FilesystemUsage | None:
+def _fill_writable_layer(stats: api_pb2.ContainerStats, container: ContainerUsage) -> None:
     if container.disk is None:
-        return None
-    return encode_disk_usage(container.disk_timestamp_ns, container.disk_mountpoint, container.disk)
+        return
+    layer = stats.writable_layer
+    layer.timestamp = container.disk_timestamp_ns
+    layer.fs_id.mountpoint = container.disk_mountpoint
+    layer.used_bytes.value = container.disk.used_bytes
+    layer.inodes_used.value = container.disk.inodes
 
 
-def _encode_network(network: NetworkUsage) -> api_pb2.NetworkUsage:
-    return api_pb2.NetworkUsage(
-        timestamp=network.timestamp_ns,
-        default_interface=_encode_interface(network.default) if network.default else None,
-        interfaces=[_encode_interface(interface) for interface in network.interfaces],
-    )
+def _fill_network(stats: api_pb2.NetworkUsage, network: NetworkUsage) -> None:
+    stats.timestamp = network.timestamp_ns
+    if network.default is not None:
+        _fill_interface(stats.default_interface, network.default)
+    for interface in network.interfaces:
+        _fill_interface(stats.interfaces.add(), interface)
 
 
-def _encode_interface(interface: InterfaceUsage) -> api_pb2.NetworkInterfaceUsage:
-    return api_pb2.NetworkInterfaceUsage(
-        name=interface.name,
-        rx_bytes=_wrap(interface.rx_bytes),
-        rx_errors=_wrap(interface.rx_errors),
-        tx_bytes=_wrap(interface.tx_bytes),
-        tx_errors=_wrap(interface.tx_errors),
-    )
+def _fill_interface(stats: api_pb2.NetworkInterfaceUsage, interface: InterfaceUsage) -> None:
+    stats.name = interface.name
+    _fill_number(stats.rx_bytes, interface.rx_bytes)
+    _fill_number(stats.rx_errors, interface.rx_errors)
+    _fill_number(stats.tx_bytes, interface.tx_bytes)
+    _fill_number(stats.tx_errors, interface.tx_errors)
 
 
-def _encode_pressure(stats: PressureStats | None) -> api_pb2.PsiStats | None:
-    if stats is None:
-        return None
-    return api_pb2.PsiStats(Full=_encode_pressure_line(stats.full), Some=_encode_pressure_line(stats.some))
+class _WithPressure(Protocol):
+    """A message that tells of stalls."""
+
+    @property
+    def psi(self) -> api_pb2.PsiStats: ...
 
 
-def _encode_pressure_line(line: Pressure) -> api_pb2.PsiData:
+def _fill_pressure(stats: _WithPressure, pressure: PressureStats | None) -> None:
+    if pressure is not None:
+        _fill_pressure_line(stats.psi.Full, pressure.full)
+        _fill_pressure_line(stats.psi.Some, pressure.some)
+
+
+def _fill_pressure_line(stats: api_pb2.PsiData, line: Pressure) -> None:
     """The kernel counts stalls in microseconds, the CRI in nanoseconds."""
-    return api_pb2.PsiData(Total=line.total_us * _NS_PER_US, Avg10=line.avg10, Avg60=line.avg60, Avg300=line.avg300)
+    stats.Total = line.total_us * _NS_PER_US
+    stats.Avg10, stats.Avg60, stats.Avg300 = line.avg10, line.avg60, line.avg300
 
 
 def _remainder(limit: int | None, used: int) -> int | None:
     return None if limit is None else max(limit - used, 0)
 
 
-def _wrap(number: int | None) -> api_pb2.UInt64Value | None:
-    return None if number is None else api_pb2.UInt64Value(value=max(number, 0))
+def _fill_number(field: api_pb2.UInt64Value, number: int | None) -> None:
+    """Set a field that is there only where there is a number."""
+    if number is not None:
+        field.value = max(number, 0)

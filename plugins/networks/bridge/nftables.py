@@ -16,6 +16,7 @@ from typing import Any
 
 from crinoid.core.api.errors import DriverError, Unsupported
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import memory
 from crinoid.plugins.networks.bridge.netlink import (
     ACK,
     CREATE,
@@ -184,6 +185,17 @@ class Tables:
         with self._lock:
             self._generation, self._is_verified = None, False
             self._run("".join(f"add table {kind} {self._name}\ndelete table {kind} {self._name}\n" for kind in _KINDS))
+
+    def rest(self) -> None:
+        """Free what libnftables keeps for its next use: a copy of all rules of the node, a few MiB or many.
+
+        Takes 15 ms where something was removed, so do it while no pod waits; other threads need not wait for it.
+        """
+        with self._lock:
+            interpreter, self._interpreter = self._interpreter, None
+        if interpreter is not None:
+            interpreter.close()
+            memory.trim()
 
     def _run(self, commands: str) -> None:
         if self._interpreter is None:

@@ -73,7 +73,10 @@ class Node:
     # What the driver calls, in the order of a pod's life.
 
     def look(self, ranges: Iterable[Network]) -> None:
-        """See whether pods could be attached; repair what should be there. Raises CrinoidError, OSError."""
+        """See whether pods could be attached; repair what should be there. Raises CrinoidError, OSError.
+
+        A kubelet asks for it each few seconds.
+        """
         nftables.load_library()
         with Channel(ROUTE) as channel:
             if self._records:
@@ -82,6 +85,7 @@ class Node:
             else:
                 found = interfaces.find_link(channel, self._names.bridge)
                 _refuse_overlaps(channel, set(ranges), found.index if found else 0)
+        self._tables.rest()
 
     def connect(self, record: Record) -> None:
         """Attach a pod. Call it in a thread that ends with it: it enters the pod's namespace.

@@ -1,7 +1,10 @@
 """Records become messages."""
 
+from typing import Any
+
 import pytest
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, MountPropagation, VolumeMount
 from crinoid.core.api.values.network import Attachment
@@ -15,13 +18,18 @@ from crinoid.core.api.values.pod import (
     UserNamespace,
 )
 from crinoid.core.api.values.snapshot import DiskUsage
-from crinoid.core.api.values.stats import CgroupUsage, NetworkUsage, Pressure, PressureStats
+from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage, Pressure, PressureStats
 from crinoid.core.cri.decode.containers import decode_container_config
 from crinoid.core.cri.encode.containers import encode_container, encode_container_status, name_image
 from crinoid.core.cri.encode.images import encode_image
 from crinoid.core.cri.encode.node import encode_runtime_config, encode_status
 from crinoid.core.cri.encode.pods import encode_namespaces, encode_pod, encode_pod_status
-from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
+from crinoid.core.cri.encode.stats import (
+    encode_container_stats,
+    encode_container_stats_list,
+    encode_pod_stats,
+    encode_pod_stats_list,
+)
 from crinoid.core.cri.wire import api_pb2
 from crinoid.core.lifecycle.queries import Condition, ContainerUsage, NodeStatus, PodUsage
 from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord, PodState
@@ -196,6 +204,10 @@ class TestNode:
         assert encoded.status.conditions[0].message == "install it ?"
 
 
+def as_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
 class TestStats:
     def usage(self, **parts: object) -> CgroupUsage:
         return CgroupUsage(timestamp_ns=9, memory_working_set_bytes=60, memory_usage_bytes=70, **parts)  # type: ignore[arg-type]
@@ -230,6 +242,77 @@ class TestStats:
         stats = self.container(self.usage(cpu_pressure=pressure, io_pressure=pressure))
         assert (stats.cpu.psi.Full.Total, stats.cpu.psi.Some.Total) == (3000, 4000)
         assert (stats.io.psi.Some.Avg10, stats.io.psi.Some.Avg60, stats.io.psi.Some.Avg300) == (1.0, 2.0, 3.0)
+
+    def test_all_there_is(self) -> None:
+        """Each reading is in its own field, for the container and for the pod."""
+        pressure = PressureStats(full=Pressure(0, 0, 0, 0), some=Pressure(0, 0, 0, 0.5))
+        usage = CgroupUsage(
+            timestamp_ns=9,
+            cpu_ns=10,
+            memory_usage_bytes=11,
+            memory_working_set_bytes=12,
+            memory_rss_bytes=13,
+            memory_limit_bytes=30,
+            page_faults=14,
+            major_page_faults=0,
+            swap_usage_bytes=15,
+            swap_limit_bytes=20,
+            pids=16,
+            memory_pressure=pressure,
+        )
+        container = ContainerUsage(make_container(), usage, 17, DiskUsage(44, 3), 10, "/upper")
+        network = NetworkUsage(5, (InterfaceUsage("eth0", 1, 3, 5, 7), InterfaceUsage("net1", 0, 0, 0, 0)))
+        pod = PodUsage(make_pod(), usage, 18, network, (container,))
+        cpu = {"timestamp": "9", "usage_core_nano_seconds": {"value": "10"}}
+        memory = {
+            "timestamp": "9",
+            "working_set_bytes": {"value": "12"},
+            "available_bytes": {"value": "18"},
+            "usage_bytes": {"value": "11"},
+            "rss_bytes": {"value": "13"},
+            "page_faults": {"value": "14"},
+            "major_page_faults": {},
+            "psi": {"Full": {}, "Some": {"Avg300": 0.5}},
+        }
+        of_container = {
+            "attributes": {"id": "c1", "metadata": {"name": "nginx", "attempt": 1}},
+            "cpu": cpu | {"usage_nano_cores": {"value": "17"}},
+            "memory": memory,
+            "writable_layer": {
+                "timestamp": "10",
+                "fs_id": {"mountpoint": "/upper"},
+                "used_bytes": {"value": "44"},
+                "inodes_used": {"value": "3"},
+            },
+            "swap": {"timestamp": "9", "swap_available_bytes": {"value": "5"}, "swap_usage_bytes": {"value": "15"}},
+        }
+        eth0 = {
+            "name": "eth0",
+            "rx_bytes": {"value": "1"},
+            "rx_errors": {"value": "3"},
+            "tx_bytes": {"value": "5"},
+            "tx_errors": {"value": "7"},
+        }
+        net1 = {"name": "net1", "rx_bytes": {}, "rx_errors": {}, "tx_bytes": {}, "tx_errors": {}}
+        of_pod = {
+            "attributes": {
+                "id": "pod1",
+                "metadata": {"name": "web", "namespace": "shop", "uid": "u1", "attempt": 2},
+                "labels": {"a": "b"},
+                "annotations": {"c": "d\0"},
+            },
+            "linux": {
+                "cpu": cpu | {"usage_nano_cores": {"value": "18"}},
+                "memory": memory,
+                "network": {"timestamp": "5", "default_interface": eth0, "interfaces": [eth0, net1]},
+                "process": {"timestamp": "9", "process_count": {"value": "16"}},
+                "containers": [of_container],
+            },
+        }
+        assert as_dict(encode_pod_stats(pod)) == of_pod
+        assert as_dict(encode_container_stats(container)) == of_container
+        assert as_dict(encode_pod_stats_list([pod, pod])) == {"stats": [of_pod, of_pod]}
+        assert as_dict(encode_container_stats_list([container])) == {"stats": [of_container]}
 
     def test_a_stopped_pod(self) -> None:
         stats = encode_pod_stats(PodUsage(make_pod(), None, None, None, ()))

@@ -55,3 +55,21 @@ def test_networks_stay_with_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     found = stats.read_networks([Path("/a"), None, Path("/gone"), Path("/b")])
     assert [None if one is None else one.timestamp_ns for one in found] == [1, None, None, 2]
     assert stats.read_networks([None, None]) == [None, None]
+
+
+async def test_a_runtime_is_asked_once_for_all_its_containers(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pods = [await services.pods.run(a_pod(f"p{number}"), "") for number in range(2)]
+    made = [await services.containers.create(pod, a_container("c"), None) for pod in pods for _ in range(1)]
+    for one in made:
+        await services.containers.start(one)
+    waiting = await services.containers.create(pods[0], a_container("waiting"), None)
+    fake_node.runtime.calls.clear()
+    found = {one.record.id: one for one in await services.stats.containers(ContainerFilter())}
+    assert {id_: one.usage is not None for id_, one in found.items()} == {made[0]: True, made[1]: True, waiting: False}
+    of_pods = {one.record.id: [c.record.id for c in one.containers] for one in await services.stats.pods(PodFilter())}
+    assert {id_: sorted(own) for id_, own in of_pods.items()} == {
+        pods[0]: sorted([made[0], waiting]),
+        pods[1]: [made[1]],
+    }
+    assert fake_node.runtime.hooks_called == ("stats_many", "stats_many")

@@ -32,7 +32,8 @@ from crinoid.core.api.testing.noops import NoopNetwork, NoopRuntime
 from crinoid.core.api.values.image import BlobRequest, Descriptor, ImageReference
 from crinoid.core.api.values.network import Attachment, NetworkRequest, NetworkStatus
 from crinoid.core.api.values.pod import PodConfig, PodMetadata
-from crinoid.core.api.values.runtime import ContainerHandle, ExecRequest, PodSandbox
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest, ExecRequest, PodSandbox
+from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.core.config.models import (
     ExtensionSlotConfig,
     NetworkDeadlines,
@@ -164,6 +165,68 @@ async def test_not_found_says_nothing_against_the_driver(tmp_path: Path) -> None
     with pytest.raises(NotFound):
         await slot.stats(HANDLE)
     assert slot.last_error is None
+
+
+OTHERS = (
+    HANDLE,
+    ContainerHandle("c2", "p1", Path("/bundle"), "/cgroup"),
+    ContainerHandle("c3", "p1", Path("/b"), "/c"),
+)
+
+
+async def running(driver: FakeRuntime) -> None:
+    """Have the first and the last of ``OTHERS`` run."""
+    for handle in (OTHERS[0], OTHERS[2]):
+        await driver.create(ContainerRequest(handle=handle, spec={}))
+    driver.calls.clear()
+
+
+async def test_stats_of_many_are_one_call(tmp_path: Path) -> None:
+    driver, meter = FakeRuntime(NoOptions(), fake_host(tmp_path)), Meter()
+    await running(driver)
+    found = await RuntimeSlot(bound(driver, "runtime", meter), RuntimeDeadlines()).stats_many(OTHERS)
+    assert [one is None for one in found] == [False, True, False]
+    assert driver.hooks_called == ("stats_many",)
+    assert [outcome for *_, outcome in meter.seen] == ["ok"]
+
+
+async def test_stats_of_many_where_the_driver_has_only_those_of_one(tmp_path: Path) -> None:
+    driver = _WithoutStatsMany(NoOptions(), fake_host(tmp_path))
+    await running(driver)
+    slot = RuntimeSlot(bound(driver, "runtime"), RuntimeDeadlines())
+    found = await slot.stats_many(OTHERS)
+    assert [one is None for one in found] == [False, True, False]
+    assert driver.hooks_called == ("stats",) * 3
+    driver.fail("stats", Unavailable("broken"))
+    with pytest.raises(Unavailable, match="stats: broken"):
+        await slot.stats_many(OTHERS)
+
+
+class _WithoutStatsMany(FakeRuntime):
+    stats_many = None  # type: ignore[assignment]
+
+
+class _WrongStats(FakeRuntime):
+    answer: object = None
+
+    @hooks.hookimpl
+    async def stats_many(self, handles: tuple[ContainerHandle, ...]) -> tuple[CgroupUsage | None, ...]:
+        return self.answer  # type: ignore[return-value]  # what the test is about
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((CgroupUsage(timestamp_ns=1), None), "returned 2 values where 3 are due"),
+        ((CgroupUsage(timestamp_ns=1), None, 7), "returned int where CgroupUsage is due"),
+        ([None, None, None], "returned list where tuple is due"),
+    ],
+)
+async def test_stats_of_many_have_their_places(tmp_path: Path, answer: object, words: str) -> None:
+    driver = _WrongStats(NoOptions(), fake_host(tmp_path))
+    driver.answer = answer
+    with pytest.raises(DriverError, match=f"stats_many: {words}"):
+        await RuntimeSlot(bound(driver, "runtime"), RuntimeDeadlines()).stats_many(OTHERS)
 
 
 async def test_a_driver_that_hangs_is_cancelled_at_its_deadline(fake: FakeNetwork) -> None:

@@ -118,6 +118,26 @@ def test_usage_of_no_cgroup(v1: Hierarchies, v2: Hierarchies) -> None:
             hierarchies.read_usage("/none")
 
 
+def test_a_figure_is_that_of_its_whole_name(v1: Hierarchies, v2: Hierarchies, tmp_path: Path) -> None:
+    """Names that begin or end with another's come before it, and after the last there may be no line's end."""
+    stat = "rss 1\nrss_huge 2\ntotal_rss_huge 3\ntotal_inactive_file 4\ntotal_rss 5\ntotal_pgfault 6\ntotal_swap 78"
+    write(tmp_path / "memory/pod", {"memory.stat": stat})
+    usage = v1.read_usage("/pod")
+    assert (usage.memory_rss_bytes, usage.page_faults, usage.swap_usage_bytes) == (5, 6, 78)
+    assert (usage.memory_limit_bytes, usage.swap_limit_bytes, usage.memory_working_set_bytes) == (None, None, 4996)
+    write(tmp_path / "pod", {"memory.stat": "anon_thp 1\nanon 2\nworkingset_inactive_file 3\ninactive_file 4"})
+    usage = v2.read_usage("/pod")
+    assert (usage.memory_rss_bytes, usage.memory_working_set_bytes, usage.page_faults) == (2, 4996, 0)
+
+
+def test_usage_of_several(v1: Hierarchies, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_host", lambda: v1)
+    first, none, last = cgroups.read_usages(["/pod", "/none", "/pod"])
+    assert none is None
+    assert first is not None and last is not None
+    assert (first.cpu_ns, last.pids) == (777, 3)
+
+
 def test_a_cgroup_that_goes_away_meanwhile_is_not_there(v2: Hierarchies, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its look-up and its opening the kernel answers ENODEV."""
 
