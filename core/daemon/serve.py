@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.linux import memory
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.config.models import Config
 from crinoid.core.cri.calls import CallHooks
@@ -20,6 +21,7 @@ from crinoid.core.daemon import logs
 from crinoid.core.daemon.composition import compose
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
+from crinoid.core.daemon.resting import Rest
 from crinoid.core.daemon.settling import settling
 from crinoid.core.slots.binding import bind
 
@@ -30,6 +32,7 @@ _THREADS = 16
 
 def serve(paths: ConfigPaths) -> None:
     """Run the daemon to its end. Raises ConfigurationError when it can't start."""
+    memory.limit_arenas(1)  # threads hold the interpreter's lock while they allocate, mostly
     loaded = load(paths)
     logs.set_up(loaded.config.log)
     if os.geteuid() != 0:
@@ -47,13 +50,14 @@ async def _serve(loaded: Loaded) -> None:
     node = compose(config, bind(config, loaded.origins, instruments, __version__), __version__)
     try:
         await node.recover()
-        hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
+        rest = Rest()
+        hooks = CallHooks(rest.noting(instruments.observe_rpc), instruments.rpc_span if instruments.traces else None)
         server = Server(_endpoint(config), node, hooks)
         await node.streams.start()
         await server.start()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         notify("READY=1", f"STATUS=serving {config.server.socket}")
-        async with settling(instruments):
+        async with settling(instruments), rest.watched():
             await stopping.wait()
         notify("STOPPING=1")
         LOG.info("stopping; pods and containers run on")
