@@ -342,6 +342,26 @@ async def test_the_next_attachment_repairs(damage: str, plain_node: BridgeNode, 
         assert ask(second.netns, first.address(4), 80) == second.address(4)
 
 
+def count_sockets() -> int:
+    """Count this process's open sockets; the interpreter of rules keeps one."""
+    return sum("socket:" in os.path.realpath(path) for path in Path("/proc/self/fd").iterdir())
+
+
+async def test_a_look_frees_what_made_the_rules_and_they_can_be_made_again(
+    plain_node: BridgeNode, driver: BridgeNetwork
+) -> None:
+    first = await plain_node.attach(driver, port(8080))
+    await driver.collect_garbage(((first.request, first.attachment.data),))
+    held = count_sockets()
+    assert (await driver.status()).ready
+    assert count_sockets() < held
+    for _ in range(2):
+        do_damage(DAMAGES["rules"], driver)
+        assert (await driver.status()).ready
+        await driver.check(first.request, first.attachment.data)
+    assert count_sockets() < held
+
+
 async def test_other_changes_of_the_rule_set_cost_nothing(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     pods = []
     for index in range(3):
