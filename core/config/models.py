@@ -117,7 +117,9 @@ class ImagesConfig(Section):
     max_parallel_layers: Annotated[int, Field(ge=1, le=64)] = 4
     """Layers of one image that are fetched at the same time."""
     max_parallel_unpacks: Annotated[int, Field(ge=1, le=64)] = 2
-    """Layers that are unpacked at the same time, of all pulls together."""
+    """Layers that are unpacked at the same time, of all pulls together, once they are fetched."""
+    max_early_unpacks: Annotated[int, Field(ge=0, le=64)] = 4
+    """Layers that are unpacked while they are still being fetched, besides those; 0 fetches each one first."""
     platform: Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$")] = ""
     """os/architecture[/variant] to choose from an index; empty is the host's own."""
     pinned: tuple[str, ...] = ()

@@ -114,6 +114,10 @@ class ContentStore:
         """Return the digests of ingests that were cut off or are under way, sorted."""
         return tuple(sorted(path.name for path in self._ingests.iterdir() if _is_digest(path.name)))
 
+    def open_partial(self, digest: str) -> int:
+        """Open what an ingest that is under way has stored so far, for reading; it is not verified. Raises OSError."""
+        return os.open(self._partial(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def remove_partial(self, digest: str) -> None:
         """Drop what an ingest that was cut off left; one that is under way is left alone. Idempotent."""
         if digest not in self._turns:

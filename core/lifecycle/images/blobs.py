@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
+from crinoid.core.lifecycle.images.arrivals import Arrivals
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.progress import LayerTracker, Transfer
 from crinoid.core.lifecycle.joins import SharedTasks
@@ -31,8 +32,9 @@ class BlobSource:
 class Blobs:
     """Fetches blobs that are not in the content store."""
 
-    def __init__(self, content: ContentStore) -> None:
+    def __init__(self, content: ContentStore, arrivals: Arrivals) -> None:
         self._content = content
+        self._arrivals = arrivals
         self._shared = SharedTasks("transfer of blob", orphans="cancel")
         self._transfers: dict[str, Transfer] = {}
 
@@ -65,7 +67,15 @@ class Blobs:
 
     async def _ingest(self, blob: Descriptor, source: BlobSource, transfer: Transfer) -> None:
         try:
-            with while_doing(f'blob {blob.digest} fetch from "{source.slot.name}"'):
-                await self._content.ingest(blob, lambda offset: source.open(blob, offset), transfer.advance)
+            with (
+                while_doing(f'blob {blob.digest} fetch from "{source.slot.name}"'),
+                self._arrivals.announce(blob) as tell,
+            ):
+
+                def advance(stored: int) -> None:
+                    transfer.advance(stored)
+                    tell(stored)
+
+                await self._content.ingest(blob, lambda offset: source.open(blob, offset), advance)
         finally:
             self._transfers.pop(blob.digest, None)

@@ -1,5 +1,6 @@
 """The third step of a pull: unpacks blobs of the content store into layers of a snapshotter, each one once.
 
+A large blob is unpacked while it comes in, and its layer committed only when the blob turned out to be what it should.
 A layer is in the ledger from before ``prepare_layer`` until it is committed or discarded, so that nothing of a pull
 that failed, was cancelled or died is left. Pulls that need the same layer at the same time share the work.
 """
@@ -8,18 +9,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import LayerTarget
+from crinoid.core.lifecycle.images.arrivals import Arrivals, Follower
 from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import OWNER, adopt_implied
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
-from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_layer
+from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
@@ -31,12 +34,17 @@ PATIENCE_S = 5.0
 """How long a preparation that is given up may take to tell what it made."""
 
 
-class Layers:
-    """Unpacks layers, at most ``max_unpacks`` at a time."""
+class _BrokenOffError(Exception):
+    """The blob that was being followed did not become whole."""
 
-    def __init__(self, ledger: Ledger, content: ContentStore, max_unpacks: int) -> None:
+
+class Layers:
+    """Unpacks layers, at most ``max_unpacks`` at a time besides those whose blobs are still coming in."""
+
+    def __init__(self, ledger: Ledger, content: ContentStore, arrivals: Arrivals, max_unpacks: int) -> None:
         self._ledger = ledger
         self._content = content
+        self.arrivals = arrivals
         self._turns = asyncio.Semaphore(max_unpacks)
         self._launcher = Launcher()
         self._shared = SharedTasks("unpacking of layer", orphans="cancel")
@@ -54,12 +62,16 @@ class Layers:
         self._launcher.warm_up()
 
     async def install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
-        """Return when the layer is committed; its blob is in the store.
+        """Return when the layer is committed; its blob is in the store, or the caller has it fetched meanwhile.
 
         Its parent is committed, or is being installed by another call: this one waits for that at the latest moment
         that the snapshotter allows. Raises what ``unpack_layer`` and the snapshotter raise.
         """
         await self._shared.join((slot.name, plan.chain_id), lambda: self._install(slot, plan))
+
+    def follows(self, plan: LayerPlan) -> bool:
+        """Tell whether the layer is better installed while its blob is fetched than after that."""
+        return not plan.file and self.arrivals.follows(plan.blob)
 
     async def close(self) -> None:
         """Give up what is under way, and discard it."""
@@ -76,21 +88,45 @@ class Layers:
             committed.set()
 
     async def _make(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
+        """Make the layer, behind the writer of its blob where there is one; when that breaks off, begin anew."""
+        while (follower := await self.arrivals.follow(plan.blob)) is not None:
+            try:
+                return await self._make_of(slot, plan, follower)
+            except _BrokenOffError:
+                LOG.info("layer %s: what came of blob %s is dropped", plan.chain_id, plan.blob.digest)
+            finally:
+                follower.close()
+        return await self._make_of(slot, plan, None)
+
+    async def _make_of(self, slot: SnapshotterSlot, plan: LayerPlan, follower: Follower | None) -> None:
         async with self._prepared(slot, plan) as target:
-            async with self._turns:
-                implied = await self._fill(plan, target)
+            implied = await self._fill(plan, target, follower)
             await self._await_commit(slot, plan.parent)
             if plan.parent is not None:
                 await adopt_implied(self._ledger, slot, plan.parent, target, implied)
             await slot.commit_layer(target.key, plan.chain_id, plan.parent)
 
-    async def _fill(self, plan: LayerPlan, target: LayerTarget) -> tuple[str, ...]:
+    async def _fill(self, plan: LayerPlan, target: LayerTarget, follower: Follower | None) -> tuple[str, ...]:
         """Unpack the blob, or place it as a file; return the folders that it only implies."""
-        if not plan.file:
-            return (await unpack_layer(self._request(plan, target), self._launcher)).implied
-        blob = self._content.path(plan.blob.digest)
-        await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
-        return ()
+        if follower is not None:
+            return (await self._follow(self._request(plan, target), follower)).implied
+        async with self._turns:
+            if not plan.file:
+                return (await unpack_layer(self._request(plan, target), self._launcher)).implied
+            blob = self._content.path(plan.blob.digest)
+            await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
+            return ()
+
+    async def _follow(self, request: UnpackRequest, follower: Follower) -> UnpackResult:
+        """Unpack behind the writer. What the unpacker makes of a blob is told only of one that was verified."""
+        unpacking = asyncio.create_task(unpack_layer(replace(request, growing=follower.growing), self._launcher))
+        try:
+            if not await follower.wait():
+                raise _BrokenOffError
+            return await unpacking
+        finally:
+            await finish(_end(unpacking))
+            follower.close()
 
     def _request(self, plan: LayerPlan, target: LayerTarget) -> UnpackRequest:
         """Ask for a layer without syncing it: ``commit_layer`` does that."""
@@ -129,6 +165,12 @@ class Layers:
         committed = self._commits.get(key) or self._commits.setdefault(key, asyncio.Event())
         if not await slot.has_layer(chain_id):
             await committed.wait()
+
+
+async def _end(unpacking: "asyncio.Task[UnpackResult]") -> None:
+    """End an unpacker, unless it has ended; nobody asks any more what came of it."""
+    unpacking.cancel()
+    await asyncio.gather(unpacking, return_exceptions=True)
 
 
 async def _discard(slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]") -> bool:

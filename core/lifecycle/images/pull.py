@@ -55,7 +55,7 @@ class Puller:
         self._catalog = catalog
         self._claims = claims
         self._layers = layers
-        self._blobs = Blobs(content)
+        self._blobs = Blobs(content, layers.arrivals)
 
     async def pull(self, request: PullRequest, config: ImagesConfig, tracker: PullTracker) -> ImageRecord:
         """Return the image's record, written when all of it was there."""
@@ -106,7 +106,7 @@ class Puller:
     async def _provide(
         self, slot: SnapshotterSlot, plans: Sequence[LayerPlan], tracker: PullTracker, fetch: "_Fetch"
     ) -> None:
-        """Fetch and unpack what is missing; layers are fetched side by side while those below are unpacked."""
+        """Fetch and unpack what is missing; layers are fetched side by side, and unpacked as they come."""
         missing = {plan.chain_id for plan in await self._layers.select_missing(slot, plans)}
         if missing:
             self._layers.warm_up()
@@ -123,9 +123,11 @@ class Puller:
     async def _provide_layer(
         self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
     ) -> None:
-        await fetch(plan.blob, tracker)
-        tracker.enter(LayerState.UNPACKING)
-        await self._layers.install(slot, plan)
+        if self._layers.follows(plan):
+            await run_together((_fetch_layer(plan, tracker, fetch), self._layers.install(slot, plan)))
+        else:
+            await _fetch_layer(plan, tracker, fetch)
+            await self._layers.install(slot, plan)
         tracker.enter(LayerState.DONE)
 
     async def _store_documents(self, resolution: Resolution) -> None:
@@ -191,6 +193,11 @@ async def run_until_idle(work: Coroutine[object, object, T], idle_s: Callable[[]
     finally:
         task.cancel()
         await asyncio.wait({task})
+
+
+async def _fetch_layer(plan: LayerPlan, tracker: LayerTracker, fetch: _Fetch) -> None:
+    await fetch(plan.blob, tracker)
+    tracker.enter(LayerState.UNPACKING)
 
 
 async def _keep_blob(plan: LayerPlan, tracker: LayerTracker, fetch: _Fetch) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
 from crinoid.core.api.values.image import Credentials, ImageReference, Platform
 from crinoid.core.config.models import ImagesConfig
+from crinoid.core.lifecycle.images.arrivals import Arrivals
 from crinoid.core.lifecycle.images.catalog import Catalog
 from crinoid.core.lifecycle.images.claims import Claims
 from crinoid.core.lifecycle.images.documents import ImageConfig, read_document
@@ -60,7 +61,8 @@ class ImageService:
         self._platform = parse_platform(config.platform) if config.platform else host_platform()
         self._catalog = Catalog(store, config.pinned)
         self._claims = Claims()
-        self._layers = Layers(store.ledger, content, config.max_parallel_unpacks)
+        arrivals = Arrivals(content, config.max_early_unpacks)
+        self._layers = Layers(store.ledger, content, arrivals, config.max_parallel_unpacks)
         self._puller = Puller(slots, content, self._catalog, self._claims, self._layers)
         self._garbage = GarbageCollector(store.images, content, self._claims)
         self.writables = WritableLayers(slots.snapshotters)

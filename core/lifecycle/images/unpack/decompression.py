@@ -3,9 +3,9 @@
 What the blob is, its first bytes say; media types in the wild are sometimes wrong, and peers go by the bytes too.
 """
 
-import os
 from collections.abc import Iterator
 
+from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported
 
 #: So that a chunk is still in the processor's cache when it is hashed and written, and its memory is used again: with
@@ -14,32 +14,32 @@ CHUNK_BYTES = 1 << 17
 _READ_BYTES = 1 << 16
 #: A zstd block expands to at most 128 KiB and takes at least 4 bytes: so this bounds what one call can return.
 _ZSTD_READ_BYTES = 1 << 12
+_MAGIC_BYTES = 6
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4"}
 
 
-def decompress(fd: int) -> Iterator[bytes]:
-    """Yield the uncompressed content of the blob ``fd``, from its start, in chunks of about ``CHUNK_BYTES``.
+def decompress(blob: Blob) -> Iterator[bytes]:
+    """Yield the uncompressed content of a blob, from its start, in chunks of about ``CHUNK_BYTES``.
 
     Several gzip members or zstd frames in a row count as one stream; zeros may follow the last. Raises Corrupt for a
     damaged or cut blob and for anything else after the end, NotSupported for other compressions.
     """
-    magic = _first_bytes(fd)
-    os.lseek(fd, 0, os.SEEK_SET)
+    magic = blob.first_bytes(_MAGIC_BYTES)
     if magic.startswith(_GZIP):
-        return _gunzip(_Input(fd, _READ_BYTES, "gzip"))
+        return _gunzip(_Input(blob, _READ_BYTES, "gzip"))
     if _is_zstd(magic):
-        return _unzstd(_Input(fd, _ZSTD_READ_BYTES, "zstd"))
-    return _plain(fd)
+        return _unzstd(_Input(blob, _ZSTD_READ_BYTES, "zstd"))
+    return _plain(blob)
 
 
-def load_codec(fd: int) -> None:
-    """Import what the blob ``fd`` needs; after the chroot there is nothing left to import.
+def load_codec(blob: Blob) -> None:
+    """Import what the blob needs; after the chroot there is nothing left to import.
 
     Raises NotSupported for a compression that images don't use.
     """
-    magic = _first_bytes(fd)
+    magic = blob.first_bytes(_MAGIC_BYTES)
     if _is_zstd(magic):
         import zstandard  # noqa: F401  # 12 ms, and rare
     elif magic.startswith(_GZIP):
@@ -57,30 +57,30 @@ def preload() -> None:
 class _Input:
     """Compressed bytes, with what a codec gave back in front."""
 
-    def __init__(self, fd: int, size: int, codec: str) -> None:
-        self._fd = fd
+    def __init__(self, blob: Blob, size: int, codec: str) -> None:
+        self._blob = blob
         self._size = size
         self._codec = codec
         self.held = b""
 
     def read(self) -> bytes:
         """Return the next bytes, at least one. Raises Corrupt at the end."""
-        data, self.held = self.held or os.read(self._fd, self._size), b""
+        data, self.held = self.held or self._blob.read(self._size), b""
         if not data:
-            raise Corrupt(f"the {self._codec} stream is cut off at byte {os.lseek(self._fd, 0, os.SEEK_CUR)}")
+            raise Corrupt(f"the {self._codec} stream is cut off at byte {self._blob.position}")
         return data
 
     def at_end(self) -> bool:
         """Tell whether nothing follows but zeros, with which some programs fill up a block."""
         while not self.held.strip(b"\0"):
-            self.held = os.read(self._fd, self._size)
+            self.held = self._blob.read(self._size)
             if not self.held:
                 return True
         return False
 
 
-def _plain(fd: int) -> Iterator[bytes]:
-    while chunk := os.read(fd, CHUNK_BYTES):
+def _plain(blob: Blob) -> Iterator[bytes]:
+    while chunk := blob.read(CHUNK_BYTES):
         yield chunk
 
 
@@ -118,10 +118,6 @@ def _unzstd(source: _Input) -> Iterator[bytes]:
         source.held = frame.unused_data
         if source.at_end():
             return
-
-
-def _first_bytes(fd: int) -> bytes:
-    return os.pread(fd, 6, 0)
 
 
 def _is_zstd(magic: bytes) -> bool:

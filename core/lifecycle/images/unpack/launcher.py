@@ -52,15 +52,15 @@ class Launcher:
         self._forking: _Forking | None = None
         self._retirement: asyncio.TimerHandle | None = None
 
-    async def run(self, arguments: Sequence[str], blob: int, target: int, timeout_s: float) -> Ended:
+    async def run(self, arguments: Sequence[str], blob: int, target: int, arrivals: int | None = None) -> Ended:
         """Run an unpacker to its end, with a descriptor of the blob and of the target folder, which stay the caller's.
 
-        It is killed at the deadline and when the caller is cancelled. Raises TimeoutError, and ResourceExhausted when
-        no process can be started.
+        ``arrivals``: an eventfd that counts the bytes of a blob that still grows. The unpacker is killed when the
+        caller is cancelled. Raises ResourceExhausted when no process can be started.
         """
         with _Memory("answer", _ANSWER_BYTES) as answer, _Memory("words", _WORDS_BYTES) as words:
-            fds = [blob, answer.fd, words.fd, target]
-            exit_code, last_words = await self._run(arguments, fds, timeout_s)
+            fds = [blob, answer.fd, words.fd, target, *([] if arrivals is None else [arrivals])]
+            exit_code, last_words = await self._run(arguments, fds)
             return Ended(exit_code, answer.read(), words.read() or last_words)
 
     def warm_up(self) -> None:
@@ -82,7 +82,7 @@ class Launcher:
         if forking is not None:
             await forking.close()
 
-    async def _run(self, arguments: Sequence[str], fds: list[int], timeout_s: float) -> tuple[int, bytes]:
+    async def _run(self, arguments: Sequence[str], fds: list[int]) -> tuple[int, bytes]:
         self.warm_up()
         assert self._forking is not None
         forking = self._forking
@@ -90,9 +90,8 @@ class Launcher:
         ended = self._ends[number] = asyncio.get_running_loop().create_future()
         try:
             forking.send(["run", str(number), *arguments], fds)
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(ended)
-        except (TimeoutError, asyncio.CancelledError):
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
             forking.send(["kill", str(number)])
             await asyncio.wait({ended}, timeout=_REAP_S)
             raise

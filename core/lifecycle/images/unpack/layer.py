@@ -3,8 +3,12 @@
 Called by the pull, between the content store, which has the blob, and the snapshotter, which gave the target.
 """
 
+import asyncio
+import contextlib
 import errno
 import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from crinoid.core.api.errors import (
@@ -31,6 +35,20 @@ _EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, 
 
 
 @dataclass(frozen=True, slots=True)
+class Growing:
+    """A blob that is still being written, by a process that may yet find that it is not what it should be.
+
+    ``fd`` is its file, open for reading; it is whole at ``size`` bytes. ``arrivals`` is an eventfd to which is added
+    what there is by and by. ``whole`` is done when nothing more comes: True when the blob was verified.
+    """
+
+    fd: int
+    size: int
+    arrivals: int
+    whole: "asyncio.Future[bool]"
+
+
+@dataclass(frozen=True, slots=True)
 class UnpackRequest:
     """One layer to unpack.
 
@@ -38,6 +56,9 @@ class UnpackRequest:
     tree of all lower layers for ``DELETE``. ``expected_diff_id`` is ``sha256:…`` of the uncompressed bytes, from the
     image's configuration. ``max_bytes`` bounds the uncompressed stream, ``max_entries`` the members of the archive.
     ``sync``: put the target's file system on disk before the call returns. ``timeout_s`` bounds it all.
+
+    ``growing``: ``blob`` is not there yet, and is unpacked while it comes; ``timeout_s`` counts from when it is whole.
+    Whether it is what it should be then, the caller must see to before anybody uses the layer.
     """
 
     blob: Path
@@ -49,6 +70,7 @@ class UnpackRequest:
     max_entries: int | None = None
     sync: bool = True
     timeout_s: float = 1800.0
+    growing: Growing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +117,40 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
 
 
 async def _run(request: UnpackRequest, launcher: Launcher) -> Ended:
-    with _Opened(request.blob, 0) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
+    arrivals = request.growing.arrivals if request.growing else None
+    with _blob_of(request) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
         try:
-            return await launcher.run(_arguments(request), blob, target, request.timeout_s)
+            async with _deadline(request):
+                return await launcher.run(_arguments(request), blob, target, arrivals)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
             ) from error
+
+
+def _blob_of(request: UnpackRequest) -> AbstractContextManager[int]:
+    """Open the blob, or lend what is open already."""
+    return nullcontext(request.growing.fd) if request.growing else _Opened(request.blob, 0)
+
+
+@asynccontextmanager
+async def _deadline(request: UnpackRequest) -> AsyncIterator[None]:
+    """Let a block take as long as the request says, from when the blob is whole. Raises TimeoutError."""
+    if request.growing is None:
+        async with asyncio.timeout(request.timeout_s):
+            yield
+        return
+    async with asyncio.timeout(None) as limit:
+
+        def begin(_: "asyncio.Future[bool]") -> None:
+            with contextlib.suppress(RuntimeError):  # the block has ended
+                limit.reschedule(asyncio.get_running_loop().time() + request.timeout_s)
+
+        request.growing.whole.add_done_callback(begin)
+        try:
+            yield
+        finally:
+            request.growing.whole.remove_done_callback(begin)
 
 
 class _Opened:
@@ -122,7 +171,8 @@ class _Opened:
 
 def _arguments(request: UnpackRequest) -> list[str]:
     limits = ["" if limit is None else str(limit) for limit in (request.max_bytes, request.max_entries)]
-    return [request.whiteouts.value, request.expected_diff_id, *limits, "sync" if request.sync else ""]
+    size = str(request.growing.size) if request.growing else ""
+    return [request.whiteouts.value, request.expected_diff_id, *limits, "sync" if request.sync else "", size]
 
 
 def _check_media_type(request: UnpackRequest) -> None:

@@ -10,6 +10,7 @@ import threading
 from _queue import SimpleQueue
 from collections.abc import Iterator
 
+from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.decompression import decompress
 from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
 
@@ -22,8 +23,8 @@ class LayerStream:
     ``max_bytes`` bounds the uncompressed size. A damaged blob raises Corrupt from ``chunks``.
     """
 
-    def __init__(self, fd: int, max_bytes: int | None) -> None:
-        self._fd = fd
+    def __init__(self, blob: Blob, max_bytes: int | None) -> None:
+        self._blob = blob
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
         self._filled: SimpleQueue[bytes | BaseException] = SimpleQueue()
@@ -59,7 +60,7 @@ class LayerStream:
 
     def _within_limit(self) -> Iterator[bytes]:
         total = 0
-        for chunk in decompress(self._fd):
+        for chunk in decompress(self._blob):
             total += len(chunk)
             if self._max_bytes is not None and total > self._max_bytes:
                 raise TooLarge(f"the layer has more than {self._max_bytes} bytes uncompressed, the limit")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.decompression import CHUNK_BYTES, decompress, load_codec
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, TooLarge
 from crinoid.core.lifecycle.images.unpack.stream import LayerStream
@@ -28,7 +29,7 @@ def unpacked(tmp_path: Path) -> Callable[[bytes], bytes]:
         path.write_bytes(blob)
         fd = os.open(path, os.O_RDONLY)
         try:
-            return b"".join(decompress(fd))
+            return b"".join(decompress(Blob(fd)))
         finally:
             os.close(fd)
 
@@ -90,7 +91,7 @@ def test_a_bomb_comes_in_bounded_pieces(tmp_path: Path, pack) -> None:
     path.write_bytes(pack(bytes(64 << 20)))
     fd = os.open(path, os.O_RDONLY)
     try:
-        sizes = [len(chunk) for chunk in decompress(fd)]
+        sizes = [len(chunk) for chunk in decompress(Blob(fd))]
     finally:
         os.close(fd)
     assert sum(sizes) == 64 << 20
@@ -106,7 +107,7 @@ def test_other_compressions_are_named(tmp_path: Path, magic: bytes, name: str) -
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(NotSupported, match=name):
-            load_codec(fd)
+            load_codec(Blob(fd))
     finally:
         os.close(fd)
 
@@ -116,7 +117,7 @@ def test_stream_stops_at_its_limit(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(8 << 20)))
     fd = os.open(path, os.O_RDONLY)
     try:
-        stream = LayerStream(fd, max_bytes=3 << 20)
+        stream = LayerStream(Blob(fd), max_bytes=3 << 20)
         stream.start()
         with pytest.raises(TooLarge, match="3145728 bytes"):
             list(stream.chunks())

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import CorruptContent, CrinoidError
+from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded
 from crinoid.core.api.values.snapshot import WhiteoutForm
 from crinoid.core.lifecycle.images.unpack import launcher as launching
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
-from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_layer
+from crinoid.core.lifecycle.images.unpack.layer import Growing, UnpackRequest, unpack_layer
 from support.archives import ArchiveBuilder, header
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="confinement needs root")
@@ -156,6 +156,66 @@ async def test_closing_ends_what_is_under_way(launcher: Launcher, request_for) -
     with pytest.raises(CrinoidError, match="told to end"):
         await task
     assert children() == before
+
+
+class Writer:
+    """Writes ARCHIVE's file as a download does; ``request`` is for the layer of it."""
+
+    def __init__(self, request: UnpackRequest) -> None:
+        request.blob.write_bytes(b"")
+        self._file = request.blob.open("r+b", buffering=0)
+        self._counter = os.eventfd(0)
+        self.whole: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        growing = Growing(self._file.fileno(), len(ARCHIVE), self._counter, self.whole)
+        self.request = replace(request, growing=growing)
+
+    def add(self, data: bytes) -> None:
+        self._file.write(data)
+        os.eventfd_write(self._counter, len(data))
+
+    def close(self) -> None:
+        self._file.close()
+        os.close(self._counter)
+
+
+@pytest.fixture
+async def writer(request_for) -> AsyncIterator[Writer]:
+    writer = Writer(request_for(b""))
+    yield writer
+    writer.close()
+
+
+async def test_a_blob_is_unpacked_behind_its_writer(launcher: Launcher, writer: Writer) -> None:
+    task = asyncio.create_task(unpack_layer(writer.request, launcher))
+    writer.add(ARCHIVE[:1024])
+    await begun(writer.request)
+    for at in range(1024, len(ARCHIVE), 1024):
+        assert not task.done()
+        writer.add(ARCHIVE[at : at + 1024])
+    assert (await task).inodes == 1
+
+
+async def test_who_waits_for_bytes_can_be_cancelled(launcher: Launcher, writer: Writer) -> None:
+    before = children()
+    task = asyncio.create_task(unpack_layer(writer.request, launcher))
+    writer.add(ARCHIVE[:1024])
+    await begun(writer.request)
+    (forking,) = children() - before
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert Path(f"/proc/{forking}/task/{forking}/children").read_text() == ""
+
+
+async def test_the_deadline_counts_from_when_the_blob_is_whole(launcher: Launcher, writer: Writer) -> None:
+    task = asyncio.create_task(unpack_layer(replace(writer.request, timeout_s=0.05), launcher))
+    writer.add(ARCHIVE[:1024])
+    await begun(writer.request)
+    await asyncio.sleep(0.2)
+    assert not task.done()
+    writer.whole.set_result(True)  # though the unpacker has not got all of it
+    with pytest.raises(DeadlineExceeded, match=r"longer than 0\.05 s"):
+        await task
 
 
 def test_an_answer_has_a_bound() -> None:
