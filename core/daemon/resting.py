@@ -10,7 +10,7 @@ from crinoid.core.api.linux import memory
 Observer = Callable[[str, float, str], None]
 """Is told an RPC, the seconds that it took, and the name of its status."""
 
-_QUIET_S = 5.0
+_QUIET_S = 3.0
 _WORK = frozenset({"RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer"}) | {
     *("StopContainer", "RemoveContainer", "PullImage", "RemoveImage", "RestorePod", "CheckpointContainer"),
 }
