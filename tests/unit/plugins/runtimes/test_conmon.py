@@ -117,3 +117,18 @@ async def test_a_conmon_that_ends_at_once(tmp_path: Path) -> None:
     with conmon.started(["true"], {}, tmp_path) as monitor:
         assert await monitor.process.wait() == 0
         assert await monitor.sync.read() is None
+
+
+async def test_a_monitor_is_told_little_and_glib_to_take_no_memory_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as output:
+        with os.fdopen(writer, "w"), conmon.started(["/usr/bin/env"], {1: writer}, tmp_path) as made:
+            exit_code = await made.process.wait()
+        told = dict(line.split("=", 1) for line in output.read().splitlines())
+    assert exit_code == 0
+    assert told["G_SLICE"] == "always-malloc"
+    assert {"_OCI_SYNCPIPE", "_OCI_STARTPIPE", "PATH"} <= told.keys()
+    assert "NOTIFY_SOCKET" not in told
