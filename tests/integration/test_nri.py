@@ -156,8 +156,11 @@ def test_adjustments_are_found_inside(pod: Pod, join: Join, tmp_path: Path) -> N
 
 def test_another_command_and_another_cgroup(nri_node: Node, join: Join) -> None:
     cgroup = f"/{nri_node.daemon.name}/elsewhere/c"
-    join(CreateContainer=adjusting(args=["cat", "/proc/self/cgroup"], linux={"cgroups_path": cgroup}))
-    assert cgroup in nri_node.output(nri_node.run_pod("other"), "sleep", "100")
+    join(CreateContainer=adjusting(args=["sleep", "99"], linux={"cgroups_path": cgroup}))
+    pod = Pod(nri_node, nri_node.run_pod("other"))
+    process = Path(f"/proc/{pod.pid(pod.start('sleep', '100'))}")
+    assert (process / "cmdline").read_bytes() == b"sleep\x0099\0"
+    assert cgroup in (process / "cgroup").read_text()
 
 
 def test_a_refusal_leaves_nothing(nri_node: Node, join: Join) -> None:
