@@ -3,7 +3,9 @@
 ``distribution`` runs against Debian's ``docker-registry`` on loopback; ``layout`` reads what skopeo and umoci wrote.
 """
 
+import json
 import logging
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from support.images import (
     build_index,
     busybox_layer,
     make_layer,
+    read_blob,
+    read_named,
 )
 from support.patience import patient
 from support.registry import Certificates, RunningRegistry, make_certificates, running_registry
@@ -32,6 +36,7 @@ from support.registry import Certificates, RunningRegistry, make_certificates, r
 NAME = "registry.test/app:1"
 HERE = Platform("linux", HOST_ARCHITECTURE)
 NOWHERE = Platform("linux", "s390x")
+LONG = make_layer([Entry(path="long", content=random.Random(1).randbytes(5_000_000))])  # no secret
 ABSENT = ImageReference.parse("127.0.0.1:5000/absent:1")
 
 
@@ -45,6 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuiltImage]:
     build_index(layout, NAME, [there, here])
     build_image(layout, "single:1", layers, ImageConfig(user="alice"))
     build_image(layout, "docker:1", layers, ImageConfig(user="alice"), media="docker")
+    build_image(layout, "long:1", [LONG], ImageConfig(user="bob"))
     return layout, here
 
 
@@ -59,7 +65,14 @@ def open_registry(
     with running_registry(tmp_path_factory.mktemp("registry")) as registry:
         registry.push(source[0], NAME, "index:1")
         registry.push(source[0], "docker:1", "docker:1")
+        registry.push(source[0], "long:1", "long:1")
         yield registry
+
+
+def find_config(layout: Path, reference: str) -> str:
+    """Return the digest of the configuration of an image of one platform."""
+    document = json.loads(read_blob(layout, read_named(layout, reference).digest))
+    return str(document["config"]["digest"])
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +114,29 @@ class TestDistribution(RegistryContract):
     def make_driver(self, host: Host, sample: RegistrySample) -> object:
         options = DistributionRegistry.Config(
             plain_http=(sample.reference.registry,), config_paths=(), docker_configs=()
+        )
+        return DistributionRegistry(options, host)
+
+
+class TestDistributionRanges(TestDistribution):
+    """A layer of several ranges, each of which may have a connection of its own."""
+
+    @pytest.fixture
+    def sample(self, open_registry: RunningRegistry, source: tuple[Path, BuiltImage]) -> RegistrySample:
+        return RegistrySample(
+            reference=ImageReference.parse(f"{open_registry.host}/long:1"),
+            platform=HERE,
+            config_digest=find_config(source[0], "long:1"),
+            absent=ImageReference.parse(f"{open_registry.host}/long:absent"),
+        )
+
+    def make_driver(self, host: Host, sample: RegistrySample) -> object:
+        options = DistributionRegistry.Config(
+            plain_http=(sample.reference.registry,),
+            config_paths=(),
+            docker_configs=(),
+            connections_per_blob=3,
+            range_bytes=1 << 20,
         )
         return DistributionRegistry(options, host)
 

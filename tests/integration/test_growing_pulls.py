@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from support.daemon import Daemon
-from support.faults import Answer, FaultRegistry, fault_registry, manifest_of, refuse, send, stream
+from support.faults import Answer, FaultRegistry, fault_registry, manifest_of, range_of, refuse, send, stream
 from support.images import HOST_ARCHITECTURE, Entry, digest_of, make_layer
 from support.patience import patient
 
@@ -89,8 +89,9 @@ def source() -> Iterator[Source]:
 
 
 @pytest.fixture
-def daemon(source: Source, tmp_path: Path) -> Iterator[Daemon]:
-    options = f"plain_http = ['{source.server.host}']\nbackoff_s = 0.01\nstall_timeout_s = {patient(60)}\n"
+def daemon(source: Source, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    more = getattr(request, "param", "")
+    options = f"{more}plain_http = ['{source.server.host}']\nbackoff_s = 0.01\nstall_timeout_s = {patient(60)}\n"
     daemon = Daemon(tmp_path, f"[network]\ndriver = 'host'\n[registries.distribution.options]\n{options}")
     try:
         daemon.start()
@@ -236,6 +237,26 @@ def test_stopping_the_daemon_ends_it(daemon: Daemon, source: Source) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in below)
     assert nothing_half_made(daemon)
     daemon.start()
+
+
+@pytest.mark.parametrize("daemon", ["connections_per_blob = 3\nrange_bytes = 1048576\n"], indirect=True)
+def test_ranges_that_come_side_by_side_are_unpacked_in_order(daemon: Daemon, source: Source) -> None:
+    async def hold_the_last(request: web.Request) -> web.StreamResponse:
+        if range_of(request, len(source.layer))[0] >= 6 * FILE_BYTES:
+            await asyncio.to_thread(source.gate.wait, patient(60))
+        return await stream(source.layer)(request)
+
+    source.answer(hold_the_last)
+    with pulling(daemon, source) as pull:
+        (layer,) = layers_told(daemon)
+        assert layer["state"] == "fetching"
+        source.gate.set()
+        pull.result()
+    assert blob_of(daemon, source).read_bytes() == source.layer
+    asked = [asked.headers.get("Range", "") for asked in source.server.asked if digest_of(source.layer) in asked.path]
+    assert len(set(asked)) == len(asked) == len(source.layer) // FILE_BYTES + 1
+    assert len(layers_below(daemon)) == 1
+    assert nothing_half_made(daemon)
 
 
 def test_a_second_pull_joins(daemon: Daemon, source: Source) -> None:

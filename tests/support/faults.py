@@ -141,25 +141,31 @@ def guard(authorization: str, text: str, answer: Answer) -> Answer:
     return guarded
 
 
+def range_of(request: web.Request, size: int) -> tuple[int, int]:
+    """Return where the range begins that a request asks for, and where it ends, the byte after the last."""
+    first, _, last = request.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+    return int(first), int(last) + 1 if last else size
+
+
 def stream(
     content: bytes, cut_at: int | None = None, stall_at: int | None = None, ranges: bool = True, length: bool = True
 ) -> Answer:
-    """Answer with a blob, from the range asked for on.
+    """Answer with a blob, or the range asked for.
 
-    The connection is cut, or nothing comes any more, at that byte of the blob. Without ``ranges`` it always begins at
-    byte 0; without ``length`` it is chunked.
+    The connection is cut, or nothing comes any more, at that byte of the blob. Without ``ranges`` it is always all of
+    it; without ``length`` it is chunked.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        start = int(request.headers.get("Range", "bytes=0-").split("=")[1].rstrip("-")) if ranges else 0
-        response = web.StreamResponse(status=206 if start else 200)
-        if start:
-            response.headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        start, stop = range_of(request, len(content)) if ranges else (0, len(content))
+        response = web.StreamResponse(status=206 if (start, stop) != (0, len(content)) else 200)
+        if response.status == 206:
+            response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
         if length:
-            response.content_length = len(content) - start
+            response.content_length = stop - start
         await response.prepare(request)
-        end = next((at for at in (cut_at, stall_at) if at is not None), len(content))
-        await response.write(content[start : max(start, end)])
+        end = next((at for at in (cut_at, stall_at) if at is not None), stop)
+        await response.write(content[start : min(stop, max(start, end))])
         if stall_at is not None:
             await asyncio.sleep(60)
         if cut_at is not None and request.transport is not None:

@@ -17,6 +17,7 @@ from crinoid.plugins.registries.distribution.challenges import read_challenges
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
 from crinoid.plugins.registries.distribution.options import DistributionOptions
+from crinoid.plugins.registries.distribution.ranges import Part, Places, RangedStream
 from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer
 from crinoid.plugins.registries.distribution.transport import Exchange, Transport, broken, read_answer, refusal
 from crinoid.plugins.registries.documents import (
@@ -77,26 +78,25 @@ class RegistryClient:
                 self.note(attempts, endpoint, fault)
         raise attempts.failure()
 
-    async def open_blob(self, request: BlobRequest) -> "BlobStream":
+    async def open_blob(self, request: BlobRequest) -> "BlobStream | RangedStream":
         """Open a stream of a blob; waits while too many are open."""
         what = f"pull {request.reference}: blob {request.blob.digest}"
         if not is_digest(request.blob.digest):
             raise Unsupported(f"{what}: not a digest by sha256, sha384 or sha512")
-        attempts = self._attempts(what, request.reference, "pull")
-        stream = BlobStream(self, request, attempts, self._streams)
+        stream = self._split(what, request) if self._is_split(request) else self._stream(what, request)
         await stream.open()
         return stream
 
-    async def ask_for_blob(self, endpoint: Endpoint, request: BlobRequest, offset: int) -> ClientResponse:
-        """Ask one host for a blob from ``offset`` on; the answer is 200 or 206. Raises HostFault."""
+    async def ask_for_blob(self, endpoint: Endpoint, request: BlobRequest, part: Part) -> ClientResponse:
+        """Ask one host for a part of a blob; the answer is 200 or 206. Raises HostFault."""
         asker = Asker(endpoint, request.reference, request.credentials)
         path = f"/{request.reference.repository}/blobs/{request.blob.digest}"
-        headers = {"Accept": "*/*"} | ({"Range": f"bytes={offset}-"} if offset else {})
+        headers = {"Accept": "*/*"} | _range_of(part, request.blob.size)
         try:
             return await self._ask(asker, path, headers)
         except HostFault as fault:
-            if fault.status == 416 and offset:  # it has no ranges: the part that is there is read and dropped
-                return await self.ask_for_blob(endpoint, request, 0)
+            if fault.status == 416 and "Range" in headers:  # it has none: what is there is read again and dropped
+                return await self.ask_for_blob(endpoint, request, Part(0, request.blob.size))
             if not request.blob.urls or endpoint.is_mirror or not isinstance(fault.error, NotFound):
                 raise
         return await self._ask_elsewhere(endpoint, request.blob, headers)
@@ -105,6 +105,26 @@ class RegistryClient:
         """Record a fault, and tell the log."""
         attempts.record(endpoint, fault)
         self._log.info("registry host %s: %s", endpoint.label, fault)
+
+    def _is_split(self, request: BlobRequest) -> bool:
+        left = request.blob.size - request.offset
+        return self._options.connections_per_blob > 1 and left >= 2 * self._options.range_bytes
+
+    def _stream(self, what: str, request: BlobRequest) -> "BlobStream":
+        attempts = self._attempts(what, request.reference, "pull")
+        return BlobStream(self, request, attempts, self._streams, Part(request.offset, request.blob.size))
+
+    def _split(self, what: str, request: BlobRequest) -> RangedStream:
+        """Make a stream of several, which have their places from the whole."""
+
+        async def open_part(part: Part) -> BlobStream:
+            attempts = self._attempts(what, request.reference, "pull")
+            stream = BlobStream(self, request, attempts, asyncio.Semaphore(), part)
+            await stream.open()
+            return stream
+
+        places = Places(self._streams, self._options.connections_per_blob)
+        return RangedStream(open_part, places, request.offset, request.blob.size, self._options.range_bytes)
 
     def _attempts(self, what: str, reference: ImageReference, capability: str) -> Attempts:
         found = find_endpoints(reference.registry, self._options.config_paths, self._options.plain_http)
@@ -157,17 +177,22 @@ class RegistryClient:
 
 
 class BlobStream:
-    """An asynchronous iterator of a blob's pieces; a break is resumed where it was, at the next host if need be."""
+    """An asynchronous iterator of a part's pieces; a break is resumed where it was, at the next host if need be.
+
+    ``is_ranged``: the host gave no more than the part.
+    """
 
     def __init__(
-        self, client: RegistryClient, request: BlobRequest, attempts: Attempts, streams: asyncio.Semaphore
+        self, client: RegistryClient, request: BlobRequest, attempts: Attempts, streams: asyncio.Semaphore, part: Part
     ) -> None:
         self._client = client
         self._request = request
         self._attempts = attempts
         self._streams = streams
-        self._position = request.offset
-        self._connected_at = request.offset
+        self._position = self._connected_at = part.start
+        self._end = part.end
+        self._is_strict = part.strict
+        self.is_ranged = False
         self._skip = 0
         self._endpoint: Endpoint | None = None
         self._response: ClientResponse | None = None
@@ -176,12 +201,16 @@ class BlobStream:
     def __aiter__(self) -> "BlobStream":
         return self
 
+    def widen(self) -> None:
+        """Go on to the blob's end."""
+        self._end = self._request.blob.size
+
     async def open(self) -> None:
         """Wait for a free stream and connect; nothing is held when it raises."""
         await self._streams.acquire()
         self._is_open = True
         try:
-            if self._position < self._request.blob.size:
+            if self._position < self._end:
                 await self._connect()
         except BaseException:
             await self.aclose()
@@ -189,7 +218,7 @@ class BlobStream:
 
     async def __anext__(self) -> bytes:
         try:
-            while self._is_open and self._position < self._request.blob.size:
+            while self._is_open and self._position < self._end:
                 if piece := self._take(await self._read()):
                     return piece
         except BaseException:
@@ -201,7 +230,7 @@ class BlobStream:
     async def aclose(self) -> None:
         """Give up the connection. Idempotent."""
         if self._response is not None:
-            if self._position < self._request.blob.size:
+            if self._position < self._end:
                 self._response.close()
             self._response.release()  # a whole answer leaves its connection for the next blob
             self._response = None
@@ -212,14 +241,23 @@ class BlobStream:
     async def _connect(self) -> None:
         async for endpoint in self._attempts:
             try:
-                response = await self._client.ask_for_blob(endpoint, self._request, self._position)
-                self._skip = _bytes_to_skip(response, self._position, self._request.blob.size)
+                response = await self._ask(endpoint)
             except HostFault as fault:
                 self._client.note(self._attempts, endpoint, fault)
                 continue
             self._response, self._endpoint, self._connected_at = response, endpoint, self._position
             return
         raise self._attempts.failure()
+
+    async def _ask(self, endpoint: Endpoint) -> ClientResponse:
+        """Ask one host for what is left; find out what to skip of its answer."""
+        response = await self._client.ask_for_blob(endpoint, self._request, Part(self._position, self._end))
+        self.is_ranged = response.status == 206
+        if self._is_strict and not self.is_ranged:
+            response.close()
+            raise HostFault(Unavailable("it gives no ranges any more"))
+        self._skip = _bytes_to_skip(response, self._position, self._request.blob.size)
+        return response
 
     async def _read(self) -> bytes:
         """Return the next bytes of the connection, connecting anew as often as it breaks and may be tried."""
@@ -244,11 +282,11 @@ class BlobStream:
         return b""
 
     def _take(self, piece: bytes) -> bytes:
-        """Drop what was had before, and what goes beyond the blob's size."""
+        """Drop what was had before, and what goes beyond the end."""
         dropped = min(self._skip, len(piece))
         self._skip -= dropped
-        kept = piece[dropped : dropped + self._request.blob.size - self._position] if dropped else piece
-        kept = kept[: self._request.blob.size - self._position]
+        kept = piece[dropped : dropped + self._end - self._position] if dropped else piece
+        kept = kept[: self._end - self._position]
         self._position += len(kept)
         return kept
 
@@ -263,27 +301,34 @@ def _verify_document(content: bytes, requested: str, announced: str, what: str) 
 
 def _bytes_to_skip(response: ClientResponse, position: int, size: int) -> int:
     """Check that an answer can be the blob; return how much of it was had before (a host may ignore a range)."""
-    fault = ""
     length = response.content_length
-    start = position if response.status == 206 else 0
     if response.status == 206:
-        fault = _range_fault(response.headers.get("Content-Range", ""), position, size)
-    if not fault and length is not None and length != size - start:
-        fault = f"the blob has {start + length} bytes there, not {size}"
+        skipped, fault = 0, _range_fault(response.headers.get("Content-Range", ""), length, position, size)
+    else:
+        skipped, fault = position, "" if length in (None, size) else f"the blob has {length} bytes there, not {size}"
     if fault:
         response.close()
         raise HostFault(CorruptContent(fault))
-    return position - start
+    return skipped
 
 
-def _range_fault(header: str, position: int, size: int) -> str:
-    """Check ``Content-Range: bytes FIRST-LAST/TOTAL`` (RFC 9110, section 14.4)."""
+def _range_fault(header: str, length: int | None, position: int, size: int) -> str:
+    """Check ``Content-Range: bytes FIRST-LAST/TOTAL`` (RFC 9110, section 14.4); it may be less than was asked for."""
     unit, _, rest = header.partition(" ")
     span, _, total = rest.partition("/")
-    first = span.partition("-")[0]
-    if unit == "bytes" and first == str(position) and total in ("*", str(size)):
+    first, _, last = span.partition("-")
+    is_it = unit == "bytes" and first == str(position) and total in ("*", str(size))
+    end = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 20 else 0
+    if is_it and position < end <= size and length in (None, end - position):
         return ""
-    return f"asked for bytes {position}- of {size}, it sent {header[:80]!r}"
+    return f"asked for bytes {position}- of {size}, it sent {header[:80]!r} and announced {length} bytes"
+
+
+def _range_of(part: Part, size: int) -> dict[str, str]:
+    """Return the header that asks for a part; none for all."""
+    if part.end < size:
+        return {"Range": f"bytes={part.start}-{part.end - 1}"}
+    return {"Range": f"bytes={part.start}-"} if part.start else {}
 
 
 def _with_advice(fault: HostFault, authenticated: bool) -> HostFault:

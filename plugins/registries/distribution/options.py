@@ -38,6 +38,13 @@ class DistributionOptions(DriverConfig):
     max_streams: Annotated[int, Field(ge=1, le=64)] = 16
     """How many blobs this slot streams at once; a wait for a place counts towards the deadline of open_blob."""
 
+    connections_per_blob: Annotated[int, Field(ge=1, le=16)] = 1
+    """Over how many connections a large blob is fetched, in ranges, where servers limit each connection. Each takes a
+    place of `max_streams`, all but the first only a free one, and holds a range in memory."""
+
+    range_bytes: Annotated[int, Field(ge=1 << 20, le=256 << 20)] = 8 << 20
+    """How long such a range is, in bytes; a blob of less than two of them is fetched over one connection."""
+
     helper_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     """How long a credential helper may take."""
 
