@@ -65,7 +65,8 @@ class TcpConduit:
         """See the protocol."""
         if self._writer.transport.is_closing():
             raise ConnectionResetError("the connection has been closed")
-        self._writer.writelines(parts)
+        # Not writelines(): in Python 3.12.0 to 3.12.8, and 3.13.0 and 3.13.1, it never pauses (CVE-2024-12254).
+        self._writer.write(b"".join(parts))
         await self._writer.drain()
         self.moved_at = self._loop.time()
 
