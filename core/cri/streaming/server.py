@@ -84,6 +84,7 @@ class StreamingServer:
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+        self._connections.difference_update(connections)  # of those that had just ended nobody may have been told yet
 
     def exec_url(self, container_id: str, command: tuple[str, ...], choice: StreamChoice) -> str:
         """Return where to execute the command. Raises as ``check_exec`` does."""
