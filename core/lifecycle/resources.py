@@ -150,9 +150,13 @@ class Resources:
         """
         entries = [entry for entry in self._ledger.entries(owner) if kinds is None or entry.kind in kinds]
         failures: list[CrinoidError] = []
-        for in_thread, group in itertools.groupby(entries, lambda entry: entry.kind in self._undo_in_thread_of):
-            undone = self._undone_in_thread if in_thread else self._undone
-            failures += await undone(list(group))
+        gone: list[LedgerEntry] = []
+        try:
+            for in_thread, group in itertools.groupby(entries, lambda entry: entry.kind in self._undo_in_thread_of):
+                undone = self._undone_in_thread if in_thread else self._undone
+                failures += await undone(list(group), gone)
+        finally:  # a kill before this lets the next start undo them again
+            self._ledger.strike(*gone)
         if failures:
             raise failures[0]
 
@@ -191,8 +195,8 @@ class Resources:
             await self.undo(DEFERRED)
             delay_s = min(2 * delay_s, MAX_RETRY_S)
 
-    async def _undone(self, entries: list[LedgerEntry]) -> list[CrinoidError]:
-        """Undo entries and strike them; return what stands against it."""
+    async def _undone(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
+        """Undo entries and note or strike those that are gone; return what stands against the others."""
         failures: list[CrinoidError | None] = []
         for entry in entries:
             try:
@@ -200,13 +204,22 @@ class Resources:
             except (CrinoidError, OSError) as error:
                 failures.append(self._failed(entry, error))
             else:
-                self._ledger.strike(entry)
+                self._note_gone(entry, gone)
         return [failure for failure in failures if failure is not None]
 
-    async def _undone_in_thread(self, entries: list[LedgerEntry]) -> list[CrinoidError]:
-        """As ``_undone``, but in one thread and struck together: a kill between lets the next start undo them again."""
+    def _note_gone(self, entry: LedgerEntry, gone: list[LedgerEntry]) -> None:
+        """Leave an entry to be struck with its owner's others, unless what it stood for may soon be another's."""
+        if entry.kind == NETWORK or entry.owner == DEFERRED:  # an address; whatever waits for something slow
+            self._ledger.strike(entry)
+        else:
+            gone.append(entry)
+
+    async def _undone_in_thread(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
+        """As ``_undone``, but in one thread."""
         errors = await asyncio.to_thread(lambda: [self._try_to_undo(entry) for entry in entries])
-        self._ledger.strike(*(entry for entry, error in zip(entries, errors, strict=True) if error is None))
+        for entry, error in zip(entries, errors, strict=True):
+            if error is None:
+                self._note_gone(entry, gone)
         failed = ((entry, error) for entry, error in zip(entries, errors, strict=True) if error is not None)
         return [failure for one in failed if (failure := self._failed(*one)) is not None]
 
@@ -235,7 +248,7 @@ class Resources:
             cgroups.remove(path)
         above = cast(list[str], entry.data.get("above", []))
         for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
-            cgroups.prune(path)
+            cgroups.remove_unused(path)
 
     async def _undo_network(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.networks, "network", entry)

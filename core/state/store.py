@@ -12,6 +12,7 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -257,12 +258,15 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        counts = database.execute("SELECT owner, count(*) FROM ledger GROUP BY owner").fetchall()
+        self._counts: Counter[str] = Counter(dict(counts))  # so that who has no entry is not looked up
 
     def intend(self, owner: str, kind: str, key: str, data: Mapping[str, object]) -> LedgerEntry:
         """Write that ``owner`` is about to make the resource ``key``."""
         cursor = self._database.execute(
             "INSERT INTO ledger (owner, kind, key, data) VALUES (?, ?, ?, ?)", (owner, kind, key, self._text(data))
         )
+        self._counts[owner] += 1
         return LedgerEntry(cursor.lastrowid or 0, owner, kind, key, data)
 
     def intend_all(self, owner: str, resources: Sequence[tuple[str, str, Mapping[str, object]]]) -> None:
@@ -271,6 +275,7 @@ class Ledger:
             rows = [value for kind, key, data in resources for value in (owner, kind, key, self._text(data))]
             places = ", ".join(["(?, ?, ?, ?)"] * len(resources))
             self._database.execute(f"INSERT INTO ledger (owner, kind, key, data) VALUES {places}", tuple(rows))  # noqa: S608
+            self._counts[owner] += len(resources)
 
     def amend(self, entry: LedgerEntry, data: Mapping[str, object]) -> LedgerEntry:
         """Replace what is needed to undo the resource, now that more is known."""
@@ -278,14 +283,20 @@ class Ledger:
         return LedgerEntry(entry.id, entry.owner, entry.kind, entry.key, data)
 
     def strike(self, *entries: LedgerEntry) -> None:
-        """The resources are gone. Idempotent."""
+        """The resources, all of one owner, are gone. Idempotent."""
         if entries:
+            (owner,) = {entry.owner for entry in entries}
             places = ", ".join("?" * len(entries))
             numbers = tuple(entry.id for entry in entries)
-            self._database.execute(f"DELETE FROM ledger WHERE id IN ({places})", numbers)  # noqa: S608  # question marks
+            struck = self._database.execute(f"DELETE FROM ledger WHERE id IN ({places})", numbers)  # noqa: S608  # question marks
+            self._counts[owner] -= struck.rowcount
+            if not self._counts[owner]:
+                del self._counts[owner]
 
     def entries(self, owner: str | None = None) -> list[LedgerEntry]:
         """Return entries, the latest first: the order in which to undo."""
+        if owner is not None and owner not in self._counts:
+            return []
         where, parameters = ("", ()) if owner is None else ("WHERE owner = ?", (owner,))
         rows = self._database.execute(
             f"SELECT id, owner, kind, key, data FROM ledger {where} ORDER BY id DESC",  # noqa: S608  # a constant

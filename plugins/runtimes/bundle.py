@@ -126,16 +126,10 @@ class Bundle:
 
     def remove_files(self) -> None:
         """Remove what this role, conmon and the runtime put into the folder, half-written files too. Idempotent."""
-        for name in (*self._half_written(), *_OURS):
-            (self.directory / name).unlink(missing_ok=True)
-
-    def _half_written(self) -> list[str]:
-        """What was to be renamed when its writer was killed: most append to the final name, runc makes ``.pid``."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            begins = tuple(f"{name}." for name in _OURS)
-            names = [path.name for path in self.directory.iterdir()]
-            return [name for name in names if name.startswith(begins) or name == ".pid"]
-        return []
+            there = [path.name for path in self.directory.iterdir()]
+            for name in (*filter(_is_half_written, there), *(name for name in _OURS if name in there)):
+                (self.directory / name).unlink(missing_ok=True)
 
 
 _OURS = (
@@ -155,6 +149,14 @@ _OURS = (
     "config.json",
     "processes.json",  # last: as long as it is there, delete knows what to look for
 )
+
+
+_BEGINNINGS = tuple(f"{name}." for name in _OURS)
+
+
+def _is_half_written(name: str) -> bool:
+    """What was to be renamed when its writer was killed: most append to the final name, runc makes ``.pid``."""
+    return name.startswith(_BEGINNINGS) or name == ".pid"
 
 
 def read_pid(path: Path) -> int:

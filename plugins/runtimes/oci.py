@@ -407,19 +407,34 @@ class OciRuntime(abc.ABC):
         """Kill what runs, let the binary remove its state, then remove what is left by hand."""
         bundle = Bundle(handle.bundle)
         noted = bundle.read_processes()
-        await self._end_all(bundle, handle, noted)
-        if noted is None or not noted.plain:
-            await self._delete_state(handle)
-        await self._end_monitor(noted)
-        await asyncio.to_thread(self._remove_traces, bundle, handle)
+        if noted is not None and noted.plain and _has_ended(noted):
+            await asyncio.to_thread(self._remove_ended, bundle, handle)
+        else:
+            await self._end_all(bundle, handle, noted)
+            if noted is None or not noted.plain:
+                await self._delete_state(handle)
+            await self._end_monitor(noted)
+            await asyncio.to_thread(self._remove_traces, bundle, handle)
         self._reopening.pop(handle.container_id, None)
+
+    def _remove_ended(self, bundle: Bundle, handle: ContainerHandle) -> None:
+        """Remove a plain container that has ended with its monitor: only what it left running is to be killed."""
+        cgroup = self._cgroup(handle)
+        if not cgroups.remove_unused(cgroup):
+            cgroups.kill(cgroup, self._deadlines.kill_s)
+            cgroups.remove(cgroup)
+        self._remove_notes(bundle, handle)
 
     def _remove_traces(self, bundle: Bundle, handle: ContainerHandle) -> None:
         """What ``delete`` of the binary does besides killing, where that was left out or failed; then all notes."""
+        cgroups.remove(self._cgroup(handle))
+        self._remove_notes(bundle, handle)
+
+    def _remove_notes(self, bundle: Bundle, handle: ContainerHandle) -> None:
+        """The binary's and our own; ours last, as they say what there is to remove."""
         state = self._binary.state_directory(handle.container_id)
         if state.exists():
             shutil.rmtree(state, ignore_errors=True)
-        cgroups.remove(self._cgroup(handle))
         bundle.remove_files()
 
     async def _end_all(self, bundle: Bundle, handle: ContainerHandle, noted: Processes | None) -> None:
@@ -511,6 +526,12 @@ async def _detached(monitor: conmon.Started) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DETACH_S):
             await monitor.process.wait()
+
+
+def _has_ended(noted: Processes) -> bool:
+    """Tell whether neither the container's first process nor its monitor lives."""
+    processes = ((noted.pid, noted.pid_start), (noted.monitor_pid, noted.monitor_start))
+    return not any(started and pidfds.start_time(pid) == started for pid, started in processes)
 
 
 def _signal_cgroup(cgroup: str, number: int) -> None:

@@ -13,6 +13,7 @@ from crinoid.plugins.runtimes.readiness import readable
 
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO for the first version of struct pidfd_info, 64 bytes
 _INFO_EXIT = 1 << 3
+_STAT_BYTES = 4096  # some 50 numbers of at most 20 digits, and a name
 _INFO = struct.Struct("<QQ12I")
 
 
@@ -127,10 +128,16 @@ def session(pid: int) -> int:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the third (state) on: the name before them may hold anything."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return text.rpartition(")")[2].split()
+    try:
+        text = os.read(fd, _STAT_BYTES)
+    except ProcessLookupError:
+        return []
+    finally:
+        os.close(fd)
+    return text.decode(errors="replace").rpartition(")")[2].split()
 
 
 def _reaped_status(fd: int) -> int | None:

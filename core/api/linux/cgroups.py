@@ -232,6 +232,23 @@ def prune(path: str) -> None:
             Path(root + path).rmdir()
 
 
+def remove_unused(path: str) -> bool:
+    """Remove a cgroup where no process is and no cgroup below; tell whether it is gone from every hierarchy.
+
+    The first hierarchy in which it is in use has the others left as they are: far cheaper than ``prune`` there, as each
+    attempt has the kernel lock all cgroups.
+    """
+    _check(path)
+    for root in _host().all:
+        try:
+            os.rmdir(root + path)  # noqa: PTH106  # done for each container
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
+
+
 def accounts_swap() -> bool:
     """Tell whether the kernel can limit swap: version 1 only where it was switched on at boot."""
     host = _host()

@@ -1013,6 +1013,20 @@ class RuntimeContract:
             await freezer.runtime.restore(RestoreRequest(container=request, images=images, timeout_s=_WAIT_S))
         assert (await freezer.runtime.state(request.handle)).status is ContainerStatus.ABSENT
 
+    async def test_what_outlives_the_first_process_is_killed(self, bench: Workbench) -> None:
+        """Without a PID namespace of its own, only its cgroup tells what belongs to a container."""
+        request = bench.request("sh", "-c", "sleep 1000 >/dev/null 2>&1 </dev/null & exit 3")
+        namespaces = request.spec["linux"]["namespaces"]
+        namespaces.remove({"type": "pid"})
+        await bench.runtime.create(request)
+        await bench.runtime.start(request.handle)
+        assert (await bench.runtime.wait(request.handle)).exit_code == 3
+        assert bench.commands(request) == ["sleep 1000"]
+        for _ in range(2):
+            await bench.runtime.delete(request.handle)
+            assert bench.commands(request) == []
+            assert not cgroups.exists(request.handle.cgroup)
+
     # limits and usage
 
     async def test_update(self, bench: Workbench) -> None:

@@ -155,7 +155,7 @@ async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     monkeypatch.setattr(cgroups, "make", machine.cgroups.add)
     monkeypatch.setattr(cgroups, "remove", machine.cgroups.discard)
     monkeypatch.setattr(cgroups, "kill", lambda _path: None)
-    monkeypatch.setattr(cgroups, "prune", lambda _path: None)
+    monkeypatch.setattr(cgroups, "remove_unused", lambda _path: True)
     monkeypatch.setattr(pods, "write_sysctls_in", lambda _pins, _values: None)
     monkeypatch.setattr(cgroups, "hasten", lambda: None)
     options = NoOptions()

@@ -23,6 +23,7 @@ from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerState, PodState
+from crinoid.core.state.store import LedgerEntry
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
 
 POD_STEPS = [
@@ -113,6 +114,49 @@ async def test_a_crash_while_a_container_is_made(fake_node: FakeNode, role: str,
     owners = {entry.owner for entry in fake_node.now.store.ledger.entries()}
     assert owners <= {pod, *(one.id for one in fake_node.now.containers.list(ContainerFilter()))}
     await fake_node.now.pods.remove(pod)
+    assert_nothing_left(fake_node)
+
+
+@pytest.mark.parametrize(("role", "hook"), [("runtime", "delete"), ("snapshotter", "remove_snapshot")])
+async def test_a_kill_while_a_container_is_removed(fake_node: FakeNode, role: str, hook: str) -> None:
+    """What was undone by then is not struck yet, and is undone again."""
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    before = fake_node.now.store.ledger.entries(container)
+    getattr(fake_node, role).hang(hook)
+    running = asyncio.create_task(fake_node.now.containers.remove(container))
+    await eventually(lambda: hook in getattr(fake_node, role).hooks_called)
+    assert fake_node.now.store.ledger.entries(container) == before
+    fake_node.now.store.ledger.strike = lambda *_: None  # type: ignore[method-assign]  # it was killed before that
+    await fake_node.crash()
+    await asyncio.gather(running, return_exceptions=True)
+    getattr(fake_node, role).hang(hook, False)
+    await fake_node.start()
+    assert fake_node.now.store.ledger.entries(container) == before
+    await fake_node.now.containers.remove(container)
+    assert fake_node.now.store.ledger.entries(container) == []
+    await fake_node.now.pods.remove(pod)
+    assert_nothing_left(fake_node)
+
+
+async def test_an_owner_is_struck_in_one_go(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But an attachment at once: its address may soon be another's."""
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    ledger, struck = fake_node.now.store.ledger, list[tuple[str, set[str]]]()
+    strike = ledger.strike
+
+    def note(*entries: LedgerEntry) -> None:
+        struck.extend([(entries[0].owner, {entry.kind for entry in entries})] if entries else [])
+        strike(*entries)
+
+    monkeypatch.setattr(ledger, "strike", note)
+    await fake_node.now.pods.remove(pod)
+    kinds = dict(struck)
+    assert [owner for owner, _ in struck if owner == container] == [container]
+    assert {"container", "snapshot", "directory"} <= kinds[container]
+    assert (pod, {"network"}) in struck
+    assert len(struck) == 3
     assert_nothing_left(fake_node)
 
 
@@ -366,7 +410,7 @@ async def test_what_is_being_made_is_undone_only_once_it_is_made(
 async def test_the_cgroups_above_a_pods_parent_go_with_it(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_node.machine.cgroups.add("/there")
     pruned: list[str] = []
-    monkeypatch.setattr(cgroups, "prune", pruned.append)
+    monkeypatch.setattr(cgroups, "remove_unused", pruned.append)
     pod = await fake_node.now.pods.run(dataclasses.replace(a_pod(), cgroup_parent="/there/new/parent"), "")
     await fake_node.now.pods.remove(pod)
     assert "/there/new" in pruned

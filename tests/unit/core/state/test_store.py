@@ -106,6 +106,28 @@ def test_ledger_is_undone_latest_first_and_by_what_was_amended(path: Path) -> No
     assert [entry.key for entry in again.entries()] == ["/b", "default"]
 
 
+def test_an_owners_entries_are_found_whatever_came_and_went(path: Path) -> None:
+    """Who has none is not looked up, so how many there are must be right, after a restart too."""
+    ledger = Store(path).ledger
+    assert ledger.entries("p1") == []
+    first = ledger.intend("p1", "mount", "/a", {})
+    ledger.intend_all("p1", [("mount", "/b", {}), ("mount", "/c", {})])
+    ledger.intend_all("p2", [])
+    ledger = Store(path).ledger
+    assert [entry.key for entry in ledger.entries("p1")] == ["/c", "/b", "/a"]
+    assert ledger.entries("p2") == []
+    ledger.strike(first)
+    ledger.strike(first)
+    assert [entry.key for entry in ledger.entries("p1")] == ["/c", "/b"]
+    rest = ledger.entries("p1")
+    ledger.strike(first, *rest)
+    assert ledger.entries("p1") == []
+    ledger.strike(*rest)
+    assert [ledger.entries("p1"), ledger.entries()] == [[], []]
+    ledger.intend("p1", "mount", "/d", {})
+    assert [entry.key for entry in ledger.entries("p1")] == ["/d"]
+
+
 @pytest.mark.parametrize("old", ContainerState)
 @pytest.mark.parametrize("new", ContainerState)
 def test_containers_take_only_the_steps_of_the_table(path: Path, old: ContainerState, new: ContainerState) -> None:

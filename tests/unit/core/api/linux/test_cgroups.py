@@ -252,6 +252,22 @@ def test_a_real_cgroup_is_made_joined_measured_killed_and_removed(path: str) -> 
 
 
 @needs_root
+def test_only_an_unused_one_is_removed(path: str) -> None:
+    cgroups.make(f"{path}/below")
+    assert not cgroups.remove_unused(path)
+    assert cgroups.exists(f"{path}/below")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        cgroups.join(f"{path}/below", process.pid)
+        assert not cgroups.remove_unused(f"{path}/below")
+        process.kill()
+    cgroups.kill(f"{path}/below")  # waits until the kernel counts it no more
+    cgroups.remove(f"{path}/below")
+    for _ in range(2):
+        assert cgroups.remove_unused(path)
+    assert not cgroups.exists(path)
+
+
+@needs_root
 def test_real_limits_go_up_and_down(path: str) -> None:
     cgroups.make(path)
     for mebibytes in (64, 32, 128):
