@@ -33,10 +33,9 @@ def test_a_pod_lives_and_leaves_nothing(node: Node, handler: str, source: str) -
     assert node.execute(container, "sh", "-c", wait) == (0, "data\n", "")
     status = node.status(container)
     assert (status["state"], status["image_id"]) == ("CONTAINER_RUNNING", image_id)
-    assert sorted(line.split(" ", 1)[1] for line in Path(status["log_path"]).read_text().splitlines()) == [
-        "stderr F err",
-        "stdout F out",
-    ]
+    log = Path(status["log_path"])
+    until(lambda: log.read_text().count("\n") == 2)  # conmon may not have come to it yet
+    assert sorted(line.split(" ", 1)[1] for line in log.read_text().splitlines()) == ["stderr F err", "stdout F out"]
     stats = node.call("ContainerStats", container_id=container)["stats"]
     assert int(stats["writable_layer"]["used_bytes"]["value"]) > 0
     address = node.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["network"]["ip"]
