@@ -1,11 +1,14 @@
 """What the daemon does once it rests: it gives back the memory that its start, and each burst of work, took."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from crinoid.core.api.linux import memory
+
+LOG = logging.getLogger(__name__)
 
 Observer = Callable[[str, float, str], None]
 """Is told an RPC, the seconds that it took, and the name of its status."""
@@ -72,4 +75,8 @@ class Rest:
             while (left := self._last + self._quiet_s - self._clock()) > 0:  # noqa: ASYNC110  # work wakes it only once
                 await asyncio.sleep(left)
             self._works.clear()
-            await asyncio.to_thread(self._act)
+            try:
+                await asyncio.to_thread(self._act)
+            except (MemoryError, OSError) as error:  # a hardened system may not let libffi make callbacks
+                LOG.warning("memory could not be given back to the system: %r", error)
+                return

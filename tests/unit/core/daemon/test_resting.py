@@ -89,3 +89,24 @@ async def test_the_watch_ends_with_the_daemon(acts: Acts) -> None:
         assert len(asyncio.all_tasks() - before) == 1
     assert not asyncio.all_tasks() - before
     assert not acts.times
+
+
+async def test_where_it_cannot_be_done_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tries = Acts()
+
+    def fail() -> None:
+        tries()
+        raise MemoryError
+
+    rest = Rest(fail, quiet_s=0)
+    note = rest.noting(ignore)
+    async with rest.watched():
+        async with asyncio.timeout(patient(30)):
+            while not caplog.records:  # noqa: ASYNC110  # nobody tells of it
+                await asyncio.sleep(0.01)
+        note("RunPodSandbox", 0.01, "OK")
+        await asyncio.sleep(QUIET_S)
+    assert len(tries.times) == 1
+    assert [record.message for record in caplog.records] == [
+        "memory could not be given back to the system: MemoryError"
+    ]
