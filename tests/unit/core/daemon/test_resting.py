@@ -108,5 +108,5 @@ async def test_where_it_cannot_be_done_it_is_told_once(caplog: pytest.LogCapture
         await asyncio.sleep(QUIET_S)
     assert len(tries.times) == 1
     assert [record.message for record in caplog.records] == [
-        "memory could not be given back to the system: MemoryError"
+        "memory could not be given back to the system: MemoryError()"
     ]
