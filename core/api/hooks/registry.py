@@ -1,8 +1,9 @@
 """The registry role, the image sources: finds an image and streams its blobs (entry points ``crinoid.registries``).
 
 The story of a pull: ``resolve`` turns a reference into a manifest, then ``open_blob`` streams the config and each
-layer; several streams run at once. The kernel verifies every digest while it stores, unpacks, and never asks twice for
-a blob that it has. Several sources may be configured; they are asked in order until one has the reference.
+layer; several streams run at once. The kernel verifies every digest while it stores, unpacks what has come of a large
+layer meanwhile, and never asks twice for a blob that it has. Several sources may be configured; they are asked in order
+until one has the reference.
 """
 
 from collections.abc import AsyncIterator

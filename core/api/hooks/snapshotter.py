@@ -32,7 +32,8 @@ class SnapshotterHooks:
         """Make a folder to unpack the layer ``chain_id`` into, on top of the committed chain id ``parent``.
 
         Several preparations of one chain id may be under way. With ``parallel_unpack`` the parent need not be committed
-        yet. Raises NotFound for a parent that is needed and not there.
+        yet. The layer's blob may still be coming from a registry: it may take its time until the layer is committed, or
+        discarded because of what came. Raises NotFound for a parent that is needed and not there.
         """
 
     @hookspec
