@@ -26,6 +26,7 @@ from crinoid.plugins.extensions.nri import NriExtension
 from crinoid.plugins.extensions.nri.options import NriOptions
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 from support.nri_plugin import NriPlugin, PluginError
+from support.patience import patient
 
 
 def make_nri(host: Host, deadline_s: float = 30, **options: Any) -> NriExtension:
@@ -54,7 +55,9 @@ class WithPlugins(ExtensionContract):
     @pytest.fixture(autouse=True)
     def plugins(self) -> Iterator[list[NriPlugin]]:
         self._plugins: list[NriPlugin] = []
+        self._over = threading.Event()
         yield self._plugins
+        self._over.set()
         for plugin in self._plugins:
             plugin.close()
 
@@ -102,8 +105,8 @@ class TestNriWithPluginsThatFail(WithPlugins):
         return make_nri(host)
 
     def make_unwilling_driver(self, host: Host) -> object:
-        self.handlers = {"CreateContainer": lambda _request: threading.Event().wait(1)}
-        return make_nri(host, deadline_s=0.1, on_failure="fail")
+        self.handlers = {"CreateContainer": lambda _request: self._over.wait()}
+        return make_nri(host, deadline_s=patient(2), on_failure="fail")
 
 
 class TestNoop(ExtensionContract):
