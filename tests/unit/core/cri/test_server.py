@@ -417,7 +417,7 @@ class TestGoneClients:
     async def test_a_deadline_cancels(self, client: Client, services: SimpleNamespace) -> None:
         services.pods.pause = asyncio.Event()
         with pytest.raises(DeadlineExceeded):
-            await client.call("RunPodSandbox", {"config": POD_CONFIG}, timeout_s=0.1)
+            await client.call("RunPodSandbox", {"config": POD_CONFIG}, timeout_s=2)
         await wait_until(lambda: services.pods.cancelled)
 
 

@@ -63,7 +63,7 @@ async def test_the_deadline_kills_the_whole_group(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="sh was killed"):
-        await run(["sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout_s=0.5)
+        await run(["sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout_s=3)
     assert time.monotonic() - started < 30
     await gone(int(pid_file.read_text()))
 

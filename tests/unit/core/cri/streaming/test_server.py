@@ -419,11 +419,11 @@ class TestTime:
 
     @pytest.mark.parametrize("way", WAYS)
     async def test_an_idle_connection(self, streams: FakeStreams, way: tuple[str, str]) -> None:
-        async with serving(streams, idle_timeout_s=0.4) as server, started(server, streams, way) as (command, process):
+        async with serving(streams, idle_timeout_s=1.5) as server, started(server, streams, way) as (command, process):
             for _ in range(6):
                 await process.output.write(b"tick")
                 assert await command.stdout.read() == b"tick"
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.4)
             assert await command.stdout.read_all() == b""
             await until(lambda: process.is_closed)
 

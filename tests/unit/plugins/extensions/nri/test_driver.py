@@ -856,8 +856,8 @@ async def test_a_mute_plugin_does_not_keep_the_node_from_starting(
     mute = tmp_path / "plugins" / "07-mute"
     mute.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 100\n")
     mute.chmod(0o755)
-    nri = await make(registration_deadline_s=0.3)
-    assert "NRI plugin 07-mute is not used: it did not register after 0.3 s" in caplog.text
+    nri = await make(registration_deadline_s=3)
+    assert "NRI plugin 07-mute is not used: it did not register after 3 s" in caplog.text
     pid = int((tmp_path / "pid").read_text())
     await nri.driver.close()
     assert not Path(f"/proc/{pid}").exists()

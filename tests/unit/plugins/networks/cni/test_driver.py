@@ -25,11 +25,11 @@ async def attach(driver: Any, request: NetworkRequest) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(200):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    pytest.fail("it did not happen within 2 s")
+    pytest.fail("it did not happen within a minute")
 
 
 async def fail_to_attach(driver: Any, request: NetworkRequest) -> CrinoidError:
@@ -227,10 +227,10 @@ async def test_try_again_later_is_a_passing_fault(node: Node, request_a: Network
 async def test_a_plugin_that_hangs_is_killed_with_its_children(node: Node, request_a: NetworkRequest) -> None:
     node.add_plugin("first", ADD=f"sleep 60 & echo $! > {node.root}/pid; wait")
     node.configure_chain("first")
-    error = await fail_to_attach(node.driver(add_timeout_s=0.3), request_a)
+    error = await fail_to_attach(node.driver(add_timeout_s=3), request_a)
     assert isinstance(error, DeadlineExceeded)
     assert isinstance(error, DriverError)
-    assert "plugin first (10-x.conflist, network 'blue') ADD: it had not ended after 0.3 s" in error.message
+    assert "plugin first (10-x.conflist, network 'blue') ADD: it had not ended after 3 s" in error.message
     child = Path("/proc", (node.root / "pid").read_text().strip())
     await until(lambda: not child.exists() or "State:\tZ" in (child / "status").read_text())
     assert node.commands() == ["ADD first", "DEL first"]

@@ -416,8 +416,8 @@ class TestNodeCredentials:
         write_docker(tmp_path, credsStore="test")
         began = time.monotonic()
         with pytest.raises(Unauthenticated, match=words) as caught:
-            await resolve(make_registry(helper_timeout_s=0.3), server)
-        assert time.monotonic() - began < 5
+            await resolve(make_registry(helper_timeout_s=3), server)
+        assert time.monotonic() - began < 40
         assert "s3cret" not in caught.value.message
 
     @pytest.mark.parametrize("name", ["absent", "../../bin/sh", "-x"])
