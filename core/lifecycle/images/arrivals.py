@@ -7,6 +7,7 @@ is verified: only when an arrival has become whole may the layer that was made o
 import asyncio
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,12 +29,24 @@ class Arrivals:
         self._content = content
         self._places = max_followers
         self._is_off = not max_followers
+        self._expected: Counter[str] = Counter()
         self._arrivals: dict[str, _Arrival] = {}
         self._change = asyncio.Event()
 
     def follows(self, blob: Descriptor) -> bool:
         """Tell whether a blob is worth being followed."""
         return blob.size >= LEAST_BYTES and not self._is_off
+
+    @contextmanager
+    def expect(self, blob: Descriptor) -> Iterator[None]:
+        """Let others wait for the blob while the block, which brings it, runs."""
+        self._expected[blob.digest] += 1
+        try:
+            yield
+        finally:
+            self._expected[blob.digest] -= 1
+            self._expected = +self._expected
+            self._tell()
 
     @contextmanager
     def announce(self, blob: Descriptor) -> Iterator[Callable[[int], None]]:
@@ -48,11 +61,11 @@ class Arrivals:
             self._end(blob, is_whole=False)
 
     async def follow(self, blob: Descriptor) -> "Follower | None":
-        """Wait until the blob is in the store (``None``), or may be followed; the caller closes the follower.
+        """Wait until the blob may be followed; the caller closes the follower.
 
-        Somebody must be bringing it, or about to.
+        ``None``: nobody brings it any more, which should mean that it is in the store.
         """
-        while not self._content.has(blob.digest):
+        while self._expected[blob.digest] and not self._content.has(blob.digest):
             arrival = self._arrivals.get(blob.digest)
             if arrival is not None and self._places and (descriptors := _open_both(arrival.fd)) is not None:
                 self._places -= 1

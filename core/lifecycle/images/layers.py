@@ -62,7 +62,7 @@ class Layers:
         self._launcher.warm_up()
 
     async def install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
-        """Return when the layer is committed; its blob is in the store, or the caller has it fetched meanwhile.
+        """Return when the layer is committed; its blob is in the store, or is brought and expected (``arrivals``).
 
         Its parent is committed, or is being installed by another call: this one waits for that at the latest moment
         that the snapshotter allows. Raises what ``unpack_layer`` and the snapshotter raise.

@@ -124,7 +124,8 @@ class Puller:
         self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
     ) -> None:
         if self._layers.follows(plan):
-            await run_together((_fetch_layer(plan, tracker, fetch), self._layers.install(slot, plan)))
+            with self._layers.arrivals.expect(plan.blob):
+                await run_together((_fetch_layer(plan, tracker, fetch), self._layers.install(slot, plan)))
         else:
             await _fetch_layer(plan, tracker, fetch)
             await self._layers.install(slot, plan)

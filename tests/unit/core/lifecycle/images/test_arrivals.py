@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ BLOB = Descriptor("application/x", f"sha256:{hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture(autouse=True)
-def descriptors_are_given_back() -> AsyncIterator[None]:
+def descriptors_are_given_back() -> Iterator[None]:
     before = os.listdir("/proc/self/fd")
     yield
     assert len(os.listdir("/proc/self/fd")) == len(before)
@@ -30,8 +30,11 @@ def content(tmp_path: Path) -> ContentStore:
 
 
 @pytest.fixture
-def arrivals(content: ContentStore) -> Arrivals:
-    return Arrivals(content, 2)
+def arrivals(content: ContentStore) -> Iterator[Arrivals]:
+    """With two places, and a pull that brings the blob."""
+    arrivals = Arrivals(content, 2)
+    with arrivals.expect(BLOB):
+        yield arrivals
 
 
 def store(content: ContentStore, data: bytes = CONTENT) -> None:
@@ -69,6 +72,17 @@ async def test_what_is_there_needs_no_follower(arrivals: Arrivals, content: Cont
     store(content)
     finish(content)
     assert await arrivals.follow(BLOB) is None
+
+
+async def test_nobody_waits_for_what_nobody_brings(content: ContentStore) -> None:
+    arrivals = Arrivals(content, 2)
+    assert await arrivals.follow(BLOB) is None
+    with arrivals.expect(BLOB):
+        with arrivals.expect(BLOB):
+            waiting = asyncio.create_task(arrivals.follow(BLOB))
+            assert await stays_pending(waiting)
+        assert await stays_pending(waiting)
+    assert await waiting is None
 
 
 async def test_bytes_are_told_as_they_come(arrivals: Arrivals, content: ContentStore) -> None:
