@@ -318,7 +318,8 @@ class PodService:
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """Return the node's address ranges as UpdateRuntimeConfig told them last."""
-        return tuple((self._store.setting("pod_cidrs") or "").split(",")) if self._store.setting("pod_cidrs") else ()
+        text = self._store.setting("pod_cidrs")
+        return tuple(text.split(",")) if text else ()
 
     async def _stop(self, pod_id: str) -> None:
         """End containers, init and network; each step is idempotent, so that a stop that broke off can go on."""
