@@ -188,7 +188,7 @@ class Node:
                 for name, driver in self.snapshotters.items()
             },
             {
-                driver.host.slot: RegistrySlot(_bound(driver, "registry"), RegistryDeadlines(default=5, next_piece=5))
+                driver.host.slot: RegistrySlot(_bound(driver, "registry"), RegistryDeadlines(default=5, next_piece=60))
                 for driver in (self.source, self.other_source)
             },
             ExtensionSlots([ExtensionSlot(observer, ExtensionSlotConfig(driver="fake"))]),

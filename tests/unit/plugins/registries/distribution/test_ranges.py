@@ -21,6 +21,7 @@ from .conftest import MakeRegistry
 MIB = 1 << 20
 BLOB = array("I", range(2_000_000)).tobytes()  # 8 MB, no two places alike
 DIGEST = digest_of(BLOB)
+PATIENT: dict[str, Any] = {"connections_per_blob": 3, "range_bytes": MIB, "stall_timeout_s": 60}
 RANGES = [(start, min(start + MIB, len(BLOB))) for start in range(0, len(BLOB), MIB)]
 
 
@@ -40,7 +41,7 @@ def header_of(start: int, end: int) -> str:
 
 @pytest.fixture
 def registry(make_registry: MakeRegistry) -> BoundRegistry:
-    return make_registry(connections_per_blob=3, range_bytes=MIB, stall_timeout_s=30)
+    return make_registry(**PATIENT)
 
 
 class Gated:
@@ -108,7 +109,7 @@ class TestRanges:
 
     async def test_one_connection_is_the_default(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_blob(DIGEST, stream(BLOB))
-        assert await make_registry(range_bytes=MIB).read(request_for(server)) == BLOB
+        assert await make_registry(**(PATIENT | {"connections_per_blob": 1})).read(request_for(server)) == BLOB
         assert asked_for(server) == [""]
 
 
@@ -118,19 +119,19 @@ class TestPlaces:
         self, make_registry: MakeRegistry, server: FaultRegistry, offset: int
     ) -> None:
         server.on_blob(DIGEST, stream(BLOB))
-        registry = make_registry(connections_per_blob=3, range_bytes=MIB, max_streams=1)
+        registry = make_registry(**PATIENT, max_streams=1)
         assert await registry.read(request_for(server, offset=offset)) == BLOB[offset:]
         assert asked_for(server) == [f"bytes={offset}-" if offset else ""]
 
     async def test_streams_at_once_share_them(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_blob(DIGEST, stream(BLOB))
-        registry = make_registry(connections_per_blob=3, range_bytes=MIB, max_streams=4)
+        registry = make_registry(**PATIENT, max_streams=4)
         for content in await asyncio.gather(*(registry.read(request_for(server)) for _ in range(6))):
             assert content == BLOB
 
     async def test_they_are_given_back_early(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_blob(DIGEST, stream(BLOB))
-        registry = make_registry(connections_per_blob=3, range_bytes=MIB, max_streams=3)
+        registry = make_registry(**PATIENT, max_streams=3)
         for _ in range(5):
             opened: Any = await asyncio.wait_for(registry.open_blob(request_for(server)), 60)
             await anext(opened)
@@ -143,7 +144,7 @@ class TestPlaces:
 
     async def test_a_cancelled_reader_gives_them_back(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_blob(DIGEST, stream(BLOB, stall_at=10), stream(BLOB))
-        registry = make_registry(connections_per_blob=3, range_bytes=MIB, max_streams=3, stall_timeout_s=60)
+        registry = make_registry(**PATIENT, max_streams=3)
         reader = asyncio.create_task(registry.read(request_for(server)))
         await asyncio.sleep(0.1)
         reader.cancel()
@@ -151,7 +152,7 @@ class TestPlaces:
         assert await asyncio.wait_for(registry.read(request_for(server)), 60) == BLOB
 
     async def test_a_failure_gives_them_back(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
-        registry = make_registry(connections_per_blob=3, range_bytes=MIB, max_streams=3)
+        registry = make_registry(**PATIENT, max_streams=3)
         for _ in range(3):
             with pytest.raises(NotFound):
                 await asyncio.wait_for(registry.open_blob(request_for(server)), 60)
@@ -280,6 +281,6 @@ async def test_a_mirror_that_ends_in_the_middle(
     (folder / "hosts.toml").write_text(f'server = "{server.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull"]\n')
     mirror.on_blob(DIGEST, stream(BLOB), stream(BLOB), refuse(404))
     server.on_blob(DIGEST, stream(BLOB))
-    registry = make_registry(connections_per_blob=3, range_bytes=MIB)
+    registry = make_registry(**PATIENT)
     assert await registry.read(request_for(server)) == BLOB
     assert len(mirror.asked) >= 3 and server.asked
