@@ -218,7 +218,8 @@ def test_limits_are_the_plugins(nri_node: Node, join: Join) -> None:
 
 def test_a_container_is_evicted(nri_node: Node, join: Join) -> None:
     pod = nri_node.run_pod("evicted")
-    container = nri_node.run_container(pod, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done")
+    container = nri_node.run_container(pod, "sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done")
+    until(lambda: nri_node.log(container) == "ready\n")
     plugin = join()
     plugin.update_containers(evict=({"container_id": container, "reason": "a test"},))
     assert nri_node.wait_exit(container)["exit_code"] == 3

@@ -393,4 +393,4 @@ async def test_no_stream_is_left_open(registry: BoundRegistry, folder: Path) -> 
     stream: Any = await registry.open_blob(request)
     await anext(stream)
     await stream.aclose()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # what earlier tests left open may be closed meanwhile

@@ -314,7 +314,7 @@ def test_many_folders_outlive_the_cache(extract, target: Path) -> None:
     extract(archive.build())
     gc.collect()
     assert len(list(target.rglob("f?"))) == 800
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before  # what earlier tests left open may be closed meanwhile
 
 
 # Whiteouts
