@@ -21,7 +21,6 @@ from crinoid.core.daemon import logs
 from crinoid.core.daemon.composition import compose
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
-from crinoid.core.daemon.resting import Rest
 from crinoid.core.daemon.settling import settling
 from crinoid.core.slots.binding import bind
 
@@ -50,14 +49,13 @@ async def _serve(loaded: Loaded) -> None:
     node = compose(config, bind(config, loaded.origins, instruments, __version__), __version__)
     try:
         await node.recover()
-        rest = Rest()
-        hooks = CallHooks(rest.noting(instruments.observe_rpc), instruments.rpc_span if instruments.traces else None)
+        hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
         server = Server(_endpoint(config), node, hooks)
         await node.streams.start()
         await server.start()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         notify("READY=1", f"STATUS=serving {config.server.socket}")
-        async with settling(instruments), rest.watched():
+        async with settling(instruments):
             await stopping.wait()
         notify("STOPPING=1")
         LOG.info("stopping; pods and containers run on")
