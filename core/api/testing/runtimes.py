@@ -1021,7 +1021,7 @@ class RuntimeContract:
         await bench.runtime.create(request)
         await bench.runtime.start(request.handle)
         assert (await bench.runtime.wait(request.handle)).exit_code == 3
-        assert bench.commands(request) == ["sleep 1000"]
+        await bench.until(lambda: bench.commands(request) == ["sleep 1000"], "the child is on its own")
         for _ in range(2):
             await bench.runtime.delete(request.handle)
             assert bench.commands(request) == []
