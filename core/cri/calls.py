@@ -19,7 +19,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from crinoid.core.api.errors import InvalidArgument, NotImplementedHere
+from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
@@ -157,10 +157,24 @@ def method_name(rpc: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
 
 
-def client_is_gone() -> bool:
-    """Tell whether the call this runs in has been cancelled, so that nobody will see its answer."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def once_answered(note: Callable[[], None]) -> None:
+    """Call ``note`` when the answer of the call that this runs in has gone out; never, where its client left before.
+
+    A daemon that is killed between the two has answered without noting so, and not the other way round: what is asked
+    again then gets the same answer, and nobody who saw none is told that it has been given.
+    """
+
+    def tell(call: "asyncio.Task[object]") -> None:
+        if call.cancelled() or call.cancelling() or call.exception() is not None:
+            return
+        try:
+            note()
+        except CrinoidError as error:
+            _log.warning("that a call was answered could not be noted: %s", error.message)
+
+    call = asyncio.current_task()
+    assert call is not None  # a call runs in a task of grpc's
+    call.add_done_callback(tell)
 
 
 def describe_subject(request: object) -> str:

@@ -99,9 +99,20 @@ class TestPods:
     async def test_run_is_acknowledged_after_its_answer(self, client: Client, services: SimpleNamespace) -> None:
         answer = await client.call("RunPodSandbox", {"config": POD_CONFIG, "runtime_handler": "fast"})
         assert answer == {"pod_sandbox_id": "pod9"}
+        await wait_until(lambda: len(services.pods.calls) == 2)
         (run, config, handler), acknowledged = services.pods.calls
         assert (run, config.metadata.name, handler) == ("run", "web", "fast")
         assert acknowledged == ("acknowledge", "pod9")
+
+    async def test_what_can_not_be_acknowledged_has_been_answered(
+        self, client: Client, services: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(_pod_id: str) -> None:
+            raise ResourceExhausted("no space left")
+
+        services.pods.acknowledge = fail
+        assert await client.call("RunPodSandbox", {"config": POD_CONFIG}) == {"pod_sandbox_id": "pod9"}
+        await wait_until(lambda: "could not be noted: no space left" in caplog.text)
 
     async def test_stop_and_remove(self, client: Client, services: SimpleNamespace) -> None:
         await client.call("StopPodSandbox", {"pod_sandbox_id": "pod1"})
@@ -137,6 +148,7 @@ class TestContainers:
     async def test_create(self, client: Client, services: SimpleNamespace) -> None:
         request = {"pod_sandbox_id": "pod1", "config": CONTAINER_CONFIG}
         assert await client.call("CreateContainer", request) == {"container_id": "c9"}
+        await wait_until(lambda: len(services.containers.calls) == 2)
         (_, pod_id, config, pod_config), acknowledged = services.containers.calls
         assert (pod_id, config.image, pod_config) == ("pod1", "nginx", None)
         assert acknowledged == ("acknowledge", "c9")
@@ -412,6 +424,7 @@ class TestGoneClients:
         await wait_until(lambda: services.pods.calls)
         task.cancel()
         await wait_until(lambda: observed)
+        await asyncio.sleep(0.1)
         assert services.pods.calls == [("run",)]
 
     async def test_a_deadline_cancels(self, client: Client, services: SimpleNamespace) -> None:
