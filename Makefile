@@ -1,6 +1,8 @@
 # Two commands do all the set-up on a machine that has Debian, Python and root:
 #   make demo   a real pod, told as a story
 #   make test   linters and every test
+# and one runs the suite of CRI tests against Debian's containerd, to see that what we say of it is still true:
+#   make test-peers
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
@@ -12,13 +14,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: bench bench-quick demo test test-vm test-vm-short lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick demo test test-peers test-vm test-vm-short lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
 
 test: setup lint
 	$(BIN)/pytest
+
+test-peers: setup
+	$(BIN)/pytest tests/conformance --cri-peer containerd
 
 test-vm: setup
 	$(BIN)/python tests/vm/suite.py tests/integration tests/conformance tests/contract

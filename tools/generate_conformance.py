@@ -47,7 +47,7 @@ def render() -> str:
 
 def _differences() -> Iterator[str]:
     marks = Marks()
-    options = ["--collect-only", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    options = ["--collect-only", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "--cri-peer=containerd"]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main([*options, str(ROOT / "tests" / "conformance")], plugins=[marks])
     if code:

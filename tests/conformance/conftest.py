@@ -1,8 +1,9 @@
 """Which runtime the suite runs against, and the fixtures of its tests.
 
 ``pytest tests/conformance --cri-endpoint unix:///run/x.sock`` is for any runtime that can pull the test images. Without
-that option the suite starts two, each in a network namespace of its own: our daemon, and Debian's containerd to compare
-with. On a slow machine ``CRINOID_TEST_SLOWNESS=10`` makes every wait ten times as long.
+that option it starts our daemon in a network namespace of its own; ``--cri-peer containerd`` (``make test-peers``)
+starts Debian's containerd instead, to compare with. On a slow machine ``CRINOID_TEST_SLOWNESS=10`` makes every wait ten
+times as long.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from support.daemon import Daemon
 from support.network_namespace import NetworkNamespace
 from support.registry import RunningRegistry, running_registry
 
-OWN = ("crinoid", "containerd")
+PEERS = ("containerd",)
 OPTIONS = {
-    "--cri-endpoint": "unix:// socket of the runtime to test; without it the suite starts crinoid and containerd",
+    "--cri-endpoint": "unix:// socket of the runtime to test; without it the suite starts one",
     "--cri-image-endpoint": "unix:// socket of its ImageService, if that is another",
     "--cri-runtime-handler": "runtime handler of the pods; empty is the default one",
     "--cri-image-prefix": "registry and path where the images of conformance/images.py are (plain names below it); "
@@ -41,13 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cri", "the runtime under test")
     for name, text in OPTIONS.items():
         group.addoption(name, default="", help=text)
+    group.addoption("--cri-peer", default="", choices=PEERS, help="runtime to start in place of crinoid")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test against each runtime."""
+    """Name the runtime in each test's id: marks of differences go by it."""
     if "runtime_under_test" in metafunc.fixturenames:
-        names = [_external_name(metafunc.config)] if _option(metafunc.config, "endpoint") else OWN
-        metafunc.parametrize("runtime_under_test", names, scope="session")
+        metafunc.parametrize("runtime_under_test", [_name_of_runtime(metafunc.config)], scope="session")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -180,7 +181,9 @@ def _external(config: pytest.Config, name: str, folder: Path) -> Iterator[Node]:
         yield Node(cri, name, prefix, folder, NetworkNamespace(), parent, handler)
 
 
-def _external_name(config: pytest.Config) -> str:
+def _name_of_runtime(config: pytest.Config) -> str:
+    if not _option(config, "endpoint"):
+        return _option(config, "peer") or "crinoid"
     cri = Cri(_socket(config, "endpoint"))
     try:
         return str(cri.call("Version")["runtime_name"])
