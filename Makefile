@@ -6,6 +6,7 @@
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
+# One measures how far a reader of the code has to go: make reading
 # Two measure, beside containerd in one run; BENCH takes more options, such as --containerd PROGRAM (--help names all):
 #   make bench         every figure at 50 pods and how each grows, into docs/performance.md; under half an hour
 #   make bench-quick   small and few, in under two minutes
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: bench bench-quick demo test test-peers test-vm test-vm-short lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick demo test test-peers test-vm test-vm-short reading lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -45,6 +46,9 @@ bench: setup
 
 bench-quick: setup
 	PYTHONPATH=.:tests $(BIN)/python -m bench --quick $(BENCH)
+
+reading: setup
+	$(BIN)/python tools/measure_reading.py
 
 proto: setup
 	$(BIN)/python tools/generate_wire.py
