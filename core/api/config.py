@@ -1,8 +1,10 @@
 """The base of every driver's ``Config``: what the ``options`` table of a slot may hold."""
 
 import ast
+import functools
 import inspect
-import textwrap
+import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,14 +49,34 @@ class NoOptions(DriverConfig):
 
 def _descriptions(model: type) -> Iterator[tuple[str, str]]:
     """Find strings that stand below the annotated names of a class; none where its source can't be had."""
-    try:
-        source = textwrap.dedent(inspect.getsource(model))
-    except (OSError, TypeError):  # TypeError: a built-in class
-        return
-    (definition,) = ast.parse(source).body
-    assert isinstance(definition, ast.ClassDef)
-    for field, below in zip(definition.body, definition.body[1:], strict=False):
+    for field, below in itertools.pairwise(_classes_of(model.__module__).get(model.__qualname__, ())):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
             text = below.value.value if isinstance(below.value, ast.Constant) else None
             if isinstance(text, str):
                 yield field.target.id, inspect.cleandoc(text)
+
+
+@functools.cache
+def _classes_of(module: str) -> dict[str, list[ast.stmt]]:
+    """Parse a module once, and return the bodies of its classes by qualified name.
+
+    inspect.getsource of a class would parse the whole file again each time: most of the time that a schema took.
+    """
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):  # TypeError: a module in C
+        return {}
+    found: dict[str, list[ast.stmt]] = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                found[prefix + child.name] = child.body
+                visit(child, f"{prefix}{child.name}.")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child, f"{prefix}{child.name}.<locals>.")
+            else:
+                visit(child, prefix)
+
+    visit(ast.parse(source), "")
+    return found

@@ -5,6 +5,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
+from crinoid.core.api import config
 from crinoid.core.api.config import DriverConfig
 
 
@@ -56,6 +57,7 @@ def test_the_source_is_not_read_where_a_class_is_made(monkeypatch: pytest.Monkey
         raise AssertionError(f"the source of {what} is read at each start")
 
     monkeypatch.setattr("inspect.findsource", refuse)
+    config._classes_of.cache_clear()  # what other tests have read already
 
     class Late(DriverConfig):
         size: int = 1
