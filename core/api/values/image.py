@@ -76,6 +76,21 @@ class Platform:
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
+    def normalized(self) -> "Platform":
+        """Return the platform as Go would name it: ``Linux/x86_64`` is ``linux/amd64/v1``; variants are explicit."""
+        architecture, variant = self.architecture.lower(), self.variant.lower()
+        variant = f"v{variant}" if variant.isdecimal() else variant
+        if architecture in ("armhf", "armel"):
+            architecture, variant = "arm", "v7" if architecture == "armhf" else "v6"
+        system, architecture = self.os.lower(), _ARCHITECTURES.get(architecture, architecture)
+        return Platform(_SYSTEMS.get(system, system), architecture, variant or _VARIANTS.get(architecture, ""))
+
+
+_ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+_SYSTEMS = {"macos": "darwin"}
+_VARIANTS = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
+"""What an architecture means that names no variant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:

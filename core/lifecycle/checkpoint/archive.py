@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, InvalidArgument
-from crinoid.core.lifecycle.images.documents import Document, read_document
+from crinoid.core.api.manifests import Document, parse
 
 CONFIG, SPEC, IMAGES, ROOT_DIFF = "config.dump", "spec.dump", "checkpoint", "rootfs-diff.tar"
 DELETED, BIND_MOUNTS, STATISTICS, LOG = "deleted.files", "bind.mounts", "stats-dump", "dump.log"
@@ -143,7 +143,7 @@ def read_dump(model: type[D], path: Path, what: str) -> D:
             content = file.read(_MAX_DOCUMENT_BYTES)
     except OSError as error:
         raise InvalidArgument(f"{what}: {path.name} can't be read: {error.strerror}") from error
-    return read_document(model, content, f"{what}: {path.name}")
+    return parse(model, content, f"{what}: {path.name}")
 
 
 def read_deleted(folder: Path, what: str) -> tuple[str, ...]:

@@ -12,12 +12,13 @@ from typing import TypeVar
 
 from crinoid.core.api.errors import CorruptContent, DeadlineExceeded, Unsupported
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource
 from crinoid.core.lifecycle.images.catalog import Catalog, names_of
 from crinoid.core.lifecycle.images.claims import Claims
-from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, read_document
+from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, artifact_type
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
@@ -75,24 +76,27 @@ class Puller:
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
         blobs = tuple(layer.descriptor() for layer in resolution.manifest.layers)
         async with self._claims.hold(_digests_of(resolution, blobs)):
-            text, plans = await self._plan(resolution, request.platform, fetch)
+            artifact, text, plans = await self._plan(resolution, request.platform, fetch)
             async with self._claims.hold(plan.chain_id for plan in plans):
                 await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
                 await self._store_documents(resolution)
-                return self._catalog.add(self._record(request.reference, resolution, plans, text))
+                return self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
 
     async def _plan(
         self, resolution: Resolution, platform: Platform, fetch: "_Fetch"
-    ) -> tuple[str, tuple[LayerPlan, ...]]:
-        """Fetch the configuration; return its text and what layers there will be. An artifact has one of its own kind,
-        which means nothing here."""
+    ) -> tuple[str, str, tuple[LayerPlan, ...]]:
+        """Fetch the configuration; return the type of an artifact, the configuration's text and the layers to be.
+
+        An artifact's configuration is of its own kind and means nothing here.
+        """
         blobs = [layer.descriptor() for layer in resolution.manifest.layers]
         content = await self._read_config(resolution, fetch)
-        if resolution.manifest.artifact:
-            return "{}", plan_artifact(blobs)
-        image = read_document(ImageConfig, content, f"image configuration {resolution.manifest.config.digest}")
-        _check_platform(image, platform)
-        return content.decode(), plan_layers(blobs, image.rootfs.diff_ids)
+        if artifact := artifact_type(resolution.manifest, content):
+            return artifact, "{}", plan_artifact(blobs)
+        image = parse(ImageConfig, content, f"image configuration {resolution.manifest.config.digest}")
+        if resolution.image.target.digest == resolution.image.manifest.digest:
+            _check_platform(image, platform)
+        return "", content.decode(), plan_layers(blobs, image.rootfs.diff_ids)
 
     async def _read_config(self, resolution: Resolution, fetch: "_Fetch") -> bytes:
         """Fetch the configuration."""
@@ -138,11 +142,11 @@ class Puller:
             await self._content.ingest(blob, partial(_open_document, content), _ignore)
 
     def _record(
-        self, reference: ImageReference, resolution: Resolution, plans: Sequence[LayerPlan], text: str
+        self, reference: ImageReference, resolution: Resolution, plans: Sequence[LayerPlan], text: str, artifact: str
     ) -> ImageRecord:
         manifest, target = resolution.image.manifest, resolution.image.target
         tags, digests = names_of(reference, target.digest)
-        config, artifact = resolution.manifest.config, resolution.manifest.artifact
+        config = resolution.manifest.config
         blobs = tuple(plan.blob for plan in plans)
         image_id = manifest.digest if artifact else config.digest  # all artifacts may have the same empty configuration
         return ImageRecord(
@@ -208,13 +212,14 @@ async def _keep_blob(plan: LayerPlan, tracker: LayerTracker, fetch: _Fetch) -> N
 
 
 def _check_platform(image: ImageConfig, platform: Platform) -> None:
-    """An index was chosen from by platform; a lone manifest says only in its configuration what it is for."""
-    if not image.os and not image.architecture:
-        return
-    fits = image.architecture == platform.architecture or image.architecture in _RUNS_ALSO.get(
-        platform.architecture, ()
-    )
-    if image.os != platform.os or not fits:
+    """Refuse a lone manifest for another machine: its configuration alone says what it is for.
+
+    Where a manifest was chosen from an index, the index counts, as with peers: builders write odd configurations.
+    """
+    wanted = platform.normalized()
+    found = Platform(image.os or wanted.os, image.architecture or wanted.architecture, image.variant).normalized()
+    runs = {wanted.architecture, *_RUNS_ALSO.get(wanted.architecture, ())}
+    if found.os != wanted.os or found.architecture not in runs:
         raise Unsupported(f"the image is for {image.os}/{image.architecture}, and {platform} is wanted here")
 
 

@@ -17,15 +17,9 @@ from crinoid.core.api.errors import (
     Unsupported,
 )
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.manifests import INDEX_TYPES, ManifestDocument, read_index
 from crinoid.core.api.values.image import ResolvedImage, ResolveRequest
-from crinoid.core.lifecycle.images.documents import (
-    INDEX_TYPES,
-    IndexDocument,
-    ManifestDocument,
-    read_document,
-    read_manifest,
-    verify,
-)
+from crinoid.core.lifecycle.images.documents import read_manifest, verify
 from crinoid.core.lifecycle.images.faults import restate
 from crinoid.core.slots.registry import RegistrySlot
 
@@ -84,7 +78,7 @@ def inspect(image: ResolvedImage, request: ResolveRequest, label: str) -> Manife
 
 def _check_listed(image: ResolvedImage, label: str) -> None:
     """Check that the index names the manifest, unless it names it by way of another index."""
-    index = read_document(IndexDocument, image.target_content, f"{label}: index {image.target.digest}")
+    index = read_index(image.target_content, f"{label}: index {image.target.digest}")
     nested = any(entry.media_type in INDEX_TYPES for entry in index.manifests)
     if not nested and image.manifest.digest not in {entry.digest for entry in index.manifests}:
         raise CorruptContent(f"{label}: index {image.target.digest} does not list manifest {image.manifest.digest}")

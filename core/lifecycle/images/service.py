@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, ImageReference, Platform
 from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.images.arrivals import Arrivals
 from crinoid.core.lifecycle.images.catalog import Catalog
 from crinoid.core.lifecycle.images.claims import Claims
-from crinoid.core.lifecycle.images.documents import ImageConfig, read_document
+from crinoid.core.lifecycle.images.documents import ImageConfig
 from crinoid.core.lifecycle.images.exports import Exports
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.filesystems import Filesystems
@@ -127,7 +128,7 @@ class ImageService:
     def config_of(self, record: ImageRecord) -> ImageConfig:
         """Return the image configuration, parsed."""
         if record.id not in self._configs:
-            self._configs[record.id] = read_document(ImageConfig, record.config, f"image configuration {record.id}")
+            self._configs[record.id] = parse(ImageConfig, record.config, f"image configuration {record.id}")
         return self._configs[record.id]
 
     def progress(self) -> tuple[PullProgress, ...]:

@@ -11,16 +11,7 @@ from aiohttp import ClientResponse
 from crinoid.core.api.errors import CorruptContent, NotFound, Unauthenticated, Unavailable, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.host import Host
-from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
-from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
-from crinoid.plugins.registries.distribution.challenges import read_challenges
-from crinoid.plugins.registries.distribution.credentials import NodeCredentials
-from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
-from crinoid.plugins.registries.distribution.options import DistributionOptions
-from crinoid.plugins.registries.distribution.ranges import Part, Places, RangedStream
-from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer
-from crinoid.plugins.registries.distribution.transport import Exchange, Transport, broken, read_answer, refusal
-from crinoid.plugins.registries.documents import (
+from crinoid.core.api.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_DOCUMENT_BYTES,
@@ -31,6 +22,15 @@ from crinoid.plugins.registries.documents import (
     is_digest,
     verify,
 )
+from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
+from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
+from crinoid.plugins.registries.distribution.challenges import read_challenges
+from crinoid.plugins.registries.distribution.credentials import NodeCredentials
+from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
+from crinoid.plugins.registries.distribution.options import DistributionOptions
+from crinoid.plugins.registries.distribution.ranges import Part, Places, RangedStream
+from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer
+from crinoid.plugins.registries.distribution.transport import Exchange, Transport, broken, read_answer, refusal
 
 _ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 _MAX_PIECE_BYTES = 1 << 20
@@ -139,7 +139,7 @@ class RegistryClient:
             declared, announced = (response.headers.get(name, "") for name in ("Content-Type", "Docker-Content-Digest"))
         try:
             digest = _verify_document(content, selector if is_digest(selector) else "", announced, what)
-            media_type = classify(content, declared, what)
+            media_type = classify(content, wanted.media_type if wanted else declared, what)
             if wanted and (len(content), media_type) != (wanted.size, wanted.media_type):
                 raise CorruptContent(f"{what} is not of the type and size that the index says")
         except (CorruptContent, Unsupported) as error:

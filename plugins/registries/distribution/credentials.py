@@ -10,12 +10,13 @@ import binascii
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, Unauthenticated
 from crinoid.core.api.linux.process import run
+from crinoid.core.api.manifests import Document, TextMap
 from crinoid.core.api.values.image import DEFAULT_REGISTRY, Credentials, ImageReference
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 
@@ -59,16 +60,12 @@ class NodeCredentials:
         for path in self._paths:
             try:
                 path = path.expanduser()
-                yield path, _DockerConfig.model_validate_json(path.read_bytes())
+                content = path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: there is no home
                 continue
             except OSError as error:
                 raise ConfigurationError(f"docker configuration {path}: {error.strerror}") from error
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                place = ".".join(map(str, first["loc"]))
-                # no "from": the error's text quotes the file, and so passwords
-                raise ConfigurationError(f"docker configuration {path}: {place}: {first['msg']}") from None
+            yield path, _read(_DockerConfig, content, f"docker configuration {path}")
 
     async def _look_up(
         self, path: Path, config: "_DockerConfig", host: str, reference: ImageReference
@@ -78,10 +75,11 @@ class NodeCredentials:
                 return await self._ask_helper(helper, _store_key(host))
         if config.store and (found := await self._ask_helper(config.store, _store_key(host))):
             return found
-        by_key = {_key_of(key): auth for key, auth in config.auths.items()}
-        for key in _keys(host, reference):
-            if auth := by_key.get(_key_of(key)):
-                return auth.credentials(f"docker configuration {path}: auths.{key}")
+        by_key = {_key_of(key): (key, auth) for key, auth in config.auths.items()}
+        for wanted in _keys(host, reference):
+            if (entry := by_key.get(_key_of(wanted))) is not None:
+                where = f"docker configuration {path}: auths.{entry[0]}"
+                return _read(_Auth, entry[1], where).credentials(where)
         return None
 
     async def _ask_helper(self, name: str, server: str) -> Credentials | None:
@@ -104,8 +102,21 @@ class NodeCredentials:
             raise Unauthenticated(f"credential helper {program} for {server} gave no JSON answer") from None
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
+class _Document(Document):
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+
+_D = TypeVar("_D", bound=_Document)
+
+
+def _read(model: type[_D], content: bytes | object, what: str) -> _D:
+    """Validate a file, or a part of one. Raises ConfigurationError, which quotes nothing of it: there are passwords."""
+    try:
+        return model.model_validate_json(content) if isinstance(content, bytes) else model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"{what}: {place + ': ' if place else ''}{first['msg']}") from None
 
 
 class _Auth(_Document):
@@ -135,14 +146,15 @@ class _HelperAnswer(_Document):
 
 
 class _DockerConfig(_Document):
-    auths: Mapping[str, _Auth] = {}
-    helpers: Annotated[Mapping[str, str], Field(alias="credHelpers")] = {}
+    auths: Mapping[str, object] = {}
+    """Read when asked for: an entry that is broken harms its own registry alone."""
+    helpers: TextMap = Field(alias="credHelpers", default={})
     store: Annotated[str, Field(alias="credsStore")] = ""
 
 
 def _decode(auth: str, where: str) -> tuple[str, str]:
     try:
-        username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+        username, colon, password = base64.b64decode("".join(auth.split()), validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
         colon = ""
     if not colon:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from crinoid.core.api.errors import CorruptContent
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
+from crinoid.core.api.manifests import INDEX_TYPES, choose, read_index, read_manifest
 from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
 from crinoid.plugins.registries.distribution.hosts import check_hosts
 from crinoid.plugins.registries.distribution.options import DistributionOptions
-from crinoid.plugins.registries.documents import INDEX_TYPES, choose, read_index, read_manifest
 
 if TYPE_CHECKING:
     from crinoid.plugins.registries.distribution.client import Document, RegistryClient

@@ -16,13 +16,13 @@ from pydantic import Field
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.manifests import Document, parse
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.challenges import Challenge
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials, applies, is_empty
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 from crinoid.plugins.registries.distribution.transport import Exchange, Transport, read_answer, refusal
-from crinoid.plugins.registries.documents import Document, parse
 
 _BASIC_LIFE_S = 300.0
 _SHORTEST_LIFE_S = 60.0  # token specification: "expires_in"

@@ -18,8 +18,7 @@ from pydantic import Field, RootModel
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.values.image import Descriptor
-from crinoid.plugins.registries.documents import (
+from crinoid.core.api.manifests import (
     MAX_DOCUMENT_BYTES,
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -29,6 +28,7 @@ from crinoid.plugins.registries.documents import (
     is_digest,
     parse,
 )
+from crinoid.core.api.values.image import Descriptor
 from crinoid.plugins.registries.layout.shelf import Shelf, Span, Stamp, changed, fill_shelf, full_name, open_regular
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
-from crinoid.plugins.registries.documents import MAX_DOCUMENT_BYTES, IndexDocument, parse
+from crinoid.core.api.manifests import MAX_DOCUMENT_BYTES, IndexDocument, parse
 from crinoid.plugins.registries.layout.archives import COMPRESSED, read_archive
 from crinoid.plugins.registries.layout.shelf import Shelf, Stamp, fill_shelf, open_regular
 

@@ -13,15 +13,7 @@ from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import CorruptContent, NotFound
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
-from crinoid.core.api.values.image import (
-    BlobRequest,
-    Descriptor,
-    ImageReference,
-    ResolvedImage,
-    ResolveRequest,
-    SourceStatus,
-)
-from crinoid.plugins.registries.documents import (
+from crinoid.core.api.manifests import (
     INDEX_TYPES,
     MAX_DOCUMENT_BYTES,
     choose,
@@ -29,6 +21,14 @@ from crinoid.plugins.registries.documents import (
     read_index,
     read_manifest,
     verify,
+)
+from crinoid.core.api.values.image import (
+    BlobRequest,
+    Descriptor,
+    ImageReference,
+    ResolvedImage,
+    ResolveRequest,
+    SourceStatus,
 )
 from crinoid.plugins.registries.layout.catalog import Catalog
 from crinoid.plugins.registries.layout.shelf import Shelf, Span, Stamp, changed

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, Unavailable
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.values.image import Descriptor, ImageReference
-from crinoid.plugins.registries.documents import (
+from crinoid.core.api.manifests import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT_BYTES,
@@ -22,6 +21,7 @@ from crinoid.plugins.registries.documents import (
     is_digest,
     read_index,
 )
+from crinoid.core.api.values.image import Descriptor, ImageReference
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"

@@ -148,7 +148,7 @@ def enlarge_config(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        (list_manifests, CorruptContent, "lists manifests, as an index does"),
+        (list_manifests, CorruptContent, "does not have the fields of its type"),
         (become_schema_1, Unsupported, "schema 1"),
         (become_nameless_artifact, CorruptContent, "title '../up'"),
         (encrypt, Unsupported, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"),

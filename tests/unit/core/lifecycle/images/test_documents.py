@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.lifecycle.images.documents import (
     LAYER_TYPES,
     ImageConfig,
+    artifact_type,
     chain_ids,
-    read_document,
     read_manifest,
     verify,
 )
@@ -22,6 +23,8 @@ from crinoid.core.lifecycle.images.unpack import layer
 DIGEST = f"sha256:{'a' * 64}"
 
 _EMPTY = "application/vnd.oci.empty.v1+json"
+VAGUE = {"mediaType": "application/octet-stream", "digest": DIGEST, "size": 2}
+LAYER = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": DIGEST, "size": 1}
 
 
 def manifest(**changes: object) -> bytes:
@@ -30,14 +33,24 @@ def manifest(**changes: object) -> bytes:
 
 
 def layer_of(**changes: object) -> dict[str, object]:
-    return {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": DIGEST, "size": 1} | changes
+    return LAYER | changes
 
 
 def test_what_go_writes_for_nothing_is_nothing() -> None:
     text = '{"config": {"Env": null, "Cmd": ["a"], "Volumes": null, "Labels": null}, "rootfs": {"diff_ids": null}}'
-    config = read_document(ImageConfig, text, "config")
+    config = parse(ImageConfig, text, "config")
     assert (config.config.env, config.config.cmd, config.config.volumes, config.rootfs.diff_ids) == ((), ("a",), {}, ())
-    assert read_document(ImageConfig, '{"config": null}', "config").config.user == ""
+    assert parse(ImageConfig, '{"config": null}', "config").config.user == ""
+
+
+def test_nulls_in_lists_and_maps_and_the_case_of_keys_are_read_as_go_reads_them() -> None:
+    text = '{"CONFIG": {"ENV": [null, "A=b"], "labels": {"a": null}, "entrypoint": [null]}, "OS": "linux"}'
+    config = parse(ImageConfig, text, "config")
+    assert (config.os, config.config.env, config.config.labels) == ("linux", ("", "A=b"), {"a": ""})
+    assert config.config.entrypoint == ("",)
+    annotated = layer_of(annotations={"a": None, "b": "c"}, urls=[None])
+    found = read_manifest(manifest(annotations={"x": None}, layers=[annotated]), "m")
+    assert (found.annotations, found.layers[0].annotations) == ({"x": ""}, {"a": "", "b": "c"})
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -60,6 +73,10 @@ def test_unknown_fields_are_ignored() -> None:
         manifest(layers=[layer_of(size=1.5)]),
         manifest(layers=[layer_of(size=1 << 63)]),
         manifest(manifests=[]),
+        manifest(Manifests=[]),
+        manifest(mediaType="application/vnd.oci.image.index.v1+json"),
+        b'{"manifests": []}',
+        b"[" * 100_000,
     ],
 )
 def test_damaged_manifests(content: bytes) -> None:
@@ -70,7 +87,7 @@ def test_damaged_manifests(content: bytes) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mediaType": "application/vnd.oci.image.index.v1+json"},
+        {"mediaType": "application/vnd.example+json"},
         {"schemaVersion": 1},
         {"fsLayers": []},
     ],
@@ -84,6 +101,14 @@ def test_documents_that_are_no_image_manifest(changes: dict[str, Any]) -> None:
     ("changes", "kind"),
     [
         ({}, ""),
+        ({"config": VAGUE, "layers": [LAYER]}, ""),
+        ({"config": VAGUE | {"mediaType": ""}, "layers": [LAYER]}, ""),
+        ({"config": VAGUE | {"mediaType": None}, "layers": [LAYER]}, ""),
+        ({"config": VAGUE, "layers": [LAYER, LAYER]}, "application/octet-stream"),
+        ({"config": VAGUE, "layers": [LAYER | {"mediaType": "text/plain"}]}, "application/octet-stream"),
+        ({"config": VAGUE, "layers": [LAYER], "artifactType": "a/b"}, "a/b"),
+        ({"config": VAGUE, "layers": []}, "application/octet-stream"),
+        ({"config": VAGUE | {"mediaType": ""}, "layers": []}, "unknown"),
         ({"artifactType": "application/x"}, ""),
         ({"config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": DIGEST, "size": 2}}, _EMPTY),
         (
@@ -96,7 +121,8 @@ def test_documents_that_are_no_image_manifest(changes: dict[str, Any]) -> None:
     ],
 )
 def test_artifacts_are_told_from_images(changes: dict[str, Any], kind: str) -> None:
-    assert read_manifest(manifest(**changes), "m").artifact == kind
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [DIGEST]}}).encode()
+    assert artifact_type(read_manifest(manifest(**changes), "m"), config) == kind
 
 
 def test_an_artifact_may_hold_anything() -> None:
@@ -126,7 +152,7 @@ def test_verification() -> None:
     for algorithm in ("sha256", "sha512"):
         digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
         verify(content, Descriptor("", digest, 7), "blob")
-        with pytest.raises(CorruptContent, match="other content"):
+        with pytest.raises(CorruptContent, match="has the digest"):
             verify(b"tnetnoc", Descriptor("", digest, 7), "blob")
         with pytest.raises(CorruptContent, match="7 bytes where 8 are due"):
             verify(content, Descriptor("", digest, 8), "blob")

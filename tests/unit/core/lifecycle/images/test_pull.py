@@ -8,7 +8,7 @@ import pytest
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
 from crinoid.core.api.values.image import Credentials
 from crinoid.core.lifecycle.images.progress import LayerState
-from support.images import BuiltImage, ImageConfig, build_index, read_blob
+from support.images import OCI_INDEX, OCI_MANIFEST, BuiltImage, ImageConfig, add_json, build_index, read_blob
 
 from .conftest import NAME, Node, Publisher, SerialSnapshotter, chain, until
 
@@ -71,6 +71,45 @@ async def test_an_index_names_the_image(node: Node, publisher: Publisher) -> Non
     assert record.digests == (f"registry.test/app@{index.digest}",)
     assert record.manifests == (index.digest, image.manifest.digest)
     assert node.service.find(f"registry.test/app@{image.manifest.digest}") == record
+
+
+@pytest.mark.parametrize(
+    ("system", "architecture"),
+    [("linux", "arm64"), ("windows", "amd64"), ("", ""), ("Linux", "X86_64"), ("", "s390x")],
+)
+async def test_what_an_index_says_of_a_platform_counts(
+    node: Node, publisher: Publisher, system: str, architecture: str
+) -> None:
+    image = publisher.build("one", config=ImageConfig(os=system, architecture=architecture))
+    entry = image.manifest.document() | {"platform": {"os": "linux", "architecture": "amd64"}}
+    index = add_json(publisher.layout, OCI_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
+    publisher.publish_manifest(node.source, index.digest, image.manifest.digest, NAME)
+    await node.pull()
+    assert node.service.find(NAME) is not None
+
+
+@pytest.mark.parametrize(
+    ("system", "architecture"),
+    [("linux", "x86_64"), ("Linux", "AMD64"), ("linux", "x86-64"), ("linux", "386"), ("linux", ""), ("", "amd64")],
+)
+async def test_a_lone_manifest_names_its_platform_in_many_ways(
+    node: Node, publisher: Publisher, system: str, architecture: str
+) -> None:
+    publisher.publish(node.source, publisher.build("one", config=ImageConfig(os=system, architecture=architecture)))
+    await node.pull()
+    assert node.service.find(NAME) is not None
+
+
+async def test_an_image_whose_configuration_has_a_vague_type(node: Node, publisher: Publisher) -> None:
+    image = publisher.build("one")
+    document = json.loads(read_blob(publisher.layout, image.manifest.digest))
+    document["config"]["mediaType"] = "application/octet-stream"
+    changed = add_json(publisher.layout, OCI_MANIFEST, document)
+    publisher.publish_manifest(node.source, changed.digest, changed.digest, NAME)
+    await node.pull()
+    record = node.service.find(NAME)
+    assert record is not None
+    assert (record.artifact, record.id) == ("", image.config.digest)
 
 
 async def test_a_reference_with_tag_and_digest_gives_no_tag(node: Node, publisher: Publisher) -> None:

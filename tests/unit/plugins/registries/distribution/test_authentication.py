@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -332,6 +333,37 @@ class TestNodeCredentials:
         self, make_registry: MakeRegistry, server: FaultRegistry, tmp_path: Path, form: str
     ) -> None:
         write_docker(tmp_path, auths={form.format(server.host): {"auth": encode("alice:s3cret:with:colons")}})
+        assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"credHelpers": None, "credsStore": None},
+            {"credHelpers": {"elsewhere.test": None}},
+            {"auths": {"elsewhere.test": None}},
+            {"auths": {"elsewhere.test": {"auth": None, "username": None}}},
+            {"auths": {"elsewhere.test": {"auth": "!! no base64 !!"}, "other.test": 5}},
+        ],
+    )
+    async def test_what_is_null_or_somebody_elses_harms_nobody(
+        self, make_registry: MakeRegistry, server: FaultRegistry, tmp_path: Path, more: dict[str, Any]
+    ) -> None:
+        auths = {server.host: {"auth": encode("alice:s3cret:with:colons"), "email": None}}
+        write_docker(tmp_path, **more | {"auths": more.get("auths", {}) | auths})
+        assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
+
+    async def test_auths_that_are_null(
+        self, make_registry: MakeRegistry, server: FaultRegistry, tmp_path: Path
+    ) -> None:
+        write_docker(tmp_path, auths=None)
+        with pytest.raises(Unauthenticated, match="imagePullSecrets"):
+            await resolve(make_registry(), server)
+
+    async def test_white_space_round_and_in_an_entry(
+        self, make_registry: MakeRegistry, server: FaultRegistry, tmp_path: Path
+    ) -> None:
+        text = encode("alice:s3cret:with:colons")
+        write_docker(tmp_path, auths={server.host: {"auth": f" {text[:8]}\n{text[8:]}\r\n"}})
         assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
 
     async def test_the_most_specific_key_counts(

@@ -96,13 +96,12 @@ class TestDocuments:
             (b'{"schemaVersion": 2', OCI_MANIFEST, CorruptContent, "not JSON"),
             (b"[" * 100_000, OCI_MANIFEST, CorruptContent, "not JSON"),
             (b"[1]", OCI_MANIFEST, CorruptContent, "not an object"),
-            (MANIFEST, "text/html; charset=utf-8", CorruptContent, "announced as 'text/html'"),
-            (MANIFEST, DOCKER_MANIFEST, CorruptContent, "announced as"),
+            (MANIFEST, OCI_INDEX, CorruptContent, "announced as"),
             (b'{"schemaVersion": 1, "fsLayers": []}', "application/json", Unsupported, "schema 1"),
             (b"{}", "application/vnd.docker.distribution.manifest.v1+prettyjws", Unsupported, "schema 1"),
             (b'{"manifests": [], "layers": []}', OCI_INDEX, CorruptContent, "fields"),
             (b'{"manifests": []}', OCI_MANIFEST, CorruptContent, "fields"),
-            (b'{"mediaType": "a/b"}', "a/b", CorruptContent, "neither"),
+            (b'{"mediaType": "a/b"}', "a/b", Unsupported, "neither"),
             (b'{"layers": []}', OCI_MANIFEST, CorruptContent, "config"),
             (b'{"config": {"digest": "sha256:../../x", "size": 1}}', OCI_MANIFEST, CorruptContent, "config.digest"),
             (b'{"config": {"digest": 5, "size": -1}}', OCI_MANIFEST, CorruptContent, "config.digest"),
@@ -122,11 +121,26 @@ class TestDocuments:
             await resolve(make_registry(), server)
         assert f"pull {server.host}/app:1" in caught.value.message
 
-    @pytest.mark.parametrize("vague", ["application/json", "text/plain; charset=utf-8", "application/octet-stream"])
+    @pytest.mark.parametrize(
+        "vague",
+        ["application/json", "text/plain; charset=utf-8", "text/html", "binary/octet-stream"],
+    )
     async def test_a_vague_content_type_is_settled_by_the_document(
         self, make_registry: MakeRegistry, server: FaultRegistry, vague: str
     ) -> None:
         server.on_manifest("1", send(MANIFEST, vague))
+        assert (await resolve(make_registry(), server)).manifest.media_type == OCI_MANIFEST
+
+    async def test_two_names_of_one_kind_of_document(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        server.on_manifest("1", send(MANIFEST, DOCKER_MANIFEST))
+        assert (await resolve(make_registry(), server)).manifest.media_type == DOCKER_MANIFEST
+
+    @pytest.mark.parametrize("odd", ["text/html", "binary/octet-stream", DOCKER_MANIFEST, OCI_INDEX])
+    async def test_a_manifest_of_an_index_is_what_the_index_says(
+        self, make_registry: MakeRegistry, server: FaultRegistry, odd: str
+    ) -> None:
+        server.on_manifest("1", send(index_of(entry(MANIFEST, "amd64")), OCI_INDEX))
+        server.on_manifest(digest_of(MANIFEST), send(MANIFEST, odd))
         assert (await resolve(make_registry(), server)).manifest.media_type == OCI_MANIFEST
 
     @pytest.mark.parametrize("chunked", [True, False])

@@ -1,16 +1,19 @@
-"""Manifests and indexes, as registries and layouts hold them: read with suspicion, chosen by platform.
+"""Manifests and indexes of images: read with suspicion, chosen by platform. For image sources, ours and others'.
 
-Both drivers bring bytes from outside here before they believe anything in them (image-spec: descriptor.md, manifest.md,
-image-index.md; Docker's image manifest version 2, schema 2).
+A registry driver brings bytes from outside here before it believes anything in them; the kernel checks what a driver
+gave it once more with the same functions (image-spec: descriptor.md, manifest.md, image-index.md; Docker's image
+manifest version 2, schema 2). JSON is read as Go's encoding/json reads it, since that is what its writers try it with:
+``null`` is the empty value, also inside lists and maps, and the case of keys does not matter.
 """
 
+import functools
 import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
 from crinoid.core.api.values.image import Descriptor, Platform
@@ -21,28 +24,51 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _SCHEMA1_TYPES = frozenset(
     {
         "application/vnd.docker.distribution.manifest.v1+json",
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
 )
-_VAGUE_TYPES = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
-_DIGEST = r"^(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})$"
 _ALGORITHMS = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 
+def _no_nulls(value: Any) -> Any:  # Any: whatever the JSON holds
+    """Make the empty text of each ``null`` in a list or map of texts."""
+    if isinstance(value, dict):
+        return {key: "" if item is None else item for key, item in value.items()}
+    return ["" if item is None else item for item in value] if isinstance(value, list) else value
+
+
+Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})$")]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_no_nulls)]
+TextMap = Annotated[Mapping[str, str], BeforeValidator(_no_nulls)]
+
+
 class Document(BaseModel):
-    """JSON from outside: unknown keys are of no interest, and ``null`` is what Go writes for an empty list."""
+    """JSON from outside, with Go's idea of ``null`` and of keys; unknown keys are of no interest."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:  # Any: whatever the JSON holds
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+    def _read_as_go(cls, value: Any) -> Any:  # Any: whatever the JSON holds
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            return value
+        names = _names_by_folded(cls)
+        return {names.get(key.lower(), key): item for key, item in value.items() if item is not None}
+
+
+@functools.cache
+def _names_by_folded(model: type[BaseModel]) -> Mapping[str, str]:
+    fields = (field.alias or name for name, field in model.model_fields.items())
+    return {name.lower(): name for name in fields}
 
 
 class PlatformDocument(Document):
@@ -56,11 +82,11 @@ class PlatformDocument(Document):
 class DescriptorDocument(Document):
     """A descriptor, also as an entry of an index."""
 
-    digest: Annotated[str, Field(pattern=_DIGEST)]
-    size: Annotated[int, Field(ge=0)]
+    digest: Digest
+    size: Annotated[int, Field(ge=0, lt=1 << 63)]
     media_type: Annotated[str, Field(alias="mediaType")] = ""
-    urls: tuple[str, ...] = ()
-    annotations: Mapping[str, str] = {}
+    urls: Texts = ()
+    annotations: TextMap = {}
     platform: PlatformDocument | None = None
 
     def descriptor(self) -> Descriptor:
@@ -76,11 +102,13 @@ class IndexDocument(Document):
 
 
 class ManifestDocument(Document):
-    """An image manifest."""
+    """An image manifest; its layers are from the bottom up."""
 
     config: DescriptorDocument
     media_type: Annotated[str, Field(alias="mediaType")] = ""
+    artifact_type: Annotated[str, Field(alias="artifactType")] = ""
     layers: tuple[DescriptorDocument, ...] = ()
+    annotations: TextMap = {}
 
 
 _D = TypeVar("_D", bound=Document)
@@ -96,7 +124,7 @@ def read_manifest(content: bytes, what: str) -> ManifestDocument:
     return parse(ManifestDocument, content, what)
 
 
-def parse(model: type[_D], content: bytes, what: str) -> _D:
+def parse(model: type[_D], content: bytes | str, what: str) -> _D:
     """Validate JSON from outside against a model; raise CorruptContent, naming ``what`` and the first fault."""
     try:
         return model.model_validate_json(content)
@@ -109,36 +137,38 @@ def parse(model: type[_D], content: bytes, what: str) -> _D:
 def classify(content: bytes, declared: str, what: str) -> str:
     """Return the media type of a manifest or an index.
 
-    ``declared`` is what the Content-Type or the descriptor said, perhaps nothing useful. The document's own
-    ``mediaType`` must agree with it, and the document must not be both kinds at once: the same bytes must mean the same
-    to everyone (image-spec, manifest.md, ``mediaType``). Raises Unsupported for schema 1, CorruptContent for the rest.
+    ``declared`` is what the descriptor said, or else the Content-Type, where anything may stand: one that is no type of
+    image documents counts for nothing. The document's own ``mediaType`` must be of the same kind, and the document must
+    not be both kinds at once: the same bytes must mean the same to everyone (image-spec, manifest.md, ``mediaType``).
+    Raises Unsupported for schema 1, CorruptContent for the rest.
     """
     declared = declared.partition(";")[0].strip().lower()
     facts = _top_level(content, what)
-    if declared in _SCHEMA1_TYPES or facts.get("schemaVersion") == 1:
+    if declared in _SCHEMA1_TYPES or facts.get("schemaversion") == 1 or "fslayers" in facts:
         raise Unsupported(f"{what} is of Docker's schema 1, which no longer is an image format: push the image anew")
-    own = facts.get("mediaType") or ""
+    own = facts.get("mediatype") or ""
     if not isinstance(own, str):
         raise CorruptContent(f"{what}: mediaType is not a text")
-    if declared in _VAGUE_TYPES:
+    if declared not in INDEX_TYPES | MANIFEST_TYPES:
         declared = own or (OCI_INDEX if "manifests" in facts else OCI_MANIFEST)
-    if own and own != declared:
+    if own and own != declared and not any({own, declared} <= kind for kind in (INDEX_TYPES, MANIFEST_TYPES)):
         raise CorruptContent(f"{what} says it is {own!r}, but was announced as {declared!r}")
     if declared not in INDEX_TYPES | MANIFEST_TYPES:
-        raise CorruptContent(f"{what} is of type {declared!r}, which is neither an image manifest nor an index")
+        raise Unsupported(f"{what} is of type {declared!r}, which is neither an image manifest nor an index")
     if ("manifests" in facts) == (declared in MANIFEST_TYPES) or {"manifests", "layers"} <= facts.keys():
         raise CorruptContent(f"{what} does not have the fields of its type {declared!r}")
     return declared
 
 
 def _top_level(content: bytes, what: str) -> dict[str, Any]:
+    """Return the fields of a document, by their names in lower case."""
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CorruptContent(f"{what} is not JSON ({error or type(error).__name__})") from error
     if not isinstance(facts, dict):
         raise CorruptContent(f"{what} is JSON, but not an object")
-    return facts
+    return {key.lower(): value for key, value in facts.items()}
 
 
 def digest_of(content: bytes, algorithm: str = "sha256") -> str:
@@ -195,14 +225,14 @@ def _place(entry: DescriptorDocument, platform: Platform) -> _Place | None:
     """Return the entry's architecture and variant in normal form, or ``None`` for another operating system."""
     if entry.platform is None:
         return _ANYWHERE
-    if entry.platform.os.lower() != platform.os.lower():
-        return None
-    return _normalize(entry.platform.architecture, entry.platform.variant)
+    found = _platform(entry).normalized()
+    return (found.architecture, found.variant) if found.os == platform.normalized().os else None
 
 
 def _runnable(platform: Platform) -> Sequence[_Place]:
     """Return what a machine of the platform runs, best first."""
-    architecture, variant = _normalize(platform.architecture, platform.variant)
+    usual = platform.normalized()
+    architecture, variant = usual.architecture, usual.variant
     level = int(variant[1:]) if variant[1:].isdigit() else 0
     places: list[_Place] = [(architecture, variant)]
     if architecture in ("amd64", "arm"):
@@ -211,14 +241,3 @@ def _runnable(platform: Platform) -> Sequence[_Place]:
         places += [("arm64", f"v{number}") for number in range(level - 1, 7, -1)]
         places += [("arm", f"v{number}") for number in range(8, 4, -1)]
     return [*places, _ANYWHERE]
-
-
-def _normalize(architecture: str, variant: str) -> _Place:
-    architecture, variant = architecture.lower(), variant.lower()
-    if variant.isdigit():
-        variant = f"v{variant}"
-    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
-    if architecture in ("armhf", "armel"):
-        return "arm", "v7" if architecture == "armhf" else "v6"
-    architecture = aliases.get(architecture, architecture)
-    return architecture, variant or {"amd64": "v1", "arm64": "v8", "arm": "v7"}.get(architecture, "")

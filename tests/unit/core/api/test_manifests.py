@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
-from crinoid.core.api.values.image import Platform
-from crinoid.plugins.registries.documents import (
+from crinoid.core.api.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_INDEX,
@@ -21,6 +20,7 @@ from crinoid.plugins.registries.documents import (
     read_manifest,
     verify,
 )
+from crinoid.core.api.values.image import Platform
 
 
 def entry(place: str | None, **more: object) -> dict[str, object]:
@@ -47,6 +47,7 @@ def chosen(platform: str, *places: str | None) -> str | None:
         ("linux/amd64", ["linux/amd64/v3", "linux/amd64"], "linux/amd64"),
         ("linux/amd64", ["linux/amd64/v1"], "linux/amd64/v1"),
         ("linux/amd64", ["linux/x86_64"], "linux/x86_64"),
+        ("linux/amd64", ["Linux/AMD64"], "Linux/AMD64"),
         ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"], "linux/amd64/v2"),
         ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v3"], "linux/amd64/v3"),
         ("linux/arm64", ["linux/arm/v7", "linux/arm64/v8"], "linux/arm64/v8"),
@@ -96,6 +97,9 @@ def test_nulls_are_empty_lists_as_go_writes_them() -> None:
     config = {"mediaType": "x", "digest": digest_of(b""), "size": 0, "annotations": None, "urls": None}
     assert read_manifest(json.dumps({"config": config, "layers": None}).encode(), "x").layers == ()
     assert read_index(b'{"manifests": null}', "x").manifests == ()
+    assert read_index(b"null", "x").manifests == ()
+    entries = [entry("linux/amd64", annotations={"a": None}) | {"platform": None}]
+    assert read_index(json.dumps({"manifests": entries}).encode(), "x").manifests[0].annotations == {"a": ""}
 
 
 @pytest.mark.parametrize(
