@@ -322,6 +322,9 @@ def test_images_are_listed_and_removed(node: Node, ctl: Ctl) -> None:
     assert (row["IMAGE"], row["TAG"], row["PINNED"]) == ("docker.io/test/two", "1", "false")
     assert image_id.removeprefix("sha256:").startswith(row["IMAGE ID"])
     assert ctl("images", "-q", "--filter", "reference=test/two").stdout.split() == [image_id]
+    for name in ("docker.io/test/two", "test/two"):
+        assert [row["TAG"] for row in rows(ctl("images", name))] == ["1"], "a repository means all its tags"
+    assert rows(ctl("images", image_id)) != []
     assert "must begin with one of" in ctl("images", "--filter", "colour=red", code=1).stderr
     pod = node.run_pod(handler=QUICK["runc"])
     node.create(pod, "true")

@@ -59,7 +59,8 @@ def _split_registry(text: str) -> tuple[str, str]:
     """Split off the host, which has a dot, a colon or a capital letter, or is ``localhost``."""
     first, slash, rest = text.partition("/")
     if slash and (first == "localhost" or any(c in ".:[" or c.isupper() for c in first)):
-        if not re.fullmatch(_HOST, first):
+        port = first.rpartition(":")[2] if re.search(r":[0-9]+$", first) else "1"
+        if not re.fullmatch(_HOST, first) or not 0 < int(port) < 1 << 16:
             raise InvalidArgument(f"image reference {text!r}: {first!r} is not a registry host")
         return (DEFAULT_REGISTRY if first == "index.docker.io" else first), rest
     return DEFAULT_REGISTRY, text

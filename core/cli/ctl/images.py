@@ -6,6 +6,7 @@ from collections.abc import Callable
 import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
+from crinoid.core.api.values.image import ImageReference
 from crinoid.core.cli.ctl.documents import print_answer, print_document, to_camel
 from crinoid.core.cli.ctl.figures import shorten_id, tell_size
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, output
@@ -77,12 +78,35 @@ VERBS = (images, rmi, imagefsinfo)
 
 
 async def find_images(session: Session, name: str = "", filters: tuple[str, ...] = ()) -> list[Json]:
-    """Return images sorted by their names, of one name if it is given, that pass all filters."""
-    answer = await session.ask("ListImages", {"filter": {"image": {"image": name}}} if name else {})
-    found = sorted(answer["images"], key=lambda image: (_names(image), image["id"]))
+    """Return images sorted by their names, of one name if it is given, that pass all filters.
+
+    A repository without a tag means all its tags; to the CRI's own filter it would be ``:latest``.
+    """
+    images: list[Json] = []
+    if repository := _repository(name):
+        images = [
+            one for one in (await session.ask("ListImages"))["images"] if repository in map(_repository_of, _names(one))
+        ]
+    if not images:  # an id, or the beginning of one, may look like a repository
+        images = (await session.ask("ListImages", {"filter": {"image": {"image": name}}} if name else {}))["images"]
+    found = sorted(images, key=lambda image: (_names(image), image["id"]))
     for text in filters:
         found = _apply(text, found)
     return found
+
+
+def _repository(name: str) -> str:
+    """Return the full name of a repository that is given without tag and digest, else nothing."""
+    if not name or "@" in name or ":" in name.rpartition("/")[2]:
+        return ""
+    return _repository_of(name)
+
+
+def _repository_of(name: str) -> str:
+    try:
+        return ImageReference.parse(name).name
+    except InvalidArgument:
+        return ""
 
 
 def _apply(text: str, images: list[Json]) -> list[Json]:

@@ -30,9 +30,20 @@ from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoin
 from crinoid.plugins.registries.distribution.options import DistributionOptions
 from crinoid.plugins.registries.distribution.ranges import Part, Places, RangedStream
 from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer
-from crinoid.plugins.registries.distribution.transport import Exchange, Transport, broken, read_answer, refusal
+from crinoid.plugins.registries.distribution.transport import (
+    ContentDecoder,
+    Exchange,
+    Transport,
+    broken,
+    decoder_of,
+    read_answer,
+    refusal,
+)
 
 _ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
+_MAX_ASKS = 4
+_EXPIRED = frozenset({400, 403})
+"""What object stores say of a presigned URL whose time is over."""
 _MAX_PIECE_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20
 
@@ -151,15 +162,25 @@ class RegistryClient:
         endpoint = asker.endpoint
         url = f"{endpoint.url}{path}" + (f"?ns={endpoint.namespace}" if endpoint.namespace else "")
         authorization = self._authorizer.known(asker)
-        response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))
-        if response.status == 401 and str(response.url).startswith(endpoint.url):
-            challenges = read_challenges(response.headers.getall("WWW-Authenticate", ()))
-            response.close()
-            authorization = await self._authorizer.answer(asker, challenges, authorization)
+        may_have_expired = True
+        for attempt in range(_MAX_ASKS):
             response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))
-        if response.status in (200, 206):
-            return response
-        raise _with_advice(await refusal(response), bool(authorization))
+            if response.status in (200, 206):
+                return response
+            fault = _with_advice(await refusal(response), bool(authorization))
+            is_home = str(response.url).startswith(endpoint.url)
+            if response.status == 401 and is_home:
+                challenges = read_challenges(response.headers.getall("WWW-Authenticate", ()))
+                # Where a token is good for one request alone, other streams use up the one that is shared.
+                fresh = await self._authorizer.answer(asker, challenges, authorization, shared=attempt == 0)
+                if fresh == authorization:
+                    break
+                authorization = fresh
+            elif response.status in _EXPIRED and not is_home and may_have_expired:
+                may_have_expired = False  # a presigned URL that had run out: the registry makes another
+            else:
+                break
+        raise fault
 
     async def _ask_elsewhere(self, endpoint: Endpoint, blob: Descriptor, headers: dict[str, str]) -> ClientResponse:
         """Ask the addresses that the descriptor of a "foreign" layer names, by https and with no credentials."""
@@ -194,6 +215,7 @@ class BlobStream:
         self._is_strict = part.strict
         self.is_ranged = False
         self._skip = 0
+        self._decoder: ContentDecoder | None = None
         self._endpoint: Endpoint | None = None
         self._response: ClientResponse | None = None
         self._is_open = False
@@ -256,14 +278,21 @@ class BlobStream:
         if self._is_strict and not self.is_ranged:
             response.close()
             raise HostFault(Unavailable("it gives no ranges any more"))
-        self._skip = _bytes_to_skip(response, self._position, self._request.blob.size)
+        self._decoder = decoder_of(response, self._request.blob.media_type)
+        self._skip = _bytes_to_skip(response, self._position, self._request.blob.size, self._decoder is not None)
         return response
 
     async def _read(self) -> bytes:
         """Return the next bytes of the connection, connecting anew as often as it breaks and may be tried."""
         assert self._response is not None
         try:
-            piece = await self._response.content.read(_MAX_PIECE_BYTES)
+            content = self._response.content
+            if self._decoder is None:
+                piece = await content.read(_MAX_PIECE_BYTES)
+            else:
+                piece = await self._decoder.read(content, _MAX_PIECE_BYTES)
+        except HostFault as fault:
+            return await self._resume(fault)
         except (aiohttp.ClientError, OSError) as error:
             return await self._resume(broken(error))
         if piece:
@@ -299,9 +328,9 @@ def _verify_document(content: bytes, requested: str, announced: str, what: str) 
     return requested or (announced if is_digest(announced) else digest_of(content))
 
 
-def _bytes_to_skip(response: ClientResponse, position: int, size: int) -> int:
+def _bytes_to_skip(response: ClientResponse, position: int, size: int, encoded: bool) -> int:
     """Check that an answer can be the blob; return how much of it was had before (a host may ignore a range)."""
-    length = response.content_length
+    length = None if encoded else response.content_length
     if response.status == 206:
         skipped, fault = 0, _range_fault(response.headers.get("Content-Range", ""), length, position, size)
     else:

@@ -6,13 +6,11 @@ password, or POST with an identity token as the refresh token. One fetch serves 
 
 import asyncio
 import base64
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated
 from urllib.parse import urlencode, urlsplit
-
-from pydantic import Field
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
 from crinoid.core.api.frozen import dataclass
@@ -54,7 +52,8 @@ class TokenAnswer(Document):
 
     token: str = ""
     access_token: str = ""
-    expires_in: Annotated[float, Field(ge=0)] = _SHORTEST_LIFE_S
+    expires_in: object = None
+    """In seconds; what is no such number, as the -1 of some, is the specification's least."""
 
 
 class Authorizer:
@@ -75,12 +74,16 @@ class Authorizer:
         found = self._passes.get(_key(asker))
         return found.header if found and found.ends_at > time.monotonic() else ""
 
-    async def answer(self, asker: Asker, challenges: Sequence[Challenge], refused: str) -> str:
+    async def answer(self, asker: Asker, challenges: Sequence[Challenge], refused: str, shared: bool = True) -> str:
         """Return a header that answers the challenges, other than the one just refused.
+
+        Unless ``shared``, it is made for this asker alone, and may be the one refused where there is no other.
 
         Raises HostFault: Unauthenticated when there is none, or what the token server said.
         """
         key = _key(asker)
+        if not shared:
+            return (await self._make(asker, challenges)).header
         async with self._locks.setdefault(key, asyncio.Lock()):
             if (known := self.known(asker)) and known != refused:
                 return known
@@ -196,7 +199,8 @@ def _pass_of(answer: TokenAnswer) -> _Pass:
     token = answer.token or answer.access_token
     if not _SENDABLE.fullmatch(token):
         raise CorruptContent("its answer holds no usable token")
-    life_s = max(answer.expires_in, _SHORTEST_LIFE_S) - _MARGIN_S
+    told = answer.expires_in
+    life_s = max(_SHORTEST_LIFE_S, told if isinstance(told, int | float) and told < math.inf else 0) - _MARGIN_S
     return _Pass(f"Bearer {token}", time.monotonic() + life_s)
 
 

@@ -11,13 +11,14 @@ import os
 import re
 import ssl
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import ClientResponse, ClientSession, ClientTimeout
+from aiohttp import ClientResponse, ClientSession, ClientTimeout, StreamReader
 from yarl import URL
 
 from crinoid.core.api.errors import (
@@ -38,6 +39,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
 _PASSING = frozenset({408, 425, 429})
 _BUFFER_BYTES = 1 << 20
+_GZIP, _GZIP_WINDOW = b"\x1f\x8b", 31
 _MAX_ERROR_BYTES = 8 << 10
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
@@ -75,7 +77,11 @@ class Transport:
         """
         url, first = exchange.url, exchange.url
         for _ in range(_MAX_REDIRECTS):
-            response = await self._send_once(exchange, url, is_home=_origin(url) == _origin(first))
+            try:
+                is_home = _origin(url) == _origin(first)
+            except ValueError as error:  # a port beyond 65535, in a redirect, a realm or a foreign layer's address
+                raise HostFault(Unavailable(f"it leads to {urlsplit(url).netloc!r}, which is no address")) from error
+            response = await self._send_once(exchange, url, is_home)
             if response.status not in _REDIRECTS or exchange.method != "GET":
                 return response
             url = _follow(exchange, response)
@@ -168,10 +174,51 @@ async def refusal(response: ClientResponse) -> HostFault:
 async def read_answer(response: ClientResponse, max_bytes: int) -> bytes:
     """Read a whole body of bounded size; raise HostFault when it is longer or breaks off."""
     content = await _read_at_most(response, max_bytes + 1)
+    if (decoder := decoder_of(response, "")) is not None:
+        content = decoder.decode(content, max_bytes + 1)
     if len(content) > max_bytes:
         response.close()
         raise HostFault(CorruptContent(f"its answer is longer than {max_bytes} bytes"))
     return content
+
+
+class ContentDecoder:
+    """Takes off a Content-Encoding that nobody asked for: some servers and proxies compress all the same.
+
+    Others only say so: of an object that is a gzip file already. The first bytes tell which it is.
+    """
+
+    def __init__(self, media_type: str) -> None:
+        self._is_gzip_file = "gzip" in media_type
+        self._inflater: zlib._Decompress | None = None
+        self._is_plain = False
+
+    async def read(self, content: StreamReader, max_bytes: int) -> bytes:
+        """Return what the next bytes of an answer stand for, at most so many; none at its end."""
+        while True:
+            left = self._inflater is not None and bool(self._inflater.unconsumed_tail)
+            given = b"" if left else await content.read(max_bytes)
+            if (decoded := self.decode(given, max_bytes)) or not (given or left):
+                return decoded
+
+    def decode(self, piece: bytes, max_bytes: int) -> bytes:
+        """Return at most ``max_bytes`` of what the bytes so far stand for; raise HostFault for damaged ones."""
+        if self._inflater is None and not self._is_plain:
+            begins = zlib.decompressobj(_GZIP_WINDOW).decompress(piece, 2) if piece.startswith(_GZIP) else b""
+            self._is_plain = not piece.startswith(_GZIP) or (self._is_gzip_file and begins != _GZIP)
+            self._inflater = None if self._is_plain else zlib.decompressobj(_GZIP_WINDOW)
+        if self._inflater is None:
+            return piece
+        try:
+            return self._inflater.decompress(self._inflater.unconsumed_tail + piece, max_bytes)
+        except zlib.error as error:
+            raise HostFault(CorruptContent(f"its answer is compressed, and damaged: {error}")) from error
+
+
+def decoder_of(response: ClientResponse, media_type: str) -> ContentDecoder | None:
+    """Return what undoes the answer's Content-Encoding; ``None`` where there is none, or a part was asked for."""
+    encoded = response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip")
+    return ContentDecoder(media_type) if encoded and response.status == 200 else None
 
 
 async def _read_at_most(response: ClientResponse, max_bytes: int) -> bytes:

@@ -65,6 +65,12 @@ async def test_a_malformed_reference(node: Node) -> None:
         await node.pull("Upper Case")
 
 
+@pytest.mark.parametrize("host", ["registry.test:99999", "registry.test:65536", "registry.test:0", "[::1]:70000"])
+async def test_a_port_that_is_none(node: Node, host: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a registry host"):
+        await node.pull(f"{host}/app:1")
+
+
 async def test_no_source_has_it(node: Node) -> None:
     await refuse(node, NotFound, 'registry "near"', 'registry "far"', "image registry.test/app:1 is not here")
 

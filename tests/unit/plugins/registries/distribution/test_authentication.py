@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from crinoid.core.api.errors import ConfigurationError, CorruptContent, CrinoidError, PermissionDenied, Unauthenticated
+from crinoid.core.api.errors import (
+    ConfigurationError,
+    CorruptContent,
+    CrinoidError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from crinoid.core.api.testing.registries import BoundRegistry
 from crinoid.core.api.values.image import (
     BlobRequest,
@@ -183,6 +191,45 @@ class TestBearer:
         with pytest.raises(Unauthenticated, match="or the repository does not exist"):
             await resolve(make_registry(), server, ALICE)
         assert len(server.asked) == 2, "refused for good"
+
+    @pytest.mark.parametrize("life", [-1, 0, None, "soon", 1e400, [], True])
+    async def test_a_token_of_a_strange_life(
+        self, make_registry: MakeRegistry, server: FaultRegistry, tokens: FaultRegistry, life: object
+    ) -> None:
+        tokens.on("/token", send(json_answer(token="t0ken", expires_in=life), "application/json"))
+        registry = make_registry()
+        for _ in range(2):
+            assert (await resolve(registry, server)).manifest_content == MANIFEST
+        assert len(tokens.asked) == 1, "it lives as long as the specification says at least"
+
+    async def test_tokens_that_are_good_for_one_request(
+        self, make_registry: MakeRegistry, server: FaultRegistry, tokens: FaultRegistry
+    ) -> None:
+        good: set[str] = set()
+
+        async def issue(request: web.Request) -> web.StreamResponse:
+            good.add(token := f"t{len(tokens.asked)}")
+            return await send(json_answer(token=token), "application/json")(request)
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if sent not in good:
+                return await challenge(bearer(tokens))(request)
+            good.remove(sent)
+            return await stream(BLOB)(request)
+
+        tokens.on("/token", issue)
+        server.on_blob(digest_of(BLOB), serve)
+        wanted = BlobRequest(
+            ImageReference.parse(f"{server.host}/app:1"), Descriptor("x/y", digest_of(BLOB), len(BLOB))
+        )
+        registry = make_registry()
+        assert await asyncio.gather(*(registry.read(wanted) for _ in range(8))) == [BLOB] * 8
+
+    async def test_a_realm_with_a_port_that_is_none(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        server.on_manifest("1", challenge('Bearer realm="http://127.0.0.1:99999/token"'))
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:99999"):
+            await resolve(make_registry(), server, ALICE)
 
     async def test_a_realm_that_is_no_url(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_manifest("1", challenge('Bearer realm="file:///etc/passwd"'))

@@ -1,12 +1,14 @@
 """What a registry may do wrong: each fault is survived, or told with the reference, the host and its words."""
 
 import asyncio
+import gzip
 import json
 import socket
 import time
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from crinoid.core.api.errors import (
     CorruptContent,
@@ -399,6 +401,73 @@ class TestStreams:
         assert server.paths() == [f"/v2/app/blobs/{BLOB_DIGEST}"], "the registry is asked first"
 
 
+def encoded(content: bytes, media_type: str = OCI_MANIFEST, length: bool = True) -> Answer:
+    """Answer with content that is said to be compressed, whatever it is."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": media_type, "Content-Encoding": "gzip"})
+        if length:
+            response.content_length = len(content)
+        await response.prepare(request)
+        await response.write(content[:5000])
+        await response.write(content[5000:])
+        return response
+
+    return answer
+
+
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+class TestContentEncodings:
+    """A server, or a proxy before it, that compresses what nobody asked it to, or only says so."""
+
+    async def test_a_manifest(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        server.on_manifest("1", encoded(gzip.compress(MANIFEST)))
+        assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
+
+    async def test_a_manifest_that_is_not_compressed(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        server.on_manifest("1", encoded(MANIFEST))
+        assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
+
+    async def test_a_manifest_that_grows(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        server.on_manifest("1", encoded(gzip.compress(bytes(64 << 20))))
+        assert "longer than" in await fail(make_registry(), server, CorruptContent)
+
+    @pytest.mark.parametrize("length", [True, False])
+    @pytest.mark.parametrize(
+        ("blob", "media_type", "wire"),
+        [
+            (BLOB, LAYER, gzip.compress(BLOB)),
+            (BLOB, LAYER, BLOB),
+            (gzip.compress(BLOB), f"{LAYER}+gzip", gzip.compress(gzip.compress(BLOB))),
+            (gzip.compress(BLOB), f"{LAYER}+gzip", gzip.compress(BLOB)),
+        ],
+        ids=["tar", "tar-not-compressed", "gzip-twice", "gzip-once"],
+    )
+    async def test_a_blob(
+        self,
+        make_registry: MakeRegistry,
+        server: FaultRegistry,
+        blob: bytes,
+        media_type: str,
+        wire: bytes,
+        length: bool,
+    ) -> None:
+        server.on_blob(digest_of(blob), encoded(wire, length=length))
+        reference = ImageReference.parse(f"{server.host}/app:1")
+        wanted = BlobRequest(reference, Descriptor(media_type, digest_of(blob), len(blob)))
+        assert await make_registry().read(wanted) == blob
+
+    async def test_a_blob_whose_compression_is_damaged(
+        self, make_registry: MakeRegistry, server: FaultRegistry
+    ) -> None:
+        wire = gzip.compress(BLOB)
+        server.on_blob(BLOB_DIGEST, encoded(wire[:100] + b"\xff" * 1000 + wire[1100:]))
+        with pytest.raises(CorruptContent, match="damaged"):
+            await make_registry().read(request_blob(server))
+
+
 class TestRedirects:
     async def test_a_blob_comes_from_the_storage_host(
         self, make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry
@@ -410,6 +479,15 @@ class TestRedirects:
         assert len(server.asked) == 2, "a resumed stream asks for a new signature"
         assert mirror.asked[1].headers["Range"].startswith("bytes=")
 
+    @pytest.mark.parametrize("status", [400, 403])
+    async def test_a_signature_that_has_run_out_is_asked_for_anew(
+        self, make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry, status: int
+    ) -> None:
+        server.on_blob(BLOB_DIGEST, redirect(f"{mirror.url}/bucket?old"), redirect(f"{mirror.url}/bucket?new"))
+        mirror.on("/bucket", refuse(status), stream(BLOB))
+        assert await make_registry().read(request_blob(server)) == BLOB
+        assert [asked.query for asked in mirror.asked] == ["old", "new"]
+
     async def test_within_the_host(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_manifest("1", redirect("/elsewhere", 302))
         server.on("/elsewhere", send(MANIFEST))
@@ -420,6 +498,7 @@ class TestRedirects:
         [
             ("", "to nowhere"),
             ("file:///etc/shadow", "to nowhere"),
+            ("http://127.0.0.1:99999/v2/app/manifests/1", "to nowhere"),
             ("/v2/app/manifests/1", "more than"),
         ],
     )
