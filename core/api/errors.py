@@ -38,6 +38,15 @@ class NotFound(CrinoidError):
     reason = "NotFound"
 
 
+class NotServed(NotFound):
+    """An image source has nothing of the kind that was asked for, such as a folder of images that is not there.
+
+    Where another source has an answer, nobody needs to hear of this one.
+    """
+
+    reason = "NotServed"
+
+
 class AlreadyExists(CrinoidError):
     """The name is taken by an object that is not the one asked for."""
 
@@ -106,6 +115,24 @@ class Unavailable(CrinoidError):
 
     grpc_status = "UNAVAILABLE"
     reason = "Unavailable"
+
+
+class RegistryUnavailable(Unavailable):
+    """No registry could be reached for a pull.
+
+    The kubelet makes this word at the beginning of a message the reason that it shows of the pod, if the status is
+    UNKNOWN: it takes off that one alone before it looks (cri-api, pkg/errors).
+    """
+
+    grpc_status = "UNKNOWN"
+    reason = "RegistryUnavailable"
+
+
+class SignatureValidationFailed(Refused):
+    """An image's signature is missing or wrong, by an extension that checks them; the kubelet shows this word, too."""
+
+    grpc_status = "UNKNOWN"
+    reason = "SignatureValidationFailed"
 
 
 class CorruptContent(CrinoidError):

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 
-from crinoid.core.api.errors import Unavailable
+from crinoid.core.api.errors import RegistryUnavailable, SignatureValidationFailed, Unavailable
 from crinoid.core.cri.decode.images import decode_credentials, decode_image, decode_image_filter
 from crinoid.core.cri.encode.images import encode_image, encode_image_fs_info
 from crinoid.core.cri.encode.pods import encode_info
@@ -43,8 +43,10 @@ class ImageService:
         annotations, handler = dict(request.image.annotations), request.image.runtime_handler
         try:
             image_id = await self._images.pull(reference, credentials, annotations, handler)
-        except Unavailable as error:  # the kubelet knows this word (cri-api, pkg/errors) and says so on the pod
-            raise Unavailable(f"RegistryUnavailable: {error.message}") from error
+        except SignatureValidationFailed as error:
+            raise SignatureValidationFailed(f"{error.reason}: {error.message}") from error
+        except Unavailable as error:
+            raise RegistryUnavailable(f"{RegistryUnavailable.reason}: {error.message}") from error
         return api_pb2.PullImageResponse(image_ref=image_id)
 
     async def remove_image(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:

@@ -559,7 +559,7 @@ class FakeRegistry(Recorder):
         try:
             return self.images[str(request.reference)]
         except KeyError:
-            raise NotFound(f"image {request.reference} is not here") from None
+            raise NotFound(f"pull {request.reference}: it is not here") from None
 
     @hookimpl
     async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
 
-from crinoid.core.api.errors import CorruptContent, DeadlineExceeded, Unsupported
+from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
@@ -19,7 +19,7 @@ from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource
 from crinoid.core.lifecycle.images.catalog import Catalog, names_of
 from crinoid.core.lifecycle.images.claims import Claims
 from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, artifact_type
-from crinoid.core.lifecycle.images.faults import while_doing
+from crinoid.core.lifecycle.images.faults import restate, while_doing
 from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
@@ -60,10 +60,12 @@ class Puller:
 
     async def pull(self, request: PullRequest, config: ImagesConfig, tracker: PullTracker) -> ImageRecord:
         """Return the image's record, written when all of it was there."""
-        with while_doing(f"pull {request.reference}"):
-            return await run_until_idle(
-                self._pull(request, config.max_parallel_layers, tracker), tracker.idle_s, config.pull_idle_timeout_s
-            )
+        work = self._pull(request, config.max_parallel_layers, tracker)
+        try:
+            return await run_until_idle(work, tracker.idle_s, config.pull_idle_timeout_s)
+        except CrinoidError as error:  # the reference once, at the end: the kubelet puts it before the words, too
+            words = error.message.replace(f"pull {request.reference}: ", "")
+            raise restate(error, f"{words} (image {request.reference})") from error
 
     async def close(self) -> None:
         """Give up transfers that are under way."""

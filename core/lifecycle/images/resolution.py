@@ -11,6 +11,7 @@ from crinoid.core.api.errors import (
     DeadlineExceeded,
     DriverError,
     NotFound,
+    NotServed,
     PermissionDenied,
     ResourceExhausted,
     Unavailable,
@@ -48,20 +49,32 @@ async def resolve(sources: Mapping[str, RegistrySlot], request: ResolveRequest) 
     """Return the first source's answer that stands up to inspection.
 
     Raises NotFound when no source has the image, naming each with what it said, or else an error of the kind that
-    tells most.
+    tells most, with that source's words first.
     """
-    failures: list[CrinoidError] = []
+    failures: list[tuple[CrinoidError, RegistrySlot]] = []
     for source in sources.values():
         try:
             image = await source.resolve(request)
             return Resolution(source, image, inspect(image, request, source.label))
         except CrinoidError as error:
-            failures.append(error)
+            failures.append((error, source))
     if not failures:
         raise NotFound("no image source is configured: name one in images.sources")
-    said = "; ".join(failure.message for failure in failures)
-    worst = min(failures, key=_rank)
-    raise restate(worst, f"no image source can give it: {said}" if len(failures) > 1 else said) from worst
+    # What the pod's event shows is cut: the cause comes first, and who said it after that.
+    failures.sort(key=lambda failure: _rank(failure[0]))
+    telling = [one for one in failures if not isinstance(one[0], NotServed)] or failures
+    said = "; ".join(_cause(error, source, request) for error, source in telling)
+    raise restate(telling[0][0], said) from telling[0][0]
+
+
+def _cause(error: CrinoidError, source: RegistrySlot, request: ResolveRequest) -> str:
+    """Return what a source said, without what stands around it anyway: the hook, and the reference."""
+    if isinstance(error, DriverError):  # here the hook is what its author needs
+        return error.message
+    words = error.message
+    for known in (f"{source.label} resolve: ", f"{source.label}: ", f"pull {request.reference}: "):
+        words = words.removeprefix(known)
+    return f"{words} [{source.label}]"
 
 
 def inspect(image: ResolvedImage, request: ResolveRequest, label: str) -> ManifestDocument:

@@ -18,11 +18,20 @@ _MAX_BACKOFF_S = 30.0
 
 
 class HostFault(Exception):
-    """One host's answer that is of no use. ``passing``: the same host may do better later; ``status``: HTTP's, or 0."""
+    """One host's answer that is of no use. ``passing``: the same host may do better later; ``status``: HTTP's, or 0;
+    ``advice``: which setting would mend it."""
 
-    def __init__(self, error: CrinoidError, passing: bool = False, retry_after_s: float = 0.0, status: int = 0) -> None:
+    def __init__(
+        self,
+        error: CrinoidError,
+        passing: bool = False,
+        retry_after_s: float = 0.0,
+        status: int = 0,
+        advice: str = "",
+    ) -> None:
         self.error = error
         self.status = status
+        self.advice = advice
         self.passing = passing and retry_after_s <= MAX_WAIT_S
         self.retry_after_s = retry_after_s
         super().__init__(str(error))
@@ -75,10 +84,13 @@ class Attempts:
         self._served.add(endpoint)
 
     def failure(self) -> CrinoidError:
-        """Return the error for the caller: of the class of the last answer, with everyone's words."""
+        """Return the error for the caller: of the class of the last answer, with everyone's words, the last's first."""
         if not self._said:
             return ConfigurationError(f"{self._what}: no host is configured that may be asked; see its hosts.toml")
-        words = "; ".join(f"{endpoint.label}: {fault}" for endpoint, fault in self._in_order())
+        words = "; ".join(
+            f"{fault} at {endpoint.label}" + (f": {fault.advice}" if fault.advice else "")
+            for endpoint, fault in reversed(self._in_order())
+        )
         kind = type(self._in_order()[-1][1].error)
         return kind(f"{self._what}: {words}")
 

@@ -4,6 +4,7 @@ Loaded by the driver at its first pull, for aiohttp takes a fifth of a second to
 """
 
 import asyncio
+from pathlib import Path
 
 import aiohttp
 from aiohttp import ClientResponse
@@ -34,8 +35,8 @@ from crinoid.plugins.registries.distribution.transport import (
     ContentDecoder,
     Exchange,
     Transport,
-    broken,
     decoder_of,
+    lost,
     read_answer,
     refusal,
 )
@@ -63,7 +64,8 @@ class RegistryClient:
         self._options = options
         self._log = host.log
         user_agent = options.user_agent or f"crinoid/{host.version or '0'}"
-        self._transport = Transport(user_agent, options.dial_timeout_s, options.stall_timeout_s)
+        settings = next(iter(options.config_paths), Path("certs.d"))
+        self._transport = Transport(user_agent, options.dial_timeout_s, options.stall_timeout_s, settings)
         node = NodeCredentials(options.docker_configs, options.helper_timeout_s)
         self._authorizer = Authorizer(self._transport, node)
         self._streams = asyncio.Semaphore(options.max_streams)
@@ -294,7 +296,7 @@ class BlobStream:
         except HostFault as fault:
             return await self._resume(fault)
         except (aiohttp.ClientError, OSError) as error:
-            return await self._resume(broken(error))
+            return await self._resume(lost(error, self._response))
         if piece:
             return piece
         size = self._request.blob.size

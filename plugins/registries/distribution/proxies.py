@@ -7,15 +7,30 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from crinoid.plugins.registries.distribution.connections import proxy_fault
+
 
 def find_proxy(url: str, environment: Mapping[str, str]) -> str | None:
-    """Return the proxy's URL, or ``None`` to connect directly; loopback is never reached through a proxy."""
+    """Return the proxy's URL, or ``None`` to connect directly; loopback is never reached through a proxy.
+
+    Raises HostFault for a proxy that is no URL, or of a kind that is not spoken here.
+    """
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxy = _variable(environment, f"{parts.scheme}_proxy")
-    if not proxy or _is_exempt(host, parts.port, _variable(environment, "no_proxy")):
+    host, name = parts.hostname or "", f"{parts.scheme}_proxy"
+    text = _variable(environment, name)
+    if not text or _is_exempt(host, parts.port, _variable(environment, "no_proxy")):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    proxy = text if "://" in text else f"http://{text}"
+    try:
+        wanted = urlsplit(proxy)
+        usable = bool(wanted.hostname) and wanted.port != 0 and not set(proxy) & set(" \t\r\n")
+    except ValueError:
+        usable = False
+    if not usable:
+        raise proxy_fault(name.upper(), text, "it is not of the form http://[user:password@]host:port")
+    if wanted.scheme not in ("http", "https"):
+        raise proxy_fault(name.upper(), text, f"{wanted.scheme} proxies are not supported: name an http:// one")
+    return proxy
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:

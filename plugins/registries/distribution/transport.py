@@ -32,6 +32,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.registries.distribution.attempts import HostFault
+from crinoid.plugins.registries.distribution.connections import Route, connection_fault
 from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls
 from crinoid.plugins.registries.distribution.proxies import find_proxy
 
@@ -59,7 +60,8 @@ class Exchange:
 class Transport:
     """The connections of one slot. Must be made in the daemon's loop, and closed."""
 
-    def __init__(self, user_agent: str, dial_timeout_s: float, stall_timeout_s: float) -> None:
+    def __init__(self, user_agent: str, dial_timeout_s: float, stall_timeout_s: float, settings: Path) -> None:
+        self._settings = settings
         self._dial_timeout_s = dial_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._contexts: dict[object, ssl.SSLContext] = {}
@@ -92,6 +94,8 @@ class Transport:
         await self._session.close()
 
     async def _send_once(self, exchange: Exchange, url: str, is_home: bool) -> ClientResponse:
+        proxy = find_proxy(url, os.environ)
+        route = self._route(exchange.endpoint, url, proxy)
         headers = list(exchange.headers.items())
         if is_home:
             headers += exchange.endpoint.headers
@@ -103,16 +107,23 @@ class Transport:
                 headers=headers,
                 data=exchange.form,
                 allow_redirects=False,
-                proxy=find_proxy(url, os.environ),
+                proxy=proxy,
                 ssl=await self._context(exchange.endpoint.tls) if url.startswith("https:") else True,
                 timeout=self._timeout(exchange.endpoint),
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise broken(error) from error
+            raise connection_fault(error, route) from error
+
+    def _route(self, endpoint: Endpoint, url: str, proxy: str | None) -> Route:
+        """Say whom a URL leads to; the settings of a host that a redirect leads to are those of the host asked."""
+        shown = f"{urlsplit(proxy).scheme}://{urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else ""
+        settings = self._settings / (endpoint.namespace or endpoint.host) / "hosts.toml"
+        return Route(urlsplit(url).netloc, url.startswith("https:"), settings, shown, bool(endpoint.tls.client))
 
     def _timeout(self, endpoint: Endpoint) -> ClientTimeout:
         dial_s = endpoint.dial_timeout_s or self._dial_timeout_s
-        return ClientTimeout(total=None, sock_connect=dial_s, sock_read=self._stall_timeout_s)
+        # "connect" bounds the look-up of the name, too, which no option of its own does
+        return ClientTimeout(total=None, connect=2 * dial_s, sock_connect=dial_s, sock_read=self._stall_timeout_s)
 
     async def _context(self, tls: Tls) -> ssl.SSLContext:
         """Return the context for a host's settings; files that changed make a new one."""
@@ -129,31 +140,9 @@ class Transport:
         return self._contexts[key]
 
 
-def broken(error: Exception) -> HostFault:
-    """Return the fault for a connection that failed, in words that hold no URL and no header."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        said = error.certificate_error
-        words = getattr(said, "verify_message", "") or type(said).__name__
-        return HostFault(Unavailable(f"its certificate is not trusted: {words}"))
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return HostFault(Unavailable("no connection in time"), passing=True)
-    if isinstance(error, TimeoutError):
-        return HostFault(Unavailable("it stalled: no bytes in time"), passing=True)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return HostFault(Unavailable("its name does not resolve"), passing=True)
-    if isinstance(error, ssl.SSLError | aiohttp.ClientSSLError):
-        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-        return HostFault(Unavailable(f"TLS failed: {getattr(cause, 'reason', None) or type(cause).__name__}"))
-    if isinstance(error, OSError):
-        number = (error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error).errno
-        return HostFault(Unavailable(os.strerror(number).lower() if number else "the connection broke"), passing=True)
-    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
-        return HostFault(Unavailable("it broke off"), passing=True)
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return HostFault(Unavailable(f"the proxy said {error.status}"), passing=error.status >= 500)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return HostFault(Unavailable("its answer is not HTTP"), passing=True)
-    return HostFault(Unavailable(f"the request failed ({type(error).__name__})"))
+def lost(error: Exception, response: ClientResponse) -> HostFault:
+    """Return the fault for an answer that broke off in its body."""
+    return connection_fault(error, Route(response.url.authority, False, Path()))
 
 
 async def refusal(response: ClientResponse) -> HostFault:
@@ -227,7 +216,7 @@ async def _read_at_most(response: ClientResponse, max_bytes: int) -> bytes:
         while len(content) < max_bytes and (piece := await response.content.read(max_bytes - len(content))):
             content += piece
     except (aiohttp.ClientError, OSError) as error:
-        raise broken(error) from error
+        raise lost(error, response) from error
     return bytes(content)
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from crinoid.core.api.config import DriverConfig
-from crinoid.core.api.errors import CorruptContent, NotFound
+from crinoid.core.api.errors import CorruptContent, NotFound, NotServed
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.manifests import (
@@ -90,6 +90,8 @@ class LayoutRegistry:
         return SourceStatus(ready=True, message="; ".join(self._catalog.problems()))
 
     def _unknown(self, reference: ImageReference) -> NotFound:
+        if not self._folder.exists():
+            return NotServed(f"pull {reference}: there is no directory {self._folder}")
         problems = self._catalog.problems()
         skipped = f"; skipped there: {'; '.join(problems[:5])}" if problems else ""
         return NotFound(f"pull {reference}: no layout in {self._folder} has it{skipped}")

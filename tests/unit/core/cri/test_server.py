@@ -24,7 +24,9 @@ from crinoid.core.api.errors import (
     DriverError,
     InvalidArgument,
     NotFound,
+    RegistryUnavailable,
     ResourceExhausted,
+    SignatureValidationFailed,
     Unauthenticated,
     Unavailable,
     Unsupported,
@@ -262,7 +264,15 @@ class TestImages:
         self, client: Client, services: SimpleNamespace
     ) -> None:
         services.images.error = Unavailable("registry example.org does not answer")
-        with pytest.raises(Unavailable, match=r"^RegistryUnavailable: registry example.org"):
+        with pytest.raises(RegistryUnavailable, match=r"^RegistryUnavailable: registry example.org") as caught:
+            await client.call("PullImage", {"image": {"image": "nginx"}})
+        assert caught.value.grpc_status == "UNKNOWN", "of this status alone the kubelet looks at the words"
+
+    async def test_a_signature_that_an_extension_refuses_is_said_in_the_kubelets_word(
+        self, client: Client, services: SimpleNamespace
+    ) -> None:
+        services.images.error = SignatureValidationFailed("no signature by the key of the site")
+        with pytest.raises(SignatureValidationFailed, match=r"^SignatureValidationFailed: no signature"):
             await client.call("PullImage", {"image": {"image": "nginx"}})
 
     async def test_remove_and_filesystems(self, client: Client, services: SimpleNamespace) -> None:

@@ -16,6 +16,7 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    NotServed,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -51,7 +52,8 @@ async def refuse(node: Node, kind: type[CrinoidError], *words: str) -> str:
         await node.pull()
     assert type(caught.value) is kind
     message = caught.value.message
-    assert message.startswith(f"pull {NAME}: ")
+    assert message.endswith(f" (image {NAME})")
+    assert message.count(NAME) == 1, "the reference once"
     for word in words:
         assert word in message
     assert node.service.find(NAME) is None
@@ -72,7 +74,7 @@ async def test_a_port_that_is_none(node: Node, host: str) -> None:
 
 
 async def test_no_source_has_it(node: Node) -> None:
-    await refuse(node, NotFound, 'registry "near"', 'registry "far"', "image registry.test/app:1 is not here")
+    await refuse(node, NotFound, 'registry "near"', 'registry "far"', "it is not here [registry")
 
 
 async def test_the_most_telling_error_is_raised(node: Node) -> None:
@@ -81,6 +83,14 @@ async def test_the_most_telling_error_is_raised(node: Node) -> None:
     node.source.fail("resolve", Unavailable("connection refused"))
     node.other_source.fail("resolve", Unauthenticated("who are you"))
     await refuse(node, Unauthenticated, "connection refused", "who are you")
+
+
+async def test_a_source_that_has_no_such_images_is_not_spoken_of(node: Node) -> None:
+    node.source.fail("resolve", NotServed("there is no directory"))
+    node.other_source.fail("resolve", NotFound("manifest unknown"))
+    message = await refuse(node, NotFound, "manifest unknown")
+    assert "no directory" not in message
+    assert message.startswith("manifest unknown")
 
 
 async def test_a_source_that_raises_rubbish_is_named(node: Node) -> None:

@@ -249,13 +249,34 @@ class TestAnswers:
             taken.bind(("127.0.0.1", 0))  # bound, but not listening
             host = f"127.0.0.1:{taken.getsockname()[1]}"
             reference = ImageReference.parse(f"{host}/app:1")
-            with pytest.raises(Unavailable, match=f"pull {host}/app:1: http://{host}: connection refused"):
-                await make_registry(plain_http=(host,)).resolve(ResolveRequest(reference, AMD64))
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match=f"pull {host}/app:1: connection refused at http://{host}"):
+                await make_registry(plain_http=(host,), backoff_s=60).resolve(ResolveRequest(reference, AMD64))
+            assert time.monotonic() - began < 20, "the answer is final: another try would come after 30 s at least"
 
+    @pytest.mark.timeout(25)
     async def test_a_name_that_does_not_resolve(self, make_registry: MakeRegistry) -> None:
         reference = ImageReference.parse("no-such-host.invalid/app:1")
-        with pytest.raises(Unavailable, match="invalid: its name does not resolve"):
-            await make_registry(tries=1).resolve(ResolveRequest(reference, AMD64))
+        with pytest.raises(Unavailable, match="no such host: its name does not resolve at https://no-such"):
+            await make_registry(backoff_s=60).resolve(ResolveRequest(reference, AMD64))
+
+    async def test_name_servers_that_give_no_answer(
+        self, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def look_up(*_: object, **__: object) -> None:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        with pytest.raises(Unavailable, match=r"lookup failed: the name servers of /etc/resolv\.conf give no answer"):
+            await make_registry(backoff_s=60).resolve(ResolveRequest(ImageReference.parse("slow.test/app:1"), AMD64))
+
+    async def test_a_proxy_that_is_down_is_blamed_and_not_the_registry(
+        self, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://user:s3cret@127.0.0.1:1")
+        with pytest.raises(Unavailable, match=r"app:1: proxy http://127\.0\.0\.1:1: connection refused at") as caught:
+            await make_registry().resolve(ResolveRequest(ImageReference.parse("far.test/app:1"), AMD64))
+        assert "s3cret" not in caught.value.message
 
     async def test_an_answer_that_is_not_http(self, make_registry: MakeRegistry) -> None:
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from crinoid.plugins.registries.distribution.attempts import RetryPolicy
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.plugins.registries.distribution.attempts import HostFault, RetryPolicy
 from crinoid.plugins.registries.distribution.challenges import Challenge, read_challenges
 from crinoid.plugins.registries.distribution.proxies import find_proxy
 
@@ -81,6 +82,24 @@ PROXIES = {"https_proxy": "http://p.test:3128", "HTTP_PROXY": "plain.test:8080"}
 )
 def test_proxies(url: str, no_proxy: str, proxy: str | None) -> None:
     assert find_proxy(url, PROXIES | {"NO_PROXY": no_proxy}) == proxy
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("socks5://user:s3cret@p.test:1080", "'p.test:1080' of HTTPS_PROXY: socks5 proxies are not supported"),
+        ("http://:::", "of HTTPS_PROXY: it is not of the form"),
+        ("http://p.test:99999", "of HTTPS_PROXY: it is not of the form"),
+        ("http://", "of HTTPS_PROXY: it is not of the form"),
+        ("foo bar", "of HTTPS_PROXY: it is not of the form"),
+        ("http://[::1", "of HTTPS_PROXY: it is not of the form"),
+    ],
+)
+def test_a_proxy_that_can_not_be_used_is_named(text: str, words: str) -> None:
+    with pytest.raises(HostFault, match=words) as caught:
+        find_proxy("https://a.test/", {"HTTPS_PROXY": text})
+    assert isinstance(caught.value.error, ConfigurationError)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_no_proxy_in_the_environment_is_none() -> None:

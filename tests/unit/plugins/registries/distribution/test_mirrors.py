@@ -79,8 +79,8 @@ class TestOrder:
         with pytest.raises(NotFound) as caught:
             await resolve(make_registry(), server)
         assert caught.value.message == (
-            f"pull {server.host}/app:1: mirror {mirror.url}: 503 Service Unavailable; "
-            f"{server.url}: 404 Not Found (MANIFEST_UNKNOWN: manifest unknown)"
+            f"pull {server.host}/app:1: 404 Not Found (MANIFEST_UNKNOWN: manifest unknown) at {server.url}; "
+            f"503 Service Unavailable at mirror {mirror.url}"
         )
         assert len(mirror.asked) == 1, "the registry's word is final"
 
@@ -186,9 +186,26 @@ class TestTls:
             yield running
 
     async def test_an_unknown_authority(self, make_registry: MakeRegistry, secure: FaultRegistry) -> None:
-        with pytest.raises(Unavailable, match=r"its certificate is not trusted: .*issuer"):
+        with pytest.raises(Unavailable, match=r"x509: certificate signed by unknown authority .*issuer") as caught:
             await resolve(make_registry(), secure)
+        assert f"{secure.host}/hosts.toml" in caught.value.message
         assert not secure.asked
+
+    async def test_a_server_that_wants_our_certificate(
+        self, make_registry: MakeRegistry, demanding: FaultRegistry, certs_d: Path, certificates: Certificates
+    ) -> None:
+        (certs_d / demanding.host).mkdir()
+        (certs_d / demanding.host / "hosts.toml").write_text(f'server = "{demanding.url}"\nca = "{certificates.ca}"\n')
+        with pytest.raises(Unavailable, match=f"client certificate.* as client in .*{demanding.host}/hosts.toml"):
+            await resolve(make_registry(), demanding)
+
+    async def test_a_server_that_speaks_plain_http(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
+        words = (
+            f"server gave HTTP response to HTTPS client .* at https://{server.host}: .*'{server.host}' in plain_http"
+        )
+        with pytest.raises(Unavailable, match=words) as caught:
+            await resolve(make_registry(plain_http=()), server)
+        assert f"{server.host}/hosts.toml" in caught.value.message
 
     async def test_a_private_authority_of_a_hosts_file(
         self, make_registry: MakeRegistry, secure: FaultRegistry, certs_d: Path, certificates: Certificates

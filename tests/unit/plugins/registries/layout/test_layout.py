@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from crinoid.core.api.errors import CorruptContent, NotFound, Unavailable, Unsupported
+from crinoid.core.api.errors import CorruptContent, NotFound, NotServed, Unavailable, Unsupported
 from crinoid.core.api.host import Host
 from crinoid.core.api.testing.registries import BoundRegistry
 from crinoid.core.api.values.image import (
@@ -38,6 +38,13 @@ from support.images import (
 LAYER = make_layer([Entry(path="hello", content=b"hello\n" * 400_000)])
 AMD64 = ImageConfig(architecture="amd64")
 NAME = "example.com/app:1"
+
+
+async def test_a_directory_that_is_not_there_has_nothing_to_say(tmp_path: Path) -> None:
+    options = LayoutRegistry.Config.model_validate({"folder": tmp_path / "absent"})
+    registry = BoundRegistry(LayoutRegistry(options, Host("test", tmp_path, tmp_path, logging.getLogger("test"), "7")))
+    with pytest.raises(NotServed):
+        await registry.resolve(ResolveRequest(ImageReference.parse(NAME), Platform("linux", "amd64")))
 
 
 @pytest.fixture
