@@ -183,7 +183,7 @@ async def test_a_layer_with_another_diff_id_leaves_nothing(node: Node, snapshott
     manifest = read_blob(node.layout, built.manifest.digest)
     changed = manifest.replace(built.config.digest.encode(), other.digest.encode())
     name_manifest(node.layout, NAME, add_blob(node.layout, OCI_MANIFEST, changed))
-    with pytest.raises(CorruptContent, match=f"pull {NAME}: layer {built.layers[1].digest} unpack: .*diffID"):
+    with pytest.raises(CorruptContent, match=f"layer {built.layers[1].digest} unpack: .*diffID"):
         await node.pull(snapshotter)
     await node.assert_empty(images=True)
     await node.service.collect_garbage()
@@ -220,7 +220,7 @@ async def test_a_full_disk(small_disk: Path, tmp_path: Path, snapshotter: str) -
     built = build_image(node.layout, NAME, layers)
     first = rf"{built.layers[0].digest} unpack: .*commit_layer: no space"  # where the second is unpacked meanwhile
     second = rf"{built.layers[1].digest} unpack: .*large.*space"
-    with pytest.raises(ResourceExhausted, match=rf"pull {NAME}: layer ({first}|{second})"):
+    with pytest.raises(ResourceExhausted, match=rf"^layer ({first}|{second})"):
         await node.pull(snapshotter)
     await node.assert_empty(images=True)
     await node.service.collect_garbage()
@@ -229,5 +229,5 @@ async def test_a_full_disk(small_disk: Path, tmp_path: Path, snapshotter: str) -
 
 
 async def test_an_unknown_image_names_the_source(node: Node) -> None:
-    with pytest.raises(NotFound, match=r'pull docker.io/library/nope:latest: registry "layout" resolve: .*no layout'):
+    with pytest.raises(NotFound, match=r'^no layout in .*\(image docker.io/library/nope:latest\)'):
         await node.pull("overlay", "nope")
