@@ -4,21 +4,23 @@ import re
 import signal
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.lifecycle.userids import quote
 
-_REALTIME = re.compile(r"SIGRT(?P<end>MIN|MAX)(?P<offset>[+-]\d+)?")
+_REALTIME = re.compile(r"SIGRT(?P<end>MIN|MAX)(?P<offset>[+-][0-9]{1,3})?")
+_NUMBER = re.compile(r"(?P<number>[0-9]{1,6})")
 
 
 def signal_number(name: str) -> int:
     """Return the number of ``SIGTERM``, ``TERM``, ``15``, ``SIGRTMIN+3``. Raises InvalidArgument for none of these."""
     upper = name.strip().upper()
-    if upper.isdigit():
-        number = int(upper)
+    if match := _NUMBER.fullmatch(upper):
+        number = int(match["number"])
     elif match := _REALTIME.fullmatch(_prefixed(upper)):
         number = (signal.SIGRTMIN if match["end"] == "MIN" else signal.SIGRTMAX) + int(match["offset"] or 0)
     else:
-        number = getattr(signal.Signals, _prefixed(upper), 0)
+        number = signal.Signals.__members__.get(_prefixed(upper), 0)
     if not 1 <= number <= signal.SIGRTMAX:
-        raise InvalidArgument(f"stop signal {name!r} is no signal of this kernel")
+        raise InvalidArgument(f"stop signal {quote(name)} is no signal of this kernel")
     return int(number)
 
 

@@ -12,6 +12,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from crinoid.core.api.linux import libc
 from crinoid.core.api.values.snapshot import DiskUsage
@@ -54,23 +55,48 @@ def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_RDONLY, mode
     return _openat2(root_fd, path, flags, mode, _RESOLVE_IN_ROOT)
 
 
-def read_in_root(root: Path, name: str, max_bytes: int) -> bytes:
-    """Read a regular file of a foreign tree, such as an image's ``/etc/passwd``.
+def open_regular(path: Path | str, root: Path | None = None) -> BinaryIO:
+    """Open a regular file that others may have replaced by anything, to read it; ``root`` as in ``open_in_root``.
 
-    Raises FileNotFoundError, and OSError for what is no regular file (EINVAL) or is longer than ``max_bytes`` (EFBIG).
+    Never waits for a FIFO and never opens a device, some of which act when they are opened: only what is known to be a
+    regular file is opened to read. Raises FileNotFoundError, and OSError for what is no regular file (EINVAL).
     """
-    shown = f"{root}/{name.lstrip('/')}"
-    with _opened(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd:
-        # O_NONBLOCK: a FIFO there would hold the opener forever.
-        fd = open_in_root(root_fd, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with _opened(fd):
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", shown)
-        with open(fd, "rb", closefd=False) as file:
-            content = file.read(max_bytes + 1)
+    shown = _shown(path, root)
+    try:
+        with _opened(_open_path(path, root)) as found:
+            if not stat.S_ISREG(os.fstat(found).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", shown)
+            # The same inode, whatever has become of its name meanwhile.
+            fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, shown) from error
+    return open(fd, "rb")
+
+
+def read_regular(path: Path | str, max_bytes: int, root: Path | None = None) -> bytes:
+    """Read a regular file as a whole, as ``open_regular`` opens it. Raises OSError beyond ``max_bytes`` (EFBIG)."""
+    with open_regular(path, root) as file:
+        content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", shown)
+        raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", _shown(path, root))
     return content
+
+
+def read_in_root(root: Path, name: str, max_bytes: int) -> bytes:
+    """Read a regular file of a foreign tree, such as an image's ``/etc/passwd``: ``read_regular`` within ``root``."""
+    return read_regular(name, max_bytes, root)
+
+
+def _shown(path: Path | str, root: Path | None) -> str:
+    return str(path) if root is None else f"{root}/{str(path).lstrip('/')}"
+
+
+def _open_path(path: Path | str, root: Path | None) -> int:
+    flags = os.O_PATH | os.O_CLOEXEC
+    if root is None:
+        return os.open(path, flags)
+    with _opened(os.open(root, flags | os.O_DIRECTORY)) as root_fd:
+        return open_in_root(root_fd, str(path), flags)
 
 
 def disk_usage(path: Path) -> DiskUsage:

@@ -15,7 +15,7 @@ MAX_NAME = 253
 """Bytes of an object's name, as Kubernetes has it."""
 
 _MAX_PATH = 4095
-_MAX_ID = (1 << 32) - 2
+_MAX_ID = (1 << 31) - 1
 _NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
 _WORD = re.compile(r"[^\x00-\x20\x7f]+")
 
@@ -127,7 +127,7 @@ def check_least(number: int, low: int, path: str) -> int:
 
 
 def check_id(number: int, path: str) -> int:
-    """Accept a user or group id; the highest number means "none" to the kernel."""
+    """Accept a user or group id, as high as Kubernetes allows them and runc takes them."""
     return check_range(number, 0, _MAX_ID, path)
 
 

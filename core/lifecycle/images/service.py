@@ -8,7 +8,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
@@ -31,6 +30,7 @@ from crinoid.core.lifecycle.images.recovery import discard_unfinished, is_usable
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.lifecycle.together import run_together
+from crinoid.core.lifecycle.userids import image_user
 from crinoid.core.lifecycle.writables import WritableLayers
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -120,10 +120,7 @@ class ImageService:
 
         The group after a colon is not told (api.proto, Image).
         """
-        user = self.config_of(record).config.user.partition(":")[0]
-        if re.fullmatch(r"[0-9]{1,18}", user):
-            return int(user), ""
-        return None, user
+        return image_user(self.config_of(record).config.user)
 
     def config_of(self, record: ImageRecord) -> ImageConfig:
         """Return the image configuration, parsed."""

@@ -213,6 +213,7 @@ class TestPodConfig:
             ({"run_as_group": {"value": 1}}, "run_as_group is set without run_as_user"),
             ({"run_as_user": {"value": -1}}, "run_as_user is -1"),
             ({"run_as_user": {"value": (1 << 32) - 1}}, "run_as_user is 4294967295"),
+            ({"run_as_user": {"value": 1 << 31}}, "run_as_user is 2147483648"),
             ({"supplemental_groups": [1, -7]}, r"supplemental_groups\[1\] is -7"),
             ({"namespace_options": {"network": "TARGET"}}, r"namespace_options\.network is TARGET"),
             ({"namespace_options": {"pid": "TARGET", "target_id": "c"}}, "that is for containers"),

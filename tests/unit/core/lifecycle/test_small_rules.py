@@ -67,7 +67,18 @@ def test_signals(name: str, number: int) -> None:
     assert signal_number(name) == number
 
 
-@pytest.mark.parametrize("name", ["", "SIGNONE", "0", "99", "SIGRTMIN+99", "-9"])
+_ODD_SIGNALS = (
+    "\u00b2",
+    "\uff11",
+    "9" * 5000,
+    "0" * 5000 + "9",
+    "SIGRTMIN+\u00b2",
+    "SIGRTMIN+" + "9" * 5000,
+    "\u017figterm",
+)
+
+
+@pytest.mark.parametrize("name", ["", "SIGNONE", "0", "99", "SIGRTMIN+99", "-9", *_ODD_SIGNALS])
 def test_signals_that_are_none(name: str) -> None:
     with pytest.raises(InvalidArgument, match="stop signal"):
         signal_number(name)

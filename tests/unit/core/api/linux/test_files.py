@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.linux import files
+from crinoid.core.api.linux import files, libc
+
+_IN_OPEN = 0x20  # inotify(7)
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -47,6 +49,27 @@ def test_traps_for_readers_are_errors(tmp_path: Path) -> None:
             files.read_in_root(tmp_path, name, 10)
         assert caught.value.errno == code
         assert name in str(caught.value)
+        with pytest.raises(OSError) as caught:
+            files.read_regular(tmp_path / name, 10)
+        assert caught.value.errno == code
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_not_opened_at_all(tmp_path: Path) -> None:
+    """Some devices act when they are opened; an image may have any of them in the place of a file."""
+    os.mkfifo(tmp_path / "fifo")
+    watch = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        libc.call("inotify_add_watch", watch, os.fsencode(tmp_path / "fifo"), _IN_OPEN)
+        for read in (lambda: files.read_regular(tmp_path / "fifo", 9), lambda: files.read_in_root(tmp_path, "fifo", 9)):
+            with pytest.raises(OSError, match="not a regular file"):
+                read()
+        with pytest.raises(BlockingIOError):
+            os.read(watch, 100)
+        os.close(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+        assert os.read(watch, 100), "an open would have been seen"
+    finally:
+        os.close(watch)
 
 
 def test_usage_counts_blocks_and_each_inode_once(tmp_path: Path) -> None:
