@@ -34,6 +34,7 @@ from crinoid.core.lifecycle.checkpoint.source import (
 )
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.imagevolumes import ImageVolumes
+from crinoid.core.lifecycle.logfiles import prepare_log
 from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
@@ -244,7 +245,9 @@ class Assembly:
         if opened is not None and opened.exact:
             check_same(opened, self._image(config), spec["process"])
         path = log_path(pod, config)
-        await asyncio.to_thread(_write_files, handle.bundle, spec["process"], path)
+        await asyncio.to_thread((handle.bundle / PROCESS_FILE).write_text, json.dumps(spec["process"]))
+        if path is not None:  # late, as it may be replaced at any time: what a monitor then waits for is bounded
+            await asyncio.to_thread(prepare_log, Path(pod.config.log_directory), config.log_path)
         request = ContainerRequest(
             handle=handle,
             spec=spec,
@@ -387,20 +390,6 @@ def _record(order: _Order, handle: ContainerHandle, process: ContainerProcess) -
         stop_signal=order.stop_signal,
         checkpoint=None if order.opened is None else order.opened.folder,
     )
-
-
-def _write_files(bundle: Path, process: JsonObject, log: Path | None) -> None:
-    """Write down what later processes begin from, and make the folder that the log is to lie in."""
-    (bundle / PROCESS_FILE).write_text(json.dumps(process))
-    if log is not None:
-        _make_log_folder(log)
-
-
-def _make_log_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FailedPrecondition(f"log folder {path.parent} can't be made: {error.strerror}") from error
 
 
 def _reference(image: ImageRecord) -> str:

@@ -6,7 +6,9 @@ monitor. So all that could go wrong is tried before it is told.
 
 import asyncio
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 from crinoid.core.api.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
@@ -22,21 +24,27 @@ async def reopen_log(bundle: Bundle, timeout_s: float) -> None:
     One at a time for each container. Raises FailedPrecondition when another file took the log's place or no conmon
     listens, DeadlineExceeded when conmon does not do it in time.
     """
+    log = await asyncio.to_thread(_asked_for, bundle)
+    if log is not None:
+        await _opened_anew(bundle, log, timeout_s)
+
+
+def _asked_for(bundle: Bundle) -> Path | None:
+    """Give conmon the command; return the log that it opens, ``None`` when there is nothing to do."""
     processes = bundle.read_processes()
     if processes is None or not processes.log_path or bundle.read_exit() is not None:
-        return
+        return None
     log = Path(processes.log_path)
     if _is_written(processes.monitor_pid, log):
-        return
+        return None
     _prepare(log)
-    if _tell(bundle, log):
-        await _opened_anew(bundle, log, timeout_s)
+    return log if _tell(bundle, log) else None
 
 
 def _is_written(monitor: int, log: Path) -> bool:
     """Tell whether conmon writes to what is at the path; raises FailedPrecondition when that is another file."""
     try:
-        there = log.stat()
+        there = log.lstat()
     except FileNotFoundError:
         return False
     for fd in _open_files(monitor):
@@ -54,13 +62,24 @@ def _open_files(pid: int) -> tuple[Path, ...]:
 
 
 def _prepare(log: Path) -> None:
-    """Make the file that conmon is going to make: where this fails, conmon would end."""
+    """Make the file that conmon is going to make: where this fails, conmon would end.
+
+    conmon follows a link there and waits at a FIFO, and so would we. A file that is there is of an earlier attempt.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        os.close(os.open(f"{log}.tmp", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
+        fd = os.open(f"{log}.tmp", flags, 0o640)
     except FileNotFoundError as error:
         raise FailedPrecondition(f"log {log} can't be opened anew: its folder is gone") from error
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise FailedPrecondition(f"log {log} can't be opened anew: {log}.tmp is no regular file") from error
         raise ResourceExhausted(f"log {log} can't be opened anew: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FailedPrecondition(f"log {log} can't be opened anew: {log}.tmp is no regular file")
+    finally:
+        os.close(fd)
 
 
 def _tell(bundle: Bundle, log: Path) -> bool:
@@ -84,7 +103,7 @@ def _tell(bundle: Bundle, log: Path) -> bool:
 async def _opened_anew(bundle: Bundle, log: Path, timeout_s: float) -> None:
     deadline = asyncio.get_running_loop().time() + timeout_s
     pause_s = 0.001
-    while not _is_settled(bundle, log):
+    while not await asyncio.to_thread(_is_settled, bundle, log):
         if asyncio.get_running_loop().time() > deadline:
             raise DeadlineExceeded(f"conmon had not opened log {log} anew after {timeout_s:g} s")
         await asyncio.sleep(pause_s)

@@ -70,7 +70,6 @@ from crinoid.plugins.runtimes.seccomp import Filter, SeccompFilters
 from crinoid.plugins.runtimes.starting import FIFO
 from crinoid.plugins.runtimes.stdio import open_streams
 
-_DETACH_S = 10.0
 _MONITOR_END_S = 5.0  # it may have a flood of output to write
 
 
@@ -146,7 +145,7 @@ class OciRuntime(abc.ABC):
             raise
         except CrinoidError as error:
             raise Unsupported(f"{self.package} does not work here: {error.message}; is its package whole?") from error
-        self._seccomp.check()
+        await asyncio.to_thread(self._seccomp.check)
         version = said.removeprefix("conmon version ").split("\n")[0].strip()
         return replace(features, annotations={**features.annotations, "conmon": version})
 
@@ -336,8 +335,9 @@ class OciRuntime(abc.ABC):
         if (await self.state(handle)).status is not ContainerStatus.ABSENT:
             raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
         try:
-            spec = self._complete(request)
-            bundle.write_spec(spec)
+            # in a thread: a profile is the request's to name, and a specification may have megabytes
+            spec = await asyncio.to_thread(self._complete, request)
+            await asyncio.to_thread(bundle.write_spec, spec)
             async with asyncio.timeout(timeout_s):
                 process = await self._create(bundle, request, command)
             if spec["linux"].get("uidMappings"):
@@ -372,11 +372,23 @@ class OciRuntime(abc.ABC):
     async def _create(self, bundle: Bundle, request: ContainerRequest, command: list[str]) -> ContainerProcess:
         async with _started(bundle, request.monitor_cgroup, command) as monitor:
             monitor.release()
-            await finish(_detached(monitor))
+            await finish(self._detached(monitor, request))
             report = await monitor.sync.read()
             if report is None or report.number <= 0:
                 raise self._create_failure(bundle, report)
         return self._note(bundle, report.number, request)
+
+    async def _detached(self, monitor: conmon.Started, request: ContainerRequest) -> None:
+        """Wait until conmon's first process has opened the log, noted the second one's id and ended."""
+        timeout_s = self._deadlines.monitor_start_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await monitor.process.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the monitor of {request.handle.container_id} has not come to run {self._binary.name} within "
+                f"{timeout_s:g} s: does its log {request.log_path} hang?"
+            ) from None
 
     def _create_failure(self, bundle: Bundle, report: conmon.Report | None) -> CrinoidError:
         said = last_error(bundle.runtime_log) or (report.message if report else "")
@@ -519,13 +531,6 @@ async def _started(bundle: Bundle, cgroup: str, command: list[str]) -> AsyncIter
     with _opened_log(bundle.monitor_log) as log:
         async with conmon.started_in_cgroup(command, {2: log}, bundle.directory, cgroup) as monitor:
             yield monitor
-
-
-async def _detached(monitor: conmon.Started) -> None:
-    """conmon's first process notes the second one's id and ends."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DETACH_S):
-            await monitor.process.wait()
 
 
 def _has_ended(noted: Processes) -> bool:

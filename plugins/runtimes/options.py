@@ -18,6 +18,8 @@ class Deadlines(DriverConfig):
     """Asking the binaries for their versions."""
     create_s: Seconds = 60.0
     """Making a container, up to the point where it waits before its entry point."""
+    monitor_start_s: Seconds = 10.0
+    """How much of that the monitor may take to open its log, before it runs the binary."""
     start_s: Seconds = 30.0
     """Letting a created container run."""
     kill_s: Seconds = 10.0

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
+from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
 from crinoid.plugins.runtimes.default_seccomp import default_profile
 
@@ -98,7 +99,7 @@ class SeccompFilters:
         self.resolve(SecurityProfile(ProfileType.RUNTIME_DEFAULT), frozenset())
 
     def resolve(self, profile: SecurityProfile | None, capabilities: frozenset[str]) -> Filter | None:
-        """Return the filter for a container with these capabilities; ``None``: unconfined.
+        """Return the filter for a container with these capabilities; ``None``: unconfined. Reads files.
 
         Raises InvalidArgument for a local profile that is not there or is none, ConfigurationError for the site's.
         """
@@ -130,8 +131,8 @@ def _from_file(path: Path, capabilities: frozenset[str], failure: type[CrinoidEr
 
 @functools.lru_cache(maxsize=64)
 def _filter_of_file(path: Path, capabilities: frozenset[str], _version: tuple[int, int, int]) -> Filter:
-    with path.open("rb") as file:
-        return _filter(_Profile.model_validate_json(file.read(_PROFILE_LIMIT_BYTES)), capabilities)
+    content = read_regular(path, _PROFILE_LIMIT_BYTES)
+    return _filter(_Profile.model_validate_json(content), capabilities)
 
 
 def _filter(profile: _Profile, capabilities: frozenset[str]) -> Filter:
@@ -196,4 +197,4 @@ def _kernel() -> tuple[int, ...]:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", text)[:2]))
+    return tuple(map(int, re.findall(r"[0-9]{1,9}", text)[:2]))

@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import cgroup_namespace
@@ -197,6 +198,34 @@ class TestBrokenRuntimes:
             await bench.runtime.create(request)
         assert cgroups.processes(bench.parent) == ()
         assert list(request.handle.bundle.iterdir()) == []
+
+    async def test_a_log_that_hangs(self, bench: Workbench, host: Host, tmp_path: Path) -> None:
+        """conmon waits for a FIFO's reader: a daemon has looked before, and what was put there since is given up."""
+        os.mkfifo(tmp_path / "log")
+        options = RuncOptions(deadlines=Deadlines(monitor_start_s=0.5))
+        bench.runtime = BoundRuntime(RuncRuntime(options, host))
+        request = bench.request("true", log_path=tmp_path / "log", monitor_cgroup=f"{bench.parent}/monitor")
+        with pytest.raises(DeadlineExceeded, match=f"does its log {tmp_path}/log hang"):
+            await bench.runtime.create(request)
+        assert cgroups.processes(bench.parent) == ()
+        assert list(request.handle.bundle.iterdir()) == []
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/full", path)])
+    @pytest.mark.parametrize("ending", ["", ".tmp"])
+    async def test_a_rotated_log_in_whose_place_is_no_file(self, bench: Workbench, make: Any, ending: str) -> None:
+        """conmon opens ``.tmp`` beside the log: it would wait at a FIFO, and follow a link."""
+        request = await bench.start("sleep", "1000")
+        log = request.log_path
+        assert log is not None
+        log.rename(f"{log}.1")
+        make(f"{log}{ending}")
+        async with asyncio.timeout(5):
+            with pytest.raises(FailedPrecondition, match=f"log {log} can't be opened anew: "):
+                await bench.runtime.reopen_log(request.handle)
+        made = Path(f"{log}{ending}")
+        made.rmdir() if made.is_dir() else made.unlink()
+        await bench.runtime.reopen_log(request.handle)
+        assert log.is_file()
 
     async def test_exec_by_a_broken_binary(self, bench: Workbench, host: Host, tmp_path: Path) -> None:
         request = await bench.start("sleep", "1000")

@@ -166,3 +166,23 @@ def test_the_sites_profile_is_the_default(tmp_path: Path) -> None:
     made = filters.resolve(DEFAULT, NOTHING)
     assert made is not None
     assert made["defaultErrnoRet"] == 7
+
+
+def test_a_profile_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    os.truncate(write(tmp_path / "large"), 5 << 20)
+    for name, reason in (
+        ("fifo", "not a regular file"),
+        ("folder", "not a regular file"),
+        ("loop", "Too many levels"),
+        ("large", "longer than 4194304 bytes"),
+    ):
+        with pytest.raises(InvalidArgument, match=f"{name} can't be read: {reason}"):
+            local(tmp_path / name)
+
+
+def test_a_kernel_version_of_any_length_is_one(tmp_path: Path) -> None:
+    rule = {"names": ["read"], "action": "SCMP_ACT_ALLOW", "excludes": {"minKernel": "9" * 5000 + ".\u00b2"}}
+    assert local(write(tmp_path / "a.json", syscalls=[rule]))["syscalls"]
