@@ -40,6 +40,7 @@ from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
 from crinoid.core.lifecycle.spec.devicebinds import bind_devices
+from crinoid.core.lifecycle.spec.execlimits import check_process
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
 from crinoid.core.lifecycle.spec.users import identify
 from crinoid.core.lifecycle.stagedvolumes import stage_volumes
@@ -301,6 +302,7 @@ class Assembly:
             adjust_spec(spec, changes)
         if given.mappings:
             await asyncio.to_thread(bind_devices, spec)
+        await asyncio.to_thread(check_process, spec["process"], f"container {given.config.metadata.name!r}")
         return given, spec
 
     async def _ask_extensions(
@@ -366,12 +368,17 @@ def log_path(pod: PodRecord, config: ContainerConfig) -> Path | None:
     return Path(pod.config.log_directory) / config.log_path
 
 
-def read_process(record: ContainerRecord) -> JsonObject:
-    """Return the container's OCI ``process`` object, which an exec starts from. Raises FailedPrecondition."""
+def exec_process(record: ContainerRecord, command: tuple[str, ...]) -> JsonObject:
+    """Return the OCI ``process`` object of a command in a container, which is the container's own but for that. Blocks.
+
+    Raises FailedPrecondition where the container's can't be read, InvalidArgument for what the kernel can't execute.
+    """
     try:
         process: JsonObject = json.loads((record.handle.bundle / PROCESS_FILE).read_text())
     except (OSError, ValueError) as error:
         raise FailedPrecondition(f"container {record.id}: its process description can't be read: {error}") from error
+    process["args"] = list(command)
+    check_process(process, f"exec in container {record.id}")
     return process
 
 

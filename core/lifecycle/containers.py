@@ -24,7 +24,7 @@ from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus
 from crinoid.core.config.models import PodsConfig
-from crinoid.core.lifecycle.assembly import Assembly, read_process
+from crinoid.core.lifecycle.assembly import Assembly, exec_process
 from crinoid.core.lifecycle.checkpoint.source import Checkpoint, restore
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
@@ -233,9 +233,9 @@ class ContainerService:
         if not command or not command[0]:
             raise InvalidArgument("the command to execute is empty")
         record = self.running(container_id, "nothing can be executed in it")
-        process = read_process(record)  # a small file on a tmpfs
+        process = await asyncio.to_thread(exec_process, record, command)
         request = ExecRequest(
-            process=process | {"args": list(command), "terminal": False},
+            process=process | {"terminal": False},
             timeout_s=timeout_s,
             max_output_bytes=self._config.exec_output_max_bytes,
         )

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"(?P<number>[0-9]{1,6})")
 
 def signal_number(name: str) -> int:
     """Return the number of ``SIGTERM``, ``TERM``, ``15``, ``SIGRTMIN+3``. Raises InvalidArgument for none of these."""
-    upper = name.strip().upper()
+    upper = name.strip().upper() if name.isascii() else ""
     if match := _NUMBER.fullmatch(upper):
         number = int(match["number"])
     elif match := _REALTIME.fullmatch(_prefixed(upper)):

@@ -16,7 +16,7 @@ from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import namespaces
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.runtime import AttachRequest, ExecStreamRequest
-from crinoid.core.lifecycle.assembly import read_process
+from crinoid.core.lifecycle.assembly import exec_process
 from crinoid.core.lifecycle.containers import ContainerService
 from crinoid.core.lifecycle.pods import PodService
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -63,9 +63,9 @@ class StreamService:
     async def execute(self, container_id: str, command: tuple[str, ...], choice: StreamChoice) -> ExecSession:
         """Start a command. Raises NotFound, FailedPrecondition unless the container runs, and what the runtime does."""
         record = self._containers.running(container_id, "nothing can be executed in it")
-        process = await asyncio.to_thread(read_process, record)
+        process = await asyncio.to_thread(exec_process, record, command)
         request = ExecStreamRequest(
-            process=_with_terminal(process, choice.terminal) | {"args": list(command)},
+            process=_with_terminal(process, choice.terminal),
             stdin=choice.stdin,
             stdout=choice.stdout,
             stderr=choice.stderr and not choice.terminal,

@@ -17,6 +17,7 @@ from crinoid.core.api.linux import files
 from crinoid.core.api.linux.process import run_checked
 from crinoid.core.api.values.container import VolumeMount
 
+MAX_VOLUMES = 256
 _KERNELS_OWN = frozenset({"proc", "sys", "dev"})
 _COPY_S = 600.0
 _SOURCE_FD = 3
@@ -26,10 +27,12 @@ def select_paths(declared: Iterable[str], mounts: Iterable[VolumeMount]) -> tupl
     """Return the volumes to make as absolute paths, in order.
 
     Left out is where the container mounts something itself, and what belongs to the kernel: images made for systemd
-    declare ``/sys/fs/cgroup``.
+    declare ``/sys/fs/cgroup``. Raises InvalidArgument for more than anybody has a use for: each is a folder and a copy.
     """
     taken = {_normal(mount.container_path) for mount in mounts}
     wanted = {_normal(path) for path in declared} - taken
+    if len(wanted) > MAX_VOLUMES:
+        raise InvalidArgument(f"the image declares {len(wanted)} volumes: a container can have {MAX_VOLUMES} of these")
     return tuple(sorted(path for path in wanted if path.split("/")[1] not in _KERNELS_OWN))
 
 

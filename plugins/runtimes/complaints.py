@@ -18,7 +18,7 @@ _SENTENCE_CHARACTERS = 2000
 _REQUEST_AT_FAULT = re.compile(
     r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
     r"|exec.*permission denied|unable to find user|cannot find user|unknown capability|seccomp.*(invalid|unknown)"
-    r"|(minimum|maximum) allowed|unable to set memory limit|memory limit too low"
+    r"|argument list too long|(minimum|maximum) allowed|unable to set memory limit|memory limit too low"
     r"|writ(e|ing) .*: (invalid argument|numerical result out of range|device or resource busy|permission denied)",
     re.IGNORECASE,
 )

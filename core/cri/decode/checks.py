@@ -10,10 +10,22 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.lifecycle.spec.execlimits import MAX_VARIABLES
+from crinoid.core.lifecycle.spec.isolation import MAX_DEVICES
+from crinoid.core.lifecycle.spec.mounts import MAX_MOUNTS
 
 MAX_NAME = 253
 """Bytes of an object's name, as Kubernetes has it."""
 
+MAX_ITEMS = 1 << 18
+"""Of any other list or map: as many arguments as the kernel's default limit on them has room for."""
+_MOST_OF = {
+    "KeyValue": MAX_VARIABLES,
+    "Mount": MAX_MOUNTS,
+    "Device": MAX_DEVICES,
+    "CDIDevice": MAX_DEVICES,
+    "PortMapping": 1 << 15,
+}
 _MAX_PATH = 4095
 _MAX_ID = (1 << 31) - 1
 _NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
@@ -21,7 +33,7 @@ _WORD = re.compile(r"[^\x00-\x20\x7f]+")
 
 
 def check_message(message: Message) -> None:
-    """Look through a request: no text holds a NUL byte, every enum number is one that we know.
+    """Look through a request: no list is too long, no text holds a NUL byte, every enum number is one that we know.
 
     Only the values of annotations, which nobody but their writer reads, may hold anything.
     """
@@ -37,12 +49,22 @@ def _leaves(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
     for field, value in message.ListFields():
         here = f"{path}.{field.name}" if path else field.name
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            _check_count(field, len(value), here)
             yield from _map_leaves(field.message_type.fields_by_name, value, here)
         elif isinstance(value, MutableSequence):
+            _check_count(field, len(value), here)
             for index, item in enumerate(value):
                 yield from _item_leaves(field, item, f"{here}[{index}]")
         else:
             yield from _item_leaves(field, value, here)
+
+
+def _check_count(field: FieldDescriptor, number: int, path: str) -> None:
+    """Refuse a list or map that would hold the loop while it is looked through, or the runtime for longer."""
+    kind = field.message_type.name if field.message_type is not None else ""
+    most = _MOST_OF.get(kind, MAX_ITEMS)
+    if number > most:
+        raise InvalidArgument(f"{path} has {number} items, more than the {most} that it can have")
 
 
 def _item_leaves(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:

@@ -165,6 +165,8 @@ def _linux(given: SpecInput) -> JsonObject:
         **given.mappings,
     }
     if not security.privileged:
+        mounts.check_count(security.masked_paths, mounts.MAX_MOUNTS, "masked_paths")
+        mounts.check_count(security.readonly_paths, mounts.MAX_MOUNTS, "readonly_paths")
         linux |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
     if (propagation := mounts.rootfs_propagation(given.config.mounts)) is not None:
         linux["rootfsPropagation"] = propagation

@@ -3,22 +3,32 @@
 Sources: OCI runtime-spec, config-linux.md; api.proto, NamespaceOption, Device, LinuxContainerResources.
 """
 
+import contextlib
+import itertools
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import InvalidArgument, NotFound
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.container import DeviceMapping
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
 from crinoid.core.lifecycle.cgrouppaths import path_below_mount
+from crinoid.core.lifecycle.spec.mounts import check_count
 
 JsonObject = dict[str, Any]
 _ALL_DEVICES = {"allow": True, "access": "rwm"}
 _NO_DEVICES = {"allow": False, "access": "rwm"}
 _MAX_SHARES = 262144
+MAX_DEVICES = 4096
+"""Of a container; each is a node, and a rule of its cgroup."""
+MAX_ENTRIES = 1 << 16
+"""Of all kinds in a folder of devices: a large host's ``/dev`` has some thousands."""
+_OTHER_FOLDERS = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
+_OWN_DEVICES = frozenset({"console", "ptmx", "full", "null", "random", "tty", "urandom", "zero"})
+"""What every container has of its own, so that a privileged one does not get the host's."""
 
 
 def build_namespaces(
@@ -44,14 +54,16 @@ def build_namespaces(
 def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[list[JsonObject], list[JsonObject]]:
     """Return the device nodes to make and the cgroup rules that allow them; a folder stands for all devices in it."""
     mappings = list(wanted)
+    check_count(mappings, MAX_DEVICES, "devices")
     if privileged:
-        mappings += [DeviceMapping(str(path), str(path)) for path in _host_devices()]
+        mappings += [DeviceMapping(str(path), str(path)) for path in find_devices(Path("/dev"), _OWN_DEVICES)]
     nodes: dict[str, JsonObject] = {}
     rules: list[JsonObject] = []
     for mapping in mappings:
         for node, access in _expanded(mapping):
             nodes.setdefault(node["path"], node)
             rules.append(_rule(node, access))
+        check_count(nodes, MAX_DEVICES, "devices")
     return list(nodes.values()), [_ALL_DEVICES] if privileged else [_NO_DEVICES, *rules]
 
 
@@ -103,15 +115,44 @@ def _hugepages(limits: Mapping[str, int]) -> list[JsonObject]:
     return [{"pageSize": size, "limit": limit} for size, limit in limits.items() if size in sizes]
 
 
-def _host_devices() -> list[Path]:
-    skipped = {"pts", "shm", "fd", "mqueue", "console", "ptmx", "full", "null", "random", "tty", "urandom", "zero"}
-    found = []
-    for folder, subfolders, files in os.walk("/dev"):
-        top = Path(folder)
-        if folder == "/dev":
-            subfolders[:] = [name for name in subfolders if name not in skipped]
-        found += [top / name for name in files if not (folder == "/dev" and name in skipped) and _is_device(top / name)]
-    return found
+def find_devices(top: Path, skipped: Collection[str] = ()) -> list[Path]:
+    """Return the devices in a folder and those below, by path; ``skipped`` are names in ``top`` itself.
+
+    Follows no link, and stays on its file system but for devices that are mounted one by one. Left out is what belongs
+    to each container alone, as peers do. Raises InvalidArgument for a folder in which there is much else than devices:
+    somebody named the host's root, or a home.
+    """
+    found: list[Path] = []
+    seen, pending = 0, [top]
+    device = top.stat().st_dev
+    while pending:
+        folder = pending.pop()
+        for entry in _entries(folder):
+            seen += 1
+            if seen > MAX_ENTRIES:
+                raise InvalidArgument(
+                    f"device {top}: it has more than {MAX_ENTRIES} files, so it is no folder of devices"
+                )
+            if (folder == top and entry.name in skipped) or entry.name in _OTHER_FOLDERS:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                mode, number = entry.stat(follow_symlinks=False).st_mode, entry.stat(follow_symlinks=False).st_dev
+                if stat.S_ISDIR(mode) and number == device:
+                    pending.append(Path(entry.path))
+                elif stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+                    found.append(Path(entry.path))
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder, up to one entry more than may be there; one that has just gone is empty."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(itertools.islice(entries, MAX_ENTRIES + 1))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FailedPrecondition(f"device folder {folder} can't be listed: {error.strerror}") from error
 
 
 def _expanded(mapping: DeviceMapping) -> list[tuple[JsonObject, str]]:
@@ -122,8 +163,7 @@ def _expanded(mapping: DeviceMapping) -> list[tuple[JsonObject, str]]:
         raise InvalidArgument(f"device {mapping.host_path}: container_path {str(target)!r} is not absolute")
     access = mapping.permissions or "rwm"
     if source.is_dir():
-        inside = sorted(path for path in source.rglob("*") if _is_device(path))
-        return [(_node(path, target / path.relative_to(source)), access) for path in inside]
+        return [(_node(path, target / path.relative_to(source)), access) for path in find_devices(source)]
     return [(_node(source, target), access)]
 
 
@@ -142,11 +182,3 @@ def _node(source: Path, target: Path) -> JsonObject:
 
 def _rule(node: JsonObject, access: str) -> JsonObject:
     return {"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access}
-
-
-def _is_device(path: Path) -> bool:
-    try:
-        mode = path.lstat().st_mode if path.is_symlink() else path.stat().st_mode
-    except OSError:
-        return False
-    return stat.S_ISBLK(mode) or stat.S_ISCHR(mode)

@@ -5,7 +5,7 @@ propagation). Mounts closer to the root come first, so that none hides another t
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +20,8 @@ _OPTIONS = frozenset({"noexec", "nosuid", "nodev", "exec", "suid", "dev"}) | fro
 )
 """What ``mount_options`` may say: the rest has fields of its own, or means nothing on a bind mount."""
 _LOCKED = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
+MAX_MOUNTS = 4096
+"""Of a container's own; the kernel ends at 100,000, and making and ending them takes time with their square."""
 _SCRATCH = ("/run", "/tmp", "/var/tmp")  # noqa: S108  # in the container
 
 
@@ -47,8 +49,10 @@ class MountTraits:
 
 
 def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountTraits) -> list[JsonObject]:
-    """Return all mounts in the order in which the runtime makes them."""
-    chosen = [_volume(volume, traits) for volume in volumes]
+    """Return all mounts in the order in which the runtime makes them. Raises InvalidArgument for too many."""
+    wanted = list(volumes)
+    check_count(wanted, MAX_MOUNTS, "mounts")
+    chosen = [_volume(volume, traits) for volume in wanted]
     taken = {entry["destination"] for entry in chosen}
     own = [*_system(traits), *_pod_files(files, traits)]
     if traits.readonly_rootfs and traits.read_only_tmpfs:
@@ -99,6 +103,12 @@ def _sys(traits: MountTraits) -> JsonObject:
     if not (traits.user_namespace and traits.host_network):
         return _entry("/sys", "sysfs", "sysfs", *guarded, "rw" if traits.privileged else "ro")
     return _entry("/sys", "bind", "/sys", "rbind", "rslave", *guarded, "rro" if traits.recursive_read_only else "ro")
+
+
+def check_count(items: Collection[object], most: int, field: str) -> None:
+    """Raise InvalidArgument where there is more of something than a container may have."""
+    if len(items) > most:
+        raise InvalidArgument(f"{field}: {len(items)} are too many: a container can have {most}")
 
 
 def keep_flags(entry: JsonObject) -> None:

@@ -17,11 +17,15 @@ from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import open_regular
 from crinoid.core.api.values.container import ContainerSecurity
+from crinoid.core.lifecycle.spec.mounts import check_count
 from crinoid.core.lifecycle.userids import MAX_ID, MAX_NAME_BYTES, parse_id, quote
 from crinoid.core.state.records import ProcessUser
 
 MAX_FILE_BYTES = 16 << 20
 """More than containerd reads (10 MiB), and little enough for one line of this length to be held in memory."""
+
+MAX_GROUPS = 1 << 16
+"""Of a process, as the kernel has it (NGROUPS_MAX)."""
 
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
 _ID = re.compile(rb"[+]?0*([0-9]{1,10})")
@@ -78,6 +82,7 @@ def identify(security: ContainerSecurity, image_user: str, rootfs: Path) -> Iden
     groups = {gid, *security.supplemental_groups}
     if row is not None and not security.strict_groups:
         groups |= set(_memberships(row.name, rootfs))
+    check_count(groups, MAX_GROUPS, "supplemental_groups")
     for number in (uid, *groups):
         if not 0 <= number <= MAX_ID:
             raise InvalidArgument(f"user or group id {number} is not between 0 and {MAX_ID}")

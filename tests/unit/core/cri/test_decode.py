@@ -440,3 +440,29 @@ class TestCredentials:
         assert str(raised.value) == "auth.auth is not user:password in base64"
         assert raised.value.__cause__ is None
         assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("field", "item", "most"),
+    [
+        ("envs", api_pb2.KeyValue(key="A"), 32768),
+        ("mounts", api_pb2.Mount(container_path="/a"), 4096),
+        ("devices", api_pb2.Device(host_path="/a"), 4096),
+        ("CDI_devices", api_pb2.CDIDevice(name="a.b/c=d"), 4096),
+        ("args", "", 262144),
+    ],
+)
+def test_a_list_that_is_too_long_is_refused_by_name_before_it_is_read(field: str, item: Any, most: int) -> None:
+    config = api_pb2.ContainerConfig()
+    getattr(config, field).extend([item] * most)
+    check_message(config)
+    getattr(config, field).append(item)
+    request = api_pb2.CreateContainerRequest(config=config)
+    with pytest.raises(InvalidArgument, match=f"^config.{field} has {most + 1} items, more than the {most}"):
+        check_message(request)
+
+
+def test_a_map_that_is_too_long_is_refused_by_name() -> None:
+    labels = {f"k{number}": "" for number in range(262145)}
+    with pytest.raises(InvalidArgument, match=r"^labels has 262145 items"):
+        check_message(api_pb2.ContainerConfig(labels=labels))

@@ -17,6 +17,11 @@ def test_which_are_made() -> None:
     assert select_paths(declared, mounts) == ("/data", "/devices", "/var/lib/x")
 
 
+def test_an_image_that_declares_too_many_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="declares 300 volumes"):
+        select_paths([f"/v{number}" for number in range(300)], [])
+
+
 async def test_a_volume_begins_as_the_image_has_it(tmp_path: Path) -> None:
     source = tmp_path / "root/data"
     (source / "below").mkdir(parents=True)

@@ -312,3 +312,20 @@ def test_seccomp_choice() -> None:
 def test_apparmor_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported, match="AppArmor"):
         build_spec(given(security=secure(apparmor=SecurityProfile(ProfileType.LOCALHOST, "p"))))
+
+
+@pytest.mark.parametrize("field", ["masked_paths", "readonly_paths"])
+def test_too_many_paths_to_hide_are_refused_by_name(field: str) -> None:
+    paths = tuple(f"/m{number}" for number in range(4097))
+    with pytest.raises(InvalidArgument, match=f"{field}: 4097 are too many"):
+        build_spec(given(security=secure(**{field: paths})))
+    assert build_spec(given(security=secure(**{field: paths[1:]})))
+
+
+def test_too_many_mounts_are_refused_before_anything_is_made_for_them(tmp_path: Path) -> None:
+    mounts = tuple(
+        VolumeMount(container_path=f"/m{number}", host_path=str(tmp_path / str(number))) for number in range(4097)
+    )
+    with pytest.raises(InvalidArgument, match="mounts: 4097 are too many"):
+        build_spec(given(mounts=mounts))
+    assert list(tmp_path.iterdir()) == []

@@ -222,3 +222,13 @@ def test_what_is_no_file_is_named_and_blocks_nobody(rootfs: Path, make: object, 
         pytest.skip("devices can be made by root only")
     with pytest.raises(FailedPrecondition, match=f"the image's /etc/{file} can't be used: "):
         identify(ContainerSecurity(), user, rootfs)
+
+
+def test_more_groups_than_a_process_can_have_are_refused_by_name(rootfs: Path) -> None:
+    groups = tuple(range(1, (1 << 16) + 1))
+    with pytest.raises(InvalidArgument, match="supplemental_groups: 65537 are too many"):
+        identify(ContainerSecurity(supplemental_groups=groups), "0", rootfs)
+    assert (
+        len(identify(ContainerSecurity(supplemental_groups=groups[1:]), "0", rootfs).user.supplemental_groups)
+        == 1 << 16
+    )
