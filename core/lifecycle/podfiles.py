@@ -1,18 +1,19 @@
 """The files of a pod on the host: the pins of its namespaces, and what its containers find below ``/etc``."""
 
-import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.pod import DnsConfig, NamespaceMode, PodConfig
 from crinoid.core.lifecycle.spec.mounts import PodFiles
 
 NAMESPACE_KINDS = ("user", "network", "ipc", "uts")
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+_MAX_HOST_FILE_BYTES = 16 << 20  # a hosts file that blocks advertisements has several megabytes
 _HOST_SHM = Path("/dev/shm")  # noqa: S108  # the host's shared memory, which is meant
 
 
@@ -92,7 +93,10 @@ def write_small(path: Path, text: str) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     try:
-        shutil.copyfile(source, target)
+        content = read_regular(source, _MAX_HOST_FILE_BYTES)
     except FileNotFoundError:
-        target.touch()
+        content = b""
+    except OSError as error:
+        raise FailedPrecondition(f"{source} of the host can't be read for the pod: {error.strerror}") from error
+    target.write_bytes(content)
     target.chmod(0o644)

@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 
 from crinoid.core.api.linux import lsm
+from crinoid.core.api.linux.files import open_regular
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MFD_EXEC = 0x10  # Linux 6.3; before it every memfd can be executed
@@ -64,7 +65,7 @@ def _seal(program: Path) -> int:
         raise PermissionError("a copy has not the program's SELinux label")
     fd = _make_file(program.name)
     try:
-        with program.open("rb") as source:
+        with open_regular(program) as source:
             if source.read(4) != b"\x7fELF":
                 raise PermissionError("a script may look at where it lies")
             os.lseek(source.fileno(), 0, os.SEEK_SET)

@@ -11,8 +11,8 @@ import secrets
 import stat
 import struct
 from collections.abc import Iterator
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from crinoid.core.api.linux import libc
 from crinoid.core.api.values.snapshot import DiskUsage
@@ -55,7 +55,7 @@ def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_RDONLY, mode
     return _openat2(root_fd, path, flags, mode, _RESOLVE_IN_ROOT)
 
 
-def open_regular(path: Path | str, root: Path | None = None) -> BinaryIO:
+def open_regular(path: Path | str, root: Path | None = None) -> FileIO:
     """Open a regular file that others may have replaced by anything, to read it; ``root`` as in ``open_in_root``.
 
     Never waits for a FIFO and never opens a device, some of which act when they are opened: only what is known to be a
@@ -70,12 +70,12 @@ def open_regular(path: Path | str, root: Path | None = None) -> BinaryIO:
             fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise OSError(error.errno, error.strerror, shown) from error
-    return open(fd, "rb")
+    return FileIO(fd, "rb")
 
 
 def read_regular(path: Path | str, max_bytes: int, root: Path | None = None) -> bytes:
     """Read a regular file as a whole, as ``open_regular`` opens it. Raises OSError beyond ``max_bytes`` (EFBIG)."""
-    with open_regular(path, root) as file:
+    with BufferedReader(open_regular(path, root)) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", _shown(path, root))

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.files import read_regular
 from crinoid.core.lifecycle.cdi.lines import KeyPath, Located, Malformed, read_json, read_yaml
 from crinoid.core.lifecycle.cdi.names import DEVICE, KIND
 
@@ -196,14 +197,11 @@ def read_document(path: Path) -> Document:
 
 def _parse(path: Path) -> Located:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise BrokenFile(f"{path}:1: it can't be read: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise BrokenFile(f"{path}:1: it has more than {MAX_FILE_BYTES} bytes")
     try:
         text = data.decode()
         return read_json(text) if path.suffix == ".json" else read_yaml(text)

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
@@ -161,7 +162,7 @@ def _rows(rootfs: Path, name: str, needle: bytes) -> Iterator[_Row]:
     line. Raises FailedPrecondition for what can't be read, or not in reasonable memory.
     """
     try:
-        file = open_regular(name, rootfs)
+        file = BufferedReader(open_regular(name, rootfs))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
+from crinoid.core.api.linux.files import read_regular
 
+_MAX_CONFIG_BYTES = 4 << 20
 _FILE = re.compile(r"([0-9]{2})-([A-Za-z0-9_.+-]+)")
 _SOCKET_FD = 3
 
@@ -75,5 +77,5 @@ async def open_socket(ours: socket.socket) -> tuple[asyncio.StreamReader, asynci
 def _read_config(folder: Path, index: str, name: str) -> str:
     for path in (folder / f"{index}-{name}.conf", folder / f"{name}.conf"):
         if path.is_file():
-            return path.read_text()
+            return read_regular(path, _MAX_CONFIG_BYTES).decode()
     return ""

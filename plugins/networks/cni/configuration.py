@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.files import read_regular
 from crinoid.plugins.networks.cni import versions
 
 SUFFIXES = (".conflist", ".conf", ".json")
@@ -209,11 +210,7 @@ def _is_true(value: object) -> bool:
 
 def _read_text(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            content = stream.read(_MAX_FILE_BYTES + 1)
-        if len(content) > _MAX_FILE_BYTES:
-            raise InvalidConfiguration(f"{file.name} is larger than {_MAX_FILE_BYTES} bytes")
-        return content.decode()
+        return read_regular(file, _MAX_FILE_BYTES).decode()
     except OSError as error:
         raise InvalidConfiguration(f"can't read {file.name}: {error.strerror}") from error
     except UnicodeDecodeError as error:

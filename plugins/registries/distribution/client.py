@@ -83,7 +83,7 @@ class RegistryClient:
         if wanted and wanted.size > MAX_DOCUMENT_BYTES:
             raise CorruptContent(f"pull {reference}: manifest {selector} is announced with {wanted.size} bytes")
         capability = "pull" if is_digest(selector) else "resolve"
-        attempts = self._attempts(f"pull {reference}", reference, capability)
+        attempts = await self._attempts(f"pull {reference}", reference, capability)
         async for endpoint in attempts:
             try:
                 return await self._ask_for_document(Asker(endpoint, reference, credentials), selector, wanted)
@@ -96,7 +96,7 @@ class RegistryClient:
         what = f"pull {request.reference}: blob {request.blob.digest}"
         if not is_digest(request.blob.digest):
             raise Unsupported(f"{what}: not a digest by sha256, sha384 or sha512")
-        stream = self._split(what, request) if self._is_split(request) else self._stream(what, request)
+        stream = self._split(what, request) if self._is_split(request) else await self._stream(what, request)
         await stream.open()
         return stream
 
@@ -123,15 +123,15 @@ class RegistryClient:
         left = request.blob.size - request.offset
         return self._options.connections_per_blob > 1 and left >= 2 * self._options.range_bytes
 
-    def _stream(self, what: str, request: BlobRequest) -> "BlobStream":
-        attempts = self._attempts(what, request.reference, "pull")
+    async def _stream(self, what: str, request: BlobRequest) -> "BlobStream":
+        attempts = await self._attempts(what, request.reference, "pull")
         return BlobStream(self, request, attempts, self._streams, Part(request.offset, request.blob.size))
 
     def _split(self, what: str, request: BlobRequest) -> RangedStream:
         """Make a stream of several, which have their places from the whole."""
 
         async def open_part(part: Part) -> BlobStream:
-            attempts = self._attempts(what, request.reference, "pull")
+            attempts = await self._attempts(what, request.reference, "pull")
             stream = BlobStream(self, request, attempts, asyncio.Semaphore(), part)
             await stream.open()
             return stream
@@ -139,8 +139,9 @@ class RegistryClient:
         places = Places(self._streams, self._options.connections_per_blob)
         return RangedStream(open_part, places, request.offset, request.blob.size, self._options.range_bytes)
 
-    def _attempts(self, what: str, reference: ImageReference, capability: str) -> Attempts:
-        found = find_endpoints(reference.registry, self._options.config_paths, self._options.plain_http)
+    async def _attempts(self, what: str, reference: ImageReference, capability: str) -> Attempts:
+        options = self._options
+        found = await asyncio.to_thread(find_endpoints, reference.registry, options.config_paths, options.plain_http)
         able = [endpoint for endpoint in found if capability in endpoint.capabilities]
         return Attempts(what, able, self._policy)
 

@@ -5,6 +5,7 @@ a mirror may be anyone. A mirror, and a request without credentials, get what ``
 credential helper, an entry of ``auths``, an identity token.
 """
 
+import asyncio
 import base64
 import binascii
 import re
@@ -15,11 +16,13 @@ from typing import Annotated, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, Unauthenticated
+from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.linux.process import run
 from crinoid.core.api.manifests import Document, TextMap
 from crinoid.core.api.values.image import DEFAULT_REGISTRY, Credentials, ImageReference
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 
+_MAX_FILE_BYTES = 4 << 20
 _HUB_NAMES = frozenset({DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"})
 _HUB_KEY = "https://index.docker.io/v1/"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -51,7 +54,7 @@ class NodeCredentials:
 
         Raises ConfigurationError for a file that can't be read, Unauthenticated when a helper fails.
         """
-        for path, config in self._read_configs():
+        for path, config in await asyncio.to_thread(lambda: list(self._read_configs())):
             if found := await self._look_up(path, config, host, reference):
                 return found
         return None
@@ -60,7 +63,7 @@ class NodeCredentials:
         for path in self._paths:
             try:
                 path = path.expanduser()
-                content = path.read_bytes()
+                content = read_regular(path, _MAX_FILE_BYTES)
             except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: there is no home
                 continue
             except OSError as error:

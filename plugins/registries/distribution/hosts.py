@@ -16,8 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.image import DEFAULT_REGISTRY
 
+_MAX_FILE_BYTES = 1 << 20
 _ALL = frozenset({"pull", "resolve", "push"})
 _HUB = "registry-1.docker.io"
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|us|µs|ns|h|m|s)")
@@ -143,7 +145,7 @@ class _HostsFile(_HostTable):
 
 def _read_hosts(file: Path, registry: str, own: str) -> tuple[Endpoint, ...]:
     try:
-        hosts = _HostsFile.model_validate(tomllib.loads(file.read_text()))
+        hosts = _HostsFile.model_validate(tomllib.loads(read_regular(file, _MAX_FILE_BYTES).decode()))
         mirrors = [_endpoint(url, table, file.parent, registry, True) for url, table in hosts.host.items()]
         server = _endpoint(hosts.server or own, hosts, file.parent, registry, False)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -31,6 +31,7 @@ from crinoid.core.api.errors import (
     Unavailable,
 )
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.files import open_regular
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.connections import Route, connection_fault
 from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls
@@ -254,6 +255,8 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _make_context(tls: Tls) -> ssl.SSLContext:
+    for path in _files(tls):  # OpenSSL opens whatever is there, and would wait for a FIFO's writer
+        open_regular(path).close()
     context = ssl.create_default_context()
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Python 3.13's default; many a private authority fails it
     for path in tls.ca:

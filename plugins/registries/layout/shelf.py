@@ -3,6 +3,7 @@
 A catalog holds one :class:`Shelf` for each layout folder and each archive, for as long as the file stays as it was.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, Unavailable
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import files
 from crinoid.core.api.manifests import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -154,13 +156,11 @@ def full_name(text: str) -> str | None:
 def open_regular(path: Path) -> FileIO:
     """Open a regular file to read; never wait for a FIFO. Raises Unavailable when it is gone."""
     try:
-        file = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+        return files.open_regular(path)
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise CorruptContent(f"{path} is not a regular file") from error
         raise Unavailable(f"{path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise CorruptContent(f"{path} is not a regular file")
-    return file
 
 
 def changed(path: Path) -> Unavailable:

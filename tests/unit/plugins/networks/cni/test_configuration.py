@@ -141,5 +141,5 @@ def test_versions_offered_are_the_known_ones_highest_first(offered: dict[str, ob
 
 def test_a_huge_file_is_refused(node: Node) -> None:
     node.configure("10-a.conflist", " " * (2 << 20))
-    with pytest.raises(InvalidConfiguration, match="larger than 1048576 bytes"):
+    with pytest.raises(InvalidConfiguration, match="longer than 1048576 bytes"):
         load_file(node.conf_dir / "10-a.conflist")

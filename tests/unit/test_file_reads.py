@@ -1,0 +1,124 @@
+"""Files that somebody else may have replaced are read by ``files.read_regular`` and its kin; the rest is listed here.
+
+A FIFO in the place of a file holds its reader for ever, and some devices act when they are opened. So whatever reads a
+file directly, in what serves requests, has a reason: the file is the kernel's own, or the daemon's.
+"""
+
+import ast
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from crinoid.core.api.errors import ConfigurationError, CorruptContent, FailedPrecondition
+from crinoid.core.api.values.image import ImageReference
+from crinoid.core.lifecycle import podfiles
+from crinoid.core.lifecycle.cdi.documents import BrokenFile, read_document
+from crinoid.plugins.networks.cni.configuration import InvalidConfiguration, load_file
+from crinoid.plugins.registries.distribution import transport
+from crinoid.plugins.registries.distribution.credentials import NodeCredentials
+from crinoid.plugins.registries.distribution.hosts import Tls, find_endpoints
+from crinoid.plugins.registries.layout import shelf
+
+CODE = Path(__file__).parents[2]
+SEARCHED = ("core/lifecycle", "core/slots", "core/state", "plugins")
+READERS = frozenset({"read_text", "read_bytes", "copyfile", "copy2"})
+KERNEL = "a file of procfs, sysfs or cgroupfs"
+OWN = "in a directory of the daemon's own, which nobody else may write"
+BOTH = f"{KERNEL}, or {OWN}"
+CONFINED = "of a directory that this module made and filled, opened without following links"
+ALLOWED = {
+    "core/lifecycle/assembly.py": OWN,
+    "core/lifecycle/checkpoint/archive.py": CONFINED,
+    "core/lifecycle/checkpoint/capture.py": OWN,
+    "core/lifecycle/checkpoint/rootdiff.py": CONFINED,
+    "core/lifecycle/checkpoint/source.py": OWN,
+    "core/lifecycle/containers.py": OWN,
+    "core/lifecycle/images/artifacts.py": OWN,
+    "core/lifecycle/spec/devicebinds.py": KERNEL,
+    "core/lifecycle/views.py": OWN,
+    "core/state/content.py": OWN,
+    "plugins/networks/bridge/sysctls.py": BOTH,
+    "plugins/runtimes/adoption.py": KERNEL,
+    "plugins/runtimes/attaches.py": KERNEL,
+    "plugins/runtimes/bundle.py": OWN,
+    "plugins/runtimes/cgroup_paths.py": KERNEL,
+    "plugins/runtimes/complaints.py": OWN,
+    "plugins/runtimes/criu.py": OWN,
+    "plugins/runtimes/crun.py": OWN,
+    "plugins/runtimes/exec_cgroups.py": KERNEL,
+    "plugins/runtimes/oci.py": BOTH,
+    "plugins/runtimes/pidfds.py": KERNEL,
+    "plugins/runtimes/versions.py": KERNEL,
+    "plugins/snapshotters/copying.py": OWN,
+    "plugins/snapshotters/records.py": OWN,
+    "plugins/snapshotters/storage.py": KERNEL,
+}
+"""Whoever adds a line says who may write the file."""
+
+
+def _is_read(call: ast.Call) -> bool:
+    """``path.read_text()`` and its kin, ``path.open("rb")``, ``open(path)``; not ``os.open``, which has flags."""
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "open"
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    if call.func.attr in READERS:
+        return True
+    mode = call.args[0] if call.func.attr == "open" and len(call.args) == 1 else None
+    return isinstance(mode, ast.Constant) and isinstance(mode.value, str)
+
+
+def _direct_reads(source: str) -> list[int]:
+    return [node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and _is_read(node)]
+
+
+def _modules() -> Iterator[Path]:
+    for folder in SEARCHED:
+        yield from sorted((CODE / folder).rglob("*.py"))
+
+
+def test_files_of_others_are_read_by_what_waits_for_nobody() -> None:
+    found = {}
+    for path in _modules():
+        if lines := _direct_reads(path.read_text()):
+            found[str(path.relative_to(CODE))] = lines
+    new = {name: lines for name, lines in found.items() if name not in ALLOWED}
+    assert new == {}, "read these by crinoid.core.api.linux.files.read_regular, in a thread, or say why not in ALLOWED"
+    assert ALLOWED.keys() <= found.keys(), "a reason is there no more"
+
+
+def test_the_search_finds_what_it_is_for() -> None:
+    reads = ("p.read_text()", "p.open('rb')", "open(p)", "shutil.copyfile(p, q)")
+    others = ("os.open(p, 0)", "read_regular(p, 1)", "q.open()")
+    assert _direct_reads("\n".join((*reads, *others))) == [1, 2, 3, 4]
+
+
+READINGS: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
+    "cni": (lambda folder: load_file(folder / "fifo"), InvalidConfiguration),
+    "cdi": (lambda folder: read_document(folder / "fifo"), BrokenFile),
+    "hosts.toml": (lambda folder: find_endpoints("example.com", (folder,), ()), ConfigurationError),
+    "certificate": (lambda folder: transport._make_context(Tls(ca=(folder / "fifo",))), OSError),
+    "layout": (lambda folder: shelf.open_regular(folder / "fifo"), CorruptContent),
+    "resolv.conf": (lambda folder: podfiles._copy(folder / "fifo", folder / "copy"), FailedPrecondition),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", READINGS)
+def test_a_fifo_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "example.com").mkdir()
+    os.mkfifo(tmp_path / "example.com/hosts.toml")
+    read, error = READINGS[name]
+    with pytest.raises(error, match="not a regular file"):
+        read(tmp_path)
+
+
+@pytest.mark.timeout(20)
+async def test_credentials_that_are_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    credentials = NodeCredentials((tmp_path / "config.json",), 1)
+    with pytest.raises(ConfigurationError, match=r"config.json: not a regular file"):
+        await credentials.find("example.com", ImageReference.parse("example.com/a/b:1"))
