@@ -14,8 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    CrinoidError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Refused,
+    Unsupported,
+)
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
+from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
@@ -24,7 +33,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.adjustment import adjust_config, adjust_spec
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
-from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, holder_of, path_below_mount
 from crinoid.core.lifecycle.checkpoint.source import (
     Checkpoint,
     CheckpointSources,
@@ -78,14 +87,14 @@ class Assembly:
         slots: Slots,
         images: ImageService,
         resources: Resources,
-        cgroups: CgroupPaths,
+        cgroup_paths: CgroupPaths,
     ) -> None:
         self._config = config
         self._store = store
         self._slots = slots
         self._images = images
         self._resources = resources
-        self._cgroups = cgroups
+        self._cgroups = cgroup_paths
         self._image_volumes = ImageVolumes(images, resources)
         self._checkpoints = CheckpointSources(config, images, resources)
         self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
@@ -144,7 +153,7 @@ class Assembly:
         mounts, volume_images = await self._mounts(order, rootfs)
         order = dataclasses.replace(order, config=dataclasses.replace(order.config, mounts=mounts))
         given, spec = await self._specify(order, rootfs)
-        handle = self._handle(order, given.cgroup)
+        handle = ContainerHandle(order.container_id, order.pod.id, order.bundle, given.cgroup)
         process = await self._create(given, handle, order.pod, spec, order.opened)
         record = _record(order, handle, process)
         return dataclasses.replace(
@@ -175,13 +184,6 @@ class Assembly:
         prepared = await self._image_volumes.prepare(owner, order.config.mounts, slot, order.bundle, maps)
         mounts = (*volumes, *prepared.mounts)
         return await stage_volumes(owner, mounts, order.bundle, maps, self._resources), prepared.images
-
-    def _handle(self, order: _Order, cgroup: str) -> ContainerHandle:
-        """Name the container to the runtime. A cgroup that extensions chose is one more thing to take away."""
-        usual = self._cgroups.of_container(order.pod.cgroup_parent, order.container_id)
-        if cgroup != usual and cgroup.startswith("/"):
-            self._resources.expect_cgroup(order.container_id, cgroup)
-        return ContainerHandle(order.container_id, order.pod.id, order.bundle, cgroup)
 
     def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
         if pod.snapshotter not in self._slots.snapshotters:
@@ -319,7 +321,10 @@ class Assembly:
             resources=given.config.resources,
         )
         self._asked[given.container_id] = view
-        return tuple(change for _slot, change in await self._slots.extensions.adjust_container(view))
+        found = await self._slots.extensions.adjust_container(view)
+        return tuple(
+            dataclasses.replace(change, author=change.author or f'extension "{slot}"') for slot, change in found
+        )
 
     async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:
         """Take changes into what the specification is built from; their volumes are staged in a folder of their own."""
@@ -333,8 +338,35 @@ class Assembly:
             here.mkdir(mode=0o711, parents=True)
             mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources)
             staged.append(dataclasses.replace(change, mounts=mounts))
-        cgroup = next((change.cgroup for change in reversed(changes) if change.cgroup), given.cgroup)
-        return dataclasses.replace(given, config=adjust_config(given.config, staged), cgroup=cgroup)
+        cgroup = next((change for change in reversed(changes) if change.cgroup), None)
+        if cgroup is not None and cgroup.cgroup != given.cgroup:
+            await self._make_cgroup(given.container_id, pod.id, cgroup)
+        return dataclasses.replace(
+            given, config=adjust_config(given.config, staged), cgroup=given.cgroup if cgroup is None else cgroup.cgroup
+        )
+
+    async def _make_cgroup(self, container_id: str, pod_id: str, wanted: ContainerAdjustment) -> None:
+        """Make the cgroup that an extension chose, new or not at all: a runtime would take over one that is there, and
+        kill all that is in it at the container's end. With systemd the unit's name makes it new.
+
+        Raises Refused, naming who wants what.
+        """
+        cgroup, who = wanted.cgroup, f"{wanted.author} wants cgroup {wanted.cgroup!r:.300}"
+        path = path_below_mount(cgroup)
+        if self._cgroups.systemd != (cgroup.count(":") == 2) or not cgroups.is_path(path):
+            form = f"slice:prefix:{container_id}" if self._cgroups.systemd else "an absolute path below the root"
+            raise Refused(f"{who}, which is not {form}, as crinoid's cgroup driver is {self._cgroups.driver}")
+        if (holder := holder_of(path, self._store, besides=pod_id)) is not None:
+            raise Refused(f"{who}, which lies in that of {holder}, and would end with it")
+        named = self._cgroups.systemd or cgroups.is_named_by_owner(path)
+        if named and not cgroup.endswith((f":{container_id}", f"/{container_id}")):
+            raise Refused(f"{who}: the last part has to be the container's own id, {container_id}")
+        if self._cgroups.systemd:
+            return
+        try:
+            await self._resources.make_cgroup(container_id, cgroup)
+        except AlreadyExists as error:
+            raise Refused(f"{who}, which may be somebody else's: {error.message}") from error
 
     def _target_pid(self, pod: PodRecord, config: ContainerConfig) -> int:
         options = config.security.namespaces

@@ -10,6 +10,7 @@ from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
 from crinoid.core.config.models import PodsConfig
+from crinoid.core.state.store import Store
 
 PREFIX = "crinoid"
 
@@ -43,9 +44,11 @@ class CgroupPaths:
             return self._slice(given)
         if given.endswith(".slice") and "/" not in given.strip("/"):
             raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
-        path = "/" + (given or f"{self.root}/{pod_id}").strip("/")
-        if ".." in path.split("/"):
-            raise InvalidArgument(f"cgroup_parent {given!r} has '..' in it")
+        path = "/" + "/".join(filter(None, (given or f"{self.root}/{pod_id}").split("/")))
+        if path != "/" and not cgroups.is_path(path):
+            raise InvalidArgument(
+                f"cgroup_parent {given!r:.300} is not the path of a cgroup: it has to be without '..'"
+            )
         return path
 
     def of_container(self, parent: str, container_id: str) -> str:
@@ -61,6 +64,23 @@ class CgroupPaths:
         if given and not given.endswith(".slice"):
             raise InvalidArgument(f"cgroup_parent {given!r} is no slice, and crinoid's cgroup driver is systemd")
         return given.rpartition("/")[2] or f"{PREFIX}.slice"
+
+
+def holder_of(path: str, store: Store, besides: str) -> str | None:
+    """Name the pod or container, other than the pod ``besides``, in whose own cgroup a path lies, if there is one.
+
+    What lies there ends with it. A pod's own is that which has its id for a name; a parent that was given is nobody's.
+    """
+    inner = f"{path.rstrip('/')}/"
+    for pod in store.pods:
+        own = path_below_mount(pod.cgroup_parent)
+        if pod.id != besides and own.endswith(f"/{pod.id}") and inner.startswith(f"{own}/"):
+            return f"pod {pod.id}"
+    for container in store.containers:
+        own = path_below_mount(container.handle.cgroup)
+        if cgroups.is_path(own) and inner.startswith(f"{own}/"):
+            return f"container {container.id}"
+    return None
 
 
 def path_below_mount(cgroup: str) -> str:

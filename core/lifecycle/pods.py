@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.frozen import dataclass
@@ -23,7 +23,7 @@ from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
-from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, path_below_mount
+from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, holder_of, path_below_mount
 from crinoid.core.lifecycle.containers import ContainerService
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.joins import SharedTasks
@@ -33,7 +33,9 @@ from crinoid.core.lifecycle.podlimits import add_resources
 from crinoid.core.lifecycle.podplan import PodPlan, PodPlanner
 from crinoid.core.lifecycle.queries import PodFilter
 from crinoid.core.lifecycle.resources import (
+    CGROUP,
     CONTAINER,
+    KINDS,
     NETWORK,
     Resources,
     Step,
@@ -125,12 +127,18 @@ class PodService:
         await self._slots.extensions.pod_removed(view_pod(last))
 
     async def _take_apart(self, pod_id: str) -> None:
-        """Remove the containers and, at the same time, what the pod itself has: nothing runs in it any more."""
+        """Remove the containers and, at the same time, what the pod itself has: nothing runs in it any more.
+
+        A cgroup that the pod was given comes last, as it may be others' too: it is only removed once nothing is in it.
+        """
         removals = [self._containers.remove(container.id) for container in self._store.containers_of(pod_id)]
-        outcomes = await asyncio.gather(*removals, self._undo(pod_id), return_exceptions=True)
+        pod = self._store.pods.get(pod_id)
+        own = self._undo(pod_id, KINDS - {CGROUP} if pod is not None and pod.config.cgroup_parent else KINDS)
+        outcomes = await asyncio.gather(*removals, own, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
+        await self._resources.undo(pod_id)
 
     async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None) -> None:
         """Take the sum of the limits of the pod's containers, and what the pod costs beside them; absent ones stay.
@@ -204,6 +212,10 @@ class PodService:
     async def _run(self, config: PodConfig, handler: str) -> str:
         try:
             plan = self._planner.plan(config, handler)
+            if config.cgroup_parent and (holder := holder_of(path_below_mount(plan.cgroup_parent), self._store, "")):
+                raise InvalidArgument(
+                    f"cgroup_parent {config.cgroup_parent!r} lies in the cgroup of {holder}: the pod would end with it"
+                )
             if plan.user is not None:
                 await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
@@ -338,9 +350,9 @@ class PodService:
             self._events.tell_pod(EventType.STOPPED, record)
             await self._slots.extensions.pod_stopped(view_pod(record))
 
-    async def _undo(self, pod_id: str) -> None:
+    async def _undo(self, pod_id: str, kinds: Collection[str] = KINDS) -> None:
         await self._init.undo(pod_id)
-        await self._resources.undo(pod_id)
+        await self._resources.undo(pod_id, kinds)
 
     def _find(self, pod_id: str) -> PodRecord | None:
         if not pod_id:

@@ -42,9 +42,12 @@ RETRY_S, MAX_RETRY_S = 30.0, 600.0
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
 PAUSE, CONTENTS = "pause", "contents"
+KINDS = frozenset({DIRECTORY, NAMESPACES, MOUNT, CGROUP, NETWORK, SNAPSHOT, CONTAINER, PAUSE, CONTENTS})
 _DEFERRABLE = frozenset({DIRECTORY, CONTENTS, CGROUP, NETWORK, SNAPSHOT})
 
 S = TypeVar("S")
+_UNDOABLE = (CrinoidError, OSError, ValueError, KeyError, TypeError)
+"""What undoing may raise: the last three for a row that is damaged."""
 _REQUEST = TypeAdapter(NetworkRequest)
 _HANDLE = TypeAdapter(ContainerHandle)
 
@@ -91,11 +94,14 @@ class Resources:
         """Make mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
         await self.make(owner, mounts_at(mounts, target, maps))
 
-    def expect_cgroup(self, owner: str, path: str) -> None:
-        """Note that a runtime makes a cgroup outside its pod: what it makes above is removed once empty."""
-        above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
-        ours = [one for one in above if one.startswith(f"{self._cgroup_root}/") or not cgroups.exists(one)]
-        self._ledger.intend(owner, CGROUP, path, {"made": [], "above": ours})
+    async def make_cgroup(self, owner: str, path: str) -> None:
+        """Make a cgroup for a container outside its pod's, which must be new: then it is the owner's to end.
+
+        Raises AlreadyExists, Unsupported.
+        """
+        above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent))]
+        self._ledger.intend(owner, CGROUP, path, {"made": [path], "above": above})
+        await call_in_thread(lambda: cgroups.make_new(path, owner))
 
     async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
         """Attach a pod to its network."""
@@ -201,7 +207,7 @@ class Resources:
         for entry in entries:
             try:
                 await self._undo_of[entry.kind](entry)
-            except (CrinoidError, OSError) as error:
+            except _UNDOABLE as error:
                 failures.append(self._failed(entry, error))
             else:
                 self._note_gone(entry, gone)
@@ -223,32 +229,41 @@ class Resources:
         failed = ((entry, error) for entry, error in zip(entries, errors, strict=True) if error is not None)
         return [failure for one in failed if (failure := self._failed(*one)) is not None]
 
-    def _try_to_undo(self, entry: LedgerEntry) -> CrinoidError | OSError | None:
+    def _try_to_undo(self, entry: LedgerEntry) -> Exception | None:
         try:
             self._undo_in_thread_of[entry.kind](entry)
-        except (CrinoidError, OSError) as error:
+        except _UNDOABLE as error:
             return error
         return None
 
-    def _failed(self, entry: LedgerEntry, error: CrinoidError | OSError) -> CrinoidError | None:
+    def _failed(self, entry: LedgerEntry, error: Exception) -> CrinoidError | None:
         LOG.warning("%s %s of %s could not be undone: %s", entry.kind, entry.key, entry.owner, error)
         if entry.kind not in _DEFERRABLE:
             if isinstance(error, CrinoidError):
                 return error
             return DriverError(f"{entry.kind} {entry.key} of {entry.owner} could not be undone: {error}")
         if entry.owner != DEFERRED:
-            self._ledger.intend(DEFERRED, entry.kind, entry.key, entry.data)
+            self._ledger.intend(DEFERRED, entry.kind, entry.key, {**entry.data, "owner": entry.owner})
             self._ledger.strike(entry)
             self.retry_deferred()
         return None
 
     def _undo_cgroup(self, entry: LedgerEntry) -> None:
-        for path in cast(list[str], entry.data["made"]):
-            cgroups.kill(path)
-            cgroups.remove(path)
-        above = cast(list[str], entry.data.get("above", []))
+        """End what the owner has made: told by the cgroup itself, since a row may be old, or damaged.
+
+        A pod's own cgroup and one made for a container alone are ended with all that runs in them. Those above, and the
+        parent that a pod was given, may be others' as well: they go with the last, if crinoid has made them.
+        """
+        owner = str(entry.data.get("owner", "")) if entry.owner == DEFERRED else entry.owner
+        made, above = _texts(entry.data.get("made")), _texts(entry.data.get("above"))
+        for path in made:
+            if cgroups.belongs_to(path, owner):
+                cgroups.kill(path)
+                cgroups.remove(path)
+            elif cgroups.is_path(path) and cgroups.exists(path):
+                LOG.info("cgroup %s is left as it is: it was not made for %s", path, owner)
         for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
-            cgroups.remove_unused(path)
+            cgroups.remove_marked(path)
 
     async def _undo_network(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.networks, "network", entry)
@@ -259,7 +274,10 @@ class Resources:
 
     async def _undo_container(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
-        await slot.delete(_HANDLE.validate_python(entry.data["handle"]))
+        handle = _HANDLE.validate_python(entry.data["handle"])
+        if handle.container_id != entry.key:
+            raise ValueError(f"the row names container {entry.key}, and its handle {handle.container_id}")
+        await slot.delete(handle)
 
     async def _undo_pause(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
@@ -320,11 +338,23 @@ def mounts_at(mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None)
 
 
 def cgroup_at(path: str) -> Step:
-    """A cgroup, and those above it, unless it is there already (then it is not the owner's to remove)."""
-    missing = [] if cgroups.exists(path) else [path]
-    above = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
-    ours = [one for one in above if not cgroups.exists(one)]
-    return Step(CGROUP, path, {"made": missing, "above": ours}, lambda: cgroups.make(path))
+    """A pod's cgroup, and those above it, where they are missing. One with the pod's id for a name is its own."""
+    own = [path] if cgroups.is_named_by_owner(path) else []
+    shared = [] if own else _ours(path)
+    above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent))]
+    return Step(CGROUP, path, {"made": own, "above": shared + above}, lambda: cgroups.make(path))
+
+
+def _ours(path: str) -> list[str]:
+    """A cgroup that crinoid has made, or is about to, and that no pod or container has for its own."""
+    if path == "/" or cgroups.is_named_by_owner(path):
+        return []
+    return [path] if not cgroups.exists(path) or cgroups.is_marked(path) else []
+
+
+def _texts(value: object) -> list[str]:
+    """The texts of a list that was read from a row: of anything else nothing."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def _undo_directory(entry: LedgerEntry) -> None:

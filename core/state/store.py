@@ -302,10 +302,23 @@ class Ledger:
             f"SELECT id, owner, kind, key, data FROM ledger {where} ORDER BY id DESC",  # noqa: S608  # a constant
             parameters,
         ).fetchall()
-        return [
-            LedgerEntry(number, owner, kind, key, self._data.validate_json(text))
-            for number, owner, kind, key, text in rows
-        ]
+        found = []
+        for row in rows:
+            try:
+                found.append(LedgerEntry(row[0], row[1], row[2], row[3], self._data.validate_json(row[4])))
+            except ValueError as error:  # pydantic's is one
+                self._quarantine(row, error)
+        return found
+
+    def _quarantine(self, row: tuple[int, str, str, str, str], error: ValueError) -> None:
+        """Put a row aside that can't be undone, as nobody knows what it says: what it stands for may be left."""
+        number, owner, kind, key, text = row
+        LOG.error(
+            "ledger row %d, %s %s of %s, does not parse and is put in quarantine: %s", number, kind, key, owner, error
+        )
+        values = ("ledger", f"{owner} {kind} {key}", text, str(error), time.time_ns())
+        self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
+        self.strike(LedgerEntry(number, owner, kind, key, {}))
 
     def _text(self, data: Mapping[str, object]) -> str:
         return self._data.dump_json(dict(data)).decode()

@@ -100,8 +100,11 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
         return _processes(self._path) if self._path is not None else ()
 
     def _from(self, pid: int) -> Iterable[int]:
-        """The process, its descendants, and those of its session that other parents have taken on."""
-        if pid <= 0:
+        """The process, its descendants, and those of its session that other parents have taken on.
+
+        The id was read from a file: once the process has gone, it may be that of one outside the container.
+        """
+        if pid <= 0 or pid not in cgroups.processes(self._cgroup.rpartition("/")[0]):
             return ()
         leads = pidfds.session(pid) == pid
         others = _processes(self._container) if leads and self._container is not None else ()

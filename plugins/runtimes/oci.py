@@ -22,6 +22,7 @@ from crinoid.core.api.errors import (
     CrinoidError,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     Unsupported,
 )
@@ -153,6 +154,7 @@ class OciRuntime(abc.ABC):
     async def create(self, request: ContainerRequest) -> ContainerProcess:
         """See the hook."""
         bundle = Bundle(request.handle.bundle)
+        self._require_own_cgroup(request.handle, "create")
         process, spec = await self._make(request, self._create_command(bundle, request), self._deadlines.create_s)
         self.learn(self._binary.state_directory(request.handle.container_id), spec["linux"].get("seccomp"))
         return process
@@ -196,7 +198,7 @@ class OciRuntime(abc.ABC):
         if processes is None:
             return
         with pidfds.opened(processes.pid, processes.pid_start) as first:
-            if everyone:
+            if everyone and self._owns_cgroup(handle):
                 await asyncio.to_thread(_signal_cgroup, self._cgroup(handle), signal)
             if first is not None:
                 pidfds.send(first, signal)
@@ -230,6 +232,7 @@ class OciRuntime(abc.ABC):
         """See the hook."""
         states = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
         pid = await self._require(handle, "update", *states)
+        self._require_own_cgroup(handle, "update")
         if resources.unified:  # before anything is changed
             await asyncio.to_thread(cgroups.check_settings, self._cgroup(handle), resources.unified)
         limits = oci_resources(resources)
@@ -285,12 +288,14 @@ class OciRuntime(abc.ABC):
     async def pause(self, handle: ContainerHandle) -> None:
         """See the hook."""
         await self._require(handle, "pause", ContainerStatus.RUNNING, ContainerStatus.PAUSED)
+        self._require_own_cgroup(handle, "pause")
         await freeze(self._cgroup(handle), self._deadlines.pause_s)
 
     @hookimpl
     async def resume(self, handle: ContainerHandle) -> None:
         """See the hook."""
-        thaw(self._cgroup(handle))
+        if self._owns_cgroup(handle):
+            thaw(self._cgroup(handle))
 
     @hookimpl
     async def checkpoint(self, request: CheckpointRequest) -> None:
@@ -307,6 +312,7 @@ class OciRuntime(abc.ABC):
     @hookimpl
     async def restore(self, request: RestoreRequest) -> ContainerProcess:
         """See the hook. conmon has the binary write criu's log into the bundle."""
+        self._require_own_cgroup(request.container.handle, "restore")
         await self.check_checkpoint()
         container = request.container
         bundle = Bundle(container.handle.bundle)
@@ -357,7 +363,8 @@ class OciRuntime(abc.ABC):
         spec: dict[str, Any] = dict(request.spec)
         process = spec.get("process") or {}
         capabilities = frozenset((process.get("capabilities") or {}).get("bounding") or ())
-        linux = dict(spec.get("linux") or {})
+        # The binary kills and removes what this names, so it is the handle's, whatever the spec says.
+        linux = dict(spec.get("linux") or {}) | {"cgroupsPath": request.handle.cgroup}
         own_seccomp = linux.pop("seccomp", None)  # of an extension, which knows what it does
         seccomp = self._seccomp.resolve(request.seccomp, capabilities) or own_seccomp
         asked = {
@@ -432,14 +439,15 @@ class OciRuntime(abc.ABC):
     def _remove_ended(self, bundle: Bundle, handle: ContainerHandle) -> None:
         """Remove a plain container that has ended with its monitor: only what it left running is to be killed."""
         cgroup = self._cgroup(handle)
-        if not cgroups.remove_unused(cgroup):
+        if self._owns_cgroup(handle) and not cgroups.remove_unused(cgroup):
             cgroups.kill(cgroup, self._deadlines.kill_s)
             cgroups.remove(cgroup)
         self._remove_notes(bundle, handle)
 
     def _remove_traces(self, bundle: Bundle, handle: ContainerHandle) -> None:
         """What ``delete`` of the binary does besides killing, where that was left out or failed; then all notes."""
-        cgroups.remove(self._cgroup(handle))
+        if self._owns_cgroup(handle):
+            cgroups.remove(self._cgroup(handle))
         self._remove_notes(bundle, handle)
 
     def _remove_notes(self, bundle: Bundle, handle: ContainerHandle) -> None:
@@ -454,7 +462,10 @@ class OciRuntime(abc.ABC):
         if noted is None and bundle.config.exists():  # create did not come to its end
             await self._stop_creating(bundle)
         with pidfds.opened(*((processes.pid, processes.pid_start) if processes else (0, 0))) as first:
-            await asyncio.to_thread(cgroups.kill, self._cgroup(handle), self._deadlines.kill_s)
+            if self._owns_cgroup(handle):
+                await asyncio.to_thread(cgroups.kill, self._cgroup(handle), self._deadlines.kill_s)
+            elif processes is not None:  # what came from its first process is all that is known to be its own
+                await pidfds.kill_tree(processes.pid, processes.pid_start, self._deadlines.kill_s)
             if first is not None and pidfds.send(first, signal.SIGKILL):
                 await pidfds.wait_for(first, self._deadlines.kill_s)
 
@@ -465,8 +476,11 @@ class OciRuntime(abc.ABC):
                 await pidfds.kill_tree(pid, started, self._deadlines.kill_s)
 
     async def _delete_state(self, handle: ContainerHandle) -> None:
-        """Let the binary delete its state; a plain container can do without, and any other where this fails."""
-        if not self._binary.state_directory(handle.container_id).exists():
+        """Let the binary delete its state; a plain container can do without, and any other where this fails.
+
+        It kills all that is in the cgroup, whoever has put it there: so it is not asked where that may be another's.
+        """
+        if not (self._binary.state_directory(handle.container_id).exists() and self._owns_cgroup(handle)):
             return
         command = ("delete", "--force", handle.container_id)
         try:
@@ -492,6 +506,23 @@ class OciRuntime(abc.ABC):
 
     def _cgroup(self, handle: ContainerHandle) -> str:
         return below_mount(handle.cgroup, self._config.systemd_cgroup)
+
+    def _owns_cgroup(self, handle: ContainerHandle) -> bool:
+        """Tell whether what is in the container's cgroup may be killed, frozen and removed with it.
+
+        A handle may come from an old record, or one that is damaged: the cgroup itself tells.
+        """
+        try:
+            return cgroups.belongs_to(self._cgroup(handle), handle.container_id)
+        except InvalidArgument:  # a name that is not of this slot's form
+            return False
+
+    def _require_own_cgroup(self, handle: ContainerHandle, act: str) -> None:
+        if not self._owns_cgroup(handle):
+            raise FailedPrecondition(
+                f"{act}: cgroup {handle.cgroup!r:.300} is not container {handle.container_id}'s own: it does not "
+                "have its id for a name, and was not made for it"
+            )
 
     def _exec_cgroup(self, handle: ContainerHandle) -> ExecCgroup:
         name = f"exec-{uuid.uuid4().hex[:16]}"

@@ -12,6 +12,8 @@ from crinoid.plugins.extensions.nri.wire import nri_pb2
 from integration.conftest import RUNTIMES, Node
 from integration.own_nodes import own_node
 from integration.pods import Pod, refused, until
+from support.daemon import cgroup_folders
+from support.foreign_cgroup import foreign_cgroup
 from support.nri_plugin import NriPlugin, PluginError, subscribe
 from support.patience import patient
 
@@ -161,6 +163,27 @@ def test_another_command_and_another_cgroup(nri_node: Node, join: Join) -> None:
     process = Path(f"/proc/{pod.pid(pod.start('sleep', '100'))}")
     assert (process / "cmdline").read_bytes() == b"sleep\x0099\0"
     assert cgroup in (process / "cgroup").read_text()
+
+
+def test_a_cgroup_that_is_somebody_elses_is_refused(pod: Pod, join: Join) -> None:
+    """The runtime would take it over: what is in it, and the cgroup itself, would end with the container."""
+    with foreign_cgroup() as (cgroup, process):
+        plugin = join(CreateContainer=adjusting(linux={"cgroups_path": cgroup}))
+        with refused("FAILED_PRECONDITION", f"NRI plugin 10-test wants cgroup '{cgroup}', .* is there already"):
+            pod.start("sleep", "100")
+        assert process.poll() is None
+        inside = f"{pod.node.daemon.cgroup}/{pod.id}"
+        for path, words in (("relative", "cgroup"), (inside, "has to be the container's own id")):
+            plugin.handlers["CreateContainer"] = adjusting(linux={"cgroups_path": path})
+            with refused("FAILED_PRECONDITION", f"NRI plugin 10-test .*{words}"):
+                pod.create("sleep", "100")
+        plugin.handlers["CreateContainer"] = adjusting(linux={"cgroups_path": f"{cgroup}/new/one"})
+        container = pod.start("sleep", "100")
+        assert f"{cgroup}/new/one\n" in Path(f"/proc/{pod.pid(container)}/cgroup").read_text()
+        pod.node.call("RemoveContainer", container_id=container)
+        assert process.poll() is None
+        assert cgroup_folders(cgroup), "it is as it was"
+        assert not cgroup_folders(f"{cgroup}/new")
 
 
 def test_a_refusal_leaves_nothing(nri_node: Node, join: Join) -> None:

@@ -78,9 +78,11 @@ class ContainerAdjustment:
 
     First is removed what ``removed_…`` names, by variable, mount point, device path and annotation; then comes what is
     added, which replaces what has the same name; ``mounts`` can't be image volumes. ``args`` replaces the command,
-    ``resources`` the limits that it gives, ``cgroup`` the cgroup path (or ``slice:prefix:name``). ``cdi_devices`` are
+    ``resources`` the limits that it gives, ``cgroup`` the cgroup path: of one that is not there yet, as what is in it
+    ends with the container (with systemd ``slice:prefix:ID`` with the container's id). ``cdi_devices`` are
     full names. ``spec_patch`` is a JSON merge patch (RFC 7396) of the OCI specification, for all that has no field
     here; it comes last. One that makes no sense is a failure of the extension: ``adjustments.check_adjustment`` tells.
+    ``author`` names who wants it in messages, where an extension speaks for others; empty is the extension itself.
     """
 
     envs: tuple[tuple[str, str], ...] = ()
@@ -102,6 +104,7 @@ class ContainerAdjustment:
     oom_score_adj: int | None = None
     cgroup: str = ""
     spec_patch: Mapping[str, Any] = field(default_factory=dict)
+    author: str = ""
 
 
 class Kernel(Protocol):

@@ -4,6 +4,11 @@ Paths are below the mount points, such as ``/kubepods/pod1/abc``, the same in ev
 with hierarchies of both versions counts as version 1; where they are mounted is read from mountinfo once. Everything
 blocks, most of it for microseconds; ``kill`` and ``remove`` may wait, so call those in a thread. Errors are OSError
 with the path where not said otherwise.
+
+Whose a cgroup is can be seen from itself, whatever a record says: every one that is made here carries a mark, the
+extended attribute ``trusted.crinoid.owner`` (the kernel keeps it as long as the cgroup, so it is gone when somebody
+makes one of the same path anew). ``belongs_to`` is asked before anything is killed or removed by a path that was read
+from somewhere; ``kill`` and ``remove`` themselves do what they are told.
 """
 
 import contextlib
@@ -11,6 +16,7 @@ import errno
 import functools
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -18,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.stats import CgroupUsage, Pressure, PressureStats
 
@@ -36,6 +42,11 @@ _SHORT_BYTES = 1 << 11
 _KILL_S = 5.0
 _PAUSE_S = 0.01
 _REMOVE_TRIES = 50
+_MARK = "trusted.crinoid.owner"
+_ANYBODY = "-"
+_DRAWN_ID = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 4000  # what the mount point and a file in it leave of the kernel's 4,096
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,62 @@ class Hierarchies:
             if self.version == 2:
                 _delegate(root, path)
 
+    def make_new(self, path: str, owner: str) -> None:
+        """See the function of the same name. mkdir itself tells whether it was there: no check can be too early."""
+        _check(path)
+        parent = path.rstrip("/").rpartition("/")[0]
+        if parent:
+            self.make(parent)
+        made: list[str] = []
+        try:
+            for root in self.all:
+                if parent and root not in self.made:
+                    self._make_in(root, parent)
+                os.mkdir(root + path, 0o755)  # noqa: PTH102
+                made.append(root + path)
+                os.setxattr(root + path, _MARK, owner.encode())
+                if root == self.by_controller.get("cpuset"):
+                    _inherit_cpuset(root + path)
+                if self.version == 2:
+                    _delegate(root, path)
+        except OSError as error:
+            for folder in made:
+                _remove_folder(folder)
+            if error.errno == errno.EEXIST:
+                raise AlreadyExists(
+                    f"cgroup {path} is there already ({error.filename}), so it is somebody else's"
+                ) from None
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+                raise Unsupported(f"cgroup {path} can't be marked as crinoid's: {error.strerror}") from error
+            raise
+
+    def belongs_to(self, path: str, owner: str) -> bool:
+        """See the function of the same name."""
+        if not is_path(path) or not owner:
+            return False
+        if is_named_by_owner(path):
+            return _owner_in_name(path) == owner
+        marks = [_read_mark(root + path) for root in self.all if os.path.isdir(root + path)]  # noqa: PTH112
+        return bool(marks) and all(mark == owner for mark in marks)
+
+    def is_marked(self, path: str) -> bool:
+        """See the function of the same name."""
+        return is_path(path) and bool(_read_mark(self.made[0] + path))
+
+    def remove_marked(self, path: str) -> bool:
+        """See the function of the same name."""
+        if not is_path(path):
+            return False
+        for root in self.all:
+            if _read_mark(root + path):
+                try:
+                    os.rmdir(root + path)  # noqa: PTH106
+                except OSError:
+                    return False
+            elif os.path.isdir(root + path):  # noqa: PTH112
+                return False
+        return True
+
     def _make_in(self, root: str, path: str) -> None:
         """Most often all but the last is there; but a cpuset can't take processors from one above that has none yet."""
         with contextlib.suppress(FileNotFoundError):
@@ -103,6 +170,8 @@ class Hierarchies:
     def _make_folder(self, root: str, folder: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o755)  # noqa: PTH102  # many are made for each pod
+            with contextlib.suppress(OSError):  # without the right to mark it: it stays when it is not used any more
+                os.setxattr(folder, _MARK, _ANYBODY.encode())
         if root == self.by_controller.get("cpuset"):
             _inherit_cpuset(folder)
 
@@ -151,6 +220,7 @@ class Hierarchies:
     def kill(self, path: str, timeout_s: float) -> None:
         """See the function of the same name."""
         _check(path)
+        self._require_outside(path)
         deadline = time.monotonic() + timeout_s
         self._kill_at_once(path)
         while left := self.processes(path):
@@ -160,6 +230,13 @@ class Hierarchies:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"cgroup {path}: processes {left} have not ended {timeout_s:g} s after SIGKILL")
             time.sleep(_PAUSE_S)
+
+    def _require_outside(self, path: str) -> None:
+        """Whoever kills all processes of a cgroup above his own ends with them, and most of the host, too."""
+        for line in (_read("/proc/self/cgroup") or "").splitlines():
+            own = line.split(":", 2)[2]
+            if f"{own.rstrip('/')}/".startswith(f"{path.rstrip('/')}/"):
+                raise InvalidArgument(f"cgroup {path} holds this very process: nothing in it is killed")
 
     def _kill_at_once(self, path: str) -> None:
         """Let the kernel kill all where it can (version 2, Linux 5.14); thaw what else would never die (version 1)."""
@@ -210,8 +287,56 @@ def controllers() -> frozenset[str]:
 
 
 def make(path: str) -> None:
-    """Make a cgroup with all above it, in every hierarchy, with its controllers switched on. Idempotent."""
+    """Make a cgroup with all above it, in every hierarchy, with its controllers switched on. Idempotent.
+
+    What was not there is marked as made by crinoid.
+    """
     _host().make(path)
+
+
+def make_new(path: str, owner: str) -> None:
+    """Make a cgroup that must not be there in any hierarchy, and mark it as its owner's, such as a container's id.
+
+    Raises AlreadyExists, and Unsupported where it can't be marked; then nothing of it is left.
+    """
+    _host().make_new(path, owner)
+
+
+def belongs_to(path: str, owner: str) -> bool:
+    """Tell whether a cgroup is the owner's, so that what runs in it may be killed and it may be removed.
+
+    It is if its name is the owner's id, 64 hexadecimal digits that crinoid has drawn and nobody could know before (with
+    systemd ``PREFIX-ID.scope``), or if it is there and has been made for this owner by ``make_new``.
+    """
+    return _host().belongs_to(path, owner)
+
+
+def is_named_by_owner(path: str) -> bool:
+    """Tell whether a cgroup has the id of a pod or container for its name, which it then belongs to."""
+    return _DRAWN_ID.fullmatch(_owner_in_name(path)) is not None
+
+
+def is_marked(path: str) -> bool:
+    """Tell whether crinoid has made a cgroup, for whomever."""
+    return _host().is_marked(path)
+
+
+def remove_marked(path: str) -> bool:
+    """Remove a cgroup that crinoid has made, where no process is and no cgroup below; tell whether it is gone.
+
+    Any other, and what is no path of a cgroup, is left as it is.
+    """
+    return _host().remove_marked(path)
+
+
+def is_path(path: object) -> bool:
+    """Tell whether this can be the path of a cgroup below the root: text, absolute, without ``..``."""
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        return False
+    parts = [part for part in path.split("/") if part]
+    if not parts or not {".", ".."}.isdisjoint(parts) or len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        return False
+    return all(len(os.fsencode(part)) <= _MAX_NAME_BYTES for part in parts)
 
 
 def remove(path: str) -> None:
@@ -357,9 +482,21 @@ def _cgroup_mounts(mountinfo: str) -> Iterator[tuple[str, str, list[str]]]:
 
 def _check(path: str) -> None:
     """A slip here would kill or remove the whole host's processes."""
-    parts = path.split("/")
-    if not path.startswith("/") or not any(parts) or ".." in parts or "." in parts:
-        raise InvalidArgument(f"{path!r} is not the path of a cgroup below the root")
+    if not is_path(path):
+        raise InvalidArgument(f"{path!r:.300} is not the path of a cgroup below the root")
+
+
+def _owner_in_name(path: str) -> str:
+    name = path.rstrip("/").rpartition("/")[2]
+    return name.removesuffix(".scope").rpartition("-")[2] if name.endswith(".scope") else name
+
+
+def _read_mark(folder: str) -> str:
+    """Return whose a cgroup is; empty where there is none, or it is not of crinoid's making."""
+    try:
+        return os.getxattr(folder, _MARK).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _levels(root: str, path: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -338,6 +339,18 @@ def _command_line(pid: int) -> str:
         return ""
 
 
+@contextlib.contextmanager
+def _sleeping_in(cgroup: str) -> Iterator[int]:
+    """A process of nobody's container."""
+    process = subprocess.Popen(["sleep", "1000"])  # any
+    try:
+        cgroups.join(cgroup, process.pid)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
 def _log(request: ContainerRequest) -> Path:
     assert request.log_path is not None
     return request.log_path
@@ -494,6 +507,32 @@ class RuntimeContract:
         assert (await bench.runtime.wait(request.handle)).exit_code == 0
         text = joined_text(_log(request)).replace("\r", "")
         assert re.fullmatch(r"/dev/(pts/\d+|console)\nerr\n", text), text
+
+    async def test_a_cgroup_that_is_not_the_containers_is_refused_and_left(self, bench: Workbench) -> None:
+        """Its handle may come from a damaged record: neither what runs there nor the cgroup itself ends with it."""
+        foreign = f"{bench.parent}/foreign"
+        cgroups.make(foreign)
+        with _sleeping_in(foreign) as pid:
+            request = bench.request("sleep", "1000")
+            request = replace(request, handle=replace(request.handle, cgroup=foreign))
+            with pytest.raises(CrinoidError, match=re.escape(foreign)):
+                await bench.runtime.create(request)
+            await bench.runtime.kill(request.handle, signal.SIGKILL, everyone=True)
+            await bench.runtime.delete(request.handle)
+            assert cgroups.processes(foreign) == (pid,)
+
+    async def test_a_cgroup_made_for_the_container_is_its_own(self, bench: Workbench) -> None:
+        request = bench.request("sleep", "1000")
+        chosen = f"{bench.parent}/chosen"
+        cgroups.make_new(chosen, request.handle.container_id)
+        handle = replace(request.handle, cgroup=chosen)
+        spec = minimal_spec(bench.rootfs, chosen, minimal_process("sleep", "1000"))
+        bench.made[-1] = handle
+        await bench.runtime.create(replace(request, handle=handle, spec=spec))
+        await bench.runtime.start(handle)
+        assert (await bench.runtime.state(handle)).pid in cgroups.processes(chosen)
+        await bench.runtime.delete(handle)
+        assert not cgroups.exists(chosen)
 
     async def test_the_monitor_is_not_in_the_containers_cgroup(self, bench: Workbench) -> None:
         request = bench.request("sleep", "1000", monitor_cgroup=f"{bench.parent}/monitor")

@@ -27,7 +27,9 @@ class ContainerStatus(enum.Enum):
 class ContainerHandle:
     """Names a container in every hook; enough, together with the driver's own folders, to find it after a restart.
 
-    ``cgroup`` is its cgroup path below the mount point (cgroupfs), or ``slice:prefix:name`` (systemd).
+    ``cgroup`` is its cgroup path below the mount point (cgroupfs), or ``slice:prefix:name`` (systemd). It has the
+    container's id for a name, or was made for the container: ``cgroups.belongs_to`` tells. A driver refuses any other,
+    and never kills, freezes or removes what is in one.
     """
 
     container_id: str

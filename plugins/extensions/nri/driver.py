@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from crinoid.core.api.adjustments import check_adjustment
@@ -137,7 +138,10 @@ class NriExtension:
         await self._validate(creation, asked, container)
         self._evict(creation.evictions)
         await self._update(creation.changes.of_others)
-        return decode_adjustment(creation.adjust, container) if creation.adjust.ByteSize() else None
+        if not creation.adjust.ByteSize():
+            return None
+        author = creation.owners.owner(container.container_id, nri_pb2.Field.CgroupsPath)
+        return replace(decode_adjustment(creation.adjust, container), author=f"NRI plugin {author}" if author else "")
 
     @hookimpl
     async def container_created(self, container: ContainerView) -> None:

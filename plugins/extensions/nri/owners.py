@@ -46,6 +46,12 @@ class Owners:
         """Note that a plugin removed a field or an entry of it; only that one may set it now."""
         self._owners(container_id, field, entry)[field if entry is None else entry] = _CLEARED + plugin
 
+    def owner(self, container_id: str, field: int) -> str:
+        """Return the plugin that set a field; empty: none did."""
+        if container_id not in self.told.owners:
+            return ""
+        return str(self.told.owners[container_id].simple.get(field, "")).removeprefix(_CLEARED)
+
     def join(self, container_id: str, field: int, plugin: str) -> None:
         """Note a plugin beside others, for a field to which all may add."""
         owners = self._owners(container_id, field, None)

@@ -9,6 +9,7 @@ import pytest
 
 from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import NoOptions
+from crinoid.core.api.errors import AlreadyExists
 from crinoid.core.api.linux import cgroups, mount, namespaces
 from crinoid.core.api.testing.fakes import (
     FakeExtension,
@@ -41,6 +42,10 @@ class FakeMachine:
     pins: set[Path] = field(default_factory=set)
     mounts: list[Path] = field(default_factory=list)
     cgroups: set[str] = field(default_factory=set)
+    marks: dict[str, str] = field(default_factory=dict)
+    """The cgroups that crinoid has made, and for whom."""
+    killed: list[str] = field(default_factory=list)
+    """The cgroups whose processes were killed."""
 
     def pin(self, kinds: Mapping[str, Path], **_settings: object) -> None:
         for path in kinds.values():
@@ -59,6 +64,33 @@ class FakeMachine:
 
     def unmount(self, target: Path) -> None:
         self.mounts = [path for path in self.mounts if path != target]
+
+    def make_cgroup(self, path: str, owner: str = "-") -> None:
+        parts = path.strip("/").split("/")
+        for count in range(1, len(parts) + 1):
+            level = "/" + "/".join(parts[:count])
+            if level not in self.cgroups:
+                self.cgroups.add(level)
+                self.marks[level] = owner if level == path else "-"
+
+    def make_new_cgroup(self, path: str, owner: str) -> None:
+        if path in self.cgroups:
+            raise AlreadyExists(f"cgroup {path} is there already")
+        self.make_cgroup(path, owner)
+
+    def remove_cgroup(self, path: str) -> None:
+        gone = {one for one in self.cgroups if f"{one}/".startswith(f"{path}/")}
+        self.cgroups -= gone
+        self.marks = {one: owner for one, owner in self.marks.items() if one not in gone}
+
+    def remove_marked_cgroup(self, path: str) -> bool:
+        if path in self.marks and not any(one.startswith(f"{path}/") for one in self.cgroups):
+            self.remove_cgroup(path)
+        return path not in self.cgroups
+
+    def owns_cgroup(self, path: str, owner: str) -> bool:
+        named = len(owner) == 64 and path.endswith(f"/{owner}")
+        return path in self.cgroups and (named or self.marks.get(path) == owner)
 
     @property
     def is_empty(self) -> bool:
@@ -152,10 +184,13 @@ async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     monkeypatch.setattr(mount, "bind", machine.bind)
     monkeypatch.setattr(mount, "unmount", machine.unmount)
     monkeypatch.setattr(cgroups, "exists", machine.cgroups.__contains__)
-    monkeypatch.setattr(cgroups, "make", machine.cgroups.add)
-    monkeypatch.setattr(cgroups, "remove", machine.cgroups.discard)
-    monkeypatch.setattr(cgroups, "kill", lambda _path: None)
-    monkeypatch.setattr(cgroups, "remove_unused", lambda _path: True)
+    monkeypatch.setattr(cgroups, "make", machine.make_cgroup)
+    monkeypatch.setattr(cgroups, "make_new", machine.make_new_cgroup)
+    monkeypatch.setattr(cgroups, "belongs_to", machine.owns_cgroup)
+    monkeypatch.setattr(cgroups, "is_marked", lambda path: path in machine.marks)
+    monkeypatch.setattr(cgroups, "remove", machine.remove_cgroup)
+    monkeypatch.setattr(cgroups, "remove_marked", machine.remove_marked_cgroup)
+    monkeypatch.setattr(cgroups, "kill", machine.killed.append)
     monkeypatch.setattr(pods, "write_sysctls_in", lambda _pins, _values: None)
     monkeypatch.setattr(cgroups, "hasten", lambda: None)
     options = NoOptions()

@@ -152,6 +152,29 @@ async def test_an_adjustment_reaches_the_runtime_and_the_record(fake_node: FakeN
     assert await fake_node.now.containers.create(pod, a_container(), None) == container, "a retry finds it"
 
 
+async def test_a_cgroup_of_an_adjustment_ends_with_its_container(fake_node: FakeNode) -> None:
+    fake_node.extension.adjustment = ContainerAdjustment(cgroup="/else/where/c")
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    assert fake_node.machine.marks["/else/where/c"] == container
+    await fake_node.now.containers.remove(container)
+    assert not {one for one in fake_node.machine.cgroups if one.startswith("/else")}
+
+
+@pytest.mark.parametrize("author", ["", "NRI plugin 10-test"])
+async def test_a_cgroup_that_is_there_is_refused(fake_node: FakeNode, author: str) -> None:
+    """The runtime would take it over, and kill and remove what is in it."""
+    fake_node.machine.cgroups |= {"/foreign", "/foreign/inner"}
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    other = await fake_node.now.containers.create(pod, a_container("other"), None)
+    before = set(fake_node.machine.cgroups)
+    for cgroup in ("/foreign", "/foreign/inner", f"/crinoid/{pod}", "/crinoid", f"/crinoid/{pod}/{other}/inner"):
+        fake_node.extension.adjustment = ContainerAdjustment(cgroup=cgroup, author=author)
+        with pytest.raises(Refused, match=f"^{author or 'extension .watcher.'} wants cgroup .{cgroup}"):
+            await fake_node.now.containers.create(pod, a_container(), None)
+        assert (fake_node.machine.cgroups, fake_node.machine.killed) == (before, [])
+
+
 async def test_an_adjuster_sees_the_whole_specification(fake_node: FakeNode) -> None:
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)

@@ -17,11 +17,12 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
-from crinoid.core.api.linux import cgroups, mount
+from crinoid.core.api.linux import mount
 from crinoid.core.api.values.network import Attachment, NetworkRequest
-from crinoid.core.api.values.pod import NamespaceMode
+from crinoid.core.api.values.pod import NamespaceMode, PodMetadata
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from crinoid.core.lifecycle.resources import CGROUP, DEFERRED
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.store import LedgerEntry
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
@@ -407,11 +408,58 @@ async def test_what_is_being_made_is_undone_only_once_it_is_made(
     assert_nothing_left(fake_node)
 
 
-async def test_the_cgroups_above_a_pods_parent_go_with_it(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cgroups_above_a_pods_parent_go_with_it(fake_node: FakeNode) -> None:
     fake_node.machine.cgroups.add("/there")
-    pruned: list[str] = []
-    monkeypatch.setattr(cgroups, "remove_unused", pruned.append)
     pod = await fake_node.now.pods.run(dataclasses.replace(a_pod(), cgroup_parent="/there/new/parent"), "")
+    assert "/there/new/parent" in fake_node.machine.cgroups
     await fake_node.now.pods.remove(pod)
-    assert "/there/new" in pruned
-    assert "/there" not in pruned
+    assert fake_node.machine.cgroups == {"/there"}
+    assert fake_node.machine.killed == [], "nobody knows what else was put there"
+
+
+async def test_a_parent_that_pods_share_goes_with_the_last_of_them(fake_node: FakeNode) -> None:
+    shared = [
+        dataclasses.replace(a_pod(), cgroup_parent="/shared/parent", metadata=PodMetadata(name, "ns", name))
+        for name in "ab"
+    ]
+    first, second = [await fake_node.now.pods.run(config, "") for config in shared]
+    fake_node.machine.make_cgroup("/shared/parent/container-of-the-second")
+    await fake_node.now.pods.remove(first)
+    assert "/shared/parent/container-of-the-second" in fake_node.machine.cgroups
+    fake_node.machine.remove_cgroup("/shared/parent/container-of-the-second")
+    await fake_node.now.pods.remove(second)
+    assert fake_node.machine.cgroups == set()
+    assert fake_node.machine.killed == []
+
+
+async def test_a_pods_cgroup_is_not_in_anothers(fake_node: FakeNode) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    inside = dataclasses.replace(a_pod(), cgroup_parent=f"/crinoid/{pod}/below", metadata=PodMetadata("b", "ns", "b"))
+    with pytest.raises(InvalidArgument, match=f"cgroup_parent .* lies in the cgroup of pod {pod}"):
+        await fake_node.now.pods.run(inside, "")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["/"],
+        [""],
+        [".."],
+        ["relative"],
+        ["/foreign/../foreign"],
+        ["/foreign"],
+        "/foreign",
+        7,
+        None,
+        [None, ["/foreign"]],
+    ],
+)
+async def test_a_damaged_row_of_the_ledger_ends_nothing(fake_node: FakeNode, made: object) -> None:
+    """Whatever it says, the cgroups that crinoid has not made stay, and the daemon starts."""
+    fake_node.machine.cgroups.add("/foreign")
+    for owner in ("f" * 64, "foreign", DEFERRED):
+        fake_node.now.store.ledger.intend(owner, CGROUP, "/foreign", {"made": made, "above": made, "owner": "foreign"})
+    await fake_node.crash()
+    await fake_node.start()
+    assert fake_node.machine.cgroups == {"/foreign"}
+    assert fake_node.machine.killed == []

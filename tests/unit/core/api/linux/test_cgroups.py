@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.cgroups import Hierarchies
 from crinoid.core.api.linux.threads import call_in_fresh_thread
@@ -357,3 +357,75 @@ def test_a_cpuset_above_that_has_no_processors_yet_gets_them_first(tmp_path: Pat
     host.make("/above/new")
     assert (tmp_path / "above/cpuset.cpus").read_text() == "0-1"
     assert (tmp_path / "above/new/cpuset.cpus").read_text() == "0-1"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "", "//", "relative", "/a/../b", "/..", "/./a", "/a\0b", "/" + "n" * 256, "/n" * 2100, None, 7, ["/a"]],
+)
+def test_what_is_no_path_belongs_to_nobody(path: str, v1: Hierarchies, v2: Hierarchies) -> None:
+    """A damaged record may say any of these: nothing is killed or removed by it."""
+    for host in (v1, v2):
+        assert not host.belongs_to(path, "f" * 64)
+        assert not host.is_marked(path)
+        assert not host.remove_marked(path)
+        with pytest.raises(InvalidArgument, match="is not the path of a cgroup"):
+            host.kill(path, 1)
+        with pytest.raises(InvalidArgument, match="is not the path of a cgroup"):
+            host.remove(path)
+
+
+def test_a_name_tells_the_owner(v2: Hierarchies) -> None:
+    owner = "0123456789abcdef" * 4
+    assert v2.belongs_to(f"/kubepods/pod1/{owner}", owner)
+    assert v2.belongs_to(f"/kubepods.slice/crinoid-{owner}.scope", owner)
+    assert not v2.belongs_to(f"/kubepods/{owner}/inner", owner)
+    assert not v2.belongs_to(f"/kubepods/{'1' * 64}", owner)
+    assert not v2.belongs_to("/pod", "pod"), "a name that anybody may have chosen says nothing"
+    assert not v2.belongs_to(f"/kubepods/{owner}", "")
+
+
+def test_nothing_is_killed_around_oneself(v2: Hierarchies) -> None:
+    own = next(line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    if own == "/":
+        pytest.skip("the tests run in the root cgroup, which no path means")
+    with pytest.raises(InvalidArgument, match="holds this very process"):
+        v2.kill(own, 1)
+
+
+@needs_root
+def test_a_cgroup_made_for_somebody_is_his(path: str) -> None:
+    cgroups.make_new(path, "me")
+    assert cgroups.belongs_to(path, "me")
+    assert not cgroups.belongs_to(path, "you")
+    assert cgroups.is_marked(path)
+    assert cgroups.remove_marked(path)
+    assert not cgroups.exists(path)
+    assert not cgroups.belongs_to(path, "me")
+    for root in cgroups._host().all:
+        Path(root + path).mkdir()
+    assert not cgroups.belongs_to(path, "me"), "it is another one of the same path"
+    assert not cgroups.remove_marked(path)
+    assert cgroups.exists(path)
+
+
+@needs_root
+def test_a_cgroup_that_is_there_is_not_made_anew(path: str) -> None:
+    """Not even one that is there in the last of the hierarchies alone; and nothing is left in the others."""
+    *others, last = cgroups._host().all
+    Path(last + path).mkdir()
+    with pytest.raises(AlreadyExists, match=path):
+        cgroups.make_new(path, "me")
+    assert not any(Path(root + path).exists() for root in others)
+    assert Path(last + path).is_dir()
+    assert not cgroups.belongs_to(path, "me")
+
+
+@needs_root
+def test_what_is_made_above_goes_once_it_is_not_used(path: str) -> None:
+    cgroups.make_new(f"{path}/above/new", "me")
+    assert not cgroups.remove_marked(path)
+    assert not cgroups.remove_marked(f"{path}/above")
+    for one in (f"{path}/above/new", f"{path}/above", path):
+        assert cgroups.remove_marked(one)
+    assert not cgroups.exists(path)

@@ -1,0 +1,31 @@
+"""A cgroup that is not crinoid's: made by the test, with a name of its own, and holding one sleeping process."""
+
+import contextlib
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from crinoid.core.api.linux.cgroups import Hierarchies
+from support.daemon import end_cgroups
+
+
+@contextlib.contextmanager
+def foreign_cgroup() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Yield its path and the process in it; both are gone afterwards."""
+    path = f"/crt-foreign-{secrets.token_hex(6)}"
+    host = Hierarchies.read(Path("/proc/self/mountinfo").read_text())
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        for root in host.all:
+            folder = Path(root + path)
+            folder.mkdir()
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if (folder / name).exists() and host.version == 1:
+                    (folder / name).write_text((folder.parent / name).read_text())
+            (folder / "cgroup.procs").write_text(str(process.pid))
+        yield path, process
+    finally:
+        process.kill()
+        process.wait()
+        end_cgroups(path)
