@@ -267,7 +267,7 @@ class Assembly:
         try:
             return await self._resources.create_container(handle.container_id, slot, request)
         except CrinoidError as error:  # runtimes don't always say what it was that they could not run
-            error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r}")
+            error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r:.300}")
             raise
 
     def _image(self, config: ContainerConfig) -> ImageRecord:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CommandFailed, CrinoidError, InvalidArgument
 
-_TAIL_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 20  # the last line of all, with an argument that it quotes
 _SENTENCE_CHARACTERS = 2000
 # What the request named and the container's root, or the host, does not have, or a limit that the kernel refuses:
 # sending it again can't help.
 _REQUEST_AT_FAULT = re.compile(
     r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
-    r"|exec.*permission denied|unable to find user|cannot find user|unknown capability|seccomp.*(invalid|unknown)"
-    r"|argument list too long|(minimum|maximum) allowed|unable to set memory limit|memory limit too low"
+    r"|file name too long|argument list too long|exec.*permission denied|unable to find user|cannot find user"
+    r"|unknown capability|seccomp.*(invalid|unknown)"
+    r"|(minimum|maximum) allowed|unable to set memory limit|memory limit too low"
     r"|writ(e|ing) .*: (invalid argument|numerical result out of range|device or resource busy|permission denied)",
     re.IGNORECASE,
 )
@@ -31,7 +32,10 @@ def complaint(log: Path, stderr: bytes = b"") -> str:
 
 def last_error(log: Path) -> str:
     """Return the last entry of level error (or worse) in a runtime's JSON log; empty when there is none."""
-    errors = [entry for entry in _entries(log) if entry.get("level") in ("error", "fatal", "panic")]
+    text = _tail(log)
+    errors = [entry for entry in _entries(text) if entry.get("level") in ("error", "fatal", "panic")]
+    if not errors and len(text) > _TAIL_BYTES // 2 and "\n" not in text.rstrip("\n"):
+        return _sentence(text)  # one line that is longer than what is read of it
     return _sentence(str(errors[-1].get("msg", ""))) if errors else ""
 
 
@@ -42,9 +46,9 @@ def as_error(command: Sequence[str], exit_code: int, said: str) -> CrinoidError:
     return CommandFailed(tuple(command), exit_code, said)
 
 
-def _entries(log: Path) -> list[dict[str, object]]:
+def _entries(text: str) -> list[dict[str, object]]:
     entries = []
-    for line in _tail(log).splitlines():
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # rubbish, or a line the runtime did not live to finish

@@ -23,6 +23,7 @@ from crinoid.plugins.runtimes.stdio import without_null_input
 
 _SYNC_FD = 3
 _START_FD = 4
+_MAX_REPORT_BYTES = 1 << 20  # conmon's own reports have some 8 KiB of the runtime's words at most
 _NO_SLICES = "always-malloc"  # GLib before 2.76 has an allocator of its own besides: 12 of a conmon's 350 KiB
 _CONSOLE_NAME_BYTES = 32  # conmon's own name for its console socket, within the 107 bytes of a unix socket's path
 
@@ -47,7 +48,7 @@ class SyncPipe:
         while b"\n" not in self._buffer:
             await readable(self._reader)
             piece = os.read(self._reader, 1 << 16)
-            if not piece:
+            if not piece or len(self._buffer) > _MAX_REPORT_BYTES:
                 return None
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")

@@ -56,6 +56,7 @@ from crinoid.plugins.runtimes.bundle import Bundle, Processes, read_pid
 from crinoid.plugins.runtimes.cgroup_paths import below_mount, is_frozen, oom_kills
 from crinoid.plugins.runtimes.complaints import as_error, complaint, last_error
 from crinoid.plugins.runtimes.criu import Criu, explain
+from crinoid.plugins.runtimes.drain import drained
 from crinoid.plugins.runtimes.exec_cgroups import ExecCgroup
 from crinoid.plugins.runtimes.exec_processes import ExecSetup
 from crinoid.plugins.runtimes.exec_streams import StreamedExecs
@@ -380,7 +381,8 @@ class OciRuntime(abc.ABC):
         async with _started(bundle, request.monitor_cgroup, command) as monitor:
             monitor.release()
             await finish(self._detached(monitor, request))
-            report = await monitor.sync.read()
+            async with drained(lambda: read_pid(bundle.monitor_pid_file)):
+                report = await monitor.sync.read()
             if report is None or report.number <= 0:
                 raise self._create_failure(bundle, report)
         return self._note(bundle, report.number, request)
