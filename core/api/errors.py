@@ -149,6 +149,13 @@ class DriverError(CrinoidError):
     reason = "DriverError"
 
 
+class BadAdjustment(DriverError):
+    """What an extension wants of a container can't be: names the extension and the field. It is its failure."""
+
+    grpc_status = "FAILED_PRECONDITION"
+    reason = "BadAdjustment"
+
+
 class CommandFailed(DriverError):
     """A program that was run ended with an error.
 

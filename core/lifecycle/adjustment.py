@@ -43,10 +43,8 @@ def adjust_spec(spec: JsonObject, changes: Sequence[ContainerAdjustment]) -> Non
     """Edit a specification that was built from the adjusted configuration."""
     for number, change in enumerate(changes):
         _remove(spec, change, changes[number:])
-        for mount in change.oci_mounts:
-            _add_mount(spec, mount)
-        for device in change.oci_devices:
-            _add_device(spec, device)
+        _add_mounts(spec, change.oci_mounts)
+        _add_devices(spec, change.oci_devices)
         for rule in change.oci_device_rules:
             given = {name: value for name, value in dataclasses.asdict(rule).items() if value is not None}
             _rules(spec).append(given)
@@ -122,29 +120,38 @@ def _remove(spec: JsonObject, change: ContainerAdjustment, later: Iterable[Conta
         spec["annotations"].pop(name, None)
 
 
-def _add_mount(spec: JsonObject, mount: OciMount) -> None:
-    destination = _normal(mount.destination)
-    made = {"destination": destination, "type": mount.type, "source": mount.source, "options": list(mount.options)}
-    others = [one for one in spec["mounts"] if one["destination"] != destination]
-    spec["mounts"] = sorted([*others, made], key=lambda one: len(PurePosixPath(one["destination"]).parts))
-    linux = spec["linux"]
-    if "rshared" in mount.options:
-        linux["rootfsPropagation"] = "rshared"
-    elif "rslave" in mount.options:
-        linux.setdefault("rootfsPropagation", "rslave")
+def _add_mounts(spec: JsonObject, mounts: Sequence[OciMount]) -> None:
+    """Add mounts, each in the place of one at its destination, and sort all so that none hides another."""
+    made: JsonObject = {}
+    for mount in mounts:
+        path = _normal(mount.destination)
+        made.pop(path, None)  # it comes where the last one is
+        made[path] = {"destination": path, "type": mount.type, "source": mount.source, "options": list(mount.options)}
+        if "rshared" in mount.options:
+            spec["linux"]["rootfsPropagation"] = "rshared"
+        elif "rslave" in mount.options:
+            spec["linux"].setdefault("rootfsPropagation", "rslave")
+    if made:
+        others = [one for one in spec["mounts"] if one["destination"] not in made]
+        depth = {one["destination"]: len(PurePosixPath(one["destination"]).parts) for one in (*others, *made.values())}
+        spec["mounts"] = sorted([*others, *made.values()], key=lambda one: depth[one["destination"]])
 
 
-def _add_device(spec: JsonObject, device: OciDevice) -> None:
-    path = _normal(device.path)
-    numbers = {} if device.type == "p" else {"major": device.major, "minor": device.minor}
-    owner = {"fileMode": device.file_mode, "uid": device.uid, "gid": device.gid}
-    made = {"path": path, "type": device.type, **numbers}
-    made |= {key: value for key, value in owner.items() if value is not None}
-    linux = spec["linux"]
-    linux["devices"] = [one for one in linux.get("devices", ()) if one["path"] != path] + [made]
-    if device.type != "p":
-        rule = {"allow": True, "type": "b" if device.type == "b" else "c", **numbers, "access": device.permissions}
-        _rules(spec).append(rule)
+def _add_devices(spec: JsonObject, devices: Sequence[OciDevice]) -> None:
+    """Add device nodes, each in the place of one of its path, and let the container use them."""
+    nodes: JsonObject = {one["path"]: one for one in spec["linux"].get("devices", ())}
+    for device in devices:
+        path = _normal(device.path)
+        numbers = {} if device.type == "p" else {"major": device.major, "minor": device.minor}
+        owner = {"fileMode": device.file_mode, "uid": device.uid, "gid": device.gid}
+        nodes.pop(path, None)
+        nodes[path] = {"path": path, "type": device.type, **numbers}
+        nodes[path] |= {key: value for key, value in owner.items() if value is not None}
+        if device.type != "p":
+            rule = {"allow": True, "type": "b" if device.type == "b" else "c", **numbers, "access": device.permissions}
+            _rules(spec).append(rule)
+    if devices:
+        spec["linux"]["devices"] = list(nodes.values())
 
 
 def _rules(spec: JsonObject) -> list[JsonObject]:

@@ -10,10 +10,11 @@ import functools
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.bounds import MAX_MOUNTS
 from crinoid.core.api.errors import (
     AlreadyExists,
     CrinoidError,
@@ -100,6 +101,8 @@ class Assembly:
         self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
         self._views = ContainerViews(store, slots)
         self._asked: dict[str, ContainerView] = {}
+        self._adjusters: dict[str, str] = {}
+        """By container that is being made: who has changed it, for messages."""
         self._features: dict[str, bool] = {}
         self._haste = Haste()
 
@@ -123,6 +126,7 @@ class Assembly:
             raise
         finally:
             self._asked.pop(container_id, None)
+            self._adjusters.pop(container_id, None)
         return record
 
     async def _undo(self, container_id: str) -> None:
@@ -268,6 +272,8 @@ class Assembly:
             return await self._resources.create_container(handle.container_id, slot, request)
         except CrinoidError as error:  # runtimes don't always say what it was that they could not run
             error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r:.300}")
+            if (authors := self._adjusters.get(handle.container_id)) is not None:
+                error.add_note(f"it was adjusted by {authors}")
             raise
 
     def _image(self, config: ContainerConfig) -> ImageRecord:
@@ -301,7 +307,13 @@ class Assembly:
         if requested_devices(given.config):
             await asyncio.to_thread(self._cdi.add, spec, given.config)
         if changes:
-            adjust_spec(spec, changes)
+            await asyncio.to_thread(adjust_spec, spec, changes)
+            if len(spec["mounts"]) > MAX_MOUNTS:
+                raise Refused(
+                    f"{_authors(changes)} want container {order.config.metadata.name!r} to have "
+                    f"{len(spec['mounts'])} mounts, more than {MAX_MOUNTS}"
+                )
+            self._adjusters[order.container_id] = _authors(changes)
         if given.mappings:
             await asyncio.to_thread(bind_devices, spec)
         await asyncio.to_thread(check_process, spec["process"], f"container {given.config.metadata.name!r}")
@@ -386,6 +398,10 @@ class Assembly:
                 return False
             self._features[runtime] = features.recursive_read_only_mounts
         return self._features[runtime]
+
+
+def _authors(changes: Iterable[ContainerAdjustment]) -> str:
+    return ", ".join(dict.fromkeys(change.author for change in changes))
 
 
 def _build(make: Callable[[], SpecInput]) -> tuple[SpecInput, JsonObject]:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from crinoid.core.api.adjustments import check_adjustment
-from crinoid.core.api.errors import CrinoidError, DriverError, InvalidArgument, Refused
+from crinoid.core.api.errors import BadAdjustment, CrinoidError, InvalidArgument, Refused
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ExitStatus
@@ -51,7 +51,7 @@ def _adjustment(answer: object) -> ContainerAdjustment | None:
         try:
             check_adjustment(adjustment)
         except InvalidArgument as error:
-            raise DriverError(f"wants what makes no sense: {error}") from error
+            raise BadAdjustment(f"wants what makes no sense: {error}") from error
     return adjustment
 
 

@@ -1,8 +1,9 @@
 """What a runtime's binary says while it makes a container, and nobody reads.
 
 conmon (2.1) reads its child's standard error only once the child has ended. A binary that has more to say than a pipe
-holds, such as an error that quotes a long argument, would wait for conmon, and conmon for it. Here the pipes are watched
-from outside: a full one gets more room, and one that is full again is read away. The binary's log has the words as well.
+holds, such as an error that quotes a long argument, would wait for conmon, and conmon for it. Here the pipes are
+watched from outside: a full one gets more room, and one that is full again is read away. The binary's log has the
+words, too.
 """
 
 import asyncio

@@ -98,7 +98,9 @@ class ExecProcess:
         await self.cgroup.kill(pid, patience_s)  # what the binary started meanwhile
 
     async def _failure(self, monitor: conmon.Started, command: Sequence[str]) -> CrinoidError:
-        code = await monitor.process.wait()
+        code = -1  # conmon has said that it failed, and ends
+        with contextlib.suppress(TimeoutError):
+            code = await asyncio.wait_for(monitor.process.wait(), self.setup.options.deadlines.kill_s)
         log = self.folder / "log"
         said = last_error(log) or complaint(log)
         what = (f"{self.setup.binary.path} exec", *command[1:])

@@ -9,10 +9,9 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from crinoid.core.api import bounds
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.lifecycle.spec.execlimits import MAX_VARIABLES
-from crinoid.core.lifecycle.spec.isolation import MAX_DEVICES
-from crinoid.core.lifecycle.spec.mounts import MAX_MOUNTS
 
 MAX_NAME = 253
 """Bytes of an object's name, as Kubernetes has it."""
@@ -21,14 +20,14 @@ MAX_ITEMS = 1 << 18
 """Of any other list or map: as many arguments as the kernel's default limit on them has room for."""
 _MOST_OF = {
     "KeyValue": MAX_VARIABLES,
-    "Mount": MAX_MOUNTS,
-    "Device": MAX_DEVICES,
-    "CDIDevice": MAX_DEVICES,
+    "Mount": bounds.MAX_MOUNTS,
+    "Device": bounds.MAX_DEVICES,
+    "CDIDevice": bounds.MAX_DEVICES,
     "PortMapping": 1 << 15,
 }
-_MAX_PATH = 4095
 _MAX_ID = (1 << 31) - 1
 _NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _WORD = re.compile(r"[^\x00-\x20\x7f]+")
 
 
@@ -110,6 +109,7 @@ def check_words(words: Iterable[str], path: str) -> tuple[str, ...]:
     for index, word in enumerate(taken):
         if not _WORD.fullmatch(word):
             raise InvalidArgument(f"{path}[{index}] {_quote(word)} is not one word")
+        check_length(word, bounds.MAX_WORD_BYTES, f"{path}[{index}]")
     return taken
 
 
@@ -117,21 +117,21 @@ def check_path(text: str, path: str) -> str:
     """Accept an absolute path of a length the kernel takes, or none."""
     if text and not text.startswith("/"):
         raise InvalidArgument(f"{path} {_quote(text)} is not an absolute path")
-    return _check_length(text, path)
+    return _good(text, path, bounds.path_problem(text))
 
 
 def check_inner_path(text: str, path: str) -> str:
     """Accept a relative path that stays below where it begins, or none."""
     if text.startswith("/") or ".." in PurePosixPath(text).parts:
         raise InvalidArgument(f"{path} {_quote(text)} leads outside: it has to be relative, without ..")
-    return _check_length(text, path)
+    return _good(text, path, bounds.path_problem(text))
 
 
 def check_descent(text: str, path: str) -> str:
     """Accept any path without ``..``."""
     if ".." in PurePosixPath(text).parts:
         raise InvalidArgument(f"{path} {_quote(text)} must not hold ..")
-    return _check_length(text, path)
+    return _good(text, path, bounds.path_problem(text))
 
 
 def check_range(number: int, low: int, high: int, path: str) -> int:
@@ -168,9 +168,35 @@ def check_choice(text: str, choices: Collection[str], path: str) -> str:
     return text
 
 
-def _check_length(text: str, path: str) -> str:
-    if len(text.encode()) > _MAX_PATH:
-        raise InvalidArgument(f"{path} is longer than {_MAX_PATH} bytes")
+def check_length(text: str, most: int, path: str) -> str:
+    """Accept a text of at most so many bytes."""
+    return _good(text, path, bounds.long_problem(text, most))
+
+
+def check_cpuset(text: str, path: str) -> str:
+    """Accept a list of processors or memory nodes, or none."""
+    return _good(text, path, bounds.cpuset_problem(text))
+
+
+def check_line(text: str, most: int, path: str) -> str:
+    """Accept a text of one line."""
+    if not _LINE.fullmatch(text):
+        raise InvalidArgument(f"{path} {_quote(text)} has a control character in it")
+    return check_length(text, most, path)
+
+
+def check_notes(notes: Mapping[str, str], path: str) -> dict[str, str]:
+    """Accept annotations or labels of a size that can be kept."""
+    taken = dict(notes)
+    size = sum(len(key) + len(value) for key, value in taken.items())
+    if size > bounds.MAX_ANNOTATIONS_BYTES:
+        raise InvalidArgument(f"{path} have {size} characters, more than {bounds.MAX_ANNOTATIONS_BYTES}")
+    return taken
+
+
+def _good(text: str, path: str, problem: str) -> str:
+    if problem:
+        raise InvalidArgument(f"{path} {problem}")
     return text
 
 

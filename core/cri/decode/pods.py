@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from crinoid.core.api.bounds import HUGEPAGE, MAX_LABEL_BYTES, MAX_SYSCTL_BYTES, SYSCTL, path_problem, unified_problem
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.pod import (
     DnsConfig,
@@ -22,10 +23,14 @@ from crinoid.core.api.values.pod import (
 )
 from crinoid.core.cri.decode.checks import (
     check_address,
+    check_cpuset,
     check_descent,
     check_id,
     check_least,
+    check_length,
+    check_line,
     check_name,
+    check_notes,
     check_path,
     check_range,
     check_words,
@@ -52,8 +57,6 @@ _PROFILES: Mapping[int, ProfileType] = {
 }
 _MAX_HOSTNAME = 64  # the kernel's
 _HOSTNAME = re.compile(r"[A-Za-z0-9._-]*")
-_SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:@-]+)*")
-_HUGEPAGE = re.compile(r"[0-9]+[KMG]?B")
 _OLD_LOCALHOST = "localhost/"
 
 
@@ -67,8 +70,8 @@ def decode_pod_config(config: api_pb2.PodSandboxConfig, path: str = "config") ->
         log_directory=check_path(check_descent(config.log_directory, f"{path}.log_directory"), f"{path}.log_directory"),
         dns=_decode_dns(config.dns_config, f"{path}.dns_config") if config.HasField("dns_config") else None,
         port_mappings=_decode_ports(config.port_mappings, f"{path}.port_mappings"),
-        labels=dict(config.labels),
-        annotations=dict(config.annotations),
+        labels=check_notes(config.labels, f"{path}.labels"),
+        annotations=check_notes(config.annotations, f"{path}.annotations"),
         cgroup_parent=check_descent(linux.cgroup_parent, f"{below}.cgroup_parent"),
         security=_decode_security(linux.security_context, f"{below}.security_context"),
         sysctls=_decode_sysctls(linux.sysctls, f"{below}.sysctls"),
@@ -88,8 +91,8 @@ def decode_resources(resources: api_pb2.LinuxContainerResources, path: str) -> L
             resources.memory_swap_limit_in_bytes, -1, f"{path}.memory_swap_limit_in_bytes"
         ),
         oom_score_adj=check_range(resources.oom_score_adj, -1000, 1000, f"{path}.oom_score_adj"),
-        cpuset_cpus=resources.cpuset_cpus,
-        cpuset_mems=resources.cpuset_mems,
+        cpuset_cpus=check_cpuset(resources.cpuset_cpus, f"{path}.cpuset_cpus"),
+        cpuset_mems=check_cpuset(resources.cpuset_mems, f"{path}.cpuset_mems"),
         hugepage_limits=_decode_hugepages(resources.hugepage_limits, f"{path}.hugepage_limits"),
         unified=_decode_unified(resources.unified, f"{path}.unified"),
     )
@@ -122,13 +125,18 @@ def decode_id_mappings(mappings: Iterable[api_pb2.IDMapping], path: str) -> tupl
 
 
 def decode_selinux(
-    message: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext,
+    message: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext, path: str
 ) -> SelinuxOptions | None:
     """Read the SELinux label of a security context."""
     if not message.HasField("selinux_options"):
         return None
-    label = message.selinux_options
-    return SelinuxOptions(label.user, label.role, label.type, label.level)
+    label, below = message.selinux_options, f"{path}.selinux_options"
+    return SelinuxOptions(
+        *(
+            check_line(getattr(label, part), MAX_LABEL_BYTES, f"{below}.{part}")
+            for part in ("user", "role", "type", "level")
+        )
+    )
 
 
 def decode_seccomp(
@@ -146,7 +154,10 @@ def decode_apparmor(
     context: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext, path: str
 ) -> SecurityProfile | None:
     """Read the AppArmor profile."""
-    return _decode_profile(context.apparmor, f"{path}.apparmor") if context.HasField("apparmor") else None
+    profile = _decode_profile(context.apparmor, f"{path}.apparmor") if context.HasField("apparmor") else None
+    if profile is not None:
+        check_line(profile.localhost_ref, MAX_LABEL_BYTES, f"{path}.apparmor.localhost_ref")
+    return profile
 
 
 def decode_old_profile(text: str, path: str) -> SecurityProfile | None:
@@ -158,8 +169,9 @@ def decode_old_profile(text: str, path: str) -> SecurityProfile | None:
     if text == "unconfined":
         return SecurityProfile(ProfileType.UNCONFINED)
     if text.startswith(_OLD_LOCALHOST) and len(text) > len(_OLD_LOCALHOST):
+        check_line(text, MAX_LABEL_BYTES, path)
         return SecurityProfile(ProfileType.LOCALHOST, text.removeprefix(_OLD_LOCALHOST))
-    raise InvalidArgument(f"{path} {text!r} is none of runtime/default, unconfined and localhost/NAME")
+    raise InvalidArgument(f"{path} {text!r:.100} is none of runtime/default, unconfined and localhost/NAME")
 
 
 def _decode_metadata(metadata: api_pb2.PodSandboxMetadata, path: str) -> PodMetadata:
@@ -205,7 +217,7 @@ def _decode_security(context: api_pb2.LinuxSandboxSecurityContext, path: str) ->
         raise InvalidArgument(f"{path}.namespace_options.pid is TARGET; that is for containers")
     return PodSecurity(
         namespaces=decode_namespaces(context.namespace_options, f"{path}.namespace_options"),
-        selinux=decode_selinux(context),
+        selinux=decode_selinux(context, path),
         run_as_user=decode_id(context, "run_as_user", path),
         run_as_group=decode_id(context, "run_as_group", path),
         readonly_rootfs=context.readonly_rootfs,
@@ -231,25 +243,26 @@ def decode_groups(groups: Iterable[int], path: str) -> tuple[int, ...]:
 
 
 def _decode_sysctls(sysctls: Mapping[str, str], path: str) -> dict[str, str]:
-    for name in sysctls:
-        if not _SYSCTL.fullmatch(name):
+    for name, value in sysctls.items():
+        if path_problem(name.replace(".", "/")) or not SYSCTL.fullmatch(name):
             raise InvalidArgument(f"{path}: {name[:100]!r} is not a sysctl's name")
+        check_length(value, MAX_SYSCTL_BYTES, f"{path}[{name!r}]")
     return dict(sysctls)
 
 
 def _decode_hugepages(limits: Iterable[api_pb2.HugepageLimit], path: str) -> dict[str, int]:
     taken: dict[str, int] = {}
     for index, limit in enumerate(limits):
-        if not _HUGEPAGE.fullmatch(limit.page_size):
+        if not HUGEPAGE.fullmatch(limit.page_size):
             raise InvalidArgument(f"{path}[{index}].page_size {limit.page_size[:100]!r} is not a size such as 2MB")
         taken[limit.page_size] = limit.limit
     return taken
 
 
 def _decode_unified(unified: Mapping[str, str], path: str) -> dict[str, str]:
-    for name in unified:
-        if not name or "/" in name:
-            raise InvalidArgument(f"{path}: {name[:100]!r} is not a file of a cgroup")
+    for name, value in unified.items():
+        if problem := unified_problem(name, value):
+            raise InvalidArgument(f"{path} {problem}")
     return dict(unified)
 
 

@@ -9,7 +9,9 @@ import contextlib
 import os
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+from google.protobuf.message import Message
 
 from crinoid.core.api.adjustments import check_adjustment
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument, Refused
@@ -31,6 +33,9 @@ from crinoid.plugins.extensions.nri.roster import Roster
 from crinoid.plugins.extensions.nri.ttrpc import INVALID_ARGUMENT, RemoteError
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 
+A = TypeVar("A", bound=Message)
+_HEAD_START_S = 0.1
+"""How long a plugin may take until the next one is told of the same event, too, where the answers are independent."""
 _UNCHANGED = (None, LinuxResources())
 
 
@@ -140,8 +145,8 @@ class NriExtension:
         await self._update(creation.changes.of_others)
         if not creation.adjust.ByteSize():
             return None
-        author = creation.owners.owner(container.container_id, nri_pb2.Field.CgroupsPath)
-        return replace(decode_adjustment(creation.adjust, container), author=f"NRI plugin {author}" if author else "")
+        author = creation.owners.owner(container.container_id, nri_pb2.Field.CgroupsPath) or ", ".join(creation.authors)
+        return replace(decode_adjustment(creation.adjust, container), author=f"NRI plugin {author}")
 
     @hookimpl
     async def container_created(self, container: ContainerView) -> None:
@@ -207,17 +212,17 @@ class NriExtension:
             await self._tell_pod(nri_pb2.STOP_POD_SANDBOX, request, pod)
 
     async def _stop_container(self, container: ContainerView) -> None:
-        """Tell every plugin of an end; what one raises is held back until all have been told."""
+        """Tell every plugin of an end; what one raises holds up nothing."""
         if container.container_id not in self._live:
             return
         self._live.discard(container.container_id)
         request = nri_pb2.StopContainerRequest(pod=encode_pod(container.pod), container=encode_container(container))
+        question = Request(nri_pb2.STOP_CONTAINER, request, _name(container))
         changes = Changes(Owners())
-        for plugin in self._concerned(nri_pb2.STOP_CONTAINER, container):
-            question = Request(nri_pb2.STOP_CONTAINER, request, _name(container))
+        plugins = self._concerned(nri_pb2.STOP_CONTAINER, container)
+        for plugin, answer in await self._ask_all(question, plugins, nri_pb2.StopContainerResponse):
             try:
-                answer = await plugin.ask(question, nri_pb2.StopContainerResponse)
-                changes.add(answer.update if answer is not None else (), plugin.label)
+                changes.add(answer.update, plugin.label)
             except Refused as error:
                 self._log.warning("%s; the container has ended all the same", error.message)
         await self._update(changes.of_others)
@@ -236,15 +241,38 @@ class NriExtension:
             await self._tell_all(Request(event, message, _name(container)), plugins)
 
     async def _tell_all(self, question: Request, plugins: Iterable[Plugin]) -> None:
-        expected = getattr(nri_pb2, f"{question.method}Response")
+        await self._ask_all(question, plugins, getattr(nri_pb2, f"{question.method}Response"))
+
+    async def _ask_all(self, question: Request, plugins: Iterable[Plugin], expected: type[A]) -> list[tuple[Plugin, A]]:
+        """Ask plugins whose answers don't depend on each other; return those that came, in the plugins' order.
+
+        Each begins when the one before it has answered, as NRI has it, or has been silent for a while: so any number of
+        silent plugins costs one deadline. Raises Refused of the first that refuses, unless something ends; those after
+        it are not asked.
+        """
+        asked: list[tuple[Plugin, asyncio.Task[A | None]]] = []
         ends = question.event in _ENDS
-        for plugin in plugins:
+        try:
+            for plugin in plugins:
+                asked.append((plugin, asyncio.create_task(plugin.ask(question, expected))))
+                await asyncio.wait({asked[-1][1]}, timeout=_HEAD_START_S)
+                if not ends and any(task.done() and task.exception() is not None for _plugin, task in asked):
+                    break
+            await asyncio.wait({task for _plugin, task in asked}) if asked else None
+        finally:
+            for _plugin, task in asked:
+                task.cancel()
+        answers = []
+        for plugin, task in asked:
             try:
-                await plugin.ask(question, expected)
+                answer = task.result()
             except Refused as error:
                 if not ends:
                     raise
                 self._log.warning("%s; it goes on all the same", error.message)
+            else:
+                answers += [] if answer is None else [(plugin, answer)]
+        return answers
 
     def _concerned(self, event: int, container: ContainerView) -> list[Plugin]:
         return self._roster.concerned(event, container.container_id, container.pod)

@@ -1,6 +1,7 @@
 """Plugins that lie in a folder and are started with the daemon, each with its end of a socket as descriptor 3."""
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from crinoid.core.api.linux.files import read_regular
 _MAX_CONFIG_BYTES = 4 << 20
 _FILE = re.compile(r"([0-9]{2})-([A-Za-z0-9_.+-]+)")
 _SOCKET_FD = 3
+_REAP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,10 @@ class LaunchedPlugin:
         self._child = child
 
     async def end(self) -> None:
-        """Kill it, with its process group, and reap it. Idempotent."""
+        """Kill it, with its process group, and reap it; one that hangs in the kernel is reaped later. Idempotent."""
         self._child.kill()
-        await self._child.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._child.wait(), _REAP_S)
         self._child.close()
 
 

@@ -67,6 +67,8 @@ class Creation:
         self.evictions: list[nri_pb2.ContainerEviction] = []
         self.pristine = nri_pb2.Container()
         self.pristine.CopyFrom(request.container)
+        self.authors: list[str] = []
+        """The plugins that have changed something, in their order."""
         self._id = request.container.id
         self._plugin = ""
 
@@ -76,6 +78,7 @@ class Creation:
         if any(update.container_id == self._id for update in answer.update):
             raise Refused(f"NRI plugin {plugin} updates container {self._id} while it is being made")
         if answer.HasField("adjust"):
+            self.authors.append(plugin)
             self._apply_process(answer.adjust)
             self._apply_linux(answer.adjust.linux)
             self._apply_singles(answer.adjust.linux)
