@@ -143,8 +143,8 @@ def _mapping(device: DeviceMapping) -> Iterator[str]:
 def _mount(mount: OciMount) -> Iterator[str]:
     """The source may be anything, such as ``tmpfs``; the options go to the kernel in one page."""
     yield from _paths([mount.destination])
-    if "\0" in mount.source + mount.type or (problem := bounds.path_problem(mount.source)):
-        yield f"the source of {mount.destination} {problem or 'has a NUL in it'}"
+    if problem := "has a NUL in it" if "\0" in mount.source else bounds.path_problem(mount.source):
+        yield f"the source of {mount.destination} {problem}"
     if mount.type:
         yield from _word(mount.type)
     options = ",".join(mount.options)

@@ -26,7 +26,7 @@ from crinoid.plugins.extensions.nri.encode import encode_container, encode_pod
 from crinoid.plugins.extensions.nri.mux import Trunk
 from crinoid.plugins.extensions.nri.options import NriOptions
 from crinoid.plugins.extensions.nri.owners import Owners
-from crinoid.plugins.extensions.nri.plugin import Plugin, PluginFailed, Request
+from crinoid.plugins.extensions.nri.plugin import MAX_UPDATES, Plugin, PluginFailed, Request
 from crinoid.plugins.extensions.nri.resources import decode_resources, encode_resources
 from crinoid.plugins.extensions.nri.results import Changes, Creation
 from crinoid.plugins.extensions.nri.roster import Roster
@@ -34,6 +34,8 @@ from crinoid.plugins.extensions.nri.ttrpc import INVALID_ARGUMENT, RemoteError
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 
 A = TypeVar("A", bound=Message)
+_MAX_ENTRIES = 16384  # of one field of an adjustment: more would take long only to be read
+_MAX_CONNECTIONS = 128  # the socket is root's: more is a plugin that connects in a loop
 _HEAD_START_S = 0.1
 """How long a plugin may take until the next one is told of the same event, too, where the answers are independent."""
 _UNCHANGED = (None, LinuxResources())
@@ -56,6 +58,8 @@ class NriExtension:
         self._live: set[str] = set()
         """Pods and containers whose end plugins have not been told."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._evicting: set[str] = set()
+        self._connections = 0
         self._children: list[launch.LaunchedPlugin] = []
         self._listener: asyncio.Server | None = None
 
@@ -328,7 +332,9 @@ class NriExtension:
     def _evict(self, evictions: Iterable[nri_pb2.ContainerEviction]) -> None:
         """Stop containers in the background: a stop waits for hooks, and hooks must not wait for it."""
         for eviction in evictions:
-            self._start(self._stop_evicted(eviction))
+            if eviction.container_id not in self._evicting and len(self._evicting) < MAX_UPDATES:
+                self._evicting.add(eviction.container_id)
+                self._start(self._stop_evicted(eviction))
 
     async def _stop_evicted(self, eviction: nri_pb2.ContainerEviction) -> None:
         assert self._kernel is not None, "no plugin is asked before connect"
@@ -337,6 +343,8 @@ class NriExtension:
             await self._kernel.stop_container(eviction.container_id, reason)
         except CrinoidError as error:
             self._log.error("container %s could not be evicted: %s", eviction.container_id, error.message)
+        finally:
+            self._evicting.discard(eviction.container_id)
 
     async def _serve_update(
         self, plugin: Plugin, request: nri_pb2.UpdateContainersRequest
@@ -385,6 +393,10 @@ class NriExtension:
         self._log.info("NRI plugins may connect to %s", path)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._connections >= _MAX_CONNECTIONS:
+            self._log.error("an NRI plugin is turned away: %d are connected", self._connections)
+            writer.close()
+            return
         self._start(self._attend(reader, writer))
 
     async def _attend(
@@ -396,6 +408,7 @@ class NriExtension:
     ) -> None:
         """A plugin's whole stay, from its connection to its end."""
         plugin = Plugin(Trunk(reader, writer), self._config, self._serve_update, self._log)
+        self._connections += 1
         serving = asyncio.create_task(plugin.serve())
         try:
             name, index, config = (installed.name, installed.index, installed.config) if installed else ("", "", "")
@@ -404,6 +417,7 @@ class NriExtension:
         except (PluginFailed, RemoteError) as error:
             self._log.error("NRI plugin %s is not used: %s", plugin.label.strip("-") or "without a name", error)
         finally:
+            self._connections -= 1
             plugin.close()
             if ready is not None:
                 ready.set()
@@ -440,6 +454,9 @@ _ENDS = frozenset(
 def _check(answer: nri_pb2.CreateContainerResponse, plugin: str, container: ContainerView) -> None:
     """Refuse what makes no sense while it is known who wants it. ``ValueError``: a word that NRI does not have."""
     try:
+        for descriptor, value in (*answer.adjust.ListFields(), *answer.adjust.linux.ListFields()):
+            if descriptor.message_type is not None and hasattr(value, "__len__") and len(value) > _MAX_ENTRIES:
+                raise InvalidArgument(f"{descriptor.name}: there are {len(value)}, more than {_MAX_ENTRIES}")
         check_adjustment(decode_adjustment(answer.adjust, container))
     except (InvalidArgument, ValueError) as error:
         raise Refused(f"NRI plugin {plugin} wants of {_name(container)} what makes no sense: {error}") from error

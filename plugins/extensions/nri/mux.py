@@ -5,6 +5,7 @@ A piece is preceded by eight bytes, big-endian: the number of the connection and
 """
 
 import asyncio
+import itertools
 import struct
 
 PLUGIN_SERVICE, RUNTIME_SERVICE = 1, 2
@@ -18,6 +19,9 @@ _MAX_PIECE_BYTES = MAX_MESSAGE_BYTES + _TTRPC_HEADER_BYTES
 _FIRST_PIECE_BYTES = 4096
 """Peers read the first piece of a message into a buffer of this size, and the rest where it belongs."""
 _MAX_UNREAD_BYTES = 4 * _MAX_PIECE_BYTES
+_MAX_STRAYS = 1000  # pieces that are empty or of no connection
+TURN = 32
+"""How many pieces or messages are taken from one plugin until others have their turn: buffered ones come without."""
 
 
 class ConnectionLost(Exception):
@@ -40,13 +44,18 @@ class Trunk:
 
     async def run(self) -> None:
         """Hand out what comes until the socket is closed by either side."""
+        strays = 0
         try:
-            while True:
+            for count in itertools.count(1):
+                if count % TURN == 0:
+                    await asyncio.sleep(0)
                 number, length = _HEADER.unpack(await self._reader.readexactly(_HEADER.size))
                 if length > _MAX_PIECE_BYTES:
                     return
                 piece = await self._reader.readexactly(length)
-                if (channel := self._channels.get(number)) is not None and not channel.take_in(piece):
+                channel = self._channels.get(number)
+                strays += channel is None or not piece
+                if strays > _MAX_STRAYS or (channel is not None and not channel.take_in(piece)):
                     return
         except (asyncio.IncompleteReadError, OSError):
             return

@@ -16,7 +16,14 @@ from crinoid.core.api.errors import Refused
 from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.extensions.nri.mux import PLUGIN_SERVICE, RUNTIME_SERVICE, ConnectionLost, Trunk
 from crinoid.plugins.extensions.nri.options import NriOptions, PluginOptions
-from crinoid.plugins.extensions.nri.ttrpc import INVALID_ARGUMENT, UNIMPLEMENTED, Client, RemoteError, Server
+from crinoid.plugins.extensions.nri.ttrpc import (
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    UNIMPLEMENTED,
+    Client,
+    RemoteError,
+    Server,
+)
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 
 PACKAGE = "nri.pkg.api.v1alpha1"
@@ -25,6 +32,8 @@ NRI_VERSION = "v0.12.0"
 ALL_EVENTS = (1 << (nri_pb2.LAST - 1)) - 1
 SYNC_BYTES = 2 << 20
 """How much of pods and containers is told in one message; ttrpc takes twice as much."""
+MAX_UPDATES = 4096
+"""How many containers a plugin may change or evict in one message; a node has some hundreds."""
 TURN_S = 30.0
 """How long a request waits for those before it."""
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -71,6 +80,7 @@ class Plugin:
         self._log = log
         self._events = 0
         self._registered = asyncio.Event()
+        self._updating = asyncio.Lock()
         self._client = Client(trunk.open(PLUGIN_SERVICE))
         self._server = Server(trunk.open(RUNTIME_SERVICE), self._serve_call)
 
@@ -212,12 +222,17 @@ class Plugin:
         if (service, method) == (f"{PACKAGE}.Runtime", "UpdateContainers"):
             if not self._events:
                 raise RemoteError(INVALID_ARGUMENT, "register first")
-            answer = await self._update(self, nri_pb2.UpdateContainersRequest.FromString(payload))
-            return answer.SerializeToString()
+            async with self._updating:
+                request = nri_pb2.UpdateContainersRequest.FromString(payload)
+                if len(request.update) + len(request.evict) > MAX_UPDATES:
+                    raise RemoteError(RESOURCE_EXHAUSTED, f"at most {MAX_UPDATES} containers can be changed at once")
+                return (await self._update(self, request)).SerializeToString()
         raise RemoteError(UNIMPLEMENTED, f"{service}/{method} is not served")
 
     def _register(self, request: nri_pb2.RegisterPluginRequest) -> nri_pb2.Empty:
         """Take the name of a plugin that connected; one that was started here has its file's."""
+        if self._registered.is_set():
+            raise RemoteError(INVALID_ARGUMENT, "register once")
         if not self.name:
             if not _NAME.fullmatch(request.plugin_name):
                 raise RemoteError(INVALID_ARGUMENT, f"plugin_name {request.plugin_name!r} is not of letters and digits")

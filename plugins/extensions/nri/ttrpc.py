@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
 
-from crinoid.plugins.extensions.nri.mux import MAX_MESSAGE_BYTES, Channel, ConnectionLost
+from crinoid.plugins.extensions.nri.mux import MAX_MESSAGE_BYTES, TURN, Channel, ConnectionLost
 from crinoid.plugins.extensions.nri.wire import ttrpc_pb2
 
 LOG = logging.getLogger(__name__)
@@ -40,13 +40,18 @@ class Client:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._streams = itertools.count(1, 2)
+        self._last = 0
         self._waiting: dict[int, asyncio.Future[ttrpc_pb2.Response]] = {}
 
     async def run(self) -> None:
         """Read answers until the connection ends; then every call under way fails."""
         try:
-            while True:
+            for count in itertools.count(1):
+                if count % TURN == 0:
+                    await asyncio.sleep(0)
                 stream, kind, data = await _read_frame(self._channel)
+                if stream % 2 == 0 or stream > self._last:
+                    raise ConnectionLost(f"the plugin answers call {stream}, which there was not")
                 waiting = self._waiting.get(stream)
                 if kind == _RESPONSE and waiting is not None and not waiting.done():
                     waiting.set_result(ttrpc_pb2.Response.FromString(data))
@@ -67,7 +72,7 @@ class Client:
         ).SerializeToString()
         if len(request) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a request of {len(request)} bytes is more than ttrpc takes")
-        stream = next(self._streams)
+        stream = self._last = next(self._streams)
         answer = self._waiting[stream] = asyncio.get_running_loop().create_future()
         try:
             await self._channel.write(_HEADER.pack(len(request), stream, _REQUEST, 0) + request)
@@ -90,7 +95,9 @@ class Server:
     async def run(self) -> None:
         """Serve until the connection ends; calls under way are given up then."""
         try:
-            while True:
+            for count in itertools.count(1):
+                if count % TURN == 0:
+                    await asyncio.sleep(0)
                 stream, kind, data = await _read_frame(self._channel)
                 if kind == _REQUEST and len(self._calls) >= _MAX_CALLS:
                     await self._answer(stream, _error(RESOURCE_EXHAUSTED, f"{_MAX_CALLS} calls are under way"))

@@ -10,6 +10,7 @@ from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.hooks.extension import ContainerAdjustment
 from crinoid.core.api.values.adjustment import OciDevice, OciDeviceRule, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import DeviceMapping, VolumeMount
+from crinoid.core.api.values.pod import LinuxResources
 
 
 def test_what_makes_sense() -> None:
@@ -68,6 +69,28 @@ def test_what_makes_sense() -> None:
         ("cgroup", "/a/../../b", "without '..'"),
         ("cgroup", "relative", "absolute path"),
         ("spec_patch", {"x": {1, 2}}, "no JSON"),
+        ("spec_patch", {"linux": {"cgroupsPath": "/x"}}, "linux.cgroupsPath is what the field cgroup is for"),
+        ("spec_patch", {"linux": None}, "linux is no object"),
+        ("spec_patch", {"process": {"args": "x"}}, "args is no list"),
+        ("spec_patch", {"mounts": None}, "mounts is no list"),
+        ("spec_patch", {"x": "x" * (5 << 20)}, "more than 4194304"),
+        ("cgroup", "/", "below the root"),
+        ("cgroup", "/a/" + "b" * 256, "below the root"),
+        ("cgroup", "//", "below the root"),
+        ("envs", (("A", "x" * (1 << 17)),), "one of 131074 bytes"),
+        ("envs", (("A", 7),), "wrong type"),
+        ("args", ("x\0",), "has a NUL"),
+        ("args", ("x" * 1000,) * 3000, "more than the 2097152"),
+        ("annotations", (("a", "x" * (5 << 20)),), "more than 4194304"),
+        ("mounts", (VolumeMount(container_path="/x", host_path="x"),), "'x' is no absolute path"),
+        ("mounts", (VolumeMount(container_path="/x", host_path="/x"),) * 5000, "there are 5000, more than 4096"),
+        ("oci_mounts", (OciMount("/x", source="x\0"),), "has a NUL"),
+        ("oci_mounts", (OciMount("/x", options=("x" * 5000,)),), "the options of /x"),
+        ("oci_devices", (OciDevice(path="/dev/x", type="c", uid=-1),), "the owner -1:None"),
+        ("resources", LinuxResources(cpuset_cpus="0," * 50_000), "cpuset_cpus is 100000 characters"),
+        ("resources", LinuxResources(cpu_quota=-2), "cpu_quota is -2"),
+        ("resources", LinuxResources(unified={"../x": "1"}), "unified has '../x'"),
+        ("cdi_devices", ("",), "'' is no word"),
     ],
 )
 def test_what_makes_none_is_named_by_its_field(field: str, value: Any, words: str) -> None:

@@ -201,6 +201,22 @@ class TestPodConfig:
                 r"hugepage_limits\[0\]\.page_size",
             ),
             ({"linux": {"resources": {"unified": {"../memory.max": "1"}}}}, r"unified"),
+            (
+                {"linux": {"resources": {"unified": {"memory.high": "1" * 5000}}}},
+                r"unified of memory.high is 5000 bytes",
+            ),
+            ({"linux": {"resources": {"unified": {"m" * 300: "1"}}}}, r"linux\.resources\.unified has 'mmm"),
+            ({"linux": {"resources": {"cpuset_cpus": "0," * 50_000}}}, r"resources\.cpuset_cpus is 100000 characters"),
+            ({"linux": {"resources": {"cpuset_mems": "0;rm"}}}, r"resources\.cpuset_mems is '0;rm', not a list"),
+            ({"linux": {"cgroup_parent": "/" + "c" * 300}}, r"linux\.cgroup_parent has a part of more than 255 bytes"),
+            ({"linux": {"cgroup_parent": "/c" * 3000}}, r"linux\.cgroup_parent is longer than 4095 bytes"),
+            ({"linux": {"sysctls": {"a." * 3000 + "b": "1"}}}, r"sysctls: 'a\.a\."),
+            ({"linux": {"sysctls": {"kernel.x": "1" * 70_000}}}, r"sysctls\['kernel\.x'\] is 70000 bytes"),
+            ({"hostname": "h" * 65}, r"config\.hostname"),
+            ({"log_directory": "/" + "l" * 300}, r"log_directory has a part of more than 255 bytes"),
+            ({"annotations": {"a": "x" * (5 << 20)}}, r"config\.annotations have 5242881 characters"),
+            ({"labels": {"a": "x" * (5 << 20)}}, r"config\.labels have 5242881 characters"),
+            ({"dns_config": {"searches": ["s" * 2000]}}, r"searches\[0\] is 2000 bytes long"),
         ],
     )
     def test_refused(self, parts: dict[str, Any], words: str) -> None:
@@ -226,6 +242,16 @@ class TestPodConfig:
             ({"seccomp": {"profile_type": "Localhost"}}, r"seccomp\.localhost_ref is missing"),
             ({"seccomp": {"profile_type": "Localhost", "localhost_ref": "p.json"}}, "not an absolute path"),
             ({"seccomp_profile_path": "sometimes"}, "seccomp_profile_path 'sometimes'"),
+            (
+                {"seccomp": {"profile_type": "Localhost", "localhost_ref": "/" + "p" * 300}},
+                r"seccomp\.localhost_ref has a part of more than 255 bytes",
+            ),
+            (
+                {"apparmor": {"profile_type": "Localhost", "localhost_ref": "p" * 5000}},
+                r"apparmor\.localhost_ref is 5000 bytes long",
+            ),
+            ({"selinux_options": {"level": "s" * 5000}}, r"selinux_options\.level is 5000 bytes long"),
+            ({"selinux_options": {"type": "a\nb"}}, r"selinux_options\.type 'a\\nb' has a control character"),
         ],
     )
     def test_refused_security(self, parts: dict[str, Any], words: str) -> None:

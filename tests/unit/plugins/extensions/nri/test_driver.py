@@ -1,6 +1,7 @@
 """The extension over a real socket: plugins that join, want, refuse, dawdle, vanish and talk nonsense."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -25,6 +26,7 @@ from crinoid.plugins.extensions.nri.options import NriOptions
 from crinoid.plugins.extensions.nri.plugin import split_sync
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 from support.nri_plugin import NriPlugin, PluginError, subscribe
+from support.patience import patient
 
 SPEC: dict[str, Any] = {
     "process": {
@@ -433,6 +435,33 @@ async def test_a_plugin_that_is_late_is_ignored_and_disconnected(make: Any, capl
     await eventually(slow.closed.is_set)
 
 
+async def test_silent_plugins_cost_one_deadline_together(make: Any) -> None:
+    """And once: they are disconnected. Those that answer are told one after the other, in their order."""
+    nri = await make(plugins={f"silent{number}": {"deadline_s": 2} for number in range(6)})
+    told, release = list[str](), threading.Event()
+    for number in range(6):
+        await nri.join(f"silent{number}", f"1{number}", RunPodSandbox=lambda _: release.wait(20))
+    for index in ("05", "50", "40"):
+        await nri.join("quick", index, RunPodSandbox=lambda _, index=index: told.append(index))
+    began = asyncio.get_running_loop().time()
+    await nri.driver.pod_starting(a_pod())
+    assert asyncio.get_running_loop().time() - began < 8, "one after the other they would take 12 s"
+    assert told == ["05", "40", "50"]
+    began = asyncio.get_running_loop().time()
+    await nri.driver.pod_stopping(a_pod())
+    assert asyncio.get_running_loop().time() - began < 1.5
+    release.set()
+
+
+async def test_who_comes_after_a_refusal_is_not_asked(make: Any) -> None:
+    nri = await make()
+    await nri.join("no", "10", RunPodSandbox=refuse)
+    later = await nri.join("later", "20")
+    with pytest.raises(Refused):
+        await nri.driver.pod_starting(a_pod())
+    assert "RunPodSandbox" not in later.methods()
+
+
 async def test_a_plugin_that_is_late_fails_the_act_where_the_site_says_so(make: Any) -> None:
     nri = await make(plugins={"slow": {"deadline_s": 0.1, "on_failure": "fail"}})
     await nri.join("slow", RunPodSandbox=lambda _: threading.Event().wait(2))
@@ -510,6 +539,97 @@ async def test_a_plugin_may_not_flood_the_runtime(make: Any, monkeypatch: pytest
     nri = await make()
     with pytest.raises(PluginError, match="0 calls are under way"):
         await nri.join("floods")
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        struct.pack(">II", 7, 0),
+        struct.pack(">II", 7, 1) + b"x",
+        struct.pack(">II", 1, 0),
+        struct.pack(">II", 1, 10) + struct.pack(">IIBB", 0, 1, 2, 0),
+        struct.pack(">II", 1, 10) + struct.pack(">IIBB", 0, 3, 9, 0),
+        struct.pack(">II", 2, 10) + struct.pack(">IIBB", 0, 1, 9, 0),
+        struct.pack(">II", 2, 10) + struct.pack(">IIBB", 0, 1, 1, 0),
+        struct.pack(">II", 2, 1) + b"x",
+    ],
+    ids=[
+        "no connection",
+        "no connection, data",
+        "empty pieces",
+        "answers",
+        "odd answers",
+        "odd calls",
+        "calls",
+        "bytes",
+    ],
+)
+async def test_a_flood_holds_up_nobody(make: Any, flood: bytes) -> None:
+    """Whatever a plugin sends without a pause: the loop goes round meanwhile, and other plugins are asked."""
+    nri = await make()
+    ended, worst = threading.Event(), 0.0
+
+    def send() -> None:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(nri.config.socket))
+        connection.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                connection.sendall(flood * 5000)
+        connection.close()
+
+    sending = asyncio.create_task(call(send))
+    other = await nri.join("other", CreateContainer=adjusting(args=["x"]))
+    for number in range(20):
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(0)
+        worst = max(worst, asyncio.get_running_loop().time() - began)
+        assert (await nri.driver.adjust_container(a_container(f"c{number}"))).args == ("x",)
+    ended.set()
+    await sending
+    assert worst < patient(0.1)
+    assert not other.closed.is_set()
+
+
+async def test_a_container_is_evicted_once_however_often_it_is_asked_for(make: Any) -> None:
+    nri = await make()
+    plugin = await nri.join("evicts")
+    nri.have(a_container())
+    many = tuple({"container_id": "c1", "reason": "r"} for _ in range(4000))
+    await call(lambda: plugin.update_containers(evict=many))
+    await eventually(lambda: nri.kernel.stopped)
+    assert len(nri.kernel.stopped) == 1
+    with pytest.raises(PluginError, match="at most 4096 containers"):
+        await call(lambda: plugin.update_containers(evict=many * 2))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (
+            {"mounts": [{"destination": f"/m/{number}", "type": "tmpfs"} for number in range(5000)]},
+            "oci_mounts: .* 5000",
+        ),
+        ({"env": [{"key": f"A{number}"} for number in range(20_000)]}, "env: there are 20000"),
+        ({"mounts": [{"destination": "/" + "m" * 5000, "type": "tmpfs"}]}, "longer than 4095 bytes"),
+        ({"env": [{"key": "A", "value": "x" * (1 << 17)}]}, "envs: they have one of 131074 bytes"),
+        ({"args": ["x"] * 300_000}, "args: they have 3000000 bytes"),
+        ({"linux": {"resources": {"cpu": {"cpus": "0," * 50_000}}}}, "resources: cpuset_cpus is 100000 characters"),
+        ({"linux": {"resources": {"unified": {"memory.high": "x" * 5000}}}}, "unified of memory.high is 5000 bytes"),
+        ({"linux": {"sysctl": {"../x": "1"}}}, "linux.sysctl has"),
+        ({"linux": {"namespaces": [{"type": "nothing"}]}}, "linux.namespaces has"),
+        ({"linux": {"seccomp_policy": {"default_action": "ALLOW"}}}, "linux.seccomp has the action 'ALLOW'"),
+        ({"hooks": {"prestart": [{"path": "/" + "x" * 300}]}}, "a part of more than 255 bytes"),
+        ({"linux": {"cgroups_path": "/"}}, "cgroup: '/' is neither"),
+    ],
+)
+async def test_an_adjustment_is_bounded_as_a_request_is(make: Any, wanted: Any, words: str) -> None:
+    nri = await make()
+    await nri.join("much", CreateContainer=adjusting(**wanted))
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(Refused, match=f"NRI plugin 00-much wants of container c1 .*{words}"):
+        await nri.driver.adjust_container(a_container())
+    assert asyncio.get_running_loop().time() - began < patient(5)
 
 
 async def test_a_required_plugin_must_be_there(make: Any) -> None:
