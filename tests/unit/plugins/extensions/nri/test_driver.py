@@ -587,7 +587,7 @@ async def test_a_flood_holds_up_nobody(make: Any, flood: bytes) -> None:
         assert (await nri.driver.adjust_container(a_container(f"c{number}"))).args == ("x",)
     ended.set()
     await sending
-    assert worst < patient(0.1)
+    assert worst < patient(1)
     assert not other.closed.is_set()
 
 
