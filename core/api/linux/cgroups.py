@@ -101,6 +101,9 @@ class Hierarchies:
             self._make_in(root, path)
             if self.version == 2:
                 _delegate(root, path)
+        for root in set(self.all) - set(self.made):  # runc would make it there, without a mark that it is ours
+            with contextlib.suppress(OSError):
+                self._make_in(root, path)
 
     def make_new(self, path: str, owner: str) -> None:
         """See the function of the same name. mkdir itself tells whether it was there: no check can be too early."""
