@@ -28,7 +28,9 @@ MAX_WORD_BYTES = 1023
 MAX_ANNOTATIONS_BYTES = 4 << 20
 """All annotations, or all labels, of an object: what an NRI message can hold, and 16 times what Kubernetes takes."""
 MAX_MOUNTS = 4096
+"""Of a container's own; the kernel ends at 100,000, and making and ending them takes time with their square."""
 MAX_DEVICES = 4096
+"""Of a container; each is a node, and a rule of its cgroup."""
 MAX_HOOKS = 256
 MAX_RULES = 4096
 

@@ -229,5 +229,5 @@ async def test_a_full_disk(small_disk: Path, tmp_path: Path, snapshotter: str) -
 
 
 async def test_an_unknown_image_names_the_source(node: Node) -> None:
-    with pytest.raises(NotFound, match=r'^no layout in .*\(image docker.io/library/nope:latest\)'):
+    with pytest.raises(NotFound, match=r"^there is no directory .*layouts .*\(image docker.io/library/nope:latest\)"):
         await node.pull("overlay", "nope")

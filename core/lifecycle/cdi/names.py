@@ -2,10 +2,10 @@
 
 import re
 
+from crinoid.core.api import bounds
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.container import ContainerConfig
 
-MAX_DEVICES = 4096
 ANNOTATION_PREFIX = "cdi.k8s.io/"
 KIND = re.compile(r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 DEVICE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
@@ -23,8 +23,8 @@ def requested_devices(config: ContainerConfig) -> tuple[str, ...]:
     for key in sorted(config.annotations):
         if key.startswith(ANNOTATION_PREFIX):
             found += [(name, f"annotation {key}") for name in config.annotations[key].split(",")]
-    if len(found) > MAX_DEVICES:
-        raise InvalidArgument(f"CDI_devices: {len(found)} are too many: a container can have {MAX_DEVICES}")
+    if len(found) > bounds.MAX_DEVICES:
+        raise InvalidArgument(f"CDI_devices: {len(found)} are too many: a container can have {bounds.MAX_DEVICES}")
     for name, place in found:
         if not is_qualified(name):
             raise InvalidArgument(

@@ -5,6 +5,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api import bounds
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import lsm
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
@@ -165,8 +166,8 @@ def _linux(given: SpecInput) -> JsonObject:
         **given.mappings,
     }
     if not security.privileged:
-        mounts.check_count(security.masked_paths, mounts.MAX_MOUNTS, "masked_paths")
-        mounts.check_count(security.readonly_paths, mounts.MAX_MOUNTS, "readonly_paths")
+        mounts.check_count(security.masked_paths, bounds.MAX_MOUNTS, "masked_paths")
+        mounts.check_count(security.readonly_paths, bounds.MAX_MOUNTS, "readonly_paths")
         linux |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
     if (propagation := mounts.rootfs_propagation(given.config.mounts)) is not None:
         linux["rootfsPropagation"] = propagation

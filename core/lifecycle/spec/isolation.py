@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.container import DeviceMapping
@@ -22,8 +23,6 @@ JsonObject = dict[str, Any]
 _ALL_DEVICES = {"allow": True, "access": "rwm"}
 _NO_DEVICES = {"allow": False, "access": "rwm"}
 _MAX_SHARES = 262144
-MAX_DEVICES = 4096
-"""Of a container; each is a node, and a rule of its cgroup."""
 MAX_ENTRIES = 1 << 16
 """Of all kinds in a folder of devices: a large host's ``/dev`` has some thousands."""
 _OTHER_FOLDERS = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
@@ -54,7 +53,7 @@ def build_namespaces(
 def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[list[JsonObject], list[JsonObject]]:
     """Return the device nodes to make and the cgroup rules that allow them; a folder stands for all devices in it."""
     mappings = list(wanted)
-    check_count(mappings, MAX_DEVICES, "devices")
+    check_count(mappings, bounds.MAX_DEVICES, "devices")
     if privileged:
         mappings += [DeviceMapping(str(path), str(path)) for path in find_devices(Path("/dev"), _OWN_DEVICES)]
     nodes: dict[str, JsonObject] = {}
@@ -63,7 +62,7 @@ def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[li
         for node, access in _expanded(mapping):
             nodes.setdefault(node["path"], node)
             rules.append(_rule(node, access))
-        check_count(nodes, MAX_DEVICES, "devices")
+        check_count(nodes, bounds.MAX_DEVICES, "devices")
     return list(nodes.values()), [_ALL_DEVICES] if privileged else [_NO_DEVICES, *rules]
 
 

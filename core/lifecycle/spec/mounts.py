@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import mount
@@ -20,8 +21,6 @@ _OPTIONS = frozenset({"noexec", "nosuid", "nodev", "exec", "suid", "dev"}) | fro
 )
 """What ``mount_options`` may say: the rest has fields of its own, or means nothing on a bind mount."""
 _LOCKED = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
-MAX_MOUNTS = 4096
-"""Of a container's own; the kernel ends at 100,000, and making and ending them takes time with their square."""
 _SCRATCH = ("/run", "/tmp", "/var/tmp")  # noqa: S108  # in the container
 
 
@@ -51,7 +50,7 @@ class MountTraits:
 def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountTraits) -> list[JsonObject]:
     """Return all mounts in the order in which the runtime makes them. Raises InvalidArgument for too many."""
     wanted = list(volumes)
-    check_count(wanted, MAX_MOUNTS, "mounts")
+    check_count(wanted, bounds.MAX_MOUNTS, "mounts")
     chosen = [_volume(volume, traits) for volume in wanted]
     taken = {entry["destination"] for entry in chosen}
     own = [*_system(traits), *_pod_files(files, traits)]

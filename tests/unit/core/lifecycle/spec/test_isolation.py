@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from crinoid.core.api.bounds import MAX_DEVICES
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
 from crinoid.core.api.values.container import DeviceMapping
 from crinoid.core.lifecycle.spec import isolation
-from crinoid.core.lifecycle.spec.isolation import MAX_DEVICES, build_devices, find_devices
+from crinoid.core.lifecycle.spec.isolation import build_devices, find_devices
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices needs root")
 
