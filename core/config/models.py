@@ -120,6 +120,9 @@ class ImagesConfig(Section):
     """Layers that are unpacked at the same time, of all pulls together, once they are fetched."""
     max_early_unpacks: Annotated[int, Field(ge=0, le=64)] = 4
     """Layers that are unpacked while they are still being fetched, besides those; 0 fetches each one first."""
+    keep_free_percent: Annotated[float, Field(ge=0, le=50)] = 2.0
+    """Share of a file system's space and inodes that unpacking layers and checkpoints leaves free, in percent: a few
+    kilobytes of gzip can become gigabytes. 0 lets them fill it."""
     platform: Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$")] = ""
     """os/architecture[/variant] to choose from an index; empty is the host's own."""
     pinned: tuple[str, ...] = ()
@@ -191,6 +194,13 @@ class PodsConfig(Section):
     """How long after SIGKILL a container may take to end before the stop reports it as stuck, in seconds."""
     checkpoint_timeout_s: Seconds = 300.0
     """How long a checkpoint or a restore may take where the request does not say, in seconds."""
+    checkpoint_max_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 30
+    """Largest checkpoint archive that is restored, and largest root file system difference in one, uncompressed, in
+    bytes."""
+    checkpoint_images: tuple[str, ...] = ()
+    """Images that may be restored as checkpoints: patterns such as registry.example/forensics/*, of which one must fit
+    a tag or digest of the image. A restored process has the user, capabilities and mounts that its checkpoint says,
+    so name only images that you trust as you would a privileged container's."""
     exec_output_max_bytes: Annotated[int, Field(ge=1 << 10)] = 16 << 20
     """Output of one synchronous exec that is kept, each of stdout and stderr, in bytes."""
 

@@ -44,6 +44,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with _opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        os.fsync(fd)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:

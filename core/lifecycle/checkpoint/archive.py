@@ -10,60 +10,93 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar, cast
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
-from crinoid.core.api.errors import CorruptContent, CrinoidError, InvalidArgument
+from crinoid.core.api.errors import CorruptContent, CrinoidError, InvalidArgument, ResourceExhausted
+from crinoid.core.api.linux.files import sync_file
 from crinoid.core.api.manifests import Document, parse
+from crinoid.core.lifecycle.images.unpack.flushing import STEP_BYTES, find_shortage
 
 CONFIG, SPEC, IMAGES, ROOT_DIFF = "config.dump", "spec.dump", "checkpoint", "rootfs-diff.tar"
 DELETED, BIND_MOUNTS, STATISTICS, LOG = "deleted.files", "bind.mounts", "stats-dump", "dump.log"
 FILES = (CONFIG, SPEC, DELETED, BIND_MOUNTS, STATISTICS, LOG, ROOT_DIFF)
+"""What is written into an archive, besides criu's images."""
 POD_OPTIONS, POD_DUMP = "pod.options", "pod.dump"
 POD_VERSION = 1
 ANNOTATIONS = frozenset({"org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name"})
 """Annotations of a manifest that make an image a checkpoint: checkpointctl's, and CRI-O's."""
 
-_MAX_DOCUMENT_BYTES = 16 << 20
-_PIECE_BYTES = 1 << 20
+_MIB = 1 << 20
+PARTS = (
+    (CONFIG, _MIB),
+    (SPEC, 8 * _MIB),
+    (DELETED, 16 * _MIB),
+    (BIND_MOUNTS, 8 * _MIB),
+    (STATISTICS, _MIB),
+    (LOG, None),
+    (ROOT_DIFF, None),
+    (f"{IMAGES}/", None),
+)
+"""What is taken out of an archive: each part with its most bytes, ``None`` where the archive's own limit is all."""
+MAX_MEMBERS = 1 << 20
+_MAX_IMAGES = 100_000
+_MAX_VALUES = 1 << 17
 D = TypeVar("D", bound=Document)
+
+
+def _be_cgroup(path: str) -> str:
+    """Accept what a runtime calls a cgroup: a path, or ``slice:prefix:name`` of systemd's."""
+    if path and (".." in path.split("/") or not (path.startswith("/") or path.count(":") == 2)):
+        raise ValueError("is no cgroup's path")
+    return path
+
+
+Text = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$", max_length=4096)]
+Argument = Annotated[
+    str, StringConstraints(strict=True, pattern=r"^[^\x00]*$", max_length=1 << 17)
+]  # the kernel's MAX_ARG_STRLEN
+Id = Annotated[int, Field(strict=True, ge=0, lt=(1 << 32) - 1)]
+Truth = Annotated[bool, Field(strict=True)]
+Folder = Annotated[str, StringConstraints(strict=True, pattern=r"^/[^\x00]*$", max_length=4096)]
 
 
 class ContainerDump(Document):
     """``config.dump``: the container, its image as an id and by name, and when it was checkpointed."""
 
-    id: str = ""
-    name: str = ""
-    image: Annotated[str, Field(alias="rootfsImage")] = ""
-    image_ref: Annotated[str, Field(alias="rootfsImageRef")] = ""
-    image_name: Annotated[str, Field(alias="rootfsImageName")] = ""
-    runtime: str = ""
+    id: Text = ""
+    name: Text = ""
+    image: Annotated[Text, Field(alias="rootfsImage")] = ""
+    image_ref: Annotated[Text, Field(alias="rootfsImageRef")] = ""
+    image_name: Annotated[Text, Field(alias="rootfsImageName")] = ""
+    runtime: Text = ""
 
 
 class UserDump(Document):
     """The user of an OCI ``process``."""
 
-    uid: int = 0
-    gid: int = 0
+    uid: Id = 0
+    gid: Id = 0
 
 
 class ProcessDump(Document):
     """The part of an OCI ``process`` that says what the checkpointed process was."""
 
-    args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    cwd: str = "/"
-    terminal: bool = False
+    args: tuple[Argument, ...] = ()
+    env: tuple[Argument, ...] = ()
+    cwd: Folder = "/"
+    terminal: Truth = False
     user: UserDump = UserDump()
 
 
 class LinuxDump(Document):
     """Where the container was."""
 
-    cgroup: Annotated[str, Field(alias="cgroupsPath")] = ""
+    cgroup: Annotated[Text, AfterValidator(_be_cgroup), Field(alias="cgroupsPath")] = ""
 
 
 class SpecDump(Document):
@@ -76,87 +109,105 @@ class SpecDump(Document):
 class PodOptions(Document):
     """``pod.options``: the names of the pod's containers, each with the name of its archive without ``.tar``."""
 
-    version: int
-    containers: Mapping[str, str]
+    version: Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+    containers: Annotated[Mapping[Text, Text], Field(max_length=10_000)]
 
 
 class PodDump(Document):
     """``pod.dump``: what the pod was, as far as a restore looks at it."""
 
-    runtime: Annotated[str, Field(alias="runtimeHandler")] = ""
-    driver: Annotated[str, Field(alias="runtimeDriver")] = ""
+    runtime: Annotated[Text, Field(alias="runtimeHandler")] = ""
+    driver: Annotated[Text, Field(alias="runtimeDriver")] = ""
 
 
-def pack(folder: Path, target: Path, given_up: threading.Event) -> None:
-    """Write the archive of what lies in a folder, for root alone, synced to disk. Blocks."""
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for name in [name for name in FILES if (folder / name).exists()]:
-                _add(archive, folder / name, name)
-            archive.add(folder / IMAGES, IMAGES, recursive=False)
-            for path in sorted((folder / IMAGES).iterdir()):
-                if given_up.is_set():
-                    raise CrinoidError("the archive was not needed any more")
-                _add(archive, path, f"{IMAGES}/{path.name}")
-        file.flush()
-        os.fsync(file.fileno())
+class Output:
+    """A new file for root alone that a tar is written to, with a look now and then at whether to go on.
 
-
-def unpack(source: Path, folder: Path, given_up: threading.Event) -> None:
-    """Unpack the parts of an archive that are known here into an empty folder; what else it has is passed over. Blocks.
-
-    Raises CorruptContent for what is no such archive. A name never leads out of the folder: only plain files are made,
-    in it and in ``checkpoint/``.
+    However large one file of a container is (a sparse one may have more bytes than there are disks), writing it ends
+    soon after ``given_up`` was set, with CrinoidError, and before the disk is full, with ResourceExhausted.
     """
-    (folder / IMAGES).mkdir(mode=0o700)
-    try:
-        with tarfile.open(source, "r:*") as archive:
-            for member in archive:
-                if given_up.is_set():
-                    raise CrinoidError("the checkpoint was not needed any more")
-                if (name := _target_of(member)) is not None:
-                    _extract(archive, member, folder / name)
-    except (tarfile.TarError, EOFError) as error:
-        raise CorruptContent(f"{source} is no checkpoint archive: {error}") from error
-    except FileExistsError as error:
-        raise CorruptContent(f"{source} holds {error.filename} twice") from error
+
+    def __init__(self, target: Path, given_up: threading.Event, keep_free_percent: float) -> None:
+        self._given_up = given_up
+        self._keep_free_percent = keep_free_percent
+        self._left = 0
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = open(fd, "wb")  # noqa: SIM115  # closed by __exit__
+
+    @contextmanager
+    def tar(self) -> Iterator[tarfile.TarFile]:
+        """Give the tar to a block; afterwards all of it is on its way to the disk."""
+        with self._file, tarfile.open(fileobj=cast("BinaryIO", self), mode="w", format=tarfile.PAX_FORMAT) as archive:
+            yield archive
+
+    def write(self, data: bytes) -> int:
+        """Write a piece of the tar."""
+        if self._given_up.is_set():
+            raise CrinoidError("the checkpoint was not needed any more")
+        self._left -= len(data)
+        if self._left <= 0:
+            if shortage := find_shortage(self._file.fileno(), self._keep_free_percent):
+                raise ResourceExhausted(f"the checkpoint can't be written: {shortage}")
+            self._left = STEP_BYTES
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return how much was written; tarfile asks at the start."""
+        return self._file.tell()
+
+
+def pack(folder: Path, target: Path, given_up: threading.Event, keep_free_percent: float = 0.0) -> None:
+    """Write the archive of what lies in a folder, for root alone, synced to disk. Blocks."""
+    with Output(target, given_up, keep_free_percent).tar() as archive:
+        for name in [name for name in FILES if (folder / name).exists()]:
+            _add(archive, folder / name, name)
+        archive.add(folder / IMAGES, IMAGES, recursive=False)
+        for path in sorted((folder / IMAGES).iterdir()):
+            _add(archive, path, f"{IMAGES}/{path.name}")
+    sync_file(target)
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """Raise CorruptContent unless the parts of an unpacked checkpoint are there, and are plain files, no links."""
+    """Raise CorruptContent unless the parts of an unpacked checkpoint are there, and are plain files, no links. Blocks.
+
+    An image's are what its layers made of them, so there may be anything.
+    """
     for name in (CONFIG, SPEC):
-        if not (folder / name).exists():
+        if not os.path.lexists(folder / name):
             raise CorruptContent(f"{what} is no checkpoint of a container: it has no {name}")
-    for name in (*FILES, IMAGES):
-        _check_kind(folder / name, stat.S_ISDIR if name == IMAGES else stat.S_ISREG, what)
-    if not (folder / IMAGES / "inventory.img").exists():
+    for name, _ in PARTS:
+        _check_kind(folder / name, stat.S_ISDIR if name.endswith("/") else stat.S_ISREG, what)
+    if not os.path.lexists(folder / IMAGES / "inventory.img"):
         raise CorruptContent(f"{what} holds no state of processes: {IMAGES}/inventory.img is missing")
-    for path in (folder / IMAGES).iterdir():
-        _check_kind(path, stat.S_ISREG, what)
+    with os.scandir(folder / IMAGES) as entries:
+        for count, entry in enumerate(entries):
+            if count == _MAX_IMAGES:
+                raise CorruptContent(f"{what} holds more than {_MAX_IMAGES} files in {IMAGES}/")
+            _check_kind(Path(entry.path), stat.S_ISREG, what)
 
 
 def read_dump(model: type[D], path: Path, what: str) -> D:
-    """Read one of the JSON documents. Raises CorruptContent, InvalidArgument where it is not there."""
+    """Read one of the JSON documents. Blocks.
+
+    Raises CorruptContent for what is not as it should be, InvalidArgument where it can't be read.
+    """
+    most = dict(PARTS).get(path.name) or _MIB
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            content = file.read(_MAX_DOCUMENT_BYTES)
-    except OSError as error:
-        raise InvalidArgument(f"{what}: {path.name} can't be read: {error.strerror}") from error
+        # O_NONBLOCK: a FIFO there would hold the opener for ever
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(most + 1) if is_plain else b""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidArgument(f"{what}: {path.name} can't be read: {reason}") from error
+    if not is_plain:
+        raise InvalidArgument(f"{what}: {path.name} is no plain file")
+    if len(content) > most:
+        raise CorruptContent(f"{what}: {path.name} has more than {most} bytes, which no checkpoint needs")
+    # Each value takes many times its text once it is parsed: "[[],[],…" of 8 MB is half a gigabyte.
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise CorruptContent(f"{what}: {path.name} has more than {_MAX_VALUES} values, which no checkpoint needs")
     return parse(model, content, f"{what}: {path.name}")
-
-
-def read_deleted(folder: Path, what: str) -> tuple[str, ...]:
-    """Return the paths of files of the image that the container had deleted."""
-    try:
-        found = json.loads((folder / DELETED).read_text(errors="surrogateescape"))
-    except FileNotFoundError:
-        return ()
-    except ValueError as error:
-        raise CorruptContent(f"{what}: {DELETED} is no JSON: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
-        raise CorruptContent(f"{what}: {DELETED} is no list of paths")
-    return tuple(found)
 
 
 def write_json(path: Path, document: object) -> None:
@@ -173,28 +224,16 @@ def bind_mounts(spec: Mapping[str, Any]) -> Sequence[Mapping[str, object]]:
         if mount.get("type") != "bind":
             continue
         source = Path(mount["source"])
-        kind = "directory" if source.is_dir() else "file"
-        mode = stat.S_IMODE(source.stat().st_mode)
+        try:
+            mode = source.stat().st_mode
+        except OSError:  # its path has gone since, or can't be reached
+            mode = stat.S_IFREG
+        kind = "directory" if stat.S_ISDIR(mode) else "file"
+        permissions = stat.S_IMODE(mode)
         found.append(
-            {"source": str(source), "destination": mount["destination"], "file_type": kind, "permissions": mode}
+            {"source": str(source), "destination": mount["destination"], "file_type": kind, "permissions": permissions}
         )
     return found
-
-
-def _target_of(member: tarfile.TarInfo) -> str | None:
-    name = member.name.removeprefix("./").strip("/")
-    folder, _, base = name.rpartition("/")
-    known = name in FILES if not folder else folder == IMAGES and base not in ("", ".", "..")
-    return name if known and member.isreg() and member.sparse is None else None
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    content = archive.extractfile(member)
-    assert content is not None, "a plain file has content"
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with content, open(fd, "wb") as file:
-        while piece := content.read(_PIECE_BYTES):
-            file.write(piece)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:

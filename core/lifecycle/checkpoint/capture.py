@@ -6,7 +6,9 @@ what was half written. Sources: api.proto, CheckpointContainer, CheckpointPod.
 """
 
 import asyncio
+import errno
 import json
+import os
 import re
 import secrets
 import threading
@@ -15,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from crinoid.core.api.errors import (
@@ -23,6 +26,7 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unsupported,
 )
 from crinoid.core.api.frozen import dataclass
@@ -84,7 +88,7 @@ class CheckpointService:
         location, Unsupported where it can't be done here, DeadlineExceeded; then nothing is left, and it runs on.
         """
         record = self._store.containers.find(container_id)
-        target = _check_location(location)
+        target = await asyncio.to_thread(_check_location, location)
         limit_s = timeout_s or self._config.pods.checkpoint_timeout_s
         place = target.parent / f".crinoid-{secrets.token_hex(8)}"
         async with (
@@ -94,7 +98,7 @@ class CheckpointService:
         ):
             subject = await self._subject(owner, self._running(record.id), place, 0)
             await self._capture(owner, [subject], limit_s)
-            await _in_thread(archive.pack, subject.folder, place / "archive")
+            await self._in_thread(archive.pack, subject.folder, place / "archive")
             await asyncio.to_thread(_publish, place / "archive", target)
 
     async def pod(self, pod_id: str, output: str, containers: Sequence[str], options: Mapping[str, str]) -> None:
@@ -104,7 +108,7 @@ class CheckpointService:
         """
         pod = self._store.pods.find(pod_id)
         refuse_options(options)
-        folder = _check_folder(output)
+        folder = await asyncio.to_thread(_check_folder, output)
         limit_s = self._config.pods.checkpoint_timeout_s
         async with _within(limit_s, f"checkpoint of pod {pod.id}"), self._locks.of(pod.id):
             records = self._chosen(pod.id, containers)
@@ -113,6 +117,8 @@ class CheckpointService:
                 self._resources.own_contents(owner, folder)
                 await self._write_pod(owner, self._store.pods.find(pod.id), records, folder, limit_s)
                 self._resources.keep(owner, CONTENTS)
+            except OSError as error:
+                raise _unwritten(folder, error) from error
             finally:
                 await asyncio.shield(self._resources.undo(owner))
 
@@ -127,10 +133,10 @@ class CheckpointService:
         for number, subject in enumerate(subjects):
             name = subject.record.config.metadata.name
             names[name] = f"{name}-{number}" if _FILE_NAME.fullmatch(name) else f"container-{number}"
-            await _in_thread(archive.pack, subject.folder, folder / f"{names[name]}.tar")
-        archive.write_json(folder / archive.POD_DUMP, self._describe_pod(pod))
+            await self._in_thread(archive.pack, subject.folder, folder / f"{names[name]}.tar")
         options = {"version": archive.POD_VERSION, "containers": names, "annotations": {}}
-        archive.write_json(folder / archive.POD_OPTIONS, options)
+        documents = {archive.POD_DUMP: self._describe_pod(pod), archive.POD_OPTIONS: options}
+        await call_in_thread(lambda: _write_documents(folder, documents))
         await asyncio.to_thread(sync_folder, folder)
 
     @asynccontextmanager
@@ -141,7 +147,7 @@ class CheckpointService:
             await self._resources.make_directory(owner, folder, mode=0o700)
             yield owner
         except OSError as error:
-            raise CrinoidError(f"the checkpoint can't be written to {folder.parent}: {error}") from error
+            raise _unwritten(folder.parent, error) from error
         finally:
             await asyncio.shield(self._resources.undo(owner))
 
@@ -203,18 +209,22 @@ class CheckpointService:
     async def _capture_one(self, subject: _Subject, limit_s: float) -> None:
         record, folder = subject.record, subject.folder
         spec = await asyncio.to_thread(_read_spec, record)
-        archive.write_json(folder / archive.CONFIG, self._describe(subject))
-        archive.write_json(folder / archive.SPEC, spec)
-        if binds := archive.bind_mounts(spec):
-            archive.write_json(folder / archive.BIND_MOUNTS, binds)
+        documents = {archive.CONFIG: self._describe(subject), archive.SPEC: spec}
+        binds = await asyncio.to_thread(archive.bind_mounts, spec)
+        await call_in_thread(lambda: _write_documents(folder, documents, {archive.BIND_MOUNTS: binds}))
         request = CheckpointRequest(
             handle=record.handle, images=folder / archive.IMAGES, work=folder, timeout_s=limit_s
         )
         await subject.slot.checkpoint(request)
         root = record.handle.bundle / _ROOTFS
-        deleted = await _in_thread(write_diff, subject.base, root, folder / archive.ROOT_DIFF)
-        if deleted:
-            archive.write_json(folder / archive.DELETED, list(deleted))
+        deleted = await self._in_thread(write_diff, subject.base, root, folder / archive.ROOT_DIFF)
+        await call_in_thread(lambda: _write_documents(folder, {}, {archive.DELETED: list(deleted)}))
+
+    async def _in_thread(self, function: Any, *arguments: object) -> Any:  # Any: they have little in common
+        """Run a function that writes much; its last arguments are an event, which is set when nobody wants it any more,
+        and what to leave free of the disk."""
+        given_up, keep_free_percent = threading.Event(), self._config.images.keep_free_percent
+        return await call_in_thread(lambda: function(*arguments, given_up, keep_free_percent), given_up.set)
 
     def _describe(self, subject: _Subject) -> dict[str, object]:
         record = subject.record
@@ -263,20 +273,17 @@ async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
         raise
 
 
-async def _in_thread(function: Any, *arguments: object) -> Any:  # Any: the functions have little in common
-    """Run a long function that takes an event as its last argument, and that is told when nobody wants it any more."""
-    given_up = threading.Event()
-    return await call_in_thread(lambda: function(*arguments, given_up), given_up.set)
-
-
 def _check_location(location: str) -> Path:
     target = Path(location)
     if not target.is_absolute() or not target.name:
         raise InvalidArgument(f"location {location!r} is not the absolute path of a file")
-    if not target.parent.is_dir():
-        raise InvalidArgument(f"location: {target.parent} is no folder")
-    if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise InvalidArgument(f"location {location} is there already, and is no plain file")
+    try:
+        if not target.parent.is_dir():
+            raise InvalidArgument(f"location: {target.parent} is no folder")
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            raise InvalidArgument(f"location {location} is there already, and is no plain file")
+    except OSError as error:  # such as a name that is too long
+        raise InvalidArgument(f"location {location!r}: {error.strerror}") from error
     return target
 
 
@@ -284,11 +291,29 @@ def _check_folder(output: str) -> Path:
     folder = Path(output)
     if not folder.is_absolute():
         raise InvalidArgument(f"output_path {output!r} is not absolute")
-    if folder.is_symlink() or not folder.is_dir():
-        raise InvalidArgument(f"output_path {output} is no folder")
-    if any(folder.iterdir()):
-        raise InvalidArgument(f"output_path {output} is not empty")
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            raise InvalidArgument(f"output_path {output} is no folder")
+        with os.scandir(folder) as entries:
+            if next(entries, None) is not None:
+                raise InvalidArgument(f"output_path {output} is not empty")
+    except OSError as error:
+        raise InvalidArgument(f"output_path {output!r}: {error.strerror}") from error
     return folder
+
+
+def _unwritten(place: Path, error: OSError) -> CrinoidError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    kind = ResourceExhausted if full else CrinoidError
+    return kind(f"the checkpoint can't be written to {place}: {error}")
+
+
+def _write_documents(
+    folder: Path, documents: Mapping[str, object], if_any: Mapping[str, Sequence[object]] = MappingProxyType({})
+) -> None:
+    """Write documents, of ``if_any`` those that hold something."""
+    for name, document in {**documents, **{name: found for name, found in if_any.items() if found}}.items():
+        archive.write_json(folder / name, document)
 
 
 def _publish(made: Path, target: Path) -> None:

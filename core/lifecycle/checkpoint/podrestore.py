@@ -70,7 +70,7 @@ class PodRestorer:
 def read_pod(checkpoint: str, driver: str) -> Mapping[str, Path]:
     """Return the archive of each container in a pod's checkpoint. Raises FailedPrecondition for another runtime's."""
     folder = Path(checkpoint)
-    if not folder.is_absolute() or not folder.is_dir():
+    if not folder.is_absolute() or not _is_folder(folder):
         raise InvalidArgument(f"checkpoint_path {checkpoint!r} is not the absolute path of a folder")
     options = archive.read_dump(archive.PodOptions, folder / archive.POD_OPTIONS, checkpoint)
     if options.version != archive.POD_VERSION:
@@ -79,6 +79,13 @@ def read_pod(checkpoint: str, driver: str) -> Mapping[str, Path]:
     if dump.driver != driver:
         raise FailedPrecondition(f"checkpoint {checkpoint} was made by driver {dump.driver!r}, not {driver!r}")
     return {name: _archive_in(folder, base) for name, base in options.containers.items()}
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _archive_in(folder: Path, base: str) -> Path:

@@ -4,6 +4,7 @@ Called by ``capture`` with two mounted trees, while the container is frozen; kno
 agree in type, owner, mode, size, time (ns) and extended attributes count as the same.
 """
 
+import errno
 import os
 import stat
 import tarfile
@@ -11,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CrinoidError, Unsupported
+from crinoid.core.lifecycle.checkpoint.archive import Output
 
 _KERNELS_OWN = frozenset({b"dev", b"proc", b"sys"})
 _TYPES: dict[int, bytes] = {
@@ -25,67 +27,68 @@ _TYPES: dict[int, bytes] = {
 """What a tar can hold: a socket is nothing without its process, and criu makes it anew."""
 
 
-def write_diff(base: Path, rootfs: Path, target: Path, given_up: threading.Event) -> tuple[str, ...]:
+def write_diff(
+    base: Path, rootfs: Path, target: Path, given_up: threading.Event, keep_free_percent: float = 0.0
+) -> tuple[str, ...]:
     """Write a tar of what ``rootfs`` has that ``base`` has not, and return the paths of what it lacks, each with ``/``.
 
-    Blocks; ends with CrinoidError once ``given_up`` is set. Follows no links. ``/dev``, ``/proc`` and ``/sys`` are
-    left out below their roots.
+    Blocks; ends with CrinoidError once ``given_up`` is set, with ResourceExhausted when the disk gets full, and with
+    Unsupported for a path that no call of the kernel takes. Follows no links. ``/dev``, ``/proc`` and ``/sys`` are left
+    out below their roots.
     """
-    writer = _Writer(given_up)
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
-        for name in changes(os.fsencode(base), os.fsencode(rootfs), writer.deleted.append):
-            writer.add(archive, os.fsencode(rootfs), name)
-    return tuple(os.fsdecode(b"/" + name) for name in writer.deleted)
+    root = os.fsencode(rootfs)
+    deleted: list[bytes] = []
+    links: dict[tuple[int, int], str] = {}
+    with Output(target, given_up, keep_free_percent).tar() as archive:
+        for name in changes(os.fsencode(base), root, deleted.append):
+            if given_up.is_set():
+                raise CrinoidError("the root file system's changes were not needed any more")
+            _add(archive, root, name, links)
+    return tuple(os.fsdecode(b"/" + name) for name in deleted)
 
 
-def changes(base: bytes, rootfs: bytes, deleted: Callable[[bytes], None], below: bytes = b"") -> Iterator[bytes]:
-    """Yield the names, relative to the roots, that are new or different; folders before what is in them."""
-    ours, theirs = _entries(_join(rootfs, below)), _entries(_join(base, below))
-    for name in sorted(theirs.keys() - ours.keys()):
-        deleted(_join(below, name))
-    for name, found in sorted(ours.items()):
-        path, was = _join(below, name), theirs.get(name)
-        if was is None or _differs(_join(base, path), was, _join(rootfs, path), found):
-            yield path
-        if not stat.S_ISDIR(found.st_mode) or path in _KERNELS_OWN:
-            continue
-        if was is not None and stat.S_ISDIR(was.st_mode):
-            yield from changes(base, rootfs, deleted, path)
-        else:
-            yield from _all_below(rootfs, path)
+def changes(base: bytes, rootfs: bytes, deleted: Callable[[bytes], None]) -> Iterator[bytes]:
+    """Yield the names, relative to the roots, that are new or different; folders before what is in them.
+
+    Neither recursion nor all of a tree in memory: how deep and how wide it is, the container has chosen.
+    """
+    pending = [(b"", True)]
+    while pending:
+        below, is_folder_in_base = pending.pop()
+        ours = _names(_join(rootfs, below))
+        theirs = set(_names(_join(base, below))) if is_folder_in_base else set()
+        for name in sorted(theirs.difference(ours)):
+            deleted(_join(below, name))
+        for name in ours:
+            path = _join(below, name)
+            found = os.lstat(_join(rootfs, path))
+            was = os.lstat(_join(base, path)) if name in theirs else None
+            if was is None or _differs(_join(base, path), was, _join(rootfs, path), found):
+                yield path
+            if stat.S_ISDIR(found.st_mode) and path not in _KERNELS_OWN:
+                pending.append((path, was is not None and stat.S_ISDIR(was.st_mode)))
 
 
-class _Writer:
-    """Adds files to a tar, hard links as such where both names are in it."""
-
-    def __init__(self, given_up: threading.Event) -> None:
-        self.deleted: list[bytes] = []
-        self._given_up = given_up
-        self._links: dict[tuple[int, int], str] = {}
-
-    def add(self, archive: tarfile.TarFile, rootfs: bytes, name: bytes) -> None:
-        if self._given_up.is_set():
-            raise CrinoidError("the root file system's changes were not needed any more")
-        path = _join(rootfs, name)
-        found = os.lstat(path)
-        if stat.S_IFMT(found.st_mode) not in _TYPES:
-            return
-        member = _describe(path, os.fsdecode(name), found)
-        if stat.S_ISREG(found.st_mode):
-            self._add_file(archive, path, member, found)
-        else:
-            archive.addfile(member)
-
-    def _add_file(self, archive: tarfile.TarFile, path: bytes, member: tarfile.TarInfo, found: os.stat_result) -> None:
-        inode = (found.st_dev, found.st_ino)
-        if found.st_nlink > 1 and inode in self._links:
-            member.type, member.linkname = tarfile.LNKTYPE, self._links[inode]
-            archive.addfile(member)
-            return
-        self._links[inode] = member.name
-        member.size = found.st_size
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as content:
-            archive.addfile(member, content)
+def _add(archive: tarfile.TarFile, rootfs: bytes, name: bytes, links: dict[tuple[int, int], str]) -> None:
+    """Add a file to a tar; hard links as such where both names are in it."""
+    path = _join(rootfs, name)
+    found = os.lstat(path)
+    if stat.S_IFMT(found.st_mode) not in _TYPES:
+        return
+    member = _describe(path, os.fsdecode(name), found)
+    if not stat.S_ISREG(found.st_mode):
+        archive.addfile(member)
+        return
+    inode = (found.st_dev, found.st_ino)
+    if found.st_nlink > 1 and inode in links:
+        member.type, member.linkname = tarfile.LNKTYPE, links[inode]
+        archive.addfile(member)
+        return
+    if found.st_nlink > 1:
+        links[inode] = member.name
+    member.size = found.st_size
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as content:
+        archive.addfile(member, content)
 
 
 def _describe(path: bytes, name: str, found: os.stat_result) -> tarfile.TarInfo:
@@ -104,17 +107,15 @@ def _describe(path: bytes, name: str, found: os.stat_result) -> tarfile.TarInfo:
     return member
 
 
-def _entries(folder: bytes) -> dict[bytes, os.stat_result]:
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-
-
-def _all_below(rootfs: bytes, folder: bytes) -> Iterator[bytes]:
-    for name, found in sorted(_entries(_join(rootfs, folder)).items()):
-        path = _join(folder, name)
-        yield path
-        if stat.S_ISDIR(found.st_mode):
-            yield from _all_below(rootfs, path)
+def _names(folder: bytes) -> list[bytes]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208  # a Path has no bytes
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise Unsupported(
+            f"the root file system has folders nested too deeply to be copied: {folder[:200]!a}…"
+        ) from error
 
 
 def _differs(base: bytes, was: os.stat_result, path: bytes, found: os.stat_result) -> bool:

@@ -8,19 +8,16 @@ to the state that it had; the processes go on when the container is started.
 import asyncio
 import dataclasses
 import functools
-import gzip
-import hashlib
-import io
 import logging
 import os
-import tarfile
-import threading
-from collections.abc import Iterable
+import stat
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
-from crinoid.core.api.errors import CorruptContent, FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import files, mount
 from crinoid.core.api.linux.threads import call_in_thread
@@ -41,8 +38,8 @@ from crinoid.core.state.records import ContainerRecord, ImageRecord, PodRecord
 
 LOG = logging.getLogger(__name__)
 REQUEST_FILE = "restore.json"
+_SHOWN = 500
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +73,23 @@ class CheckpointSources:
         self._resources = resources
 
     def find(self, config: ContainerConfig) -> Checkpoint | None:
-        """Return the checkpoint that an image name stands for; ``None``: it is a plain image's, or nobody's."""
+        """Return the checkpoint that an image name stands for; ``None``: it is a plain image's, or nobody's.
+
+        Raises FailedPrecondition for a checkpoint image that the configuration does not allow. An archive's path needs
+        no such leave: only who may use the CRI socket can name one, as the kubelet takes no path for an image.
+        """
         if config.image.startswith("/"):
-            path = Path(config.image)
-            if not path.is_file():
-                raise NotFound(f"image {config.image!r}: there is no checkpoint archive of this name")
-            return Checkpoint(config.image, archive=path)
+            return Checkpoint(config.image, archive=Path(config.image))
         image = self._images.find(config.image)
         if image is None or not archive.ANNOTATIONS & image.annotations.keys():
             return None
+        names = (*image.tags, *image.digests)
+        allowed = self._config.pods.checkpoint_images
+        if not any(fnmatchcase(name, pattern) for name in names for pattern in allowed):
+            raise FailedPrecondition(
+                f"image {config.image!r} is a checkpoint, and what is restored from one chooses its own user, "
+                "capabilities and mounts: to trust it, name it in pods.checkpoint_images"
+            )
         return Checkpoint(config.image, image=image)
 
     async def open(
@@ -92,8 +97,8 @@ class CheckpointSources:
     ) -> OpenedCheckpoint:
         """Make the parts of a checkpoint readable for the container ``owner``.
 
-        Raises Unsupported where nothing can be restored here, CorruptContent for what is no checkpoint, NotFound when
-        its base image is not on this node.
+        Raises Unsupported where nothing can be restored here, CorruptContent for what is no checkpoint,
+        ResourceExhausted for one beyond the limits, NotFound when it or its base image is not on this node.
         """
         if userns.wanted_by(pod.config) is not None:
             raise Unsupported(f"checkpoint {found.name}: nothing can be restored in a pod with a user namespace")
@@ -101,28 +106,26 @@ class CheckpointSources:
         folder = self._config.root / "checkpoints" / owner
         await self._resources.make_directory(owner, folder, mode=0o700)
         if found.archive is not None:
-            source, given_up = found.archive, threading.Event()
-            await call_in_thread(lambda: archive.unpack(source, folder, given_up), given_up.set)
+            await unpack_archive(found.archive, folder, self._config)
         else:
             assert found.image is not None, "a checkpoint is an archive or an image"
             await self._mount(owner, found.image, snapshotter, folder)
         await asyncio.to_thread(archive.check_folder, folder, found.name)
-        dump = archive.read_dump(archive.ContainerDump, folder / archive.CONFIG, found.name)
-        spec = archive.read_dump(archive.SpecDump, folder / archive.SPEC, found.name)
+        dump = await asyncio.to_thread(archive.read_dump, archive.ContainerDump, folder / archive.CONFIG, found.name)
+        spec = await asyncio.to_thread(archive.read_dump, archive.SpecDump, folder / archive.SPEC, found.name)
         return OpenedCheckpoint(found.name, folder, self._base(found.name, dump), spec.process, found.exact)
 
     async def apply(self, opened: OpenedCheckpoint, rootfs: Path) -> None:
-        """Bring a mounted root file system, of the base image alone, to the state that it had: in a confined child."""
-        deleted = await asyncio.to_thread(archive.read_deleted, opened.folder, opened.name)
-        if deleted:
-            hidden = opened.folder.with_name(f"{opened.folder.name}.deleted")
-            try:
-                await asyncio.to_thread(_write_whiteouts, hidden, deleted)
-                await _unpack(hidden, rootfs)
-            finally:
-                await asyncio.to_thread(hidden.unlink, missing_ok=True)
-        if (opened.folder / archive.ROOT_DIFF).exists():
-            await _unpack(opened.folder / archive.ROOT_DIFF, rootfs)
+        """Bring a mounted root file system, of the base image alone, to the state that it had: in confined children,
+        first what was deleted, then what was changed."""
+        forms: tuple[tuple[str, Literal["layer", "deleted"]], ...]
+        forms = ((archive.DELETED, "deleted"), (archive.ROOT_DIFF, "layer"))
+        for part, form in forms:
+            if (opened.folder / part).exists():
+                name = f"checkpoint {opened.name}, {part}"
+                request = _request(opened.folder / part, rootfs, name, self._config)
+                most = dict(archive.PARTS)[part] or request.max_bytes
+                await unpack_alone(dataclasses.replace(request, form=form, max_bytes=most))
 
     def annotate(self, opened: OpenedCheckpoint, config: ContainerConfig) -> ContainerConfig:
         """Return what the container is to be: where the request names no command, that of the checkpoint counts."""
@@ -155,12 +158,11 @@ def check_same(opened: OpenedCheckpoint, image: ImageRecord, process: dict[str, 
     now = archive.ProcessDump.model_validate(process)
     for field in ("args", "cwd", "user"):
         if getattr(now, field) != getattr(was, field):
-            raise InvalidArgument(
-                f"checkpoint {name}: the container's {field} was {getattr(was, field)}, not {getattr(now, field)}"
-            )
+            then, asked = _shown(getattr(was, field)), _shown(getattr(now, field))
+            raise InvalidArgument(f"checkpoint {name}: the container's {field} was {then}, not {asked}")
     changed = sorted(_environment(was).items() ^ _environment(now).items())
     if changed:
-        raise InvalidArgument(f"checkpoint {name}: the container's environment differs in {changed[0][0]}")
+        raise InvalidArgument(f"checkpoint {name}: the container's environment differs in {_shown(changed[0][0])}")
 
 
 def write_request(bundle: Path, request: ContainerRequest) -> ContainerProcess:
@@ -198,42 +200,61 @@ def _drop_images(folder: Path) -> None:
             LOG.warning("%s is not needed any more, but could not be removed: %s", folder / archive.IMAGES, error)
 
 
+def _shown(value: object) -> str:
+    """Write a value for a message; megabytes of a stranger's arguments are nobody's reading."""
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+
+
 def _environment(process: archive.ProcessDump) -> dict[str, str]:
     """The variables but for the host name, which is the new pod's."""
     pairs = (entry.partition("=")[::2] for entry in process.env)
     return {name: value for name, value in pairs if name != "HOSTNAME"}
 
 
-def _write_whiteouts(target: Path, deleted: Iterable[str]) -> None:
-    """Write a layer that deletes; its names are checked by whoever unpacks it."""
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as layer:
-        for path in deleted:
-            folder, _, name = path.strip("/").rpartition("/")
-            if not name:
-                raise CorruptContent(f"{archive.DELETED} names {path!r}, which can't be deleted")
-            layer.addfile(tarfile.TarInfo(f"{folder}/.wh.{name}".lstrip("/")), io.BytesIO())
+async def unpack_archive(source: Path, folder: Path, config: Config) -> None:
+    """Unpack the parts of an archive that are known into an empty folder; what else it has is passed over.
+
+    In a confined child, as a layer. Raises CorruptContent for what is no such archive, ResourceExhausted for one beyond
+    the limits, Unsupported, NotFound, InvalidArgument where it can't be read, DeadlineExceeded.
+    """
+    fd = await call_in_thread(lambda: _open_archive(source))
+    try:
+        request = _request(source, folder, f"checkpoint archive {source}", config)
+        parts, most = archive.PARTS, archive.MAX_MEMBERS
+        await unpack_alone(dataclasses.replace(request, form="parts", parts=parts, max_entries=most, blob_fd=fd))
+    finally:
+        os.close(fd)
 
 
-async def _unpack(layer: Path, rootfs: Path) -> None:
-    request = UnpackRequest(
-        blob=layer,
+def _request(blob: Path, target: Path, name: str, config: Config) -> UnpackRequest:
+    return UnpackRequest(
+        blob=blob,
         media_type=_LAYER,
-        target=rootfs,
+        target=target,
         whiteouts=WhiteoutForm.DELETE,
-        expected_diff_id=await asyncio.to_thread(_diff_id, layer),
+        expected_diff_id="",
+        max_bytes=config.pods.checkpoint_max_bytes,
+        keep_free_percent=config.images.keep_free_percent,
         sync=False,
+        timeout_s=config.pods.checkpoint_timeout_s,
+        name=name,
     )
-    await unpack_alone(request)
 
 
-def _diff_id(layer: Path) -> str:
-    with layer.open("rb") as file:
-        packed = os.pread(file.fileno(), 2, 0) == _GZIP
-        with gzip.GzipFile(fileobj=file) if packed else file as content:
-            try:
-                return "sha256:" + hashlib.file_digest(content, "sha256").hexdigest()
-            except (gzip.BadGzipFile, EOFError) as error:
-                raise CorruptContent(f"{layer.name} is damaged: {error}") from error
+def _open_archive(path: Path) -> int:
+    """Open an archive that anybody may have named. Raises NotFound, and InvalidArgument for what is no plain file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"image {str(path)!r}: there is no checkpoint archive of this name") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidArgument(f"image {str(path)!r}: the checkpoint archive can't be read: {reason}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidArgument(f"image {str(path)!r} is no plain file, so no checkpoint archive")
+    return fd
 
 
 @functools.cache

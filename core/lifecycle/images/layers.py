@@ -41,8 +41,11 @@ class _BrokenOffError(Exception):
 class Layers:
     """Unpacks layers, at most ``max_unpacks`` at a time besides those whose blobs are still coming in."""
 
-    def __init__(self, ledger: Ledger, content: ContentStore, arrivals: Arrivals, max_unpacks: int) -> None:
+    def __init__(
+        self, ledger: Ledger, content: ContentStore, arrivals: Arrivals, max_unpacks: int, keep_free_percent: float
+    ) -> None:
         self._ledger = ledger
+        self._keep_free_percent = keep_free_percent
         self._content = content
         self.arrivals = arrivals
         self._turns = asyncio.Semaphore(max_unpacks)
@@ -136,6 +139,7 @@ class Layers:
             target=target.directory,
             whiteouts=target.whiteouts,
             expected_diff_id=plan.diff_id,
+            keep_free_percent=self._keep_free_percent,
             sync=False,
         )
 

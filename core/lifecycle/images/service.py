@@ -63,7 +63,7 @@ class ImageService:
         self._catalog = Catalog(store, config.pinned)
         self._claims = Claims()
         arrivals = Arrivals(content, config.max_early_unpacks)
-        self._layers = Layers(store.ledger, content, arrivals, config.max_parallel_unpacks)
+        self._layers = Layers(store.ledger, content, arrivals, config.max_parallel_unpacks, config.keep_free_percent)
         self._puller = Puller(slots, content, self._catalog, self._claims, self._layers)
         self._garbage = GarbageCollector(store.images, content, self._claims)
         self.writables = WritableLayers(slots.snapshotters)

@@ -12,11 +12,11 @@ from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 _ZEROS = bytes(512)
 
 
-def read_entries(reader: ByteReader) -> Iterator[Entry]:
+def read_entries(reader: ByteReader, must_end: bool = False) -> Iterator[Entry]:
     """Yield the entries; the caller may take ``entry.size`` bytes of data from ``reader`` before the next.
 
     The archive ends at two blocks of zeros, or where the stream ends between entries; nothing after that is looked at.
-    Raises Corrupt.
+    ``must_end``: for an archive whose digest nobody knows, only the zeros count as an end. Raises Corrupt.
     """
     parse = HeaderParser().parse
     extensions = Extensions()
@@ -37,6 +37,8 @@ def read_entries(reader: ByteReader) -> Iterator[Entry]:
             entry.kind = DIRECTORY
         yield entry
         reader.skip(following - reader.offset)
+    if must_end:
+        raise Corrupt(f"the archive is cut off at byte {reader.offset}: its end is missing")
     return None
 
 

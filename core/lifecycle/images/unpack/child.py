@@ -13,14 +13,18 @@ from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_parent
 from crinoid.core.lifecycle.images.unpack.decompression import load_codec
+from crinoid.core.lifecycle.images.unpack.deletion import Deletion, read_list
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
 from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
-from crinoid.core.lifecycle.images.unpack.flushing import Flusher
+from crinoid.core.lifecycle.images.unpack.flushing import Flusher, Reserve
+from crinoid.core.lifecycle.images.unpack.parts import Parts
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader, LayerStream
 from crinoid.core.lifecycle.images.unpack.tree import Tree
 
 BLOB_FD, ANSWER_FD, TARGET_FD, ARRIVALS_FD = 0, 1, 3, 4
 FOREIGN_FDS = 5
+#: What the blob is, besides a layer (``overlay`` and ``delete``, the forms of its whiteouts).
+PARTS, DELETED = "parts", "deleted"
 _LARGEST_ANSWER = 8 << 20
 _DEEPEST = 6000  # folders in a path of PATH_MAX, and some
 
@@ -28,16 +32,17 @@ _DEEPEST = 6000  # folders in a path of PATH_MAX, and some
 def main(arguments: list[str]) -> None:
     """Unpack and leave the process.
 
-    ``arguments``: parent's pid, whiteouts, diffID, max bytes, max entries, sync, and the size of a blob that grows.
+    ``arguments``: parent's pid, form, diffID (empty: unknown), max bytes, max entries, the percentage to keep free,
+    sync, parts (a name, a tab and its max bytes on each line), and the size of a blob that grows.
     """
-    parent, whiteouts, diff_id, max_bytes, max_entries, sync, size = arguments
+    parent, form, diff_id, max_bytes, max_entries, keep_free, sync, parts, size = arguments
     die_with_parent(int(parent))
     sys.setrecursionlimit(_DEEPEST)
     if not size:
         os.close(ARRIVALS_FD)
     blob = Blob(BLOB_FD, _limit(size), ARRIVALS_FD)
-    job = _Job(blob, whiteouts == "overlay", diff_id, (_limit(max_bytes), _limit(max_entries)), sync == "sync")
-    answer = job.run().encode()
+    job = _Job(blob, form, (_limit(max_bytes), _limit(max_entries), float(keep_free)), sync == "sync")
+    answer = job.run(diff_id, parts).encode()
     while answer:
         answer = answer[os.write(ANSWER_FD, answer) :]
     os._exit(0)  # threads may still wait for a reader
@@ -48,47 +53,63 @@ def _limit(text: str) -> int | None:
 
 
 class _Job:
-    def __init__(
-        self, blob: Blob, overlay: bool, diff_id: str, limits: tuple[int | None, int | None], sync: bool
-    ) -> None:
-        max_bytes, self._max_entries = limits
-        self._expected = diff_id
+    def __init__(self, blob: Blob, form: str, limits: tuple[int | None, int | None, float], sync: bool) -> None:
+        self._max_bytes, self._max_entries, keep_free = limits
+        self._form = form
         self._sync = sync
         self._blob = blob
-        self._stream = LayerStream(blob, max_bytes)
+        self._stream = LayerStream(blob, self._max_bytes)
         self._flusher = Flusher(TARGET_FD)
-        self._reader = ByteReader(self._flusher.watch(self._stream.chunks()))
-        self._overlay = overlay
+        chunks = Reserve(TARGET_FD, keep_free).watch(self._flusher.watch(self._stream.chunks()))
+        self._reader = ByteReader(chunks)
         self._entry = b""
 
-    def run(self) -> Unpacked | Failed:
+    def run(self, diff_id: str, parts: str) -> Unpacked | Failed:
         try:
-            return self._unpack()
+            return self._unpack(diff_id, parts)
         except ArchiveFault as fault:
             return Failed(fault.kind, 0, self._entry, str(fault))
         except OSError as error:
             return Failed("io", error.errno or 0, self._entry, _say(error))
         except MemoryError:
             return Failed("limit", 0, self._entry, "it needs more memory than the unpacker may have")
+        except RecursionError:
+            return Failed("limit", 0, self._entry, "its directories are nested too deeply")
 
-    def _unpack(self) -> Unpacked:
-        load_codec(self._blob)
+    def _unpack(self, diff_id: str, parts: str) -> Unpacked:
+        if self._form == DELETED:
+            import json  # noqa: F401  # after the chroot there is nothing left to import
+        else:
+            load_codec(self._blob)
         confine(TARGET_FD, FOREIGN_FDS)
-        tree = Tree(TARGET_FD, self._overlay, self._reader)
-        extraction = Extraction(self._reader, tree, self._max_entries)
+        tree = Tree(TARGET_FD, self._form == "overlay", self._reader)
+        if self._form == DELETED:
+            self._do(Deletion(tree, read_list(self._blob, self._max_bytes or 0)))
+            return Unpacked("", 0, 0, ())
         self._stream.start()
         self._flusher.start()
-        try:
-            extraction.run()
-        finally:
-            self._entry = extraction.current
-        diff_id = self._stream.diff_id()
-        if diff_id != self._expected:
-            raise Corrupt(f"its diffID is {diff_id}, and the image's configuration says {self._expected}")
+        if self._form == PARTS:
+            self._do(Parts(self._reader, TARGET_FD, _parse_parts(parts), self._max_entries))
+        else:
+            self._do(Extraction(self._reader, tree, self._max_entries, must_end=not diff_id))
+        found = self._stream.diff_id()
+        if diff_id and found != diff_id:
+            raise Corrupt(f"its diffID is {found}, and the image's configuration says {diff_id}")
         self._flusher.finish()
         if self._sync:
             kernel.sync_file_system(TARGET_FD)
-        return Unpacked(diff_id, tree.used_bytes, tree.inodes, _bounded(tree.implied))
+        return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(tree.implied))
+
+    def _do(self, work: Extraction | Parts | Deletion) -> None:
+        try:
+            work.run()
+        finally:
+            self._entry = work.current
+
+
+def _parse_parts(text: str) -> dict[bytes, int | None]:
+    pairs = (line.partition("\t") for line in text.splitlines())
+    return {name.encode(): _limit(most) for name, _, most in pairs}
 
 
 def _bounded(implied: list[bytes]) -> tuple[bytes, ...]:

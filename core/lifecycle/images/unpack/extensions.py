@@ -81,9 +81,9 @@ def _parse_records(data: bytes) -> dict[bytes, list[bytes]]:
 
 def _apply_record(entry: Entry, key: bytes, value: bytes) -> None:
     if key == b"path":
-        entry.name = _without_nul(value)
+        entry.name = without_nul(value)
     elif key == b"linkpath":
-        entry.link = _without_nul(value)
+        entry.link = without_nul(value)
     elif key == b"size":
         entry.size = 0 if entry.kind in WITHOUT_DATA else decimal(value)
     elif key == b"uid":
@@ -109,14 +109,15 @@ def _nanoseconds(text: bytes) -> int:
     return sign * (decimal(seconds.lstrip(b"-")) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0")))
 
 
-def _without_nul(name: bytes) -> bytes:
+def without_nul(name: bytes) -> bytes:
+    """Return a name from a record. Raises Corrupt for one that the kernel would take for a shorter one."""
     if b"\0" in name:
         raise Corrupt(f"the name {show(name)} has a NUL in it")
     return name
 
 
 def _add_attribute(entry: Entry, key: bytes, value: bytes) -> None:
-    name = _without_nul(key).decode("utf-8", "surrogateescape")
+    name = without_nul(key).decode("utf-8", "surrogateescape")
     if not name.startswith(_OVERLAY_ATTRIBUTES):
         entry.xattrs[name] = value
 

@@ -23,11 +23,12 @@ _Make = Callable[[bytes, bytes, Entry], None]
 class Extraction:
     """One pass over a layer. ``current`` is the name of the entry at hand, for messages."""
 
-    def __init__(self, reader: ByteReader, tree: Tree, max_entries: int | None) -> None:
+    def __init__(self, reader: ByteReader, tree: Tree, max_entries: int | None, must_end: bool = False) -> None:
         self._reader = reader
         self._tree = tree
         self._left = max_entries if max_entries is not None else -1
         self._max_entries = max_entries
+        self._must_end = must_end
         self.current = b""
         self._makers: dict[bytes, _Make] = {
             headers.FILE: tree.add_file,
@@ -41,10 +42,10 @@ class Extraction:
 
     def run(self) -> None:
         """Make all entries and finish the tree; the reader is then at the end of the stream. Raises ArchiveFault."""
-        for entry in read_entries(self._reader):
+        for entry in read_entries(self._reader, self._must_end):
             self.current = name = entry.name
             if self._left == 0:
-                raise TooLarge(f"the layer has more than {self._max_entries} entries, the limit")
+                raise TooLarge(f"the archive has more than {self._max_entries} entries, the limit")
             self._left -= 1
             parent, base = split(name)
             if base.startswith(_WHITEOUT) or _WHITEOUT in parent:

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 from crinoid.core.api.errors import (
     CorruptContent,
@@ -31,7 +32,13 @@ _LAYER_TYPES = (
 )
 _COMPRESSIONS = ("", ".gzip", "+gzip", "+zstd", ".zstd")
 _ACCEPTED = frozenset(kind + compression for kind in _LAYER_TYPES for compression in _COMPRESSIONS)
-_EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK})
+_EXHAUSTED = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK}
+)
+#: What the kernel says of names, links and attributes that no file system takes: not the host's fault.
+_ENTRYS_FAULT = frozenset(
+    {errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.ERANGE, errno.E2BIG, errno.ENOTDIR, errno.EISDIR}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +61,14 @@ class UnpackRequest:
 
     ``blob`` is its file in the content store, ``target`` an existing folder: empty for ``WhiteoutForm.OVERLAY``, a
     tree of all lower layers for ``DELETE``. ``expected_diff_id`` is ``sha256:…`` of the uncompressed bytes, from the
-    image's configuration. ``max_bytes`` bounds the uncompressed stream, ``max_entries`` the members of the archive.
-    ``sync``: put the target's file system on disk before the call returns. ``timeout_s`` bounds it all.
+    image's configuration; empty where nobody knows. ``max_bytes`` bounds the uncompressed stream, ``max_entries`` the
+    members of the archive, ``keep_free_percent`` what must stay free of the target's file system. ``sync``: put the
+    target's file system on disk before the call returns. ``timeout_s`` bounds it all.
+
+    ``form``: what the blob is. ``parts``: an archive out of which only the files named in ``parts`` are taken, each
+    with its most bytes (``None``: no limit of its own), a name with a slash at its end for all plain files in that
+    directory; it must have a proper end. ``deleted``: a JSON list of paths to remove, of at most ``max_bytes``.
+    ``name`` is for messages. ``blob_fd``: ``blob`` is open already, and stays the caller's.
 
     ``growing``: ``blob`` is not there yet, and is unpacked while it comes; ``timeout_s`` counts from when it is whole.
     Whether it is what it should be then, the caller must see to before anybody uses the layer.
@@ -68,9 +81,14 @@ class UnpackRequest:
     expected_diff_id: str
     max_bytes: int | None = None
     max_entries: int | None = None
+    keep_free_percent: float = 0.0
     sync: bool = True
     timeout_s: float = 1800.0
     growing: Growing | None = None
+    form: Literal["layer", "parts", "deleted"] = "layer"
+    parts: tuple[tuple[str, int | None], ...] = ()
+    name: str = ""
+    blob_fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +148,9 @@ async def _run(request: UnpackRequest, launcher: Launcher) -> Ended:
 
 def _blob_of(request: UnpackRequest) -> AbstractContextManager[int]:
     """Open the blob, or lend what is open already."""
-    return nullcontext(request.growing.fd) if request.growing else _Opened(request.blob, 0)
+    if request.growing is not None:
+        return nullcontext(request.growing.fd)
+    return _Opened(request.blob, 0) if request.blob_fd is None else nullcontext(request.blob_fd)
 
 
 @asynccontextmanager
@@ -170,9 +190,15 @@ class _Opened:
 
 
 def _arguments(request: UnpackRequest) -> list[str]:
-    limits = ["" if limit is None else str(limit) for limit in (request.max_bytes, request.max_entries)]
+    form = request.whiteouts.value if request.form == "layer" else request.form
+    limits = [_number(request.max_bytes), _number(request.max_entries), str(request.keep_free_percent)]
+    parts = "\n".join(f"{name}\t{_number(most)}" for name, most in request.parts)
     size = str(request.growing.size) if request.growing else ""
-    return [request.whiteouts.value, request.expected_diff_id, *limits, "sync" if request.sync else "", size]
+    return [form, request.expected_diff_id, *limits, "sync" if request.sync else "", parts, size]
+
+
+def _number(limit: int | None) -> str:
+    return "" if limit is None else str(limit)
 
 
 def _check_media_type(request: UnpackRequest) -> None:
@@ -192,8 +218,11 @@ def _as_error(request: UnpackRequest, failure: Failed) -> CrinoidError:
         return Unsupported(message)
     if failure.kind == "limit" or failure.errno in _EXHAUSTED:
         return ResourceExhausted(message)
-    return CrinoidError(f"{message} (while writing to {request.target})")
+    kind = CorruptContent if failure.entry and failure.errno in _ENTRYS_FAULT else CrinoidError
+    return kind(f"{message} (while writing to {request.target})")
 
 
 def _describe(request: UnpackRequest) -> str:
+    if request.name:
+        return request.name
     return f"unpack layer {request.blob.name} (diffID {request.expected_diff_id})"

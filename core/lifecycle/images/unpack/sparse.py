@@ -6,12 +6,13 @@ front of the file's data. Source: GNU tar manual, "Storing Sparse Files".
 
 from itertools import pairwise
 
-from crinoid.core.lifecycle.images.unpack.extensions import decimal
+from crinoid.core.lifecycle.images.unpack.extensions import decimal, without_nul
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt
 from crinoid.core.lifecycle.images.unpack.headers import FILE, GNU_SPARSE, Entry, number
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 _MOST_PIECES = 1 << 20
+_LARGEST_BYTES = (1 << 63) - 1  # of an offset in a file: off_t
 _Pieces = list[tuple[int, int]]
 
 
@@ -30,7 +31,7 @@ def resolve_sparse(entry: Entry, records: dict[bytes, list[bytes]], reader: Byte
         return
     entry.kind = FILE
     if name := _last(records, b"GNU.sparse.name"):
-        entry.name = name
+        entry.name = without_nul(name)
     _check(size, pieces, entry.size)
     entry.sparse = (size, pieces)
 
@@ -104,7 +105,7 @@ def _bound(count: int) -> int:
 
 def _check(size: int, pieces: _Pieces, stored: int) -> None:
     ends = [0, *(end for offset, length in pieces for end in (offset, offset + length)), size]
-    if any(later < earlier for earlier, later in pairwise(ends)):
+    if any(later < earlier for earlier, later in pairwise(ends)) or size > _LARGEST_BYTES:
         raise Corrupt("its sparse map has pieces out of order or beyond the end")
     if sum(length for _, length in pieces) != stored:
         raise Corrupt("its sparse map and its data differ in size")

@@ -63,7 +63,7 @@ class LayerStream:
         for chunk in decompress(self._blob):
             total += len(chunk)
             if self._max_bytes is not None and total > self._max_bytes:
-                raise TooLarge(f"the layer has more than {self._max_bytes} bytes uncompressed, the limit")
+                raise TooLarge(f"the archive has more than {self._max_bytes} bytes uncompressed, the limit")
             yield chunk
 
 
@@ -126,6 +126,14 @@ class ByteReader:
         """Take all that is left: the padding after an archive counts for its digest."""
         while self._refill():
             pass
+
+    def drain_zeros(self) -> None:
+        """Take all that is left. Raises Corrupt for anything but zeros, with which archives are filled up."""
+        while True:
+            if self._chunk.count(0, self._position) != self._end - self._position:
+                raise Corrupt(f"something follows the end of the archive, from byte {self.offset} on")
+            if not self._refill():
+                return
 
     def _pieces(self, count: int) -> Iterator[memoryview]:
         while count > 0:
