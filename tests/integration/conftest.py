@@ -138,6 +138,7 @@ def configuration(folder: Path, registry: str, cni_conf: Path) -> str:
         "[snapshotters.overlay]\ndriver = 'overlay'",
         "[snapshotters.native]\ndriver = 'native'",
         "[runtimes.crun]\ndriver = 'crun'",
+        "[pods]\ncheckpoint_images = ['docker.io/test/checkpoint:*']",
         f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{folder}' }}",
         f"[registries.distribution]\ndriver = 'distribution'\noptions = {{ plain_http = ['{registry}'] }}",
     ]
