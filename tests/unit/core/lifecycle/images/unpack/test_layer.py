@@ -26,9 +26,10 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from crinoid.core.api.values.snapshot import WhiteoutForm
+from crinoid.core.api.linux.mount import mount, unmount
+from crinoid.core.api.values.snapshot import Mount, WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_alone
-from support.archives import END, ArchiveBuilder, header
+from support.archives import BLOCK, END, ArchiveBuilder, header
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the unpacker's child needs root for chroot")
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -138,6 +139,80 @@ async def test_what_is_not_there_is_named(unpack, tmp_path: Path) -> None:
 async def test_fault_of_the_system_names_entry_and_target(unpack, target: Path) -> None:
     with pytest.raises(CrinoidError, match=r"entry 'n+': File name too long \(while writing to .*/target\)"):
         await unpack(ArchiveBuilder().file("n" * 300).build())
+
+
+def pax(*records: bytes) -> bytes:
+    content = b"".join(b"%d %b\n" % (len(record) + len(str(len(record) + 4)) + 2, record) for record in records)
+    return header(b"p", b"x", b"%011o\0" % len(content)) + content + bytes(-len(content) % BLOCK)
+
+
+def sparse(name: bytes, size: int, offset: int) -> bytes:
+    """A header of GNU's old form, with one empty piece; numbers in base 256."""
+
+    def number(value: int) -> bytes:
+        return b"\x80" + value.to_bytes(11, "big")
+
+    block = bytearray(header(name, b"S", magic=b"ustar  \0"))
+    block[386:410] = number(offset) + number(0)
+    block[483:495] = number(size)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("archive", "kind", "words"),
+    [
+        (
+            pax(b"GNU.sparse.size=0", b"GNU.sparse.map=0,0", b"GNU.sparse.name=a\0b") + header(b"f"),
+            CorruptContent,
+            "NUL",
+        ),
+        (sparse(b"f", 1 << 80, 0), CorruptContent, "sparse map"),
+        (sparse(b"f", 1 << 62, 0), ResourceExhausted, "File too large"),
+        (sparse(b"f", 1 << 80, 1 << 70), CorruptContent, "sparse map"),
+        (pax(b"SCHILY.xattr.=x") + header(b"f"), CorruptContent, "entry 'f'"),
+        (pax(b"SCHILY.xattr.security.capability=x") + header(b"f"), CorruptContent, "security.capability"),
+        (header(b"l", b"2", link=b"l") + header(b"l/f"), CorruptContent, "symbolic links"),
+    ],
+)
+async def test_what_no_file_system_takes_is_the_layers_fault(unpack, archive: bytes, kind, words: str) -> None:
+    """Never a crash of the child, nor a fault of the host."""
+    with pytest.raises(kind, match=words):
+        await unpack(archive + END)
+
+
+async def test_folders_too_deep_to_be_removed(unpack) -> None:
+    """A link makes them deeper than any one path; the whiteout then has a long way to go."""
+    deep = ArchiveBuilder().file("a/" * 2000 + "l").symlink("l", "a/" * 1900).file("l/" + "b/" * 1900 + "f")
+    archive = deep.file("a").build()
+    with pytest.raises(ResourceExhausted, match="nested too deeply"):
+        await unpack(archive)
+
+
+async def test_a_bomb_leaves_room_for_others(request_for, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount(Mount("tmpfs", "tmpfs", ("size=100m",)), disk)
+    try:
+        (disk / "t").mkdir()
+        archive = header(b"f", size=b"%011o\0" % (1 << 30))
+        bomb = gzip.compress(archive) + gzip.compress(bytes(1 << 26), 1) * 16
+        request = replace(request_for(b"", bomb), target=disk / "t", keep_free_percent=50)
+        with pytest.raises(ResourceExhausted, match=r"less than 50 % of the space .* images\.keep_free_percent"):
+            await unpack_alone(request)
+        found = os.statvfs(disk)
+        assert found.f_bavail * 4 > found.f_blocks
+    finally:
+        unmount(disk)
+
+
+@pytest.mark.parametrize("place", [-8, -1])
+async def test_a_wrong_trailer_of_gzip(unpack, place: int) -> None:
+    blob = bytearray(gzip.compress(ARCHIVE))
+    blob[place] ^= 1
+    with pytest.raises(CorruptContent, match="gzip stream is damaged"):
+        await unpack(ARCHIVE, bytes(blob))
 
 
 async def test_absolute_links_stay_inside(unpack, tmp_path: Path, target: Path) -> None:
