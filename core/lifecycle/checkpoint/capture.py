@@ -275,15 +275,15 @@ async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
 
 def _check_location(location: str) -> Path:
     target = Path(location)
-    if not target.is_absolute() or not target.name:
+    if not target.is_absolute() or not target.name or "\0" in location:
         raise InvalidArgument(f"location {location!r} is not the absolute path of a file")
     try:
         if not target.parent.is_dir():
             raise InvalidArgument(f"location: {target.parent} is no folder")
         if target.is_symlink() or (target.exists() and not target.is_file()):
             raise InvalidArgument(f"location {location} is there already, and is no plain file")
-    except OSError as error:  # such as a name that is too long
-        raise InvalidArgument(f"location {location!r}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name that is too long, a NUL in it
+        raise InvalidArgument(f"location {location!r}: {error}") from error
     return target
 
 
@@ -297,8 +297,8 @@ def _check_folder(output: str) -> Path:
         with os.scandir(folder) as entries:
             if next(entries, None) is not None:
                 raise InvalidArgument(f"output_path {output} is not empty")
-    except OSError as error:
-        raise InvalidArgument(f"output_path {output!r}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"output_path {output!r}: {error}") from error
     return folder
 
 

@@ -39,11 +39,18 @@ def write_diff(
     root = os.fsencode(rootfs)
     deleted: list[bytes] = []
     links: dict[tuple[int, int], str] = {}
-    with Output(target, given_up, keep_free_percent).tar() as archive:
-        for name in changes(os.fsencode(base), root, deleted.append):
-            if given_up.is_set():
-                raise CrinoidError("the root file system's changes were not needed any more")
-            _add(archive, root, name, links)
+    name = b""
+    try:
+        with Output(target, given_up, keep_free_percent).tar() as archive:
+            for name in changes(os.fsencode(base), root, deleted.append):
+                if given_up.is_set():
+                    raise CrinoidError("the root file system's changes were not needed any more")
+                _add(archive, root, name, links)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        near = os.fsdecode(name[:200])
+        raise Unsupported(f"the root file system has folders nested too deeply to be copied, near {near!a}") from error
     return tuple(os.fsdecode(b"/" + name) for name in deleted)
 
 
@@ -108,14 +115,7 @@ def _describe(path: bytes, name: str, found: os.stat_result) -> tarfile.TarInfo:
 
 
 def _names(folder: bytes) -> list[bytes]:
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208  # a Path has no bytes
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise Unsupported(
-            f"the root file system has folders nested too deeply to be copied: {folder[:200]!a}…"
-        ) from error
+    return sorted(os.listdir(folder))  # noqa: PTH208  # a Path has no bytes
 
 
 def _differs(base: bytes, was: os.stat_result, path: bytes, found: os.stat_result) -> bool:

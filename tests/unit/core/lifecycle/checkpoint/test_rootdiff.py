@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CrinoidError, ResourceExhausted, Unsupported
+from crinoid.core.api.linux import files
 from crinoid.core.lifecycle.checkpoint.rootdiff import write_diff
 
 
@@ -91,3 +92,45 @@ def test_it_can_be_given_up(root: Path, tmp_path: Path) -> None:
     given_up.set()
     with pytest.raises(CrinoidError, match="not needed any more"):
         write_diff(tmp_path / "base", root, tmp_path / "diff.tar", given_up)
+
+
+def nest(root: Path, depth: int) -> None:
+    """Make folders in each other, and a file in the last; neither by paths, which are bounded, nor by recursion."""
+    folder = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=folder)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    os.close(os.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+
+
+def test_folders_deeper_than_python_recurses(root: Path, tmp_path: Path) -> None:
+    nest(root, 1500)
+    try:
+        found, _ = diff(tmp_path)
+    finally:
+        files.remove_tree(root)  # pytest's own removal can't
+    assert "/".join(["d"] * 1500 + ["new"]) in found
+
+
+def test_folders_deeper_than_any_path_are_named(root: Path, tmp_path: Path) -> None:
+    nest(root, 2200)
+    try:
+        with pytest.raises(Unsupported, match=r"nested too deeply to be copied, near 'd/d"):
+            diff(tmp_path)
+    finally:
+        files.remove_tree(root)
+
+
+def test_a_huge_sparse_file_neither_fills_the_disk_nor_outlasts_its_time(root: Path, tmp_path: Path) -> None:
+    with (root / "sparse").open("wb") as file:
+        file.truncate(1 << 42)
+    target, given_up = tmp_path / "diff.tar", threading.Event()
+    with pytest.raises(ResourceExhausted, match="keep_free_percent"):
+        write_diff(tmp_path / "base", root, target, given_up, 100)
+    target.unlink()
+    threading.Timer(0.3, given_up.set).start()
+    with pytest.raises(CrinoidError, match="not needed any more"):
+        write_diff(tmp_path / "base", root, target, given_up)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -16,13 +18,18 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unsupported,
 )
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.runtime import ContainerStatus
+from crinoid.core.config.models import Config, PodsConfig
+from crinoid.core.lifecycle.checkpoint.source import CheckpointSources
+from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.queries import PodFilter
+from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.state.records import ContainerState
-from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
+from unit.core.lifecycle.conftest import IMAGE, FakeNode, a_container, a_pod
 
 STEPS = [
     ("runtime", "check_checkpoint"),
@@ -215,3 +222,54 @@ async def test_a_pod_that_is_there_is_not_taken_along(fake_node: FakeNode, outpu
     with pytest.raises(AlreadyExists):
         await fake_node.now.restorer.restore(str(output), a_pod(), "", {}, [a_container("app")])
     assert [record.id for record in fake_node.now.pods.list(PodFilter())] == [pod]
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [("/" + "n" * 5000, "name too long"), ("/tmp/" + "n" * 300, "name too long"), ("/tmp/a\0b", "location")],
+)
+async def test_a_place_that_can_not_be(fake_node: FakeNode, location: str, words: str) -> None:
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await running(fake_node, pod)
+    with pytest.raises(InvalidArgument, match=words):
+        await fake_node.now.checkpoints.container(container, location, 0)
+    with pytest.raises(InvalidArgument):
+        await fake_node.now.checkpoints.pod(pod, location, [container], {})
+    with pytest.raises(InvalidArgument):
+        await fake_node.now.restorer.restore(location, a_pod("other"), "", {}, [a_container("app")])
+    assert await states(fake_node) == {ContainerStatus.RUNNING}
+
+
+async def test_a_full_disk_is_said_to_be_full(fake_node: FakeNode, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        (disk / "filler").write_bytes(bytes(60 << 10))
+        (disk / "output").mkdir()
+        pod = await fake_node.now.pods.run(a_pod(), "")
+        container = await running(fake_node, pod)
+        with pytest.raises(ResourceExhausted, match="can't be written"):
+            await fake_node.now.checkpoints.container(container, str(disk / "c.tar"), 0)
+        with pytest.raises(ResourceExhausted, match="can't be written"):
+            await fake_node.now.checkpoints.pod(pod, str(disk / "output"), [container], {})
+        assert sorted(path.name for path in disk.rglob("*")) == ["filler", "output"]
+        assert await states(fake_node) == {ContainerStatus.RUNNING}
+        assert owners(fake_node) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "goes"), [((), False), (("docker.io/test/*",), True), (("docker.io/test/img@*", "other/*"), False)]
+)
+def test_which_images_may_be_restored(tmp_path: Path, allowed: tuple[str, ...], goes: bool) -> None:
+    record = replace(IMAGE, annotations={"org.criu.checkpoint.container.name": "app"})
+    images = cast("ImageService", SimpleNamespace(find=lambda _name: record))
+    config = Config(root=tmp_path, run=tmp_path, pods=PodsConfig(checkpoint_images=allowed))
+    sources = CheckpointSources(config, images, cast("Resources", None))
+    if goes:
+        assert sources.find(a_container()) is not None
+        return
+    with pytest.raises(FailedPrecondition, match=r"pods\.checkpoint_images"):
+        sources.find(a_container())
