@@ -279,6 +279,8 @@ class DeadlinesConfig(Section):
     """Of the snapshotters."""
     registry: RegistryDeadlines = RegistryDeadlines()
     """Of the image sources."""
+    grace_s: Seconds = 5.0
+    """How long a hook may clean up once it was cancelled, in seconds; then it is left behind, and its caller answered."""
 
 
 class SlotConfig(Section):

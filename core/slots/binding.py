@@ -5,7 +5,6 @@ against its role's hooks. Anything wrong stops the start. One manager a slot hol
 they would share one deadline and one failure, and pluggy would call the last one first.
 """
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -21,15 +20,18 @@ from crinoid.core.api.host import Host
 from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
 from crinoid.core.slots.calls import Binding, Slot
-from crinoid.core.slots.drivers import InstalledDriver
+from crinoid.core.slots.drivers import InstalledDriver, check_hooks
 from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
 from crinoid.core.slots.instruments import NO_INSTRUMENTS, Instruments
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.registry import RegistrySlot
-from crinoid.core.slots.roles import ROLES, Role
+from crinoid.core.slots.roles import ROLES
+from crinoid.core.slots.running import HookCalls, describe
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.selection import Selection, ValidSlot, check
 from crinoid.core.slots.snapshotter import SnapshotterSlot
+
+LOG = logging.getLogger("crinoid.slots")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Slots:
             try:
                 await slot.close()
             except CrinoidError as error:
-                logging.getLogger("crinoid.slots").warning("%s", error.message)
+                LOG.warning("%s", error.message)
 
     def _config_of(self, handler: str) -> RuntimeSlotConfig:
         config = self.runtime(handler).config
@@ -98,14 +100,18 @@ class Slots:
 
 
 def bind(
-    config: Config, origins: Origins = NO_ORIGINS, instruments: Instruments = NO_INSTRUMENTS, version: str = ""
+    config: Config,
+    origins: Origins = NO_ORIGINS,
+    instruments: Instruments = NO_INSTRUMENTS,
+    version: str = "",
+    calls: HookCalls | None = None,
 ) -> Slots:
     """Load, make and bind every driver that the configuration selects, and make the slots' folders.
 
-    ``version`` is crinoid's own. Raises a ConfigurationError that lists every driver that can't be used, with the
+    ``version`` is crinoid's own; ``calls`` is where hooks are noted while they run. Raises a ConfigurationError that lists every driver that can't be used, with the
     distribution it is of.
     """
-    binder = _Binder(config, origins, instruments, version)
+    binder = _Binder(config, origins, instruments, version, calls or HookCalls(config.deadlines.grace_s))
     bindings = [binder.bind(slot) for slot in check(config, origins)]
     refuse(binder.problems)
     return assemble(config, [binding for binding in bindings if binding])
@@ -117,6 +123,7 @@ def adopt(
     config: SlotConfig,
     host: Host,
     instruments: Instruments = NO_INSTRUMENTS,
+    calls: HookCalls | None = None,
 ) -> Binding:
     """Bind a driver that is made already to the slot that its host names; tests bind fakes so.
 
@@ -125,7 +132,11 @@ def adopt(
     role = ROLES[installed.role]
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(role.specification)
-    implemented = _register(manager, role, driver, installed)
+    check_hooks(driver, installed)  # its class was checked before; this is about what the object has set itself
+    manager.register(driver, installed.name)
+    implemented = frozenset(caller.name for caller in manager.get_hookcallers(driver) or ())
+    if not implemented:
+        LOG.warning("%s has no hook, so it will never be called", installed.title)
     return Binding(
         role=role,
         name=host.slot,
@@ -136,7 +147,8 @@ def adopt(
         instruments=instruments,
         state_dir=host.state_dir,
         run_dir=host.run_dir,
-        own_deadline_s=getattr(driver, "deadline_s", None),
+        own_deadline_s=_own_deadline_s(driver, installed),
+        calls=calls or HookCalls(),
     )
 
 
@@ -163,11 +175,14 @@ def assemble(config: Config, bindings: Iterable[Binding]) -> Slots:
 class _Binder:
     """Binds one slot after the other and collects what is wrong with their drivers."""
 
-    def __init__(self, config: Config, origins: Origins, instruments: Instruments, version: str) -> None:
+    def __init__(
+        self, config: Config, origins: Origins, instruments: Instruments, version: str, calls: HookCalls
+    ) -> None:
         self._config = config
         self._origins = origins
         self._instruments = instruments
         self._version = version
+        self._calls = calls
         self.problems: list[Problem] = []
 
     def bind(self, slot: ValidSlot) -> Binding | None:
@@ -186,7 +201,9 @@ class _Binder:
         run_dir = _make_folder(self._config.run / role.folder / folder)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
         host = Host(selection.name, state_dir, run_dir, log, self._version)
-        return adopt(_make(slot, host), slot.driver.installed, selection.config, host, self._instruments)
+        with self._calls.blocking(f'{role.name} "{selection.name}"', "__init__"):
+            driver = _make(slot, host)
+        return adopt(driver, slot.driver.installed, selection.config, host, self._instruments, self._calls)
 
 
 def _folder_name(selection: Selection) -> str:
@@ -200,37 +217,16 @@ def _make(slot: ValidSlot, host: Host) -> object:
         driver: object = slot.driver.factory(slot.options, host)
     except CrinoidError as error:
         raise ConfigurationError(f"{slot.driver.installed.title} can't be used: {error.message}") from error
-    except (Exception, SystemExit) as error:
-        raise ConfigurationError(
-            f"{slot.driver.installed.title} can't be made: {type(error).__name__}: {error}"
-        ) from error
+    except BaseException as error:
+        raise ConfigurationError(f"{slot.driver.installed.title} can't be made: {describe(error)}") from error
     return driver
 
 
-def _register(manager: pluggy.PluginManager, role: Role, driver: object, installed: InstalledDriver) -> frozenset[str]:
-    """Register a driver; return the hooks that it has. Raises a ConfigurationError for one that is no hook of the
-    role, has other parameters, or is missing."""
-    try:
-        manager.register(driver, installed.name)
-    except pluggy.PluginValidationError as error:
-        raise ConfigurationError(f"{installed.title} does not fit its hooks: {error}") from error
-    callers = manager.get_hookcallers(driver) or []
-    _refuse_unknown([caller.name for caller in callers if not caller.has_spec()], role, installed)
-    implemented = frozenset(caller.name for caller in callers)
-    missing = sorted(role.hooks - role.optional - implemented)
-    if missing:
-        raise ConfigurationError(
-            f"{installed.title} lacks {', '.join(missing)}, which every {role.name} driver must have"
-        )
-    return implemented
-
-
-def _refuse_unknown(names: list[str], role: Role, installed: InstalledDriver) -> None:
-    """pluggy's ``check_pending`` with the distribution's name and the nearest hook's."""
-    for name in names:
-        near = difflib.get_close_matches(name, role.hooks, n=1, cutoff=0.5)
-        hint = f'; did its authors mean "{near[0]}"?' if near else ""
-        raise ConfigurationError(f'{installed.title} implements "{name}", which is no hook of a {role.name}{hint}')
+def _own_deadline_s(driver: object, installed: InstalledDriver) -> float | None:
+    deadline_s = getattr(driver, "deadline_s", None)
+    if deadline_s is not None and not (isinstance(deadline_s, int | float) and deadline_s > 0):
+        raise ConfigurationError(f"{installed.title}: its deadline_s is {deadline_s!r}, not a number of seconds above 0")
+    return deadline_s
 
 
 def _make_folder(path: Path) -> Path:

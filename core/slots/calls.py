@@ -9,16 +9,15 @@ import contextlib
 import functools
 import inspect
 import logging
-import math
 import time
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from crinoid.core.api.errors import (
     AlreadyExists,
     CrinoidError,
-    DeadlineExceeded,
     DriverError,
     FailedPrecondition,
     InvalidArgument,
@@ -30,11 +29,21 @@ from crinoid.core.slots.answers import Check, nothing
 from crinoid.core.slots.drivers import InstalledDriver
 from crinoid.core.slots.instruments import Instruments
 from crinoid.core.slots.roles import Role
+from crinoid.core.slots.running import HookCall, HookCalls, describe, foreign
 
 T = TypeVar("T")
 
 _ABOUT_THE_REQUEST = (InvalidArgument, NotFound, AlreadyExists, FailedPrecondition)
 """Errors that say nothing against the driver."""
+
+_MESSAGE_CHARACTERS = 4000
+
+_STATUSES = frozenset(
+    {"UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED"}
+    | {"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL"}
+    | {"UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"}
+)
+"""gRPC's statuses of errors but CANCELLED, which says that the client gave up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Binding:
     run_dir: Path
     own_deadline_s: float | None = None
     """What the driver says its hooks may take, where it says so."""
+    calls: HookCalls = field(default_factory=HookCalls)
 
     @property
     def label(self) -> str:
@@ -130,7 +140,7 @@ class Slot:
         """Call a hook and check its answer; ``deadline_s`` ``None``: the configured one, ``inf``: none."""
         limit = self._deadlines.of(hook) if deadline_s is None else deadline_s
         with self._watch(hook):
-            return check(await self._finish(self._start(hook, arguments), limit))
+            return check(await self._finish(hook, self._start(hook, arguments), limit))
 
     async def _tell(self, hook: str, /, **arguments: object) -> None:
         """Call a hook that has no answer; one that the driver leaves out does nothing."""
@@ -143,12 +153,19 @@ class Slot:
             return check(self._start(hook, arguments))
 
     def _start(self, hook: str, arguments: dict[str, object]) -> Any:  # Any: a driver may return what it likes
-        return getattr(self._binding.hooks, hook)(**arguments)
+        """Call the driver's method: of a coroutine that makes it, of any other hook it is all there is."""
+        try:
+            with self._binding.calls.blocking(self.label, hook):
+                return getattr(self._binding.hooks, hook)(**arguments)
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001  # nothing is awaited here, so all of it is the driver's
+            raise foreign(error) from error
 
-    async def _finish(self, answer: Any, limit_s: float) -> Any:
+    async def _finish(self, hook: str, answer: Any, limit_s: float) -> Any:
         if not inspect.isawaitable(answer):
             raise DriverError(f"returned {type(answer).__name__}: the hook must be a coroutine")
-        return await await_within(answer, limit_s)
+        return await self._binding.calls.run(HookCall(self.label, hook), answer, limit_s)
 
     @contextlib.contextmanager
     def _watch(self, hook: str) -> Iterator[None]:
@@ -170,15 +187,31 @@ class Slot:
         """Turn whatever is raised into a CrinoidError that names the slot and the hook."""
         try:
             yield
-        except CrinoidError as error:
-            self._name(hook, error)
-            raise
-        except (Exception, SystemExit) as error:  # a driver can't end the daemon
+        except Exception as error:
             failure = _translate(error)
-            if type(failure) is DriverError:
-                self._log.warning("%s %s raised what no driver may raise", self.label, hook, exc_info=error)
+            raised = error if failure is not error else error.__cause__
+            if type(failure) is DriverError and (failure is not error or not isinstance(raised, Exception | None)):
+                told = raised if raised and len(describe(raised)) <= _MESSAGE_CHARACTERS else None
+                self._log.warning("%s %s raised what no driver may raise", self.label, hook, exc_info=told)
             self._name(hook, failure)
+            if failure is error:
+                raise
             raise failure from error
+
+    @contextlib.contextmanager
+    def _contained(self, hook: str) -> Iterator[None]:
+        """Name the errors of what is awaited in the caller's own task, as a session's streams are, and of nothing else
+        but that: a cancellation of the task itself passes through."""
+        with self._named(hook):
+            try:
+                yield
+            except (Exception, GeneratorExit):
+                raise
+            except BaseException as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    raise
+                raise foreign(error) from error
 
     def _describe(self, hook: str) -> Mapping[str, str]:
         """Return the attributes of a hook's span."""
@@ -193,26 +226,32 @@ class Slot:
         """Put slot and hook before the error's message, keeping its class; once, as a driver may raise it again."""
         prefix = f"{self.label} {hook}: "
         if not str(error).startswith(prefix):
-            error.args = (prefix + str(error),)
+            error.args = (prefix + _bounded(str(error)),)
+        by = f"raised by {prefix.removesuffix(': ')}"
+        if not str(error).startswith(prefix) and by not in error.message:  # a class that makes its text itself
+            error.add_note(by)
         if not isinstance(error, _ABOUT_THE_REQUEST):
             self.last_error = LastError(hook, error.message, time.time_ns())
 
 
-async def await_within(answer: Awaitable[T], limit_s: float) -> T:
-    """Await a driver's answer; ``inf`` is no deadline. Raises DeadlineExceeded once the driver was cancelled."""
-    if math.isinf(limit_s):
-        return await answer
-    try:
-        async with asyncio.timeout(limit_s) as timeout:
-            return await answer
-    except TimeoutError as error:
-        if timeout.expired():
-            raise DeadlineExceeded(f"no answer after {limit_s:g} s") from error
-        raise
-
-
 def _translate(error: BaseException) -> CrinoidError:
-    """Make an error of our tree from any other; a task group's only error counts as itself."""
+    """Make an error of our tree from any other; a task group's only error counts as itself.
+
+    One of our tree that can't be told, as its text or its status is no such thing, is as foreign as any.
+    """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return error if isinstance(error, CrinoidError) else DriverError(f"{type(error).__name__}: {error}")
+    if isinstance(error, CrinoidError):
+        try:
+            if isinstance(error.message, str) and error.grpc_status in _STATUSES and isinstance(error.reason, str):
+                return error
+        except Exception:  # noqa: BLE001  # a class of the driver's own may do what it likes
+            pass
+    return DriverError(_bounded(describe(error)))
+
+
+def _bounded(text: str) -> str:
+    """Cut the middle out of a message that nobody would read, and no log should keep."""
+    left = len(text) - _MESSAGE_CHARACTERS
+    half = _MESSAGE_CHARACTERS // 2
+    return text if left <= 0 else f"{text[:half]} … {left} characters … {text[-half:]}"

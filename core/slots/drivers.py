@@ -15,8 +15,10 @@ from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.hooks.conformance import find_defects, find_missing
 from crinoid.core.config.origins import suggest
 from crinoid.core.slots.roles import ROLES, Role
+from crinoid.core.slots.running import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def _import(driver: InstalledDriver, points: list[importlib.metadata.EntryPoint]
 
     try:
         found = list(_Drivers(points, ROLES[driver.role].group, [driver.name], on_load_failure_callback=keep))
-    except (AssertionError, SystemExit) as error:  # the two that stevedore lets through
+    except BaseException as error:  # noqa: BLE001  # what stevedore lets through: no Exception but AssertionError
         failures.append(error)
         found = []
     if failures or not found:
@@ -147,7 +149,18 @@ def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]
     options = getattr(factory, "Config", None)
     if not (isinstance(options, type) and issubclass(options, DriverConfig)):
         raise UnusableDriverError(f"{driver.title}: its Config is no DriverConfig; report it to its authors")
+    check_hooks(factory, driver)
     return options
+
+
+def check_hooks(factory_or_driver: object, driver: InstalledDriver) -> None:
+    """Raise UnusableDriverError unless a class, or the object that was made of it, has the hooks of its role, marked and
+    as they are specified."""
+    role = ROLES[driver.role]
+    if defects := find_defects(factory_or_driver, role.specification):
+        raise UnusableDriverError(f"{driver.title} does not fit its hooks, report it to its authors: {'; '.join(defects)}")
+    if missing := find_missing(factory_or_driver, role.specification, role.optional):
+        raise UnusableDriverError(f"{driver.title} lacks {', '.join(missing)}, which every {role.name} driver must have")
 
 
 def _say_missing(role: Role, name: str, known: set[str]) -> str:
@@ -156,7 +169,7 @@ def _say_missing(role: Role, name: str, known: set[str]) -> str:
 
 
 def _say_broken(driver: InstalledDriver, failures: list[BaseException]) -> str:
-    why = "; ".join(f"{type(error).__name__}: {error}" for error in failures) or "its entry point vanished"
+    why = "; ".join(describe(error) for error in failures) or "its entry point vanished"
     return f"{driver.title} can't be imported from {driver.target}: {why}. Reinstall or upgrade it, or name another"
 
 

@@ -1,6 +1,7 @@
 """From a configuration to bound slots: options, folders, the hooks a driver has, and what stops the start."""
 
 import importlib.metadata
+import re
 import stat
 from pathlib import Path
 from textwrap import indent
@@ -11,6 +12,8 @@ import pytest
 from crinoid.core.api.errors import ConfigurationError, InvalidArgument
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.slots.binding import Slots, bind
+from crinoid.core.slots.listing import State, list_plugins
+from crinoid.core.slots.roles import ROLES
 from crinoid.core.slots.selection import check
 from support.distributions import NETWORK, QUIET_CONFIG, Site
 
@@ -32,6 +35,7 @@ def refusal(folder: Path, text: str) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
+QUIET_NETWORK = '[network]\ndriver = "quiet"\n'
 STAR = '[network]\ndriver = "star"\n'
 LINE = QUIET_CONFIG.count("\n") + 2  # of the driver in STAR
 
@@ -130,14 +134,16 @@ def test_the_check_makes_no_driver_and_no_folder(quiet: Site, tmp_path: Path) ->
         ("def __init__(self):\n    pass\n", "can't be made: TypeError"),
         (
             "from crinoid.core.api.hooks import hookimpl\n@hookimpl\nasync def atach(self, request): ...\n",
-            'implements "atach", which is no hook of a network; did its authors mean "attach"?',
+            "does not fit its hooks, report it to its authors: star_net.Driver.atach is marked with @hookimpl, but its role"
+            ' has no such hook; did its authors mean "attach"?',
         ),
         (
             "from crinoid.core.api.hooks import hookimpl\n@hookimpl\nasync def attach(self, wish): ...\n",
-            "does not fit its hooks: ",
+            "does not fit its hooks, report it to its authors: star_net.Driver.attach wants wish, which is none of the"
+            " hook's arguments (request, plan)",
         ),
         (
-            "async def detach(self, request, data): ...\nasync def plan(self, request): ...\n",
+            "detach = None\nplan = None\n",
             "lacks detach, plan, which every network driver must have",
         ),
     ],
@@ -147,6 +153,49 @@ def test_a_driver_that_does_not_fit_stops_the_start_by_name(quiet: Site, tmp_pat
     text = refusal(tmp_path, STAR)
     head = f'config.toml:{LINE}: network.driver: network driver "star" of distribution star-net 1.0 '
     assert text.startswith(head + why)
+
+
+@pytest.mark.parametrize("role", ["runtime", "network", "snapshotter", "registry", "extension"])
+def test_a_forgotten_mark_stops_the_start_and_every_check_in_all_roles(quiet: Site, tmp_path: Path, role: str) -> None:
+    hook = {"runtime": "start_pod", "network": "check", "registry": "close", "extension": "adjust_container"}
+    name = hook.get(role, "usage")
+    noop = f"Noop{role.capitalize()}"
+    module = f"from crinoid.core.api.testing.noops import {noop}\nclass Driver({noop}):\n    async def {name}(self): ...\n"
+    quiet.install("bad-one", f"[crinoid.{ROLES[role].group.partition('.')[2]}]\nbad = bad_one:Driver\n", module)
+    table = {"runtime": "runtimes.b", "network": "network", "snapshotter": "snapshotters.b", "registry": "registries.b"}
+    text = f'[{table.get(role, "extensions.b")}]\ndriver = "bad"\n' + ("" if role == "network" else QUIET_NETWORK)
+    folder = tmp_path
+    if role == "registry":
+        folder.joinpath("conf.d").mkdir()
+        folder.joinpath("conf.d/1.toml").write_text('images.sources = ["b"]\n')
+    message = (
+        f'{role} driver "bad" of distribution bad-one 1.0 does not fit its hooks, report it to its authors: '
+        f"bad_one.Driver.{name} has the name of a hook but no @hookimpl"
+    )
+    assert message in refusal(folder, text)
+    loaded = load_text(folder, text)
+    with pytest.raises(ConfigurationError, match=re.escape(message)):  # as `crinoid config check` does
+        check(loaded.config, loaded.origins)
+    (plugin,) = [each for each in list_plugins(loaded.config, loaded.origins) if each.driver.name == "bad"]
+    assert plugin.state is State.BROKEN
+    assert message in plugin.error
+
+
+def test_what_an_object_sets_itself_to_is_looked_at_too(quiet: Site, tmp_path: Path) -> None:
+    body = "def __init__(self, config, host):\n    super().__init__(config, host)\n    self.check = lambda *_: None\n"
+    install_star(quiet, body)
+    assert "star_net.Driver.check the object has set itself to a function, which is never called" in refusal(
+        tmp_path, STAR
+    )
+
+
+def test_an_extension_without_any_hook_is_logged(
+    quiet: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = "from crinoid.core.api.testing.noops import NoopExtension as Driver\n"
+    quiet.install("idle", "[crinoid.extensions]\nidle = idle:Driver\n", module)
+    bind_text(tmp_path, QUIET_NETWORK + '[extensions.e]\ndriver = "idle"\n')
+    assert 'extension driver "idle" of distribution idle 1.0 has no hook, so it will never be called' in caplog.text
 
 
 def test_what_is_not_selected_does_no_harm(quiet: Site, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The wrapper around every hook: what a driver returns, raises and how long it takes."""
 
 import asyncio
+import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from crinoid.core.api.config import NoOptions
 from crinoid.core.api.errors import (
     CommandFailed,
     CorruptContent,
+    CrinoidError,
     DeadlineExceeded,
     DriverError,
     NotFound,
     Unavailable,
 )
 from crinoid.core.api.hooks.extension import ContainerAdjustment, PodView
+from crinoid.core.api.host import Host
 from crinoid.core.api.testing.fakes import (
     FakeExtension,
     FakeNetwork,
@@ -30,7 +33,7 @@ from crinoid.core.api.testing.fakes import (
 )
 from crinoid.core.api.testing.noops import NoopNetwork, NoopRuntime
 from crinoid.core.api.values.image import BlobRequest, Descriptor, ImageReference
-from crinoid.core.api.values.network import Attachment, NetworkRequest, NetworkStatus
+from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.core.api.values.pod import PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest, ExecRequest, PodSandbox
 from crinoid.core.api.values.stats import CgroupUsage
@@ -47,8 +50,9 @@ from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import InstalledDriver
 from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
 from crinoid.core.slots.network import NetworkSlot
-from crinoid.core.slots.registry import RegistrySlot
+from crinoid.core.slots.registry import BlobStream, RegistrySlot
 from crinoid.core.slots.roles import ROLES
+from crinoid.core.slots.running import HookCalls
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 
@@ -291,22 +295,254 @@ async def test_an_answer_of_the_wrong_type_is_refused(tmp_path: Path, hook: str,
     assert str(caught.value).startswith(f"{LABEL} {hook}: {why}")
 
 
-class _Plain(FakeNetwork):
+def _passed_on(function: Callable[..., object]) -> Callable[..., object]:
+    """A decorator whose wrapper is no coroutine function, though what it wraps is one."""
+
+    @functools.wraps(function)
+    def call(driver: "_Wrapped", *_arguments: object) -> object:
+        return driver.make()
+
+    return call
+
+
+class _Wrapped(FakeNetwork):
+    make: Callable[[], object] = int
+
+    @_passed_on
     @hooks.hookimpl
-    def status(self) -> NetworkStatus:  # type: ignore[override]  # no coroutine
-        return NetworkStatus(True)
+    async def status(self) -> NetworkStatus: ...  # type: ignore[override, empty-body]
 
     @hooks.hookimpl
     def features(self) -> str:  # type: ignore[override]
-        return "x"
+        return self.make()  # type: ignore[return-value]
 
 
 async def test_a_hook_that_is_no_coroutine_is_refused(tmp_path: Path) -> None:
-    slot = network(_Plain(NoOptions(), fake_host(tmp_path, "default")))
-    with pytest.raises(DriverError, match=r"status: returned NetworkStatus: the hook must be a coroutine"):
+    driver = _Wrapped(NoOptions(), fake_host(tmp_path, "default"))
+    slot = network(driver)
+    with pytest.raises(DriverError, match=r"status: returned int: the hook must be a coroutine"):
         await slot.status()
-    with pytest.raises(DriverError, match=r"features: returned str where NetworkFeatures is due"):
+    with pytest.raises(DriverError, match=r"features: returned int where NetworkFeatures is due"):
         slot.features()
+
+
+class _Awaitable:
+    def __init__(self, make: Callable[[], object]) -> None:
+        self.make = make
+
+    def __await__(self) -> Iterator[object]:
+        yield from asyncio.sleep(0).__await__()
+        return self.make()  # type: ignore[return-value]
+
+
+async def test_an_awaitable_that_is_no_coroutine_is_as_good(tmp_path: Path) -> None:
+    driver = _Wrapped(NoOptions(), fake_host(tmp_path, "default"))
+    driver.make = lambda: _Awaitable(lambda: NetworkStatus(True))
+    assert await network(driver).status() == NetworkStatus(True)
+    driver.make = lambda: asyncio.ensure_future(_Awaitable(_stop))  # type: ignore[arg-type]
+    with pytest.raises(DriverError, match="status: CancelledError, though nobody cancelled it"):
+        await network(driver).status()
+
+
+def _stop() -> object:
+    raise asyncio.CancelledError
+
+
+class _Custom(BaseException):
+    """As a driver's library may have one."""
+
+
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class _OtherStatus(Unavailable):
+    grpc_status = "SOMEWHAT"
+
+
+class _OkStatus(Unavailable):
+    grpc_status = "OK"
+
+
+class _MuteOfOurs(Unavailable):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class _FixedText(Unavailable):
+    def __str__(self) -> str:
+        return "as always"
+
+
+ENDS = (
+    asyncio.CancelledError("theirs"),
+    KeyboardInterrupt("key"),
+    SystemExit(3),
+    GeneratorExit(),
+    _Custom("own"),
+    BaseExceptionGroup("both", [KeyboardInterrupt(), ValueError("x")]),
+    BaseExceptionGroup("one", [asyncio.CancelledError()]),
+    StopIteration(1),
+    StopAsyncIteration(),
+    _Mute(),
+    _OtherStatus("x"),
+    _OkStatus("x"),
+    _MuteOfOurs("x"),
+)
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("hook", ["status", "features"])
+async def test_whatever_a_hook_raises_is_a_driver_error_with_its_name(
+    tmp_path: Path, error: BaseException, hook: str
+) -> None:
+    def fail() -> object:
+        raise error
+
+    driver, meter = _Wrapped(NoOptions(), fake_host(tmp_path, "default")), Meter()
+    slot = network(driver, meter)
+    for make in (fail, lambda: _Awaitable(fail)) if hook == "status" else (fail,):
+        driver.make = make
+        with pytest.raises(DriverError) as caught:
+            answer = getattr(slot, hook)()
+            await answer
+        assert caught.value.message.startswith(f"{LABEL} {hook}: ")
+        assert meter.seen[-1] == ("network", "default", hook, "DriverError")
+        assert slot.last_error is not None
+        assert slot.last_error.hook == hook
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_a_cancelled_task_of_the_drivers_own_is_its_failure(tmp_path: Path) -> None:
+    class Lost(FakeNetwork):
+        @hooks.hookimpl
+        async def status(self) -> NetworkStatus:
+            work = asyncio.ensure_future(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(work.cancel)
+            await work
+            return NetworkStatus(True)
+
+    with pytest.raises(DriverError, match="status: CancelledError, though nobody cancelled it"):
+        await network(Lost(NoOptions(), fake_host(tmp_path))).status()
+
+
+async def test_a_text_without_end_is_cut(fake: FakeNetwork, caplog: pytest.LogCaptureFixture) -> None:
+    slot = network(fake)
+    fake.fail("attach", ValueError("a" * 10_000_000), Unavailable("b" * 10_000_000))
+    for _ in range(2):
+        with pytest.raises(CrinoidError) as caught:
+            await slot.attach(REQUEST, {})
+        assert len(caught.value.message) < 5000
+        assert "characters …" in caught.value.message
+    assert len(caplog.text) < 50_000
+
+
+async def test_an_error_that_makes_its_text_itself_gets_the_name_as_a_note(fake: FakeNetwork) -> None:
+    error = _FixedText()
+    fake.fail("attach", error, error)
+    for _ in range(2):
+        with pytest.raises(Unavailable) as caught:
+            await network(fake).attach(REQUEST, {})
+        assert caught.value.message == f"as always; raised by {LABEL} attach"
+
+
+class _Stubborn(FakeNetwork):
+    """Swallows its cancellations until it is let go."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(NoOptions(), host)
+        self.free, self.cancellations = asyncio.Event(), 0
+
+    @hooks.hookimpl
+    async def status(self) -> NetworkStatus:
+        while not self.free.is_set():
+            try:
+                await self.free.wait()
+            except asyncio.CancelledError:
+                self.cancellations += 1
+        return NetworkStatus(True)
+
+
+def stubborn(tmp_path: Path, grace_s: float, limit_s: float = 0.05) -> tuple[_Stubborn, NetworkSlot, HookCalls]:
+    driver, calls = _Stubborn(fake_host(tmp_path, "default")), HookCalls(grace_s)
+    installed = InstalledDriver("network", "star", "star-dist", "1.0", "star:Driver")
+    binding = adopt(driver, installed, SlotConfig(driver="star"), driver.host, Meter(), calls)
+    return driver, NetworkSlot(binding, NetworkDeadlines(status=limit_s)), calls
+
+
+async def test_a_hook_that_swallows_its_cancellation_is_left_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver, slot, calls = stubborn(tmp_path, 0.05)
+    with pytest.raises(DeadlineExceeded, match=r"status: no answer after 0\.05 s; .* it was left behind"):
+        await slot.status()
+    assert ([str(call) for call in calls.abandoned], calls.running) == ([f"{LABEL} status"], ())
+    assert calls.abandoned_ever == 1
+    assert f"{LABEL} status goes on although it was cancelled" in caplog.text
+    driver.free.set()
+    await asyncio.sleep(0.01)
+    assert (calls.abandoned, calls.abandoned_ever, driver.cancellations) == ((), 1, 1)
+    assert f"{LABEL} status, which was left behind, has ended" in caplog.text
+
+
+async def test_what_a_hook_brings_while_it_is_cancelled_counts(tmp_path: Path) -> None:
+    driver, slot, calls = stubborn(tmp_path, 60)
+    asyncio.get_running_loop().call_later(0.1, driver.free.set)
+    assert await slot.status() == NetworkStatus(True)
+    assert (driver.cancellations, calls.abandoned_ever) == (1, 0)
+
+
+async def test_a_caller_that_is_cancelled_is_not_held_by_a_hook_that_swallows_it(tmp_path: Path) -> None:
+    driver, slot, calls = stubborn(tmp_path, 0.05, limit_s=60)
+    task = asyncio.create_task(slot.status())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert len(calls.abandoned) == 1
+    driver.free.set()
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_hook_whose_task_is_cancelled_before_it_begins(fake: FakeNetwork) -> None:
+    call = asyncio.create_task(network(fake).attach(REQUEST, {}))
+    await asyncio.sleep(0)
+    (task,) = [each for each in asyncio.all_tasks() if each.get_name() == f"{LABEL} attach"]
+    task.cancel()  # as asyncio.run does with all that is left at its end
+    with pytest.raises(DriverError, match="attach: CancelledError, though nobody cancelled it"):
+        await call
+    assert fake.calls == []
+
+
+async def test_who_holds_the_loop_is_known_by_its_task(tmp_path: Path) -> None:
+    held: list[str] = []
+    calls = HookCalls()
+
+    class Curious(FakeNetwork):
+        @hooks.hookimpl
+        async def status(self) -> NetworkStatus:
+            await asyncio.sleep(0)
+            held.append(str(calls.holding(asyncio.current_task())))
+            return NetworkStatus(True)
+
+        @hooks.hookimpl
+        def features(self) -> NetworkFeatures:
+            held.append(str(calls.holding(asyncio.current_task())))
+            return NetworkFeatures()
+
+    driver = Curious(NoOptions(), fake_host(tmp_path, "default"))
+    installed = InstalledDriver("network", "star", "star-dist", "1.0", "star:Driver")
+    slot = NetworkSlot(adopt(driver, installed, SlotConfig(driver="star"), driver.host, Meter(), calls), NetworkDeadlines())
+    await slot.status()
+    slot.features()
+    assert held == [f"{LABEL} status", f"{LABEL} features"]
+    assert calls.holding(asyncio.current_task()) is None
+    assert calls.running == ()
 
 
 async def test_an_optional_hook_that_is_left_out_does_nothing(tmp_path: Path) -> None:
@@ -391,6 +627,104 @@ async def test_a_stream_of_other_things_is_refused_and_closed(tmp_path: Path) ->
         await anext(stream)
     await stream.aclose()
     assert _Texts.closed
+
+
+class _Scripted(FakeRegistry):
+    """Its stream does as it is told, in each of its steps and in its closing."""
+
+    steps: tuple[Callable[[], object], ...] = ()
+    at_end: Callable[[], object] = int
+
+    async def _stream(self, content: bytes) -> AsyncIterator[bytes]:
+        try:
+            async with asyncio.timeout(60):  # is entered and left in one task, or raises
+                for step in self.steps:
+                    yield await step() if inspect.iscoroutinefunction(step) else step()  # type: ignore[misc]
+        finally:
+            self.at_end()
+
+
+def _raise(error: BaseException) -> Callable[[], object]:
+    def fail() -> object:
+        raise error
+
+    return fail
+
+
+async def scripted(tmp_path: Path, limit_s: float = 5.0, **script: object) -> tuple[BlobStream, HookCalls]:
+    driver, calls = _Scripted(NoOptions(), fake_host(tmp_path, "hub")), HookCalls(0.05)
+    driver.blobs["sha256:1"] = b"x"
+    for name, value in script.items():
+        setattr(driver, name, value)
+    installed = InstalledDriver("registry", "star", "star-dist", "1.0", "star:Driver")
+    binding = adopt(driver, installed, SlotConfig(driver="star"), driver.host, Meter(), calls)
+    return await RegistrySlot(binding, RegistryDeadlines(next_piece=limit_s)).open_blob(BLOB), calls
+
+
+@pytest.mark.parametrize("error", ENDS[:7], ids=lambda error: type(error).__name__)
+async def test_whatever_a_stream_raises_is_a_driver_error_with_its_name(tmp_path: Path, error: BaseException) -> None:
+    stream, _ = await scripted(tmp_path, steps=(lambda: b"first", _raise(error)))
+    assert await anext(stream) == b"first"
+    with pytest.raises(DriverError, match=r'^registry "hub" \(star\) open_blob: '):
+        await anext(stream)
+    await stream.aclose()
+    if isinstance(error, GeneratorExit):
+        return  # that is how a generator is closed
+    stream, _ = await scripted(tmp_path, steps=(lambda: b"first",), at_end=_raise(error))
+    await anext(stream)
+    with pytest.raises(DriverError, match=r'^registry "hub" \(star\) open_blob: '):
+        await stream.aclose()
+    await stream.aclose()
+
+
+async def test_a_stream_runs_in_one_task_from_its_first_piece_to_its_closing(tmp_path: Path) -> None:
+    tasks: list[object] = []
+
+    def note() -> bytes:
+        tasks.append(asyncio.current_task())
+        return b"x"
+
+    stream, calls = await scripted(tmp_path, steps=(note, note, note), at_end=note)
+    for _ in range(2):
+        await asyncio.create_task(anext(stream))  # type: ignore[arg-type]  # whoever asks
+    await stream.aclose()
+    assert len(tasks) == 3
+    assert len(set(tasks)) == 1
+    await asyncio.sleep(0.01)
+    assert (calls.running, calls.abandoned) == ((), ())
+    assert tasks[0].done()  # type: ignore[attr-defined]
+
+
+async def test_a_stream_that_swallows_its_cancellation_is_left_behind(tmp_path: Path) -> None:
+    free = asyncio.Event()
+
+    async def hold() -> bytes:
+        while not free.is_set():
+            with suppress(asyncio.CancelledError):
+                await free.wait()
+        return b"late"
+
+    stream, calls = await scripted(tmp_path, 0.05, steps=(hold,))
+    with pytest.raises(DeadlineExceeded, match="open_blob: no answer after 0.05 s; .* left behind"):
+        await anext(stream)
+    async with asyncio.timeout(10):
+        await stream.aclose()
+    assert len(calls.abandoned) == 1
+    free.set()
+    await asyncio.sleep(0.01)
+    assert calls.abandoned == ()
+
+
+async def test_a_reader_that_is_cancelled_closes_the_stream(tmp_path: Path) -> None:
+    closed: list[bool] = []
+    stream, _ = await scripted(tmp_path, steps=(asyncio.Event().wait,), at_end=lambda: closed.append(True))
+    reader = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.01)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert closed == [True]
+    await stream.aclose()
 
 
 async def test_snapshots_are_checked_element_by_element(tmp_path: Path) -> None:
