@@ -81,7 +81,9 @@ class Calls:
             try:
                 with self._span(rpc, context):
                     return await method(_readable(request))
-            except Exception as error:  # here ends, as a status, whatever went wrong
+            except BaseException as error:  # here ends, as a status, whatever went wrong
+                if not _is_answered(error):
+                    raise
                 await life.fail(error, context)
                 raise  # not reached: abort raises
 
@@ -97,7 +99,9 @@ class Calls:
                         await context.send_initial_metadata(())
                         async for answer in answers:
                             await context.write(answer)
-            except Exception as error:
+            except BaseException as error:
+                if not _is_answered(error):
+                    raise
                 await life.fail(error, context)
                 raise
 
@@ -132,7 +136,7 @@ class _Life:
         self._calls.in_flight[self._rpc] += 1
         return self
 
-    async def fail(self, error: Exception, context: Any) -> None:
+    async def fail(self, error: BaseException, context: Any) -> None:
         """Abort the call with the status of an error, by grpc's own exception."""
         status = to_status(error, self._rpc)
         self._code, self._text = status.code.name, status.message
@@ -143,6 +147,17 @@ class _Life:
             self._code, self._text = "CANCELLED", "the client has gone away"
         self._calls.in_flight[self._rpc] -= 1
         self._calls.note(self._rpc, self._request, time.monotonic() - self._started, self._code, self._text)
+
+
+def _is_answered(error: BaseException) -> bool:
+    """Tell whether a call that ended so gets a status: not one whose client has gone, which cancels its task.
+
+    Any other CancelledError is of something that the call waited for: who asked is still there, and would wait for ever.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return not isinstance(error, GeneratorExit)
 
 
 def generic_handler(service: str, implementation: object, calls: Calls) -> Any:

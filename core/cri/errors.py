@@ -39,7 +39,7 @@ class Status:
         return ((REASON_KEY, self.reason),)
 
 
-def to_status(error: Exception, rpc: str) -> Status:
+def to_status(error: BaseException, rpc: str) -> Status:
     """Turn what a call raised into a status; log the traceback of what nobody expected."""
     known = _expected(error)
     if known is None:
@@ -74,7 +74,7 @@ def _weight(text: str) -> int:
     return len(data) + 2 * sum(byte < 0x20 or byte > 0x7E or byte == 0x25 for byte in data)
 
 
-def _expected(error: Exception) -> CrinoidError | None:
+def _expected(error: BaseException) -> CrinoidError | None:
     """Find the error of our tree that an exception is, contains or amounts to."""
     match error:
         case CrinoidError():

@@ -59,14 +59,15 @@ def layers(answer: object) -> tuple[tuple[str, str | None], ...]:
 
 
 def json_object(answer: object) -> Mapping[str, object]:
-    """The answer can be written to disk as a JSON object and comes back the same."""
+    """The answer can be written to disk as a JSON object; what comes back from there is passed on, whatever the driver
+    does with its own."""
     if not isinstance(answer, Mapping):
         raise DriverError(f"returned {_name(answer)} where a JSON object is due")
     try:
-        json.dumps(answer if isinstance(answer, dict) else dict(answer))
+        copy: dict[str, object] = json.loads(json.dumps(dict(answer)))
     except (TypeError, ValueError) as error:
         raise DriverError(f"returned an object that is no JSON: {error}") from error
-    return answer
+    return copy
 
 
 def nothing(answer: object) -> None:

@@ -202,9 +202,12 @@ class Slot:
     def _contained(self, hook: str) -> Iterator[None]:
         """Name the errors of what is awaited in the caller's own task, as a session's streams are, and of nothing else
         but that: a cancellation of the task itself passes through."""
+        broken: BrokenPipeError | None = None
         with self._named(hook):
             try:
                 yield
+            except BrokenPipeError as error:  # a sink's way to say that nobody reads
+                broken = error
             except (Exception, GeneratorExit):
                 raise
             except BaseException as error:
@@ -212,6 +215,8 @@ class Slot:
                 if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                     raise
                 raise foreign(error) from error
+        if broken is not None:
+            raise broken
 
     def _describe(self, hook: str) -> Mapping[str, str]:
         """Return the attributes of a hook's span."""

@@ -1,6 +1,7 @@
 """The network role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/network`` with their types."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.core.slots.answers import json_object, one
@@ -49,5 +50,4 @@ class NetworkSlot(Slot):
 
 def _attachment(answer: object) -> Attachment:
     attachment = one(Attachment)(answer)
-    json_object(attachment.data)
-    return attachment
+    return replace(attachment, data=json_object(attachment.data))

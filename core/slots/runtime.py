@@ -1,6 +1,7 @@
 """The runtime role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/runtime`` with their types."""
 
 import asyncio
+import functools
 import math
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ from crinoid.core.api.values.runtime import (
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.core.slots.answers import nothing, one, places
 from crinoid.core.slots.calls import Slot
+from crinoid.core.slots.sessions import NamedAttachSession, NamedExecSession
 
 _EXEC_SESSION = one(ExecSession)  # type: ignore[type-abstract]  # it is only asked whether it is one
 _ATTACH_SESSION = one(AttachSession)  # type: ignore[type-abstract]
@@ -80,12 +82,14 @@ class RuntimeSlot(Slot):
     async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
         """Start a further process and return its streams. Raises NotImplementedHere where the driver can't."""
         self._require("exec_stream")
-        return await self._ask("exec_stream", _EXEC_SESSION, handle=handle, request=request)
+        session = await self._ask("exec_stream", _EXEC_SESSION, handle=handle, request=request)
+        return NamedExecSession(session, functools.partial(self._contained, "exec_stream"))
 
     async def attach(self, handle: ContainerHandle, request: AttachRequest) -> AttachSession:
         """Join the container's streams. Raises NotImplementedHere where the driver can't."""
         self._require("attach")
-        return await self._ask("attach", _ATTACH_SESSION, handle=handle, request=request)
+        session = await self._ask("attach", _ATTACH_SESSION, handle=handle, request=request)
+        return NamedAttachSession(session, functools.partial(self._contained, "attach"))
 
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
         """Change the container's limits."""

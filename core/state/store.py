@@ -1,8 +1,12 @@
 """Where records live: SQLite on disk, and the same records in memory, from which everything is read.
 
 A write is on disk before it shows in memory (WAL, synchronous NORMAL: 0.02 ms; FULL for an image). The daemon always
-starts: a record that does not parse is moved to ``quarantine``, a database that SQLite can't open is put aside.
-All calls belong to the event loop's thread.
+starts: a record that does not parse is moved to ``quarantine``, a database that is damaged is put aside. One that is
+locked, full or can't be had stops the start and is left as it is. All calls belong to the event loop's thread.
+
+The file is the daemon's alone (SQLite's VFS ``unix-excl``) for as long as it lives: another process's lock would hold up
+the loop, and with it every request. Whoever wants to look into it meanwhile copies it, with its ``-wal``, and looks
+into the copy.
 """
 
 import contextlib
@@ -35,6 +39,15 @@ LOG = logging.getLogger(__name__)
 CHECKPOINT_WRITES = 2000
 RESERVE_BYTES = 1 << 20
 """Disk kept free for the store itself, so that stop and remove are recorded on a full disk."""
+
+START_WAIT_S = 5.0
+"""How long the start waits for another process that has the database open."""
+
+_NOT_DAMAGED = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+    | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS}
+)
+"""Errors that say nothing of what is in the file."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -70,7 +83,11 @@ class Database:
     """The SQLite file: opening, migration, transactions, and the reserve for a full disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path``, making it where absent. Raises ConfigurationError for a schema newer than this program."""
+        """Open ``path``, making it where absent.
+
+        Raises ConfigurationError for a schema newer than this program, and for a file that can't be had, or that
+        another process has open for longer than ``START_WAIT_S``.
+        """
         self._path = path
         self._writes = 0
         self._checkpoint = threading.Thread()
@@ -113,7 +130,7 @@ class Database:
             self._checkpoint.start()
 
     def _carry_over(self) -> None:
-        with contextlib.closing(sqlite3.connect(self._path, timeout=5)) as connection:
+        with contextlib.closing(self._connected(START_WAIT_S)) as connection:
             try:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except sqlite3.OperationalError as error:
@@ -121,25 +138,48 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            return self._migrated(self._connected())
+            return self._begun()
         except sqlite3.DatabaseError as error:
+            if (code := getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF) in _NOT_DAMAGED:
+                raise ConfigurationError(self._say_unavailable(error, code)) from error
             aside = self._path.with_name(f"{self._path.name}.broken-{time.time_ns()}")
             LOG.error(
                 "%s can't be read (%s): it is put aside as %s, and the state starts empty", self._path, error, aside
             )
             self._path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-            return self._migrated(self._connected())
+            self._path.with_name(self._path.name + "-wal").unlink(missing_ok=True)
+            return self._begun()
 
-    def _connected(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    def _begun(self) -> sqlite3.Connection:
+        """Take the file for this process alone; what an earlier version shared with others is gone with that."""
+        connection = self._connected(START_WAIT_S)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            self._migrated(connection)
+        except BaseException:
+            connection.close()
+            raise
+        connection.execute("PRAGMA busy_timeout = 0")  # nobody is left to wait for
+        self._path.with_name(self._path.name + "-shm").unlink(missing_ok=True)
         return connection
 
-    def _migrated(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+    def _connected(self, timeout_s: float) -> sqlite3.Connection:
+        """Connect by the VFS that locks other processes out; the connections of this one share its lock."""
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?vfs=unix-excl", uri=True, isolation_level=None, timeout=timeout_s
+        )
+
+    def _say_unavailable(self, error: sqlite3.DatabaseError, code: int) -> str:
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return (
+                f"{self._path} is locked: another process has had it open for {START_WAIT_S:g} s. Find it (fuser"
+                f" {self._path}) and end it; nothing has been changed"
+            )
+        return f"{self._path} can't be used: {error}. Nothing has been changed; start again once it can"
+
+    def _migrated(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(MIGRATIONS):
             raise ConfigurationError(
@@ -147,7 +187,6 @@ class Database:
             )
         for number in range(version, len(MIGRATIONS)):
             connection.executescript(f"BEGIN; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
-        return connection
 
     def _keep_reserve(self) -> None:
         if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:

@@ -6,8 +6,10 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,11 +151,22 @@ class Daemon:
         return sorted({int(pid) for path in folders for pid in (path / "cgroup.procs").read_text().split()})
 
     def query(self, statement: str) -> list[Any]:
-        """Ask the daemon's database."""
-        import sqlite3
+        """Ask a copy of the daemon's database, which is the daemon's alone while it lives.
 
-        with sqlite3.connect(self.root / "state.db") as connection:
-            return connection.execute(statement).fetchall()
+        A copy that was taken while the log was carried over may be torn: then another is taken.
+        """
+        for _ in range(20):
+            with tempfile.TemporaryDirectory() as folder:
+                for name in ("state.db", "state.db-wal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copy(self.root / name, folder)
+                try:
+                    with contextlib.closing(sqlite3.connect(Path(folder) / "state.db")) as connection:
+                        return connection.execute(statement).fetchall()
+                except sqlite3.DatabaseError as error:
+                    torn = error
+                    time.sleep(patient(0.05))
+        raise torn
 
     def end(self) -> None:
         """Make sure that nothing runs on, whatever the test did; pytest removes the state folder."""

@@ -355,6 +355,18 @@ class TestErrors:
             await client.call("Status")
         assert any(record.exc_info and "secret" in str(record.exc_info[1]) for record in caplog.records)
 
+    @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), BaseException("x")])
+    async def test_what_ends_a_task_is_internal_where_the_client_is_still_there(
+        self, client: Client, services: SimpleNamespace, error: BaseException, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def fail(*_: object) -> str:
+            raise error
+
+        services.pods.run = fail
+        with pytest.raises(DriverError, match="RunPodSandbox: internal error"):
+            await client.call("RunPodSandbox", {"config": {"metadata": {"name": "x"}}}, timeout_s=10)
+        assert "the client has gone away" not in caplog.text
+
     async def test_a_message_too_long_for_a_header_is_cut(self, client: Client, services: SimpleNamespace) -> None:
         services.node.error = DriverError("begin " + "ü\n" * 20000 + " end")
         with pytest.raises(DriverError, match=r"(?s)^begin .* … .* end$"):

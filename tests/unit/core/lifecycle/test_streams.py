@@ -53,7 +53,14 @@ async def test_exec(bench: Bench) -> None:
     await bench.start()
     assert bench.streams.check_exec(bench.container[:12], ("ls",)) == bench.container
     session = await bench.streams.execute(bench.container, ("ls", "-l"), ALL)
-    assert session is bench.runtime.execs[0]
+    (driven,) = bench.runtime.execs  # the session carries the slot's name, and passes everything on
+    assert session.stdin is not None
+    await session.stdin.write(b"in")
+    assert await driven.input.read() == b"in"
+    driven.finish(3)
+    assert await session.wait() == 3
+    await session.close()
+    assert driven.is_closed
     request = bench.request("exec_stream")
     assert isinstance(request, ExecStreamRequest)
     assert (request.stdin, request.stdout, request.stderr) == (True, True, True)
@@ -96,7 +103,11 @@ async def test_exec_where_nothing_runs(bench: Bench) -> None:
 
 async def test_attach(bench: Bench) -> None:
     assert bench.streams.check_attach(bench.container[:12]) == bench.container
-    assert await bench.streams.attach(bench.container, ALL) is bench.runtime.attaches[0]
+    session = await bench.streams.attach(bench.container, ALL)
+    (driven,) = bench.runtime.attaches
+    await driven.process.output.write(b"out")
+    assert session.stdout is not None
+    assert await session.stdout.read() == b"out"
     assert bench.request("attach") == AttachRequest(stdin=True, stdout=True, stderr=True)
     await bench.start()
     await bench.streams.attach(bench.container, StreamChoice(stdout=True))

@@ -2,6 +2,9 @@
 
 import dataclasses
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -195,3 +198,84 @@ def test_settings_survive(path: Path) -> None:
     Store(path).set("pod_cidrs", "10.0.0.0/24")
     assert Store(path).setting("pod_cidrs") == "10.0.0.0/24"
     assert Store(path).setting("other") is None
+
+
+ELSEWHERE = [sys.executable, "-c"]
+"""Another process: locks are between processes."""
+
+
+def hold(path: Path, statement: str) -> "subprocess.Popen[str]":
+    """Have another process open the database, run a statement in a transaction, and wait."""
+    script = (
+        f"import sqlite3, sys; c = sqlite3.connect({str(path)!r}, isolation_level=None, timeout=0)\n"
+        f"c.execute({statement!r}).fetchall(); print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([*ELSEWHERE, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE", "SELECT * FROM pods"])
+def test_a_database_that_another_process_has_open_stops_the_start_and_stays_as_it_is(
+    path: Path, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crinoid.core.state.store.START_WAIT_S", 0.2)
+    store = Store(path)
+    store.pods.put(a_pod())
+    store.close()
+    other = hold(path, statement)
+    before = path.read_bytes()
+    try:
+        with pytest.raises(ConfigurationError, match="state.db is locked: another process has had it open for 0.2 s"):
+            Store(path)
+        assert path.read_bytes() == before
+        assert not list(path.parent.glob("*.broken-*"))
+    finally:
+        other.communicate()
+    assert [pod.id for pod in Store(path).pods] == ["p1"]
+
+
+def test_nobody_can_lock_the_database_while_it_is_in_use(path: Path) -> None:
+    store = Store(path)
+    store.pods.put(a_pod())
+    for statement in ("BEGIN IMMEDIATE", "SELECT * FROM pods", "PRAGMA wal_checkpoint(TRUNCATE)"):
+        script = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0.1).execute({statement!r}).fetchall()"
+        refused = subprocess.run([*ELSEWHERE, script], capture_output=True, text=True, check=False)
+        assert "database is locked" in refused.stderr
+    started = time.monotonic()
+    store.pods.put(a_pod("p2"))
+    assert time.monotonic() - started < 1
+    assert not path.with_name("state.db-shm").exists()
+
+
+@pytest.mark.parametrize("vfs", ["unix-excl", "unix"])
+def test_what_a_killed_daemon_wrote_is_there_and_that_of_one_that_shared_the_file(path: Path, vfs: str) -> None:
+    Store(path).close()
+    row = "INSERT INTO settings VALUES ('a', '1')"
+    script = (
+        f"import os, sqlite3; c = sqlite3.connect('file:{path}?vfs={vfs}', uri=True, isolation_level=None)\n"
+        f'c.execute("PRAGMA journal_mode = WAL"); c.execute("PRAGMA wal_autocheckpoint = 0"); c.execute("{row}")\n'
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([*ELSEWHERE, script], check=False).returncode == -9
+    assert path.with_name("state.db-wal").stat().st_size > 0
+    assert path.with_name("state.db-shm").exists() is (vfs == "unix")
+    store = Store(path)
+    assert store.setting("a") == "1"
+    assert not path.with_name("state.db-shm").exists()
+
+
+@pytest.mark.parametrize("name", ["a b?c#d%20", "é"])
+def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    Store(folder / "state.db").set("a", "1")
+    assert (folder / "state.db").exists()
+
+
+def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises(ConfigurationError, match="can't be used: unable to open database file. Nothing has been changed"):
+        Store(tmp_path / "state.db")
+    assert (tmp_path / "state.db").is_dir()
