@@ -97,7 +97,14 @@ class MetricsConfig(Section):
     """Prometheus metrics of the daemon."""
 
     listen: Annotated[str, StringConstraints(pattern=r"^$|^.*:[0-9]{1,5}$")] = ""
-    """host:port to serve /metrics on; empty turns it off."""
+    """host:port to serve /metrics and /healthz on; empty turns it off."""
+
+
+class WatchdogConfig(Section):
+    """The watch over the daemon's event loop, on which all requests are served."""
+
+    stall_s: Seconds = 1.0
+    """How long the loop may stand still before the log says what holds it, and /healthz answers 503, in seconds."""
 
 
 class TracingConfig(Section):
@@ -329,6 +336,8 @@ class Config(Section):
     """The daemon's log."""
     metrics: MetricsConfig = MetricsConfig()
     """Prometheus metrics."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """Watch over the event loop."""
     tracing: TracingConfig = TracingConfig()
     """OpenTelemetry traces."""
     images: ImagesConfig = ImagesConfig()

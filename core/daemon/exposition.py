@@ -1,35 +1,45 @@
-"""The address of ``/metrics``: taken at the start, as it may be somebody else's; answered once there is what to say."""
+"""The address of ``/metrics`` and ``/healthz``, taken at the start, as it may be somebody else's.
 
-import asyncio
+Answered from threads: a loop that stands still is what one wants to hear of most. ``/healthz`` is answered at once, 200
+or 503 with the reason; ``/metrics`` once there is what to say.
+"""
+
 import logging
 import socket
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crinoid.core.api.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from http.server import BaseHTTPRequestHandler
 
 LOG = logging.getLogger(__name__)
+HEALTH_PATH = "/healthz"
 _PAUSE_S = 1.0  # after an error such as too many open files, which would be there at once again
 _SILENCE_S = 30.0  # how long a connection may say nothing
 _LOOPBACK = "127.0.0.1"
 
+Health = Callable[[], tuple[bool, str]]
+"""Tells whether all is well, and a sentence about it. Called from any thread."""
+
 
 class MetricsEndpoint:
-    """An HTTP server without a thread or a timer of its own: the event loop watches its socket.
+    """An HTTP server whose one thread waits in ``accept``, without a timer; each connection has a thread of its own."""
 
-    Each connection is answered in a thread that ends with it; those that come before ``open`` wait.
-    """
-
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, health: Health) -> None:
         """Listen on ``host:port``. Raises ConfigurationError when the address can't be had."""
         host, _, port = listen.rpartition(":")
         try:
             self._socket = _listen(host.strip("[]") or _LOOPBACK, int(port))
         except (OSError, OverflowError) as error:
             raise ConfigurationError(f"metrics.listen {listen!r}: {error}") from error
-        self._task: asyncio.Task[None] | None = None
+        self._health = health
+        self._metrics: type[BaseHTTPRequestHandler] | None = None
+        self._opened, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._accept, name="metrics", daemon=True)
+        self._thread.start()
 
     @property
     def address(self) -> Any:
@@ -37,34 +47,62 @@ class MetricsEndpoint:
         return self._socket.getsockname()
 
     def open(self, handler: "type[BaseHTTPRequestHandler]") -> None:
-        """Answer who connects, in the running loop. Once."""
-        from http.server import ThreadingHTTPServer  # with what it imports it takes ten milliseconds
+        """Let prometheus-client's handler answer all but ``/healthz``, also to those that wait for it. Once."""
+        self._metrics = handler
+        self._opened.set()
 
-        patient = type(handler.__name__, (handler,), {"timeout": _SILENCE_S})
-        server = ThreadingHTTPServer(self.address, patient, bind_and_activate=False)
-        server.socket.close()  # one of its own, that was never bound
-        self._task = asyncio.create_task(self._accept(server), name="metrics")
-
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop listening; answers under way are not waited for. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._socket.close()
+        if not self._closed.is_set():
+            self._closed.set()
+            self._socket.shutdown(socket.SHUT_RDWR)  # accept returns
+            self._thread.join()
+            self._socket.close()
 
-    async def _accept(self, server: "ThreadingHTTPServer") -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    def _accept(self) -> None:
+        while not self._closed.is_set():
             try:
-                connection, address = await loop.sock_accept(self._socket)
-                server.process_request(connection, address)
+                connection, address = self._socket.accept()
+                threading.Thread(target=self._answer, args=(connection, address), name="metrics", daemon=True).start()
             except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-                LOG.warning("a request of metrics could not be answered: %s", error)
-                await asyncio.sleep(_PAUSE_S)
+                if not self._closed.is_set():
+                    LOG.warning("a request of metrics could not be answered: %s", error)
+                    self._closed.wait(_PAUSE_S)
+
+    def _answer(self, connection: socket.socket, address: object) -> None:
+        from http.server import BaseHTTPRequestHandler  # with what it imports it takes ten milliseconds
+
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = _SILENCE_S
+
+            def do_GET(self) -> None:  # noqa: N802  # as http.server wants it
+                if self.path.partition("?")[0] == HEALTH_PATH:
+                    self._tell_health()
+                elif endpoint._opened.wait(_SILENCE_S) and (metrics := endpoint._metrics) is not None:
+                    self.registry = metrics.registry  # type: ignore[attr-defined]  # of prometheus-client's handler
+                    metrics.do_GET(self)  # type: ignore[attr-defined]
+
+            def _tell_health(self) -> None:
+                is_well, text = endpoint._health()
+                body = f"{text}\n".encode(errors="replace")
+                self.send_response(200 if is_well else 503)
+                self.send_header("Content-Type", "text/plain; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *_arguments: object) -> None:  # noqa: A002
+                """Say nothing."""
+
+        with connection:
+            try:
+                Handler(connection, address, None)  # type: ignore[arg-type]  # it answers in being made
+            except OSError as error:
+                LOG.debug("a client of metrics has gone: %s", error)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-    listener = socket.create_server((host, port), family=family)
-    listener.setblocking(False)
-    return listener
+    return socket.create_server((host, port), family=family)

@@ -6,14 +6,16 @@ prometheus-client is imported once the daemon serves; OpenTelemetry is an option
 import asyncio
 import functools
 import importlib
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import MetricsConfig, TracingConfig
 from crinoid.core.daemon.exposition import MetricsEndpoint
+from crinoid.core.daemon.watchdog import LAG_BOUNDS_S, Watchdog
 
 LOG = logging.getLogger(__name__)
 Span = AbstractContextManager[object]
@@ -24,14 +26,15 @@ _HOOK_LABELS = ("role", "slot", "hook", "outcome")
 
 
 class Metrics:
-    """Histograms of RPCs by status and of hooks by outcome, on ``/metrics``.
+    """Histograms of RPCs by status, of hooks by outcome and of the loop's lag, on ``/metrics``.
 
     What is told before ``open`` is kept until then: making tables takes time that the first answer can do without.
     """
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, watchdog: Watchdog) -> None:
         """Take the address ``host:port``. Raises ConfigurationError when it can't be had."""
-        self._endpoint = MetricsEndpoint(listen)
+        self._watchdog = watchdog
+        self._endpoint = MetricsEndpoint(listen, watchdog.health)
         self._early: list[Callable[[], None]] = []
         self._rpc: Child | None = None
         self._hook: Child | None = None
@@ -41,6 +44,7 @@ class Metrics:
         prometheus = await asyncio.to_thread(importlib.import_module, "prometheus_client")
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
+        registry.register(_LoopCollector(self._watchdog))
         make = functools.partial(prometheus.Histogram, buckets=_BUCKETS, registry=registry)
         rpcs = make("crinoid_rpc_seconds", "CRI calls by RPC and gRPC status", _RPC_LABELS)
         hooks = make("crinoid_hook_seconds", "Hook calls by role, slot, hook and outcome", _HOOK_LABELS)
@@ -65,9 +69,30 @@ class Metrics:
         else:
             self._hook(role, slot, hook, outcome).observe(seconds)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop serving. Idempotent."""
-        await self._endpoint.close()
+        self._endpoint.close()
+
+
+class _LoopCollector:
+    """What the watchdog has measured, in prometheus-client's words, each time that somebody asks."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+
+    def collect(self) -> Iterator[Any]:
+        """See prometheus-client's Collector; it has no types."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        clock, calls = self._watchdog.clock, self._watchdog.calls
+        sums = itertools.accumulate(clock.counts)
+        buckets = [(str(bound), total) for bound, total in zip((*LAG_BOUNDS_S, "+Inf"), sums, strict=True)]
+        about = "How long the event loop was away from its sockets, each time: so long did everybody wait"
+        yield HistogramMetricFamily("crinoid_loop_lag_seconds", about, buckets=buckets, sum_value=clock.total_s)
+        yield GaugeMetricFamily("crinoid_loop_stall_seconds", "How long the event loop is away by now", clock.stall_s)
+        about = "Hooks that went on after they were cancelled and were left behind"
+        yield CounterMetricFamily("crinoid_hooks_abandoned", about, calls.abandoned_ever)
+        yield GaugeMetricFamily("crinoid_hooks_left_behind", f"{about}, and still run", len(calls.abandoned))
 
 
 class Tracer(Protocol):
@@ -129,8 +154,8 @@ class NoTracer:
 class DaemonInstruments:
     """Fits what ``slots`` and ``cri`` report to, with or without metrics and traces."""
 
-    def __init__(self, metrics: MetricsConfig, tracing: TracingConfig, version: str) -> None:
-        self._metrics = Metrics(metrics.listen) if metrics.listen else None
+    def __init__(self, metrics: MetricsConfig, tracing: TracingConfig, version: str, watchdog: Watchdog) -> None:
+        self._metrics = Metrics(metrics.listen, watchdog) if metrics.listen else None
         self._tracer: Tracer = OpenTelemetry(tracing, version) if tracing.endpoint else NoTracer()
 
     async def open(self) -> None:
@@ -164,5 +189,5 @@ class DaemonInstruments:
     async def close(self) -> None:
         """Stop serving, send what is left."""
         if self._metrics is not None:
-            await self._metrics.close()
+            await asyncio.to_thread(self._metrics.close)
         self._tracer.close()

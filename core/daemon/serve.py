@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,9 @@ from crinoid.core.daemon.composition import compose
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
 from crinoid.core.daemon.settling import settling
+from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.slots.binding import bind
+from crinoid.core.slots.running import HookCalls
 
 LOG = logging.getLogger(__name__)
 _THREADS = 16
@@ -38,15 +40,34 @@ def serve(paths: ConfigPaths) -> None:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
     _make_folders(loaded.config)
     with _locked(loaded.config.root / "lock"):
-        asyncio.run(_serve(loaded))
+        watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
+        watchdog.start()
+        with asyncio.Runner(loop_factory=lambda: watchdog.loop) as runner:
+            _run(runner.get_loop(), _serve(loaded, watchdog))
+        watchdog.stop()
 
 
-async def _serve(loaded: Loaded) -> None:
+def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, None]) -> None:
+    """Run the daemon to its end. asyncio lets SystemExit and KeyboardInterrupt out of any task and callback, so that one
+    of a driver's own would end the daemon: the loop goes on, then."""
+    main = loop.create_task(serving, name="serve")
+    while True:
+        try:
+            return loop.run_until_complete(main)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if main.done():
+                raise
+            LOG.error("a task or callback outside every request tried to end the daemon", exc_info=error)
+
+
+async def _serve(loaded: Loaded, watchdog: Watchdog) -> None:
     config = loaded.config
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "worker"))
     stopping = _stop_signals()
-    instruments = DaemonInstruments(config.metrics, config.tracing, __version__)
-    node = compose(config, bind(config, loaded.origins, instruments, __version__), __version__)
+    instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
+    slots = bind(config, loaded.origins, instruments, __version__, watchdog.calls)
+    watchdog.know(slots.all())
+    node = compose(config, slots, __version__)
     try:
         await node.recover()
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
@@ -54,9 +75,11 @@ async def _serve(loaded: Loaded) -> None:
         await node.streams.start()
         await server.start()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
+        watchdog.phase = "serving"
         notify("READY=1", f"STATUS=serving {config.server.socket}")
         async with settling(instruments):
             await stopping.wait()
+        watchdog.phase = "stopping"
         notify("STOPPING=1")
         LOG.info("stopping; pods and containers run on")
         node.events.close()  # whoever follows them would follow for ever

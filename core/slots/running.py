@@ -131,6 +131,7 @@ class HookCalls:
         call.abandoned_s = time.monotonic()
         self._abandoned[task] = call
         self.abandoned_ever += 1
+        asyncio.tasks._unregister_task(task)  # else the end of the loop would wait for it; asyncio documents it
         LOG.error(
             "%s goes on although it was cancelled: it is left behind after %.1f s", call, call.abandoned_s - call.started_s
         )
