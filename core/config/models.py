@@ -287,7 +287,7 @@ class DeadlinesConfig(Section):
     registry: RegistryDeadlines = RegistryDeadlines()
     """Of the image sources."""
     grace_s: Seconds = 5.0
-    """How long a hook may clean up once it was cancelled, in seconds; then it is left behind, and its caller answered."""
+    """How long a hook that was cancelled may clean up before it is left behind and its caller answered, in seconds."""
 
 
 class SlotConfig(Section):

@@ -152,7 +152,7 @@ class _Life:
 def _is_answered(error: BaseException) -> bool:
     """Tell whether a call that ended so gets a status: not one whose client has gone, which cancels its task.
 
-    Any other CancelledError is of something that the call waited for: who asked is still there, and would wait for ever.
+    Any other CancelledError is of something that the call waited for: who asked is still there, and would wait on.
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

@@ -77,7 +77,7 @@ class MetricsEndpoint:
         class Handler(BaseHTTPRequestHandler):
             timeout = _SILENCE_S
 
-            def do_GET(self) -> None:  # noqa: N802  # as http.server wants it
+            def do_GET(self) -> None:  # as http.server wants it
                 if self.path.partition("?")[0] == HEALTH_PATH:
                     self._tell_health()
                 elif endpoint._opened.wait(_SILENCE_S) and (metrics := endpoint._metrics) is not None:

@@ -48,8 +48,11 @@ def serve(paths: ConfigPaths) -> None:
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, None]) -> None:
-    """Run the daemon to its end. asyncio lets SystemExit and KeyboardInterrupt out of any task and callback, so that one
-    of a driver's own would end the daemon: the loop goes on, then."""
+    """Run the daemon to its end.
+
+    asyncio lets SystemExit and KeyboardInterrupt out of any task and callback: one of a driver's own would end the
+    daemon. The loop goes on, then.
+    """
     main = loop.create_task(serving, name="serve")
     while True:
         try:

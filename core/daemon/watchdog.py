@@ -1,7 +1,7 @@
 """Notices when the event loop stands still, and says who holds it: from a thread, as the loop can't.
 
-``serve`` runs the loop over a :class:`LoopClock` and starts a :class:`Watchdog`; ``exposition`` answers ``/healthz`` from
-it, and ``instruments`` exposes what it has measured. A loop that waits costs nothing but the thread's one look in
+``serve`` runs the loop over a :class:`LoopClock` and starts a :class:`Watchdog`; ``exposition`` answers ``/healthz``
+from it, and ``instruments`` exposes what it has measured. A loop that waits costs nothing but the thread's one look in
 ``stall_s``.
 """
 
@@ -122,8 +122,8 @@ class Watchdog:
             if now_s >= self._next_report.setdefault(call, call.abandoned_s + _REMIND_S):
                 self._next_report[call] = now_s + (now_s - call.abandoned_s)
                 LOG.error("%s, which was left behind, has been running for %.0f s", call, now_s - call.started_s)
-        for call in self._next_report.keys() - {None, *abandoned}:
-            del self._next_report[call]
+        for ended in self._next_report.keys() - {None, *abandoned}:
+            del self._next_report[ended]
 
     def _culprit(self) -> tuple[str, str]:
         """Say what the loop's thread runs, and its stack."""

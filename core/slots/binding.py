@@ -108,8 +108,8 @@ def bind(
 ) -> Slots:
     """Load, make and bind every driver that the configuration selects, and make the slots' folders.
 
-    ``version`` is crinoid's own; ``calls`` is where hooks are noted while they run. Raises a ConfigurationError that lists every driver that can't be used, with the
-    distribution it is of.
+    ``version`` is crinoid's own; ``calls`` is where hooks are noted while they run. Raises a ConfigurationError that
+    lists every driver that can't be used, with the distribution it is of.
     """
     binder = _Binder(config, origins, instruments, version, calls or HookCalls(config.deadlines.grace_s))
     bindings = [binder.bind(slot) for slot in check(config, origins)]
@@ -225,7 +225,9 @@ def _make(slot: ValidSlot, host: Host) -> object:
 def _own_deadline_s(driver: object, installed: InstalledDriver) -> float | None:
     deadline_s = getattr(driver, "deadline_s", None)
     if deadline_s is not None and not (isinstance(deadline_s, int | float) and deadline_s > 0):
-        raise ConfigurationError(f"{installed.title}: its deadline_s is {deadline_s!r}, not a number of seconds above 0")
+        raise ConfigurationError(
+            f"{installed.title}: its deadline_s is {deadline_s!r}, not a number of seconds above 0"
+        )
     return deadline_s
 
 

@@ -159,7 +159,7 @@ class Slot:
                 return getattr(self._binding.hooks, hook)(**arguments)
         except Exception:
             raise
-        except BaseException as error:  # noqa: BLE001  # nothing is awaited here, so all of it is the driver's
+        except BaseException as error:  # nothing is awaited here, so all of it is the driver's
             raise foreign(error) from error
 
     async def _finish(self, hook: str, answer: Any, limit_s: float) -> Any:
@@ -247,11 +247,9 @@ def _translate(error: BaseException) -> CrinoidError:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, CrinoidError):
-        try:
+        with contextlib.suppress(Exception):  # a class of the driver's own may do what it likes
             if isinstance(error.message, str) and error.grpc_status in _STATUSES and isinstance(error.reason, str):
                 return error
-        except Exception:  # noqa: BLE001  # a class of the driver's own may do what it likes
-            pass
     return DriverError(_bounded(describe(error)))
 
 

@@ -154,13 +154,16 @@ def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]
 
 
 def check_hooks(factory_or_driver: object, driver: InstalledDriver) -> None:
-    """Raise UnusableDriverError unless a class, or the object that was made of it, has the hooks of its role, marked and
-    as they are specified."""
+    """Raise UnusableDriverError unless a class, or the object made of it, has its role's hooks as they are specified."""
     role = ROLES[driver.role]
     if defects := find_defects(factory_or_driver, role.specification):
-        raise UnusableDriverError(f"{driver.title} does not fit its hooks, report it to its authors: {'; '.join(defects)}")
+        raise UnusableDriverError(
+            f"{driver.title} does not fit its hooks, report it to its authors: {'; '.join(defects)}"
+        )
     if missing := find_missing(factory_or_driver, role.specification, role.optional):
-        raise UnusableDriverError(f"{driver.title} lacks {', '.join(missing)}, which every {role.name} driver must have")
+        raise UnusableDriverError(
+            f"{driver.title} lacks {', '.join(missing)}, which every {role.name} driver must have"
+        )
 
 
 def _say_missing(role: Role, name: str, known: set[str]) -> str:

@@ -71,7 +71,7 @@ class BlobStream:
         return self._slot.check_piece(piece)
 
     async def aclose(self) -> None:
-        """Close the driver's stream, where it can be closed; one that was left behind once it comes back. Idempotent."""
+        """Close the driver's stream, where it can be closed; one that was left behind once it returns. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -1,8 +1,8 @@
 """The hook calls that are under way, each in a task of its own, and those that were abandoned.
 
-A driver may swallow its cancellation, raise what ends a loop, or hold the loop's thread. ``calls`` runs every hook here,
-so that its caller gets an answer in bounded time whatever the driver does; the daemon's watchdog reads here, from its
-own thread, which hook stands in the way.
+A driver may swallow its cancellation, raise what ends a loop, or hold the loop's thread. ``calls`` runs every hook
+here, so that its caller gets an answer in bounded time whatever the driver does; the daemon's watchdog reads here,
+from its own thread, which hook stands in the way.
 """
 
 import asyncio
@@ -90,11 +90,11 @@ class HookCalls:
     async def finish(
         self, call: HookCall, task: "asyncio.Task[Any]", step: "asyncio.Future[Outcome[T]]", limit_s: float
     ) -> T:
-        """Wait for ``step``, which ``task`` brings (or is), for at most ``limit_s`` (``inf``: for ever); then cancel it.
+        """Wait for ``step``, which ``task`` brings (or is), for ``limit_s`` (``inf``: for ever); then cancel it.
 
-        Cancelled, the driver has the grace to clean up, and what it answers or raises in that time counts. One that goes
-        on for longer is left behind and logged. Raises DeadlineExceeded; DriverError for a cancellation that nobody
-        asked for and for every other BaseException; CancelledError only when the caller itself is cancelled.
+        Cancelled, the driver has the grace to clean up, and what it answers or raises in that time counts. One that
+        goes on for longer is left behind and logged. Raises DeadlineExceeded; DriverError for a cancellation that
+        nobody asked for and for every other BaseException; CancelledError only when the caller itself is cancelled.
         """
         self._running[task] = call
         is_late = False
@@ -107,8 +107,8 @@ class HookCalls:
             self._running.pop(task, None)
         if not step.done() and not task.done():
             raise DeadlineExceeded(
-                f"no answer after {limit_s:g} s; it was cancelled and did not end within {self._grace_s:g} s more, so it"
-                " was left behind and may still be doing what it was asked for"
+                f"no answer after {limit_s:g} s; it was cancelled and did not end within {self._grace_s:g} s more, so"
+                " it was left behind and may still be doing what it was asked for"
             )
         is_told = step.done() and not step.cancelled()
         outcome: Outcome[T] = step.result() if is_told else Outcome(error=asyncio.CancelledError())
@@ -119,7 +119,7 @@ class HookCalls:
         return cast("T", outcome.answer)
 
     async def _end(self, task: "asyncio.Task[Any]", call: HookCall) -> None:
-        """Cancel a call, wait for it within the grace, and else leave it behind; a second cancellation cuts that short."""
+        """Cancel a call, wait for it within the grace, and else leave it behind; a second cancellation cuts it."""
         task.cancel()
         try:
             await asyncio.wait({task}, timeout=self._grace_s)
@@ -133,7 +133,9 @@ class HookCalls:
         self.abandoned_ever += 1
         asyncio.tasks._unregister_task(task)  # else the end of the loop would wait for it; asyncio documents it
         LOG.error(
-            "%s goes on although it was cancelled: it is left behind after %.1f s", call, call.abandoned_s - call.started_s
+            "%s goes on although it was cancelled: it is left behind after %.1f s",
+            call,
+            call.abandoned_s - call.started_s,
         )
         task.add_done_callback(lambda _: self._note_end(task, call))
 

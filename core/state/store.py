@@ -4,8 +4,8 @@ A write is on disk before it shows in memory (WAL, synchronous NORMAL: 0.02 ms; 
 starts: a record that does not parse is moved to ``quarantine``, a database that is damaged is put aside. One that is
 locked, full or can't be had stops the start and is left as it is. All calls belong to the event loop's thread.
 
-The file is the daemon's alone (SQLite's VFS ``unix-excl``) for as long as it lives: another process's lock would hold up
-the loop, and with it every request. Whoever wants to look into it meanwhile copies it, with its ``-wal``, and looks
+The file is the daemon's alone (SQLite's VFS ``unix-excl``) for as long as it lives: another process's lock would hold
+up the loop, and with it every request. Whoever wants to look into it meanwhile copies it, with its ``-wal``, and looks
 into the copy.
 """
 

@@ -1,4 +1,4 @@
-"""A stranger's extension that misbehaves, in a real daemon: every request is answered, by the name of who is at fault."""
+"""A stranger's extension that misbehaves, in a real daemon: every request is answered, and names who is at fault."""
 
 import contextlib
 import sqlite3
@@ -168,7 +168,7 @@ def test_a_hook_that_blocks_the_loop_is_named_while_it_does(naughty: Daemon) -> 
     assert 'extension "strict" (naughty) pod_starting holds it' in answer[1]
     pod.join()
     log = naughty.log.read_text()
-    assert 'the event loop has stood still for' in log
+    assert "the event loop has stood still for" in log
     assert "time.sleep(2.5)" in log  # the line of the stack
     assert "the event loop goes on: it has stood still for" in log
     assert get(naughty, "/healthz") == (200, "ok\n")
@@ -178,7 +178,9 @@ def test_a_hook_that_blocks_the_loop_is_named_while_it_does(naughty: Daemon) -> 
 
 
 def test_nobody_locks_the_state_while_the_daemon_lives(naughty: Daemon) -> None:
-    script = f"import sqlite3; sqlite3.connect({str(naughty.root / 'state.db')!r}, timeout=0.1).execute('BEGIN IMMEDIATE')"
+    script = (
+        f"import sqlite3; sqlite3.connect({str(naughty.root / 'state.db')!r}, timeout=0.1).execute('BEGIN IMMEDIATE')"
+    )
     refused = subprocess.run([naughty.python, "-c", script], capture_output=True, text=True, check=False)
     assert "database is locked" in refused.stderr
     run_pod(naughty, "unlocked")
@@ -207,8 +209,8 @@ def test_a_forgotten_mark_is_refused_by_serve_and_by_check(naughty: Daemon, tmp_
     site.install("naughty-policy", "[crinoid.extensions]\nnaughty = naughty_policy:Driver\n", module)
     daemon = Daemon(tmp_path / "d", CONFIG.format(port=free_port()), ("env", f"PYTHONPATH={site.folder}"))
     message = (
-        'extension driver "naughty" of distribution naughty-policy 1.0 does not fit its hooks, report it to its authors:'
-        " naughty_policy.Driver.pod_starting has the name of a hook but no @hookimpl"
+        'extension driver "naughty" of distribution naughty-policy 1.0 does not fit its hooks, report it to its'
+        " authors: naughty_policy.Driver.pod_starting has the name of a hook but no @hookimpl"
     )
     try:
         daemon.launch()
@@ -222,4 +224,3 @@ def test_a_forgotten_mark_is_refused_by_serve_and_by_check(naughty: Daemon, tmp_
             assert (told.returncode, command) in ((78, ("config", "check")), (0, ("plugins",)))
     finally:
         daemon.end()
-

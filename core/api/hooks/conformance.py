@@ -1,8 +1,8 @@
 """Whether a driver has its role's hooks as they are specified: finds what pluggy would pass over in silence.
 
-pluggy takes what is marked and passes arguments by name. A method without a mark, a property, an argument with a default
-or one that is keyword-only would never be called or never be given anything, and nobody would notice: an admission
-policy that never runs. ``slots`` asks here before it makes a driver (of its class) and after (of the object), and the
+pluggy takes what is marked and passes arguments by name. A method without a mark or a property would never be called, and
+an argument with a default or a keyword-only one never be given anything; nobody would notice an admission policy that
+never runs. ``slots`` asks here before it makes a driver (of its class) and after (of the object), and the
 contracts of ``core/api/testing`` ask, too.
 """
 
@@ -10,6 +10,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
+from typing import cast
 
 from crinoid.core.api.hooks import PROJECT
 
@@ -30,7 +31,9 @@ def find_defects(driver: object, specification: type) -> tuple[str, ...]:
         elif name not in hooks and _is_marked(attribute):
             near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.5)
             hint = f'; did its authors mean "{near[0]}"?' if near else ""
-            found.append(f"{_full_name(owner, driver, name)} is marked with @hookimpl, but its role has no such hook{hint}")
+            found.append(
+                f"{_full_name(owner, driver, name)} is marked with @hookimpl, but its role has no such hook{hint}"
+            )
     return tuple(found)
 
 
@@ -68,7 +71,7 @@ def _full_name(owner: type | None, driver: object, name: str) -> str:
 
 
 def _defects_of(attribute: object, hook: FunctionType, owner: type | None) -> Iterator[str]:
-    """Tell what is wrong with an attribute that has a hook's name: how it is bound, its mark, its kind, its arguments."""
+    """Tell what is wrong with an attribute that has a hook's name: its binding, mark, kind and arguments."""
     if not isinstance(attribute, _METHODS) or (owner is None and not isinstance(attribute, MethodType)):
         where = "the object has set itself to" if owner is None else "is"
         yield f"{where} {_article(type(attribute).__name__)}, which is never called: a hook is a method of the class"
@@ -76,7 +79,7 @@ def _defects_of(attribute: object, hook: FunctionType, owner: type | None) -> It
     if not _is_marked(attribute):
         yield "has the name of a hook but no @hookimpl, so it would never be called: mark it, or give it another name"
         return
-    function = getattr(attribute, "__func__", attribute)
+    function: FunctionType = getattr(attribute, "__func__", cast("FunctionType", attribute))
     options = getattr(function, _MARK, None) or getattr(attribute, _MARK)
     if any(options.get(each) for each in ("wrapper", "hookwrapper", "specname")):
         yield "is marked with options of pluggy's own: use hookimpl of crinoid.core.api.hooks, which has none"
@@ -116,7 +119,8 @@ def _defects_of_arguments(parameters: list[inspect.Parameter], known: list[str])
         elif each.name not in known:
             near = difflib.get_close_matches(each.name, known, n=1, cutoff=0.5)
             hint = f'; did its authors mean "{near[0]}"?' if near else ""
-            yield f"wants {each.name}, which is none of the hook's arguments ({', '.join(known) or 'it has none'}){hint}"
+            has = ", ".join(known) or "it has none"
+            yield f"wants {each.name}, which is none of the hook's arguments ({has}){hint}"
 
 
 def _article(noun: str) -> str:

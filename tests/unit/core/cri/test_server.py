@@ -355,7 +355,9 @@ class TestErrors:
             await client.call("Status")
         assert any(record.exc_info and "secret" in str(record.exc_info[1]) for record in caplog.records)
 
-    @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), BaseException("x")])
+    @pytest.mark.parametrize(
+        "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), BaseException("x")]
+    )
     async def test_what_ends_a_task_is_internal_where_the_client_is_still_there(
         self, client: Client, services: SimpleNamespace, error: BaseException, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -9,11 +9,16 @@ import pytest
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import MetricsConfig, TracingConfig
 from crinoid.core.daemon.instruments import DaemonInstruments
+from crinoid.core.daemon.watchdog import Watchdog
+from crinoid.core.slots.running import HookCalls
 from support.patience import patient
+
+WATCHDOG = Watchdog(HookCalls(), 1.0)
+"""Its loop does not run; it is asked only."""
 
 
 def make(port: int) -> DaemonInstruments:
-    return DaemonInstruments(MetricsConfig(listen=f"127.0.0.1:{port}"), TracingConfig(), "1")
+    return DaemonInstruments(MetricsConfig(listen=f"127.0.0.1:{port}"), TracingConfig(), "1", WATCHDOG)
 
 
 @pytest.fixture
@@ -29,10 +34,10 @@ async def instruments(port: int) -> AsyncIterator[DaemonInstruments]:
     await made.close()
 
 
-async def ask(port: int) -> str:
+async def ask(port: int, path: str = "/metrics") -> str:
     async with asyncio.timeout(patient(10)):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         answer = (await reader.read()).decode()
         writer.close()
         return answer
@@ -53,6 +58,17 @@ async def test_what_happened_before_the_tables_were_made_is_counted(instruments:
     assert "process_resident_memory_bytes" in answer
 
 
+async def test_health_is_told_before_there_are_metrics_and_after(instruments: DaemonInstruments, port: int) -> None:
+    for _ in range(2):
+        answer = await ask(port, "/healthz?x=1")
+        assert answer.startswith("HTTP/1.0 503 ")
+        assert answer.endswith("\r\n\r\nstarting\n")
+        await instruments.open() if instruments._metrics and not instruments._metrics._rpc else None
+    measured = await ask(port)
+    assert 'crinoid_loop_lag_seconds_bucket{le="+Inf"} 0.0' in measured
+    assert "crinoid_hooks_abandoned_total 0.0" in measured
+
+
 async def test_a_client_that_says_nothing_holds_up_nobody(instruments: DaemonInstruments, port: int) -> None:
     await instruments.open()
     _, silent = await asyncio.open_connection("127.0.0.1", port)
@@ -68,7 +84,7 @@ async def test_an_address_that_is_taken_stops_the_start(instruments: DaemonInstr
 @pytest.mark.parametrize("listen", ["nowhere.invalid:1", "127.0.0.1:99999", "192.0.2.1:0"])
 def test_an_address_that_can_not_be_had_stops_the_start(listen: str) -> None:
     with pytest.raises(ConfigurationError, match=r"metrics\.listen"):
-        DaemonInstruments(MetricsConfig(listen=listen), TracingConfig(), "1")
+        DaemonInstruments(MetricsConfig(listen=listen), TracingConfig(), "1", WATCHDOG)
 
 
 @pytest.mark.parametrize("opened", [True, False])
@@ -82,7 +98,7 @@ async def test_the_address_is_free_again_after_the_end(port: int, opened: bool) 
 
 
 async def test_without_an_address_nothing_is_measured() -> None:
-    nothing = DaemonInstruments(MetricsConfig(), TracingConfig(), "1")
+    nothing = DaemonInstruments(MetricsConfig(), TracingConfig(), "1", WATCHDOG)
     nothing.observe("network", "default", "attach", 0.5, "ok")
     nothing.observe_rpc("Version", 0.002, "OK")
     await nothing.open()

@@ -12,6 +12,8 @@ from crinoid.core.api.config import DriverConfig
 from crinoid.core.config.models import MetricsConfig, TracingConfig
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.settling import settling
+from crinoid.core.daemon.watchdog import Watchdog
+from crinoid.core.slots.running import HookCalls
 from support.patience import patient
 
 
@@ -25,7 +27,7 @@ class Opened(DaemonInstruments):
     """Instruments that tell when they are opened, and may fail then."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        super().__init__(MetricsConfig(), TracingConfig(), "1")
+        super().__init__(MetricsConfig(), TracingConfig(), "1", Watchdog(HookCalls(), 1.0))
         self.error = error
         self.opened = asyncio.Event()
 

@@ -134,8 +134,8 @@ def test_the_check_makes_no_driver_and_no_folder(quiet: Site, tmp_path: Path) ->
         ("def __init__(self):\n    pass\n", "can't be made: TypeError"),
         (
             "from crinoid.core.api.hooks import hookimpl\n@hookimpl\nasync def atach(self, request): ...\n",
-            "does not fit its hooks, report it to its authors: star_net.Driver.atach is marked with @hookimpl, but its role"
-            ' has no such hook; did its authors mean "attach"?',
+            "does not fit its hooks, report it to its authors: star_net.Driver.atach is marked with @hookimpl, but its"
+            ' role has no such hook; did its authors mean "attach"?',
         ),
         (
             "from crinoid.core.api.hooks import hookimpl\n@hookimpl\nasync def attach(self, wish): ...\n",
@@ -160,7 +160,9 @@ def test_a_forgotten_mark_stops_the_start_and_every_check_in_all_roles(quiet: Si
     hook = {"runtime": "start_pod", "network": "check", "registry": "close", "extension": "adjust_container"}
     name = hook.get(role, "usage")
     noop = f"Noop{role.capitalize()}"
-    module = f"from crinoid.core.api.testing.noops import {noop}\nclass Driver({noop}):\n    async def {name}(self): ...\n"
+    module = (
+        f"from crinoid.core.api.testing.noops import {noop}\nclass Driver({noop}):\n    async def {name}(self): ...\n"
+    )
     quiet.install("bad-one", f"[crinoid.{ROLES[role].group.partition('.')[2]}]\nbad = bad_one:Driver\n", module)
     table = {"runtime": "runtimes.b", "network": "network", "snapshotter": "snapshotters.b", "registry": "registries.b"}
     text = f'[{table.get(role, "extensions.b")}]\ndriver = "bad"\n' + ("" if role == "network" else QUIET_NETWORK)
@@ -189,9 +191,7 @@ def test_what_an_object_sets_itself_to_is_looked_at_too(quiet: Site, tmp_path: P
     )
 
 
-def test_an_extension_without_any_hook_is_logged(
-    quiet: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_extension_without_any_hook_is_logged(quiet: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = "from crinoid.core.api.testing.noops import NoopExtension as Driver\n"
     quiet.install("idle", "[crinoid.extensions]\nidle = idle:Driver\n", module)
     bind_text(tmp_path, QUIET_NETWORK + '[extensions.e]\ndriver = "idle"\n')

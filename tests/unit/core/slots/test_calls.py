@@ -537,7 +537,9 @@ async def test_who_holds_the_loop_is_known_by_its_task(tmp_path: Path) -> None:
 
     driver = Curious(NoOptions(), fake_host(tmp_path, "default"))
     installed = InstalledDriver("network", "star", "star-dist", "1.0", "star:Driver")
-    slot = NetworkSlot(adopt(driver, installed, SlotConfig(driver="star"), driver.host, Meter(), calls), NetworkDeadlines())
+    slot = NetworkSlot(
+        adopt(driver, installed, SlotConfig(driver="star"), driver.host, Meter(), calls), NetworkDeadlines()
+    )
     await slot.status()
     slot.features()
     assert held == [f"{LABEL} status", f"{LABEL} features"]
@@ -705,7 +707,7 @@ async def test_a_stream_that_swallows_its_cancellation_is_left_behind(tmp_path: 
         return b"late"
 
     stream, calls = await scripted(tmp_path, 0.05, steps=(hold,))
-    with pytest.raises(DeadlineExceeded, match="open_blob: no answer after 0.05 s; .* left behind"):
+    with pytest.raises(DeadlineExceeded, match=r"open_blob: no answer after 0\.05 s; .* left behind"):
         await anext(stream)
     async with asyncio.timeout(10):
         await stream.aclose()

@@ -227,7 +227,9 @@ def test_a_database_that_another_process_has_open_stops_the_start_and_stays_as_i
     other = hold(path, statement)
     before = path.read_bytes()
     try:
-        with pytest.raises(ConfigurationError, match="state.db is locked: another process has had it open for 0.2 s"):
+        with pytest.raises(
+            ConfigurationError, match=r"state\.db is locked: another process has had it open for 0\.2 s"
+        ):
             Store(path)
         assert path.read_bytes() == before
         assert not list(path.parent.glob("*.broken-*"))
@@ -276,6 +278,8 @@ def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "state.db").mkdir()
-    with pytest.raises(ConfigurationError, match="can't be used: unable to open database file. Nothing has been changed"):
+    with pytest.raises(
+        ConfigurationError, match=r"can't be used: unable to open database file\. Nothing has been changed"
+    ):
         Store(tmp_path / "state.db")
     assert (tmp_path / "state.db").is_dir()

@@ -160,9 +160,13 @@ async def _too_much(self: object, force: bool) -> None: ...
 async def _right(self: object, request: str, plan: str) -> str: ...
 async def _stream(self: object, request: str) -> AsyncIterator[str]:
     yield request
+
+
 def _plain(self: object, request: str) -> str: ...
 def _generator(self: object, request: str) -> Iterator[str]:
     yield request
+
+
 async def _slow(self: object) -> str: ...
 
 
