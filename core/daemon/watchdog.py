@@ -1,8 +1,8 @@
 """Notices when the event loop stands still, and says who holds it: from a thread, as the loop can't.
 
 ``serve`` runs the loop over a :class:`LoopClock` and starts a :class:`Watchdog`; ``exposition`` answers ``/healthz``
-from it, and ``instruments`` exposes what it has measured. A loop that waits costs nothing but the thread's one look in
-``stall_s``.
+from it, and ``instruments`` exposes what it has measured. While the loop waits, the thread sleeps; while it works, the
+thread looks once in ``stall_s``.
 """
 
 import asyncio
@@ -38,6 +38,8 @@ class LoopClock(selectors.EpollSelector):
         self.counts = [0] * (len(LAG_BOUNDS_S) + 1)
         self.total_s = 0.0
         self._stall_s = stall_s
+        self._is_watched = True
+        self._woken = threading.Event()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """See the base."""
@@ -50,7 +52,22 @@ class LoopClock(selectors.EpollSelector):
                 LOG.warning("the event loop goes on: it has stood still for %.1f s", lag_s)
         events = super().select(timeout)
         self.busy_since_s = time.monotonic()
+        if not self._is_watched:
+            self.wake()
         return events
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Have the watcher's thread sleep until the loop works again."""
+        self._woken.clear()
+        self._is_watched = False
+        if not self.busy_since_s:  # else it began in between
+            self._woken.wait(timeout_s)
+        self._is_watched = True
+
+    def wake(self) -> None:
+        """Wake the watcher."""
+        self._is_watched = True
+        self._woken.set()
 
     @property
     def stall_s(self) -> float:
@@ -83,6 +100,7 @@ class Watchdog:
     def stop(self) -> None:
         """Watch no more."""
         self._stopping.set()
+        self.clock.wake()
 
     def know(self, slots: Iterable[Slot]) -> None:
         """Take the drivers' packages, to recognize their code where it runs outside a hook."""
@@ -101,7 +119,10 @@ class Watchdog:
         return True, f"ok{left}"
 
     def _watch(self) -> None:
-        while not self._stopping.wait(self._stall_s):
+        while not self._stopping.is_set():
+            if not self.clock.busy_since_s:
+                self.clock.wait(_REMIND_S / 2 if self.calls.abandoned else None)
+            self._stopping.wait(self._stall_s)
             try:
                 self._look()
             except Exception:

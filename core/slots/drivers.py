@@ -154,7 +154,7 @@ def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]
 
 
 def check_hooks(factory_or_driver: object, driver: InstalledDriver) -> None:
-    """Raise UnusableDriverError unless a class, or the object made of it, has its role's hooks as they are specified."""
+    """Raise UnusableDriverError unless a class, or the object made of it, has its role's hooks as specified."""
     role = ROLES[driver.role]
     if defects := find_defects(factory_or_driver, role.specification):
         raise UnusableDriverError(

@@ -1,8 +1,8 @@
 """Whether a driver has its role's hooks as they are specified: finds what pluggy would pass over in silence.
 
-pluggy takes what is marked and passes arguments by name. A method without a mark or a property would never be called, and
-an argument with a default or a keyword-only one never be given anything; nobody would notice an admission policy that
-never runs. ``slots`` asks here before it makes a driver (of its class) and after (of the object), and the
+pluggy takes what is marked and passes arguments by name. A method without a mark or a property would never be called,
+and an argument with a default or a keyword-only one never be given anything; nobody would notice an admission policy
+that never runs. ``slots`` asks here before it makes a driver (of its class) and after (of the object), and the
 contracts of ``core/api/testing`` ask, too.
 """
 
