@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,7 +260,9 @@ def _open_pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError as error:  # too many open files: what can't be watched must not run
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        threading.Thread(
+            target=os.waitpid, args=(pid, 0), name="reap", daemon=True
+        ).start()  # it may hang in the kernel
         raise ResourceExhausted(f"process {pid} was killed, it can't be watched: {error.strerror}") from error
 
 

@@ -22,16 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pluggy
 import pytest
 import pytest_asyncio
 
 from crinoid.core.api.adjustments import check_adjustment
 from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, Refused
-from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks, PodView
 from crinoid.core.api.host import Host
+from crinoid.core.api.testing.binding import bind_hooks
 from crinoid.core.api.testing.fakes import FakeKernel
 from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
@@ -60,11 +59,7 @@ class BoundExtension:
     def __init__(self, driver: object) -> None:
         self.driver = driver
         self.deadline_s = float(getattr(driver, "deadline_s", _DEFAULT_DEADLINE_S))
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(ExtensionHooks)
-        manager.register(driver)
-        manager.check_pending()
-        self._hooks: Any = manager.hook  # pluggy makes its callers at run time
+        self._hooks = bind_hooks(driver, ExtensionHooks)
 
     async def call(self, hook: str, **arguments: Any) -> Any:
         """Call a hook within the deadline; check the answer, the error, and that the arguments stay as they were."""

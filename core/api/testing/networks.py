@@ -30,14 +30,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pluggy
 import pytest
 
 from crinoid.core.api.errors import DriverError
-from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.network import NetworkHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import libc, links, namespaces
+from crinoid.core.api.testing.binding import bind_hooks
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest
 from crinoid.core.api.values.pod import PodMetadata, PortMapping
 
@@ -54,11 +53,7 @@ class BoundNetwork:
     """A driver behind the hooks, called as the kernel calls it: by keyword, and with data that went through JSON."""
 
     def __init__(self, driver: object) -> None:
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(NetworkHooks)
-        manager.register(driver)
-        manager.check_pending()
-        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+        self._hook = bind_hooks(driver, NetworkHooks)
 
     def features(self) -> NetworkFeatures:
         """What the driver says of itself."""

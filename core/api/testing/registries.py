@@ -22,14 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pluggy
 import pytest
 import pytest_asyncio
 
 from crinoid.core.api.errors import CorruptContent, NotFound, Unavailable, Unsupported
-from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.registry import RegistryHooks
 from crinoid.core.api.host import Host
+from crinoid.core.api.testing.binding import bind_hooks
 from crinoid.core.api.values.image import (
     BlobRequest,
     Credentials,
@@ -65,11 +64,7 @@ class BoundRegistry:
     """A driver behind the hooks, called as the kernel calls it: by keyword."""
 
     def __init__(self, driver: object) -> None:
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(RegistryHooks)
-        manager.register(driver)
-        manager.check_pending()
-        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+        self._hook = bind_hooks(driver, RegistryHooks)
 
     async def resolve(self, request: ResolveRequest) -> ResolvedImage:
         """Resolve, and check the answer's type."""

@@ -27,7 +27,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, TypeVar
 
-import pluggy
 import pytest
 
 from crinoid.core.api.errors import (
@@ -39,11 +38,11 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.runtime import RuntimeHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.sessions import AttachSession, ByteSource, ExecSession
+from crinoid.core.api.testing.binding import bind_hooks
 from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources, ProfileType, SecurityProfile
@@ -168,11 +167,7 @@ class BoundRuntime:
     """A driver behind the hooks, called as the kernel calls it: by keyword, one driver to a slot."""
 
     def __init__(self, driver: object) -> None:
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(RuntimeHooks)
-        manager.register(driver)
-        manager.check_pending()
-        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+        self._hook = bind_hooks(driver, RuntimeHooks)
 
     async def probe(self) -> RuntimeFeatures:
         """See the hook."""

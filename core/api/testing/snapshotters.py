@@ -20,17 +20,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pluggy
 import pytest
 import pytest_asyncio
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound, Unsupported
-from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.snapshotter import SnapshotterHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import mount as system_mounts
+from crinoid.core.api.testing.binding import bind_hooks
 from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures, WhiteoutForm
 
 BASE = "sha256:" + "a" * 64
@@ -84,11 +82,7 @@ class BoundSnapshotter:
     """A driver behind the hooks, called as the kernel calls it: by keyword."""
 
     def __init__(self, driver: object) -> None:
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(SnapshotterHooks)
-        manager.register(driver)
-        manager.check_pending()
-        self._hook: Any = manager.hook  # pluggy makes its callers at run time
+        self._hook = bind_hooks(driver, SnapshotterHooks)
 
     def features(self) -> SnapshotterFeatures:
         """Ask for the features, and check their type."""
