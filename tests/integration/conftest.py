@@ -135,6 +135,7 @@ def configuration(folder: Path, registry: str, cni_conf: Path) -> str:
         f"options = {{ conf_dir = '{cni_conf}' }}",
         "[networks.host]\ndriver = 'host'",
         f"[networks.bridge]\ndriver = 'bridge'\noptions = {{ subnets = ['10.90.{secrets.randbelow(250)}.0/24'] }}",
+        f"[watchdog]\nstall_s = {patient(3)}",
         "[snapshotters.overlay]\ndriver = 'overlay'",
         "[snapshotters.native]\ndriver = 'native'",
         "[runtimes.crun]\ndriver = 'crun'",
@@ -179,11 +180,13 @@ def node_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 def node(node_of_session: Node) -> Iterator[Node]:
-    """The node, without pods before and after; nothing of a pod may be left in its ledger."""
+    """The node, without pods before and after; nothing of a pod may be left in its ledger, and its loop never stands."""
     if node_of_session.daemon.process is None or node_of_session.daemon.process.poll() is not None:
         node_of_session.daemon.start()
     node_of_session.pull()
+    stalls = len(node_of_session.daemon.stalls())
     yield node_of_session
+    assert node_of_session.daemon.stalls()[stalls:] == []
     if node_of_session.daemon.process is None or node_of_session.daemon.process.poll() is not None:
         node_of_session.daemon.start()
     node_of_session.remove_pods()

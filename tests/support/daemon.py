@@ -145,6 +145,11 @@ class Daemon:
             found += [f"ledger {row}" for row in self.query("SELECT owner, kind, key FROM ledger")]
         return found
 
+    def stalls(self) -> list[str]:
+        """Return what the watchdog wrote of an event loop that stood still."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return [line for line in lines if "the event loop has stood still" in line]
+
     def cgroup_processes(self, pod: str) -> list[int]:
         """Return the processes in the cgroup of a pod that came without a parent."""
         folders = [Path(folder) for folder, _, _ in os.walk(CGROUPS) if f"/{self.name}/{pod}" in folder]

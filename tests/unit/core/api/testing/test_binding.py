@@ -26,7 +26,7 @@ class Driver:
         try:
             await asyncio.sleep(0.05)
         finally:
-            time.sleep(wait_s)  # noqa: ASYNC251  # what the test is about
+            time.sleep(wait_s)  # what the test is about
         return "done"
 
 
