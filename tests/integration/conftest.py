@@ -180,7 +180,7 @@ def node_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 def node(node_of_session: Node) -> Iterator[Node]:
-    """The node, without pods before and after; nothing of a pod may be left in its ledger, and its loop never stands."""
+    """The node, without pods before and after; nothing of one may be left in its ledger, and its loop never stands."""
     if node_of_session.daemon.process is None or node_of_session.daemon.process.poll() is not None:
         node_of_session.daemon.start()
     node_of_session.pull()

@@ -9,8 +9,9 @@
     async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment: ...
 
 It is found by its entry point in the role's group and bound to a slot of its own, so a hook has exactly one
-answer. A driver may leave out a hook that its specification calls optional, and any parameter it has no use for; a
-method that has a hook's name and no mark, or is not as the specification says (``conformance``), stops the start. Hooks are coroutines, called on the daemon's one event loop: what blocks goes to a thread.
+answer. A driver may leave out a hook that its specification calls optional, and any parameter it has no use for.
+A method that has a hook's name and no mark, or is not as the specification says (``conformance``), stops the start.
+Hooks are coroutines, called on the daemon's one event loop: what blocks goes to a thread.
 """
 
 from typing import TYPE_CHECKING, Any, TypeVar

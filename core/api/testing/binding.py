@@ -36,6 +36,10 @@ class _Hooks:
     def __init__(self, relay: Any) -> None:
         self._relay = relay
 
+    def has(self, hook: str) -> bool:
+        """Tell whether the driver has a hook."""
+        return bool(getattr(self._relay, hook).get_hookimpls())
+
     def __getattr__(self, hook: str) -> Callable[..., Any]:
         def call(**arguments: object) -> Any:
             answer = getattr(self._relay, hook)(**arguments)

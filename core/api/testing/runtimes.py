@@ -224,7 +224,7 @@ class BoundRuntime:
 
     async def stats_many(self, *handles: ContainerHandle) -> tuple[CgroupUsage | None, ...]:
         """See the hook; without it, ``stats`` of each."""
-        if not self._hook.stats_many.get_hookimpls():
+        if not self._hook.has("stats_many"):
             return tuple([await self._stats_or_none(handle) for handle in handles])
         answer: tuple[CgroupUsage | None, ...] = await self._answer("stats_many", tuple, handles=handles)
         assert len(answer) == len(handles), f"{len(handles)} containers have {len(answer)} answers"
