@@ -17,7 +17,7 @@ from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.hooks.conformance import find_defects
 from crinoid.core.api.testing.patience import patient
 
-STEP_S = patient(0.5)
+STEP_S = patient(2.0)
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
