@@ -22,7 +22,9 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.hooks.extension import ContainerAdjustment, PodView
 from crinoid.core.api.host import Host
+from crinoid.core.api.sessions import ExecSession
 from crinoid.core.api.testing.fakes import (
+    FakeExecSession,
     FakeExtension,
     FakeNetwork,
     FakeRegistry,
@@ -35,7 +37,13 @@ from crinoid.core.api.testing.noops import NoopNetwork, NoopRuntime
 from crinoid.core.api.values.image import BlobRequest, Descriptor, ImageReference
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.core.api.values.pod import PodConfig, PodMetadata
-from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest, ExecRequest, PodSandbox
+from crinoid.core.api.values.runtime import (
+    ContainerHandle,
+    ContainerRequest,
+    ExecRequest,
+    ExecStreamRequest,
+    PodSandbox,
+)
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.core.config.models import (
     ExtensionSlotConfig,
@@ -744,6 +752,58 @@ async def test_snapshots_are_checked_element_by_element(tmp_path: Path) -> None:
         await slot.list_snapshots()
     with pytest.raises(DriverError, match="where a chain id and its parent are due"):
         await slot.list_layers()
+
+
+class _OddSession(FakeExecSession):
+    """Its streams and itself do as they are told."""
+
+    def __init__(self, request: ExecStreamRequest, act: Callable[[], object]) -> None:
+        super().__init__(request)
+        self.act = act
+        for stream in (self.input, self.output, self.errors):
+            stream.read = stream.write = stream.close = self.odd  # type: ignore[method-assign, assignment]
+        self.resize = self.close = self.wait = self.odd  # type: ignore[method-assign, assignment]
+
+    async def odd(self, *_: object) -> object:
+        await asyncio.sleep(0)
+        return self.act()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), ValueError("x")])
+async def test_whatever_a_session_raises_is_a_driver_error_with_its_name(tmp_path: Path, error: BaseException) -> None:
+    class Odd(FakeRuntime):
+        @hooks.hookimpl
+        async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
+            return _OddSession(request, _raise(error))
+
+    driver = Odd(NoOptions(), fake_host(tmp_path, "default"))
+    slot = RuntimeSlot(bound(driver, "runtime"), RuntimeDeadlines())
+    request = ExecStreamRequest(process={}, stdin=True, stdout=True, stderr=True)
+    session = await slot.exec_stream(HANDLE, request)
+    assert session.stdin is not None
+    assert session.stdout is not None
+    calls = (session.stdin.write(b"x"), session.stdin.close(), session.stdout.read(), session.wait(), session.close())
+    for call in calls:
+        with pytest.raises(DriverError, match=rf'^runtime "default" \(star\) exec_stream: {type(error).__name__}'):
+            await call
+
+
+async def test_a_session_passes_on_what_it_may_raise_and_a_cancellation(tmp_path: Path) -> None:
+    driver = FakeRuntime(NoOptions(), fake_host(tmp_path))
+    slot = RuntimeSlot(bound(driver, "runtime"), RuntimeDeadlines())
+    await driver.create(ContainerRequest(handle=HANDLE, spec={}))
+    session = await slot.exec_stream(HANDLE, ExecStreamRequest(process={}, stdin=True, stdout=True, stderr=False))
+    assert session.stdin is not None
+    assert session.stdout is not None
+    assert session.stderr is None
+    await session.stdin.close()
+    with pytest.raises(BrokenPipeError):
+        await session.stdin.write(b"x")
+    reading = asyncio.ensure_future(session.stdout.read())
+    await asyncio.sleep(0.01)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
 
 
 POD = PodView("p1", PodConfig(metadata=PodMetadata("a", "b", "c")), "runc")

@@ -1,5 +1,6 @@
 """Extensions by their slots: whose deadline counts, what a refusal overrules, and that an end is told to all."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ async def test_a_refusal_is_never_ignored(drivers: tuple[FakeExtension, FakeExte
     with pytest.raises(Refused, match=r'"first" .*pod_starting: no'):
         await slots.pod_starting(POD)
     assert drivers[1].hooks_called == ("pod_starting",)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "fail"])
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), BaseException("own")])
+async def test_what_ends_a_task_is_a_failure(
+    drivers: tuple[FakeExtension, FakeExtension], policy: str, error: BaseException
+) -> None:
+    slots = ExtensionSlots([a_slot(driver, on_failure=policy) for driver in drivers])
+    drivers[0].fail("pod_starting", error)
+    if policy == "ignore":
+        await slots.pod_starting(POD)
+    else:
+        with pytest.raises(DriverError, match=rf"\"first\" .*pod_starting: {type(error).__name__}"):
+            await slots.pod_starting(POD)
+    drivers[0].fail("pod_removed", error)
+    await slots.pod_removed(POD)  # an end is told to all, whatever the policy
+    assert drivers[1].hooks_called == (("pod_starting",) if policy == "ignore" else ()) + ("pod_removed",)
 
 
 @pytest.mark.parametrize("policy", ["ignore", "fail"])
