@@ -41,12 +41,16 @@ class Catalog:
     def add(self, record: ImageRecord) -> ImageRecord:
         """Write an image that is complete, with the names it has already; a tag leaves the image that had it."""
         old = self._store.images.get(record.id)
-        added = self._store.put_image(self._pin(record if old is None else merge(old, record)))
+        added = self._store.images.put(self._pin(record if old is None else merge(old, record)))
         for other in self._store.images:
             if other.id != added.id and not set(added.tags).isdisjoint(other.tags):
                 tags = tuple(tag for tag in other.tags if tag not in added.tags)
-                self._store.put_image(self._pin(replace(other, tags=tags)))
+                self._store.images.put(self._pin(replace(other, tags=tags)))
         return added
+
+    async def sync(self) -> None:
+        """Return once all images outlive a power cut."""
+        await self._store.sync()
 
     def remove(self, record: ImageRecord) -> None:
         """Forget an image with all its names."""
@@ -59,7 +63,7 @@ class Catalog:
             tidied = self._pin(replace(record, tags=tuple(tag for tag in record.tags if tag not in seen)))
             seen.update(record.tags)
             if tidied != record:
-                self._store.put_image(tidied)
+                self._store.images.put(tidied)
 
     def _find_named(self, reference: str) -> ImageRecord | None:
         try:

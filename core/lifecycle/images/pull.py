@@ -82,7 +82,9 @@ class Puller:
             async with self._claims.hold(plan.chain_id for plan in plans):
                 await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
                 await self._store_documents(resolution)
-                return self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
+                added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
+                await self._catalog.sync()
+                return added
 
     async def _plan(
         self, resolution: Resolution, platform: Platform, fetch: "_Fetch"

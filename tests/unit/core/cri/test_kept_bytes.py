@@ -130,7 +130,7 @@ class KeptBytes(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(IMAGES), tag=st.sampled_from(["docker.io/library/nginx:latest", "registry/other:2"]))
     def name_image(self, key: str, tag: str) -> None:
-        self.store.put_image(make_image(id=key, tags=(tag,)))
+        self.store.images.put(make_image(id=key, tags=(tag,)))
 
     @rule(key=st.sampled_from(IMAGES))
     def remove_image(self, key: str) -> None:

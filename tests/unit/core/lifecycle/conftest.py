@@ -203,7 +203,7 @@ async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         FakeExtension(options, fake_host(tmp_path, "watcher")),
     )
     store = Store(node.config.root / "state.db")
-    store.put_image(IMAGE)
+    store.images.put(IMAGE)
     store.close()
     await node.start()
     yield node

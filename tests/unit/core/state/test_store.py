@@ -1,9 +1,11 @@
 """The store: records and ledger survive, nonsense is put aside, states take only the steps of their table."""
 
 import dataclasses
+import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def path(tmp_path: Path) -> Path:
 def test_records_come_back_equal(path: Path) -> None:
     store = Store(path)
     image = ImageRecord(id="sha256:1", tags=("a:b",), layers=(Descriptor("m", "sha256:2", 3),), config='{"x": 1}')
-    wanted = (store.pods.put(a_pod()), store.containers.put(a_container()), store.put_image(image))
+    wanted = (store.pods.put(a_pod()), store.containers.put(a_container()), store.images.put(image))
     store.close()
     again = Store(path)
     assert (again.pods.get("p1"), again.containers.get("c1"), again.images.get("sha256:1")) == wanted
@@ -283,3 +285,20 @@ def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> 
     ):
         Store(tmp_path / "state.db")
     assert (tmp_path / "state.db").is_dir()
+
+
+async def test_what_was_synced_is_on_disk_and_the_loop_did_not_wait_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, synced = Store(path), []
+
+    def note(descriptor: int) -> None:
+        synced.append(
+            (os.readlink(f"/proc/self/fd/{descriptor}"), threading.current_thread() is threading.main_thread())
+        )
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.set("a", "1")
+    await store.sync()
+    assert synced == [(f"{path}-wal", False)]
+    store.close()

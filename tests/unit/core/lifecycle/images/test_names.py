@@ -41,7 +41,7 @@ async def test_ids_and_their_beginnings(node: Node, image: BuiltImage) -> None:
 
 def test_a_beginning_of_two_ids_is_none(node: Node) -> None:
     for last in "01":
-        node.store.put_image(ImageRecord(id="sha256:" + "a" * 63 + last))
+        node.store.images.put(ImageRecord(id="sha256:" + "a" * 63 + last))
     assert node.service.find("a" * 63) is None
     found = node.service.find("a" * 63 + "1")
     assert found is not None and found.id.endswith("a1")

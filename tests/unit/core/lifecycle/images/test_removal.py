@@ -189,7 +189,7 @@ async def test_a_tag_of_two_records_is_the_later_ones(node: Node, publisher: Pub
     await node.pull()
     old = node.service.find(image.config.digest)
     assert old is not None
-    node.store.put_image(replace(old, tags=(NAME,)))
+    node.store.images.put(replace(old, tags=(NAME,)))
     found = node.service.find(NAME)
     assert found is not None and found.id == new.config.digest
     await node.restart()
