@@ -82,7 +82,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks, events)
     )
     pods = PodService(config, store, slots, PodParts(containers, init, resources, locks, events), cgroups)
-    stats = StatsService(store, slots, images.writables, containers.list, pods.list)
+    stats = StatsService(store, slots, images.writables, containers.list, pods.list, pods.is_up)
     return Composition(
         pods=pods,
         containers=containers,

@@ -19,7 +19,7 @@ from crinoid.core.api.values.stats import CgroupDetails
 from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.metrictable import METRICS, DiskFigures, MetricDescriptor, Reading
 from crinoid.core.lifecycle.stats import BATCH, StatsService, batched, read_networks
-from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
+from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord
 from crinoid.core.state.store import Store
 
 
@@ -62,14 +62,15 @@ class MetricsService:
         return METRICS
 
     async def pods(self) -> list[PodSamples]:
-        """Read the metrics of every ready pod and of its running containers."""
+        """Read the metrics of every pod that is up and of its running containers."""
         return [pod async for batch in self.batches() for pod in batch]
 
     async def batches(self) -> AsyncGenerator[list[PodSamples], None]:
         """Read the same a few pods at a time; what has gone meanwhile is left out."""
-        for few in batched([one.id for one in self._store.pods if one.state is PodState.READY], BATCH):
-            known = [pod for one in few if (pod := self._store.pods.get(one)) is not None]
-            yield list(await asyncio.gather(*(self._pod(pod) for pod in known)))
+        for few in batched([one.id for one in self._store.pods if self._stats.is_up(one.id)], BATCH):
+            known = [pod for one in few if self._stats.is_up(one) and (pod := self._store.pods.get(one)) is not None]
+            samples = await asyncio.gather(*(self._pod(pod) for pod in known))
+            yield [pod for pod in samples if self._stats.is_up(pod.pod_id)]
 
     async def _pod(self, pod: PodRecord) -> PodSamples:
         running = [one for one in self._store.containers_of(pod.id) if one.state is ContainerState.RUNNING]

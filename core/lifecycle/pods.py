@@ -85,6 +85,7 @@ class PodService:
         self._haste = Haste()
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
+        self._going_down: set[str] = set()
 
     async def run(self, config: PodConfig, runtime_handler: str) -> str:
         """Make a pod sandbox and return its id.
@@ -169,6 +170,15 @@ class PodService:
     def get(self, pod_id: str) -> PodRecord:
         """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.pods.find(pod_id)
+
+    def is_up(self, pod_id: str) -> bool:
+        """Tell whether the pod is ready and whole: no longer so once a stop begins to take away what the pod has.
+
+        Its record says READY until the network is gone, which takes a CNI plugin a tenth of a second. Statistics that
+        are read meanwhile would show a pod with half a network.
+        """
+        record = self._store.pods.get(pod_id)
+        return record is not None and record.state is PodState.READY and pod_id not in self._going_down
 
     @property
     def version(self) -> int:
@@ -339,6 +349,7 @@ class PodService:
         if record is None:
             return
         await self._containers.end_all(pod_id)
+        self._going_down.add(pod_id)  # a stop that fails from here on leaves it down: nobody knows how far it got
         await self._init.undo(pod_id, {CONTAINER})
         if (slot := self._slots.runtimes.get(record.runtime)) is not None:
             await slot.stop_pod(_sandbox(record))
@@ -349,6 +360,7 @@ class PodService:
             record = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
             self._events.tell_pod(EventType.STOPPED, record)
             await self._slots.extensions.pod_stopped(view_pod(record))
+        self._going_down.discard(pod_id)
 
     async def _undo(self, pod_id: str, kinds: Collection[str] = KINDS) -> None:
         await self._init.undo(pod_id)

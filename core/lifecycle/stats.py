@@ -7,6 +7,8 @@ seconds at most.
 """
 
 import asyncio
+import dataclasses
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from crinoid.core.api.errors import NotFound
+from crinoid.core.api.errors import CrinoidError, NotFound
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.namespaces import call_in_each
 from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage
@@ -22,9 +24,10 @@ from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.queries import ContainerFilter, ContainerUsage, PodFilter, PodUsage
 from crinoid.core.lifecycle.writables import LayerUsage, WritableLayers
 from crinoid.core.slots.binding import Slots
-from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
+from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord
 from crinoid.core.state.store import Store
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 MIN_INTERVAL_NS = 1_000_000_000
 _READ_BYTES = 1 << 14
@@ -39,12 +42,16 @@ class Rates:
         self._samples: dict[str, tuple[int, int, int | None]] = {}
 
     def rate(self, key: str, timestamp_ns: int, cpu_ns: int) -> int | None:
-        """Take a look at a counter and return its rate; ``None`` at the first one."""
+        """Take a look at a counter and return its rate.
+
+        ``None`` at the first look, and at one after the counter or the clock was set back: there is no telling then
+        how much was used, nor since when.
+        """
         at, counter, rate = self._samples.get(key, (0, 0, None))
-        if at and timestamp_ns - at < MIN_INTERVAL_NS:
+        if at and 0 <= timestamp_ns - at < MIN_INTERVAL_NS and cpu_ns >= counter:
             return rate
-        if at:
-            rate = max(0, cpu_ns - counter) * 1_000_000_000 // (timestamp_ns - at)
+        known = at and timestamp_ns > at and cpu_ns >= counter
+        rate = (cpu_ns - counter) * 1_000_000_000 // (timestamp_ns - at) if known else None
         self._samples[key] = (timestamp_ns, cpu_ns, rate)
         return rate
 
@@ -64,13 +71,15 @@ class StatsService:
         writables: WritableLayers,
         containers: "Callable[[ContainerFilter], list[ContainerRecord]]",
         pods: "Callable[[PodFilter], list[PodRecord]]",
+        is_up: Callable[[str], bool],
     ) -> None:
-        """``containers`` and ``pods`` answer filters, as the services of those names do."""
+        """``containers`` and ``pods`` answer filters, as the services of those names do, and so does ``is_up``."""
         self._store = store
         self._slots = slots
         self._writables = writables
         self._list_containers = containers
         self._list_pods = pods
+        self.is_up = is_up
         self._rates = Rates()
 
     async def container(self, container_id: str) -> ContainerUsage:
@@ -92,21 +101,25 @@ class StatsService:
             yield await self._containers(known)
 
     async def pod(self, pod_id: str) -> PodUsage:
-        """Measure one pod with its containers. Raises NotFound."""
+        """Measure one pod with its containers; the network only while it is whole. Raises NotFound."""
         (usage,) = await self._pods([self._store.pods.find(pod_id)])
-        return usage
+        return usage if self.is_up(usage.record.id) else dataclasses.replace(usage, network=None)
 
     async def pods(self, wanted: PodFilter) -> list[PodUsage]:
-        """Measure the pods that fit and are ready."""
-        records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
+        """Measure the pods that fit and are up."""
         self._forget_the_gone()
-        return await self._pods(records)
+        return await self._pods_up(self._list_pods(wanted))
 
     async def pod_batches(self, wanted: PodFilter) -> AsyncGenerator[list[PodUsage], None]:
         """Measure the pods that ``pods`` would, a few at a time; what has gone meanwhile is left out."""
-        records = [one for one in self._list_pods(wanted) if one.state is PodState.READY]
+        records = [one for one in self._list_pods(wanted) if self.is_up(one.id)]
         for few in batched(records, BATCH):
-            yield await self._pods([current for one in few if (current := self._store.pods.get(one.id)) is not None])
+            yield await self._pods_up([current for one in few if (current := self._store.pods.get(one.id))])
+
+    async def _pods_up(self, records: Iterable[PodRecord]) -> list[PodUsage]:
+        """Measure those that are up before and after: of one that went down between, half may have been read."""
+        usages = await self._pods([one for one in records if self.is_up(one.id)])
+        return [one for one in usages if self.is_up(one.record.id)]
 
     async def disk(self, record: ContainerRecord, pod: PodRecord | None) -> LayerUsage:
         """Tell what a container's writable layer took a short while ago."""
@@ -134,8 +147,13 @@ class StatsService:
     async def _of_runtime(
         self, name: str, records: Sequence[ContainerRecord]
     ) -> Iterable[tuple[str, CgroupUsage | None]]:
-        usages = await self._slots.runtimes[name].stats_many([one.handle for one in records])
-        return zip((one.id for one in records), usages, strict=True)
+        """Read what those of one runtime use: nothing where it fails, so that it does not take all others' with it."""
+        usages: Sequence[CgroupUsage | None] = ()
+        try:
+            usages = await self._slots.runtimes[name].stats_many([one.handle for one in records])
+        except CrinoidError as error:
+            LOG.warning("%d containers are reported without what they use: %s", len(records), error.message)
+        return zip((one.id for one in records), usages, strict=False)
 
     async def _layers(self, records: Sequence[ContainerRecord], anew: bool) -> list[LayerUsage]:
         """Tell what their writable layers take; only those that have to be measured are waited for."""

@@ -4,13 +4,17 @@ A check takes whatever the driver returned and returns it typed, or raises Drive
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from crinoid.core.api.errors import DriverError
+from crinoid.core.api.values.stats import CgroupUsage, Pressure, PressureStats
 
 T = TypeVar("T")
 Check = Callable[[object], T]
+_MAX_UINT64 = (1 << 64) - 1
+_MAX_INT64 = (1 << 63) - 1
 
 
 def one(expected: type[T]) -> Check[T]:
@@ -49,6 +53,25 @@ def places(expected: type[T], count: int) -> Check[tuple[T | None, ...]]:
     return check
 
 
+def usage(answer: object) -> CgroupUsage:
+    """The answer is a reading whose figures the CRI can carry.
+
+    A kubelet computes with them unasked: it makes JSON of averages, which has no NaN, and rates of times and counters.
+    """
+    reading = one(CgroupUsage)(answer)
+    if not isinstance(reading.timestamp_ns, int) or not 0 < reading.timestamp_ns <= _MAX_INT64:
+        raise DriverError(f"returned a reading of the time {reading.timestamp_ns!r}, which is no time in nanoseconds")
+    for name in CgroupUsage.__slots__:
+        _check_figure(name, getattr(reading, name))
+    return reading
+
+
+def usages(count: int) -> Check[tuple[CgroupUsage | None, ...]]:
+    """The answer is a tuple of so many readings, each maybe missing."""
+    check_places = places(CgroupUsage, count)
+    return lambda answer: tuple(None if one is None else usage(one) for one in check_places(answer))
+
+
 def layers(answer: object) -> tuple[tuple[str, str | None], ...]:
     """The answer is a tuple of chain ids with their parents."""
     pairs = tuple_of(tuple)(answer)
@@ -72,6 +95,24 @@ def json_object(answer: object) -> Mapping[str, object]:
 
 def nothing(answer: object) -> None:
     """The hook has no answer; one that is given is ignored."""
+
+
+def _check_figure(name: str, value: object) -> None:
+    match value:
+        case None | True | False:
+            fits = value is None
+        case int():
+            fits = 0 <= value <= _MAX_UINT64
+        case float():
+            fits = math.isfinite(value)
+        case PressureStats() | Pressure():
+            for part in value.__slots__:
+                _check_figure(f"{name}.{part}", getattr(value, part))
+            return
+        case _:
+            fits = False
+    if not fits:
+        raise DriverError(f"returned a reading with {value!r} as {name}, which is no figure from 0 to 2^64-1")
 
 
 def _name(answer: object) -> str:

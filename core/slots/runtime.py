@@ -23,7 +23,7 @@ from crinoid.core.api.values.runtime import (
     RuntimeState,
 )
 from crinoid.core.api.values.stats import CgroupUsage
-from crinoid.core.slots.answers import nothing, one, places
+from crinoid.core.slots.answers import nothing, one, usage, usages
 from crinoid.core.slots.calls import Slot
 from crinoid.core.slots.sessions import NamedAttachSession, NamedExecSession
 
@@ -101,13 +101,13 @@ class RuntimeSlot(Slot):
 
     async def stats(self, handle: ContainerHandle) -> CgroupUsage:
         """Read what the container uses."""
-        return await self._ask("stats", one(CgroupUsage), handle=handle)
+        return await self._ask("stats", usage, handle=handle)
 
     async def stats_many(self, handles: Sequence[ContainerHandle]) -> Sequence[CgroupUsage | None]:
         """Read what many containers use, one by one where the driver can't at one look; ``None``: it has ended."""
         if not self.implements("stats_many"):
             return await asyncio.gather(*(self._stats_or_none(handle) for handle in handles))
-        check = places(CgroupUsage, len(handles))
+        check = usages(len(handles))
         return await self._ask("stats_many", check, self._deadlines.of("stats"), handles=tuple(handles))
 
     async def _stats_or_none(self, handle: ContainerHandle) -> CgroupUsage | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import DnsConfig, PodMetadata, PortMapping
 
+DEFAULT_INTERFACE = "eth0"
+"""What a pod's own interface is called inside the pod, as with every runtime; statistics go by this name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkRequest:
@@ -20,7 +23,7 @@ class NetworkRequest:
     pod_id: str
     metadata: PodMetadata
     netns: Path | None
-    interface: str = "eth0"
+    interface: str = DEFAULT_INTERFACE
     port_mappings: tuple[PortMapping, ...] = ()
     dns: DnsConfig | None = None
     ingress_bits_per_s: int = 0

@@ -3,6 +3,7 @@
 from dataclasses import field
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.values.network import DEFAULT_INTERFACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,15 @@ class InterfaceUsage:
 
 @dataclass(frozen=True, slots=True)
 class NetworkUsage:
-    """All interfaces of a pod but loopback; ``default`` is the first one, ``None`` without any."""
+    """All interfaces of a pod but loopback, by name; ``default`` is the pod's own, which its network attached."""
 
     timestamp_ns: int
     interfaces: tuple[InterfaceUsage, ...] = field(default=())
 
     @property
     def default(self) -> InterfaceUsage | None:
-        """The interface that was attached first."""
-        return self.interfaces[0] if self.interfaces else None
+        """The pod's own interface; ``None`` where somebody removed it, whatever other interfaces are there.
+
+        It goes by its name: what comes first may be a tunnel that the kernel makes in every network namespace.
+        """
+        return next((one for one in self.interfaces if one.name == DEFAULT_INTERFACE), None)

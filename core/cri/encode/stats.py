@@ -1,5 +1,9 @@
 """What containers and pods use. A reading that the host does not give is absent, which is not the same as 0.
 
+A kubelet follows some fields without asking whether they are there, and ends with a nil dereference where one is not.
+So a message is either left out where a kubelet asks for it, or has all that a kubelet needs of it; which field is which
+stands in docs/conformance.md, "What a kubelet takes for granted", and a test holds every answer to it.
+
 Messages are filled where they stand: protobuf copies one that is given to another, by encoding and decoding it.
 """
 
@@ -11,6 +15,7 @@ from crinoid.core.cri.wire import api_pb2
 from crinoid.core.lifecycle.queries import ContainerUsage, PodUsage
 
 _NS_PER_US = 1000
+_MAX_UINT64 = (1 << 64) - 1
 
 
 class _Usage(Protocol):
@@ -79,13 +84,13 @@ def _fill_pod(stats: api_pb2.PodSandboxStats, pod: PodUsage) -> None:
     attributes.labels.update(pod.record.config.labels)
     attributes.annotations.update(pod.record.config.annotations)
     linux = stats.linux
-    linux.SetInParent()  # though there be nothing to tell
+    linux.SetInParent()  # though it be empty: the kubelet reads its containers unasked
     if pod.usage is not None:
         _fill_usage(linux, pod.usage, pod.cpu_nano_cores)
         linux.process.timestamp = pod.usage.timestamp_ns
         _fill_number(linux.process.process_count, pod.usage.pids)
-    if pod.network is not None:
-        _fill_network(linux.network, pod.network)
+    if pod.network is not None and pod.network.default is not None:
+        _fill_network(linux.network, pod.network, pod.network.default)
     for container in pod.containers:
         _fill_container(linux.containers.add(), container)
 
@@ -133,12 +138,13 @@ def _fill_writable_layer(stats: api_pb2.ContainerStats, container: ContainerUsag
     layer.inodes_used.value = container.disk.inodes
 
 
-def _fill_network(stats: api_pb2.NetworkUsage, network: NetworkUsage) -> None:
+def _fill_network(stats: api_pb2.NetworkUsage, network: NetworkUsage, default: InterfaceUsage) -> None:
+    """The default interface, which a kubelet reads unasked, and all others beside it (api.proto, NetworkUsage)."""
     stats.timestamp = network.timestamp_ns
-    if network.default is not None:
-        _fill_interface(stats.default_interface, network.default)
+    _fill_interface(stats.default_interface, default)
     for interface in network.interfaces:
-        _fill_interface(stats.interfaces.add(), interface)
+        if interface is not default:
+            _fill_interface(stats.interfaces.add(), interface)
 
 
 def _fill_interface(stats: api_pb2.NetworkInterfaceUsage, interface: InterfaceUsage) -> None:
@@ -175,4 +181,4 @@ def _remainder(limit: int | None, used: int) -> int | None:
 def _fill_number(field: api_pb2.UInt64Value, number: int | None) -> None:
     """Set a field that is there only where there is a number."""
     if number is not None:
-        field.value = max(number, 0)
+        field.value = min(max(number, 0), _MAX_UINT64)

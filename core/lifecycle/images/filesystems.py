@@ -1,9 +1,11 @@
 """What images and writable layers take on disk, for ImageFsInfo, which the kubelet asks for every ten seconds."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
+from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux.files import disk_usage
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.lifecycle.queries import FilesystemReport
@@ -11,6 +13,7 @@ from crinoid.core.lifecycle.writables import WritableLayers
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 
+LOG = logging.getLogger(__name__)
 _FRESH_S = 10.0
 """How long a measurement of images serves: walking the blobs costs more than the answer is worth."""
 
@@ -30,26 +33,46 @@ class Filesystems:
     async def images(self) -> tuple[FilesystemReport, ...]:
         """Measure committed layers; the first report, which is all the kubelet looks at, counts the blobs too."""
         async with self._turn:
-            return tuple([await self._image_report(number, slot) for number, slot in enumerate(self._snapshotters)])
+            return await self._reports(self._image_report)
 
     async def containers(self) -> tuple[FilesystemReport, ...]:
         """Measure what containers wrote."""
         async with self._turn:
-            keys = {slot: await slot.list_snapshots() for slot in self._snapshotters}
-            self._writables.keep({key for several in keys.values() for key in several})
-            return tuple([await self._container_report(slot, keys[slot]) for slot in self._snapshotters])
+            seen: set[str] = set()
+            reports = await self._reports(lambda slot: self._container_report(slot, seen))
+            self._writables.keep(seen)
+            return reports
 
-    async def _image_report(self, number: int, slot: SnapshotterSlot) -> FilesystemReport:
+    async def _reports(
+        self, report: Callable[[SnapshotterSlot], Awaitable[FilesystemReport]]
+    ) -> tuple[FilesystemReport, ...]:
+        """Report on each snapshotter but for those, other than the default one, that fail.
+
+        The kubelet takes the first report for the node's image file system, so that has to be the default one's.
+        """
+        reports = []
+        for slot in self._snapshotters:
+            try:
+                reports.append(await report(slot))
+            except CrinoidError as error:
+                if slot is self._snapshotters[0]:
+                    raise
+                LOG.warning("a file system is missing from the report: %s", error.message)
+        return tuple(reports)
+
+    async def _image_report(self, slot: SnapshotterSlot) -> FilesystemReport:
         key = f"images {slot.name}"
         if (fresh := self._fresh(key)) is not None:
             return fresh
         usage = await slot.total_usage()
-        if number == 0:
+        if slot is self._snapshotters[0]:
             usage = _add(usage, await asyncio.to_thread(disk_usage, self._content.root))
         return self._remember(key, slot, usage)
 
-    async def _container_report(self, slot: SnapshotterSlot, keys: Iterable[str]) -> FilesystemReport:
-        """Add up what is known of each layer; the sum is as old as the oldest part of it."""
+    async def _container_report(self, slot: SnapshotterSlot, seen: set[str]) -> FilesystemReport:
+        """Add up what is known of each layer, whose keys go to ``seen``; the sum is as old as the oldest part of it."""
+        keys = await slot.list_snapshots()
+        seen.update(keys)
         layers = [await self._writables.measure(slot.name, key) for key in keys]
         usage = DiskUsage(0, 0)
         for layer in layers:  # one that goes meanwhile, or can't be read, counts nothing

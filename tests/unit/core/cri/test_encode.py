@@ -304,7 +304,7 @@ class TestStats:
             "linux": {
                 "cpu": cpu | {"usage_nano_cores": {"value": "18"}},
                 "memory": memory,
-                "network": {"timestamp": "5", "default_interface": eth0, "interfaces": [eth0, net1]},
+                "network": {"timestamp": "5", "default_interface": eth0, "interfaces": [net1]},
                 "process": {"timestamp": "9", "process_count": {"value": "16"}},
                 "containers": [of_container],
             },
@@ -320,5 +320,14 @@ class TestStats:
         assert stats.linux.ListFields() == []
 
     def test_a_pod_without_interfaces(self) -> None:
-        stats = encode_pod_stats(PodUsage(make_pod(), self.usage(), 1, NetworkUsage(5), ()))
-        assert (stats.linux.network.timestamp, stats.linux.network.HasField("default_interface")) == (5, False)
+        for others in ((), (InterfaceUsage("tunl0", 0, 0, 0, 0), InterfaceUsage("net1", 1, 0, 2, 0))):
+            stats = encode_pod_stats(PodUsage(make_pod(), self.usage(), 1, NetworkUsage(5, others), ()))
+            assert stats.linux.HasField("cpu")
+            assert not stats.linux.HasField("network"), "a kubelet reads its default interface unasked"
+
+    def test_the_default_interface_goes_by_its_name(self) -> None:
+        """What comes first may be a tunnel that the kernel makes in every namespace."""
+        interfaces = tuple(InterfaceUsage(name, 1, 0, 2, 0) for name in ("tunl0", "eth0", "net1"))
+        network = encode_pod_stats(PodUsage(make_pod(), None, None, NetworkUsage(5, interfaces), ())).linux.network
+        assert network.default_interface.name == "eth0"
+        assert [one.name for one in network.interfaces] == ["tunl0", "net1"]
