@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from crinoid.core.api.errors import DriverError
-from crinoid.core.api.values.stats import CgroupUsage, Pressure, PressureStats
+from crinoid.core.api.values.stats import CgroupUsage, PressureStats
 
 T = TypeVar("T")
 Check = Callable[[object], T]
@@ -62,7 +62,8 @@ def usage(answer: object) -> CgroupUsage:
     if not isinstance(reading.timestamp_ns, int) or not 0 < reading.timestamp_ns <= _MAX_INT64:
         raise DriverError(f"returned a reading of the time {reading.timestamp_ns!r}, which is no time in nanoseconds")
     for name in CgroupUsage.__slots__:
-        _check_figure(name, getattr(reading, name))
+        if not _is_figure(value := getattr(reading, name)):
+            raise DriverError(f"returned a reading with {value!r} as {name}, which is no figure from 0 to 2^64-1")
     return reading
 
 
@@ -97,22 +98,19 @@ def nothing(answer: object) -> None:
     """The hook has no answer; one that is given is ignored."""
 
 
-def _check_figure(name: str, value: object) -> None:
+def _is_figure(value: object) -> bool:
+    """Tell whether a reading's field fits: a whole number, an average that is a number, nothing, or lines of those."""
     match value:
-        case None | True | False:
-            fits = value is None
+        case None:
+            return True
+        case PressureStats(full=full, some=some):
+            lines = (full, some)
+            averages = [average for line in lines for average in (line.avg10, line.avg60, line.avg300)]
+            return all(_is_figure(line.total_us) for line in lines) and all(map(math.isfinite, averages))
         case int():
-            fits = 0 <= value <= _MAX_UINT64
-        case float():
-            fits = math.isfinite(value)
-        case PressureStats() | Pressure():
-            for part in value.__slots__:
-                _check_figure(f"{name}.{part}", getattr(value, part))
-            return
+            return not isinstance(value, bool) and 0 <= value <= _MAX_UINT64
         case _:
-            fits = False
-    if not fits:
-        raise DriverError(f"returned a reading with {value!r} as {name}, which is no figure from 0 to 2^64-1")
+            return False
 
 
 def _name(answer: object) -> str:

@@ -117,6 +117,18 @@ def test_rates_need_a_second() -> None:
     assert rates.rate("c", 20 * second, 9 * second) is None
 
 
+def test_rates_begin_anew_after_a_reset() -> None:
+    """A cgroup that was made anew counts from 0, and a clock may be set back by hours: neither is a use of nothing."""
+    rates = Rates()
+    second = 1_000_000_000
+    rates.rate("c", 10 * second, 50 * second)
+    assert rates.rate("c", 12 * second, 51 * second) == second // 2
+    assert rates.rate("c", 12 * second + 5, 3 * second) is None
+    assert rates.rate("c", 14 * second, 4 * second) is not None
+    assert rates.rate("c", 9 * second, 5 * second) is None
+    assert rates.rate("c", 11 * second, 6 * second) == second // 2
+
+
 def test_updates_leave_what_is_zero() -> None:
     old = LinuxResources(cpu_shares=5, cpuset_cpus="0", memory_limit_bytes=7)
     assert merge_resources(old, LinuxResources(cpu_shares=9)) == LinuxResources(

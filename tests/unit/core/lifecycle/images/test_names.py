@@ -112,6 +112,20 @@ async def test_file_systems(node: Node, image: BuiltImage) -> None:
     assert [report.usage.inodes for report in containers] == [2, 0]
 
 
+@pytest.mark.parametrize("hook", ["total_usage", "list_snapshots"])
+async def test_a_file_system_that_cannot_be_measured(node: Node, image: BuiltImage, hook: str) -> None:
+    """The kubelet takes the first report for the image file system: that is the default one, or there is none."""
+    other = node.add_snapshotter("vm")
+    await node.pull()
+    other.fail(hook, DriverError("no answer today"))
+    images, containers = await node.service.filesystems()
+    first = str(node.snapshotter.host.state_dir)
+    assert [one.mountpoint for one in (images if hook == "total_usage" else containers)] == [first]
+    node.snapshotter.fail("list_snapshots", DriverError("no answer today"))
+    with pytest.raises(DriverError, match="no answer today"):
+        await node.service.filesystems()
+
+
 async def test_a_container_that_goes_meanwhile_counts_nothing(node: Node) -> None:
     node.snapshotter.snapshots["one"] = None
     node.snapshotter.fail("usage", DriverError("gone"))
