@@ -45,6 +45,14 @@ class ServerConfig(Section):
     """Group that owns the socket: a name or a number."""
     max_message_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
     """Largest request and response, in bytes."""
+    max_streams: Annotated[int, Field(ge=16)] = 256
+    """Calls that one connection may have under way; a client that keeps to HTTP/2 waits with further ones. A kubelet
+    makes all of its calls over one connection, and those that stop containers or run probes take long: 256 are two for
+    each of 110 pods, which is what a kubelet has at most by default, and 36 for the node. Raise it with ``maxPods``."""
+    max_requests: Annotated[int, Field(ge=16)] = 1024
+    """Calls that all connections together may have under way; further ones are answered RESOURCE_EXHAUSTED."""
+    max_connections: Annotated[int, Field(ge=4)] = 256
+    """Connections that may be open at the same time; further ones are closed at once. A kubelet has two."""
     graceful_stop_s: Seconds = 30.0
     """How long requests under way may take to end after SIGTERM, in seconds."""
 

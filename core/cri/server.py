@@ -22,6 +22,12 @@ from crinoid.core.cri.services import Services
 
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
 _PROBE_TIMEOUT_S = 1.0
+_MAX_METADATA_BYTES = 8 << 10
+"""A kubelet sends some 300 bytes of headers, with a trace some 400."""
+_HANDSHAKE_MS = 10_000
+"""For a client on the same machine to say that it speaks HTTP/2, and to acknowledge our settings."""
+_IDLE_MS = 300_000
+"""After so long without a call a connection is closed, which its client makes anew when it needs one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,9 @@ class Endpoint:
     """Where and how to serve. ``group`` is a name or a number, empty for the daemon's own.
 
     A larger request than ``max_request_bytes`` is answered RESOURCE_EXHAUSTED; so is a larger answer. An ExecSync may
-    give 16 MiB on each of two streams.
+    give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have under way: further
+    ones wait in a client that keeps to the protocol. ``max_requests`` is how many all may have: further ones are
+    answered RESOURCE_EXHAUSTED. ``max_connections`` is how many clients may be connected: further ones are cut off.
     """
 
     path: Path
@@ -37,6 +45,9 @@ class Endpoint:
     group: str = ""
     max_request_bytes: int = 16 << 20
     max_response_bytes: int = 64 << 20
+    max_streams: int = 256
+    max_requests: int = 1024
+    max_connections: int = 256
 
 
 class Server:
@@ -45,7 +56,7 @@ class Server:
     def __init__(self, endpoint: Endpoint, services: Services, hooks: CallHooks = NO_HOOKS) -> None:
         self._endpoint = endpoint
         self._calls = Calls(hooks)
-        self._server = grpc.aio.server(options=_options(endpoint))
+        self._server = grpc.aio.server(options=_options(endpoint), maximum_concurrent_rpcs=endpoint.max_requests)
         self._server.add_generic_rpc_handlers(
             (
                 generic_handler("RuntimeService", RuntimeService(services), self._calls),
@@ -85,10 +96,26 @@ class Server:
 
 
 def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
+    """What the transport takes of a client.
+
+    Without a limit of streams, calls that are reset as soon as they are made pile up until other clients' calls are
+    cancelled, and a header that is sent once and referred to thousands of times costs a megabyte a call, for as many
+    calls as a client cares to begin. The transport counts a stream until all of it is gone, so the limit holds for both.
+    """
     return [
         ("grpc.max_receive_message_length", endpoint.max_request_bytes),
         ("grpc.max_send_message_length", endpoint.max_response_bytes),
-        ("grpc.http2.max_ping_strikes", 0),  # who may connect is root; no ping of theirs is abuse
+        ("grpc.max_concurrent_streams", endpoint.max_streams),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),  # between the two it is left to chance
+        ("grpc.max_allowed_incoming_connections", endpoint.max_connections),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.http2.settings_timeout", _HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        (
+            "grpc.http2.max_ping_strikes",
+            0,
+        ),  # a client that looks after its connection is not cut off; pings cost little
     ]
 
 

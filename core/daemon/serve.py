@@ -102,7 +102,15 @@ def _stop_signals() -> asyncio.Event:
 
 def _endpoint(config: Config) -> Endpoint:
     server = config.server
-    return Endpoint(server.socket, server.mode_bits, server.group, server.max_message_bytes)
+    return Endpoint(
+        server.socket,
+        server.mode_bits,
+        server.group,
+        server.max_message_bytes,
+        max_streams=server.max_streams,
+        max_requests=server.max_requests,
+        max_connections=server.max_connections,
+    )
 
 
 def _make_folders(config: Config) -> None:

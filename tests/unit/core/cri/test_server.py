@@ -566,6 +566,44 @@ class TestSocket:
             with pytest.raises(ConfigurationError, match=words):
                 await Server(endpoint, services).start()
 
+    async def test_calls_of_one_connection_have_a_limit(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        """Further ones wait in the client, as with the kubelet's; those of other connections do not."""
+        server = Server(dataclasses.replace(endpoint, max_streams=3), services)
+        await server.start()
+        services.pods.pause = asyncio.Event()
+        async with Client(str(endpoint.path)) as client, Client(str(endpoint.path)) as other:
+            await client.call("Version", {})
+            calls = [asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG})) for _ in range(5)]
+            await wait_until(lambda: len(services.pods.calls) == 3)
+            await other.call("Version", {})
+            assert server.in_flight["RunPodSandbox"] == 3
+            services.pods.pause.set()
+            assert await asyncio.gather(*calls) == [{"pod_sandbox_id": "pod9"}] * 5
+        await server.stop(0)
+
+    async def test_all_calls_have_a_limit(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        server = Server(dataclasses.replace(endpoint, max_requests=2), services)
+        await server.start()
+        services.pods.pause = asyncio.Event()
+        async with Client(str(endpoint.path)) as client:
+            calls = [asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG})) for _ in range(2)]
+            await wait_until(lambda: len(services.pods.calls) == 2)
+            with pytest.raises(ResourceExhausted):
+                await client.call("Version", {})
+            services.pods.pause.set()
+            await asyncio.gather(*calls)
+            await client.call("Version", {})
+        await server.stop(0)
+
+    async def test_metadata_has_a_limit(self, server: Server, endpoint: Endpoint) -> None:
+        """What a kubelet sends with a trace is far below it."""
+        async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:
+            version = channel.unary_unary("/runtime.v1.RuntimeService/Version")
+            await version(b"", metadata=(("baggage", "a" * 7000),))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await version(b"", metadata=(("baggage", "a" * 20_000),))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
     async def test_stop_lets_calls_end(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
         server = Server(endpoint, services)
         await server.start()
