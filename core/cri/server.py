@@ -100,7 +100,7 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
 
     Without a limit of streams, calls that are reset as soon as they are made pile up until other clients' calls are
     cancelled, and a header that is sent once and referred to thousands of times costs a megabyte a call, for as many
-    calls as a client cares to begin. The transport counts a stream until all of it is gone, so the limit holds for both.
+    calls as a client cares to begin. The transport counts a stream until it is gone, so the limit holds for both.
     """
     return [
         ("grpc.max_receive_message_length", endpoint.max_request_bytes),

@@ -566,21 +566,6 @@ class TestSocket:
             with pytest.raises(ConfigurationError, match=words):
                 await Server(endpoint, services).start()
 
-    async def test_calls_of_one_connection_have_a_limit(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
-        """Further ones wait in the client, as with the kubelet's; those of other connections do not."""
-        server = Server(dataclasses.replace(endpoint, max_streams=3), services)
-        await server.start()
-        services.pods.pause = asyncio.Event()
-        async with Client(str(endpoint.path)) as client, Client(str(endpoint.path)) as other:
-            await client.call("Version", {})
-            calls = [asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG})) for _ in range(5)]
-            await wait_until(lambda: len(services.pods.calls) == 3)
-            await other.call("Version", {})
-            assert server.in_flight["RunPodSandbox"] == 3
-            services.pods.pause.set()
-            assert await asyncio.gather(*calls) == [{"pod_sandbox_id": "pod9"}] * 5
-        await server.stop(0)
-
     async def test_all_calls_have_a_limit(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
         server = Server(dataclasses.replace(endpoint, max_requests=2), services)
         await server.start()
