@@ -207,6 +207,9 @@ class PodsConfig(Section):
     """Grace between SIGTERM and SIGKILL of a container that an extension has stopped, in seconds."""
     kill_timeout_s: Seconds = 30.0
     """How long after SIGKILL a container may take to end before the stop reports it as stuck, in seconds."""
+    path_timeout_s: Seconds = 10.0
+    """How long a volume, device or log directory may take to answer before a container with it is refused, in seconds;
+    one whose server hangs would else hold up the pod."""
     checkpoint_timeout_s: Seconds = 300.0
     """How long a checkpoint or a restore may take where the request does not say, in seconds."""
     checkpoint_max_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 30

@@ -1,6 +1,7 @@
 """Wires the node: store, slots and services, from the configuration; nothing here decides anything."""
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.bulkheads import OwnerThreads
 from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.assembly import Assembly
@@ -28,7 +29,10 @@ from crinoid.core.state.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """The services that ``cri`` serves, and what has to be recovered before and closed after."""
+    """The services that ``cri`` serves, and what has to be recovered before and closed after.
+
+    ``threads`` are to be the loop's default executor.
+    """
 
     pods: PodService
     containers: ContainerService
@@ -44,6 +48,7 @@ class Composition:
     init: PodInit
     exits: Exits
     resources: Resources
+    threads: OwnerThreads
     store: Store
     slots: Slots
     kernel: ExtensionKernel
@@ -73,7 +78,8 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
     images = ImageService(store, content, slots, _with_pause_image_pinned(config))
-    resources = Resources(store.ledger, slots, cgroups.root)
+    threads = OwnerThreads()
+    resources = Resources(store.ledger, slots, cgroups.root, threads)
     events, locks = EventBus(store), Locks()
     exits = Exits(store, slots, events)
     assembly = Assembly(config, store, slots, images, resources, cgroups)
@@ -98,6 +104,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         init=init,
         exits=exits,
         resources=resources,
+        threads=threads,
         store=store,
         slots=slots,
         kernel=ExtensionKernel(store, containers, config.pods.stop_timeout_s),

@@ -5,8 +5,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.server import Endpoint, Server
 from crinoid.core.daemon import logs
-from crinoid.core.daemon.composition import compose
+from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
 from crinoid.core.daemon.settling import settling
@@ -27,8 +26,10 @@ from crinoid.core.slots.binding import bind
 from crinoid.core.slots.running import HookCalls
 
 LOG = logging.getLogger(__name__)
-_THREADS = 16
-"""For what blocks. Python takes four more than there are processors; ours wait for the kernel, not for a processor."""
+_CLOSE_S = 5.0
+"""How long the services may take to give up what is under way, once the server has stopped."""
+_CANCEL_S = 2.0
+"""How long what is still under way then may take to end."""
 
 
 def serve(paths: ConfigPaths) -> None:
@@ -39,11 +40,11 @@ def serve(paths: ConfigPaths) -> None:
     if os.geteuid() != 0:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
     _make_folders(loaded.config)
-    with _locked(loaded.config.root / "lock"):
+    with _locked(loaded.config.root / "lock") as unlock:
         watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
         watchdog.start()
         with asyncio.Runner(loop_factory=lambda: watchdog.loop) as runner:
-            _run(runner.get_loop(), _serve(loaded, watchdog))
+            _run(runner.get_loop(), _serve(loaded, watchdog, unlock))
         watchdog.stop()
 
 
@@ -63,14 +64,15 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
             LOG.error("a task or callback outside every request tried to end the daemon", exc_info=error)
 
 
-async def _serve(loaded: Loaded, watchdog: Watchdog) -> None:
+async def _serve(loaded: Loaded, watchdog: Watchdog, unlock: Callable[[], None]) -> None:
+    """Serve until a signal comes, and end in bounded time then, whatever hangs: see ``_end``."""
     config = loaded.config
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "worker"))
     stopping = _stop_signals()
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
     slots = bind(config, loaded.origins, instruments, __version__, watchdog.calls)
     watchdog.know(slots.all())
     node = compose(config, slots, __version__)
+    asyncio.get_running_loop().set_default_executor(node.threads)
     try:
         await node.recover()
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
@@ -88,8 +90,38 @@ async def _serve(loaded: Loaded, watchdog: Watchdog) -> None:
         node.events.close()  # whoever follows them would follow for ever
         await server.stop(config.server.graceful_stop_s)
     finally:
-        await node.close()
-        await instruments.close()
+        await _close(node, instruments)
+        await _end(node, unlock)
+
+
+async def _close(node: Composition, instruments: DaemonInstruments) -> None:
+    """Close all services; what hangs is no reason to keep the state open. Every moment's ledger can be recovered."""
+    closing = asyncio.create_task(node.close(), name="close")
+    await asyncio.wait({closing}, timeout=_CLOSE_S)
+    if closing.done():
+        closing.result()
+    else:
+        LOG.error("what is under way has not ended after %g s: it is left to the next start", _CLOSE_S)
+        node.store.close()
+    await instruments.close()
+
+
+async def _end(node: Composition, unlock: Callable[[], None]) -> None:
+    """Cancel all tasks; where some don't end (they wait for a child that hangs in the kernel), end the process here.
+
+    asyncio would wait for them without end. Threads that hang are left anyway: none of them is joined.
+    """
+    for call in node.threads.left_behind():
+        LOG.error("a thread for %s is left behind: %s", call.behalf.owner, call)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    pending = (await asyncio.wait(tasks, timeout=_CANCEL_S))[1] if tasks else set()
+    if pending:
+        LOG.error("left to the next start: %s", ", ".join(sorted(task.get_name() for task in pending)))
+        unlock()
+        logging.shutdown()
+        os._exit(0)
 
 
 def _stop_signals() -> asyncio.Event:
@@ -122,14 +154,19 @@ def _make_folders(config: Config) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the state alone: a second daemon over the same folder would undo what the first one makes."""
+def _locked(path: Path) -> Iterator[Callable[[], None]]:
+    """Hold the state alone: a second daemon over the same folder would undo what the first one makes.
+
+    What is yielded gives it up early.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigurationError(f"another crinoid runs over {path.parent}: stop it, or set another root") from error
     try:
-        yield
+        # Unlocked, not only closed: a thread that hangs in the kernel keeps all descriptors open beyond the end.
+        yield lambda: fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

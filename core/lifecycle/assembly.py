@@ -26,9 +26,12 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.haste import Haste
+from crinoid.core.api.linux.probes import PathProbes
+from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
-from crinoid.core.api.values.pod import NamespaceMode
+from crinoid.core.api.values.pod import NamespaceMode, ProfileType
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
@@ -105,6 +108,8 @@ class Assembly:
         """By container that is being made: who has changed it, for messages."""
         self._features: dict[str, bool] = {}
         self._haste = Haste()
+        self._path_s = config.pods.path_timeout_s
+        self.paths = PathProbes(self._path_s)
 
     async def make(
         self, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None = None
@@ -115,6 +120,12 @@ class Assembly:
         """
         userns.check_container(pod.config, config)
         container_id = secrets.token_hex(32)
+        with on_behalf_of(pod.id, container_id):
+            return await self._make_or_undo(container_id, pod, config, checkpoint)
+
+    async def _make_or_undo(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+    ) -> ContainerRecord:
         try:
             with self._haste.lasting():
                 record = await self._make(await self._order(container_id, pod, config, checkpoint))
@@ -122,19 +133,17 @@ class Assembly:
             await self._slots.extensions.container_created(await self._views.of(record))
         except BaseException:
             self._store.containers.drop(container_id)
-            await asyncio.shield(self._undo(container_id))
+            await asyncio.shield(self._undo(pod.id, container_id))
             raise
         finally:
             self._asked.pop(container_id, None)
             self._adjusters.pop(container_id, None)
         return record
 
-    async def _undo(self, container_id: str) -> None:
-        try:
-            await self._resources.undo(container_id)
-        finally:
-            if (view := self._asked.get(container_id)) is not None:
-                await self._slots.extensions.container_removed(view)
+    async def _undo(self, pod_id: str, container_id: str) -> None:
+        await self._resources.give_up(pod_id, container_id)
+        if (view := self._asked.get(container_id)) is not None:
+            await self._slots.extensions.container_removed(view)
 
     async def _order(
         self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
@@ -187,7 +196,8 @@ class Assembly:
         slot = self._snapshotter(order.pod)
         prepared = await self._image_volumes.prepare(owner, order.config.mounts, slot, order.bundle, maps)
         mounts = (*volumes, *prepared.mounts)
-        return await stage_volumes(owner, mounts, order.bundle, maps, self._resources), prepared.images
+        staged = await stage_volumes(owner, mounts, order.bundle, maps, self._resources, self._path_s)
+        return staged, prepared.images
 
     def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
         if pod.snapshotter not in self._slots.snapshotters:
@@ -252,9 +262,11 @@ class Assembly:
         if opened is not None and opened.exact:
             check_same(opened, self._image(config), spec["process"])
         path = log_path(pod, config)
+        what = f"container {config.metadata.name!r}"
         await asyncio.to_thread((handle.bundle / PROCESS_FILE).write_text, json.dumps(spec["process"]))
         if path is not None:  # late, as it may be replaced at any time: what a monitor then waits for is bounded
-            await asyncio.to_thread(prepare_log, Path(pod.config.log_directory), config.log_path)
+            directory = Path(pod.config.log_directory)
+            await call_within(self._path_s, what, lambda: prepare_log(directory, config.log_path))
         request = ContainerRequest(
             handle=handle,
             spec=spec,
@@ -299,13 +311,17 @@ class Assembly:
 
     async def _specify(self, order: _Order, rootfs: Path) -> tuple[SpecInput, JsonObject]:
         """Build the specification, with what extensions want and with devices; return what it was built from, too."""
-        given, spec = await asyncio.to_thread(_build, await self._spec_input(order, rootfs))
+        what = f"container {order.config.metadata.name!r}"
+        make = await self._spec_input(order, rootfs)
+        given, spec = await call_within(self._path_s, what, lambda: _build(make))
         changes = await self._ask_extensions(given, order.pod, order.image, spec) if self._slots.extensions else ()
         if changes:
-            given = await self._changed(given, changes, order.pod)
-            spec = await asyncio.to_thread(build_spec, given)
+            given = changed = await self._changed(given, changes, order.pod)
+            await self.paths.require(foreign_paths(order.pod, given.config), what)
+            spec = await call_within(self._path_s, what, lambda: build_spec(changed))
         if requested_devices(given.config):
-            await asyncio.to_thread(self._cdi.add, spec, given.config)
+            asking = given.config
+            await call_within(self._path_s, what, lambda: self._cdi.add(spec, asking))
         if changes:
             await asyncio.to_thread(adjust_spec, spec, changes)
             if len(spec["mounts"]) > MAX_MOUNTS:
@@ -315,8 +331,8 @@ class Assembly:
                 )
             self._adjusters[order.container_id] = _authors(changes)
         if given.mappings:
-            await asyncio.to_thread(bind_devices, spec)
-        await asyncio.to_thread(check_process, spec["process"], f"container {given.config.metadata.name!r}")
+            await call_within(self._path_s, what, lambda: bind_devices(spec))
+        await asyncio.to_thread(check_process, spec["process"], what)
         return given, spec
 
     async def _ask_extensions(
@@ -348,7 +364,8 @@ class Assembly:
         for number, change in enumerate(changes):
             here = folder / str(number)
             here.mkdir(mode=0o711, parents=True)
-            mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources)
+            await self.paths.require([one.host_path for one in change.mounts], f"container {owner}")
+            mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources, self._path_s)
             staged.append(dataclasses.replace(change, mounts=mounts))
         cgroup = next((change for change in reversed(changes) if change.cgroup), None)
         if cgroup is not None and cgroup.cgroup != given.cgroup:
@@ -407,6 +424,20 @@ def _authors(changes: Iterable[ContainerAdjustment]) -> str:
 def _build(make: Callable[[], SpecInput]) -> tuple[SpecInput, JsonObject]:
     given = make()
     return given, build_spec(given)
+
+
+def foreign_paths(pod: PodRecord, config: ContainerConfig) -> list[str]:
+    """Return the paths of the host that a container asks for: volumes, devices, its log's folder, its seccomp profile.
+
+    Whoever serves them may hang; nobody but the pod is to wait for that.
+    """
+    paths = [mount.host_path for mount in config.mounts if not mount.image]
+    paths += [device.host_path for device in config.devices]
+    if (path := log_path(pod, config)) is not None:
+        paths += [str(path.parent), str(path)]
+    if (seccomp := config.security.seccomp) is not None and seccomp.type is ProfileType.LOCALHOST:
+        paths.append(seccomp.localhost_ref)
+    return paths
 
 
 def log_path(pod: PodRecord, config: ContainerConfig) -> Path | None:

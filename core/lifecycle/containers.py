@@ -20,11 +20,12 @@ from crinoid.core.api.errors import (
     NotFound,
 )
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus
 from crinoid.core.config.models import PodsConfig
-from crinoid.core.lifecycle.assembly import Assembly, exec_process
+from crinoid.core.lifecycle.assembly import Assembly, exec_process, foreign_paths
 from crinoid.core.lifecycle.checkpoint.source import Checkpoint, restore
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
@@ -43,6 +44,8 @@ from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
 SIGKILL = 9
+END_PATIENCE_S = 30.0
+"""How long a stop or removal waits for other acts on the same pod or container, before it says what it waits for."""
 _ENDED = frozenset({ContainerState.EXITED})
 _Name = tuple[str, str, int]
 
@@ -109,7 +112,11 @@ class ContainerService:
         with reason StartError and exit code 128, and the runtime's words are raised.
         """
         record = self._store.containers.find(container_id)
-        async with self._locks.of(record.id):
+        with on_behalf_of(record.pod_id, record.id):
+            await self._start_locked(record)
+
+    async def _start_locked(self, record: ContainerRecord) -> None:
+        async with self._locks.hold(record.id, f"StartContainer of {record.id}"):
             record = self._store.containers.find(record.id)
             if record.state is not ContainerState.CREATED:
                 raise FailedPrecondition(f"container {record.id} is {record.state.value}, so it can't be started")
@@ -127,6 +134,10 @@ class ContainerService:
         """
         if (record := self._find(container_id)) is None or record.state in _ENDED:
             return
+        with on_behalf_of(record.pod_id, record.id):
+            await self._stop(record, timeout_s)
+
+    async def _stop(self, record: ContainerRecord, timeout_s: float) -> None:
         if record.state is ContainerState.CREATED:
             timeout_s = 0
             if record.checkpoint is not None and await self._ended_unborn(record.id):
@@ -141,7 +152,7 @@ class ContainerService:
 
     async def _ended_unborn(self, container_id: str) -> bool:
         """A container that was not restored yet has no process to kill: note its end, unless it has one meanwhile."""
-        async with self._locks.of(container_id):
+        async with self._locks.hold(container_id, f"StopContainer of {container_id}", END_PATIENCE_S):
             record = self._store.containers.get(container_id)
             if record is not None and record.state is ContainerState.CREATED and record.checkpoint is not None:
                 self._exits.note(record.id, ExitStatus(128 + SIGKILL, time.time_ns()))
@@ -156,8 +167,12 @@ class ContainerService:
         """Remove a container, ending it first; its log stays. Idempotent; an unknown container is removed."""
         if (record := self._find(container_id)) is None:
             return
+        with on_behalf_of(record.pod_id, record.id):
+            await self._remove(record)
+
+    async def _remove(self, record: ContainerRecord) -> None:
         await self.stop(record.id, 0)
-        async with self._locks.of(record.id):
+        async with self._locks.hold(record.id, f"RemoveContainer of {record.id}", END_PATIENCE_S):
             if (current := self._store.containers.get(record.id)) is None:
                 return
             self._exits.forget(current.id)
@@ -217,16 +232,20 @@ class ContainerService:
     async def change_limits(self, container_id: str, resources: LinuxResources) -> None:
         """Change limits of a created or running container; what is 0 or empty stays. No extension is asked."""
         record = self._store.containers.find(container_id)
-        async with self._locks.of(record.id):
-            record = self._changeable(record.id)
-            await self.slot_of(record).update(record.handle, resources)
-            merged = merge_resources(record.resources, resources)
-            self._store.containers.put(dataclasses.replace(self.get(record.id), resources=merged))
+        act = f"UpdateContainerResources of {record.id}"
+        with on_behalf_of(record.pod_id, record.id):
+            async with self._locks.hold(record.id, act):
+                record = self._changeable(record.id)
+                await self.slot_of(record).update(record.handle, resources)
+                merged = merge_resources(record.resources, resources)
+                self._store.containers.put(dataclasses.replace(self.get(record.id), resources=merged))
 
     async def reopen_log(self, container_id: str) -> None:
         """Have the log path opened anew after it was rotated away. Raises FailedPrecondition unless it runs."""
         record = self.running(container_id, "its log can't be reopened")
-        await self.slot_of(record).reopen_log(record.handle)
+        with on_behalf_of(record.pod_id, record.id):
+            await self._assembly.paths.require([record.log_path], f"log of container {record.id}")
+            await self.slot_of(record).reopen_log(record.handle)
 
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None) -> ExecOutput:
         """Run a command in a running container to its end, at most ``timeout_s`` (``None``: no limit)."""
@@ -239,7 +258,8 @@ class ContainerService:
             timeout_s=timeout_s,
             max_output_bytes=self._config.exec_output_max_bytes,
         )
-        return await self.slot_of(record).exec_sync(record.handle, request)
+        with on_behalf_of(record.pod_id, record.id):
+            return await self.slot_of(record).exec_sync(record.handle, request)
 
     def _changeable(self, container_id: str) -> ContainerRecord:
         record = self._store.containers.find(container_id)
@@ -267,6 +287,11 @@ class ContainerService:
     async def close(self) -> None:
         """Give up what is under way; the next start undoes it."""
         await self._creating.close()
+        await self._assembly.paths.close()
+
+    def give_up_creating(self, pod_id: str) -> None:
+        """Cancel what is being created in a pod that is to end."""
+        self._creating.give_up(lambda key: isinstance(key, tuple) and key[0] == pod_id, f"pod {pod_id} is being ended")
 
     def _claimed(self, name: _Name, config: ContainerConfig) -> str | None:
         holder = next((one for one in self._store.containers_of(name[0]) if _name(one) == name), None)
@@ -279,12 +304,16 @@ class ContainerService:
         return holder.id
 
     async def _create(self, name: _Name, config: ContainerConfig, checkpoint: Checkpoint | None) -> str:
+        what = f"container {name[1]!r}"
         try:
-            async with self._locks.of(name[0]):
-                pod = self._ready_pod(name[0])
-                if config.security.namespaces.pid is NamespaceMode.POD:
-                    pod = await self._init.ensure(pod)
-                record = await self._assembly.make(pod, config, checkpoint)
+            with on_behalf_of(name[0]):
+                # Before the lock is taken: a volume that hangs is no reason for the pod's end to wait.
+                await self._assembly.paths.require(foreign_paths(self._ready_pod(name[0]), config), what)
+                async with self._locks.hold(name[0], f"CreateContainer of {what} in pod {name[0]}"):
+                    pod = self._ready_pod(name[0])
+                    if config.security.namespaces.pid is NamespaceMode.POD:
+                        pod = await self._init.ensure(pod)
+                    record = await self._assembly.make(pod, config, checkpoint)
             self._events.tell_container(EventType.CREATED, record)
             if record.checkpoint is None:
                 self._exits.watch(record)

@@ -9,6 +9,7 @@ import logging
 import time
 
 from crinoid.core.api.errors import CrinoidError, NotFound
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.lifecycle.events import EventBus, EventType
@@ -35,7 +36,8 @@ class Exits:
     def watch(self, record: ContainerRecord) -> None:
         """Begin to wait for a container that has not ended."""
         if record.id not in self._tasks:
-            task = self._tasks[record.id] = asyncio.create_task(self._wait(record), name=f"exit of {record.id}")
+            with on_behalf_of(record.pod_id, record.id):
+                task = self._tasks[record.id] = asyncio.create_task(self._wait(record), name=f"exit of {record.id}")
             task.add_done_callback(lambda done: self._drop(record.id, done))
 
     def forget(self, container_id: str) -> None:

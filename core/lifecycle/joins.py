@@ -20,6 +20,7 @@ T = TypeVar("T")
 class _Shared:
     task: "asyncio.Task[object]"
     callers: int = 0
+    given_up: str = ""
 
 
 class SharedTasks:
@@ -44,7 +45,7 @@ class SharedTasks:
 
         A caller that is cancelled leaves the work to the others. Once the last one has left, the work goes on to its
         end, and what it raises is logged; or, with ``orphans="cancel"``, it is cancelled, and the caller is held until
-        that is done. Raises Unavailable when ``close`` was called before or meanwhile.
+        that is done. Raises Unavailable when ``close`` or ``give_up`` was called before or meanwhile.
         """
         while (shared := self._shared.get(key)) is not None and shared.task.cancelling():
             await asyncio.wait({shared.task})
@@ -53,12 +54,20 @@ class SharedTasks:
         try:
             return cast("T", await asyncio.shield(shared.task))
         except asyncio.CancelledError:
-            if self._closed and shared.task.cancelled() and not _is_being_cancelled():
-                raise Unavailable(f"{self._what} {key} was given up: the daemon stops") from None
+            why = "the daemon stops" if self._closed else shared.given_up
+            if why and shared.task.cancelled() and not _is_being_cancelled():
+                raise Unavailable(f"{self._what} {key} was given up: {why}") from None
             await self._leave(shared)
             raise
         finally:
             shared.callers -= 1
+
+    def give_up(self, fits: Callable[[Hashable], bool], why: str) -> None:
+        """Cancel work under way whose key fits; those who wait for it are told ``why``."""
+        for key, shared in self._shared.items():
+            if fits(key) and not shared.task.done():
+                shared.given_up = why
+                shared.task.cancel()
 
     async def close(self) -> None:
         """Cancel all that is under way and wait until it has ended; refuse what comes later. Idempotent."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.linux.bulkheads import touching
 
 _LONGEST_NAME, _LONGEST_PATH = 251, 4091
 """In bytes; a monitor that opens its log anew appends ``.tmp``."""
@@ -39,6 +40,7 @@ def prepare_log(directory: Path, log_path: str) -> None:
             f"log_path {log_path[:100]!r} can't be a log's: it names no file, or is longer than "
             f"{_LONGEST_NAME} bytes for the name and {_LONGEST_PATH} for all of it"
         )
+    touching(log.parent)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _made_below(directory, above) as fd:

@@ -6,16 +6,18 @@ pod that shares its PID namespace gets an init process (``podinit``).
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
@@ -24,7 +26,7 @@ from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, holder_of, path_below_mount
-from crinoid.core.lifecycle.containers import ContainerService
+from crinoid.core.lifecycle.containers import END_PATIENCE_S, ContainerService
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
@@ -54,6 +56,8 @@ from crinoid.core.state.store import Store
 LOG = logging.getLogger(__name__)
 _CONTAINER_FOLLOWS_S = 0.1
 """How soon after a pod is begun its first container mostly is."""
+_CREATES_END_S = 2.0
+"""How long the end of a pod waits for containers that are being created, before these are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +114,36 @@ class PodService:
         """End the pod's containers and take away its network. Idempotent; an unknown pod is stopped."""
         if (record := self._find(pod_id)) is None:
             return
-        async with self._locks.of(record.id):
+        async with self._ending(record.id, "StopPodSandbox"):
             await self._stop(record.id)
 
     async def remove(self, pod_id: str) -> None:
         """Stop the pod and remove it with all its containers. Idempotent; an unknown pod is removed."""
         if (record := self._find(pod_id)) is None:
             return
-        async with self._locks.of(record.id):
+        async with self._ending(record.id, "RemovePodSandbox"):
             if (current := self._store.pods.get(record.id)) is None:
                 return
             await self._stop(current.id)
+            await self._resources.settle(current.id)
             await self._take_apart(current.id)
             last = self._store.pods.get(current.id) or current
             self._store.pods.drop(current.id)
             self._events.tell_pod(EventType.DELETED, last)
         await self._slots.extensions.pod_removed(view_pod(last))
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, pod_id: str, act: str) -> AsyncIterator[None]:
+        """Hold a pod's lock to end it. Containers that are still being created a moment later are given up."""
+        loop = asyncio.get_running_loop()
+        giving_up = loop.call_later(_CREATES_END_S, self._containers.give_up_creating, pod_id)
+        try:
+            with on_behalf_of(pod_id):
+                async with self._locks.hold(pod_id, f"{act} of {pod_id}", END_PATIENCE_S):
+                    giving_up.cancel()
+                    yield
+        finally:
+            giving_up.cancel()
 
     async def _take_apart(self, pod_id: str) -> None:
         """Remove the containers and, at the same time, what the pod itself has: nothing runs in it any more.
@@ -149,7 +167,8 @@ class PodService:
         """
         extensions = self._slots.extensions
         await extensions.pod_updating(view_pod(self._changeable(pod_id)), resources, overhead)
-        async with self._locks.of(self.get(pod_id).id):
+        pod_id = self.get(pod_id).id
+        async with self._locks.hold(pod_id, f"UpdatePodSandboxResources of {pod_id}"):
             record = self._changeable(pod_id)
             record = dataclasses.replace(
                 record,
@@ -229,12 +248,13 @@ class PodService:
             if plan.user is not None:
                 await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
-            try:
-                record = await self._start(plan)
-            except BaseException:
-                self._store.pods.drop(plan.pod_id)
-                await asyncio.shield(self._undo(plan.pod_id))
-                raise
+            with on_behalf_of(plan.pod_id):
+                try:
+                    record = await self._start(plan)
+                except BaseException:
+                    self._store.pods.drop(plan.pod_id)
+                    await asyncio.shield(self._undo(plan.pod_id))
+                    raise
             self._init.watch(record)
             self._events.tell_pod(EventType.CREATED, record)
             self._events.tell_pod(EventType.STARTED, record)

@@ -7,10 +7,13 @@ configuration.
 
 What can't be undone now and harms nobody (an address, a folder, a snapshot) passes to the owner ``DEFERRED`` and is
 tried again in the background, so that a broken plugin never holds up a pod's end. A process that can't be ended, or a
-mount that can't be undone, is an error.
+mount that can't be undone, is an error. So is a call in a thread that hangs and was left behind (``bulkheads``): what
+it is about to make is not undone under its feet. The ledger keeps such an owner's entries; they are undone in the
+background once that can be, and by RemovePodSandbox, which says what it waits for.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -19,11 +22,12 @@ from typing import TypeVar, cast
 
 from pydantic import TypeAdapter
 
-from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition
+from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, files, mount, namespaces
+from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
-from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.linux.threads import call_in_thread, call_within
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
@@ -38,6 +42,10 @@ from crinoid.core.state.store import Ledger, LedgerEntry
 LOG = logging.getLogger(__name__)
 DEFERRED = "deferred"
 RETRY_S, MAX_RETRY_S = 30.0, 600.0
+_QUIET_S = 2.0
+"""How long an undo waits for threads that were left behind: they may only have been slow."""
+_UNDO_S = 60.0
+"""How long a thread may take to undo what one owner has; a tree of millions of files takes longer, in several goes."""
 
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
@@ -55,11 +63,13 @@ _HANDLE = TypeAdapter(ContainerHandle)
 class Resources:
     """Makes and undoes host resources by way of the ledger."""
 
-    def __init__(self, ledger: Ledger, slots: Slots, cgroup_root: str) -> None:
+    def __init__(self, ledger: Ledger, slots: Slots, cgroup_root: str, threads: OwnerThreads) -> None:
         """``cgroup_root``: the cgroup under which all of crinoid's own lie; removed whenever it is empty."""
         self._ledger = ledger
         self._slots = slots
         self._cgroup_root = cgroup_root
+        self._threads = threads
+        self._given_up: dict[str, str] = {}
         self._retry: asyncio.Task[None] | None = None
         self._undo_of: Mapping[str, Callable[[LedgerEntry], Awaitable[None]]] = {
             NETWORK: self._undo_network,
@@ -152,8 +162,10 @@ class Resources:
     async def undo(self, owner: str, kinds: Collection[str] | None = None) -> None:
         """Undo what the owner has (of these kinds), the latest first. Idempotent.
 
-        What fails and may wait is deferred. Raises the first other failure, after everything else was tried.
+        What fails and may wait is deferred. Raises the first other failure, after everything else was tried, and
+        Unavailable when a thread that works for the owner hangs.
         """
+        await self._require_quiet(owner)
         entries = [entry for entry in self._ledger.entries(owner) if kinds is None or entry.kind in kinds]
         failures: list[CrinoidError] = []
         gone: list[LedgerEntry] = []
@@ -165,6 +177,39 @@ class Resources:
             self._ledger.strike(*gone)
         if failures:
             raise failures[0]
+
+    async def give_up(self, pod_id: str, owner: str) -> None:
+        """Undo what was made for a container that came to nothing; what can't be undone now waits for ``settle``."""
+        try:
+            await self.undo(owner)
+        except CrinoidError as error:
+            LOG.error("something of %s in pod %s is left, to be undone later: %s", owner, pod_id, error.message)
+            self.undo_later(pod_id, owner)
+
+    def undo_later(self, pod_id: str, owner: str) -> None:
+        """See to it that an owner without a record is undone from time to time until nothing is left."""
+        self._given_up[owner] = pod_id
+        self.retry_deferred()
+
+    async def settle(self, pod_id: str) -> None:
+        """Undo what ``give_up`` has left of a pod's containers. Raises as ``undo``, naming what stands against it."""
+        for owner in [owner for owner, pod in self._given_up.items() if pod == pod_id]:
+            try:
+                with on_behalf_of(pod_id or owner, owner):
+                    await self.undo(owner)
+            except CrinoidError as error:
+                error.add_note(f"pod {pod_id} waits for this: container {owner} of it could not be undone")
+                raise
+            self._given_up.pop(owner, None)
+
+    async def _require_quiet(self, owner: str) -> None:
+        """See to it that no thread that was left behind still makes something for the owner."""
+        left = self._threads.left_behind(owner)
+        if left:
+            await asyncio.wait([asyncio.wrap_future(call) for call in left], timeout=_QUIET_S)
+            left = [call for call in left if not call.done()]
+        if left:
+            raise Unavailable(f"{owner} can't be undone now: a thread that was left behind hangs: {left[0]}")
 
     def owners(self) -> set[str]:
         """Return everyone who has an entry of a kind that is made here, but for the deferred."""
@@ -191,13 +236,16 @@ class Resources:
 
     def retry_deferred(self) -> None:
         """See to it that deferred entries are tried again from time to time until none is left."""
-        if self.deferred() and (self._retry is None or self._retry.done()):
+        if (self.deferred() or self._given_up) and (self._retry is None or self._retry.done()):
             self._retry = asyncio.create_task(self._keep_trying())
 
     async def _keep_trying(self) -> None:
         delay_s = RETRY_S
-        while self.deferred():
+        while self.deferred() or self._given_up:
             await asyncio.sleep(delay_s)
+            for pod_id in set(self._given_up.values()):
+                with contextlib.suppress(CrinoidError):  # the first time has told it
+                    await self.settle(pod_id)
             await self.undo(DEFERRED)
             delay_s = min(2 * delay_s, MAX_RETRY_S)
 
@@ -221,8 +269,9 @@ class Resources:
             gone.append(entry)
 
     async def _undone_in_thread(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
-        """As ``_undone``, but in one thread."""
-        errors = await asyncio.to_thread(lambda: [self._try_to_undo(entry) for entry in entries])
+        """As ``_undone``, but in one thread, which is left behind where it hangs: all is undone again, then."""
+        what = f"{entries[0].kind} {entries[0].key} of {entries[0].owner} could not be undone"
+        errors = await call_within(_UNDO_S, what, lambda: [self._try_to_undo(entry) for entry in entries])
         for entry, error in zip(entries, errors, strict=True):
             if error is None:
                 self._note_gone(entry, gone)
@@ -230,6 +279,7 @@ class Resources:
         return [failure for one in failed if (failure := self._failed(*one)) is not None]
 
     def _try_to_undo(self, entry: LedgerEntry) -> Exception | None:
+        touching(entry.key)
         try:
             self._undo_in_thread_of[entry.kind](entry)
         except _UNDOABLE as error:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount
 from crinoid.core.api.values.snapshot import Mount
@@ -22,18 +22,29 @@ FOLDER = "volumes"
 
 
 async def stage_volumes(
-    owner: str, volumes: Iterable[VolumeMount], bundle: Path, maps: IdMaps | None, resources: Resources
+    owner: str,
+    volumes: Iterable[VolumeMount],
+    bundle: Path,
+    maps: IdMaps | None,
+    resources: Resources,
+    path_timeout_s: float,
 ) -> tuple[VolumeMount, ...]:
     """Mount below ``bundle`` what needs it, and return the volumes with their new host paths and without maps.
 
     ``maps`` are the pod's. The ledger's ``owner`` is the container. Raises Unsupported for a file system without
-    id-mapped mounts, InvalidArgument for maps that the kernel does not take, and what ``find_source`` raises.
+    id-mapped mounts, InvalidArgument for maps that the kernel does not take, DeadlineExceeded for a volume that takes
+    longer than ``path_timeout_s``, and what ``find_source`` raises.
     """
     staged = []
     for number, volume in enumerate(volumes):
         own = maps_of_volume(volume, maps)
         if maps is not None or own is not None:
-            volume = await _stage(owner, volume, bundle / FOLDER / str(number), own, resources)
+            try:
+                async with asyncio.timeout(path_timeout_s):
+                    volume = await _stage(owner, volume, bundle / FOLDER / str(number), own, resources)
+            except TimeoutError:
+                late = f"{volume.host_path} has not answered for {path_timeout_s:g} s"
+                raise DeadlineExceeded(f"mount {volume.container_path}: {late}") from None
         staged.append(volume)
     return tuple(staged)
 

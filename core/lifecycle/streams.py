@@ -14,6 +14,7 @@ from typing import Any
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import namespaces
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.runtime import AttachRequest, ExecStreamRequest
 from crinoid.core.lifecycle.assembly import exec_process
@@ -70,7 +71,8 @@ class StreamService:
             stdout=choice.stdout,
             stderr=choice.stderr and not choice.terminal,
         )
-        return await self._containers.slot_of(record).exec_stream(record.handle, request)
+        with on_behalf_of(record.pod_id, record.id):
+            return await self._containers.slot_of(record).exec_stream(record.handle, request)
 
     async def attach(self, container_id: str, choice: StreamChoice) -> AttachSession:
         """Join the streams of a container that runs, or waits to be started. Whether it has a terminal, it knows."""
@@ -80,7 +82,8 @@ class StreamService:
             stdout=choice.stdout,
             stderr=choice.stderr and not record.config.tty,
         )
-        return await self._containers.slot_of(record).attach(record.handle, request)
+        with on_behalf_of(record.pod_id, record.id):
+            return await self._containers.slot_of(record).attach(record.handle, request)
 
     async def connect(self, pod_id: str, port: int) -> Connection:
         """Connect to a port on the pod's own loopback address, of IPv4 or else of IPv6.

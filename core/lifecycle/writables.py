@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 
@@ -58,7 +59,8 @@ class WritableLayers:
         started = time.monotonic()
         at_ns = time.time_ns()
         try:
-            usage = await slot.usage(key)
+            with on_behalf_of(f"writable layer {key}"):  # a walk of millions of files is to hold up no other
+                usage = await slot.usage(key)
         except CrinoidError as error:
             LOG.debug("%s", error.message)
             return LayerUsage(at_ns, self._mountpoint(slot), None)

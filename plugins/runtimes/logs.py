@@ -1,7 +1,8 @@
 """A rotated log opened anew: conmon is told by its control fifo, and watched until it has done it.
 
 conmon makes ``<log>.tmp``, moves it to the log's path whatever is there, and ends if it can't: a container without
-monitor. So all that could go wrong is tried before it is told.
+monitor. So all that could go wrong is tried before it is told. The log's folder is the pod's, and its file system may
+hang: so whatever goes there does so in a thread, with a deadline.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import stat
 from pathlib import Path
 
 from crinoid.core.api.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
+from crinoid.core.api.linux.bulkheads import touching
+from crinoid.core.api.linux.threads import call_within
 from crinoid.plugins.runtimes.bundle import Bundle
 
 _REOPEN = b"2 0 0\n"
@@ -24,21 +27,21 @@ async def reopen_log(bundle: Bundle, timeout_s: float) -> None:
     One at a time for each container. Raises FailedPrecondition when another file took the log's place or no conmon
     listens, DeadlineExceeded when conmon does not do it in time.
     """
-    log = await asyncio.to_thread(_asked_for, bundle)
-    if log is not None:
+    processes = await asyncio.to_thread(bundle.read_processes)
+    if processes is None or not processes.log_path:
+        return
+    log, monitor = Path(processes.log_path), processes.monitor_pid
+    if await call_within(timeout_s, f"log {log}", lambda: _begin(bundle, monitor, log)):
         await _opened_anew(bundle, log, timeout_s)
 
 
-def _asked_for(bundle: Bundle) -> Path | None:
-    """Give conmon the command; return the log that it opens, ``None`` when there is nothing to do."""
-    processes = bundle.read_processes()
-    if processes is None or not processes.log_path or bundle.read_exit() is not None:
-        return None
-    log = Path(processes.log_path)
-    if _is_written(processes.monitor_pid, log):
-        return None
+def _begin(bundle: Bundle, monitor: int, log: Path) -> bool:
+    """Have conmon begin where there is anything to do; tell whether there is."""
+    touching(log)
+    if bundle.read_exit() is not None or _is_written(monitor, log):
+        return False
     _prepare(log)
-    return log if _tell(bundle, log) else None
+    return _tell(bundle, log)
 
 
 def _is_written(monitor: int, log: Path) -> bool:
@@ -103,7 +106,7 @@ def _tell(bundle: Bundle, log: Path) -> bool:
 async def _opened_anew(bundle: Bundle, log: Path, timeout_s: float) -> None:
     deadline = asyncio.get_running_loop().time() + timeout_s
     pause_s = 0.001
-    while not await asyncio.to_thread(_is_settled, bundle, log):
+    while not await call_within(timeout_s, f"log {log}", lambda: _is_settled(bundle, log)):
         if asyncio.get_running_loop().time() > deadline:
             raise DeadlineExceeded(f"conmon had not opened log {log} anew after {timeout_s:g} s")
         await asyncio.sleep(pause_s)
@@ -111,4 +114,5 @@ async def _opened_anew(bundle: Bundle, log: Path, timeout_s: float) -> None:
 
 
 def _is_settled(bundle: Bundle, log: Path) -> bool:
+    touching(log)
     return log.exists() or bundle.read_exit() is not None

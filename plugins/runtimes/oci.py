@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -472,10 +473,20 @@ class OciRuntime(abc.ABC):
                 await pidfds.wait_for(first, self._deadlines.kill_s)
 
     async def _stop_creating(self, bundle: Bundle) -> None:
-        """conmon may not have noted itself yet, and goes on when its daemon is killed: find it, and what it runs."""
+        """conmon may not have noted itself yet, and goes on when its daemon is killed: find it, and what it runs.
+
+        Raises DeadlineExceeded for what SIGKILL does not end: a binary that hangs in a bind mount of a dead volume.
+        """
+        until_s = time.monotonic() + self._deadlines.kill_s
         while creators := await asyncio.to_thread(_creators, bundle):
+            if (left_s := until_s - time.monotonic()) <= 0:
+                left = ", ".join(pidfds.describe(pid) for pid, _ in creators)
+                raise DeadlineExceeded(
+                    f"what was creating the container has not ended {self._deadlines.kill_s:g} s after SIGKILL, "
+                    f"it hangs in the kernel: {left}"
+                )
             for pid, started in creators:
-                await pidfds.kill_tree(pid, started, self._deadlines.kill_s)
+                await pidfds.kill_tree(pid, started, left_s)
 
     async def _delete_state(self, handle: ContainerHandle) -> None:
         """Let the binary delete its state; a plain container can do without, and any other where this fails.

@@ -106,7 +106,7 @@ def descendants(pid: int) -> set[int]:
 
 
 async def kill_tree(pid: int, started: int, timeout_s: float) -> None:
-    """Kill a process with its descendants, and wait until they have ended."""
+    """Kill a process with its descendants, and wait until they have ended, for at most ``timeout_s`` in all."""
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(opened(pid, started))
         below = [(one, start_time(one)) for one in descendants(pid)] if root is not None else []
@@ -114,9 +114,21 @@ async def kill_tree(pid: int, started: int, timeout_s: float) -> None:
         for fd in processes:
             if fd is not None:
                 send(fd, signal.SIGKILL)
-        for fd in processes:
-            if fd is not None:
-                await wait_for(fd, timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for fd in processes:
+                    if fd is not None:
+                        await wait(fd)
+
+
+def describe(pid: int) -> str:
+    """Name a process and where in the kernel it hangs, for messages: ``123 (runc, in fuse_get_attr)``."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        place = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
+    except OSError:
+        return str(pid)
+    return f"{pid} ({name}, in {place})" if place else f"{pid} ({name})"
 
 
 def session(pid: int) -> int:

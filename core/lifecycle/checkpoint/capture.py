@@ -93,7 +93,7 @@ class CheckpointService:
         place = target.parent / f".crinoid-{secrets.token_hex(8)}"
         async with (
             _within(limit_s, f"checkpoint of container {record.id}"),
-            self._locks.of(record.id),
+            self._locks.hold(record.id, f"CheckpointContainer of {record.id}"),
             self._work(place) as owner,
         ):
             subject = await self._subject(owner, self._running(record.id), place, 0)
@@ -110,7 +110,8 @@ class CheckpointService:
         refuse_options(options)
         folder = await asyncio.to_thread(_check_folder, output)
         limit_s = self._config.pods.checkpoint_timeout_s
-        async with _within(limit_s, f"checkpoint of pod {pod.id}"), self._locks.of(pod.id):
+        act = f"checkpoint of pod {pod.id}"
+        async with _within(limit_s, act), self._locks.hold(pod.id, act):
             records = self._chosen(pod.id, containers)
             owner = f"checkpoint/{secrets.token_hex(16)}"
             try:

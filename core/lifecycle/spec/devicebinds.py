@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.lifecycle.spec.mounts import keep_flags
 
 JsonObject = dict[str, Any]
@@ -20,6 +21,7 @@ def bind_devices(spec: JsonObject) -> None:
     """
     entries = [*spec["mounts"], *(_bind(node) for node in spec["linux"].pop("devices", ()))]
     for entry in entries:
+        touching(entry.get("source", ""))
         if entry.get("type") == "bind" and Path(entry["source"]).exists():  # else the runtime says so
             keep_flags(entry)
     spec["mounts"] = sorted(entries, key=lambda one: len(PurePosixPath(one["destination"]).parts))
@@ -40,6 +42,7 @@ def _source(node: JsonObject) -> Path:
     number = os.makedev(node["major"], node["minor"])
     kind = "block" if node["type"] == "b" else "char"
     for path in (Path(node["path"]), _named_by_kernel(kind, number)):
+        touching(path or "")
         if path is not None and path.exists() and path.stat().st_rdev == number:
             return path
     raise Unsupported(

@@ -14,6 +14,7 @@ from typing import Any
 from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import DeviceMapping
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
 from crinoid.core.lifecycle.cgrouppaths import path_below_mount
@@ -161,6 +162,7 @@ def _expanded(mapping: DeviceMapping) -> list[tuple[JsonObject, str]]:
     if not target.is_absolute():
         raise InvalidArgument(f"device {mapping.host_path}: container_path {str(target)!r} is not absolute")
     access = mapping.permissions or "rwm"
+    touching(source)
     if source.is_dir():
         return [(_node(path, target / path.relative_to(source)), access) for path in find_devices(source)]
     return [(_node(source, target), access)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from crinoid.core.api.errors import FailedPrecondition, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import lsm
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import PodConfig, ProfileType, SecurityProfile, SelinuxOptions
 from crinoid.core.api.values.snapshot import Mount
@@ -87,6 +88,7 @@ def relabel_volumes(config: ContainerConfig, labels: Labels | None) -> None:
     for volume in config.mounts if labels is not None else ():
         if volume.selinux_relabel and volume.host_path:
             assert labels is not None
+            touching(volume.host_path)
             try:
                 lsm.relabel(Path(volume.host_path).resolve(), labels.files)
             except OSError as error:

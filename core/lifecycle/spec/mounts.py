@@ -13,6 +13,7 @@ from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import mount
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import MountPropagation, VolumeMount
 
 JsonObject = dict[str, Any]
@@ -114,6 +115,7 @@ def keep_flags(entry: JsonObject) -> None:
     """Repeat the flags of a bind mount's source: in a user namespace none may be taken away (mount(2), EPERM)."""
     if entry["type"] != "bind":
         return
+    touching(entry["source"])
     flags = os.statvfs(entry["source"]).f_flag
     entry["options"] += [word for word, flag in _LOCKED.items() if flags & flag and word not in entry["options"]]
 
@@ -149,9 +151,11 @@ def find_source(volume: VolumeMount) -> Path:
     """Resolve links, make an absent folder as peers do, and see that the propagation asked for is possible."""
     if not volume.host_path.startswith("/"):
         raise InvalidArgument(f"mount {volume.container_path}: host_path {volume.host_path!r} is not absolute")
+    touching(volume.host_path)
     source = Path(os.path.realpath(volume.host_path))
     try:
-        source.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if not source.exists():  # mkdir(2) would lock the folder above, which a call that hangs may hold
+            source.mkdir(parents=True, exist_ok=True, mode=0o755)
     except FileExistsError:
         pass
     except OSError as error:

@@ -1,0 +1,111 @@
+"""Whether paths of other people's answer at all: a small process goes there first, as it can be left behind.
+
+A thread that waits for a dead FUSE or NFS server may hang uninterruptibly, and then not even the end of the daemon's
+process can come to its end. So before a thread of the daemon goes to a volume, a device or a log directory, ``require``
+has a shell look at them: it takes a millisecond, for all paths of a container at once. A look is no promise, so what is
+done after it runs in bounded threads (``bulkheads``), all the same.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from crinoid.core.api.errors import Unavailable, Unsupported
+from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.process import Process, spawn
+
+_LOG = logging.getLogger(__name__)
+_LOOK = 'for path; do [ -e "$path" ]; echo; done'  # a line after each, so the first without one is where it hangs
+_BATCH = 200  # paths for one process, each of at most 4095 bytes: less than the kernel takes as arguments
+_PATH_BYTES = 4095
+_END_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Hung:
+    """A process that went to a path, and not even SIGKILL brings it back."""
+
+    since_s: float
+    end: "asyncio.Task[int]"
+
+
+class PathProbes:
+    """Looks at paths, and remembers those where a process hangs, until it has ended. Belongs to the loop's thread."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """``timeout_s``: how long a path may take to answer."""
+        self._timeout_s = timeout_s
+        self._hung: dict[str, _Hung] = {}
+        self._looks: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
+
+    async def require(self, paths: Iterable[str], what: str) -> None:
+        """Return once every path has answered, be it that nothing is there.
+
+        Raises Unavailable, which begins with ``what`` and names the path: after ``timeout_s``, or at once where an
+        earlier look still hangs. So one path costs one process, however often it is asked for.
+        """
+        fit = {path for path in paths if path.startswith("/") and "\0" not in path and len(path) <= _PATH_BYTES}
+        wanted = sorted(fit)
+        for path in wanted:
+            if (hung := self._hung.get(path)) is not None:
+                raise Unavailable(_describe(what, path, time.monotonic() - hung.since_s))
+        for start in range(0, len(wanted), _BATCH):
+            if (late := await self._look(tuple(wanted[start : start + _BATCH]))) is not None:
+                raise Unavailable(_describe(what, late, self._timeout_s))
+
+    async def close(self) -> None:
+        """Wait for nothing any more; what hangs is left to init."""
+        tasks = [*self._looks.values(), *(hung.end for hung in self._hung.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self, paths: tuple[str, ...]) -> str | None:
+        """Return the path that does not answer; several callers share one look."""
+        look = self._looks.get(paths)
+        if look is None:
+            look = self._looks[paths] = asyncio.create_task(self._first_hung(paths), name="path probe")
+            look.add_done_callback(lambda _: self._looks.pop(paths))
+        return await asyncio.shield(look)
+
+    async def _first_hung(self, paths: tuple[str, ...]) -> str | None:
+        began_s = time.monotonic()
+        lines = os.memfd_create("probe", os.MFD_CLOEXEC)
+        try:
+            process = spawn(("/bin/sh", "-c", _LOOK, "crinoid-probe", *paths), env={}, fds={1: lines})
+            try:
+                await asyncio.wait_for(process.wait(), self._timeout_s)
+            except TimeoutError:
+                answered = os.lseek(lines, 0, os.SEEK_CUR)  # it is the child's position as well
+                if answered < len(paths):
+                    await self._leave(process, paths[answered], began_s)
+                    return paths[answered]
+            finally:
+                process.kill(signal.SIGKILL)
+                process.close()
+        except Unsupported as error:  # a host without a shell
+            _LOG.debug("paths of pods are not probed: %s", error)
+        finally:
+            os.close(lines)
+        return None
+
+    async def _leave(self, process: Process, path: str, began_s: float) -> None:
+        """Kill a look that hangs; if that does not end it, remember where it is."""
+        process.kill(signal.SIGKILL)
+        end = asyncio.create_task(process.wait(), name=f"path probe at {path}")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(end), _END_S)
+            return
+        if path in self._hung:
+            end.cancel()
+            return
+        self._hung[path] = _Hung(began_s, end)
+        end.add_done_callback(lambda _: self._hung.pop(path, None))
+
+
+def _describe(what: str, path: str, seconds: float) -> str:
+    return f"{what}: {path} has not answered for {seconds:.0f} s: is its file system's server gone?"

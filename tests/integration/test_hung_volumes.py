@@ -1,0 +1,175 @@
+"""One pod's volume hangs, and no other pod notices; its own stop and removal answer, and so does SIGTERM.
+
+The FUSE mounts here take requests and never answer: who waits for one hangs uninterruptibly.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from integration.conftest import BUSYBOX, Node
+from integration.own_nodes import own_node
+from support.daemon import container_config
+from support.hung_mounts import HungMount, hung_mount
+from support.patience import patient
+
+PATH_S = 2
+PROMPT_S = patient(5)
+"""What any call of another pod may take here: far more than it does, far less than the hang."""
+QUICK = f"""
+[server]
+graceful_stop_s = 2
+[pods]
+path_timeout_s = {PATH_S}
+kill_timeout_s = 3
+[runtimes.runc]
+driver = "runc"
+options = {{ deadlines = {{ create_s = 5, kill_s = 2, exec_start_s = 5 }} }}
+"""
+
+
+@dataclass
+class HungNode:
+    """A daemon, and a mount without answers that was there before it."""
+
+    node: Node
+    mount: HungMount
+
+    def volume(self, below: str = "") -> dict[str, Any]:
+        """Return a volume on the mount."""
+        return {"container_path": "/data", "host_path": str(self.mount.path / below)}
+
+
+@pytest.fixture
+def hung(tmp_path: Path) -> Iterator[HungNode]:
+    with hung_mount(tmp_path / "hung") as made, own_node(tmp_path, QUICK) as node:
+        try:
+            yield HungNode(node, made)
+        finally:
+            made.abort()
+            if node.daemon.process is not None and node.daemon.process.poll() is not None:
+                node.daemon.start()
+
+
+def refused(call: Callable[[], object], limit_s: float = PROMPT_S) -> str:
+    """Make a call that must fail in time; return what it says."""
+    began = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    assert time.monotonic() - began < limit_s, caught.value
+    return str(caught.value.details())  # type: ignore[attr-defined]
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Make a call that must succeed; return how long it took."""
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def going_on(count: int, call: Callable[[int], object]) -> Iterator[list[Any]]:
+    """Have calls under way during the block; their futures are yielded, and have ended after it."""
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(call, number) for number in range(count)]
+        yield futures
+
+
+def test_others_do_not_notice(hung: HungNode) -> None:
+    node = hung.node
+    sick, well = node.run_pod("sick"), node.run_pod("well")
+    running = node.run_container(well, "sleep", "600")
+
+    def create(number: int) -> str:
+        limit_s = 60  # the client's: it would wait
+        config = container_config(f"c{number}", BUSYBOX, "true", mounts=[hung.volume(f"{number}")])
+        call = lambda: node.daemon.cri.call("CreateContainer", limit_s, pod_sandbox_id=sick, config=config)  # noqa: E731
+        return refused(call, patient(30))
+
+    with going_on(20, create) as creates:
+        time.sleep(0.5)  # all of them are on their way; the paths take longer to be given up
+        for _ in range(3):
+            assert timed(lambda: node.call("Version")) < PROMPT_S
+            assert timed(lambda: node.call("Status", verbose=True)) < PROMPT_S
+            assert timed(lambda: node.execute(running, "true")) < PROMPT_S
+            assert timed(lambda: node.call("ImageFsInfo")) < PROMPT_S
+            assert timed(lambda: node.call("ListContainerStats", filter={})) < PROMPT_S
+            assert timed(lambda: node.call("ListPodSandboxStats", filter={})) < PROMPT_S
+        new: list[str] = []
+        assert timed(lambda: new.append(node.run_container(well, "true", name="new"))) < PROMPT_S
+        node.wait_exit(new[0])
+        assert timed(lambda: node.call("StopPodSandbox", pod_sandbox_id=sick)) < PROMPT_S
+    for number, future in enumerate(creates):
+        assert f"{hung.mount.path}/{number} has not answered for {PATH_S} s" in future.result()
+    assert hung.mount.requests > 0
+
+    assert f"{hung.mount.path}/0 has not answered" in create(0) or "not ready" in create(0)
+    assert timed(lambda: node.call("RemovePodSandbox", pod_sandbox_id=sick)) < PROMPT_S
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(lambda path: {"mounts": [{"container_path": "/x", "host_path": path}]}, id="volume"),
+        pytest.param(lambda path: {"mounts": [{"container_path": "/x", "host_path": f"{path}/sub"}]}, id="below"),
+        pytest.param(
+            lambda path: {"devices": [{"container_path": "/dev/x", "host_path": path, "permissions": "rwm"}]},
+            id="device",
+        ),
+    ],
+)
+def test_what_hangs_is_named(hung: HungNode, config: Callable[[str], dict[str, Any]]) -> None:
+    node, path = hung.node, str(hung.mount.path)
+    pod = node.run_pod()
+    more = config(path)
+    if devices := more.pop("devices", None):
+        more["devices"] = devices
+    said = refused(lambda: node.create(pod, "true", **more), patient(20))
+    assert re.search(f"container 'app': {re.escape(path)}\\S* has not answered for {PATH_S} s", said)
+    again = time.monotonic()
+    said = refused(lambda: node.create(pod, "true", **more), patient(20))
+    assert path in said
+    assert time.monotonic() - again < PATH_S, "a path that is known to hang is refused at once"
+    assert node.create(pod, "true")
+
+
+def test_a_hung_log_folder(hung: HungNode) -> None:
+    node = hung.node
+    pod = node.run_pod(log_directory=str(hung.mount.path / "logs"))
+    assert str(hung.mount.path) in refused(lambda: node.create(pod, "true"), patient(20))
+    assert timed(lambda: node.call("RemovePodSandbox", pod_sandbox_id=pod)) < PROMPT_S
+
+
+def test_a_link_to_what_hangs(hung: HungNode, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(hung.mount.path)
+    pod = hung.node.run_pod()
+    volume = {"container_path": "/x", "host_path": str(link)}
+    assert str(link) in refused(lambda: hung.node.create(pod, "true", mounts=[volume]), patient(20))
+
+
+def test_sigterm_is_obeyed(hung: HungNode) -> None:
+    node = hung.node
+    pod = node.run_pod()
+    with going_on(8, lambda number: _create_in_vain(node, pod, f"c{number}", hung.volume(f"{number}"))):
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert node.daemon.stop() == 0
+        assert time.monotonic() - began < patient(15)
+    node.daemon.start()
+    hung.mount.abort()
+    node.call("RemovePodSandbox", pod_sandbox_id=pod)
+    assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
+
+
+def _create_in_vain(node: Node, pod: str, name: str, volume: dict[str, Any]) -> None:
+    with contextlib.suppress(grpc.RpcError):
+        node.create(pod, "true", name=name, mounts=[volume])
