@@ -18,6 +18,7 @@ from crinoid.core.api.bounds import MAX_MOUNTS
 from crinoid.core.api.errors import (
     AlreadyExists,
     CrinoidError,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -133,15 +134,17 @@ class Assembly:
             await self._slots.extensions.container_created(await self._views.of(record))
         except BaseException:
             self._store.containers.drop(container_id)
-            await asyncio.shield(self._undo(pod.id, container_id))
+            await asyncio.shield(self._undo(pod.id, container_id, config))
             raise
         finally:
             self._asked.pop(container_id, None)
             self._adjusters.pop(container_id, None)
         return record
 
-    async def _undo(self, pod_id: str, container_id: str) -> None:
-        await self._resources.give_up(pod_id, container_id)
+    async def _undo(self, pod_id: str, container_id: str, config: ContainerConfig) -> None:
+        volumes = ", ".join(mount.host_path for mount in config.mounts if not mount.image) or "none"
+        about = f"container {config.metadata.name!r} (volumes: {volumes})"
+        await self._resources.give_up(pod_id, container_id, about)
         if (view := self._asked.get(container_id)) is not None:
             await self._slots.extensions.container_removed(view)
 
@@ -282,7 +285,11 @@ class Assembly:
         slot = self._slots.runtimes[pod.runtime]
         try:
             return await self._resources.create_container(handle.container_id, slot, request)
-        except CrinoidError as error:  # runtimes don't always say what it was that they could not run
+        except CrinoidError as error:  # runtimes don't always say what it was that they could not run, or hung at
+            if isinstance(error, DeadlineExceeded) and (
+                hung := await self.paths.describe_hung(foreign_paths(pod, config))
+            ):
+                error.add_note(hung)
             error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r:.300}")
             if (authors := self._adjusters.get(handle.container_id)) is not None:
                 error.add_note(f"it was adjusted by {authors}")
@@ -427,11 +434,11 @@ def _build(make: Callable[[], SpecInput]) -> tuple[SpecInput, JsonObject]:
 
 
 def foreign_paths(pod: PodRecord, config: ContainerConfig) -> list[str]:
-    """Return the paths of the host that a container asks for: volumes, devices, its log's folder, its seccomp profile.
+    """Return the host's paths that a container asks for: volumes, devices, log, seccomp profile, checkpoint (as image).
 
     Whoever serves them may hang; nobody but the pod is to wait for that.
     """
-    paths = [mount.host_path for mount in config.mounts if not mount.image]
+    paths = [config.image, *(mount.host_path for mount in config.mounts if not mount.image)]
     paths += [device.host_path for device in config.devices]
     if (path := log_path(pod, config)) is not None:
         paths += [str(path.parent), str(path)]

@@ -134,7 +134,7 @@ class ContainerService:
         """
         if (record := self._find(container_id)) is None or record.state in _ENDED:
             return
-        with on_behalf_of(record.pod_id, record.id):
+        with on_behalf_of(end_of(record.pod_id), record.id):
             await self._stop(record, timeout_s)
 
     async def _stop(self, record: ContainerRecord, timeout_s: float) -> None:
@@ -167,7 +167,7 @@ class ContainerService:
         """Remove a container, ending it first; its log stays. Idempotent; an unknown container is removed."""
         if (record := self._find(container_id)) is None:
             return
-        with on_behalf_of(record.pod_id, record.id):
+        with on_behalf_of(end_of(record.pod_id), record.id):
             await self._remove(record)
 
     async def _remove(self, record: ContainerRecord) -> None:
@@ -374,9 +374,12 @@ class ContainerService:
         everyone = record.config.security.namespaces.pid is not NamespaceMode.CONTAINER
         await slot.kill(record.handle, SIGKILL, everyone)
         if not await self._exits.happened(record.id, self._config.kill_timeout_s):
+            volumes = [mount.host_path for mount in record.config.mounts if not mount.image]
+            hung = await self._assembly.paths.describe_hung([*volumes, record.log_path])
             raise DeadlineExceeded(
                 f"container {record.id} has not ended {self._config.kill_timeout_s:g} s after SIGKILL: "
                 f"its process {record.pid} may hang in the kernel, see /proc/{record.pid}/stack"
+                + (f"; {hung}" if hung else "")
             )
 
     def _find(self, container_id: str) -> ContainerRecord | None:
@@ -386,6 +389,11 @@ class ContainerService:
             return self._store.containers.find(container_id)
         except NotFound:
             return None
+
+
+def end_of(pod_id: str) -> str:
+    """Name the owner of the threads that end a pod and its containers: those of the pod itself may all hang."""
+    return f"the end of {pod_id}"
 
 
 def merge_resources(old: LinuxResources, new: LinuxResources) -> LinuxResources:

@@ -26,7 +26,7 @@ from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import podfiles, userns
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, holder_of, path_below_mount
-from crinoid.core.lifecycle.containers import END_PATIENCE_S, ContainerService
+from crinoid.core.lifecycle.containers import END_PATIENCE_S, ContainerService, end_of
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.locks import Locks
@@ -138,7 +138,7 @@ class PodService:
         loop = asyncio.get_running_loop()
         giving_up = loop.call_later(_CREATES_END_S, self._containers.give_up_creating, pod_id)
         try:
-            with on_behalf_of(pod_id):
+            with on_behalf_of(end_of(pod_id), pod_id):
                 async with self._locks.hold(pod_id, f"{act} of {pod_id}", END_PATIENCE_S):
                     giving_up.cancel()
                     yield

@@ -10,7 +10,6 @@ import logging
 import time
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
@@ -55,11 +54,10 @@ class Recovery:
             if not self._is_known(owner):
                 LOG.info("undoing what an earlier run left of %s", owner)
                 try:
-                    with on_behalf_of(owner):
-                        await self._resources.undo(owner)
+                    await self._resources.undo(owner)
                 except CrinoidError as error:
                     LOG.error("something of %s is left, to be tried again: %s", owner, error.message)
-                    self._resources.undo_later("", owner)
+                    self._resources.undo_later(owner)
 
     def _is_known(self, owner: str) -> bool:
         """An init belongs to its pod once the pod's record says so."""

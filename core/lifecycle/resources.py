@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, cast
@@ -69,7 +70,7 @@ class Resources:
         self._slots = slots
         self._cgroup_root = cgroup_root
         self._threads = threads
-        self._given_up: dict[str, str] = {}
+        self._given_up: dict[str, _GivenUp] = {}
         self._retry: asyncio.Task[None] | None = None
         self._undo_of: Mapping[str, Callable[[LedgerEntry], Awaitable[None]]] = {
             NETWORK: self._undo_network,
@@ -166,6 +167,10 @@ class Resources:
         Unavailable when a thread that works for the owner hangs.
         """
         await self._require_quiet(owner)
+        with on_behalf_of(f"cleanup of {owner}", owner):  # threads of its own: those of the pod may all hang
+            await self._undo(owner, kinds)
+
+    async def _undo(self, owner: str, kinds: Collection[str] | None) -> None:
         entries = [entry for entry in self._ledger.entries(owner) if kinds is None or entry.kind in kinds]
         failures: list[CrinoidError] = []
         gone: list[LedgerEntry] = []
@@ -178,27 +183,35 @@ class Resources:
         if failures:
             raise failures[0]
 
-    async def give_up(self, pod_id: str, owner: str) -> None:
-        """Undo what was made for a container that came to nothing; what can't be undone now waits for ``settle``."""
+    async def give_up(self, pod_id: str, owner: str, about: str) -> None:
+        """Undo what was made for a container that came to nothing; what can't be undone now waits for ``settle``.
+
+        ``about`` names the container and its volumes, for messages.
+        """
         try:
             await self.undo(owner)
         except CrinoidError as error:
-            LOG.error("something of %s in pod %s is left, to be undone later: %s", owner, pod_id, error.message)
-            self.undo_later(pod_id, owner)
+            LOG.error("something of %s in pod %s is left, to be undone later: %s", about, pod_id, error.message)
+            self._undo_later(_GivenUp(pod_id, about, time.monotonic()), owner)
 
-    def undo_later(self, pod_id: str, owner: str) -> None:
-        """See to it that an owner without a record is undone from time to time until nothing is left."""
-        self._given_up[owner] = pod_id
+    def undo_later(self, owner: str) -> None:
+        """See to it that an owner that an earlier run left is undone from time to time until nothing is left."""
+        made = [entry.data["handle"] for entry in self._ledger.entries(owner) if entry.kind == CONTAINER]
+        pod_id = next((_HANDLE.validate_python(handle).pod_id for handle in made), "")
+        self._undo_later(_GivenUp(pod_id, f"container {owner} of an earlier run", time.monotonic()), owner)
+
+    def _undo_later(self, given_up: "_GivenUp", owner: str) -> None:
+        self._given_up[owner] = given_up
         self.retry_deferred()
 
     async def settle(self, pod_id: str) -> None:
         """Undo what ``give_up`` has left of a pod's containers. Raises as ``undo``, naming what stands against it."""
-        for owner in [owner for owner, pod in self._given_up.items() if pod == pod_id]:
+        for owner, given_up in [(owner, one) for owner, one in self._given_up.items() if one.pod_id == pod_id]:
             try:
-                with on_behalf_of(pod_id or owner, owner):
-                    await self.undo(owner)
+                await self.undo(owner)
             except CrinoidError as error:
-                error.add_note(f"pod {pod_id} waits for this: container {owner} of it could not be undone")
+                since_s = time.monotonic() - given_up.at_s
+                error.add_note(f"the pod waits for {given_up.about}, which was given up {since_s:.0f} s ago")
                 raise
             self._given_up.pop(owner, None)
 
@@ -243,7 +256,7 @@ class Resources:
         delay_s = RETRY_S
         while self.deferred() or self._given_up:
             await asyncio.sleep(delay_s)
-            for pod_id in set(self._given_up.values()):
+            for pod_id in {one.pod_id for one in self._given_up.values()}:
                 with contextlib.suppress(CrinoidError):  # the first time has told it
                     await self.settle(pod_id)
             await self.undo(DEFERRED)
@@ -340,6 +353,15 @@ class Resources:
                 f"{entry.key} was made by {role} slot {name!r}, which is no longer configured: put it back to undo it"
             )
         return slots[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _GivenUp:
+    """What an owner without a record is, that could not be undone."""
+
+    pod_id: str
+    about: str
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)

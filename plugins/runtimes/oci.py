@@ -352,9 +352,13 @@ class OciRuntime(abc.ABC):
                 open_streams(process.pid)
             return process, spec
         except BaseException as error:
-            await finish(self._remove(handle))
-            if isinstance(error, TimeoutError):
-                raise self._overdue(act, handle, timeout_s) from None
+            why = self._overdue(act, handle, timeout_s) if isinstance(error, TimeoutError) else error
+            try:
+                await finish(self._remove(handle))
+            except CrinoidError as left:  # such as a process that hangs: ``delete`` is going to try again
+                why.add_note(f"what was made of it is left for now: {left.message}")
+            if why is not error:
+                raise why from None
             raise
 
     def _create_command(self, bundle: Bundle, request: ContainerRequest) -> list[str]:

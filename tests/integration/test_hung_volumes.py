@@ -4,7 +4,10 @@ The FUSE mounts here take requests and never answer: who waits for one hangs uni
 """
 
 import contextlib
+import functools
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,7 @@ from support.daemon import container_config
 from support.hung_mounts import HungMount, hung_mount
 from support.patience import patient
 
-PATH_S = 2
+PATH_S = 1
 PROMPT_S = patient(5)
 """What any call of another pod may take here: far more than it does, far less than the hang."""
 QUICK = f"""
@@ -32,7 +35,7 @@ path_timeout_s = {PATH_S}
 kill_timeout_s = 3
 [runtimes.runc]
 driver = "runc"
-options = {{ deadlines = {{ create_s = 5, kill_s = 2, exec_start_s = 5 }} }}
+options = {{ deadlines = {{ create_s = 4, kill_s = 1, exec_start_s = 4 }} }}
 """
 
 
@@ -148,6 +151,31 @@ def test_a_hung_log_folder(hung: HungNode) -> None:
     assert timed(lambda: node.call("RemovePodSandbox", pod_sandbox_id=pod)) < PROMPT_S
 
 
+def test_a_log_folder_that_begins_to_hang(hung: HungNode, tmp_path: Path) -> None:
+    node, logs = hung.node, tmp_path / "pod-logs"
+    pod = node.run_pod(log_directory=str(logs))
+    container = node.run_container(pod, "sleep", "600")
+    logs.rename(tmp_path / "moved")
+    logs.symlink_to(hung.mount.path)
+    with going_on(
+        3, lambda _: refused(lambda: node.call("ReopenContainerLog", container_id=container), patient(20))
+    ) as ends:
+        assert timed(lambda: node.call("Version")) < PATH_S
+    assert all(str(logs) in end.result() for end in ends)
+    assert node.execute(container, "true")[0] == 0
+    node.call("StopPodSandbox", pod_sandbox_id=pod)
+    node.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def test_a_checkpoint_to_a_place_that_hangs(hung: HungNode) -> None:
+    node = hung.node
+    container = node.run_container(node.run_pod(), "sleep", "600")
+    location = str(hung.mount.path / "here.tar")
+    call = functools.partial(node.call, "CheckpointContainer", container_id=container, location=location)
+    assert location in refused(call, patient(20))
+    assert timed(lambda: node.call("Version")) < PROMPT_S
+
+
 def test_a_link_to_what_hangs(hung: HungNode, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(hung.mount.path)
@@ -156,10 +184,104 @@ def test_a_link_to_what_hangs(hung: HungNode, tmp_path: Path) -> None:
     assert str(link) in refused(lambda: hung.node.create(pod, "true", mounts=[volume]), patient(20))
 
 
+def test_a_runtime_that_hangs(hung: HungNode) -> None:
+    """The volume answered, and hangs once the runtime binds it: its process can't be killed, and is left behind."""
+    node, path = hung.node, str(hung.mount.path)
+    hung.mount.hangs = lambda name: name.startswith("runc")
+    sick, well = node.run_pod("sick"), node.run_pod("well")
+    with going_on(1, lambda _: refused(lambda: _create(node, sick, "app", hung.volume()), patient(40))) as creates:
+        wait_until(lambda: hung.mount.requests > 0)
+        stopping = time.monotonic()
+        node.call("StopPodSandbox", pod_sandbox_id=sick)  # has the create given up
+        assert time.monotonic() - stopping < patient(20)
+        assert timed(lambda: node.run_container(well, "true")) < PROMPT_S
+    assert f"pod {sick} is being ended" in creates[0].result()
+    said = refused(lambda: node.call("RemovePodSandbox", pod_sandbox_id=sick), patient(20))
+    assert re.search(rf"have not ended 1 s after SIGKILL; the pod waits for container 'app' \(volumes: {path}\)", said)
+
+    assert timed(node.daemon.stop) < patient(15)
+    node.daemon.start()
+    said = refused(lambda: node.call("RemovePodSandbox", pod_sandbox_id=sick), patient(20))
+    assert "of an earlier run" in said
+    hung.mount.abort()
+    node.call("RemovePodSandbox", pod_sandbox_id=sick)
+    node.call("RemovePodSandbox", pod_sandbox_id=well)
+    assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
+
+
+def test_a_process_that_hangs(hung: HungNode) -> None:
+    """A running container's volume begins to hang: execs, stops and removals answer, and say where it hangs."""
+    node = hung.node
+    hung.mount.hangs = lambda _name: False
+    sick, well = node.run_pod("sick"), node.run_pod("well")
+    app = node.run_container(sick, "sleep", "600", mounts=[hung.volume()], working_dir="/data")
+    other = node.run_container(well, "sleep", "600")
+    hung.mount.hangs = lambda _name: True
+    refused(lambda: node.execute(app, "ls", "/data", timeout=1), patient(30))  # its working folder hangs, too
+    assert timed(lambda: node.execute(other, "true")) < PROMPT_S
+    assert timed(lambda: node.call("ListContainerStats", filter={})) < PROMPT_S
+    for rpc in ("StopPodSandbox", "RemovePodSandbox"):
+        said = refused(functools.partial(node.call, rpc, pod_sandbox_id=sick), patient(20))
+        assert f"container {app} has not ended 3 s after SIGKILL" in said
+        assert f"{hung.mount.path} has not answered for" in said
+    assert timed(node.daemon.stop) < patient(15)
+    node.daemon.start()
+    hung.mount.abort()
+    node.call("RemovePodSandbox", pod_sandbox_id=sick)
+
+
+def test_a_thread_that_hangs(hung: HungNode) -> None:
+    """The volume answered when it was probed, and hangs for the daemon itself: its thread is left behind."""
+    node, path = hung.node, str(hung.mount.path)
+    hung.mount.hangs = _but_for_probes
+    sick, well = node.run_pod("sick"), node.run_pod("well")
+    said = refused(lambda: _create(node, sick, "c0", hung.volume()), patient(20))
+    assert f"container 'c0': {path} does not answer since {PATH_S} s" in said
+    assert timed(lambda: node.run_container(well, "true")) < PROMPT_S
+    assert timed(lambda: node.call("StopPodSandbox", pod_sandbox_id=sick)) < PROMPT_S
+    said = refused(lambda: node.call("RemovePodSandbox", pod_sandbox_id=sick), patient(20))
+    assert f"a thread that was left behind hangs: {path} does not answer since" in said
+    assert f"the pod waits for container 'c0' (volumes: {path})" in said
+    hung.mount.abort()
+    node.call("RemovePodSandbox", pod_sandbox_id=sick)
+    node.call("RemovePodSandbox", pod_sandbox_id=well)
+    assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
+
+
+def test_a_thread_that_hangs_keeps_no_state_locked(hung: HungNode) -> None:
+    """A process with a thread in an uninterruptible wait never quite ends; a new daemon can begin all the same."""
+    node = hung.node
+    hung.mount.hangs = _but_for_probes
+    pod = node.run_pod()
+    refused(lambda: _create(node, pod, "app", hung.volume()), patient(20))
+    first = node.daemon.process
+    assert first is not None
+    os.kill(first.pid, signal.SIGTERM)
+    status = Path(f"/proc/{first.pid}/status")
+    wait_until(lambda: "State:\tZ" in status.read_text(), 15)
+    node.daemon.start()
+    assert first.poll() is None
+    hung.mount.abort()
+    first.wait(patient(20))
+    node.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def _but_for_probes(name: str) -> bool:
+    return name not in ("sh", "dash")
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float = 20) -> None:
+    """Wait for something that comes by itself."""
+    deadline = time.monotonic() + patient(limit_s)
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_sigterm_is_obeyed(hung: HungNode) -> None:
     node = hung.node
     pod = node.run_pod()
-    with going_on(8, lambda number: _create_in_vain(node, pod, f"c{number}", hung.volume(f"{number}"))):
+    with going_on(8, lambda number: refused(lambda: _create(node, pod, f"c{number}", hung.volume(f"{number}")), 60)):
         time.sleep(0.5)
         began = time.monotonic()
         assert node.daemon.stop() == 0
@@ -170,6 +292,5 @@ def test_sigterm_is_obeyed(hung: HungNode) -> None:
     assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
 
 
-def _create_in_vain(node: Node, pod: str, name: str, volume: dict[str, Any]) -> None:
-    with contextlib.suppress(grpc.RpcError):
-        node.create(pod, "true", name=name, mounts=[volume])
+def _create(node: Node, pod: str, name: str, volume: dict[str, Any]) -> str:
+    return node.create(pod, "true", name=name, mounts=[volume])

@@ -24,7 +24,7 @@ _HEADER = struct.Struct("<IIQ")  # length, opcode, unique of fuse_in_header
 _ANSWER = struct.Struct("<IiQ")
 _INIT = struct.Struct("<IIIIHHIIHHI7I")  # fuse_init_out of protocol 7.23 and later
 _ATTR = struct.Struct("<QII6Q10I")  # fuse_attr_out
-_LOOKUP, _FORGET, _GETATTR, _INTERRUPT, _BATCH_FORGET = 1, 2, 3, 36, 42
+_LOOKUP, _FORGET, _GETATTR, _STATFS, _INTERRUPT, _BATCH_FORGET = 1, 2, 3, 17, 36, 42
 _ENOENT, _ENOSYS = 2, 38
 _MNT_DETACH = 2
 
@@ -101,6 +101,8 @@ def _name_of(pid: int) -> str:
 def _answer_of_empty_folder(opcode: int) -> tuple[bytes, int]:
     if opcode == _GETATTR:
         return _ATTR.pack(0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0), 0
+    if opcode == _STATFS:
+        return bytes(80), 0
     return b"", _ENOENT if opcode == _LOOKUP else _ENOSYS
 
 

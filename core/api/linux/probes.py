@@ -45,17 +45,26 @@ class PathProbes:
     async def require(self, paths: Iterable[str], what: str) -> None:
         """Return once every path has answered, be it that nothing is there.
 
-        Raises Unavailable, which begins with ``what`` and names the path: after ``timeout_s``, or at once where an
-        earlier look still hangs. So one path costs one process, however often it is asked for.
+        Raises Unavailable, which begins with ``what`` and says what ``describe_hung`` does.
+        """
+        if (hung := await self.describe_hung(paths)) is not None:
+            raise Unavailable(f"{what}: {hung}")
+
+    async def describe_hung(self, paths: Iterable[str]) -> str | None:
+        """Name the first path that does not answer; ``None``: all do.
+
+        It takes ``timeout_s``, or no time where an earlier look still hangs. So one path costs one process, however
+        often it is asked for.
         """
         fit = {path for path in paths if path.startswith("/") and "\0" not in path and len(path) <= _PATH_BYTES}
         wanted = sorted(fit)
         for path in wanted:
             if (hung := self._hung.get(path)) is not None:
-                raise Unavailable(_describe(what, path, time.monotonic() - hung.since_s))
+                return _describe(path, time.monotonic() - hung.since_s)
         for start in range(0, len(wanted), _BATCH):
             if (late := await self._look(tuple(wanted[start : start + _BATCH]))) is not None:
-                raise Unavailable(_describe(what, late, self._timeout_s))
+                return _describe(late, self._timeout_s)
+        return None
 
     async def close(self) -> None:
         """Wait for nothing any more; what hangs is left to init."""
@@ -107,5 +116,5 @@ class PathProbes:
         end.add_done_callback(lambda _: self._hung.pop(path, None))
 
 
-def _describe(what: str, path: str, seconds: float) -> str:
-    return f"{what}: {path} has not answered for {seconds:.0f} s: is its file system's server gone?"
+def _describe(path: str, seconds: float) -> str:
+    return f"{path} has not answered for {seconds:.0f} s: is its file system's server gone?"

@@ -31,6 +31,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import sync_folder
+from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import CheckpointRequest
 from crinoid.core.config.models import Config
@@ -80,6 +81,7 @@ class CheckpointService:
         self._images = parts.images
         self._resources = parts.resources
         self._locks = parts.locks
+        self._paths = PathProbes(config.pods.path_timeout_s)
 
     async def container(self, container_id: str, location: str, timeout_s: float) -> None:
         """Write the archive of a running container to ``location``, which it replaces when it is whole.
@@ -88,6 +90,7 @@ class CheckpointService:
         location, Unsupported where it can't be done here, DeadlineExceeded; then nothing is left, and it runs on.
         """
         record = self._store.containers.find(container_id)
+        await self._paths.require([location], "location")
         target = await asyncio.to_thread(_check_location, location)
         limit_s = timeout_s or self._config.pods.checkpoint_timeout_s
         place = target.parent / f".crinoid-{secrets.token_hex(8)}"
@@ -108,6 +111,7 @@ class CheckpointService:
         """
         pod = self._store.pods.find(pod_id)
         refuse_options(options)
+        await self._paths.require([output], "output_path")
         folder = await asyncio.to_thread(_check_folder, output)
         limit_s = self._config.pods.checkpoint_timeout_s
         act = f"checkpoint of pod {pod.id}"

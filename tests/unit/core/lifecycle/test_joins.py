@@ -169,3 +169,22 @@ async def test_all_that_runs_together_is_awaited() -> None:
         work.go.set()
     await run_together(work() for work in works)
     assert [work.ended for work in works] == [1, 1]
+
+
+async def test_work_that_is_given_up_says_why_and_other_work_goes_on() -> None:
+    tasks: SharedTasks = SharedTasks("CreateContainer of")
+    go = asyncio.Event()
+
+    async def work() -> str:
+        await go.wait()
+        return "done"
+
+    sick = [asyncio.create_task(tasks.join(("sick", number), work)) for number in range(2)]
+    well = asyncio.create_task(tasks.join(("well", 0), work))
+    await asyncio.sleep(0)
+    tasks.give_up(lambda key: isinstance(key, tuple) and key[0] == "sick", "pod sick is being ended")
+    for one in sick:
+        with pytest.raises(Unavailable, match=r"given up: pod sick is being ended$"):
+            await one
+    go.set()
+    assert await well == "done"
