@@ -71,6 +71,7 @@ class ContainerService:
         self._store = store
         self._slots = slots
         self._assembly = parts.assembly
+        self.paths = parts.assembly.paths
         self._images = parts.images
         self._init = parts.init
         self._exits = parts.exits
@@ -244,7 +245,7 @@ class ContainerService:
         """Have the log path opened anew after it was rotated away. Raises FailedPrecondition unless it runs."""
         record = self.running(container_id, "its log can't be reopened")
         with on_behalf_of(record.pod_id, record.id):
-            await self._assembly.paths.require([record.log_path], f"log of container {record.id}")
+            await self.paths.require([record.log_path], f"log of container {record.id}")
             await self.slot_of(record).reopen_log(record.handle)
 
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None) -> ExecOutput:
@@ -287,7 +288,7 @@ class ContainerService:
     async def close(self) -> None:
         """Give up what is under way; the next start undoes it."""
         await self._creating.close()
-        await self._assembly.paths.close()
+        await self.paths.close()
 
     def give_up_creating(self, pod_id: str) -> None:
         """Cancel what is being created in a pod that is to end."""
@@ -308,7 +309,7 @@ class ContainerService:
         try:
             with on_behalf_of(name[0]):
                 # Before the lock is taken: a volume that hangs is no reason for the pod's end to wait.
-                await self._assembly.paths.require(foreign_paths(self._ready_pod(name[0]), config), what)
+                await self.paths.require(foreign_paths(self._ready_pod(name[0]), config), what)
                 async with self._locks.hold(name[0], f"CreateContainer of {what} in pod {name[0]}"):
                     pod = self._ready_pod(name[0])
                     if config.security.namespaces.pid is NamespaceMode.POD:
@@ -375,7 +376,7 @@ class ContainerService:
         await slot.kill(record.handle, SIGKILL, everyone)
         if not await self._exits.happened(record.id, self._config.kill_timeout_s):
             volumes = [mount.host_path for mount in record.config.mounts if not mount.image]
-            hung = await self._assembly.paths.describe_hung([*volumes, record.log_path])
+            hung = await self.paths.describe_hung([*volumes, record.log_path])
             raise DeadlineExceeded(
                 f"container {record.id} has not ended {self._config.kill_timeout_s:g} s after SIGKILL: "
                 f"its process {record.pid} may hang in the kernel, see /proc/{record.pid}/stack"

@@ -8,8 +8,14 @@ all come here, those of plugins too. Whoever begins work for a pod, or for an im
 
 and every call in a thread below that, also from tasks that are made meanwhile, counts against that owner: at most
 ``per_owner`` run at a time, more wait their turn, and where as many hang (their callers have given up waiting) further
-ones raise Unavailable at once. Without an owner a call is the daemon's own. Such a call must not touch what somebody
-else can make hang: only crinoid's own files on the node's own disks, cgroups, /proc, and netlink.
+ones raise Unavailable at once. Without an owner a call is the daemon's own. What goes where:
+
+- A pod's owner: the making of containers (volumes, devices, logs, labels, root file systems), runtimes and snapshotters
+  that are called for that, execs, streams, updates, the watch for its containers' ends.
+- An owner of its own for each end of a pod and each cleanup, as the pod's threads may all hang; for each measuring of a
+  writable layer, which may have millions of files; for each pull and each pod's restore, whose source may hang.
+- No owner: what nobody else can make hang. That is crinoid's own state, content and layers on the node's own disks,
+  cgroups, network namespaces and netlink, the files of bundles on a tmpfs, imports, and the site's own configuration.
 
 All threads are daemons: none is joined when the process ends.
 """

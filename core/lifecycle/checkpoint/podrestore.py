@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, FailedPrecondition, InvalidArgument
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import PodConfig
 from crinoid.core.lifecycle.checkpoint import archive
@@ -46,7 +47,9 @@ class PodRestorer:
         """
         refuse_options(options)
         runtime = self._slots.runtime(handler)
-        found = await asyncio.to_thread(read_pod, checkpoint, runtime.driver)
+        await self._containers.paths.require([checkpoint], "checkpoint_path")
+        with on_behalf_of(f"the restore of {checkpoint}"):
+            found = await asyncio.to_thread(read_pod, checkpoint, runtime.driver)
         wanted = _by_name(containers)
         if wanted.keys() != found.keys():
             raise InvalidArgument(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, ImageReference, Platform
 from crinoid.core.config.models import ImagesConfig
@@ -201,7 +202,8 @@ class ImageService:
     async def _pull(self, request: PullRequest) -> ImageRecord:
         tracker = self._trackers[request] = PullTracker(str(request.reference))
         try:
-            record = await self._puller.pull(request, self._config, tracker)
+            with on_behalf_of(f"the pull of {request.reference}"):
+                record = await self._puller.pull(request, self._config, tracker)
         finally:
             del self._trackers[request]
         LOG.info("pulled %s: %s", request.reference, record.id)
