@@ -4,9 +4,13 @@ Built by ``slots`` once for every slot; a test builds one over ``tmp_path``.
 """
 
 import logging
+from dataclasses import field
 from pathlib import Path
 
+from crinoid.core.api.buffers import BufferPool
 from crinoid.core.api.frozen import dataclass
+
+_BUFFER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,8 @@ class Host:
 
     ``slot`` is the slot's name in the configuration (``runc``, ``default``). ``state_dir`` survives a reboot,
     ``run_dir`` does not (it lies under ``/run``); both exist, are private to the slot (mode 0700) and outlive the
-    daemon's process. ``version`` is crinoid's.
+    daemon's process. ``version`` is crinoid's. ``buffers`` is one for the whole daemon: a driver whose sessions keep
+    output that was not fetched yet has a share of it for each.
     """
 
     slot: str
@@ -23,3 +28,4 @@ class Host:
     run_dir: Path
     log: logging.Logger
     version: str = ""
+    buffers: BufferPool = field(default_factory=lambda: BufferPool(_BUFFER_BYTES))

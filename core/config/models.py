@@ -82,6 +82,19 @@ class StreamingConfig(Section):
     """A connection on which nothing happens for so long is closed, in seconds."""
     creation_timeout_s: Seconds = 30.0
     """How long a client may take to open the streams of its request, in seconds."""
+    max_connections: Annotated[int, Field(ge=1)] = 512
+    """How many execs, attaches and port forwards may be open at one time. Beside its buffers (``max_buffer_bytes``)
+    each takes up to half a MiB where its client does not read, and some file descriptors."""
+    max_unauthenticated: Annotated[int, Field(ge=1)] = 64
+    """How many connections may be open whose client has not shown a valid token yet, which it has 10 seconds for. When
+    more come, the oldest is closed."""
+    max_streams: Annotated[int, Field(ge=8)] = 512
+    """How many SPDY streams one client may have open at one time. An exec has five at most; a port forward takes two
+    for each connection it carries. (SPDY's draft wants 100 at least; Go's HTTP/2 server allows 250, one a request.)"""
+    max_buffer_bytes: Annotated[int, Field(ge=1 << 20)] = 128 << 20
+    """How much memory the buffers of all streams may take: one half for what clients have sent and processes have not
+    read, the other for output of containers that attached clients have not fetched. Beyond it clients are no longer
+    read from, but for a few KiB each, and the attach sessions that are furthest behind are ended with an error."""
 
     @model_validator(mode="after")
     def _check_tls(self) -> "StreamingConfig":

@@ -6,6 +6,7 @@ shares a status code.
 
 import errno
 import logging
+import resource
 from collections.abc import Iterator, Mapping
 
 import grpc
@@ -20,7 +21,7 @@ INTERNAL_REASON = "Internal"
 _MESSAGE_BYTES = 4000
 """gRPC refuses trailers beyond 8 KiB, and other bytes than printable ASCII take three each there."""
 
-_USED_UP = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_USED_UP = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.ENOMEM})
 
 _log = logging.getLogger("crinoid.cri")
 
@@ -41,7 +42,7 @@ class Status:
 
 def to_status(error: BaseException, rpc: str) -> Status:
     """Turn what a call raised into a status; log the traceback of what nobody expected."""
-    known = _expected(error)
+    known = expected(error)
     if known is None:
         _log.error("%s failed in a way it should not: %r", rpc, error, exc_info=error)
         name = type(error).__name__
@@ -74,19 +75,30 @@ def _weight(text: str) -> int:
     return len(data) + 2 * sum(byte < 0x20 or byte > 0x7E or byte == 0x25 for byte in data)
 
 
-def _expected(error: BaseException) -> CrinoidError | None:
+def expected(error: BaseException) -> CrinoidError | None:
     """Find the error of our tree that an exception is, contains or amounts to."""
     match error:
         case CrinoidError():
             return error
         case ExceptionGroup():
-            return next((known for leaf in error.exceptions if (known := _expected(leaf))), None)
+            return next((known for leaf in error.exceptions if (known := expected(leaf))), None)
         case TimeoutError():
             return errors.DeadlineExceeded(str(error) or "an operation took longer than it may")
+        case OSError() if error.errno == errno.EMFILE:
+            return errors.ResourceExhausted(f"{descriptor_limit()}: {error}")
         case OSError() if error.errno in _USED_UP:
             return errors.ResourceExhausted(f"the host has no more to give: {error}")
         case _:
             return None
+
+
+def descriptor_limit() -> str:
+    """Say what a process lacks that can open no more descriptors."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"crinoid has all of the {limit} file descriptors open that it may have (RLIMIT_NOFILE); close streams, or "
+        "raise LimitNOFILE of its service"
+    )
 
 
 def _classes(base: type[CrinoidError]) -> Iterator[type[CrinoidError]]:

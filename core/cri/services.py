@@ -4,7 +4,7 @@ Every method raises errors of :mod:`crinoid.core.api.errors` only; ids may be gi
 no coroutines read what is committed and never wait. Arguments are passed by position.
 """
 
-import asyncio
+import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
@@ -265,8 +265,8 @@ class Streams(Protocol):
         """Join a container's streams."""
         ...
 
-    async def connect(self, pod_id: str, port: int, /) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to a port in a pod."""
+    async def connect(self, pod_id: str, port: int, /) -> socket.socket:
+        """Connect to a port in a pod; return a socket that does not block."""
         ...
 
 

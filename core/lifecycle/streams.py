@@ -23,11 +23,10 @@ from crinoid.core.lifecycle.pods import PodService
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 
 _CONNECT_S = 30.0
-_BUFFER_BYTES = 1 << 18
+_MAKING = 4
+"""Sockets that are made in pods' namespaces at one time, each by a thread: others need threads too."""
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _DEFAULT_TERM = "TERM=xterm"
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ class StreamService:
     def __init__(self, containers: ContainerService, pods: PodService) -> None:
         self._containers = containers
         self._pods = pods
+        self._making = asyncio.Semaphore(_MAKING)
 
     def check_exec(self, container_id: str, command: tuple[str, ...]) -> str:
         """Return the full id of a container that a command can be executed in. Raises as ``execute``."""
@@ -85,8 +85,8 @@ class StreamService:
         with on_behalf_of(record.pod_id, record.id):
             return await self._containers.slot_of(record).attach(record.handle, request)
 
-    async def connect(self, pod_id: str, port: int) -> Connection:
-        """Connect to a port on the pod's own loopback address, of IPv4 or else of IPv6.
+    async def connect(self, pod_id: str, port: int) -> socket.socket:
+        """Connect to a port on the pod's own loopback address, of IPv4 or else of IPv6: a socket that does not block.
 
         Raises Unavailable when nobody listens, NotFound, FailedPrecondition for a pod that was stopped.
         """
@@ -94,11 +94,13 @@ class StreamService:
         refusals = []
         for family, address in _LOOPBACKS:
             try:
-                connected = await _connect(pod.namespaces.get("network"), family, (address, port))
+                async with self._making:
+                    made = await asyncio.to_thread(_make_socket, pod.namespaces.get("network"), family)
+                return await _connect(made, (address, port))
             except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
                 refusals.append(f"{address}: {os.strerror(error.errno or errno.ECONNABORTED)}")
-            else:
-                return await asyncio.open_connection(sock=connected, limit=_BUFFER_BYTES)
         raise Unavailable(f"port {port} of pod {pod.id} can't be reached ({'; '.join(refusals)})")
 
     def _attachable(self, container_id: str) -> ContainerRecord:
@@ -122,9 +124,7 @@ def _with_terminal(process: dict[str, Any], terminal: bool) -> dict[str, Any]:
     return process | {"terminal": terminal, "env": env}
 
 
-async def _connect(netns: Path | None, family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
-    """Connect from inside a network namespace: a socket stays in the one that it was made in."""
-    made = await asyncio.to_thread(_make_socket, netns, family)
+async def _connect(made: socket.socket, address: tuple[str, int]) -> socket.socket:
     try:
         async with asyncio.timeout(_CONNECT_S):
             await asyncio.get_running_loop().sock_connect(made, address)
@@ -138,6 +138,8 @@ async def _connect(netns: Path | None, family: socket.AddressFamily, address: tu
 
 
 def _make_socket(netns: Path | None, family: socket.AddressFamily) -> socket.socket:
+    """Make a socket inside a network namespace: it stays in the one that it was made in."""
+
     def make() -> socket.socket:
         made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         made.setblocking(False)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import pluggy
 
+from crinoid.core.api.buffers import BufferPool
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks import PROJECT
@@ -183,6 +184,7 @@ class _Binder:
         self._instruments = instruments
         self._version = version
         self._calls = calls
+        self._buffers = BufferPool(config.streaming.max_buffer_bytes // 2)  # the server has the other half
         self.problems: list[Problem] = []
 
     def bind(self, slot: ValidSlot) -> Binding | None:
@@ -200,7 +202,7 @@ class _Binder:
         state_dir = _make_folder(self._config.root / "plugins" / role.name / folder)
         run_dir = _make_folder(self._config.run / role.folder / folder)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
-        host = Host(selection.name, state_dir, run_dir, log, self._version)
+        host = Host(selection.name, state_dir, run_dir, log, self._version, self._buffers)
         with self._calls.blocking(f'{role.name} "{selection.name}"', "__init__"):
             driver = _make(slot, host)
         return adopt(driver, slot.driver.installed, selection.config, host, self._instruments, self._calls)

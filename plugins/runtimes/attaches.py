@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections import deque
 from pathlib import Path
 
+from crinoid.core.api.buffers import BufferPool, BufferShare, ByteQueue
 from crinoid.core.api.errors import FailedPrecondition, ResourceExhausted
 from crinoid.core.api.sessions import AttachSession
 from crinoid.core.api.values.runtime import AttachRequest, TerminalSize
@@ -20,12 +20,16 @@ from crinoid.plugins.runtimes.bundle import Bundle
 _STDOUT, _STDERR = 2, 3
 _PACKET_BYTES = 1 << 15  # conmon's are of 8 KiB and one byte
 _INPUT_BYTES = 1 << 13  # conmon takes up to 32 KiB, and would cut off the rest
-_TURN_PACKETS = 64
+_TURN_PACKETS = 8  # others on the loop, sessions like this among them, have their turn after so many
+_RESERVE_BYTES = 1 << 18
 _JOINED_BYTES = 1 << 17
 
 
-async def attach(bundle: Bundle, request: AttachRequest, buffer_bytes: int) -> AttachSession:
-    """Join the streams of a container that has not ended. Raises FailedPrecondition when its conmon is gone."""
+async def attach(bundle: Bundle, request: AttachRequest, buffer_bytes: int, buffers: BufferPool) -> AttachSession:
+    """Join the streams of a container that has not ended. Raises FailedPrecondition when its conmon is gone.
+
+    ``buffer_bytes`` is how far this session may be behind, ``buffers`` what all sessions hold together.
+    """
     arguments = _monitor_arguments(bundle)
     connected = _connect(bundle)
     has_stdin = b"--stdin" in arguments
@@ -34,15 +38,17 @@ async def attach(bundle: Bundle, request: AttachRequest, buffer_bytes: int) -> A
         connected,
         bundle.control,
         request if has_stdin else AttachRequest(stdin=False, stdout=request.stdout, stderr=request.stderr),
-        _Limits(buffer_bytes, lingers=ends_stdin and not request.stdin),
+        _Limits(buffer_bytes, buffers, lingers=ends_stdin and not request.stdin),
     )
 
 
 class _Limits:
-    """``lingers``: the connection must outlive the session, as conmon takes its end for that of the input."""
+    """``share``: of the daemon's memory; ``lingers``: the connection must outlive the session, as conmon takes its end
+    for that of the input."""
 
-    def __init__(self, buffer_bytes: int, *, lingers: bool) -> None:
+    def __init__(self, buffer_bytes: int, buffers: BufferPool, *, lingers: bool) -> None:
         self.buffer_bytes = buffer_bytes
+        self.buffers = buffers
         self.lingers = lingers
 
 
@@ -55,9 +61,9 @@ class MonitoredAttach(AttachSession):
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        self._outputs = {
-            number: _Output() for number, wanted in ((_STDOUT, request.stdout), (_STDERR, request.stderr)) if wanted
-        }
+        self._share = limits.buffers.share(reserve_bytes=_RESERVE_BYTES, give_up=self._give_up)
+        wanted = {_STDOUT: request.stdout, _STDERR: request.stderr}
+        self._outputs = {number: _Output(self._share) for number in wanted if wanted[number]}
         self._input = _Input(connected) if request.stdin else None
         super().__init__(self._input, self._outputs.get(_STDOUT), self._outputs.get(_STDERR))
         self._loop.add_reader(connected, self._read)
@@ -78,10 +84,12 @@ class MonitoredAttach(AttachSession):
     async def close(self) -> None:
         """See the base."""
         if not self._over.is_set() and self._limits.lingers:
+            self._share.close()
             self._outputs.clear()  # what comes is dropped; the reader on the loop keeps the connection alive
             self._over.set()
         else:
             self._end()
+            self._share.close()
 
     def _read(self) -> None:
         """Take what has come, some packets at a time."""
@@ -98,13 +106,15 @@ class MonitoredAttach(AttachSession):
             output = self._outputs.get(packet[0])
             if output is not None:
                 output.put(packet[1:])
-        if sum(output.size for output in self._outputs.values()) > self._limits.buffer_bytes:
+        if self._share.size > self._limits.buffer_bytes:
             self._give_up()
+        self._limits.buffers.relieve()
 
     def _give_up(self) -> None:
-        """The user does not keep up. Rather than to hold up the container, the session ends."""
+        """The user does not keep up. Rather than to hold up the container, the session ends, and what it kept is lost
+        at once: the user may be as slow for hours to learn of it."""
         for output in self._outputs.values():
-            output.lost = True
+            output.lose()
         self._end()
 
     def _end(self) -> None:
@@ -121,38 +131,39 @@ class MonitoredAttach(AttachSession):
 class _Output:
     """What came of one stream and was not fetched yet."""
 
-    def __init__(self) -> None:
-        self._pieces: deque[bytes] = deque()
+    def __init__(self, share: BufferShare) -> None:
+        self._share = share
+        self._queue = ByteQueue()
         self._ended = False
+        self._lost = False
         self._changed = asyncio.Event()
-        self.size = 0
-        self.lost = False
 
     def put(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        self.size += len(piece)
+        self._queue.put(piece)
+        self._share.resize(len(piece))
         self._changed.set()
 
     def end(self) -> None:
         self._ended = True
         self._changed.set()
 
+    def lose(self) -> None:
+        self._share.resize(-self._queue.size)
+        self._queue.clear()
+        self._lost = True
+
     async def read(self) -> bytes:
         """See ByteSource."""
-        while not self._pieces:
-            if self.lost:
+        while not self._queue.size:
+            if self._lost:
                 raise ResourceExhausted("the session was ended: its reader was too slow, and output has been lost")
             if self._ended:
                 return b""
             self._changed.clear()
             await self._changed.wait()
-        joined: list[bytes] = []
-        count = 0
-        while self._pieces and count < _JOINED_BYTES:
-            joined.append(self._pieces.popleft())
-            count += len(joined[-1])
-        self.size -= count
-        return b"".join(joined)
+        data = self._queue.take(_JOINED_BYTES)
+        self._share.resize(-len(data))
+        return data
 
 
 class _Input:

@@ -227,7 +227,7 @@ class OciRuntime(abc.ABC):
         """See the hook."""
         states = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
         await self._require(handle, "attach", *states)
-        return await attach(Bundle(handle.bundle), request, self._config.attach_buffer_bytes)
+        return await attach(Bundle(handle.bundle), request, self._config.attach_buffer_bytes, self._host.buffers)
 
     @hookimpl
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:

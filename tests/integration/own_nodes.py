@@ -1,6 +1,7 @@
 """A daemon of a test's own, for what the node of the session is not configured for: quick pods, both runtimes."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +22,14 @@ driver = "crun"
 
 
 @contextlib.contextmanager
-def own_node(folder: Path, config: str = "") -> Iterator[Node]:
-    """Run a daemon with further TOML; at the end nothing of it may be left on the host."""
+def own_node(folder: Path, config: str = "", *, python: str = "") -> Iterator[Node]:
+    """Run a daemon with further TOML, of the interpreter's environment if not of this one; at the end nothing of it
+    may be left on the host."""
     layouts = folder / "layouts"
     build_busybox(layouts / "busybox", BUSYBOX)
     sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{layouts}' }}\n"
     with cgroup_namespace.held() as prefix:
-        daemon = Daemon(folder / "daemon", QUIET + sources + config, prefix)
+        daemon = Daemon(folder / "daemon", QUIET + sources + config, prefix, python or sys.executable)
         try:
             daemon.start()
             node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), "", folder / "logs")

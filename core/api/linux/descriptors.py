@@ -25,6 +25,22 @@ def make_pipe() -> tuple[int, int]:
     return reader, writer
 
 
+async def readable(fd: int) -> None:
+    """Wait until there is something to read. Nobody else may wait for the same."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _resolve, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(fd)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 class FdSource:
     """What can be read from a descriptor; it is made non-blocking. One reader at a time."""
 

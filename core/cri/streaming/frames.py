@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 
 from crinoid.core.api.frozen import dataclass
 
-MAX_CONTROL_BYTES = 1 << 16
+MAX_CONTROL_BYTES = 1 << 14
 """A longer control frame is an error: the longest that Kubernetes' clients send has some hundred bytes."""
-MAX_HEADERS_BYTES = 1 << 16
-"""Headers may be so long once inflated."""
+MAX_HEADERS_BYTES = 1 << 13
+"""Headers may be so long once inflated; deflated, a thousandth of that is enough."""
+MAX_HEADERS = 32
+"""So many in one frame: Kubernetes' clients send three."""
+MAX_SETTINGS = 64
+"""So many entries in one frame: the draft knows eight."""
 MAX_DATA_BYTES = (1 << 24) - 1
 """The length of a frame has 24 bits."""
 
@@ -142,8 +146,11 @@ class FrameReader:
         self._buffer = b""
         self._data: tuple[int, int, bool] | None = None  # stream, bytes missing, fin: of the frame under way
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take bytes as they come and yield what they complete. Raises ProtocolError; use it up before the next."""
+    def feed(self, data: bytes) -> Iterator[Frame | None]:
+        """Take bytes as they come and yield what they complete, ``None`` for each frame that means nothing to us.
+
+        Raises ProtocolError; use it up before the next.
+        """
         self._buffer = self._buffer + data if self._buffer else data
         at = 0
         while True:
@@ -157,7 +164,7 @@ class FrameReader:
             if taken is None:
                 break
             frame, at = taken
-            if frame is not None:
+            if self._data is None:
                 yield frame
         self._buffer = self._buffer[at:]
 
@@ -222,8 +229,8 @@ class FrameReader:
             plain = self._inflater.decompress(block, MAX_HEADERS_BYTES)
         except zlib.error as error:
             raise ProtocolError(f"headers can't be inflated: {error}") from None
-        if self._inflater.unconsumed_tail:
-            raise ProtocolError(f"headers of more than {MAX_HEADERS_BYTES} bytes")
+        if self._inflater.unconsumed_tail or len(plain) == MAX_HEADERS_BYTES:
+            raise ProtocolError(f"headers of {MAX_HEADERS_BYTES} bytes or more")
         return _parse_headers(plain)
 
 
@@ -298,7 +305,7 @@ def _stream(body: bytes) -> int:
 
 def _parse_settings(body: bytes) -> InitialWindow | None:
     (count,) = _WORD.unpack_from(body)
-    if len(body) != 4 + 8 * count:
+    if len(body) != 4 + 8 * count or count > MAX_SETTINGS:
         raise ProtocolError(f"SETTINGS say {count} entries in {len(body)} bytes")
     for at in range(4, len(body), 8):
         key, value = _PAIR.unpack_from(body, at)
@@ -310,6 +317,8 @@ def _parse_settings(body: bytes) -> InitialWindow | None:
 def _parse_headers(block: bytes) -> dict[str, str]:
     try:
         (count,) = _WORD.unpack_from(block)
+        if count > MAX_HEADERS:
+            raise ProtocolError(f"{count} headers in one frame")
         at, texts = 4, []
         for _ in range(2 * count):
             (length,) = _WORD.unpack_from(block, at)

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.sessions import AttachSession, ByteSink, ByteSource, ExecSession, Session
 from crinoid.core.api.values.runtime import TerminalSize
+from crinoid.core.cri.errors import expected
 from crinoid.core.cri.streaming.protocols import CHANNELS, ERROR, RESIZE, STDERR, STDIN, STDOUT
 from crinoid.core.cri.streaming.spdy import SpdyStream, StreamRefused
 from crinoid.core.cri.streaming.websocket import Channel, Channels
@@ -162,10 +162,12 @@ async def _run(client: Client, run: Callable[[], Awaitable[Mapping[str, object]]
         return
     try:
         status = running.result()
-    except CrinoidError as error:
-        status = error_status(error.message)
     except BrokenPipeError:  # the client has gone
         return
+    except Exception as error:
+        if (known := expected(error)) is None:
+            raise
+        status = error_status(known.message)
     await _tell(client, status)
 
 
@@ -239,21 +241,24 @@ async def _copy_input(client: Client, source: Duplex | None, sink: ByteSink | No
 
 
 async def _take_sizes(source: Duplex | None, session: Session) -> None:
-    """Take terminal sizes: JSON objects one after the other, with or without anything between them."""
+    """Take terminal sizes: JSON objects one after the other, with or without anything between them.
+
+    Of very many that have come meanwhile only the last are taken, and what is much longer than any size is dropped.
+    """
     text = ""
     decoder = json.JSONDecoder()
     while source is not None and (piece := await source.read()):
         text = (text + piece.decode(errors="replace")).lstrip()
-        while text and len(text) <= _MAX_SIZE_BYTES:
+        if len(text) > _MAX_SIZE_BYTES:
+            text = "{" + text[-_MAX_SIZE_BYTES:].partition("{")[2]
+        while text:
             try:
                 found, end = decoder.raw_decode(text)
-            except ValueError:  # not whole yet
+            except (ValueError, RecursionError):  # not whole yet
                 break
             text = text[end:].lstrip()
             if (size := parse_size(found)) is not None:
                 await session.resize(size)
-        if len(text) > _MAX_SIZE_BYTES:
-            text = ""
 
 
 def parse_size(found: object) -> TerminalSize | None:

@@ -6,6 +6,7 @@ read here and its ticket redeemed; ``upgrades`` does the rest.
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
@@ -14,18 +15,25 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 
-from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.errors import ConfigurationError, ResourceExhausted
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.cri.errors import descriptor_limit
 from crinoid.core.cri.services import Streams
-from crinoid.core.cri.streaming.conduits import READ_BYTES, TcpConduit
-from crinoid.core.cri.streaming.http import MAX_HEAD_BYTES, BadRequest, Request, make_answer, read_request
+from crinoid.core.cri.streaming.conduits import READ_AHEAD_BYTES, TcpConduit
+from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
+from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket, Tickets
+from crinoid.core.cri.streaming.trimming import Trimmer
+from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.upgrades import Upgrades
 from crinoid.core.lifecycle.streams import StreamChoice
 
 LOG = logging.getLogger("crinoid.streaming")
 
 _HEAD_S = 10.0
+_BACKLOG = 128
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_EXHAUSTED_PAUSE_S = 0.5
 _PATHS: Mapping[type[Ticket], str] = {ExecTicket: "exec", AttachTicket: "attach", ForwardTicket: "portforward"}
 
 
@@ -41,18 +49,31 @@ class StreamingOptions:
     token_ttl_s: float = 60.0
     idle_timeout_s: float = 4 * 3600.0
     creation_timeout_s: float = 30.0
+    max_connections: int = 512
+    max_unauthenticated: int = 64
+    max_streams: int = 512
+    max_buffer_bytes: int = 128 << 20
 
 
 class StreamingServer:
-    """Serves streams from ``start`` to ``stop``, once."""
+    """Serves streams from ``start`` to ``stop``, once.
+
+    A connection is a stranger's until it has shown a valid token. Strangers are few and have little time; so that they
+    can't keep others out, the oldest of too many has to go: a kubelet's shows its token within milliseconds.
+    """
 
     def __init__(self, options: StreamingOptions, streams: Streams) -> None:
         self._options = options
         self._streams = streams
-        self._upgrades = Upgrades(streams, options.idle_timeout_s, options.creation_timeout_s)
+        self._log = ThrottledLog(LOG)
+        self._upgrades = Upgrades(streams, options, self._log)
         self._tickets = Tickets(options.token_ttl_s, lambda: asyncio.get_running_loop().time())
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._trimmer = Trimmer()
         self._base = ""
 
     @property
@@ -63,28 +84,33 @@ class StreamingServer:
     async def start(self) -> None:
         """Listen. Raises ConfigurationError when the address can't be had, or a certificate can't be read."""
         options = self._options
-        tls = _tls_context(options)
+        self._tls = _tls_context(options)
         try:
-            self._server = await asyncio.start_server(
-                self._accept, options.address, options.port, ssl=tls, limit=max(MAX_HEAD_BYTES, READ_BYTES)
+            found = await asyncio.get_running_loop().getaddrinfo(
+                options.address, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
+            family, _, _, _, address = found[0]
+            self._listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
             raise ConfigurationError(
                 f"the streaming server can't listen on {options.address} port {options.port}: {error.strerror}"
             ) from error
-        host, port = self._server.sockets[0].getsockname()[:2]
-        self._base = f"{'https' if tls else 'http'}://{_url_host(host)}:{port}"
+        self._listener.setblocking(False)
+        host, port = self._listener.getsockname()[:2]
+        self._base = f"{'https' if self._tls else 'http'}://{_url_host(host)}:{port}"
+        self._accepting = asyncio.create_task(self._accept(self._listener, Turns()))
         LOG.info("streaming server on %s", self._base)
 
     async def stop(self) -> None:
         """Listen no more and close all connections. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-        connections = tuple(self._connections)
-        for task in connections:
+        tasks = (*((self._accepting,) if self._accepting else ()), *self._connections)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-        self._connections.difference_update(connections)  # of those that had just ended nobody may have been told yet
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        self._connections.difference_update(tasks)  # of those that had just ended nobody may have been told yet
+        self._trimmer.close()
 
     def exec_url(self, container_id: str, command: tuple[str, ...], choice: StreamChoice) -> str:
         """Return where to execute the command. Raises as ``check_exec`` does."""
@@ -100,53 +126,120 @@ class StreamingServer:
         return self._url(ForwardTicket(self._streams.check_forward(pod_id), ports))
 
     def _url(self, ticket: Ticket) -> str:
+        self._check_room()
         return f"{self._base}/{_PATHS[type(ticket)]}/{self._tickets.issue(ticket)}"
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve_to_the_end(reader, TcpConduit(reader, writer)))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+    def _check_room(self) -> None:
+        if len(self._connections) - len(self._strangers) >= self._options.max_connections:
+            raise ResourceExhausted(
+                f"{self._options.max_connections} execs, attaches and port forwards are open (max_connections in "
+                "[streaming] of crinoid's configuration); close some"
+            )
 
-    async def _serve_to_the_end(self, reader: asyncio.StreamReader, conduit: TcpConduit) -> None:
+    async def _accept(self, listener: socket.socket, turns: Turns) -> None:
+        """Take connections as long as the server runs, whatever becomes of each."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await turns.take()
+            try:
+                connected, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    what = descriptor_limit() if error.errno == errno.EMFILE else "the node has no more to give"
+                    self._log.warning("no streaming connection can be accepted: %s (%s)", what, error.strerror)
+                    await asyncio.sleep(_EXHAUSTED_PAUSE_S)
+                continue  # anything else was about the one connection, accept(2)
+            if len(self._strangers) >= self._options.max_unauthenticated:
+                self._log.info("a streaming connection is closed: others have come and it has not shown a token")
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cancel()
+            task = asyncio.create_task(self._serve_to_the_end(connected, turns))
+            self._connections.add(task)
+            self._strangers[task] = None
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: "asyncio.Task[None]") -> None:
+        self._connections.discard(task)
+        self._strangers.pop(task, None)
+        self._trimmer.note()
+
+    async def _serve_to_the_end(self, connected: socket.socket, turns: Turns) -> None:
+        """Serve a connection and close it. It is a stranger's, with a deadline, until its request is known."""
+        conduit: TcpConduit | None = None
         try:
-            await self._serve(reader, conduit)
-        except (ConnectionError, BrokenPipeError) as error:
+            async with asyncio.timeout(_HEAD_S):
+                reader, writer = await self._open(connected)
+                conduit = TcpConduit(reader, writer, turns)
+                request = await self._read(reader, conduit)
+            if request is not None:
+                await self._route(request, conduit)
+        except TimeoutError:
+            LOG.debug("a streaming connection sent no request in %g s", _HEAD_S)
+        except (ConnectionError, ssl.SSLError) as error:
             LOG.debug("a streaming connection broke: %s", error)
-        except Exception:
-            LOG.exception("a streaming connection failed in a way it should not")
+        except Exception as error:  # noqa: BLE001  # whatever it was, it was about this one connection
+            self._log.error("a streaming connection failed in a way it should not", error=error)
         except asyncio.CancelledError:
-            conduit.abort()
+            (conduit.abort if conduit else connected.close)()
             raise
+        if conduit is None:
+            connected.close()
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEAD_S):
                 await conduit.close()
         conduit.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, conduit: TcpConduit) -> None:
+    async def _open(self, connected: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Make asyncio's streams of a socket, after the handshake where there is TLS."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=READ_AHEAD_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connected, ssl=self._tls)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def _read(self, reader: asyncio.StreamReader, conduit: TcpConduit) -> Request | None:
         try:
-            async with asyncio.timeout(_HEAD_S):
-                request = await read_request(reader)
-            if request is not None:
-                await self._route(request, conduit)
+            return await read_request(reader, conduit.turn)
         except BadRequest as error:
-            await conduit.write(make_answer(error.status, error.fields, str(error)))
-        except TimeoutError:
-            LOG.debug("a streaming connection sent no request in %g s", _HEAD_S)
+            await _refuse(conduit, error)
+            return None
 
     async def _route(self, request: Request, conduit: TcpConduit) -> None:
         """Find the request's ticket and serve it."""
-        ticket = self._redeem(request)
-        LOG.info("%s %s", _PATHS[type(ticket)], getattr(ticket, "container_id", getattr(ticket, "pod_id", "")))
-        await self._upgrades.serve(request, conduit, ticket)
+        try:
+            ticket = self._redeem(request)
+            with contextlib.suppress(KeyError):
+                del self._strangers[_current_task()]
+            LOG.info("%s %s", _PATHS[type(ticket)], getattr(ticket, "container_id", getattr(ticket, "pod_id", "")))
+            await self._upgrades.serve(request, conduit, ticket)
+        except BadRequest as error:
+            await _refuse(conduit, error)
 
     def _redeem(self, request: Request) -> Ticket:
         if request.method not in ("GET", "POST"):
             raise BadRequest(HTTPStatus.METHOD_NOT_ALLOWED, "GET or POST")
+        try:
+            self._check_room()
+        except ResourceExhausted as error:
+            raise BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, error.message) from error
         kind, _, token = request.path.partition("?")[0].removeprefix("/").partition("/")
         ticket = self._tickets.redeem(token)
         if ticket is None or _PATHS[type(ticket)] != kind:
             raise BadRequest(HTTPStatus.NOT_FOUND, "no such URL: each can be used once, within a minute")
         return ticket
+
+
+async def _refuse(conduit: TcpConduit, reason: BadRequest) -> None:
+    await conduit.write(make_answer(reason.status, reason.fields, str(reason)))
+    await conduit.part()
+
+
+def _current_task() -> "asyncio.Task[None]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _tls_context(options: StreamingOptions) -> ssl.SSLContext | None:

@@ -9,17 +9,24 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 
+from crinoid.core.api.buffers import BufferShare
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.streaming import frames
 from crinoid.core.cri.streaming.conduits import Buffer, Conduit
 from crinoid.core.cri.streaming.inbox import CAPACITY_BYTES, Inbox
-
-MAX_STREAMS = 2000
-"""Streams open at once on a connection; further ones are refused."""
 
 _DEFAULT_WINDOW = 1 << 16
 _LARGEST_WINDOW = (1 << 31) - 1
 _FRAME_BYTES = 1 << 16
 _LINGER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpdyLimits:
+    """What one connection may take: ``max_streams`` open at once, further ones are refused; ``share`` of memory."""
+
+    max_streams: int
+    share: BufferShare
 
 
 class StreamRefused(Exception):
@@ -32,14 +39,19 @@ class SpdyStream:
     def __init__(self, connection: "SpdyConnection", stream_id: int, headers: Mapping[str, str]) -> None:
         self.id = stream_id
         self.headers = headers
-        self.inbox = Inbox()
-        self.was_reset = False
+        self.inbox = Inbox(connection.limits.share)
+        self.dead = asyncio.Event()
         self._connection = connection
         self._sent_fin = False
         self._sent_bytes = 0
         self._credit = 0  # by WINDOW_UPDATE, beyond the initial window
         self._read_bytes = 0  # since the last WINDOW_UPDATE of ours
         self._window_changed = asyncio.Event()
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether it was ended at once, both ways."""
+        return self.dead.is_set()
 
     @property
     def is_over(self) -> bool:
@@ -60,8 +72,7 @@ class SpdyStream:
         """Send data. Raises BrokenPipeError when the client does not take any more."""
         view = memoryview(data)
         while view:
-            room = await self._window()
-            piece = view[: min(room, _FRAME_BYTES)]
+            piece = view[: await self.room()]
             view = view[len(piece) :]
             self._sent_bytes += len(piece)
             try:
@@ -88,7 +99,7 @@ class SpdyStream:
 
     def take_reset(self) -> None:
         """The stream is dead."""
-        self.was_reset = True
+        self.dead.set()
         self.inbox.end()
         self._window_changed.set()
         self._connection.forget_if_over(self)
@@ -103,8 +114,8 @@ class SpdyStream:
         """Look at the window anew."""
         self._window_changed.set()
 
-    async def _window(self) -> int:
-        """Wait until something may be sent; return how much."""
+    async def room(self) -> int:
+        """Wait until something may be sent; return how much. Raises BrokenPipeError when nothing will be taken."""
         while True:
             if self.was_reset or self._sent_fin:
                 raise BrokenPipeError("the stream has been closed")
@@ -112,8 +123,9 @@ class SpdyStream:
                 return _FRAME_BYTES
             room = self._connection.send_window + self._credit - self._sent_bytes
             if room > 0:
-                return room
+                return min(room, _FRAME_BYTES)
             self._window_changed.clear()
+            self._connection.blocked.add(self)
             await self._window_changed.wait()
 
 
@@ -127,8 +139,10 @@ class SpdyConnection:
     PEER_PARITY = 1
     """The last bit of the numbers that the peer chooses for its pings: a client's are odd."""
 
-    def __init__(self, conduit: Conduit, accept: Accept) -> None:
+    def __init__(self, conduit: Conduit, accept: Accept, limits: SpdyLimits) -> None:
         self.gone = asyncio.Event()
+        self.limits = limits
+        self.blocked: set[SpdyStream] = set()  # those that wait for their windows
         self.counts = False  # whether the client keeps windows
         self.send_window = _DEFAULT_WINDOW
         self._conduit = conduit
@@ -145,6 +159,7 @@ class SpdyConnection:
             await self.send(frames.initial_window(CAPACITY_BYTES))
             while data := await self._conduit.read():
                 for frame in self._reader.feed(data):
+                    await self._conduit.turn()
                     await self._take(frame)
         except frames.ProtocolError:
             with contextlib.suppress(ConnectionError):
@@ -155,6 +170,7 @@ class SpdyConnection:
             self.gone.set()
             for stream in tuple(self._streams.values()):
                 stream.take_reset()
+            self.limits.share.close()
 
     async def send(self, *parts: Buffer) -> None:
         """Send bytes of a frame. Raises ConnectionError."""
@@ -180,8 +196,9 @@ class SpdyConnection:
         """Drop a stream that both sides have finished."""
         if stream.is_over:
             self._streams.pop(stream.id, None)
+            self.blocked.discard(stream)
 
-    async def _take(self, frame: frames.Frame) -> None:
+    async def _take(self, frame: frames.Frame | None) -> None:
         match frame:
             case frames.Data():
                 await self._take_data(frame)
@@ -217,7 +234,7 @@ class SpdyConnection:
         self._last_id = frame.stream_id
         stream = SpdyStream(self, frame.stream_id, frame.headers)
         try:
-            if self._going_away or len(self._streams) >= MAX_STREAMS:
+            if self._going_away or len(self._streams) >= self.limits.max_streams:
                 raise StreamRefused
             self._accept(stream)
         except StreamRefused:
@@ -229,13 +246,16 @@ class SpdyConnection:
             self._end(stream.id)
 
     async def _take_window(self, frame: frames.WindowUpdate | frames.InitialWindow) -> None:
+        """Only streams that wait are woken, and each waits again at the earliest in the loop's next round: so thousands
+        of frames cost no more than the streams once."""
         self.counts = True
         if isinstance(frame, frames.InitialWindow):
             self.send_window = frame.size
+            for one in self.blocked:
+                one.wake()
+            self.blocked.clear()
         elif (stream := self._streams.get(frame.stream_id)) is not None and not stream.take_credit(frame.delta):
             await stream.reset(frames.FLOW_CONTROL_ERROR)
-        for stream in self._streams.values():
-            stream.wake()
 
     def _end(self, stream_id: int) -> None:
         if (stream := self._streams.get(stream_id)) is not None:

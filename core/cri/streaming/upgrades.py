@@ -5,11 +5,11 @@ SPDY and WebSocket share one URL; what the client's ``Upgrade`` field says decid
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Protocol
 
+from crinoid.core.api.buffers import BufferPool, BufferShare
 from crinoid.core.cri.services import Streams
 from crinoid.core.cri.streaming.conduits import Conduit
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer
@@ -32,7 +32,8 @@ from crinoid.core.cri.streaming.remotecommand import (
     run_attach,
     run_exec,
 )
-from crinoid.core.cri.streaming.spdy import Accept, SpdyConnection
+from crinoid.core.cri.streaming.spdy import Accept, SpdyConnection, SpdyLimits
+from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket
 from crinoid.core.cri.streaming.websocket import (
     Channels,
@@ -42,8 +43,10 @@ from crinoid.core.cri.streaming.websocket import (
     choose_protocol,
 )
 
-LOG = logging.getLogger("crinoid.streaming")
-
+_RESERVE_BYTES = 1 << 16
+"""A connection may hold so much however much others hold: it gets on, if slowly."""
+_MOST_BYTES = 8 << 20
+"""And so much at most: eight streams that nobody reads."""
 _ACCEPTED_FIELD = "X-Accepted-Stream-Protocol-Versions"
 
 
@@ -56,13 +59,32 @@ class _Moving(Protocol):
     def abort(self) -> None: ...
 
 
+class Limits(Protocol):
+    """See ``[streaming]`` in the configuration."""
+
+    @property
+    def idle_timeout_s(self) -> float: ...
+
+    @property
+    def creation_timeout_s(self) -> float: ...
+
+    @property
+    def max_streams(self) -> int: ...
+
+    @property
+    def max_buffer_bytes(self) -> int: ...
+
+
 class Upgrades:
     """Serves tickets on connections."""
 
-    def __init__(self, streams: Streams, idle_timeout_s: float, creation_timeout_s: float) -> None:
+    def __init__(self, streams: Streams, limits: Limits, log: ThrottledLog) -> None:
         self._streams = streams
-        self._idle_timeout_s = idle_timeout_s
-        self._creation_timeout_s = creation_timeout_s
+        self._idle_timeout_s = limits.idle_timeout_s
+        self._creation_timeout_s = limits.creation_timeout_s
+        self._max_streams = limits.max_streams
+        self._buffers = BufferPool(limits.max_buffer_bytes // 2)  # drivers' sessions have the other half
+        self._log = log
 
     async def serve(self, request: Request, conduit: Conduit, ticket: Ticket) -> None:
         """Serve a ticket to its end. Raises BadRequest as long as the connection has not been upgraded."""
@@ -97,14 +119,15 @@ class Upgrades:
                 async with asyncio.timeout(self._creation_timeout_s):
                     await _first(collected.complete.wait(), connection.gone.wait())
             except TimeoutError:
-                LOG.warning("a client did not open its streams in %g s", self._creation_timeout_s)
+                self._log.warning("a client did not open its streams in %g s", self._creation_timeout_s)
                 conduit.abort()
                 return
             if collected.complete.is_set():
                 await self._run(Client(version, collected.streams, connection.gone), ticket)
 
     async def _forward(self, conduit: Conduit, ticket: ForwardTicket) -> None:
-        forwarding = PortForward(self._connect(ticket), self._creation_timeout_s)
+        most = self._max_streams // 2
+        forwarding = PortForward(self._connect(ticket), self._creation_timeout_s, most, self._log)
         async with self._connected(conduit, forwarding.accept) as connection:
             try:
                 await connection.gone.wait()
@@ -113,7 +136,7 @@ class Upgrades:
 
     @contextlib.asynccontextmanager
     async def _connected(self, conduit: Conduit, accept: Accept) -> AsyncIterator[SpdyConnection]:
-        connection = SpdyConnection(conduit, accept)
+        connection = SpdyConnection(conduit, accept, SpdyLimits(self._max_streams, self._share()))
         async with self._running(conduit, connection.run(), connection.finish):
             yield connection
 
@@ -138,14 +161,14 @@ class Upgrades:
         elif protocol == TUNNEL_PROTOCOL:
             await self._forward(TunnelConduit(websocket), ticket)
         else:
-            channels = Channels(websocket, 2 * len(ticket.ports), protocol)
+            channels = Channels(websocket, 2 * len(ticket.ports), protocol, self._share())
             async with self._running(websocket, channels.run(), channels.finish):
-                await forward_channels(channels, ticket.ports, self._connect(ticket))
+                await forward_channels(channels, ticket.ports, self._connect(ticket), self._log)
 
     async def _remote_command_by_websocket(
         self, websocket: WebSocket, ticket: ExecTicket | AttachTicket, protocol: str
     ) -> None:
-        channels = Channels(websocket, len(CHANNELS), protocol)
+        channels = Channels(websocket, len(CHANNELS), protocol, self._share())
         async with self._running(websocket, channels.run(), channels.finish):
             streams = await channel_streams(channels, ticket.streams)
             await self._run(Client(WEBSOCKET_PROTOCOLS.get(protocol, 1), streams, channels.gone), ticket)
@@ -176,8 +199,11 @@ class Upgrades:
         loop = asyncio.get_running_loop()
         while (rest_s := connection.moved_at + self._idle_timeout_s - loop.time()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(rest_s)
-        LOG.info("a streaming connection is closed: nothing has happened on it for %g s", self._idle_timeout_s)
+        self._log.info("a streaming connection is closed: nothing has happened on it for %g s", self._idle_timeout_s)
         connection.abort()
+
+    def _share(self) -> BufferShare:
+        return self._buffers.share(reserve_bytes=_RESERVE_BYTES, most_bytes=_MOST_BYTES)
 
     def _connect(self, ticket: ForwardTicket) -> Connect:
         return lambda port: self._streams.connect(ticket.pod_id, port)

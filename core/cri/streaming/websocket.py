@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from crinoid.core.api.buffers import BufferShare
 from crinoid.core.cri.streaming.conduits import Buffer, Conduit
 from crinoid.core.cri.streaming.inbox import Inbox
 
@@ -25,7 +26,7 @@ CLOSE_SIGNAL = 255
 
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _MAX_CONTROL_BYTES = 125
-_MAX_BASE64_BYTES = 1 << 20
+_NO_CHANNEL = 256
 _PIECE_BYTES = 1 << 16
 _LINGER_S = 5.0
 
@@ -175,6 +176,7 @@ class WebSocket:
         while True:
             try:
                 for piece in self._pieces:
+                    await self._conduit.turn()
                     if piece.opcode < CLOSE:
                         return piece
                     if piece.opcode == CLOSE:
@@ -189,6 +191,10 @@ class WebSocket:
             if not data:
                 return None
             self._pieces = self._reader.feed(data)
+
+    async def turn(self) -> None:
+        """See ``Conduit``."""
+        await self._conduit.turn()
 
     async def send(self, *parts: Buffer, opcode: int = BINARY) -> None:
         """Send the parts as one message. Raises ConnectionError."""
@@ -234,6 +240,10 @@ class TunnelConduit:
         """See the protocol."""
         return self._websocket.moved_at
 
+    async def turn(self) -> None:
+        """See the protocol."""
+        await self._websocket.turn()
+
     async def read(self) -> bytes:
         """See the protocol."""
         while (piece := await self._websocket.receive()) is not None:
@@ -262,10 +272,11 @@ class TunnelConduit:
 class Channel:
     """One channel, to be read and written."""
 
-    was_reset = False  # that can't be told in these protocols
+    was_reset = False  # that can't be said in these protocols
 
     def __init__(self, channels: "Channels", number: int) -> None:
-        self.inbox = Inbox()
+        self.inbox = Inbox(channels.share)
+        self.dead = channels.gone
         self._channels = channels
         self._number = number
 
@@ -279,6 +290,10 @@ class Channel:
         while view:
             await self._channels.send(self._number, view[:_PIECE_BYTES])
             view = view[_PIECE_BYTES:]
+
+    async def room(self) -> int:
+        """Return how much to write at a time: there are no windows in these protocols."""
+        return _PIECE_BYTES
 
     async def announce(self) -> None:
         """Send an empty message, by which the client knows that the channel is there."""
@@ -297,32 +312,33 @@ class Channels:
     ``signals_close``: channel 255 tells of the end of another (``v5.channel.k8s.io``).
     """
 
-    def __init__(self, websocket: WebSocket, count: int, protocol: str) -> None:
+    def __init__(self, websocket: WebSocket, count: int, protocol: str, share: BufferShare) -> None:
         self.gone = asyncio.Event()
+        self.share = share
         self.all = tuple(Channel(self, number) for number in range(count))
         self._websocket = websocket
         self._base64 = "base64." in protocol
         self._signals_close = protocol.startswith("v5.")
-        self._text = b""  # of a base64 message that has not come whole
+        self._number = -1  # the channel of the message under way
+        self._text = b""  # of a base64 message: what is no whole group of four yet
 
     async def run(self) -> None:
         """Hand on what comes until the client has gone."""
-        number = -1
         try:
             while (piece := await self._websocket.receive()) is not None:
-                if self._base64:
-                    await self._take_base64(piece)
-                    continue
-                data, number = piece.data, -1 if piece.first else number
-                if number < 0 and data:
-                    number, data = data[0], data[1:]
-                await self._take(number, data)
+                data = piece.data
+                if piece.first:
+                    self._number, self._text = -1, b""
+                if self._number < 0 and data:
+                    self._number, data = _channel_number(data[0], is_digit=self._base64), data[1:]
+                await self._take(self._number, self._decode(data) if self._base64 else data)
         except (ConnectionError, WebSocketError):
             pass
         finally:
             self.gone.set()
             for channel in self.all:
                 channel.inbox.end()
+            self.share.close()
 
     async def send(self, number: int, data: Buffer) -> None:
         """Send a message of a channel. Raises BrokenPipeError."""
@@ -353,20 +369,25 @@ class Channels:
             channel.inbox.put(data)
             await channel.inbox.wait_for_room(self._websocket.hold)
 
-    async def _take_base64(self, piece: Piece) -> None:
-        """These messages are read whole: they can't be decoded in parts."""
-        self._text += piece.data
-        if len(self._text) > _MAX_BASE64_BYTES:
-            raise WebSocketError("a base64 message that is too long")
-        if not piece.last:
-            return
-        text, self._text = self._text, b""
-        with contextlib.suppress(binascii.Error):
-            number = text[0] - ord("0") if text else -1
-            await self._take(number, base64.b64decode(text[1:], validate=True))
+    def _decode(self, piece: bytes) -> bytes:
+        """Decode what has come of a base64 message, in groups of four characters; what follows no base64 is dropped."""
+        text = self._text + piece
+        whole = len(text) & ~3
+        self._text = text[whole:]
+        try:
+            return base64.b64decode(text[:whole], validate=True)
+        except binascii.Error:
+            self._number = _NO_CHANNEL
+            return b""
 
     def _find(self, number: int) -> Channel | None:
         return self.all[number] if 0 <= number < len(self.all) else None
+
+
+def _channel_number(first: int, *, is_digit: bool) -> int:
+    if not is_digit:
+        return first
+    return first - ord("0") if first >= ord("0") else _NO_CHANNEL
 
 
 def choose_protocol(offered: tuple[str, ...], known: Mapping[str, object]) -> str | None:

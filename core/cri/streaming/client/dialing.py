@@ -14,6 +14,7 @@ from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, Permissio
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.streaming.conduits import READ_BYTES, TcpConduit
 from crinoid.core.cri.streaming.protocols import SPDY, VERSION_FIELD, WEBSOCKET
+from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.websocket import WebSocket, accept_key
 
 TRANSPORTS = ("spdy", "websocket")
@@ -86,7 +87,7 @@ async def _dial(
         async with asyncio.timeout(_DIAL_S):
             reader, writer = await _connect(parts, dialing)
             try:
-                return _PatientConduit(reader, writer), await _upgrade(reader, writer, parts, method, fields)
+                return _PatientConduit(reader, writer, Turns()), await _upgrade(reader, writer, parts, method, fields)
             except BaseException:
                 writer.transport.abort()
                 raise

@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Protocol
 
+from crinoid.core.api.buffers import BufferPool
 from crinoid.core.api.errors import DriverError, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.sessions import ByteSink, ByteSource
@@ -21,6 +22,7 @@ from crinoid.core.cri.streaming.websocket import CLOSE_SIGNAL, NORMAL, Channel, 
 _SPDY_PROTOCOL = "v4.channel.k8s.io"
 _WEBSOCKET_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _MAX_STATUS_BYTES = 1 << 20
+_BUFFER_BYTES = 8 << 20
 
 
 class Duplex(ByteSource, ByteSink, Protocol):
@@ -116,7 +118,7 @@ async def _over_websocket(url: str, names: frozenset[str], dialing: Dialing) -> 
     websocket, protocol = await dial_websocket(url, _WEBSOCKET_PROTOCOLS, dialing)
     try:
         _check_protocol(protocol, _WEBSOCKET_PROTOCOLS)
-        channels = Channels(websocket, len(CHANNELS), protocol)
+        channels = Channels(websocket, len(CHANNELS), protocol, BufferPool(_BUFFER_BYTES).share())
         named: dict[str, Duplex] = dict(zip(CHANNELS, channels.all, strict=True))
         stdin = channels.all[CHANNELS.index(STDIN)]
         named[STDIN] = _Input(channels, stdin, can_end=protocol.startswith("v5."))

@@ -1,7 +1,11 @@
 """The client's end of a SPDY/3.1 connection: it opens the streams. All else is as at the server's."""
 
+from crinoid.core.api.buffers import BufferPool
 from crinoid.core.cri.streaming.conduits import Conduit
-from crinoid.core.cri.streaming.spdy import SpdyConnection, SpdyStream, StreamRefused
+from crinoid.core.cri.streaming.spdy import SpdyConnection, SpdyLimits, SpdyStream, StreamRefused
+
+_MAX_STREAMS = 0  # of the server's: it opens none
+_BUFFER_BYTES = 64 << 20
 
 
 class SpdyClient(SpdyConnection):
@@ -10,7 +14,7 @@ class SpdyClient(SpdyConnection):
     PEER_PARITY = 0
 
     def __init__(self, conduit: Conduit) -> None:
-        super().__init__(conduit, _refuse)
+        super().__init__(conduit, _refuse, SpdyLimits(_MAX_STREAMS, BufferPool(_BUFFER_BYTES).share()))
 
     async def open(self, **headers: str) -> SpdyStream:
         """Open a stream; one that the server refuses is reset soon after. Raises ConnectionError."""

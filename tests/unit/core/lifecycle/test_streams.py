@@ -149,9 +149,8 @@ async def test_forwarding_in_the_pods_own_namespace(bench: Bench, monkeypatch: p
     server = await asyncio.start_server(serve, "::1", 0)
     port = server.sockets[0].getsockname()[1]
     assert bench.streams.check_forward(bench.pod[:12]) == bench.pod
-    reader, writer = await bench.streams.connect(bench.pod, port)
-    assert await reader.read() == b"here"
-    writer.close()
+    with await bench.streams.connect(bench.pod, port) as connected:
+        assert await asyncio.get_running_loop().sock_recv(connected, 100) == b"here"
     server.close()
     pin = bench.node.now.pods.get(bench.pod).namespaces["network"]
     assert entered == [pin, pin], "IPv4 first, then IPv6, both inside"

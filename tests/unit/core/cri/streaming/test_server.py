@@ -73,10 +73,12 @@ class FakeStreams:
         self.attaches.put_nowait(session)
         return session
 
-    async def connect(self, pod_id: str, port: int, /) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, pod_id: str, port: int, /) -> socket.socket:
         if port not in self.ports:
             raise Unavailable(f"port {port} of pod {pod_id} can't be reached")
-        return await asyncio.open_connection("127.0.0.1", self.ports[port])
+        connected = socket.create_connection(("127.0.0.1", self.ports[port]))
+        connected.setblocking(False)
+        return connected
 
 
 @contextlib.asynccontextmanager

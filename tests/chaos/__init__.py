@@ -1,0 +1,1 @@
+"""Longer forms of hostile tests, to be run by hand."""
