@@ -4,15 +4,14 @@
 shares a status code.
 """
 
-import errno
 import logging
-import resource
 from collections.abc import Iterator, Mapping
 
 import grpc
 
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.exhaustion import exhausted
 from crinoid.core.api.frozen import dataclass
 
 REASON_KEY = "crinoid-reason"
@@ -20,8 +19,6 @@ INTERNAL_REASON = "Internal"
 
 _MESSAGE_BYTES = 4000
 """gRPC refuses trailers beyond 8 KiB, and other bytes than printable ASCII take three each there."""
-
-_USED_UP = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.ENOMEM})
 
 _log = logging.getLogger("crinoid.cri")
 
@@ -84,21 +81,10 @@ def expected(error: BaseException) -> CrinoidError | None:
             return next((known for leaf in error.exceptions if (known := expected(leaf))), None)
         case TimeoutError():
             return errors.DeadlineExceeded(str(error) or "an operation took longer than it may")
-        case OSError() if error.errno == errno.EMFILE:
-            return errors.ResourceExhausted(f"{descriptor_limit()}: {error}")
-        case OSError() if error.errno in _USED_UP:
-            return errors.ResourceExhausted(f"the host has no more to give: {error}")
+        case OSError():
+            return exhausted(error)
         case _:
             return None
-
-
-def descriptor_limit() -> str:
-    """Say what a process lacks that can open no more descriptors."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        f"crinoid has all of the {limit} file descriptors open that it may have (RLIMIT_NOFILE); close streams, or "
-        "raise LimitNOFILE of its service"
-    )
 
 
 def _classes(base: type[CrinoidError]) -> Iterator[type[CrinoidError]]:

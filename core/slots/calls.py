@@ -23,6 +23,7 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
+from crinoid.core.api.exhaustion import exhausted
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import Deadlines, SlotConfig
 from crinoid.core.slots.answers import Check, nothing
@@ -246,6 +247,8 @@ def _translate(error: BaseException) -> CrinoidError:
     """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, OSError) and (known := exhausted(error)) is not None:
+        return known
     if isinstance(error, CrinoidError):
         with contextlib.suppress(Exception):  # a class of the driver's own may do what it likes
             if isinstance(error.message, str) and error.grpc_status in _STATUSES and isinstance(error.reason, str):

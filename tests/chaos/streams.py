@@ -7,6 +7,7 @@ daemon, ``--only WORDS`` some floods, ``--seconds`` each for so long, ``--throug
 import argparse
 import contextlib
 import math
+import os
 import secrets
 import socket
 import statistics
@@ -69,6 +70,13 @@ def memory_mb(node: Node, field: str = "VmRSS") -> float:
     assert node.daemon.process
     status = Path(f"/proc/{node.daemon.process.pid}/status").read_text()
     return next(int(line.split()[1]) / 1000 for line in status.splitlines() if line.startswith(field))
+
+
+def processor_s(node: Node) -> float:
+    """What the daemon has used, in user and in kernel mode."""
+    assert node.daemon.process
+    fields = Path(f"/proc/{node.daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def urls(node: Node, flood: Flood, pod: str, container: str) -> list[str]:
@@ -238,8 +246,11 @@ def throughput(node: Node, rounds: int) -> None:
         "port forward from the pod": lambda: transfer_forward(node, pod, container, total, back=True),
     }
     for name, act in acts.items():
+        before = processor_s(node)
         figures = [act() for _ in range(rounds)]
-        print(f"{name:30} {statistics.median(figures):8.0f} MB/s  ({', '.join(f'{one:.0f}' for one in figures)})")
+        used = (processor_s(node) - before) / (rounds * total / 1e9)
+        all_figures = ", ".join(f"{one:.0f}" for one in figures)
+        print(f"{name:30} {statistics.median(figures):8.0f} MB/s  ({all_figures})  {used:5.2f} s of processor a GB")
 
 
 def main() -> None:

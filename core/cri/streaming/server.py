@@ -6,7 +6,6 @@ read here and its ticket redeemed; ``upgrades`` does the rest.
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import socket
@@ -16,8 +15,8 @@ from http import HTTPStatus
 from pathlib import Path
 
 from crinoid.core.api.errors import ConfigurationError, ResourceExhausted
+from crinoid.core.api.exhaustion import exhausted
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.errors import descriptor_limit
 from crinoid.core.cri.services import Streams
 from crinoid.core.cri.streaming.conduits import READ_AHEAD_BYTES, TcpConduit
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
@@ -32,7 +31,6 @@ LOG = logging.getLogger("crinoid.streaming")
 
 _HEAD_S = 10.0
 _BACKLOG = 128
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _EXHAUSTED_PAUSE_S = 0.5
 _PATHS: Mapping[type[Ticket], str] = {ExecTicket: "exec", AttachTicket: "attach", ForwardTicket: "portforward"}
 
@@ -144,9 +142,8 @@ class StreamingServer:
             try:
                 connected, _ = await loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    what = descriptor_limit() if error.errno == errno.EMFILE else "the node has no more to give"
-                    self._log.warning("no streaming connection can be accepted: %s (%s)", what, error.strerror)
+                if (known := exhausted(error)) is not None:
+                    self._log.warning("no streaming connection can be accepted: %s", known.message)
                     await asyncio.sleep(_EXHAUSTED_PAUSE_S)
                 continue  # anything else was about the one connection, accept(2)
             if len(self._strangers) >= self._options.max_unauthenticated:

@@ -1,13 +1,14 @@
 """Heads of requests: what upgrades need, and what is refused."""
 
 import contextlib
+import time
 from http import HTTPStatus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crinoid.core.cri.streaming.http import BadRequest, make_answer, parse_request
+from crinoid.core.cri.streaming.http import MAX_FIELDS, BadRequest, make_answer, parse_request
 
 
 def head(*lines: str) -> bytes:
@@ -60,6 +61,29 @@ def test_what_is_no_request_to_upgrade(lines: tuple[str, ...]) -> None:
     with pytest.raises(BadRequest) as refused:
         parse_request(head(*lines))
     assert refused.value.status is HTTPStatus.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["a:" + " " * 60_000 + "\x01", "a:" + "\t " * 30_000 + "\x00b", " " * 60_000 + ":", "a" * 60_000, ":" * 60_000],
+)
+def test_a_line_costs_what_it_is_long(field: str) -> None:
+    """The first of these took 13 s, and anybody who can connect may send it."""
+    began = time.process_time()
+    with pytest.raises(BadRequest):
+        parse_request(head("GET / HTTP/1.1", field))
+    assert time.process_time() - began < 0.5
+
+
+def test_blanks_around_a_value_are_no_part_of_it() -> None:
+    assert parse_request(head("GET / HTTP/1.1", "A: \t a b\t ", "B:")).fields == (("a", "a b"), ("b", ""))
+
+
+def test_fields_are_counted() -> None:
+    parse_request(head("GET / HTTP/1.1", *["a: b"] * MAX_FIELDS))
+    with pytest.raises(BadRequest) as refused:
+        parse_request(head("GET / HTTP/1.1", *["a: b"] * (MAX_FIELDS + 1)))
+    assert refused.value.status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 @given(st.binary(max_size=300))

@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 import struct
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crinoid.core.api.errors import ConfigurationError, NotFound, Unavailable
+from crinoid.core.api.errors import ConfigurationError, NotFound, ResourceExhausted, Unavailable
 from crinoid.core.api.testing.fakes import FakeAttachSession, FakeExecSession
 from crinoid.core.api.values.runtime import AttachRequest, ExecStreamRequest, TerminalSize
 from crinoid.core.cri.streaming import frames
+from crinoid.core.cri.streaming.conduits import READ_BYTES
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.streams import StreamChoice
 from support.streaming import (
@@ -428,6 +431,104 @@ class TestTime:
                 await asyncio.sleep(0.4)
             assert await command.stdout.read_all() == b""
             await until(lambda: process.is_closed)
+
+
+class TestBounds:
+    async def test_strangers_are_few_and_the_oldest_goes(self, streams: FakeStreams) -> None:
+        async with serving(streams, max_unauthenticated=5) as server:
+            url = server.exec_url("c", ("run",), ALL)
+            host, _, port = url.split("/")[2].partition(":")
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+            async with asyncio.timeout(60):
+                for reader, _ in silent[:15]:
+                    with contextlib.suppress(ConnectionError):
+                        assert await reader.read() == b""
+            await until(lambda: server.connections == 5)
+            async with connect_spdy(url, "v4.channel.k8s.io") as client:
+                await client.start(stdin=True, stdout=True, stderr=True)
+                process = await streams.execs.get()
+                more = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+                await until(lambda: server.connections == 6)
+                assert not process.is_closed, "who has shown a token is no stranger any more"
+            for _, writer in (*silent, *more):
+                writer.close()
+
+    async def test_connections_are_counted(self, streams: FakeStreams) -> None:
+        async with serving(streams, max_connections=2) as server:
+            first, second, third = (server.exec_url("c", ("run",), ALL) for _ in range(3))
+            async with connect_spdy(first, "v4.channel.k8s.io"), connect_spdy(second, "v4.channel.k8s.io"):
+                with pytest.raises(Refused, match="max_connections") as refused:
+                    await upgrade(third, SPDY)
+                assert refused.value.status == 503
+                with pytest.raises(ResourceExhausted, match="max_connections"):
+                    server.exec_url("c", ("run",), ALL)
+            await until(lambda: server.connections == 0)
+            async with connect_spdy(third, "v4.channel.k8s.io"):
+                pass
+
+    async def test_streams_are_counted_also_what_resets_left(self, streams: FakeStreams) -> None:
+        """A stream that was reset has gone, but half a pair of streams waits for its other half."""
+        async with (
+            serving(streams, max_streams=8) as server,
+            connect_spdy(server.port_forward_url("p", ()), "portforward.k8s.io") as client,
+        ):
+            opened = []
+            for number in range(6):
+                opened.append(await client.open(streamtype="data", port="80", requestid=str(number)))
+                await opened[-1].reset()
+            await opened[5].accepted.wait()
+            assert [stream.was_reset for stream in opened] == [False] * 4 + [True] * 2
+
+    async def test_input_of_all_connections_is_bounded(self, streams: FakeStreams) -> None:
+        """Ten clients send what nobody reads; an eleventh, whose process reads, gets on."""
+        async with serving(streams, max_buffer_bytes=4 << 20) as server, contextlib.AsyncExitStack() as stack:
+            for _ in range(10):
+                client = await stack.enter_async_context(
+                    connect_spdy(server.exec_url("c", ("run",), ALL), "v4.channel.k8s.io")
+                )
+                command = await client.start(stdin=True, stdout=True, stderr=True)
+                process = await streams.execs.get()
+                stuck = asyncio.Event()
+                process.input.write = lambda data, stuck=stuck: stuck.wait()  # type: ignore[method-assign,misc]
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await command.stdin.send(bytes(8 << 20))
+            pool = server._upgrades._buffers
+            assert 2 << 20 <= pool.held_bytes < (2 << 20) + 10 * (READ_BYTES + (1 << 17) + (1 << 16))
+            async with started(server, streams, WAYS[0]) as (command, process):
+                sending = asyncio.create_task(command.stdin.send(bytes(1 << 20)))
+                got = 0
+                while got < 1 << 20:
+                    got += len(await process.input.read())
+                await sending
+            await stack.aclose()
+            await until(lambda: pool.held_bytes == 0)
+
+    @pytest.mark.parametrize("way", WAYS)
+    async def test_a_host_without_descriptors(
+        self, server: StreamingServer, streams: FakeStreams, way: tuple[str, str]
+    ) -> None:
+        streams.error = OSError(errno.EMFILE, "Too many open files")
+        async with connect(server.exec_url("c", ("run",), ALL), *way) as client:
+            status = await (await client.start(stdin=True, stdout=True, stderr=True)).status()
+        assert "RLIMIT_NOFILE" in status["message"]
+
+    async def test_a_flood_of_frames_lets_others_run(self, streams: FakeStreams) -> None:
+        """Each of these made the loop stand still until all that had come was done."""
+        floods = [frames.window_update(1, 1), frames.initial_window(9), frames.ping(1), frames.reset(1, 5)]
+        async with serving(streams) as server:
+            for frame in floods:
+                async with connect_spdy(server.port_forward_url("p", ()), "portforward.k8s.io") as client:
+                    for number in range(200):
+                        await client.open(streamtype="data", port="80", requestid=str(number))
+                    sending = asyncio.create_task(client.wire.write(frame * ((1 << 19) // len(frame))))
+                    longest = 0.0
+                    for _ in range(200):
+                        began = time.process_time()
+                        await asyncio.sleep(0)
+                        longest = max(longest, time.process_time() - began)
+                    assert longest < 0.1, frame
+                    sending.cancel()
 
 
 class TestAddresses:
