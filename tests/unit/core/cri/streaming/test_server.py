@@ -433,6 +433,13 @@ class TestTime:
             await until(lambda: process.is_closed)
 
 
+def break_off(client: SpdyClient) -> None:
+    """Close by RST: a FIN would wait behind what the server does not read."""
+    writer = client.wire.writer  # type: ignore[attr-defined]
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 class TestBounds:
     async def test_strangers_are_few_and_the_oldest_goes(self, streams: FakeStreams) -> None:
         async with serving(streams, max_unauthenticated=5) as server:
@@ -486,6 +493,7 @@ class TestBounds:
                 client = await stack.enter_async_context(
                     connect_spdy(server.exec_url("c", ("run",), ALL), "v4.channel.k8s.io")
                 )
+                stack.callback(break_off, client)
                 command = await client.start(stdin=True, stdout=True, stderr=True)
                 process = await streams.execs.get()
                 stuck = asyncio.Event()

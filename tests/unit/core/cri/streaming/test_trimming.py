@@ -24,7 +24,7 @@ async def test_trims_once_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> 
         for _ in range(5):
             trimmer.note()
         async with asyncio.timeout(10):
-            while trimmer._timer is not None:
+            while trimmer._timer is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
     assert trimmed == [100 << 20]
     trimmer.close()

@@ -53,7 +53,7 @@ async def test_whoever_gives_up_in_the_queue_holds_up_nobody() -> None:
         await asyncio.sleep(0)
     seen = steps.copy()
     async with asyncio.timeout(60):
-        while not all(steps[name] > seen[name] for name in range(3)):
+        while not all(steps[name] > seen[name] for name in range(3)):  # noqa: ASYNC110
             await asyncio.sleep(0)
     for task in busy:
         task.cancel()
