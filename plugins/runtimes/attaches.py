@@ -20,7 +20,7 @@ from crinoid.plugins.runtimes.bundle import Bundle
 _STDOUT, _STDERR = 2, 3
 _PACKET_BYTES = 1 << 15  # conmon's are of 8 KiB and one byte
 _INPUT_BYTES = 1 << 13  # conmon takes up to 32 KiB, and would cut off the rest
-_TURN_PACKETS = 8  # others on the loop, sessions like this among them, have their turn after so many
+_TURN_PACKETS = 4  # others on the loop, sessions like this among them, have their turn after so many
 _RESERVE_BYTES = 1 << 18
 _JOINED_BYTES = 1 << 17
 

@@ -20,7 +20,7 @@ class Trimmer:
     """
 
     def __init__(self) -> None:
-        self._least_bytes = 0  # what the process took when it was smallest, since the last time
+        self._least_bytes = _resident_bytes()  # when it was smallest, since the last time
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self) -> None:
@@ -36,7 +36,7 @@ class Trimmer:
     def _look(self) -> None:
         self._timer = None
         size = _resident_bytes()
-        self._least_bytes = min(self._least_bytes or size, size)
+        self._least_bytes = min(self._least_bytes, size)
         if size - self._least_bytes > _GROWN_BYTES:
             memory.trim()
             self._least_bytes = _resident_bytes()

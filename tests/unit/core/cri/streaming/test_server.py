@@ -502,7 +502,7 @@ class TestBounds:
                     async with asyncio.timeout(0.2):
                         await command.stdin.send(bytes(8 << 20))
             pool = server._upgrades._buffers
-            assert 2 << 20 <= pool.held_bytes < (2 << 20) + 10 * (READ_BYTES + (1 << 17) + (1 << 16))
+            assert 2 << 20 <= pool.held_bytes < (2 << 20) + 10 * (3 * READ_BYTES + (1 << 16))
             async with started(server, streams, WAYS[0]) as (command, process):
                 sending = asyncio.create_task(command.stdin.send(bytes(1 << 20)))
                 got = 0
