@@ -15,8 +15,8 @@ Buffer = bytes | memoryview
 
 READ_BYTES = 1 << 18
 READ_AHEAD_BYTES = 1 << 18
-"""asyncio stops to read from the kernel once twice this has come and was not fetched. With less, a bulk transfer into an
-exec runs at half the speed: the next piece would not come in while one is handed on."""
+"""asyncio stops to read from the kernel once twice this has come and was not fetched. With less, a bulk transfer into
+an exec runs at half the speed: the next piece would not come in while one is handed on."""
 _WRITE_HIGH_BYTES = 1 << 17
 _PARTING_S = 1.0
 _PARTING_BYTES = 1 << 20
