@@ -19,6 +19,7 @@ from support.daemon import Daemon
 from support.faults import Answer, FaultRegistry, fault_registry, manifest_of, range_of, refuse, send, stream
 from support.images import HOST_ARCHITECTURE, Entry, digest_of, make_layer
 from support.patience import patient
+from support.processes import descendants
 
 pytestmark = pytest.mark.integration
 
@@ -146,14 +147,6 @@ def layers_below(daemon: Daemon) -> list[Path]:
     return [path for path in daemon.root.glob("plugins/snapshotter/**/srv/file7") if "unfinished" not in path.parts]
 
 
-def children(pid: int) -> set[int]:
-    try:
-        found = {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-    except OSError:
-        return set()
-    return found.union(*map(children, found))
-
-
 def test_a_layer_is_unpacked_while_it_comes_and_progress_is_told(daemon: Daemon, source: Source) -> None:
     source.answer(source.hold())
     with pulling(daemon, source) as pull:
@@ -213,7 +206,7 @@ def test_a_killed_daemon_takes_the_unpacker_with_it(daemon: Daemon, source: Sour
     source.answer(source.hold(), stream(source.layer))
     with pulling(daemon, source) as pull:
         assert daemon.process is not None
-        below = children(daemon.process.pid)
+        below = descendants(daemon.process.pid)
         assert len(below) >= 2, "the process that forks unpackers, and one of them"
         daemon.kill()
         assert pull.exception() is not None
@@ -231,7 +224,7 @@ def test_stopping_the_daemon_ends_it(daemon: Daemon, source: Source) -> None:
     source.answer(source.hold())
     with pulling(daemon, source) as pull:
         assert daemon.process is not None
-        below = children(daemon.process.pid)
+        below = descendants(daemon.process.pid)
         daemon.stop()
         assert pull.exception() is not None
     assert not any(Path(f"/proc/{pid}").exists() for pid in below)

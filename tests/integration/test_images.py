@@ -29,6 +29,7 @@ from support.images import (
     make_layer,
 )
 from support.patience import patient
+from support.processes import descendants
 
 
 @pytest.fixture
@@ -265,15 +266,6 @@ def test_a_layout_that_appears_is_found_without_a_restart(node: Node, layout: Pa
         node.pull(name)
     built = build(layout, name)
     assert node.pull(name) == built.config.digest
-
-
-def descendants(pid: int) -> set[int]:
-    """Return the processes below one; none where it is gone."""
-    try:
-        children = {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-    except OSError:
-        return set()
-    return children.union(*map(descendants, children))
 
 
 def test_a_daemon_killed_while_it_unpacks(node: Node, layout: Path, name: str) -> None:

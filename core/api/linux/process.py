@@ -1,26 +1,30 @@
 """Child processes: every program that crinoid runs is started here, by posix_spawn, and watched through a pidfd.
 
 ``run`` is for programs that answer and end (runc, CNI plugins); ``spawn`` for those that stay or need descriptors
-of their own (conmon). Neither forks the daemon's address space, and nothing is left a zombie.
+of their own (conmon). Neither forks the daemon's address space, and nothing is left a zombie. No program inherits the
+daemon's umask: posix_spawn takes the calling thread's, so the call is made by a thread that has its own.
 """
 
 import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
+import queue
 import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, ResourceExhausted, Unsupported
-from crinoid.core.api.linux import cgroups, libc
-from crinoid.core.api.linux.threads import call_in_fresh_thread, run_in_fresh_thread
+from crinoid.core.api.linux import cgroups, libc, rights
+from crinoid.core.api.linux.threads import call_in_fresh_thread, is_fresh, run_in_fresh_thread
 
 _LOG = logging.getLogger(__name__)
 _NO_FDS: Mapping[int, int] = MappingProxyType({})
@@ -102,14 +106,17 @@ def spawn(
     """Start a program, found by PATH; standard streams that ``fds`` does not name are ``/dev/null``.
 
     ``fds`` stay the caller's to close. With ``new_session`` the program leads a session and a process group, and
-    ``kill`` means all of the group. Raises Unsupported and ResourceExhausted as ``run`` does.
+    ``kill`` means all of the group. The program is in the namespaces and the cgroup of the calling thread if that is a
+    fresh one, else in the daemon's; its umask is ``rights.PROGRAM_UMASK``. Raises Unsupported and ResourceExhausted as
+    ``run`` does.
     """
 
     # posix_spawn in Python knows no chdir: a thread with a working folder of its own does it.
     if cwd is not None:
         return call_in_fresh_thread(lambda: _spawn_in(command, env, fds, cwd, new_session))
     with _child_fds(fds) as actions:
-        pid = _posix_spawn(command, os.environ if env is None else env, actions, new_session)
+        environment = os.environ if env is None else env
+        pid = _with_umask(lambda: _posix_spawn(command, environment, actions, new_session))
     return Process(pid, _open_pidfd(pid), new_session)
 
 
@@ -215,7 +222,7 @@ class Process:
 def _spawn_in(
     command: Sequence[str], env: Mapping[str, str] | None, fds: Mapping[int, int], cwd: Path, new_session: bool = True
 ) -> Process:
-    """Spawn in a folder; call it in a thread that ends with it."""
+    """Spawn in a folder; call it in a fresh thread."""
     libc.call("unshare", _CLONE_FS)
     os.chdir(cwd)
     return spawn(command, env=env, fds=fds, new_session=new_session)
@@ -264,6 +271,53 @@ def _open_pidfd(pid: int) -> int:
             target=os.waitpid, args=(pid, 0), name="reap", daemon=True
         ).start()  # it may hang in the kernel
         raise ResourceExhausted(f"process {pid} was killed, it can't be watched: {error.strerror}") from error
+
+
+def _with_umask(start: Callable[[], int]) -> int:
+    """Start a program with PROGRAM_UMASK. umask(2) is of all threads that share ``fs``, as all of the daemon's do: so
+    a fresh thread gets an ``fs`` of its own, and for all others one thread that has it starts their programs.
+
+    That one lives as long as the daemon does: a program that asked to die with its parent dies with the thread that
+    started it (PR_SET_PDEATHSIG).
+    """
+    if not is_fresh():
+        return _starter().start(start)
+    libc.call("unshare", _CLONE_FS)
+    own = os.umask(rights.PROGRAM_UMASK)
+    try:
+        return start()
+    finally:
+        os.umask(own)
+
+
+class _Starter:
+    """The thread that starts programs for threads which share the daemon's umask."""
+
+    def __init__(self) -> None:
+        self._wanted: queue.SimpleQueue[tuple[Callable[[], int], Future[int]]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="starter", daemon=True).start()
+
+    def start(self, function: Callable[[], int]) -> int:
+        """Call the function there; raise what it raises. The wait is that for the program's exec."""
+        started: Future[int] = Future()
+        self._wanted.put((function, started))
+        return started.result()
+
+    def _serve(self) -> None:
+        libc.call("unshare", _CLONE_FS)
+        os.umask(rights.PROGRAM_UMASK)
+        while True:
+            function, started = self._wanted.get()
+            try:
+                started.set_result(function())
+            except BaseException as error:  # noqa: BLE001  # it is raised again where the program is wanted
+                started.set_exception(error)
+            del function, started
+
+
+@functools.cache
+def _starter() -> _Starter:
+    return _Starter()
 
 
 def _posix_spawn(

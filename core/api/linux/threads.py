@@ -14,6 +14,12 @@ from crinoid.core.api.linux.bulkheads import Call, current_call, has_owner
 T = TypeVar("T")
 _LEAVE_AFTER_S = 5.0
 """How long a call on somebody's behalf may go on once nobody waits for it any more, before it is left behind."""
+_here = threading.local()
+
+
+def is_fresh() -> bool:
+    """Tell whether this thread ends with the function that it was made for: what it changes of itself ends with it."""
+    return getattr(_here, "fresh", False)
 
 
 class _Call(Generic[T]):
@@ -34,7 +40,12 @@ class _Call(Generic[T]):
 def call_in_fresh_thread(function: Callable[[], T]) -> T:
     """Call the function in a new thread that ends with it; blocks. Raises what the function raises."""
     pending = _Call(function)
-    thread = threading.Thread(target=pending, name="fresh", daemon=True)
+
+    def work() -> None:
+        _here.fresh = True
+        pending()
+
+    thread = threading.Thread(target=work, name="fresh", daemon=True)
     thread.start()
     thread.join()
     if pending.error is not None:
@@ -93,6 +104,7 @@ async def run_in_fresh_thread(function: Callable[[], T]) -> T:
             running.set_result(pending.result)
 
     def work() -> None:
+        _here.fresh = True
         pending()
         with contextlib.suppress(RuntimeError):  # the loop is gone, and with it whoever waits
             loop.call_soon_threadsafe(finish)

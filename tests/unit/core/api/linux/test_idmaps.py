@@ -11,6 +11,7 @@ from crinoid.core.api.linux import idmaps, mount, namespaces
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.pod import IdMapping
 from crinoid.core.api.values.snapshot import Mount
+from support.processes import children
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 MAPS = IdMaps((IdMapping(100_000, 0, 1000),), (IdMapping(200_000, 0, 1000),))
@@ -96,11 +97,10 @@ def test_what_can_not_be_mapped_is_named(folder: Path) -> None:
 
 
 def test_nothing_runs_on() -> None:
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before = set(children.read_text().split())
+    before = children()
     with MAPS.opened() as fd:
         assert os.readlink(f"/proc/self/fd/{fd}").startswith("user:")
-    assert set(children.read_text().split()) <= before
+    assert children() <= before
 
 
 def test_trying_leaves_nothing(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, Unsupported
-from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux import cgroups, libc
 from crinoid.core.api.linux import process as process_module
 from crinoid.core.api.linux.process import Process, run, run_checked, spawn, spawn_in_cgroup
+from crinoid.core.api.linux.threads import call_in_fresh_thread
 from support.patience import patient
 
 
@@ -232,3 +233,71 @@ async def test_what_is_spawned_for_somebody_who_has_gone_is_killed(
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert await spawned[0].wait() == -signal.SIGKILL
+
+
+@pytest.fixture
+def closed_umask() -> Iterator[None]:
+    """The daemon's."""
+    old = os.umask(0o077)
+    yield
+    os.umask(old)
+
+
+@pytest.mark.usefixtures("closed_umask")
+async def test_no_program_inherits_the_umask(tmp_path: Path) -> None:
+    command = ["sh", "-c", "umask"]
+    for cwd in (None, tmp_path):
+        assert (await run(command, timeout_s=20, cwd=cwd)).stdout == b"0022\n"
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    for start in (spawn, lambda command, **more: call_in_fresh_thread(lambda: spawn(command, **more))):
+        process = start(command, fds={1: writer})
+        assert await process.wait() == 0
+        process.close()
+    process = await spawn_in_cgroup(command, env=os.environ, fds={1: writer}, cwd=tmp_path, cgroup="")
+    assert await process.wait() == 0
+    process.close()
+    os.close(writer)
+    assert os.read(reader, 100) == b"0022\n" * 3
+    os.close(reader)
+    assert os.umask(0o077) == 0o077
+
+
+@pytest.mark.usefixtures("closed_umask")
+async def test_what_others_make_while_programs_start_is_closed(tmp_path: Path) -> None:
+    """umask(2) is of all threads at once: a change for a moment would show here."""
+    done = threading.Event()
+
+    def make_files() -> int:
+        number = 0
+        while not done.is_set():
+            (tmp_path / f"{number}").touch(0o666)
+            number += 1
+        return number
+
+    making = asyncio.create_task(asyncio.to_thread(make_files))
+    for _ in range(50):
+        process = spawn(["true"])
+        await process.wait()
+        process.close()
+    done.set()
+    assert await making > 100
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+async def test_who_dies_with_the_daemon_outlives_its_start() -> None:
+    """PR_SET_PDEATHSIG means the thread that started the program."""
+    process = spawn(["setpriv", "--pdeathsig", "KILL", "sh", "-c", "sleep 0.3; exit 7"])
+    assert await process.wait() == 7
+    process.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_a_fresh_threads_program_is_where_the_thread_is() -> None:
+    def start() -> Process:
+        libc.call("unshare", 0x04000000)
+        libc.call("sethostname", b"elsewhere", 9)
+        return spawn(["sh", "-c", 'test "$(uname -n)" = elsewhere'])
+
+    process = call_in_fresh_thread(start)
+    assert process.reap() == 0
+    process.close()

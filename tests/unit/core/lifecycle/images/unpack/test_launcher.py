@@ -18,6 +18,7 @@ from crinoid.core.lifecycle.images.unpack import launcher as launching
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import Growing, UnpackRequest, unpack_layer
 from support.archives import ArchiveBuilder, header
+from support.processes import children
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="confinement needs root")
 
@@ -52,10 +53,6 @@ def request_for(tmp_path: Path) -> Callable[[bytes], UnpackRequest]:
         )
 
     return make
-
-
-def children() -> set[int]:
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
 
 
 async def ended(pids: set[int]) -> None:

@@ -30,6 +30,7 @@ from crinoid.core.api.linux.mount import mount, unmount
 from crinoid.core.api.values.snapshot import Mount, WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_alone
 from support.archives import BLOCK, END, ArchiveBuilder, header
+from support.processes import children
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the unpacker's child needs root for chroot")
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -221,10 +222,6 @@ async def test_absolute_links_stay_inside(unpack, tmp_path: Path, target: Path) 
     await unpack(archive)
     assert os.listdir(tmp_path / "outside") == []
     assert (target / str(tmp_path / "outside").lstrip("/") / "f").exists()
-
-
-def children() -> set[str]:
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 @pytest.fixture
