@@ -1,13 +1,10 @@
 """The server: both services on one unix socket, with the mode and group that the configuration says.
 
-The socket is made beside its place and moved there once it has its mode and the server listens: no client ever meets
-it half made. A stale socket is replaced; one that somebody serves is not.
+How the socket comes to its place and goes is ``core.api.linux.sockets``'.
 """
 
+import asyncio
 import grp
-import os
-import socket
-import stat
 from collections import Counter
 from pathlib import Path
 
@@ -15,13 +12,12 @@ import grpc
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.image_service import ImageService
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.services import Services
 
-_MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
-_PROBE_TIMEOUT_S = 1.0
 _MAX_METADATA_BYTES = 8 << 10
 """A kubelet sends some 300 bytes of headers, with a trace some 400."""
 _HANDSHAKE_MS = 10_000
@@ -63,7 +59,7 @@ class Server:
                 generic_handler("ImageService", ImageService(services), self._calls),
             )
         )
-        self._inode = 0
+        self._place = SocketPlace(endpoint.path)
 
     @property
     def in_flight(self) -> Counter[str]:
@@ -73,21 +69,23 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises ConfigurationError when the socket can't be made or another daemon serves it."""
         gid = _find_group(self._endpoint.group)
-        passing = _claim(self._endpoint.path)
+        await asyncio.to_thread(self._place.claim)
         try:
-            self._server.add_insecure_port(f"unix:{passing}")
+            self._server.add_insecure_port(f"unix:{self._place.passing}")
         except RuntimeError as error:
-            raise ConfigurationError(f"can't listen on {passing}: {error}") from error
-        await self._server.start()
+            self._place.release()
+            raise ConfigurationError(f"can't listen on {self._place.passing}: {error}") from error
         try:
-            self._inode = _publish(passing, self._endpoint, gid)
-        except ConfigurationError:
+            await self._server.start()
+            self._place.publish(self._endpoint.mode, gid)
+        except BaseException:
+            self._place.release()
             await self._server.stop(None)  # takes the socket away again
             raise
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest. Idempotent."""
-        _withdraw(self._endpoint.path, self._inode)
+        self._place.withdraw()
         await self._server.stop(grace_s)
 
     async def wait(self) -> None:
@@ -129,57 +127,3 @@ def _find_group(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise ConfigurationError(f"the socket's group {group!r} does not exist on this host; create it") from None
-
-
-def _claim(path: Path) -> Path:
-    """Make sure that the place is ours to take; return where to make the socket."""
-    passing = path.with_name(f"{path.name}~")
-    if len(os.fsencode(passing)) > _MAX_SOCKET_PATH:
-        raise ConfigurationError(f"the socket's path {path} is too long: the kernel takes {_MAX_SOCKET_PATH - 1} bytes")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"can't make the folder of the socket {path}: {error}") from error
-    if os.path.lexists(path):
-        _check_stale(path)
-    return passing
-
-
-def _check_stale(path: Path) -> None:
-    """Refuse to replace what is no socket, or a socket that somebody serves."""
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ConfigurationError(f"{path} is there and is no socket; remove it or choose another path for the socket")
-    if _is_served(path):
-        raise ConfigurationError(f"another daemon serves {path}; stop it, or choose another path for the socket")
-
-
-def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:  # its backlog is full, or we may not connect: somebody is there
-            return True
-        return True
-
-
-def _publish(passing: Path, endpoint: Endpoint, gid: int) -> int:
-    """Give the socket its group and mode and move it to its place; return its inode."""
-    try:
-        os.chown(passing, -1, gid)
-        passing.chmod(endpoint.mode)
-        passing.rename(endpoint.path)
-        return endpoint.path.lstat().st_ino
-    except OSError as error:
-        raise ConfigurationError(f"can't put the socket at {endpoint.path}: {error}") from error
-
-
-def _withdraw(path: Path, inode: int) -> None:
-    """Remove the socket if it is still the one that we made."""
-    try:
-        if inode and path.lstat().st_ino == inode:
-            path.unlink()
-    except FileNotFoundError:
-        pass

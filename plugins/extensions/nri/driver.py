@@ -6,7 +6,7 @@ for each other: a plugin is busy with one request at a time, but a pod that need
 
 import asyncio
 import contextlib
-import os
+import socket
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +18,8 @@ from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArg
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.host import Host
+from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.plugins.extensions.nri import launch
@@ -62,10 +64,16 @@ class NriExtension:
         self._connections = 0
         self._children: list[launch.LaunchedPlugin] = []
         self._listener: asyncio.Server | None = None
+        self._place = SocketPlace(config.socket, rights.DIRECTORY)
 
     @hookimpl
     async def connect(self, kernel: Kernel) -> None:
-        """Start the plugins of the folder, wait until they are ready, and let others in."""
+        """Start the plugins of the folder, wait until they are ready, and let others in.
+
+        Raises ConfigurationError, before any plugin is started, when another daemon serves the socket.
+        """
+        if self._config.listen:
+            await asyncio.to_thread(self._place.check)
         self._kernel = kernel
         self._live = {pod.pod_id for pod in kernel.pods() if pod.ready}
         alive = (ContainerStatus.CREATED, ContainerStatus.RUNNING)
@@ -77,9 +85,9 @@ class NriExtension:
     @hookimpl
     async def close(self) -> None:
         """Hang up on all plugins, and end those that were started here. Idempotent."""
+        self._place.withdraw()  # while it is open, no other socket can have its inode
         if self._listener is not None:
             self._listener.close()
-            self._config.socket.unlink(missing_ok=True)
         await asyncio.gather(*(plugin.shut_down() for plugin in self._roster))
         for task in tuple(self._tasks):
             task.cancel()
@@ -382,15 +390,22 @@ class NriExtension:
         await ready.wait()
 
     async def _listen(self) -> None:
-        path = self._config.socket
+        place = self._place
+        await asyncio.to_thread(place.claim)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            self._listener = await asyncio.start_unix_server(self._welcome, path)
-            os.chmod(path, 0o600)  # noqa: PTH101
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                listener.bind(str(place.passing))
+                self._listener = await asyncio.start_unix_server(self._welcome, sock=listener)
+            except BaseException:
+                listener.close()
+                raise
+            place.publish(rights.FILE)
         except OSError as error:
-            raise ConfigurationError(f"socket {path} for NRI plugins can't be made: {error}") from error
-        self._log.info("NRI plugins may connect to %s", path)
+            raise ConfigurationError(f"socket {place.path} for NRI plugins can't be made: {error}") from error
+        finally:
+            place.release()
+        self._log.info("NRI plugins may connect to %s", place.path)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._connections >= _MAX_CONNECTIONS:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from crinoid.core.api.errors import Refused
+from crinoid.core.api.errors import ConfigurationError, Refused
 from crinoid.core.api.hooks.extension import ContainerView, PodView
 from crinoid.core.api.testing.fakes import FakeKernel, fake_host
 from crinoid.core.api.values.adjustment import OciDevice, OciDeviceRule, OciHook, OciMount, Rlimit
@@ -991,3 +992,43 @@ async def test_plugins_learn_that_the_daemon_stops(tmp_path: Path) -> None:
     assert plugin.methods()[-1] == "Shutdown"
     assert await call(plugin.closed.wait, 20)
     await nri.driver.close()
+
+
+async def test_a_served_socket_is_left_to_the_daemon_that_serves_it(make: Any, tmp_path: Path) -> None:
+    """The second starts no plugin either: those of a folder would be asked twice."""
+    first = await make()
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/05-mine").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "plugins/05-mine").chmod(0o755)
+    inode = first.config.socket.stat().st_ino
+    second = Nri(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"another daemon serves {first.config.socket}"):
+        await second.driver.connect(second.kernel)
+    await second.driver.close()
+    assert first.config.socket.stat().st_ino == inode
+    assert not (tmp_path / "started").exists()
+    await first.join("one")
+
+
+async def test_a_successors_socket_is_left_alone(make: Any) -> None:
+    first = await make()
+    first.config.socket.unlink()
+    second = await make()
+    await first.driver.close()
+    await second.join("one")
+    await second.driver.close()
+    assert not second.config.socket.exists()
+
+
+async def test_a_dead_socket_is_replaced_and_what_is_none_is_not(make: Any, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "nri.sock"))
+    nri = await make()
+    found = nri.config.socket.stat()
+    assert (stat.S_ISSOCK(found.st_mode), stat.S_IMODE(found.st_mode)) == (True, 0o600)
+    await nri.driver.close()
+    nri.config.socket.write_text("mine")
+    with pytest.raises(ConfigurationError, match="no socket"):
+        await nri.driver.connect(nri.kernel)
+    assert nri.config.socket.read_text() == "mine"
+    nri.config.socket.unlink()
