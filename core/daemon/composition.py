@@ -74,7 +74,8 @@ class Composition:
 
 
 def compose(config: Config, slots: Slots, version: str) -> Composition:
-    """Build all services. The folders ``config.root`` and ``config.run`` exist."""
+    """Build all services. The folders ``config.root`` and ``config.run`` exist; pods and containers
+    lie below the latter."""
     cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
     images = ImageService(store, content, slots, _with_pause_image_pinned(config))

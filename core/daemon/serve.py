@@ -1,23 +1,23 @@
 """``crinoid serve``: starts the node, serves until SIGTERM or SIGINT, and leaves all pods running."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError
-from crinoid.core.api.linux import memory
+from crinoid.core.api.linux import memory, rights
+from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.config.models import Config
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.server import Endpoint, Server
-from crinoid.core.daemon import logs
+from crinoid.core.daemon import directories, logs
 from crinoid.core.daemon.composition import Composition, compose
+from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
 from crinoid.core.daemon.settling import settling
@@ -34,17 +34,18 @@ _CANCEL_S = 2.0
 
 def serve(paths: ConfigPaths) -> None:
     """Run the daemon to its end. Raises ConfigurationError when it can't start."""
+    os.umask(rights.UMASK)
     memory.limit_arenas(1)  # threads hold the interpreter's lock while they allocate, mostly
     loaded = load(paths)
     logs.set_up(loaded.config.log)
     if os.geteuid() != 0:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
-    _make_folders(loaded.config)
-    with _locked(loaded.config.root / "lock") as unlock:
+    with directories.taken(loaded.config) as taken:
+        SocketPlace(loaded.config.server.socket).check()  # a daemon that can't serve must not begin to tidy up
         watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
         watchdog.start()
         with asyncio.Runner(loop_factory=lambda: watchdog.loop) as runner:
-            _run(runner.get_loop(), _serve(loaded, watchdog, unlock))
+            _run(runner.get_loop(), _serve(loaded, watchdog, taken))
         watchdog.stop()
 
 
@@ -64,14 +65,14 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
             LOG.error("a task or callback outside every request tried to end the daemon", exc_info=error)
 
 
-async def _serve(loaded: Loaded, watchdog: Watchdog, unlock: Callable[[], None]) -> None:
+async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
     """Serve until a signal comes, and end in bounded time then, whatever hangs: see ``_end``."""
     config = loaded.config
     stopping = _stop_signals()
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
     slots = bind(config, loaded.origins, instruments, __version__, watchdog.calls)
     watchdog.know(slots.all())
-    node = compose(config, slots, __version__)
+    node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
     asyncio.get_running_loop().set_default_executor(node.threads)
     try:
         await node.recover()
@@ -91,7 +92,7 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, unlock: Callable[[], None])
         await server.stop(config.server.graceful_stop_s)
     finally:
         await _close(node, instruments)
-        await _end(node, unlock)
+        await _end(node, taken.unlock)
 
 
 async def _close(node: Composition, instruments: DaemonInstruments) -> None:
@@ -143,30 +144,3 @@ def _endpoint(config: Config) -> Endpoint:
         max_requests=server.max_requests,
         max_connections=server.max_connections,
     )
-
-
-def _make_folders(config: Config) -> None:
-    for folder, mode in ((config.root, 0o711), (config.run, 0o711), (config.run / "pods", 0o711)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=mode)
-        except OSError as error:
-            raise ConfigurationError(f"{folder} can't be made: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[Callable[[], None]]:
-    """Hold the state alone: a second daemon over the same folder would undo what the first one makes.
-
-    What is yielded gives it up early.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigurationError(f"another crinoid runs over {path.parent}: stop it, or set another root") from error
-    try:
-        # Unlocked, not only closed: a thread that hangs in the kernel keeps all descriptors open beyond the end.
-        yield lambda: fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)

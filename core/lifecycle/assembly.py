@@ -26,7 +26,7 @@ from crinoid.core.api.errors import (
     Unsupported,
 )
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
-from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.linux.probes import PathProbes
@@ -162,7 +162,7 @@ class Assembly:
         return _Order(container_id, pod, config, image, opened, bundle, stop_signal)
 
     async def _make(self, order: _Order) -> ContainerRecord:
-        await self._resources.make_directory(order.container_id, order.bundle)
+        await self._resources.make_directory(order.container_id, order.bundle, userns.root_group_of(order.pod.config))
         rootfs = await self._mount_root(order)
         if order.opened is not None:
             await self._checkpoints.apply(order.opened, rootfs)
@@ -187,7 +187,7 @@ class Assembly:
         chain_id = await self._images.ensure_unpacked(order.image, slot.name)
         mounts = await self._resources.create_snapshot(owner, owner, slot, chain_id)
         rootfs = order.bundle / "rootfs"
-        rootfs.mkdir()
+        rights.make_directory(rootfs, rights.PASSAGE)  # what is mounted there has a mode of its own
         mounts = label_mounts(mounts, selinux_labels(pod.id, pod.config, order.config))
         await self._resources.mount(owner, mounts, rootfs, userns.maps_of(pod))
         return rootfs
@@ -215,8 +215,8 @@ class Assembly:
         if not paths:
             return ()
         folder = self._config.root / "containers" / container_id
-        await self._resources.make_directory(container_id, folder, mode=0o700)
-        (folder / "volumes").mkdir()
+        await self._resources.make_directory(container_id, folder)
+        rights.make_directory(folder / "volumes")
         places = ((path, folder / "volumes" / str(number)) for number, path in enumerate(paths))
         made = [VolumeMount(container_path=path, host_path=str(place)) for path, place in places]
         for volume in made:
@@ -266,7 +266,7 @@ class Assembly:
             check_same(opened, self._image(config), spec["process"])
         path = log_path(pod, config)
         what = f"container {config.metadata.name!r}"
-        await asyncio.to_thread((handle.bundle / PROCESS_FILE).write_text, json.dumps(spec["process"]))
+        await asyncio.to_thread(rights.write_file, handle.bundle / PROCESS_FILE, json.dumps(spec["process"]))
         if path is not None:  # late, as it may be replaced at any time: what a monitor then waits for is bounded
             directory = Path(pod.config.log_directory)
             await call_within(self._path_s, what, lambda: prepare_log(directory, config.log_path))
@@ -370,7 +370,7 @@ class Assembly:
         staged = []
         for number, change in enumerate(changes):
             here = folder / str(number)
-            here.mkdir(mode=0o711, parents=True)
+            rights.make_directories(here, rights.PASSAGE)
             await self.paths.require([one.host_path for one in change.mounts], f"container {owner}")
             mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources, self._path_s)
             staged.append(dataclasses.replace(change, mounts=mounts))

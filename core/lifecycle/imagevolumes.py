@@ -16,7 +16,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import files
+from crinoid.core.api.linux import files, rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount
 from crinoid.core.lifecycle.images.service import ImageService
@@ -63,7 +63,7 @@ class ImageVolumes:
         roots: dict[str, Path] = {}
         for number, record in enumerate({record.id: record for record in found.values()}.values()):
             target = bundle / FOLDER / str(number)
-            target.mkdir(parents=True)  # on a tmpfs
+            rights.make_directories(target, rights.PASSAGE)  # on a tmpfs
             roots[record.id] = await self._mount(container_id, record, slot, target, maps)
         shown = {name: roots[record.id] for name, record in found.items()}
         placed = [await asyncio.to_thread(_place, mount, shown) for mount in mounts]

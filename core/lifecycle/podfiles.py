@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.pod import DnsConfig, NamespaceMode, PodConfig
@@ -87,8 +88,7 @@ def resolv_conf(dns: DnsConfig) -> str:
 
 def write_small(path: Path, text: str) -> None:
     """Write a file of the run folder, which needs no sync: it does not outlive the kernel."""
-    path.write_text(text)
-    path.chmod(0o644)
+    rights.write_file(path, text, rights.SHOWN_FILE)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -98,5 +98,4 @@ def _copy(source: Path, target: Path) -> None:
         content = b""
     except OSError as error:
         raise FailedPrecondition(f"{source} of the host can't be read for the pod: {error.strerror}") from error
-    target.write_bytes(content)
-    target.chmod(0o644)
+    rights.write_file(target, content, rights.SHOWN_FILE)

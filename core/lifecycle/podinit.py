@@ -13,6 +13,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.core.config.models import Config
@@ -83,7 +84,7 @@ class PodInit:
         program = await self._prepare_root(pod, folder)
         cgroup = self._cgroups.of_container(pod.cgroup_parent, pod.id)
         handle = ContainerHandle(pod.id, pod.id, folder.path / "bundle", cgroup)
-        await self._resources.make_directory(init_owner(pod.id), handle.bundle)
+        await self._resources.make_directory(init_owner(pod.id), handle.bundle, userns.root_group_of(pod.config))
         spec = build_init_spec(
             InitInput(
                 pod_id=pod.id,
@@ -174,8 +175,8 @@ def init_owner(pod_id: str) -> str:
 def _fill_root(root: Path, maps: IdMaps | None) -> None:
     """Make what mounts go over; in a user namespace its root must own it, as the runtime adds device nodes."""
     for name in ("proc", "dev", "sys"):
-        (root / name).mkdir()
-    (root / _INSIDE[1:]).touch()
+        rights.make_directory(root / name, rights.SHOWN_DIRECTORY)
+    rights.write_file(root / _INSIDE[1:], b"")
     if maps is not None:
         for path in (root, *root.iterdir()):
             maps.chown(path)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.network import NetworkRequest
@@ -292,7 +292,8 @@ class PodService:
 
     def _steps(self, plan: PodPlan) -> Sequence[Step]:
         """What stands before the network: folder, namespaces with their sysctls, shared memory, cgroup."""
-        steps = [directory_at(plan.folder.path, lambda: self._fill_folder(plan))]
+        group = userns.root_group_of(plan.config)
+        steps = [directory_at(plan.folder.path, group, lambda: self._fill_folder(plan))]
         if plan.pins:
             steps.append(self._namespaces(plan))
         if "ipc" in plan.pins:
@@ -308,9 +309,9 @@ class PodService:
         )
 
     def _fill_folder(self, plan: PodPlan) -> None:
-        (plan.folder.path / "ns").mkdir(mode=0o700)
+        rights.make_directory(plan.folder.path / "ns")
         if "ipc" in plan.pins:
-            plan.folder.shm.mkdir()
+            rights.make_directory(plan.folder.shm, rights.PASSAGE)  # the mount on it has a mode of its own
         podfiles.write_files(plan.folder, plan.config, plan.hostname, plan.host_network)
 
     def _shm(self, plan: PodPlan) -> Step:

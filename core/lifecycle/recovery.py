@@ -10,8 +10,10 @@ import logging
 import time
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
+from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.imagevolumes import owner_of
@@ -73,6 +75,9 @@ class Recovery:
         if lost:
             self._init.note_not_ready(pod.id, f"its {', '.join(lost)} namespace is gone, as after a reboot")
             return
+        if (group := userns.root_group_of(pod.config)) is not None:
+            # Made by an earlier version, and closed by ``daemon.directories``: containers to come pass through it.
+            await asyncio.to_thread(rights.let_in, pod.namespaces[userns.USER].parent.parent, group)
         self._init.watch(pod)
 
     async def _recover_container(self, record: ContainerRecord) -> None:

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition, Unavailable
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import cgroups, files, mount, namespaces
+from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
 from crinoid.core.api.linux.threads import call_in_thread, call_within
@@ -91,10 +91,13 @@ class Resources:
         self._ledger.intend_all(owner, [(step.kind, step.key, step.data) for step in steps])
         await call_in_thread(lambda: [step.make() for step in steps])
 
-    async def make_directory(self, owner: str, path: Path, mode: int = 0o711) -> None:
-        """Make a folder of the owner's own; undone with all that is in it."""
+    async def make_directory(self, owner: str, path: Path, group: int | None = None) -> None:
+        """Make a private folder of the owner's own, with a way through it for a group; undone with all that is in it.
+
+        ``group``: that of a pod's mapped root, which opens its root file system below by its path.
+        """
         self._ledger.intend(owner, DIRECTORY, str(path), {})
-        path.mkdir(mode=mode, parents=True)  # noqa: ASYNC240  # on a tmpfs
+        _make_private(path, group)
 
     async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
         """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
@@ -374,11 +377,11 @@ class Step:
     make: Callable[[], object]
 
 
-def directory_at(path: Path, fill: Callable[[], object]) -> Step:
-    """A folder of the owner's own, and what comes into it at once; undone with all that is in it."""
+def directory_at(path: Path, group: int | None, fill: Callable[[], object]) -> Step:
+    """As ``Resources.make_directory``, and what comes into the folder at once."""
 
     def make() -> None:
-        path.mkdir(mode=0o711, parents=True)
+        _make_private(path, group)
         fill()
 
     return Step(DIRECTORY, str(path), {}, make)
@@ -429,6 +432,13 @@ def _texts(value: object) -> list[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
+def _make_private(path: Path, group: int | None) -> None:
+    rights.make_directories(path.parent)
+    rights.make_directory(path)
+    if group is not None:
+        rights.let_in(path, group)
+
+
 def _undo_directory(entry: LedgerEntry) -> None:
     files.remove_tree(Path(entry.key))
 
@@ -453,7 +463,7 @@ def _empty(folder: Path) -> None:
 
 
 def _bind_file(source: Path, pin: Path) -> None:
-    pin.touch(mode=0o600)
+    rights.write_file(pin, b"")
     mount.bind(source, pin)
 
 

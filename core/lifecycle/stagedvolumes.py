@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount
 from crinoid.core.api.values.snapshot import Mount
@@ -64,8 +65,8 @@ async def _stage(
 
 
 def _make_like(target: Path, source: Path) -> None:
-    target.parent.mkdir(mode=0o711, exist_ok=True)
+    rights.make_directories(target.parent, rights.PASSAGE)
     if source.is_dir():
-        target.mkdir(mode=0o711)
+        rights.make_directory(target, rights.PASSAGE)
     else:
-        target.touch(mode=0o600)
+        rights.write_file(target, b"")

@@ -88,6 +88,15 @@ def host_sysctls(user: UserNamespace | None, sysctls: Mapping[str, str]) -> dict
     return changed
 
 
+def root_group_of(pod: PodConfig) -> int | None:
+    """Return the host's group that the root of the pod's user namespace is in; ``None``: the pod has none of its own.
+
+    It has no power over files of the host's root, and must pass through folders of ours (``rights.let_in``).
+    """
+    wanted = wanted_by(pod)
+    return None if wanted is None else wanted.gids[0].host_id
+
+
 def maps_of(pod: PodRecord) -> IdMaps | None:
     """Return how the owners of files are mapped for a pod's containers; ``None``: they stay as they are."""
     wanted = wanted_by(pod.config)

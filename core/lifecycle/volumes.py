@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.api.linux import files
+from crinoid.core.api.linux import files, rights
 from crinoid.core.api.linux.process import run_checked
 from crinoid.core.api.values.container import VolumeMount
 
@@ -41,7 +41,7 @@ async def fill_volume(rootfs: Path, path: str, folder: Path) -> None:
 
     Raises InvalidArgument where the image has a file there, and what the copying raises (a full disk).
     """
-    await asyncio.to_thread(folder.mkdir, 0o755)
+    await asyncio.to_thread(rights.make_directory, folder, rights.SHOWN_DIRECTORY)
     with contextlib.ExitStack() as opened:
         try:
             source = await asyncio.to_thread(_open_in_image, rootfs, path)

@@ -18,6 +18,7 @@ from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArg
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
+from crinoid.core.api.linux import rights
 from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
 from crinoid.core.slots.calls import Binding, Slot
@@ -234,10 +235,10 @@ def _own_deadline_s(driver: object, installed: InstalledDriver) -> float | None:
 
 
 def _make_folder(path: Path) -> Path:
-    """Make a folder of mode 0700, which it may not have had, and its parents."""
+    """Make a private folder, which it may not have been, and its parents."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o700)
+        rights.make_directories(path)
+        rights.correct(path, rights.DIRECTORY)
     except OSError as error:
         raise ConfigurationError(f"{path}: the slot's folder can't be made: {error.strerror}") from error
     return path

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from crinoid.core.api.linux import libc
+from crinoid.core.api.linux import libc, rights
 from crinoid.core.api.linux.files import sync_folder, write_atomically
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.image import Descriptor
@@ -41,10 +41,10 @@ class ContentStore:
         self.root = root
         self._ingests = root / "ingest"
         self._turns: dict[str, _Turn] = {}
-        self._ingests.mkdir(parents=True, exist_ok=True)
-        (root / "blobs").mkdir(exist_ok=True)
+        rights.make_directories(self._ingests)
+        rights.make_directories(root / "blobs")
         if not (root / "oci-layout").exists():
-            write_atomically(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}', 0o644)
+            write_atomically(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         if not (root / "index.json").exists():
             self.write_index(())
 
@@ -83,8 +83,8 @@ class ContentStore:
         path = self.path(blob.digest)
         if not self.has(blob):
             with _full_disk_named(path):
-                path.parent.mkdir(exist_ok=True)
-                write_atomically(path, content, 0o644)
+                rights.make_directories(path.parent)
+                write_atomically(path, content)
         return blob
 
     def read(self, digest: str, max_bytes: int) -> bytes:
@@ -135,7 +135,7 @@ class ContentStore:
         """Write ``index.json``: names and their manifests or indexes, for other programs; we never read it."""
         manifests = [_index_entry(name, target) for name, target in images]
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
-        write_atomically(self.root / "index.json", json.dumps(index).encode(), 0o644)
+        write_atomically(self.root / "index.json", json.dumps(index).encode())
 
     def _partial(self, digest: str) -> Path:
         _split(digest)
@@ -236,7 +236,7 @@ class _Partial:
         self._path = path
         self._blob = blob
         self._hash = hashlib.new(_split(blob.digest)[0])
-        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115  # closed by close()
+        self._file = open(path, "ab+", buffering=0, opener=_open_private)  # noqa: SIM115  # closed by close()
         self.stored = self._flushed = self._hash_stored()
 
     def append(self, pieces: Sequence[bytes]) -> None:
@@ -258,9 +258,8 @@ class _Partial:
     def commit(self, target: Path) -> None:
         """Verify, sync and rename: from here on the blob is there, also after a power cut."""
         _verify(self._blob.digest, self._hash.hexdigest(), "what the source sent")
-        os.fchmod(self._file.fileno(), 0o644)
         os.fsync(self._file.fileno())
-        target.parent.mkdir(exist_ok=True)
+        rights.make_directories(target.parent)
         self._path.rename(target)
         sync_folder(target.parent)
 
@@ -286,6 +285,10 @@ class _Partial:
         while piece := self._file.read(_PIECE_BYTES):
             self._hash.update(piece)
         return stored
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, rights.FILE)
 
 
 @contextlib.contextmanager

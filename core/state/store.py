@@ -28,6 +28,7 @@ from pydantic_core import PydanticSerializationError
 
 from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
 from crinoid.core.state.records import (
     CONTAINER_STEPS,
     POD_STEPS,
@@ -175,6 +176,9 @@ class Database:
 
     def _connected(self, timeout_s: float) -> sqlite3.Connection:
         """Connect by the VFS that locks other processes out; the connections of this one share its lock."""
+        with contextlib.suppress(OSError):  # SQLite can say better what is wrong
+            # SQLite makes its log with the mode of the database.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, rights.FILE))
         return sqlite3.connect(
             f"{self._path.absolute().as_uri()}?vfs=unix-excl", uri=True, isolation_level=None, timeout=timeout_s
         )
@@ -200,7 +204,7 @@ class Database:
         if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:
             return
         try:
-            self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
+            rights.write_file(self._reserve, b"\0" * RESERVE_BYTES)
         except OSError as error:
             LOG.warning("no reserve for a full disk could be kept at %s: %s", self._reserve, error)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
 from crinoid.core.api.values.runtime import ExitStatus
 
 
@@ -92,8 +93,8 @@ class Bundle:
 
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Write the spec, readable for root alone: its environment may hold secrets."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(self.config, json.dumps(spec, separators=(",", ":")))
+        rights.make_directories(self.directory)
+        rights.write_file(self.config, json.dumps(spec, separators=(",", ":")))
 
     def write_processes(self, processes: Processes) -> None:
         """Note what was started; whole or not at all."""
@@ -177,11 +178,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    _write(temporary, text)
+    rights.write_file(temporary, text)
     temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.plugins.runtimes import pidfds
 from crinoid.plugins.runtimes.cgroup_paths import folder, is_unified
@@ -74,7 +74,7 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
             if self._everywhere:
                 cgroups.make(self._cgroup)
             else:
-                (self._container / self._name).mkdir()
+                rights.make_directory(self._container / self._name, rights.SHOWN_DIRECTORY)
             self._path = self._container / self._name
 
     def _remove(self) -> None:

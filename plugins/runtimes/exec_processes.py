@@ -16,6 +16,7 @@ from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.haste import Haste
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.plugins.runtimes import conmon
@@ -58,7 +59,7 @@ class ExecProcess:
 
     def describe(self) -> None:
         """Write the description down for the runtime."""
-        (self.folder / "process.json").write_text(json.dumps(dict(self.description)))
+        rights.write_file(self.folder / "process.json", json.dumps(dict(self.description)))
 
     def command(self, *options: str) -> list[str]:
         """Return conmon's command line, with further options of the binary's ``exec``."""

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from crinoid.core.api.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.threads import call_within
 from crinoid.plugins.runtimes.bundle import Bundle
@@ -71,7 +72,7 @@ def _prepare(log: Path) -> None:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(f"{log}.tmp", flags, 0o640)
+        fd = os.open(f"{log}.tmp", flags, rights.LOG_FILE)
     except FileNotFoundError as error:
         raise FailedPrecondition(f"log {log} can't be opened anew: its folder is gone") from error
     except OSError as error:

@@ -30,7 +30,7 @@ from crinoid.core.api.errors import (
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
-from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
@@ -619,7 +619,7 @@ def _set_oom_score_adj(pid: int, value: int) -> None:
 
 @contextlib.contextmanager
 def _opened_log(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = rights.open_file(path)
     try:
         yield fd
     finally:

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from crinoid.core.api.linux import rights
+
 
 class Scratch:
     """Makes short-lived folders in ``directory``, named after this process."""
@@ -19,10 +21,10 @@ class Scratch:
         """A new folder, removed at the end."""
         made = self.directory / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
-            made.mkdir(mode=0o700)
+            rights.make_directory(made)
         except FileNotFoundError:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made.mkdir(mode=0o700)
+            rights.make_directories(self.directory)
+            rights.make_directory(made)
         try:
             yield made
         finally:

@@ -11,6 +11,7 @@ from crinoid.core.api import API_VERSION
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
@@ -53,7 +54,7 @@ class NativeSnapshotter(FolderSnapshotter):
 
     def _try_reflink(self) -> bool:
         folder = self.storage.new_scratch()
-        folder.mkdir(mode=0o700)
+        rights.make_directory(folder)
         try:
             return can_reflink(folder)
         finally:

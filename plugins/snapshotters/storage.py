@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
-from crinoid.core.api.linux import libc
+from crinoid.core.api.linux import libc, rights
 from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_folder, write_atomically
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.plugins.snapshotters.records import LAYER_FILE, NOT_MEASURED, SNAPSHOT_FILE, Layer, Snapshot, read_all
@@ -39,7 +39,8 @@ class Storage:
         self._log = log
         self._lock = threading.Lock()
         for name in ("layers", "unfinished", "snapshots", "scratch"):
-            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            rights.make_directories(root / name)
+            rights.correct(root / name, rights.DIRECTORY)
         self._damaged: list[Path] = []
         self._layers = {layer.chain_id: layer for layer in read_all(root / "layers", Layer.read, self._damaged)}
         self._forget_unfounded_layers()
@@ -57,7 +58,8 @@ class Storage:
             self._prepared[key] = parent  # from here on the parent can't be removed
         folder = self.root / "unfinished" / key / "fs"
         try:
-            folder.mkdir(mode=0o755, parents=True)
+            rights.make_directory(folder.parent)
+            rights.make_directory(folder, rights.SHOWN_DIRECTORY)
             fill(folder)
         except BaseException:
             self.discard(key)
@@ -69,7 +71,7 @@ class Storage:
         folder = self._unfinished(key)
         if chain_id not in self._layers:
             layer = Layer(_number(folder), chain_id, parent)
-            (folder / LAYER_FILE).write_bytes(layer.encode())
+            rights.write_file(folder / LAYER_FILE, layer.encode())
             _sync_file_system(folder)
             self._commit_at_once(folder, layer)
         self.discard(key)
@@ -183,9 +185,10 @@ class Storage:
         """Make it aside and rename. Nothing is synced: no container outlives a power cut, nor need its snapshot."""
         making = self.new_scratch()
         try:
-            (making / "fs").mkdir(mode=0o755, parents=True)
-            (making / "work").mkdir(mode=0o700)
-            (making / SNAPSHOT_FILE).write_bytes(snapshot.encode())
+            rights.make_directory(making)
+            rights.make_directory(making / "fs", rights.SHOWN_DIRECTORY)
+            rights.make_directory(making / "work")
+            rights.write_file(making / SNAPSHOT_FILE, snapshot.encode())
             fill(making / "fs")
             making.rename(self.snapshot_folder(snapshot))
         except BaseException:

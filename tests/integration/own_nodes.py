@@ -22,14 +22,17 @@ driver = "crun"
 
 
 @contextlib.contextmanager
-def own_node(folder: Path, config: str = "", *, python: str = "") -> Iterator[Node]:
+def own_node(
+    folder: Path, config: str = "", *, python: str = "", run_below: Path = Path("/run")
+) -> Iterator[Node]:
     """Run a daemon with further TOML, of the interpreter's environment if not of this one; at the end nothing of it
     may be left on the host."""
     layouts = folder / "layouts"
     build_busybox(layouts / "busybox", BUSYBOX)
     sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{layouts}' }}\n"
     with cgroup_namespace.held() as prefix:
-        daemon = Daemon(folder / "daemon", QUIET + sources + config, prefix, python or sys.executable)
+        own = QUIET + sources + config
+        daemon = Daemon(folder / "daemon", own, prefix, python or sys.executable, run_below=run_below)
         try:
             daemon.start()
             node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), "", folder / "logs")

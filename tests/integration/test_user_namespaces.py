@@ -1,6 +1,7 @@
 """Pods with a user namespace: other ids inside than outside, and files owned right on both sides."""
 
 import os
+import secrets
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
 from integration.pods import Json, Pod, confined, refused
+from support.strangers import look
 
 HOST_ID, LENGTH = 200_000, 65_536
 MAPS = [{"host_id": HOST_ID, "container_id": 0, "length": LENGTH}]
@@ -347,3 +349,35 @@ def test_the_hosts_null_device_stays_the_hosts(handler: str, node: Node) -> None
     node.execute(container, "true")
     found = Path("/dev/null").stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o666)
+
+
+@pytest.fixture
+def private() -> Iterator[Path]:
+    """A directory that nobody but root may enter."""
+    folder = Path(f"/run/crt{secrets.token_hex(3)}")
+    folder.mkdir(mode=0o700)
+    yield folder
+    folder.rmdir()
+
+
+def test_directories_out_of_reach_work_all_the_same(private: Path, tmp_path: Path) -> None:
+    """The root of a pod can't pass through a 0700 directory of root's: so its files lie elsewhere, as guarded."""
+    with own_node(tmp_path / "node", run_below=private) as node:
+        assert node.daemon.run.parent == private
+        for handler in ("runc", "crun"):
+            linux = in_user_namespace(network="NODE", pid="POD")
+            pod = Pod(node, node.run_pod(f"mapped-{handler}", handler, linux=linux))
+            shared = {"security_context": {"namespace_options": {"pid": "POD"}}}
+            image = {"container_path": "/image", "image": {"image": BUSYBOX}, "readonly": True}
+            assert pod.sh("cat /etc/hosts /image/bin/busybox >/dev/null; id -u", linux=shared, mounts=[image]) == "0\n"
+        node.daemon.restart()
+        assert pod.sh("id -u", linux=shared) == "0\n"
+        passage = Path((node.daemon.run / "passage").read_text())
+        assert sorted(path.name for path in passage.iterdir()) == ["containers", "pods"]
+        seen = look(passage, prefix=node.daemon.prefix)
+        assert len(seen.paths) > 100
+        assert {path: able for path, able in seen.found.items() if able} == {}
+        node.remove_pods()
+        node.daemon.stop()
+        assert not passage.exists()
+        node.daemon.start()

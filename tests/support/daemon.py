@@ -35,13 +35,14 @@ class Daemon:
     prefix: tuple[str, ...] = ()
     python: str = sys.executable
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
+    run_below: Path = Path("/run")
     process: subprocess.Popen[bytes] | None = None
     _cri: Cri | None = None
 
     @property
     def run(self) -> Path:
         """The run folder; short, since sockets lie below."""
-        return Path("/run") / self.name
+        return self.run_below / self.name
 
     @property
     def root(self) -> Path:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.linux import rights
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.stats import CgroupUsage, Pressure, PressureStats
 
@@ -172,7 +173,7 @@ class Hierarchies:
 
     def _make_folder(self, root: str, folder: str) -> None:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o755)  # noqa: PTH102  # many are made for each pod
+            rights.make_directory(folder, rights.SHOWN_DIRECTORY)
             with contextlib.suppress(OSError):  # without the right to mark it: it stays when it is not used any more
                 os.setxattr(folder, _MARK, _ANYBODY.encode())
         if root == self.by_controller.get("cpuset"):

@@ -30,6 +30,7 @@ from crinoid.core.api.errors import (
     Unsupported,
 )
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import sync_folder
 from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_in_thread
@@ -131,7 +132,7 @@ class CheckpointService:
         self, owner: str, pod: PodRecord, records: Sequence[ContainerRecord], folder: Path, limit_s: float
     ) -> None:
         work = folder / f".crinoid-{secrets.token_hex(8)}"
-        await self._resources.make_directory(owner, work, mode=0o700)
+        await self._resources.make_directory(owner, work)
         subjects = [await self._subject(owner, record, work, number) for number, record in enumerate(records)]
         await self._capture(owner, subjects, limit_s)
         names = {}
@@ -149,7 +150,7 @@ class CheckpointService:
         """A folder for the time of a checkpoint; gives the owner in the ledger of all that is made meanwhile."""
         owner = f"checkpoint/{secrets.token_hex(16)}"
         try:
-            await self._resources.make_directory(owner, folder, mode=0o700)
+            await self._resources.make_directory(owner, folder)
             yield owner
         except OSError as error:
             raise _unwritten(folder.parent, error) from error
@@ -188,7 +189,7 @@ class CheckpointService:
         slot = self._slots.runtimes[pod.runtime]
         await slot.check_checkpoint()
         own, base = folder / str(number), self._config.run / "checkpoints" / f"{folder.name}-{number}"
-        await asyncio.to_thread((own / archive.IMAGES).mkdir, 0o700, parents=True)
+        await asyncio.to_thread(rights.make_directories, own / archive.IMAGES)
         await self._resources.make_directory(owner, base)
         await self._mount_base(owner, record, pod.snapshotter, base)
         return _Subject(record, slot, own, base)

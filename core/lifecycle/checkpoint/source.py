@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import files, mount
+from crinoid.core.api.linux import files, mount, rights
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.container import ContainerConfig
@@ -104,7 +104,7 @@ class CheckpointSources:
             raise Unsupported(f"checkpoint {found.name}: nothing can be restored in a pod with a user namespace")
         await slot.check_checkpoint()
         folder = self._config.root / "checkpoints" / owner
-        await self._resources.make_directory(owner, folder, mode=0o700)
+        await self._resources.make_directory(owner, folder)
         if found.archive is not None:
             await unpack_archive(found.archive, folder, self._config)
         else:

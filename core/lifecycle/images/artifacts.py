@@ -7,16 +7,16 @@ import os
 import shutil
 from pathlib import Path
 
-_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+from crinoid.core.api.linux import rights
 
 
 def place_file(blob: Path, root: Path, name: str) -> None:
     """Link or copy a blob to ``name`` below a folder that holds nothing but such files. Blocks."""
     target = root / name
     for folder in reversed(target.relative_to(root).parents[:-1]):
-        (root / folder).mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        rights.make_directories(root / folder, rights.SHOWN_DIRECTORY)
     try:
         os.link(blob, target)
     except OSError:  # another file system, or too many links
         shutil.copyfile(blob, target)
-    target.chmod(_FILE_MODE)
+    target.chmod(rights.SHOWN_FILE)  # a link's is the blob's, too, which lies behind a private directory

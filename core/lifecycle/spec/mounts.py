@@ -12,7 +12,7 @@ from typing import Any
 from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unsupported
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import mount
+from crinoid.core.api.linux import mount, rights
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import MountPropagation, VolumeMount
 
@@ -155,7 +155,7 @@ def find_source(volume: VolumeMount) -> Path:
     source = Path(os.path.realpath(volume.host_path))
     try:
         if not source.exists():  # mkdir(2) would lock the folder above, which a call that hangs may hold
-            source.mkdir(parents=True, exist_ok=True, mode=0o755)
+            rights.make_directories(source, rights.SHOWN_DIRECTORY)
     except FileExistsError:
         pass
     except OSError as error:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from crinoid.core.api.errors import ResourceExhausted, Unavailable
+from crinoid.core.api.linux import rights
 from crinoid.plugins.networks.bridge.interfaces import Address, Network
 from crinoid.plugins.networks.bridge.records import gateway_of
 
@@ -23,7 +24,7 @@ class AddressBook:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        rights.make_directories(self._folder)
         self._owners: dict[Address, str] = {}
         self._last: dict[Network, Address] = {}
         self.reload()

@@ -1,0 +1,254 @@
+"""The node's two directories, ``root`` and ``run``: this daemon's alone, and closed to everybody else.
+
+Called by ``serve`` before anything else is touched. First both are locked, so that a daemon which is refused has
+changed nothing of the other's; then they get the modes that are stated here, also where an earlier version of crinoid
+made them wider. ``core.api.linux.rights`` has the reasons for each mode.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.process import spawn
+from crinoid.core.config.models import Config
+from crinoid.core.slots.roles import ROLES
+
+LOG = logging.getLogger(__name__)
+_LOCK = "lock"
+_MARKS = {"root": "state.db", "run": "pods"}
+"""What lies beside the lock where crinoid has run."""
+_AS_STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+_FALLBACK = Path("/run")
+_PASSAGE_FILE = "passage"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is at a place below ``root`` or ``run``, as a glob pattern, and its mode.
+
+    ``gated``: 0710 is right, too, with a group that ``rights.let_in`` admitted. ``linked``: a file with a further hard
+    link is left alone, as it is shown in a container by that name.
+    """
+
+    top: str
+    pattern: str
+    mode: int
+    gated: bool = False
+    linked: bool = False
+
+    @property
+    def is_directory(self) -> bool:
+        """Tell whether directories are meant, and not files."""
+        return bool(self.mode & 0o100)
+
+
+RULES: Sequence[Rule] = (
+    Rule("root", ".", rights.DIRECTORY),
+    Rule("root", _LOCK, rights.FILE),
+    Rule("root", "state.db*", rights.FILE),  # the log and the index too, and what was put aside as broken
+    Rule("root", "reserve", rights.FILE),
+    Rule("root", "content", rights.DIRECTORY),
+    Rule("root", "content/*.json", rights.FILE),
+    Rule("root", "content/oci-layout", rights.FILE),
+    Rule("root", "content/ingest", rights.DIRECTORY),
+    Rule("root", "content/ingest/*", rights.FILE),
+    Rule("root", "content/blobs", rights.DIRECTORY),
+    Rule("root", "content/blobs/*", rights.DIRECTORY),
+    Rule("root", "content/blobs/*/*", rights.FILE, linked=True),
+    Rule("root", "containers", rights.DIRECTORY),
+    Rule("root", "containers/*", rights.DIRECTORY),
+    Rule("root", "containers/*/volumes", rights.DIRECTORY),
+    Rule("root", "checkpoints", rights.DIRECTORY),
+    Rule("root", "checkpoints/*", rights.DIRECTORY),
+    Rule("root", "plugins", rights.DIRECTORY),
+    Rule("root", "plugins/*", rights.DIRECTORY),
+    Rule("root", "plugins/*/*", rights.DIRECTORY),  # a slot's own; what lies below is its driver's
+    Rule("run", ".", rights.PASSAGE),
+    Rule("run", _LOCK, rights.FILE),
+    Rule("run", _PASSAGE_FILE, rights.FILE),
+    Rule("run", "pods", rights.PASSAGE),
+    Rule("run", "pods/*", rights.DIRECTORY, gated=True),
+    Rule("run", "containers", rights.PASSAGE),
+    Rule("run", "containers/*", rights.DIRECTORY, gated=True),
+    Rule("run", "containers/*/process.json", rights.FILE),
+    Rule("run", "checkpoints", rights.DIRECTORY),
+    Rule("run", "checkpoints/*", rights.DIRECTORY),
+    *(Rule("run", role.folder, rights.DIRECTORY) for role in ROLES.values()),
+    *(Rule("run", f"{role.folder}/*", rights.DIRECTORY) for role in ROLES.values()),
+)
+"""Every directory that others could walk, and every file beside them. A driver's own begin below its slot's."""
+
+
+@contextmanager
+def taken(config: Config) -> Iterator[Path]:
+    """Hold both directories alone, made and repaired; yield where pods and containers lie: ``run``, or instead of it.
+
+    Raises ConfigurationError when another daemon has one of them, whatever it is called there, when one lies within
+    the other, or within those of another crinoid, and when one holds directories that are not crinoid's.
+    """
+    tops = {"root": config.root, "run": config.run}
+    _check_apart(config)
+    for name, path in tops.items():
+        _check_ours(name, path)
+    with ExitStack() as locks:
+        # What is there is locked before anything is made: who is refused leaves nothing behind.
+        for name, path in sorted(tops.items(), key=lambda item: not item[1].exists()):
+            locks.enter_context(_locked(name, path))
+        with _named(config.run):
+            changed = _repair(tops)
+            for path in (config.run / "pods", config.run / "containers"):
+                rights.make_directories(path, rights.PASSAGE)
+            passage = _passage(config.run)
+        if changed:
+            LOG.info("%d files and folders of %s and %s were open to others: closed", changed, config.root, config.run)
+        yield passage
+        _give_up(config.run, passage)
+
+
+def _check_apart(config: Config) -> None:
+    """Neither may lie in the other: root is closed, and what is below run ends with a reboot."""
+    both = (("root", config.root), ("run", config.run))
+    for (name, path), (other, above) in (both, both[::-1]):
+        if any(_is_same(one, above) for one in _upwards(path)):
+            where = "the same directory as" if _is_same(path, above) else "inside"
+            raise ConfigurationError(f"{name} {path} is {where} {other} {above}: give each a directory of its own")
+
+
+def _check_ours(name: str, path: Path) -> None:
+    """Refuse a directory whose modes are not ours to change, as those of /var/lib are not, and one in a crinoid's."""
+    for above in _upwards(path)[1:]:
+        for mark in _MARKS.values():
+            if (above / _LOCK).is_file() and (above / mark).exists():
+                raise ConfigurationError(f"{name} {path} lies inside {above}, which is another crinoid's: set another")
+    try:
+        if (path / _LOCK).exists() or (path / _MARKS[name]).exists():
+            return
+        foreign = [one.name for one in path.iterdir() if one.is_dir() and not _is_allowed(one.name)]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"{name} {path} can't be used: {error.strerror}") from error
+    if foreign:
+        raise ConfigurationError(
+            f"{name} {path} holds directories that are not crinoid's, such as {sorted(foreign)[0]!r}: give it a "
+            f"directory of its own, which it closes to others"
+        )
+
+
+def _is_allowed(name: str) -> bool:
+    """What file systems make by themselves, and tools under names of their own (``crinoid check``)."""
+    return name == "lost+found" or name.startswith(".")
+
+
+def _upwards(path: Path) -> list[Path]:
+    """The directory and all above it, links resolved."""
+    real = Path(os.path.realpath(path))
+    return [real, *real.parents]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whatever they are called: a link, or a bind mount, is the same directory."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return Path(os.path.realpath(one)) == Path(os.path.realpath(other))
+
+
+@contextmanager
+def _locked(name: str, path: Path) -> Iterator[None]:
+    """Hold a directory alone, made if need be: two daemons over one would undo what the other makes."""
+    with _named(path):
+        rights.make_directories(path.parent, rights.SHOWN_DIRECTORY)
+        rights.make_directories(path)
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, rights.FILE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"another crinoid runs over {path}: stop it, or set another {name}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _repair(tops: dict[str, Path]) -> int:
+    """Give everything the mode that the rules state; return how many had another. Never enters a driver's directory.
+
+    The tops come first: from then on nobody else is below, so no path can be changed on the way.
+    """
+    return sum(_apply(rule, Path(os.path.realpath(tops[rule.top]))) for rule in RULES)
+
+
+def _apply(rule: Rule, top: Path) -> int:
+    changed = 0
+    for path in [top] if rule.pattern == "." else top.glob(rule.pattern):
+        found = path.lstat()
+        mode = stat.S_IMODE(found.st_mode)
+        if stat.S_ISDIR(found.st_mode) != rule.is_directory or (rule.linked and found.st_nlink > 1):
+            continue
+        if stat.S_ISLNK(found.st_mode) or mode in (rule.mode, rights.GATE if rule.gated else rule.mode):
+            continue
+        path.chmod(rule.mode)
+        changed += bool(mode & ~rule.mode)
+    return changed
+
+
+def _passage(run: Path) -> Path:
+    """Return the directory below which pods and containers lie, for as long as the node runs.
+
+    The mapped root of a pod with a user namespace opens its root file system by path, so others must be able to walk
+    there. Where no such way leads to ``run`` (it lies in somebody's 0700 directory), it is a new one below /run, with a
+    name that nobody knows. What was chosen first stays, as records name what lies below.
+    """
+    noted = run / _PASSAGE_FILE
+    if noted.exists():
+        passage = Path(noted.read_text())
+    elif _can_stranger_walk(run / "pods") or any((run / "pods").iterdir()):
+        return run
+    else:
+        passage = _FALLBACK / f"crinoid-{secrets.token_hex(8)}"
+        rights.write_file(noted, str(passage))
+    for path in (passage, passage / "pods", passage / "containers"):
+        rights.make_directories(path, rights.PASSAGE)
+    if not _can_stranger_walk(passage / "pods"):
+        raise ConfigurationError(
+            f"pods with user namespaces can reach neither run {run} nor {passage}: let others pass (chmod o+x) on the "
+            f"way to one of them"
+        )
+    return passage
+
+
+def _give_up(run: Path, passage: Path) -> None:
+    """Leave nothing of a passage of its own that nobody uses."""
+    if passage != run:
+        try:
+            for path in (passage / "pods", passage / "containers", passage):
+                path.rmdir()
+        except OSError:
+            return  # pods run on
+        (run / _PASSAGE_FILE).unlink()
+
+
+def _can_stranger_walk(path: Path) -> bool:
+    """Have another user try: modes, access lists and what else there may be count as the kernel has it."""
+    process = spawn([*_AS_STRANGER, "test", "-x", str(path)])
+    try:
+        return process.reap() == 0
+    finally:
+        process.close()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename or path} can't be made: {error.strerror}") from error
