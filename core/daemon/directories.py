@@ -6,6 +6,7 @@ made them wider. ``core.api.linux.rights`` has the reasons for each mode.
 """
 
 import fcntl
+import glob
 import logging
 import os
 import secrets
@@ -189,14 +190,15 @@ def _repair(tops: dict[str, Path]) -> int:
 
 def _apply(rule: Rule, top: Path) -> int:
     changed = 0
-    for path in [top] if rule.pattern == "." else top.glob(rule.pattern):
-        found = path.lstat()
+    for name in glob.iglob(rule.pattern, root_dir=top, include_hidden=True):  # noqa: PTH207
+        path = os.path.join(top, name)  # noqa: PTH118  # strings: a node has thousands of blobs
+        found = os.lstat(path)
         mode = stat.S_IMODE(found.st_mode)
         if stat.S_ISDIR(found.st_mode) != rule.is_directory or (rule.linked and found.st_nlink > 1):
             continue
         if stat.S_ISLNK(found.st_mode) or mode in (rule.mode, rights.GATE if rule.gated else rule.mode):
             continue
-        path.chmod(rule.mode)
+        os.chmod(path, rule.mode)  # noqa: PTH101
         changed += bool(mode & ~rule.mode)
     return changed
 
