@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
@@ -296,10 +296,19 @@ class Table(Generic[R]):
                 self._quarantine(key, body, error)
 
     def _quarantine(self, key: str, body: str, error: ValueError) -> None:
-        LOG.error("the record of %s %s does not parse and is put in quarantine: %s", self._name, key, error)
-        values = (self._name, key, body, str(error), time.time_ns())
+        why = _without_values(error)
+        LOG.error("the record of %s %s does not parse and is put in quarantine: %s", self._name, key, why)
+        values = (self._name, key, body, why, time.time_ns())
         self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
         self._database.execute(f"DELETE FROM {self._name} WHERE id = ?", (key,))  # noqa: S608
+
+
+def _without_values(error: ValueError) -> str:
+    """Say what is wrong with a record and quote none of it: log and status are no place for containers' environment."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+    return str(error)
 
 
 class Ledger:

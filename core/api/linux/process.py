@@ -34,6 +34,7 @@ _REAP_S = 5.0
 _MOVE_TRIES = 10
 _EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _NOT_RUNNABLE = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP}
+_INHERITED = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 # Python ignores these, and an ignored signal stays ignored across exec.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -106,9 +107,8 @@ def spawn(
     """Start a program, found by PATH; standard streams that ``fds`` does not name are ``/dev/null``.
 
     ``fds`` stay the caller's to close. With ``new_session`` the program leads a session and a process group, and
-    ``kill`` means all of the group. The program is in the namespaces and the cgroup of the calling thread if that is a
-    fresh one, else in the daemon's; its umask is ``rights.PROGRAM_UMASK``. Raises Unsupported and ResourceExhausted as
-    ``run`` does.
+    ``kill`` means all of the group. The program's umask is ``rights.PROGRAM_UMASK``. Raises Unsupported and
+    ResourceExhausted as ``run`` does.
     """
 
     # posix_spawn in Python knows no chdir: a thread with a working folder of its own does it.
@@ -274,14 +274,22 @@ def _open_pidfd(pid: int) -> int:
 
 
 def _with_umask(start: Callable[[], int]) -> int:
-    """Start a program with PROGRAM_UMASK. umask(2) is of all threads that share ``fs``, as all of the daemon's do: so
-    a fresh thread gets an ``fs`` of its own, and for all others one thread that has it starts their programs.
+    """Start a program with PROGRAM_UMASK. umask(2) is of all threads that share their ``fs``, as a daemon's do: so the
+    call is made by a thread that has one of its own, and stands where the calling thread does.
 
-    That one lives as long as the daemon does: a program that asked to die with its parent dies with the thread that
-    started it (PR_SET_PDEATHSIG).
+    A fresh thread can do it itself. For all others of the daemon one thread does, which lives as long as they: a
+    program that asked to die with its parent dies with the thread that started it (PR_SET_PDEATHSIG). Whoever has
+    entered a namespace or a folder meanwhile gets another thread, which begins there.
     """
-    if not is_fresh():
-        return _starter().start(start)
+    if is_fresh():
+        return _start_here(start)
+    starter = _starter()
+    if starter.surroundings == _surroundings():
+        return starter.start(start)
+    return call_in_fresh_thread(lambda: _start_here(start))
+
+
+def _start_here(start: Callable[[], int]) -> int:
     libc.call("unshare", _CLONE_FS)
     own = os.umask(rights.PROGRAM_UMASK)
     try:
@@ -290,10 +298,16 @@ def _with_umask(start: Callable[[], int]) -> int:
         os.umask(own)
 
 
+def _surroundings() -> tuple[str, ...]:
+    """What a program inherits of the calling thread, but for its ``fs``' umask; 20 µs."""
+    return (os.getcwd(), *(os.readlink(f"/proc/thread-self/ns/{kind}") for kind in _INHERITED))  # noqa: PTH109, PTH115
+
+
 class _Starter:
-    """The thread that starts programs for threads which share the daemon's umask."""
+    """The thread that starts programs for the threads that it shares namespaces and folder with."""
 
     def __init__(self) -> None:
+        self.surroundings = _surroundings()
         self._wanted: queue.SimpleQueue[tuple[Callable[[], int], Future[int]]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="starter", daemon=True).start()
 

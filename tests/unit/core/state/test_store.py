@@ -154,17 +154,21 @@ def test_a_stopped_pod_never_gets_ready_again(path: Path) -> None:
         store.pods.put(a_pod())
 
 
-def test_a_record_that_does_not_parse_is_put_in_quarantine(path: Path) -> None:
+@pytest.mark.parametrize("body", ['{"id": ["hush"]}', '{"id": "hush', '["hush"]', '"hush \\udc00'])
+def test_a_record_that_does_not_parse_is_put_in_quarantine(
+    path: Path, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
     store = Store(path)
     store.pods.put(a_pod("good"))
     store.pods.put(a_pod("bad"))
     store.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE pods SET body = '{\"id\": 3}' WHERE id = 'bad'")
+        connection.execute("UPDATE pods SET body = ? WHERE id = 'bad'", (body,))
     for _ in range(2):
         again = Store(path)
         assert [pod.id for pod in again.pods] == ["good"]
         assert [row[:2] for row in again.quarantined()] == [("pods", "bad")]
+        assert "hush" not in again.quarantined()[0][2] + caplog.text  # it may be a container's environment
         again.close()
 
 

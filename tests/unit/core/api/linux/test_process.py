@@ -292,12 +292,27 @@ async def test_who_dies_with_the_daemon_outlives_its_start() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-def test_a_fresh_threads_program_is_where_the_thread_is() -> None:
-    def start() -> Process:
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_program_is_in_the_namespaces_of_whoever_starts_it(fresh: bool) -> None:
+    codes: list[int] = []
+
+    def start() -> None:
         libc.call("unshare", 0x04000000)
         libc.call("sethostname", b"elsewhere", 9)
-        return spawn(["sh", "-c", 'test "$(uname -n)" = elsewhere'])
+        process = spawn(["sh", "-c", 'test "$(uname -n)" = elsewhere'])
+        codes.append(process.reap())
+        process.close()
 
-    process = call_in_fresh_thread(start)
-    assert process.reap() == 0
-    process.close()
+    if fresh:
+        call_in_fresh_thread(start)
+    else:
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+    assert codes == [0]
+
+
+async def test_a_program_is_in_the_folder_of_whoever_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await run(["true"], timeout_s=20)
+    monkeypatch.chdir(tmp_path)
+    assert (await run(["pwd", "-P"], timeout_s=20)).stdout.decode() == f"{tmp_path.resolve()}\n"
