@@ -42,12 +42,21 @@ def make_nri(host: Host, deadline_s: float = 30, **options: Any) -> NriExtension
     )
 
 
-class TestNriWithoutPlugins(ExtensionContract):
+class NriContract(ExtensionContract):
+    """A killed daemon's socket is dead: a live one would be left alone."""
+
+    async def killed(self, driver: object) -> None:
+        assert isinstance(driver, NriExtension)
+        assert driver._listener is not None
+        driver._listener.close()
+
+
+class TestNriWithoutPlugins(NriContract):
     def make_driver(self, host: Host) -> object:
         return make_nri(host)
 
 
-class WithPlugins(ExtensionContract):
+class WithPlugins(NriContract):
     """Plugins in threads, which hang up at the end of each test."""
 
     handlers: dict[str, Callable[[Any], Any]] = {}  # noqa: RUF012  # replaced, never changed

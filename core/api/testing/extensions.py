@@ -9,8 +9,8 @@ Subclass the contract, and say how a driver is made::
 It wants pytest and pytest-asyncio, and runs no container: it tells the driver the lives of pods and containers in the
 order in which the kernel does (``hooks.extension`` has that story), lives of which something went wrong too, and holds
 each answer to what the kernel asks of it. ``make_driver`` is called again over the same host where a test restarts the
-daemon; nothing is closed before, as in a kill. Override ``connected`` for a driver that works with others, such as
-clients of its own, and ``make_unwilling_driver`` for one that refuses or fails by its configuration or its clients.
+daemon; nothing is closed before, as in a kill, but for what ``killed`` does in the kernel's place. Override
+``connected`` for a driver that works with others, such as clients of its own, and ``make_unwilling_driver`` for one that refuses or fails by its configuration or its clients.
 """
 
 import asyncio
@@ -223,6 +223,10 @@ class ExtensionContract:
     async def connected(self, extension: BoundExtension, host: Host) -> None:
         """Called once ``connect`` is done: bring in what the driver works with."""
 
+    async def killed(self, driver: object) -> None:
+        """Called where a daemon is killed and another one begins: close what the kernel closes then, such as a
+        listening socket, and remove nothing."""
+
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
         """The driver's place on the node."""
@@ -338,6 +342,7 @@ class ExtensionContract:
         life = Life(extension, kernel)
         for step in BEGINNING:
             await step(life)
+        await self.killed(extension.driver)
         second = await self._connect(self.make_driver(host), host, kernel)
         heir = self._go_on(life, second, kernel)
         for step in ENDING:
