@@ -349,9 +349,11 @@ class Config(Section):
     """The whole configuration of a node."""
 
     root: AbsolutePath = Path("/var/lib/crinoid")
-    """Folder of all that survives a reboot: records, images, snapshots, drivers' own state."""
+    """Folder of all that survives a reboot: records, images, snapshots, drivers' own state. It is closed to all but
+    root, and must not hold folders of others, nor lie within another crinoid's."""
     run: AbsolutePath = Path("/run/crinoid")
-    """Folder of all that does not survive a reboot: pins, mounts, sockets. Keep it short: sockets lie below."""
+    """Folder of all that does not survive a reboot: pins, mounts, sockets. Keep it short: sockets lie below. As with
+    root, one daemon has it alone."""
     server: ServerConfig = ServerConfig()
     """The CRI endpoint."""
     streaming: StreamingConfig = StreamingConfig()

@@ -130,6 +130,11 @@ def _check_ours(name: str, path: Path) -> None:
             if (above / _LOCK).is_file() and (above / mark).exists():
                 raise ConfigurationError(f"{name} {path} lies inside {above}, which is another crinoid's: set another")
     try:
+        if (owner := path.stat().st_uid) != os.geteuid():
+            raise ConfigurationError(
+                f"{name} {path} belongs to user {owner}, who could change what crinoid keeps there: give it to root, "
+                f"or set another {name}"
+            )
         if (path / _LOCK).exists() or (path / _MARKS[name]).exists():
             return
         foreign = [one.name for one in path.iterdir() if one.is_dir() and not _is_allowed(one.name)]

@@ -6,6 +6,7 @@ mode and its server listens: no client ever meets it half made.
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -15,9 +16,10 @@ from pathlib import Path
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.linux import rights
 
+LOG = logging.getLogger(__name__)
 _MAX_PATH_BYTES = 107  # sun_path of unix(7), less its NUL
 _PROBE_TIMEOUT_S = 1.0
-_TURN_S = 5.0  # another's turn lasts for milliseconds
+_TURN_S = 2.0  # another daemon's turn lasts for milliseconds
 _PAUSE_S = 0.01
 
 
@@ -108,15 +110,17 @@ class SocketPlace:
                 self.path.unlink()
 
     def _take_turn(self) -> None:
-        """Lock the directory. Whoever may list it can do so, too, and for ever: so there is a deadline."""
+        """Lock the directory. Any user who may list it can do so, too, and for ever: so it is not waited for long, and
+        no reason not to start."""
         deadline = time.monotonic() + _TURN_S
-        while True:
+        while time.monotonic() < deadline:
             try:
-                return fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_PAUSE_S)
+                time.sleep(_PAUSE_S)
+            else:
+                return
+        LOG.warning("somebody holds a lock on %s: the socket is made without a turn there", self.path.parent)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -10,7 +10,8 @@ It wants pytest and pytest-asyncio, and runs no container: it tells the driver t
 order in which the kernel does (``hooks.extension`` has that story), lives of which something went wrong too, and holds
 each answer to what the kernel asks of it. ``make_driver`` is called again over the same host where a test restarts the
 daemon; nothing is closed before, as in a kill, but for what ``killed`` does in the kernel's place. Override
-``connected`` for a driver that works with others, such as clients of its own, and ``make_unwilling_driver`` for one that refuses or fails by its configuration or its clients.
+``connected`` for a driver that works with others, such as clients of its own, and ``make_unwilling_driver`` for one
+that refuses or fails by its configuration or its clients.
 """
 
 import asyncio

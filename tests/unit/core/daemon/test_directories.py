@@ -98,6 +98,20 @@ def test_a_second_daemon_is_refused_and_has_changed_nothing(place: Path, root: s
         subprocess.run(["umount", place / "bound-root"], check=True)
 
 
+@pytest.mark.parametrize("name", ["root", "run"])
+def test_a_strangers_directory_is_refused(place: Path, name: str) -> None:
+    """Who makes it first, as in /tmp, owns it."""
+    (place / name).mkdir()
+    (place / name / "lock").touch()
+    os.chown(place / name, 65534, -1)
+    with (
+        pytest.raises(ConfigurationError, match=f"{name} {place}/{name} belongs to user 65534"),
+        taken(Config(root=place / "root", run=place / "run")),
+    ):
+        pass
+    assert [path.name for path in place.iterdir()] == [name]
+
+
 def test_what_a_file_system_or_a_tool_makes_is_no_reason(place: Path) -> None:
     (place / "root/lost+found").mkdir(parents=True)
     (place / "root/.crinoid-check-x").mkdir()
