@@ -176,6 +176,9 @@ def test_a_run_directory_out_of_reach_gets_a_way_of_its_own(place: Path) -> None
         assert passage.parent == Path("/run")
         assert [mode(path) for path in (passage, passage / "pods", passage / "containers")] == [0o711] * 3
         (passage / "pods/one").mkdir()
+    (place / "link").symlink_to("private")
+    with taken(Config(root=place / "private/root", run=place / "link/run")) as linked:
+        assert linked == passage
     (place / "private").chmod(0o755)
     with taken(config) as again:
         assert again == passage
