@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -86,9 +86,17 @@ RULES: Sequence[Rule] = (
 """Every directory that others could walk, and every file beside them. A driver's own begin below its slot's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """``passage``: where pods and containers lie, ``run`` or instead of it; ``unlock`` gives both up early."""
+
+    passage: Path
+    unlock: Callable[[], None]
+
+
 @contextmanager
-def taken(config: Config) -> Iterator[Path]:
-    """Hold both directories alone, made and repaired; yield where pods and containers lie: ``run``, or instead of it.
+def taken(config: Config) -> Iterator[Taken]:
+    """Hold both directories alone, made and repaired.
 
     Raises ConfigurationError when another daemon has one of them, whatever it is called there, when one lies within
     the other, or within those of another crinoid, and when one holds directories that are not crinoid's.
@@ -99,8 +107,8 @@ def taken(config: Config) -> Iterator[Path]:
         _check_ours(name, path)
     with ExitStack() as locks:
         # What is there is locked before anything is made: who is refused leaves nothing behind.
-        for name, path in sorted(tops.items(), key=lambda item: not item[1].exists()):
-            locks.enter_context(_locked(name, path))
+        tops_by_age = sorted(tops.items(), key=lambda item: not item[1].exists())
+        held = [locks.enter_context(_locked(name, path)) for name, path in tops_by_age]
         with _named(config.run):
             changed = _repair(tops)
             for path in (config.run / "pods", config.run / "containers"):
@@ -108,7 +116,7 @@ def taken(config: Config) -> Iterator[Path]:
             passage = _passage(config.run)
         if changed:
             LOG.info("%d files and folders of %s and %s were open to others: closed", changed, config.root, config.run)
-        yield passage
+        yield Taken(passage, lambda: _unlock(held))
         _give_up(config.run, passage)
 
 
@@ -167,7 +175,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _locked(name: str, path: Path) -> Iterator[None]:
+def _locked(name: str, path: Path) -> Iterator[int]:
     """Hold a directory alone, made if need be: two daemons over one would undo what the other makes."""
     with _named(path):
         rights.make_directories(path.parent, rights.SHOWN_DIRECTORY)
@@ -178,9 +186,16 @@ def _locked(name: str, path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigurationError(f"another crinoid runs over {path}: stop it, or set another {name}") from error
-        yield
+        yield descriptor
     finally:
+        _unlock([descriptor])
         os.close(descriptor)
+
+
+def _unlock(descriptors: Iterable[int]) -> None:
+    """Not only close: a thread that hangs in the kernel keeps all descriptors open beyond the process's end."""
+    for descriptor in descriptors:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _repair(tops: dict[str, Path]) -> int:

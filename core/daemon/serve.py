@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError

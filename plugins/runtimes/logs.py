@@ -82,6 +82,7 @@ def _prepare(log: Path) -> None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise FailedPrecondition(f"log {log} can't be opened anew: {log}.tmp is no regular file")
+        os.fchmod(fd, rights.LOG_FILE)  # whatever the daemon's umask is
     finally:
         os.close(fd)
 

@@ -22,9 +22,7 @@ driver = "crun"
 
 
 @contextlib.contextmanager
-def own_node(
-    folder: Path, config: str = "", *, python: str = "", run_below: Path = Path("/run")
-) -> Iterator[Node]:
+def own_node(folder: Path, config: str = "", *, python: str = "", run_below: Path = Path("/run")) -> Iterator[Node]:
     """Run a daemon with further TOML, of the interpreter's environment if not of this one; at the end nothing of it
     may be left on the host."""
     layouts = folder / "layouts"

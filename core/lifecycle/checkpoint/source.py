@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import files, mount, rights
+from crinoid.core.api.linux import files, mount
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.container import ContainerConfig

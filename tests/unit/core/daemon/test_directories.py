@@ -36,7 +36,8 @@ def contents(folder: Path) -> list[tuple[str, int, int]]:
 
 def test_they_are_made_and_closed(place: Path) -> None:
     config = Config(root=place / "a/root", run=place / "b/run")
-    with taken(config) as passage:
+    with taken(config) as held:
+        passage = held.passage
         assert passage == config.run
         assert {path.name: mode(path) for path in (config.root, config.run, *config.run.iterdir())} == {
             "root": 0o700,
@@ -172,21 +173,26 @@ def test_a_run_directory_out_of_reach_gets_a_way_of_its_own(place: Path) -> None
     """For pods with user namespaces; the choice stays while there are pods, and leaves nothing after them."""
     (place / "private").mkdir(mode=0o700)
     config = Config(root=place / "private/root", run=place / "private/run")
-    with taken(config) as passage:
+    with taken(config) as held:
+        passage = held.passage
         assert passage.parent == Path("/run")
         assert [mode(path) for path in (passage, passage / "pods", passage / "containers")] == [0o711] * 3
         (passage / "pods/one").mkdir()
     (place / "link").symlink_to("private")
-    with taken(Config(root=place / "private/root", run=place / "link/run")) as linked:
+    with taken(Config(root=place / "private/root", run=place / "link/run")) as held:
+        linked = held.passage
         assert linked == passage
     (place / "private").chmod(0o755)
-    with taken(config) as again:
+    with taken(config) as held:
+        again = held.passage
         assert again == passage
         (passage / "pods/one").rmdir()
     assert not passage.exists()
-    with taken(config) as later:
+    with taken(config) as held:
+        later = held.passage
         assert later == config.run
         (later / "pods/one").mkdir()
     (place / "private").chmod(0o700)
-    with taken(config) as kept:
+    with taken(config) as held:
+        kept = held.passage
         assert kept == config.run
