@@ -11,8 +11,8 @@ import grpc
 
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.exhaustion import exhausted
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.cri.expected import expected
 
 REASON_KEY = "crinoid-reason"
 INTERNAL_REASON = "Internal"
@@ -70,21 +70,6 @@ def _weight(text: str) -> int:
     """Count the bytes of a percent-encoded status message."""
     data = text.encode()
     return len(data) + 2 * sum(byte < 0x20 or byte > 0x7E or byte == 0x25 for byte in data)
-
-
-def expected(error: BaseException) -> CrinoidError | None:
-    """Find the error of our tree that an exception is, contains or amounts to."""
-    match error:
-        case CrinoidError():
-            return error
-        case ExceptionGroup():
-            return next((known for leaf in error.exceptions if (known := expected(leaf))), None)
-        case TimeoutError():
-            return errors.DeadlineExceeded(str(error) or "an operation took longer than it may")
-        case OSError():
-            return exhausted(error)
-        case _:
-            return None
 
 
 def _classes(base: type[CrinoidError]) -> Iterator[type[CrinoidError]]:

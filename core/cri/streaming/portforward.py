@@ -15,7 +15,7 @@ from typing import Protocol
 
 from crinoid.core.api.linux.descriptors import readable
 from crinoid.core.api.sessions import ByteSink, ByteSource
-from crinoid.core.cri.errors import expected
+from crinoid.core.cri.expected import expected
 from crinoid.core.cri.streaming.inbox import Inbox
 from crinoid.core.cri.streaming.spdy import SpdyStream, StreamRefused
 from crinoid.core.cri.streaming.throttling import ThrottledLog

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from crinoid.core.api.sessions import AttachSession, ByteSink, ByteSource, ExecSession, Session
 from crinoid.core.api.values.runtime import TerminalSize
-from crinoid.core.cri.errors import expected
+from crinoid.core.cri.expected import expected
 from crinoid.core.cri.streaming.protocols import CHANNELS, ERROR, RESIZE, STDERR, STDIN, STDOUT
 from crinoid.core.cri.streaming.spdy import SpdyStream, StreamRefused
 from crinoid.core.cri.streaming.websocket import Channel, Channels
