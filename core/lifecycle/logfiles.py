@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import touching
 
 _LONGEST_NAME, _LONGEST_PATH = 251, 4091
 """In bytes; a monitor that opens its log anew appends ``.tmp``."""
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a directory",
@@ -42,7 +43,7 @@ def prepare_log(directory: Path, log_path: str) -> None:
         )
     touching(log.parent)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        rights.make_directories(directory, rights.SHOWN_DIRECTORY)
         with _made_below(directory, above) as fd:
             try:
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -61,11 +62,15 @@ def _made_below(directory: Path, names: list[str]) -> Iterator[int]:
     fd = os.open(directory, _DIRECTORY)
     try:
         for name in names:
+            is_new = False
             with suppress(FileExistsError):
                 os.mkdir(name, dir_fd=fd)
+                is_new = True
             below = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             os.close(fd)
             fd = below
+            if is_new:  # by its descriptor: the name may be a link by now
+                os.fchmod(fd, rights.SHOWN_DIRECTORY)
         yield fd
     finally:
         os.close(fd)

@@ -289,7 +289,7 @@ def test_a_registry_that_is_down(clean_node: Node) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         closed = listener.getsockname()[1]
-    with refused("UNAVAILABLE", f"127.0.0.1:{closed}/x/y:1", 'registry "distribution"'):
+    with refused("UNKNOWN", f"127.0.0.1:{closed}/x/y:1", 'registry "distribution"'):
         clean_node.pull(f"127.0.0.1:{closed}/x/y:1")
 
 
@@ -304,9 +304,9 @@ IMAGE = json.dumps(
     ("answer", "code", "words"),
     [
         (stream(b"x" * len(LAYER)), "DATA_LOSS", ("digest", digest_of(LAYER))),
-        (stream(LAYER, cut_at=1000, ranges=False), "UNAVAILABLE", (digest_of(LAYER),)),
+        (stream(LAYER, cut_at=1000, ranges=False), "UNKNOWN", (digest_of(LAYER),)),
         (refuse(404, "BLOB_UNKNOWN"), "NOT_FOUND", (digest_of(LAYER), "404")),
-        (refuse(500), "UNAVAILABLE", (digest_of(LAYER), "500")),
+        (refuse(500), "UNKNOWN", (digest_of(LAYER), "500")),
     ],
     ids=["lies", "cuts", "lacks", "breaks"],
 )

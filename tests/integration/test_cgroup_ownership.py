@@ -56,11 +56,11 @@ def test_records_that_name_anothers_cgroup_end_nothing_in_it(tmp_path: Path, run
         node.daemon.kill()
         own = f"{node.daemon.cgroup}/{pod}/{container}"
         for table in ("containers SET body = replace(body", "ledger SET data = replace(data"):
-            node.daemon.query(f"UPDATE {table}, '{own}', '{cgroup}')")
+            node.daemon.change(f"UPDATE {table}, '{own}', '{cgroup}')")
         rows = [(owner, json.dumps({"made": [cgroup], "above": [cgroup]})) for owner in (pod, "deferred", "0" * 64)]
         rows.append((pod, "no JSON"))
         for owner, data in rows:
-            node.daemon.query(
+            node.daemon.change(
                 f"INSERT INTO ledger (owner, kind, key, data) VALUES ('{owner}', 'cgroup', '{cgroup}', '{data}')"
             )
         node.daemon.start()

@@ -156,6 +156,11 @@ class Daemon:
         folders = [Path(folder) for folder, _, _ in os.walk(CGROUPS) if f"/{self.name}/{pod}" in folder]
         return sorted({int(pid) for path in folders for pid in (path / "cgroup.procs").read_text().split()})
 
+    def change(self, statement: str) -> None:
+        """Change the database of a daemon that is not running."""
+        with contextlib.closing(sqlite3.connect(self.root / "state.db", isolation_level=None)) as connection:
+            connection.execute(statement)
+
     def query(self, statement: str) -> list[Any]:
         """Ask a copy of the daemon's database, which is the daemon's alone while it lives.
 
