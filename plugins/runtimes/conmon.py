@@ -19,7 +19,7 @@ from crinoid.plugins.runtimes.bundle import Bundle
 from crinoid.plugins.runtimes.oom import with_oom_score_adj
 from crinoid.plugins.runtimes.options import Monitor
 from crinoid.plugins.runtimes.readiness import readable
-from crinoid.plugins.runtimes.stdio import without_null_input
+from crinoid.plugins.runtimes.stdio import without_null_input, without_null_streams
 
 _SYNC_FD = 3
 _START_FD = 4
@@ -127,8 +127,12 @@ def create_command(
     command += ["--stdin"] if request.stdin else []
     command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []
     runtime: tuple[str, ...] = (str(binary.program), *binary.global_options(bundle.runtime_log))
-    has_null_input = not request.stdin  # conmon would give the host's /dev/null to it
-    return command + _runtime(without_null_input(runtime) if has_null_input and binary.gives_streams_away else runtime)
+    if binary.gives_streams_away:  # what conmon has no pipe for is the host's /dev/null
+        if request.terminal:
+            runtime = without_null_streams(runtime)
+        elif not request.stdin:
+            runtime = without_null_input(runtime)
+    return command + _runtime(runtime)
 
 
 def exec_command(

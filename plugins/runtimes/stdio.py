@@ -14,6 +14,8 @@ PIPE_MODE = 0o666
 _SHELL = "/bin/sh"
 _WITHOUT_INPUT = 'exec "$0" "$@" <<END\nEND\n'
 """The shell makes a pipe that is at its end, and becomes the runtime's binary."""
+_WITHOUT_STREAMS = 'exec "$0" "$@" <<END >&0\nEND\n'
+"""The output is that pipe's reading end, too: what is written there fails, as nothing is to be."""
 
 
 def open_streams(pid: int) -> None:
@@ -28,6 +30,11 @@ def open_streams(pid: int) -> None:
 def without_null_input(command: Sequence[str]) -> tuple[str, ...]:
     """Return a command that runs the given one with an input that is at its end and is no device of the host's."""
     return (_SHELL, "-c", _WITHOUT_INPUT, *command)
+
+
+def without_null_streams(command: Sequence[str]) -> tuple[str, ...]:
+    """The same for input and output: those of a container's terminal are elsewhere, and conmon has none for these."""
+    return (_SHELL, "-c", _WITHOUT_STREAMS, *command)
 
 
 @contextlib.contextmanager

@@ -345,8 +345,12 @@ snapshotter = "odd"
 def test_the_hosts_null_device_stays_the_hosts(handler: str, node: Node) -> None:
     """crun before 1.24 gives the standard streams to the container's user, whatever they are."""
     pod = run_pod(node, handler)
-    container = pod.start("sleep", "1000", linux=confined(run_as_user={"value": 1000}))
+    user = confined(run_as_user={"value": 1000})
+    container = pod.start("sleep", "1000", linux=user)
     node.execute(container, "true")
+    node.execute(pod.start("sleep", "1000", name="root", stdin=True), "true")
+    for name, more in (("tty", {}), ("tty-stdin", {"stdin": True}), ("tty-user", {"linux": user})):
+        node.execute(pod.start("sleep", "1000", name=name, tty=True, **more), "true")
     found = Path("/dev/null").stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o666)
 
