@@ -45,10 +45,12 @@ class ServerConfig(Section):
     """Group that owns the socket: a name or a number."""
     max_message_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
     """Largest request and response, in bytes."""
-    max_streams: Annotated[int, Field(ge=16)] = 256
-    """Calls that one connection may have under way; a client that keeps to HTTP/2 waits with further ones. A kubelet
-    makes all of its calls over one connection, and those that stop containers or run probes take long: 256 are two for
-    each of 110 pods, which is what a kubelet has at most by default, and 36 for the node. Raise it with ``maxPods``."""
+    max_streams: Annotated[int, Field(ge=16)] = 512
+    """Calls that one connection may have in flight. Beyond it, a client that has received the server's SETTINGS waits;
+    one that has not yet is refused with REFUSED_STREAM, which gRPC clients retry transparently. A kubelet makes all of
+    its calls over one connection, and draining a node leaves one StopContainer per container in flight for its grace
+    period: 512 are four for each of 110 pods, a kubelet's default maximum, and 72 for the rest. Raise it with
+    ``maxPods``."""
     max_requests: Annotated[int, Field(ge=16)] = 1024
     """Calls that all connections together may have under way; further ones are answered RESOURCE_EXHAUSTED."""
     max_connections: Annotated[int, Field(ge=4)] = 256

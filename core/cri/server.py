@@ -31,9 +31,10 @@ class Endpoint:
     """Where and how to serve. ``group`` is a name or a number, empty for the daemon's own.
 
     A larger request than ``max_request_bytes`` is answered RESOURCE_EXHAUSTED; so is a larger answer. An ExecSync may
-    give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have under way: further
-    ones wait in a client that keeps to the protocol. ``max_requests`` is how many all may have: further ones are
-    answered RESOURCE_EXHAUSTED. ``max_connections`` is how many clients may be connected: further ones are cut off.
+    give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have in flight: further
+    ones wait in a client that has our SETTINGS, and are refused with REFUSED_STREAM where it has not got them yet.
+    ``max_requests`` is how many all may have: further ones are answered RESOURCE_EXHAUSTED. ``max_connections`` is how
+    many clients may be connected: further ones are cut off.
     """
 
     path: Path
@@ -41,7 +42,7 @@ class Endpoint:
     group: str = ""
     max_request_bytes: int = 16 << 20
     max_response_bytes: int = 64 << 20
-    max_streams: int = 256
+    max_streams: int = 512
     max_requests: int = 1024
     max_connections: int = 256
 
