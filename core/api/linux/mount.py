@@ -219,6 +219,11 @@ def make_shared(target: Path, recursive: bool = False) -> None:
     _set_propagation(target, _PROPAGATION["shared"] | (_MS_REC if recursive else 0))
 
 
+def escape_mountinfo(path: bytes) -> bytes:
+    """Write a path as mountinfo does: blanks, tabs, newlines and backslashes are three octal digits."""
+    return re.sub(rb"[ \t\n\\]", lambda match: b"\\%03o" % match[0][0], path)
+
+
 def _bind(source: Path, target: Path, options: MountOptions) -> None:
     """Copy the tree, set its attributes, and only then show it: nobody sees it writable for a moment."""
     recursive = _AT_RECURSIVE if options.recursive else 0

@@ -2,20 +2,24 @@
 
 A thread that waits for a dead FUSE or NFS server may hang uninterruptibly, and then not even the end of the daemon's
 process can come to its end. So before a thread of the daemon goes to a volume, a device or a log directory, ``require``
-has a shell look at them: it takes a millisecond, for all paths of a container at once. A look is no promise, so what is
-done after it runs in bounded threads (``bulkheads``), all the same.
+has a shell look at them, for all paths of a container at once. A look is no promise, so what is done after it runs in
+bounded threads (``bulkheads``), all the same. A process takes 3 to 10 ms, so paths that nobody serves are passed over:
+``needs_no_look`` tells them from the table of mounts in a tenth of a millisecond.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from crinoid.core.api.errors import Unavailable, Unsupported
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.mount import escape_mountinfo
 from crinoid.core.api.linux.process import Process, spawn
 
 _LOG = logging.getLogger(__name__)
@@ -23,6 +27,9 @@ _LOOK = 'for path; do [ -e "$path" ]; echo; done'  # a line after each, so the f
 _BATCH = 200  # paths for one process, each of at most 4095 bytes: less than the kernel takes as arguments
 _PATH_BYTES = 4095
 _END_S = 0.2
+_IN_MEMORY = frozenset((b"tmpfs", b"ramfs", b"devtmpfs", b"devpts", b"sysfs", b"cgroup", b"cgroup2", b"mqueue"))
+_ON_DISK = frozenset((b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs"))
+_MAX_LINKS = 40  # as the kernel, path_resolution(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,10 @@ class PathProbes:
         often it is asked for.
         """
         fit = {path for path in paths if path.startswith("/") and "\0" not in path and len(path) <= _PATH_BYTES}
-        wanted = sorted(fit)
-        for path in wanted:
+        for path in sorted(fit):
             if (hung := self._hung.get(path)) is not None:
                 return _describe(path, time.monotonic() - hung.since_s)
+        wanted = await self._in_doubt(sorted(fit))
         for start in range(0, len(wanted), _BATCH):
             if (late := await self._look(tuple(wanted[start : start + _BATCH]))) is not None:
                 return _describe(late, self._timeout_s)
@@ -72,6 +79,14 @@ class PathProbes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _in_doubt(self, paths: list[str]) -> list[str]:
+        """Return the paths that need a look. In a thread: a disk may be slow, and a mount may be made meanwhile."""
+        if not paths:
+            return []
+        with suppress(TimeoutError, Unavailable):  # of the owner's threads all may hang
+            return await asyncio.wait_for(asyncio.to_thread(_without_safe, paths), self._timeout_s)
+        return paths
 
     async def _look(self, paths: tuple[str, ...]) -> str | None:
         """Return the path that does not answer; several callers share one look."""
@@ -114,6 +129,64 @@ class PathProbes:
             return
         self._hung[path] = _Hung(began_s, end)
         end.add_done_callback(lambda _: self._hung.pop(path, None))
+
+
+def needs_no_look(path: str, mountinfo: bytes) -> bool:
+    """Whether no file system on the way to a path, links included, has a server that may be gone. Blocks for the disk.
+
+    Those are the kernel's own in memory, and the disk of ``/``, without which the daemon does not go on either. Each
+    component is judged before it is touched, and by all that is mounted there, as the table does not say what is on
+    top. Not passed over: ``/proc``, whose links lead where their text does not say, and overlays, whose layers may be
+    anywhere.
+    """
+    home = _mounts_at(b"/", mountinfo)
+    ahead, here, links = os.fsencode(path).split(b"/")[::-1], b"", 0
+    if not home or not _are_safe(home, home):
+        return False
+    while ahead:
+        name = ahead.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            here = here.rpartition(b"/")[0]
+            continue
+        below = here + b"/" + name
+        if not _are_safe(_mounts_at(below, mountinfo), home):
+            return False
+        try:
+            target = os.readlink(below)  # noqa: PTH115  # in bytes
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # nothing there, which is an answer
+                return error.errno in (errno.ENOENT, errno.ENOTDIR)
+            here = below
+            continue
+        if (links := links + 1) > _MAX_LINKS:
+            return True
+        ahead += target.split(b"/")[::-1]
+        here = b"" if target.startswith(b"/") else here
+    return True
+
+
+def _without_safe(paths: list[str]) -> list[str]:
+    mountinfo = Path("/proc/self/mountinfo").read_bytes()
+    return [path for path in paths if not needs_no_look(path, mountinfo)]
+
+
+def _mounts_at(point: bytes, mountinfo: bytes) -> list[tuple[bytes, bytes]]:
+    """Return device number and type of each mount at a path; of a table with thousands of lines only these are read."""
+    field, found, at = b" " + escape_mountinfo(point) + b" ", [], 0
+    while (at := mountinfo.find(field, at)) >= 0:
+        line = mountinfo[mountinfo.rfind(b"\n", 0, at) + 1 : mountinfo.find(b"\n", at)]
+        words = line.split(b" ")
+        if words[4] == field[1:-1]:
+            found.append((words[2], line.partition(b" - ")[2].split(b" ")[0]))
+        at += 1
+    return found
+
+
+def _are_safe(mounts: list[tuple[bytes, bytes]], home: list[tuple[bytes, bytes]]) -> bool:
+    """No mount at all is as safe as what it is below."""
+    return all(kind in _IN_MEMORY or (kind in _ON_DISK and (device, kind) in home) for device, kind in mounts)
 
 
 def _describe(path: str, seconds: float) -> str:
