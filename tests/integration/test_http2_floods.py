@@ -20,7 +20,8 @@ from support.patience import patient
 FLOOD_S = 1.5
 MIB = 1 << 20
 MAX_CONNECTIONS = 24
-LIMITS = f"[server]\nmax_connections = {MAX_CONNECTIONS}\n"
+MAX_STREAMS = 16
+LIMITS = f"[server]\nmax_connections = {MAX_CONNECTIONS}\nmax_streams = {MAX_STREAMS}\n"
 Flood = Callable[[socket.socket, Callable[[], bool]], None]
 
 
@@ -141,10 +142,14 @@ def control(frame: bytes) -> Flood:
 
 
 def test_a_header_that_is_referred_to_thousands_of_times(flooded: Node) -> None:
-    """grpc tells the daemon of such a call although it refuses it; there are at most ``max_streams`` at once."""
+    """grpc tells the daemon of such a call although it refuses it, with half of the references: 16 MB a call.
+
+    There are at most ``max_streams`` at once, and as many that have ended and are not collected yet. Without the limit
+    four seconds took 1.8 GB, and others waited for 8 s.
+    """
     watching = watch(flooded, references, 4)
     assert watching.failures == []
-    assert watching.peak - watching.before < 300 * MIB
+    assert watching.peak - watching.before < 1024 * MIB
 
 
 FLOODS = {
