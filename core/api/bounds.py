@@ -4,6 +4,7 @@ One table for all who may ask: ``cri`` checks requests by it, ``adjustments`` wh
 returns what is wrong as the end of a sentence that begins with the field's name, and ``""`` for what is good.
 """
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ MAX_PATH_BYTES = 4095
 """PATH_MAX, less the NUL at its end."""
 MAX_NAME_BYTES = 255
 """NAME_MAX: one part of a path, and so the name of a cgroup's or sysctl's file."""
-MAX_STRING_BYTES = (1 << 17) - 1
+MAX_STRING_BYTES = 32 * os.sysconf("SC_PAGE_SIZE") - 1
 """MAX_ARG_STRLEN, less the NUL: one argument, or one variable with its value (execve(2))."""
 MAX_STRINGS_BYTES = 2 << 20
 """Arguments and environment together: a quarter of the usual stack of 8 MiB, each with a pointer of 8 bytes."""

@@ -88,11 +88,6 @@ def read_regular(path: Path | str, max_bytes: int, root: Path | None = None) -> 
     return content
 
 
-def read_in_root(root: Path, name: str, max_bytes: int) -> bytes:
-    """Read a regular file of a foreign tree, such as an image's ``/etc/passwd``: ``read_regular`` within ``root``."""
-    return read_regular(name, max_bytes, root)
-
-
 def _shown(path: Path | str, root: Path | None) -> str:
     return str(path) if root is None else f"{root}/{str(path).lstrip('/')}"
 

@@ -11,11 +11,10 @@ import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crinoid.core.api.bounds import MAX_STRING_BYTES
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.lifecycle.userids import quote
 
-MAX_STRING_BYTES = 32 * os.sysconf("SC_PAGE_SIZE") - 1
-"""MAX_ARG_STRLEN without the NUL at the end."""
 MAX_VARIABLES = 1 << 15
 """Runtimes set variables one after the other, and each looks through all before: these take about two seconds."""
 

@@ -34,10 +34,10 @@ def test_links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
     (root / "up").symlink_to("../secret")
     (root / "abs").symlink_to("/inner")
     (root / "inner").write_text("inner")
-    assert files.read_in_root(root, "/abs", 100) == b"inner"
+    assert files.read_regular("/abs", 100, root) == b"inner"
     for name in ("up", "../secret", "/../secret"):
         with pytest.raises(FileNotFoundError):
-            files.read_in_root(root, name, 100)
+            files.read_regular(name, 100, root)
 
 
 def test_traps_for_readers_are_errors(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_traps_for_readers_are_errors(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name, code in (("fifo", errno.EINVAL), ("long", errno.EFBIG), ("folder", errno.EINVAL), ("none", errno.ENOENT)):
         with pytest.raises(OSError) as caught:
-            files.read_in_root(tmp_path, name, 10)
+            files.read_regular(name, 10, tmp_path)
         assert caught.value.errno == code
         assert name in str(caught.value)
         with pytest.raises(OSError) as caught:
@@ -61,7 +61,7 @@ def test_what_is_no_regular_file_is_not_opened_at_all(tmp_path: Path) -> None:
     watch = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         libc.call("inotify_add_watch", watch, os.fsencode(tmp_path / "fifo"), _IN_OPEN)
-        for read in (lambda: files.read_regular(tmp_path / "fifo", 9), lambda: files.read_in_root(tmp_path, "fifo", 9)):
+        for read in (lambda: files.read_regular(tmp_path / "fifo", 9), lambda: files.read_regular("fifo", 9, tmp_path)):
             with pytest.raises(OSError, match="not a regular file"):
                 read()
         with pytest.raises(BlockingIOError):

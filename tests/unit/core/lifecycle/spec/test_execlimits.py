@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from crinoid.core.api.bounds import MAX_STRING_BYTES
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.lifecycle.spec.execlimits import MAX_STRING_BYTES, MAX_VARIABLES, check_process
+from crinoid.core.lifecycle.spec.execlimits import MAX_VARIABLES, check_process
 
 _EXECUTE = """
 import json, os, resource, sys
