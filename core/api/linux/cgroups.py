@@ -117,7 +117,7 @@ class Hierarchies:
             for root in self.all:
                 if parent and root not in self.made:
                     self._make_in(root, parent)
-                os.mkdir(root + path, 0o755)  # noqa: PTH102
+                rights.make_directory(root + path, rights.SHOWN_DIRECTORY)
                 made.append(root + path)
                 os.setxattr(root + path, _MARK, owner.encode())
                 if root == self.by_controller.get("cpuset"):

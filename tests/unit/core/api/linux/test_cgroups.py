@@ -429,3 +429,15 @@ def test_what_is_made_above_goes_once_it_is_not_used(path: str) -> None:
     for one in (f"{path}/above/new", f"{path}/above", path):
         assert cgroups.remove_marked(one)
     assert not cgroups.exists(path)
+
+
+@needs_root
+def test_a_new_cgroup_has_its_stated_mode_whatever_the_umask(path: str) -> None:
+    roots = cgroups._host().all
+    own = os.umask(0o077)
+    try:
+        cgroups.make_new(path, "pod")
+    finally:
+        os.umask(own)
+    modes = {root: Path(root + path).stat().st_mode & 0o777 for root in roots}
+    assert modes == dict.fromkeys(modes, 0o755)
