@@ -144,12 +144,12 @@ def control(frame: bytes) -> Flood:
 def test_a_header_that_is_referred_to_thousands_of_times(flooded: Node) -> None:
     """grpc tells the daemon of such a call although it refuses it, with half of the references: 16 MB a call.
 
-    There are at most ``max_streams`` at once, and as many that have ended and are not collected yet. Without the limit
-    four seconds took 1.8 GB, and others waited for 8 s.
+    There are at most ``max_streams`` at once, and some that have ended and are not collected yet: with 16, 290 MB were
+    seen, with the default some 1,100. Without a limit four seconds took 1.8 GB, and others waited for 8 s.
     """
     watching = watch(flooded, references, 4)
     assert watching.failures == []
-    assert watching.peak - watching.before < 1024 * MIB
+    assert watching.peak - watching.before < 512 * MIB
 
 
 FLOODS = {

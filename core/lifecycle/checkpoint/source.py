@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import logging
 import os
-import stat
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -245,16 +244,13 @@ def _request(blob: Path, target: Path, name: str, config: Config) -> UnpackReque
 def _open_archive(path: Path) -> int:
     """Open an archive that anybody may have named. Raises NotFound, and InvalidArgument for what is no plain file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with files.open_regular(path) as file:
+            return os.dup(file.fileno())
     except FileNotFoundError as error:
         raise NotFound(f"image {str(path)!r}: there is no checkpoint archive of this name") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidArgument(f"image {str(path)!r}: the checkpoint archive can't be read: {reason}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InvalidArgument(f"image {str(path)!r} is no plain file, so no checkpoint archive")
-    return fd
 
 
 @functools.cache

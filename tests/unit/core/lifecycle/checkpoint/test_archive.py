@@ -255,7 +255,7 @@ def test_many_members_hold_neither_loop_nor_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_plain_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "a")
-    with pytest.raises(InvalidArgument, match="no plain file"):
+    with pytest.raises(InvalidArgument, match="not a regular file"):
         unpack(tmp_path / "a", tmp_path)
 
 
