@@ -4,7 +4,7 @@ import os
 import secrets
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
 from integration.pods import Json, Pod, confined, refused
+from integration.test_streaming import executing
 from support.strangers import look
 
 HOST_ID, LENGTH = 200_000, 65_536
@@ -23,6 +24,7 @@ HANDLERS = [
     for network in ("cni",)
     for snapshotter in ("overlay", "native")
 ]
+NULL_DEVICE = (0, 0, 0o666)
 QUICK = ("runc-cni-overlay", "crun-cni-native")
 
 
@@ -342,17 +344,39 @@ snapshotter = "odd"
         assert Pod(node, node.run_pod("plain", "odd")).sh("id -u") == "0\n"
 
 
-def test_the_hosts_null_device_stays_the_hosts(handler: str, node: Node) -> None:
+@pytest.fixture
+def null_device() -> Iterator[Callable[[], tuple[int, int, int]]]:
+    """Whose the host's is, and its mode; set right again at the end, as all of the host uses it."""
+
+    def look_at() -> tuple[int, int, int]:
+        found = Path("/dev/null").stat()
+        return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+    yield look_at
+    if look_at() != NULL_DEVICE:
+        os.chown("/dev/null", 0, 0)
+        Path("/dev/null").chmod(0o666)
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+@pytest.mark.parametrize("tty", [False, True])
+async def test_the_hosts_null_device_stays_the_hosts(
+    handler: str, node: Node, null_device: Callable[[], tuple[int, int, int]], tty: bool, stdin: bool
+) -> None:
     """crun before 1.24 gives the standard streams to the container's user, whatever they are."""
-    pod = run_pod(node, handler)
-    user = confined(run_as_user={"value": 1000})
-    container = pod.start("sleep", "1000", linux=user)
-    node.execute(container, "true")
-    node.execute(pod.start("sleep", "1000", name="root", stdin=True), "true")
-    for name, more in (("tty", {}), ("tty-stdin", {"stdin": True}), ("tty-user", {"linux": user})):
-        node.execute(pod.start("sleep", "1000", name=name, tty=True, **more), "true")
-    found = Path("/dev/null").stat()
-    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o666)
+    for pod in (run_pod(node, handler), Pod(node, node.run_pod("plain", handler))):
+        for user in (0, 1000):
+            linux = confined(run_as_user={"value": user})
+            container = pod.start("sleep", "1000", linux=linux, tty=tty, stdin=stdin)
+            assert null_device() == NULL_DEVICE, "start"
+            node.execute(container, "true")
+            assert null_device() == NULL_DEVICE, "exec_sync"
+            async with executing(node, container, "true", tty=tty, stdin=stdin) as command:
+                assert (await command.outcome())[2] == 0
+            assert null_device() == NULL_DEVICE, "exec"
+            with refused("INVALID_ARGUMENT", "nowhere"):
+                pod.start("nowhere", linux=linux, tty=tty, stdin=stdin)
+            assert null_device() == NULL_DEVICE, "a start that fails"
 
 
 @pytest.fixture

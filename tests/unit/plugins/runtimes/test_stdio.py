@@ -4,7 +4,7 @@ import os
 import stat
 import subprocess
 
-from crinoid.plugins.runtimes.stdio import ended_input, open_streams, without_null_input
+from crinoid.plugins.runtimes.stdio import ended_input, open_streams, without_null_input, without_null_streams
 
 
 def test_a_command_without_the_hosts_null_device() -> None:
@@ -12,6 +12,14 @@ def test_a_command_without_the_hosts_null_device() -> None:
     command = without_null_input(("/bin/sh", "-c", script, "name", "one two", "$three"))
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["fifo", "2:one two:$three"]
+
+
+def test_a_command_without_the_hosts_null_device_as_its_output() -> None:
+    command = without_null_streams(("/bin/sh", "-c", "stat -L -c %F /proc/self/fd/0 /proc/self/fd/1 >&2"))
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stderr.splitlines() == ["fifo", "fifo"]
 
 
 def test_the_command_takes_the_place_of_the_shell() -> None:
