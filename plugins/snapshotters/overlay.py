@@ -65,9 +65,7 @@ class OverlaySnapshotter(FolderSnapshotter):
         await call_in_thread(lambda: try_overlay(self.storage.new_scratch(), self._options))
 
     def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:
-        """The parent may still be unpacked; where it is there, its root folder's owner and mode are taken over."""
-        if parent is not None and any(layer.chain_id == parent for layer in self.storage.layers()):
-            copy_root_attributes(self.storage.stack(parent)[0], folder)
+        """Nothing: the parent may still be unpacked, and what a layer looks like must not hang on that."""
 
     def fill_snapshot(self, parent: str | None, readonly: bool, folder: Path, cancelled: threading.Event) -> None:
         if parent is not None:

@@ -1,15 +1,19 @@
 """The two forms of whiteouts mean the same: layers stacked by overlayfs show what layers applied in turn hold."""
 
 import os
+import stat
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crinoid.core.lifecycle.images.implied import settle_tree
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt
+from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.tree import Tree
 from support.archives import ArchiveBuilder
@@ -19,8 +23,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting an overlay needs root"),
 ]
 
-_PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=3)
-_ENTRIES = st.tuples(st.sampled_from(["file", "folder", "whiteout", "opaque"]), _PATHS)
+_PATHS = st.lists(st.sampled_from("abc"), max_size=3)
+_ENTRIES = st.tuples(st.sampled_from(["file", "folder", "private", "whiteout", "opaque"]), _PATHS)
 _LAYERS = st.lists(st.lists(_ENTRIES, min_size=1, max_size=8), min_size=2, max_size=4)
 
 
@@ -34,11 +38,12 @@ def test_stacked_layers_show_what_applied_layers_hold(
     for folder in (applied, *lowers, merged):
         folder.mkdir()
     for number, lower in enumerate(lowers):
-        archive = build([entry for entry in layers[number] if is_sound(entry, layers[number], applied)], number)
+        archive = build(layers[number], number)
         try:
-            unpack(archive, lower, overlay=True)
+            unpacked = unpack(archive, lower, overlay=True)
         except Corrupt:
             return  # a file of the same layer where a folder must be
+        settle_tree(lowers[:number][::-1], lower, unpacked)
         unpack(archive, applied, overlay=False)
     options = "lowerdir=" + ":".join(str(lower) for lower in reversed(lowers))
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)
@@ -48,27 +53,19 @@ def test_stacked_layers_show_what_applied_layers_hold(
         subprocess.run(["umount", str(merged)], check=True)
 
 
-def is_sound(entry: tuple[str, list[str]], layer: list[tuple[str, list[str]]], applied: Path) -> bool:
-    """Tell whether builders write such an entry: no whiteout of nothing, and none of a folder after one in it."""
-    kind, path = entry
-    if kind in ("file", "folder"):
-        return True
-    later = layer[layer.index(entry) + 1 :]
-    if any(what in ("whiteout", "opaque") and path[: len(other)] == other for what, other in later):
-        return False
-    present = applied.joinpath(*path)
-    return present.is_dir() if kind == "opaque" else present.exists()
-
-
 def build(entries: list[tuple[str, list[str]]], layer: int) -> bytes:
     builder = ArchiveBuilder()
     for number, (kind, path) in enumerate(entries):
-        name, parent = "/".join(path), "/".join(path[:-1])
+        if not path and kind not in ("folder", "private"):
+            continue  # the root is no file, and opaque for no overlay
+        name, parent = "/".join(path) or "./", "/".join(path[:-1])
         match kind:
             case "file":
                 builder.file(name, f"{layer}.{number}".encode())
             case "folder":
                 builder.folder(name)
+            case "private":
+                builder.add(name, tarfile.DIRTYPE, mode=0o1700, uid=1000 + layer, gid=number)
             case "whiteout":
                 builder.file(f"{parent}/.wh.{path[-1]}")
             case "opaque":
@@ -76,15 +73,25 @@ def build(entries: list[tuple[str, list[str]]], layer: int) -> bytes:
     return builder.build()
 
 
-def unpack(archive: bytes, target: Path, overlay: bool) -> None:
+def unpack(archive: bytes, target: Path, overlay: bool) -> UnpackResult:
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
         reader = ByteReader(iter([archive]))
-        Extraction(reader, Tree(fd, overlay, reader), None).run()
+        tree = Tree(fd, overlay, reader)
+        Extraction(reader, tree, None).run()
+        implied, renewed, hiding = (
+            tuple(path.decode() for path in paths) for paths in (tree.implied, tree.renewed, tree.hiding)
+        )
+        return UnpackResult("", 0, 0, implied, renewed, hiding)
     finally:
         os.close(fd)
 
 
-def described(root: Path) -> dict[str, bytes | None]:
-    found = root.rglob("*")
-    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in found}
+def described(root: Path) -> dict[str, object]:
+    """All that is listed, and opened: with mode and owner, and the content of files."""
+    found = {}
+    for path in (root, *root.rglob("*")):
+        status = path.stat()
+        content = path.read_bytes() if path.is_file() else stat.S_IFMT(status.st_mode)
+        found[str(path.relative_to(root))] = (content, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+    return found

@@ -34,6 +34,9 @@ class SnapshotterHooks:
         Several preparations of one chain id may be under way. With ``parallel_unpack`` the parent need not be committed
         yet. The layer's blob may still be coming from a registry: it may take its time until the layer is committed, or
         discarded because of what came. Raises NotFound for a parent that is needed and not there.
+
+        For ``WhiteoutForm.OVERLAY`` the folder is empty, root's and of mode 0755, whether the parent is there or not:
+        the kernel gives it what the parent shows before it commits, unless the layer has an entry for its root.
         """
 
     @hookspec

@@ -12,6 +12,7 @@ again over the same host where a test restarts the daemon; nothing is closed bef
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import shutil
@@ -49,6 +50,8 @@ class LayerContent:
     files: Mapping[str, str] = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
     opaque: tuple[str, ...] = ()
+    root: tuple[int, int] | None = None
+    """Mode and owner of the root, where the layer has an entry for it."""
 
     def unpack(self, target: LayerTarget) -> None:
         """Do as the kernel's unpacking does, in the form that the target wants."""
@@ -60,6 +63,9 @@ class LayerContent:
             path = target.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        if self.root is not None:
+            os.chown(target.directory, self.root[1], self.root[1])
+            target.directory.chmod(self.root[0])
 
     def _hide(self, target: LayerTarget, path: Path) -> None:
         if target.whiteouts is WhiteoutForm.DELETE and path.exists():
@@ -169,6 +175,15 @@ class BoundSnapshotter:
         """Prepare, unpack and commit a layer."""
         target = await self.prepare_layer(chain_id, parent)
         content.unpack(target)
+        await self.settle_and_commit(target, chain_id, parent, content)
+
+    async def settle_and_commit(
+        self, target: LayerTarget, chain_id: str, parent: str | None, content: LayerContent
+    ) -> None:
+        """Do as the kernel does once the parent is committed: a layer without a root of its own shows the parent's."""
+        if parent is not None and content.root is None and target.whiteouts is WhiteoutForm.OVERLAY:
+            _copy_looks(await self.create_snapshot("view", parent, readonly=True), target.directory)
+            await self.remove_snapshot("view")
         await self.commit_layer(target.key, chain_id, parent)
 
 
@@ -251,6 +266,40 @@ class SnapshotterContract:
         target = await snapshotter.prepare_layer(TOP, BASE)
         held = BASE_CONTENT.files if target.whiteouts is WhiteoutForm.DELETE else {}
         assert _files(target.directory) == held
+
+    @needs_root
+    @pytest.mark.parametrize("roots", [((0o751, 1234), None, None), (None, (0o700, 7), None), (None, None, (0o711, 7))])
+    async def test_the_last_layer_that_says_so_decides_how_the_root_looks(
+        self, snapshotter: BoundSnapshotter, target: Path, roots: tuple[tuple[int, int] | None, ...]
+    ) -> None:
+        """In whichever order layers are prepared, unpacked and committed, a parent before what stands on it."""
+        expected = next(root for root in roots if root is not None)
+        for number, order in enumerate(_orders(len(roots), snapshotter.features().parallel_unpack)):
+            chain_ids = [f"sha256:{number:032x}{layer:032x}" for layer in range(len(roots))]
+            prepared: dict[int, LayerTarget] = {}
+            for layer in order:
+                parent = chain_ids[layer - 1] if layer else None
+                content = LayerContent(files={f"file-{layer}": "here"}, root=roots[layer])
+                if layer in prepared:
+                    await snapshotter.settle_and_commit(prepared[layer], chain_ids[layer], parent, content)
+                else:
+                    prepared[layer] = await snapshotter.prepare_layer(chain_ids[layer], parent)
+                    content.unpack(prepared[layer])
+            for readonly in (False, True):
+                async with _mounted(await snapshotter.create_snapshot("root", chain_ids[-1], readonly), target):
+                    assert _looks(target) == expected, f"in the order {order}"
+                    assert _names(target) == [f"file-{layer}" for layer in range(len(roots))]
+                await snapshotter.remove_snapshot("root")
+
+    @needs_root
+    async def test_a_layer_begins_alike_whether_its_parent_is_there(self, snapshotter: BoundSnapshotter) -> None:
+        """What is unpacked without the layers below must not be of another kind when they happen to be there."""
+        if not snapshotter.features().parallel_unpack:
+            return
+        early = await snapshotter.prepare_layer(TOP, BASE)
+        await snapshotter.add_layer(BASE, None, LayerContent(root=(0o751, 1234)))
+        late = await snapshotter.prepare_layer(TOP, BASE)
+        assert [_looks(one.directory) for one in (early, late)] == [(0o755, 0)] * 2
 
     async def test_a_layer_is_there_once_it_is_committed(self, snapshotter: BoundSnapshotter) -> None:
         target = await snapshotter.prepare_layer(BASE, None)
@@ -517,6 +566,32 @@ class SnapshotterContract:
             await snapshotter.usage("nothing")
         with pytest.raises(NotFound):
             await snapshotter.layer_usage(ABSENT)
+
+
+def _orders(layers: int, parallel: bool) -> Iterator[tuple[int, ...]]:
+    """Every order of two steps a layer, to prepare and to commit it; a parent's commit comes first."""
+    if not parallel:
+        yield tuple(layer for layer in range(layers) for _ in range(2))
+        return
+    for order in sorted(set(itertools.permutations([*range(layers)] * 2))):
+        commits = [layer for place, layer in enumerate(order) if layer in order[:place]]
+        if commits == sorted(commits):
+            yield order
+
+
+def _copy_looks(mounts: tuple[Mount, ...], folder: Path) -> None:
+    """Find the topmost lower folder of a view as the kernel does, without mounting it."""
+    assert len(mounts) == 1
+    named = [option.removeprefix("lowerdir+=") for option in mounts[0].options if option.startswith("lowerdir+=")]
+    status = Path([*named, mounts[0].source][0]).stat()
+    os.chown(folder, status.st_uid, status.st_gid)
+    folder.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _looks(folder: Path) -> tuple[int, int]:
+    """Mode and owner."""
+    status = folder.stat()
+    return stat.S_IMODE(status.st_mode), status.st_uid
 
 
 def _measured(usage: object) -> DiskUsage:

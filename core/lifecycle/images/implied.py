@@ -1,7 +1,8 @@
-"""Folders that a layer's entries lie in without having an entry of their own: they look as in the layer below.
+"""What of an overlay layer only the layers below decide: how implied folders look, and which whiteouts hide something.
 
-An overlay layer is unpacked without its parents, so the unpacker makes such a folder as root's with mode 0755, which
-would hide the owner and mode (say, of a sticky ``/tmp``) that a lower layer gave it. Called by ``layers`` between
+An overlay layer is unpacked without its parents, so the unpacker makes a folder that entries lie in, but that has no
+entry of its own, as root's with mode 0755, which would hide the owner and mode (say, of a sticky ``/tmp``) that a lower
+layer gave it. The root is such a folder, too: the last layer with an entry ``./`` decides. Called by ``layers`` between
 unpacking and commit, when all lower layers are there. What overlayfs would show is read from the lower folders, so
 nothing needs to be mounted.
 """
@@ -13,14 +14,15 @@ import logging
 import os
 import stat
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.files import open_in_root
 from crinoid.core.api.values.snapshot import LayerTarget, Mount, WhiteoutForm
+from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.store import Ledger, LedgerEntry
 
@@ -32,14 +34,23 @@ _OPAQUE = "trusted.overlay.opaque"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-async def adopt_implied(
-    ledger: Ledger, slot: SnapshotterSlot, parent: str, target: LayerTarget, implied: Sequence[str]
+async def settle(
+    ledger: Ledger, slot: SnapshotterSlot, parent: str | None, target: LayerTarget, unpacked: UnpackResult
 ) -> None:
-    """Give the implied folders of an unpacked layer the owner, mode and attributes that ``parent`` shows for them."""
-    if not implied or target.whiteouts is not WhiteoutForm.OVERLAY:
+    """Give an unpacked layer what only the layers below it decide, now that all of them are committed.
+
+    Its implied folders get the owner, mode and attributes that ``parent`` shows for them, and whiteouts that hide
+    nothing there go. Nothing to do for layers that were unpacked into a copy of those below.
+    """
+    if target.whiteouts is not WhiteoutForm.OVERLAY:
         return
-    async with _view(ledger, slot, parent) as mounts:
-        await asyncio.to_thread(copy_attributes, lower_folders(mounts), target.directory, implied)
+    if parent is None:
+        if unpacked.hiding:
+            await asyncio.to_thread(settle_tree, (), target.directory, unpacked)
+    elif unpacked.implied or unpacked.hiding:
+        async with _view(ledger, slot, parent) as mounts:
+            if lowers := lower_folders(mounts):  # of mounts of another kind, nothing is known
+                await asyncio.to_thread(settle_tree, lowers, target.directory, unpacked)
 
 
 @asynccontextmanager
@@ -78,48 +89,136 @@ def lower_folders(mounts: Sequence[Mount]) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def copy_attributes(lowers: Sequence[Path], target: Path, folders: Sequence[str]) -> None:
-    """Make each folder of ``target`` look as it does in the stack of lower layers; leave it where it is not there.
+def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) -> None:
+    """Do ``settle``'s work; ``lowers`` are the folders below, topmost first. Blocks.
 
-    Blocks. A folder of the target that is one no more, or a link by now, is left alone.
+    overlayfs looks for whiteouts only in folders that it merges with a lower one: anywhere else they would be listed
+    as files that can't be opened. Folders that were made for such whiteouts alone go with them, the deepest first.
     """
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(_opened(os.open(target, _FOLDER)))
         roots = [stack.enter_context(_opened(os.open(lower, _FOLDER))) for lower in lowers]
-        for folder in folders:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, _LinkError):
-                _copy_one(roots, root, folder)
+        if unpacked.hiding:
+            for folder in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
+                with _passed_over():
+                    _remove_idle_whiteouts(roots, root, folder)
+            for folder in sorted(unpacked.implied, key=lambda path: path.count("/"), reverse=True):
+                with _passed_over():
+                    _remove_if_idle(roots, root, folder, folder in unpacked.renewed)
+        renewed = frozenset(unpacked.renewed)
+        for folder in unpacked.implied:
+            if folder not in renewed:
+                with _passed_over():
+                    _copy_attributes(roots, root, folder)
+
+
+def _passed_over() -> AbstractContextManager[None]:
+    """A folder of the target that a later entry has replaced is left alone."""
+    return contextlib.suppress(FileNotFoundError, NotADirectoryError, _LinkError)
+
+
+def _without_links(root: int, folders: Iterable[str]) -> Iterator[str]:
+    """Say where in the target folders are that entries may have named by way of links."""
+    top = Path(f"/proc/self/fd/{root}").readlink()
+    for folder in folders:
+        with contextlib.suppress(OSError), _opened(open_in_root(root, folder, _FOLDER & ~os.O_NOFOLLOW)) as found:
+            yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
+
+
+def _remove_idle_whiteouts(lowers: Sequence[int], root: int, folder: str) -> None:
+    """Remove the whiteouts in a folder of the target that hide nothing of lower layers."""
+    with _opened(_open_folder(root, folder)) as found, merged_folders(lowers, root, folder, found) as below:
+        whiteouts = [name for name in os.listdir(found) if _is_whiteout(found, name)]  # noqa: PTH208
+        idle = [name for name in whiteouts if not _is_shown(below, name)]
+        with _times_kept(found):
+            for name in idle:
+                os.unlink(name, dir_fd=found)
+
+
+def _remove_if_idle(lowers: Sequence[int], root: int, folder: str, is_renewed: bool) -> None:
+    """Remove an implied folder that is empty by now, unless it is that of a lower layer.
+
+    One that was made anew leaves the whiteout that it had replaced.
+    """
+    if folder == ".":
+        return
+    parent, name = str(Path(folder).parent), Path(folder).name
+    with _opened(_open_folder(root, parent)) as above, merged_folders(lowers, root, parent, above) as below:
+        with _opened(_open_folder(above, name)) as found:
+            if os.listdir(found):  # noqa: PTH208  # of a descriptor
+                return
+        top = next((one for one in below if _exists(one, name)), None)
+        if not is_renewed and top is not None and stat.S_ISDIR(os.lstat(f"/proc/self/fd/{top}/{name}").st_mode):
+            return
+        with _times_kept(above):
+            os.rmdir(name, dir_fd=above)
+            if is_renewed and _is_shown(below, name):
+                os.mknod(name, stat.S_IFCHR, 0, dir_fd=above)
+
+
+@contextlib.contextmanager
+def merged_folders(lowers: Sequence[int], root: int, folder: str, itself: int | None = None) -> Iterator[list[int]]:
+    """Open the lower folders that a folder of the target is merged with, topmost first.
+
+    There are none where the target hides them: where it is opaque on the way, or ``itself`` is.
+    """
+    with contextlib.ExitStack() as stack:
+        found: list[int] = []
+        above, hides = _look(root, str(Path(folder).parent))
+        if above is not None:
+            os.close(above)
+        if not hides and not (itself is not None and folder != "." and _is_opaque(itself)):
+            for lower in lowers:
+                one, hides = _look(lower, folder)
+                if one is not None:
+                    found.append(stack.enter_context(_opened(one)))
+                if hides:
+                    break
+        yield found
+
+
+def _is_shown(folders: Sequence[int], name: str) -> bool:
+    """Tell whether a name is in folders that overlayfs merges, topmost first."""
+    top = next((folder for folder in folders if _exists(folder, name)), None)
+    return top is not None and not _is_whiteout(top, name)
+
+
+def _exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_whiteout(folder: int, name: str) -> bool:
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+@contextlib.contextmanager
+def _times_kept(folder: int) -> Iterator[None]:
+    before = os.fstat(folder)
+    yield
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 class _LinkError(OSError):
     """A symbolic link where a folder was expected."""
 
 
-def _copy_one(lowers: Sequence[int], root: int, folder: str) -> None:
-    source = find_folder(lowers, folder)
-    if source is None:
-        return
-    with _opened(source), _opened(_open_folder(root, folder)) as target:
-        facts = os.fstat(source)
+def _copy_attributes(lowers: Sequence[int], root: int, folder: str) -> None:
+    """Make a folder of the target look as it does below, where it is there."""
+    with _opened(_open_folder(root, folder)) as target, merged_folders(lowers, root, folder) as below:
+        if not below:
+            return
+        facts = os.fstat(below[0])
         os.fchown(target, facts.st_uid, facts.st_gid)
         os.fchmod(target, stat.S_IMODE(facts.st_mode))
-        for name in os.listxattr(source):
+        for name in os.listxattr(below[0]):
             if not name.startswith("trusted.overlay."):
-                os.setxattr(target, name, os.getxattr(source, name))
+                os.setxattr(target, name, os.getxattr(below[0], name))
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-
-
-def find_folder(lowers: Sequence[int], folder: str) -> int | None:
-    """Open the folder that overlayfs would take the attributes from: the topmost, unless something hides it.
-
-    ``lowers`` are descriptors, topmost first. A whiteout, a file or a link hides what is below, and so does an opaque
-    folder on the way.
-    """
-    for lower in lowers:
-        found, hides = _look(lower, folder)
-        if found is not None or hides:
-            return found
-    return None
 
 
 def _look(lower: int, folder: str) -> tuple[int | None, bool]:

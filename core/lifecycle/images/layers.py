@@ -19,7 +19,7 @@ from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images.arrivals import Arrivals, Follower
 from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
-from crinoid.core.lifecycle.images.implied import OWNER, adopt_implied
+from crinoid.core.lifecycle.images.implied import OWNER, settle
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
@@ -103,22 +103,21 @@ class Layers:
 
     async def _make_of(self, slot: SnapshotterSlot, plan: LayerPlan, follower: Follower | None) -> None:
         async with self._prepared(slot, plan) as target:
-            implied = await self._fill(plan, target, follower)
+            unpacked = await self._fill(plan, target, follower)
             await self._await_commit(slot, plan.parent)
-            if plan.parent is not None:
-                await adopt_implied(self._ledger, slot, plan.parent, target, implied)
+            await settle(self._ledger, slot, plan.parent, target, unpacked)
             await slot.commit_layer(target.key, plan.chain_id, plan.parent)
 
-    async def _fill(self, plan: LayerPlan, target: LayerTarget, follower: Follower | None) -> tuple[str, ...]:
-        """Unpack the blob, or place it as a file; return the folders that it only implies."""
+    async def _fill(self, plan: LayerPlan, target: LayerTarget, follower: Follower | None) -> UnpackResult:
+        """Unpack the blob, or place it as a file."""
         if follower is not None:
-            return (await self._follow(self._request(plan, target), follower)).implied
+            return await self._follow(self._request(plan, target), follower)
         async with self._turns:
             if not plan.file:
-                return (await unpack_layer(self._request(plan, target), self._launcher)).implied
+                return await unpack_layer(self._request(plan, target), self._launcher)
             blob = self._content.path(plan.blob.digest)
             await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
-            return ()
+            return UnpackResult("", 0, 0, (".",))
 
     async def _follow(self, request: UnpackRequest, follower: Follower) -> UnpackResult:
         """Unpack behind the writer. What the unpacker makes of a blob is told only of one that was verified."""

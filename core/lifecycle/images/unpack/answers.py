@@ -3,22 +3,27 @@
 Neither JSON nor dataclasses: both import ``re``, and a child would take half as long again to start.
 """
 
+IMPLIED, RENEWED, HIDING = b"i", b"r", b"h"
+
 
 class Unpacked:
-    """The layer is in the target. ``implied``: folders made without an entry of their own."""
+    """The layer is in the target. ``folders``: paths of folders that need a look at lower layers, by kind.
 
-    __slots__ = ("diff_id", "implied", "inodes", "used_bytes")
+    A kind is ``IMPLIED`` (made without an entry of their own), ``RENEWED`` or ``HIDING``, as ``Tree`` has them.
+    """
 
-    def __init__(self, diff_id: str, used_bytes: int, inodes: int, implied: tuple[bytes, ...]) -> None:
+    __slots__ = ("diff_id", "folders", "inodes", "used_bytes")
+
+    def __init__(self, diff_id: str, used_bytes: int, inodes: int, folders: tuple[tuple[bytes, bytes], ...]) -> None:
         self.diff_id = diff_id
         self.used_bytes = used_bytes
         self.inodes = inodes
-        self.implied = implied
+        self.folders = folders
 
     def encode(self) -> bytes:
         """Write the answer."""
         head = (b"done", self.diff_id.encode(), b"%d" % self.used_bytes, b"%d" % self.inodes)
-        return b"\0".join((*head, *self.implied))
+        return b"\0".join((*head, *(kind + path for kind, path in self.folders)))
 
 
 class Failed:
@@ -42,8 +47,8 @@ class Failed:
 def decode(answer: bytes) -> Unpacked | Failed | None:
     """Read an answer; None where there is none, as when the child was killed."""
     match answer.split(b"\0"):
-        case [b"done", diff_id, used_bytes, inodes, *implied]:
-            return Unpacked(diff_id.decode(), int(used_bytes), int(inodes), tuple(implied))
+        case [b"done", diff_id, used_bytes, inodes, *folders]:
+            return Unpacked(diff_id.decode(), int(used_bytes), int(inodes), tuple((f[:1], f[1:]) for f in folders))
         case [b"failed", kind, number, entry, message]:
             return Failed(kind.decode(), int(number), entry, message.decode("utf-8", "backslashreplace"))
     return None

@@ -9,7 +9,7 @@ import os
 import sys
 
 from crinoid.core.lifecycle.images.unpack import kernel
-from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked
+from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_parent
 from crinoid.core.lifecycle.images.unpack.decompression import load_codec
@@ -98,7 +98,7 @@ class _Job:
         self._flusher.finish()
         if self._sync:
             kernel.sync_file_system(TARGET_FD)
-        return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(tree.implied))
+        return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(_folders_of(tree)))
 
     def _do(self, work: Extraction | Parts | Deletion) -> None:
         try:
@@ -112,10 +112,15 @@ def _parse_parts(text: str) -> dict[bytes, int | None]:
     return {name.encode(): _limit(most) for name, _, most in pairs}
 
 
-def _bounded(implied: list[bytes]) -> tuple[bytes, ...]:
-    if sum(map(len, implied)) + len(implied) > _LARGEST_ANSWER:
-        raise TooLarge("it has too many folders that have no entry of their own")
-    return tuple(implied)
+def _folders_of(tree: Tree) -> tuple[tuple[bytes, bytes], ...]:
+    kinds = ((IMPLIED, tree.implied), (RENEWED, tree.renewed), (HIDING, tree.hiding))
+    return tuple((kind, path) for kind, paths in kinds for path in paths)
+
+
+def _bounded(folders: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    if sum(len(path) + 2 for _, path in folders) > _LARGEST_ANSWER:
+        raise TooLarge("it has too many directories that have whiteouts, or no entry of their own")
+    return folders
 
 
 def _say(error: OSError) -> str:

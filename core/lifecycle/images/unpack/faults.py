@@ -14,6 +14,10 @@ class Corrupt(ArchiveFault):
     """The blob is damaged or malformed, or asks for what no layer may ask for."""
 
 
+class NotADirectory(Corrupt):
+    """The layer has something else where a directory must be."""
+
+
 class TooLarge(ArchiveFault):
     """A limit of the request is passed."""
 

@@ -43,7 +43,7 @@ class FolderCache:
 
     ``make_missing`` makes a folder of that name in a folder where there is none, or returns where the symbolic link
     of that name points. ``implied`` holds the path of each folder that was made without an entry of its own, by
-    inode.
+    inode; the root is there from the start.
     """
 
     def __init__(self, root_fd: int, make_missing: Callable[[Folder, bytes], bytes | None]) -> None:
@@ -53,7 +53,7 @@ class FolderCache:
         self._room = min(_MOST_FOLDERS_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._last_name = b""
         self.root = self._last = Folder(os.dup(root_fd))
-        self.implied: dict[int, bytes] = {}
+        self.implied: dict[int, bytes] = {self.root.inode: b"."}
 
     def find_or_make(self, name: bytes) -> Folder:
         """Return the folder of that name, made with its parents where missing. Raises Corrupt, OSError."""

@@ -21,7 +21,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import WhiteoutForm
-from crinoid.core.lifecycle.images.unpack.answers import Failed, Unpacked, decode
+from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked, decode
 from crinoid.core.lifecycle.images.unpack.launcher import Ended, Launcher
 
 _LAYER_TYPES = (
@@ -95,14 +95,17 @@ class UnpackRequest:
 class UnpackResult:
     """What was unpacked. ``used_bytes`` counts files and folders in blocks of 4 KiB; ``inodes`` counts what was made.
 
-    ``implied``: folders, relative to the target, that entries lie in and that have no entry of their own. They are
-    root's, with mode 0755; a snapshotter that stacks layers may give them what a lower layer says.
+    ``implied``: folders, relative to the target, that entries lie in and that have no entry of their own; "." is the
+    target. They are root's, with mode 0755, until ``core.lifecycle.images.implied`` gives them what lower layers say.
+    ``renewed``: those of them that whiteouts cut off from lower layers. ``hiding``: folders that may hold whiteouts.
     """
 
     diff_id: str
     used_bytes: int
     inodes: int
     implied: tuple[str, ...]
+    renewed: tuple[str, ...] = ()
+    hiding: tuple[str, ...] = ()
 
 
 async def unpack_alone(request: UnpackRequest) -> UnpackResult:
@@ -126,8 +129,11 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
     ended = await _run(request, launcher)
     answer = decode(ended.answer)
     if isinstance(answer, Unpacked):
-        implied = tuple(os.fsdecode(path) for path in answer.implied)
-        return UnpackResult(answer.diff_id, answer.used_bytes, answer.inodes, implied)
+        implied, renewed, hiding = (
+            tuple(os.fsdecode(path) for kind, path in answer.folders if kind == wanted)
+            for wanted in (IMPLIED, RENEWED, HIDING)
+        )
+        return UnpackResult(answer.diff_id, answer.used_bytes, answer.inodes, implied, renewed, hiding)
     if isinstance(answer, Failed):
         raise _as_error(request, answer)
     words = ended.words.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, show
+from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotADirectory, NotSupported, show
 from crinoid.core.lifecycle.images.unpack.folders import Folder, FolderCache, list_attributes
 from crinoid.core.lifecycle.images.unpack.headers import BLOCK_DEVICE, CHARACTER_DEVICE, Entry
 from crinoid.core.lifecycle.images.unpack.kernel import open_directory_in_root
@@ -50,13 +50,25 @@ class Tree:
         self._folders = FolderCache(root_fd, self._make_missing)
         self._pending: dict[int, _FolderMetadata] = {}
         self._made: dict[int, set[bytes]] = {}
+        self._renewed: set[int] = set()
+        self._hiding: dict[bytes, None] = {}
         self.used_bytes = 0
         self.inodes = 0
 
     @property
     def implied(self) -> list[bytes]:
-        """Paths of folders that were made because entries lie in them, with no entry of their own."""
+        """Paths of folders that were made because entries lie in them, with no entry of their own; "." is the root."""
         return list(self._folders.implied.values())
+
+    @property
+    def renewed(self) -> list[bytes]:
+        """Those of the implied folders that take the place of a lower one, as a whiteout has its name."""
+        return [path for inode, path in self._folders.implied.items() if inode in self._renewed]
+
+    @property
+    def hiding(self) -> list[bytes]:
+        """Paths, as entries write them, of folders in which whiteouts may be. Only where ``overlay``."""
+        return list(self._hiding)
 
     def add_file(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a regular file, with the next ``entry.size`` bytes of the reader."""
@@ -145,9 +157,9 @@ class Tree:
             if folder is not None:
                 self._remove_lower(folder, name)
             return
-        if self._is_hidden(parent):
+        folder = self._find_hiding(parent)
+        if folder is None:
             return
-        folder = self._folders.find_or_make(parent)
         present = _status(folder, name)
         if present is None:
             os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=folder.fd)
@@ -158,12 +170,13 @@ class Tree:
     def hide_below(self, parent: bytes) -> None:
         """Apply an opaque whiteout: of all in the folder ``parent``, only what this layer has is left."""
         if self._overlay:
-            if not self._is_hidden(parent):
-                self._make_opaque(self._folders.find_or_make(parent))
+            if (hiding := self._find_hiding(parent)) is not None:
+                self._make_opaque(hiding)
             return
         folder = self._folders.find(parent)
         if folder is not None:
             empty(folder.fd, self._made)
+            self._renew_below(folder.fd)
             self._folders.forget()
 
     def finish(self) -> None:
@@ -228,7 +241,7 @@ class Tree:
             if stat.S_ISLNK(present.st_mode):
                 return os.readlink(name, dir_fd=folder.fd)
             if not self._is_whiteout(present) and (self._overlay or name in self._made.get(folder.inode, ())):
-                raise Corrupt(f"{show(name)}, a part of its path, is no folder")
+                raise NotADirectory(f"{show(name)}, a part of its path, is no folder")
         self._make_folder(folder, name, _IMPLIED_MODE)
         if folder.inherits:
             os.chown(name, 0, 0, dir_fd=folder.fd, follow_symlinks=False)
@@ -242,19 +255,49 @@ class Tree:
         if present is None:
             return
         remove(folder.fd, name)
+        self._renewed.discard(present.st_ino)
         if stat.S_ISDIR(present.st_mode) or stat.S_ISLNK(present.st_mode):
             self._folders.forget()
 
     def _remove_lower(self, folder: Folder, name: bytes) -> None:
-        if name not in self._made.get(folder.inode, ()):
-            remove(folder.fd, name, self._made)
-        elif (present := _status(folder, name)) and stat.S_ISDIR(present.st_mode):
-            fd = open_directory_in_root(folder.fd, name)
-            try:
-                empty(fd, self._made)
-            finally:
-                os.close(fd)
+        """Remove what lower layers have of that name; a folder that this layer needs in its place is a new one."""
+        is_ours = name in self._made.get(folder.inode, ())
+        if is_ours or not remove(folder.fd, name, self._made):
+            present = _status(folder, name)
+            if present is not None and stat.S_ISDIR(present.st_mode):
+                kept = Folder(open_directory_in_root(folder.fd, name))
+                empty(kept.fd, self._made)
+                self._renew(kept)
         self._folders.forget()
+
+    def _renew(self, folder: Folder) -> None:
+        """Give a lower folder the looks of an implied one, and so all below, unless this layer says how they look."""
+        if folder.inode not in self._pending:
+            _drop_attributes(folder.fd)
+            os.fchown(folder.fd, 0, 0)
+            os.fchmod(folder.fd, _IMPLIED_MODE)
+        self._renew_below(folder.fd)
+
+    def _renew_below(self, fd: int) -> None:
+        """As ``_renew``, in a folder of which nothing is left but what this layer has made."""
+        for name in list_names(fd):
+            if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                self._renew(Folder(open_directory_in_root(fd, name)))
+
+    def _find_hiding(self, path: bytes) -> Folder | None:
+        """Return the folder that is to hold a whiteout; None where there is nothing that it could hide.
+
+        That is so where this layer has a file on the way, or has hidden all that is there below. Whether lower layers
+        have such a folder is known once they are there: see ``core.lifecycle.images.implied``.
+        """
+        if self._is_hidden(path):
+            return None
+        try:
+            folder = self._folders.find_or_make(path)
+        except NotADirectory:
+            return None
+        self._hiding[path or b"."] = None
+        return folder
 
     def _is_hidden(self, path: bytes) -> bool:
         """Tell whether this layer has hidden a lower folder ``path`` already, so that nothing below it needs hiding.
@@ -284,7 +327,9 @@ class Tree:
                 os.unlink(name, dir_fd=folder.fd)
 
     def _set_opaque(self, folder: Folder, name: bytes) -> None:
-        self._make_opaque(Folder(open_directory_in_root(folder.fd, name)))
+        hidden = Folder(open_directory_in_root(folder.fd, name))
+        self._renewed.add(hidden.inode)
+        self._make_opaque(hidden)
 
     def _write_pieces(self, fd: int, sparse: tuple[int, list[tuple[int, int]]]) -> None:
         size, pieces = sparse

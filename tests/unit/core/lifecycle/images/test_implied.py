@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.images.implied import copy_attributes, find_folder, lower_folders
+from crinoid.core.lifecycle.images.implied import lower_folders, merged_folders, settle_tree
+from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners, whiteouts and trusted attributes need root")
 
@@ -36,16 +37,17 @@ def lower(tmp_path: Path) -> Path:
     return tmp_path / "lower"
 
 
+def implying(*folders: str) -> UnpackResult:
+    return UnpackResult("", 0, 0, folders)
+
+
 def found_in(upper: Path, lower: Path, folder: str) -> Path | None:
-    """Return the folder of which layer is found."""
-    with opened(upper, lower) as lowers:
-        fd = find_folder(lowers, folder)
-        if fd is None:
+    """Return the folder of which layer gives its looks to a further layer's, which is empty."""
+    (target := upper.parent / "further").mkdir(exist_ok=True)
+    with opened(upper, lower, target) as (*lowers, root), merged_folders(lowers, root, folder) as found:
+        if not found:
             return None
-        try:
-            inode = os.fstat(fd).st_ino
-        finally:
-            os.close(fd)
+        inode = os.fstat(found[0]).st_ino
     return next(
         layer for layer in (upper, lower) if (layer / folder).exists() and (layer / folder).stat().st_ino == inode
     )
@@ -92,7 +94,7 @@ def test_modes_and_times_are_taken_over(tmp_path: Path, lower: Path) -> None:
     (target / "own").mkdir(mode=0o700)
     os.utime(lower / "a/b", (1000, 2000))
     (lower / "a/b").chmod(0o1777)
-    copy_attributes([lower], target, ["a", "a/b", "own", "gone"])
+    settle_tree([lower], target, implying("a", "a/b", "own", "gone"))
     looks = (target / "a/b").stat()
     assert (stat.S_IMODE(looks.st_mode), looks.st_mtime) == (0o1777, 2000)
     assert stat.S_IMODE((target / "own").stat().st_mode) == 0o700
@@ -105,7 +107,7 @@ def test_owners_and_attributes_are_taken_over(tmp_path: Path, lower: Path) -> No
     os.chown(lower / "a", 1000, 1001)
     os.setxattr(lower / "a", "trusted.test", b"1")
     os.setxattr(lower / "a", "trusted.overlay.opaque", b"y")
-    copy_attributes([lower], target, ["a"])
+    settle_tree([lower], target, implying("a"))
     assert (target / "a").stat().st_uid == 1000
     assert (target / "a").stat().st_gid == 1001
     assert os.listxattr(target / "a") == ["trusted.test"]
@@ -117,7 +119,7 @@ def test_a_link_in_the_layer_is_not_followed(tmp_path: Path, lower: Path) -> Non
     target.mkdir()
     (target / "a").symlink_to(outside)
     (lower / "a").chmod(0o777)
-    copy_attributes([lower], target, ["a"])
+    settle_tree([lower], target, implying("a"))
     assert stat.S_IMODE(outside.stat().st_mode) == 0o700
 
 

@@ -69,7 +69,7 @@ ARCHIVE = ArchiveBuilder().folder("d").file("d/f", b"content" * 1000).file("impl
 async def test_layer_is_unpacked_verified_and_measured(unpack, target: Path, pack, media_type: str) -> None:
     result = await unpack(ARCHIVE, pack(ARCHIVE), media_type=media_type, sync=True)
     assert (target / "d/f").read_bytes() == b"content" * 1000
-    assert result == UnpackResult(diff_id(ARCHIVE), 4 * 4096 + 4096, 4, ("implied",))
+    assert result == UnpackResult(diff_id(ARCHIVE), 4 * 4096 + 4096, 4, (".", "implied"))
 
 
 async def test_all_of_the_stream_is_hashed_and_not_only_the_entries(unpack) -> None:
