@@ -161,6 +161,10 @@ class Database:
 
     def _begun(self) -> sqlite3.Connection:
         """Take the file for this process alone; what an earlier version shared with others is gone with that."""
+        with contextlib.suppress(OSError):  # SQLite can say better what is wrong
+            # SQLite makes its log with the mode of the database. Only here, while it has no lock on the file yet: POSIX
+            # locks of a process go when it closes any descriptor of the file (fcntl(2)).
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, rights.FILE))
         connection = self._connected(START_WAIT_S)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -176,9 +180,6 @@ class Database:
 
     def _connected(self, timeout_s: float) -> sqlite3.Connection:
         """Connect by the VFS that locks other processes out; the connections of this one share its lock."""
-        with contextlib.suppress(OSError):  # SQLite can say better what is wrong
-            # SQLite makes its log with the mode of the database.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, rights.FILE))
         return sqlite3.connect(
             f"{self._path.absolute().as_uri()}?vfs=unix-excl", uri=True, isolation_level=None, timeout=timeout_s
         )

@@ -244,9 +244,11 @@ def test_a_database_that_another_process_has_open_stops_the_start_and_stays_as_i
     assert [pod.id for pod in Store(path).pods] == ["p1"]
 
 
-def test_nobody_can_lock_the_database_while_it_is_in_use(path: Path) -> None:
+def test_nobody_can_lock_the_database_while_it_is_in_use(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crinoid.core.state.store.CHECKPOINT_WRITES", 1)  # which opens and closes the file again
     store = Store(path)
     store.pods.put(a_pod())
+    store._database._checkpoint.join(5)
     for statement in ("BEGIN IMMEDIATE", "SELECT * FROM pods", "PRAGMA wal_checkpoint(TRUNCATE)"):
         script = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0.1).execute({statement!r}).fetchall()"
         refused = subprocess.run([*ELSEWHERE, script], capture_output=True, text=True, check=False)
