@@ -18,7 +18,7 @@ from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.imagevolumes import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
-from crinoid.core.lifecycle.resources import DEFERRED, Resources
+from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
@@ -44,8 +44,7 @@ class Recovery:
         await asyncio.gather(*(self._recover_container(one) for one in self._store.containers))
         await self._collect_network_garbage()
         await self._remove_orphaned_snapshots()
-        await self._resources.undo(DEFERRED)
-        self._resources.retry_deferred()
+        await self._resources.undo_deferred()
 
     async def _undo_orphans(self) -> None:
         """A pod without a record never came to be, and takes its containers along."""
@@ -125,11 +124,14 @@ class Recovery:
     async def _remove_orphaned_snapshots(self) -> None:
         """A snapshot whose ledger entry went with a broken database has no other owner."""
         for slot in self._slots.snapshotters.values():
-            for key in await slot.list_snapshots():
-                owner = owner_of(key)
-                if owner not in self._store.containers and owner not in self._store.pods:
-                    LOG.info("removing snapshot %s, which nobody owns", key)
-                    await slot.remove_snapshot(key)
+            try:
+                for key in await slot.list_snapshots():
+                    owner = owner_of(key)
+                    if owner not in self._store.containers and owner not in self._store.pods:
+                        LOG.info("removing snapshot %s, which nobody owns", key)
+                        await slot.remove_snapshot(key)
+            except CrinoidError as error:
+                LOG.warning("snapshots that nobody owns are left until the next start: %s", error.message)
 
 
 def _waits_for_restore(record: ContainerRecord) -> bool:

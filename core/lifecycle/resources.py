@@ -170,11 +170,11 @@ class Resources:
         Unavailable when a thread that works for the owner hangs.
         """
         await self._require_quiet(owner)
-        with on_behalf_of(f"cleanup of {owner}", owner):  # threads of its own: those of the pod may all hang
-            await self._undo(owner, kinds)
-
-    async def _undo(self, owner: str, kinds: Collection[str] | None) -> None:
         entries = [entry for entry in self._ledger.entries(owner) if kinds is None or entry.kind in kinds]
+        with on_behalf_of(f"cleanup of {owner}", owner):  # threads of its own: those of the pod may all hang
+            await self._undo_entries(entries)
+
+    async def _undo_entries(self, entries: Iterable[LedgerEntry]) -> None:
         failures: list[CrinoidError] = []
         gone: list[LedgerEntry] = []
         try:
@@ -255,6 +255,21 @@ class Resources:
         if (self.deferred() or self._given_up) and (self._retry is None or self._retry.done()):
             self._retry = asyncio.create_task(self._keep_trying())
 
+    async def undo_deferred(self) -> None:
+        """Try to undo what was deferred, each entry by itself, as one that hangs is to hold up no other.
+
+        Raises nothing: what still can't be undone is tried again in the background.
+        """
+        for entry in self.deferred():
+            subject = f"{entry.kind} {entry.key}"
+            try:
+                await self._require_quiet(subject)
+                with on_behalf_of(f"cleanup of {subject}", subject):
+                    await self._undo_entries([entry])
+            except CrinoidError as error:
+                LOG.warning("%s stays deferred: %s", subject, error.message)
+        self.retry_deferred()
+
     async def _keep_trying(self) -> None:
         delay_s = RETRY_S
         while self.deferred() or self._given_up:
@@ -262,7 +277,7 @@ class Resources:
             for pod_id in {one.pod_id for one in self._given_up.values()}:
                 with contextlib.suppress(CrinoidError):  # the first time has told it
                     await self.settle(pod_id)
-            await self.undo(DEFERRED)
+            await self.undo_deferred()
             delay_s = min(2 * delay_s, MAX_RETRY_S)
 
     async def _undone(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:

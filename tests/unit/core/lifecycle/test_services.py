@@ -17,12 +17,13 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
 )
-from crinoid.core.api.linux import mount
+from crinoid.core.api.linux import files, mount
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import NamespaceMode, PodMetadata
 from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.lifecycle import resources
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
-from crinoid.core.lifecycle.resources import CGROUP, DEFERRED
+from crinoid.core.lifecycle.resources import CGROUP, DEFERRED, DIRECTORY
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.store import LedgerEntry
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
@@ -267,6 +268,41 @@ async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node:
     assert services.resources.deferred() == []
     assert container not in fake_node.snapshotter.hooks_called
     assert_nothing_left(fake_node)
+
+
+async def test_what_can_not_be_undone_at_the_start_is_no_reason_not_to_start(fake_node: FakeNode) -> None:
+    """A snapshotter that fails."""
+    await fake_node.crash()
+    fake_node.snapshotter.fail("list_snapshots", DriverError("its folder can't be read"))
+    services = await fake_node.start()
+    assert services.pods.list(PodFilter()) == []
+
+
+async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_of_that_kind(
+    fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deferred directory on a dead server, or with more files than are removed in a minute."""
+    end, dead, removed = threading.Event(), fake_node.folder / "dead", []
+    monkeypatch.setattr(resources, "_UNDO_S", 0.1)
+    monkeypatch.setattr(resources, "_QUIET_S", 0.1)
+    monkeypatch.setattr(resources, "RETRY_S", 0.05)
+
+    def remove(path: Path) -> None:
+        if path == dead:
+            end.wait(60)
+        removed.append(path)
+
+    monkeypatch.setattr(files, "remove_tree", remove)
+    fake_node.now.store.ledger.intend(DEFERRED, DIRECTORY, str(fake_node.folder / "other"), {})
+    fake_node.now.store.ledger.intend(DEFERRED, DIRECTORY, str(dead), {})
+    await fake_node.crash()
+    try:
+        services = await fake_node.start()
+        assert removed == [fake_node.folder / "other"]
+        assert [entry.key for entry in services.resources.deferred()] == [str(dead)]
+    finally:
+        end.set()
+    await eventually(lambda: services.resources.deferred() == [])
 
 
 async def test_a_process_that_can_not_be_removed_is_an_error_and_stays_on_record(fake_node: FakeNode) -> None:
