@@ -113,7 +113,11 @@ class Recovery:
         )
 
     async def _collect_network_garbage(self) -> None:
-        attachments = self._resources.attachments()
+        try:
+            attachments = self._resources.attachments()
+        except CrinoidError as error:
+            LOG.error("attachments that nobody owns are not collected: %s", error.message)
+            return
         for name, slot in self._slots.networks.items():
             valid = tuple((request, data) for owner, request, data in attachments if owner == name)
             try:

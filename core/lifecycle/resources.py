@@ -23,7 +23,7 @@ from typing import TypeVar, cast
 
 from pydantic import TypeAdapter
 
-from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition, Unavailable
+from crinoid.core.api.errors import CorruptContent, CrinoidError, DriverError, FailedPrecondition, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
@@ -199,8 +199,8 @@ class Resources:
 
     def undo_later(self, owner: str) -> None:
         """See to it that an owner that an earlier run left is undone from time to time until nothing is left."""
-        made = [entry.data["handle"] for entry in self._ledger.entries(owner) if entry.kind == CONTAINER]
-        pod_id = next((_HANDLE.validate_python(handle).pod_id for handle in made), "")
+        made = [entry.data.get("handle") for entry in self._ledger.entries(owner) if entry.kind == CONTAINER]
+        pod_id = next((str(handle.get("pod_id", "")) for handle in made if isinstance(handle, dict)), "")
         self._undo_later(_GivenUp(pod_id, f"container {owner} of an earlier run", time.monotonic()), owner)
 
     def _undo_later(self, given_up: "_GivenUp", owner: str) -> None:
@@ -233,12 +233,17 @@ class Resources:
         return {entry.owner for entry in self._ledger.entries() if entry.kind in kinds} - {DEFERRED}
 
     def attachments(self) -> list[tuple[str, NetworkRequest, Mapping[str, object]]]:
-        """Return slot, request and data of each attachment that has an owner."""
-        return [
-            (str(entry.data["slot"]), _REQUEST.validate_python(entry.data["request"]), _mapping(entry.data["data"]))
-            for entry in self._ledger.entries()
-            if entry.kind == NETWORK
-        ]
+        """Return slot, request and data of each attachment that has an owner. Raises CorruptContent for a row that is
+        damaged: with a part of them alone, those of others would count as nobody's."""
+        found = []
+        for entry in self._ledger.entries():
+            if entry.kind == NETWORK:
+                try:
+                    request = _REQUEST.validate_python(entry.data["request"])
+                    found.append((str(entry.data["slot"]), request, _mapping(entry.data["data"])))
+                except (ValueError, KeyError) as error:
+                    raise CorruptContent(f"ledger row {entry.id}, {entry.key} of {entry.owner}: {error}") from error
+        return found
 
     def deferred(self) -> list[LedgerEntry]:
         """Return what waits to be undone in the background."""

@@ -23,7 +23,7 @@ from crinoid.core.api.values.pod import NamespaceMode, PodMetadata
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle import resources
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
-from crinoid.core.lifecycle.resources import CGROUP, DEFERRED, DIRECTORY
+from crinoid.core.lifecycle.resources import CGROUP, CONTAINER, DEFERRED, DIRECTORY, MOUNT, NETWORK, SNAPSHOT
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.store import LedgerEntry
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
@@ -271,7 +271,9 @@ async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node:
 
 
 async def test_what_can_not_be_undone_at_the_start_is_no_reason_not_to_start(fake_node: FakeNode) -> None:
-    """A snapshotter that fails."""
+    """Rows that are damaged, and a snapshotter that fails."""
+    for kind in (CONTAINER, NETWORK, SNAPSHOT, MOUNT):
+        fake_node.now.store.ledger.intend("damaged", kind, "key", {})
     await fake_node.crash()
     fake_node.snapshotter.fail("list_snapshots", DriverError("its folder can't be read"))
     services = await fake_node.start()
