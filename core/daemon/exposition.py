@@ -4,6 +4,7 @@ Answered from threads: a loop that stands still is what one wants to hear of mos
 or 503 with the reason; ``/metrics`` once there is what to say.
 """
 
+import contextlib
 import logging
 import socket
 import threading
@@ -19,6 +20,7 @@ LOG = logging.getLogger(__name__)
 HEALTH_PATH = "/healthz"
 _PAUSE_S = 1.0  # after an error such as too many open files, which would be there at once again
 _SILENCE_S = 30.0  # how long a connection may say nothing
+_MAX_CONNECTIONS = 32  # each has a thread; when more come, the oldest is closed: one of a monitoring lasts for moments
 _LOOPBACK = "127.0.0.1"
 
 Health = Callable[[], tuple[bool, str]]
@@ -37,6 +39,7 @@ class MetricsEndpoint:
             raise ConfigurationError(f"metrics.listen {listen!r}: {error}") from error
         self._health = health
         self._metrics: type[BaseHTTPRequestHandler] | None = None
+        self._connections: dict[socket.socket, None] = {}  # the oldest first; changed from several threads
         self._opened, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._accept, name="metrics", daemon=True)
         self._thread.start()
@@ -63,11 +66,30 @@ class MetricsEndpoint:
         while not self._closed.is_set():
             try:
                 connection, address = self._socket.accept()
-                threading.Thread(target=self._answer, args=(connection, address), name="metrics", daemon=True).start()
+                self._make_room()
+                self._connections[connection] = None
+                try:
+                    threading.Thread(
+                        target=self._answer, args=(connection, address), name="metrics", daemon=True
+                    ).start()
+                except RuntimeError:
+                    self._forget(connection)
+                    raise
             except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
                 if not self._closed.is_set():
                     LOG.warning("a request of metrics could not be answered: %s", error)
                     self._closed.wait(_PAUSE_S)
+
+    def _make_room(self) -> None:
+        there = list(self._connections)
+        for oldest in there[: max(0, len(there) + 1 - _MAX_CONNECTIONS)]:
+            self._connections.pop(oldest, None)
+            with contextlib.suppress(OSError):  # its client has gone
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread learns of it and closes it
+
+    def _forget(self, connection: socket.socket) -> None:
+        self._connections.pop(connection, None)
+        connection.close()
 
     def _answer(self, connection: socket.socket, address: object) -> None:
         from http.server import BaseHTTPRequestHandler  # with what it imports it takes ten milliseconds
@@ -96,11 +118,12 @@ class MetricsEndpoint:
             def log_message(self, format: str, *_arguments: object) -> None:  # noqa: A002
                 """Say nothing."""
 
-        with connection:
-            try:
-                Handler(connection, address, None)  # type: ignore[arg-type]  # it answers in being made
-            except OSError as error:
-                LOG.debug("a client of metrics has gone: %s", error)
+        try:
+            Handler(connection, address, None)  # type: ignore[arg-type]  # it answers in being made
+        except OSError as error:
+            LOG.debug("a client of metrics has gone: %s", error)
+        finally:
+            self._forget(connection)
 
 
 def _listen(host: str, port: int) -> socket.socket:

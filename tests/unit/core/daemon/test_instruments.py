@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -74,6 +75,23 @@ async def test_a_client_that_says_nothing_holds_up_nobody(instruments: DaemonIns
     _, silent = await asyncio.open_connection("127.0.0.1", port)
     assert (await ask(port)).startswith("HTTP/1.0 200 ")
     silent.close()
+
+
+async def test_clients_that_say_nothing_take_a_bounded_number_of_threads(
+    instruments: DaemonInstruments, port: int
+) -> None:
+    """Whoever can connect could else use up the threads and descriptors of the daemon."""
+    await instruments.open()
+    before = threading.active_count()
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    assert (await ask(port)).startswith("HTTP/1.0 200 ")
+    clients[0].settimeout(patient(10))
+    assert clients[0].recv(1) == b""
+    async with asyncio.timeout(patient(10)):
+        while threading.active_count() > before + 40:  # noqa: ASYNC110  # threads that end
+            await asyncio.sleep(0.01)
+    for client in clients:
+        client.close()
 
 
 async def test_an_address_that_is_taken_stops_the_start(instruments: DaemonInstruments, port: int) -> None:
