@@ -190,4 +190,4 @@ class DaemonInstruments:
         """Stop serving, send what is left."""
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
-        self._tracer.close()
+        await asyncio.to_thread(self._tracer.close)  # a collector that does not answer takes half a minute

@@ -73,8 +73,10 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
     watchdog.know(slots.all())
     node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
     asyncio.get_running_loop().set_default_executor(node.threads)
+    failure: BaseException | None = None
     try:
-        await node.recover()
+        if not await _ends_before(stopping, node.recover()):
+            return
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
         server = Server(_endpoint(config), node, hooks)
         await node.streams.start()
@@ -89,27 +91,45 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
         LOG.info("stopping; pods and containers run on")
         node.events.close()  # whoever follows them would follow for ever
         await server.stop(config.server.graceful_stop_s)
+    except BaseException as error:
+        failure = error
+        raise
     finally:
-        await _close(node, instruments)
-        await _end(node, taken.unlock)
+        await _close("what is under way", node.close())
+        node.store.close()  # what hangs is no reason to keep the state open: every moment's ledger can be recovered
+        await _close("metrics and traces", instruments.close())
+        await _end(node, taken.unlock, failure)
 
 
-async def _close(node: Composition, instruments: DaemonInstruments) -> None:
-    """Close all services; what hangs is no reason to keep the state open. Every moment's ledger can be recovered."""
-    closing = asyncio.create_task(node.close(), name="close")
-    await asyncio.wait({closing}, timeout=_CLOSE_S)
-    if closing.done():
-        closing.result()
-    else:
-        LOG.error("what is under way has not ended after %g s: it is left to the next start", _CLOSE_S)
-        node.store.close()
-    await instruments.close()
+async def _ends_before(stopping: asyncio.Event, work: Coroutine[object, object, None]) -> bool:
+    """Do the work; False, with the work cancelled, where the daemon is told to stop meanwhile."""
+    doing, told = asyncio.create_task(work, name="start"), asyncio.create_task(stopping.wait(), name="stop")
+    await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not doing.done():
+        LOG.info("stopping before the start is complete; the next one goes on with it")
+        doing.cancel()
+        await asyncio.wait({doing}, timeout=_CANCEL_S)
+        return False
+    doing.result()
+    return True
 
 
-async def _end(node: Composition, unlock: Callable[[], None]) -> None:
+async def _close(what: str, closing: Coroutine[object, object, None]) -> None:
+    """Close something within ``_CLOSE_S``. What fails or hangs keeps nothing else from being closed."""
+    task = asyncio.create_task(closing, name=f"close {what}")
+    await asyncio.wait({task}, timeout=_CLOSE_S)
+    if not task.done():
+        LOG.error("%s has not ended after %g s: it is left to the next start", what, _CLOSE_S)
+    elif (error := task.exception()) is not None:
+        LOG.error("%s could not be closed", what, exc_info=error)
+
+
+async def _end(node: Composition, unlock: Callable[[], None], failure: BaseException | None) -> None:
     """Cancel all tasks; where some don't end (they wait for a child that hangs in the kernel), end the process here.
 
-    asyncio would wait for them without end. Threads that hang are left anyway: none of them is joined.
+    asyncio would wait for them without end. Threads that hang are left anyway: none of them is joined. ``failure`` is
+    what ends the daemon, if it is not a signal: nobody else could say so.
     """
     for call in node.threads.left_behind():
         LOG.error("a thread for %s is left behind: %s", call.behalf.owner, call)
@@ -119,9 +139,11 @@ async def _end(node: Composition, unlock: Callable[[], None]) -> None:
     pending = (await asyncio.wait(tasks, timeout=_CANCEL_S))[1] if tasks else set()
     if pending:
         LOG.error("left to the next start: %s", ", ".join(sorted(task.get_name() for task in pending)))
+        if failure is not None:
+            LOG.critical("the daemon ends: %s", failure, exc_info=failure)
         unlock()
         logging.shutdown()
-        os._exit(0)
+        os._exit(0 if failure is None else 1)
 
 
 def _stop_signals() -> asyncio.Event:

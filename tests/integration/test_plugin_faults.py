@@ -18,7 +18,7 @@ from support.distributions import QUIET, QUIET_ENTRIES, Site
 from support.patience import patient
 
 NAUGHTY = """\
-import asyncio, builtins, sys, time
+import asyncio, builtins, os, sys, time
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.testing.noops import NoopExtension
 
@@ -35,6 +35,13 @@ class Driver(NoopExtension):
                     await asyncio.sleep(60)
                 except asyncio.CancelledError:
                     pass
+        elif what == "wait":
+            print("waiting", flush=True)
+            await asyncio.sleep(60)
+        elif what == "leave a task":
+            self.left = asyncio.create_task(self.act("swallow"))
+            await asyncio.sleep(0)
+            raise RuntimeError("no policy")
         elif what == "lost task":
             work = asyncio.ensure_future(asyncio.sleep(60))
             asyncio.get_running_loop().call_soon(work.cancel)
@@ -45,6 +52,10 @@ class Driver(NoopExtension):
             await asyncio.sleep(0.1)
         elif what:
             raise {"CancelledError": asyncio.CancelledError, "Custom": Custom}.get(what) or getattr(builtins, what)
+
+    @hookimpl
+    async def connect(self, kernel):
+        await self.act(os.environ.get("CONNECT"))
 
     @hookimpl
     async def pod_starting(self, pod):
@@ -199,6 +210,34 @@ def test_a_locked_state_is_refused_at_the_start_and_left_as_it_is(naughty: Daemo
     naughty.start()
     assert pod in {each["id"] for each in naughty.cri.call("ListPodSandbox")["items"]}
     assert not list(naughty.root.glob("*.broken-*"))
+
+
+@pytest.fixture
+def other(naughty: Daemon, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon whose extension does at the start what the parameter says."""
+    config = CONFIG.format(port=free_port()).replace("deadline_s = 0.5\n", "deadline_s = 60\n")
+    daemon = Daemon(tmp_path / "d", config, (*naughty.prefix, f"CONNECT={request.param}"))
+    daemon.launch()
+    yield daemon
+    daemon.end()
+
+
+@pytest.mark.parametrize("other", ["wait"], indirect=True)
+def test_a_signal_is_obeyed_while_the_daemon_starts(other: Daemon) -> None:
+    deadline = time.monotonic() + patient(30)
+    while "waiting" not in other.tail():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    began = time.monotonic()
+    assert other.stop() == 0
+    assert time.monotonic() - began < patient(10)
+
+
+@pytest.mark.parametrize("other", ["leave a task"], indirect=True)
+def test_a_start_that_fails_says_so_whatever_does_not_end(other: Daemon) -> None:
+    assert other.process is not None
+    assert other.process.wait(patient(30)) == 1
+    assert 'extension "strict" (naughty) connect: RuntimeError: no policy' in other.tail()
 
 
 def test_a_forgotten_mark_is_refused_by_serve_and_by_check(naughty: Daemon, tmp_path: Path) -> None:
