@@ -87,6 +87,18 @@ def current_call() -> "Call | None":
     return getattr(_here, "call", None)
 
 
+def start_thread(function: Callable[[], object]) -> None:
+    """Start a thread that nobody joins. Raises ResourceExhausted.
+
+    Not by threading: its start() waits until the thread has begun, for milliseconds where the machine is busy, and its
+    threads are joined at the end.
+    """
+    try:
+        _thread.start_new_thread(function, ())
+    except RuntimeError as error:
+        raise ResourceExhausted(f"no thread can be started: {error}") from error
+
+
 class Call(concurrent.futures.Future[Any]):  # Any: calls of all kinds of results wait side by side
     """One call: when it began, and where it is. Cancelling one that runs leaves it behind."""
 
@@ -191,33 +203,37 @@ class OwnerThreads(ThreadPoolExecutor):
         """Hand a call to a thread that waits for one, or to a new one; the lock is held."""
         if self._idle:
             self._idle -= 1
-            self._handed.put(call)
-            return
-        try:
-            # Not by threading: its start() waits until the thread has begun, and its threads are joined at the end.
-            _thread.start_new_thread(self._work, (call,))
-        except RuntimeError as error:
-            bulkhead.running.discard(call)
-            raise ResourceExhausted(f"no thread can be started: {error}") from error
+        else:
+            try:
+                start_thread(self._work)
+            except ResourceExhausted:
+                self._discard(call, bulkhead)
+                raise
+        self._handed.put(call)  # and not as the thread's argument, which Python keeps as long as the thread lives
 
-    def _work(self, call: Call | None) -> None:
+    def _work(self) -> None:
         """The life of a thread: one call after the other, of whatever owner."""
+        call: Call | None = self._handed.get()
         while call is not None:
             call.work()
-            call = self._next_of(call) or self._next_handed()
+            following = self._next_of(call)
+            call = None  # while the thread waits, the result is its caller's alone
+            call = following or self._next_handed()
+
+    def _discard(self, call: Call, bulkhead: _Bulkhead) -> None:
+        bulkhead.running.discard(call)
+        if not bulkhead.running:
+            del self._bulkheads[call.behalf.owner]
 
     def _next_of(self, ended: Call) -> Call | None:
         """Take the next call of the same owner."""
         with self._lock:
             bulkhead = self._bulkheads[ended.behalf.owner]
-            bulkhead.running.discard(ended)
-            if bulkhead.waiting:
-                following = bulkhead.waiting.popleft()
+            following = bulkhead.waiting.popleft() if bulkhead.waiting else None
+            if following is not None:
                 bulkhead.running.add(following)
-                return following
-            if not bulkhead.running:
-                del self._bulkheads[ended.behalf.owner]
-            return None
+            self._discard(ended, bulkhead)
+            return following
 
     def _next_handed(self) -> Call | None:
         """Wait a while for a call; ``None`` ends the thread."""

@@ -63,7 +63,8 @@ class PathProbes:
         It takes ``timeout_s``, or no time where an earlier look still hangs. So one path costs one process, however
         often it is asked for.
         """
-        fit = {path for path in paths if path.startswith("/") and "\0" not in path and len(path) <= _PATH_BYTES}
+        fit = {path for path in paths if path.startswith("/") and "\0" not in path}
+        fit = {path for path in fit if len(os.fsencode(path)) <= _PATH_BYTES}
         for path in sorted(fit):
             if (hung := self._hung.get(path)) is not None:
                 return _describe(path, time.monotonic() - hung.since_s)

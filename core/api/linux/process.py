@@ -34,7 +34,8 @@ _REAP_S = 5.0
 _MOVE_TRIES = 10
 _EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _NOT_RUNNABLE = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP}
-_INHERITED = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
+_INHERITED = ("cwd", *(f"ns/{kind}" for kind in _NAMESPACES))
 # Python ignores these, and an ignored signal stays ignored across exec.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -300,7 +301,8 @@ def _start_here(start: Callable[[], int]) -> int:
 
 def _surroundings() -> tuple[str, ...]:
     """What a program inherits of the calling thread, but for its ``fs``' umask; 20 µs."""
-    return (os.getcwd(), *(os.readlink(f"/proc/thread-self/ns/{kind}") for kind in _INHERITED))  # noqa: PTH109, PTH115
+    # The folder as a link: getcwd() raises where it has been removed, and programs can be started there all the same.
+    return tuple(os.readlink(f"/proc/thread-self/{name}") for name in _INHERITED)  # noqa: PTH115
 
 
 class _Starter:

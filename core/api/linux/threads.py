@@ -1,6 +1,5 @@
 """Threads: a fresh one for what changes the thread itself (namespaces, folder), a pooled one for what only blocks."""
 
-import _thread
 import asyncio
 import contextlib
 import math
@@ -8,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from crinoid.core.api.errors import DeadlineExceeded
-from crinoid.core.api.linux.bulkheads import Call, current_call, has_owner
+from crinoid.core.api.errors import DeadlineExceeded, ResourceExhausted
+from crinoid.core.api.linux.bulkheads import Call, current_call, has_owner, start_thread
 
 T = TypeVar("T")
 _LEAVE_AFTER_S = 5.0
@@ -38,7 +37,8 @@ class _Call(Generic[T]):
 
 
 def call_in_fresh_thread(function: Callable[[], T]) -> T:
-    """Call the function in a new thread that ends with it; blocks. Raises what the function raises."""
+    """Call the function in a new thread that ends with it; blocks. Raises what the function raises, and
+    ResourceExhausted."""
     pending = _Call(function)
 
     def work() -> None:
@@ -46,7 +46,10 @@ def call_in_fresh_thread(function: Callable[[], T]) -> T:
         pending()
 
     thread = threading.Thread(target=work, name="fresh", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ResourceExhausted(f"no thread can be started: {error}") from error
     thread.join()
     if pending.error is not None:
         raise pending.error
@@ -92,7 +95,8 @@ async def call_within(timeout_s: float, what: str, function: Callable[[], T]) ->
 
 
 async def run_in_fresh_thread(function: Callable[[], T]) -> T:
-    """As ``call_in_thread``, in a new thread that ends with the function: it may enter namespaces."""
+    """As ``call_in_thread``, in a new thread that ends with the function: it may enter namespaces. Raises
+    ResourceExhausted, too."""
     loop = asyncio.get_running_loop()
     running: asyncio.Future[T] = loop.create_future()
     pending = _Call(function)
@@ -109,8 +113,7 @@ async def run_in_fresh_thread(function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and with it whoever waits
             loop.call_soon_threadsafe(finish)
 
-    # Not by threading: its start() waits until the thread has begun, for milliseconds where the machine is busy.
-    _thread.start_new_thread(work, ())
+    start_thread(work)
     return await _outlast(running, _no_interrupt, math.inf)
 
 

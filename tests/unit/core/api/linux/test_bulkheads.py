@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from crinoid.core.api.errors import DeadlineExceeded, Unavailable
+from crinoid.core.api.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from crinoid.core.api.linux import threads
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
 from crinoid.core.api.linux.threads import call_in_thread, call_within
@@ -54,6 +55,33 @@ def test_a_thread_is_used_again_by_another_owner(pool: OwnerThreads) -> None:
             idents.add(pool.submit(threading.get_ident).result(10))
         time.sleep(0.002)  # the thread comes back a moment after its result
     assert len(idents) < 10
+
+
+def test_a_result_is_kept_by_its_caller_alone(pool: OwnerThreads) -> None:
+    """It may be large, and a thread lives on for half a minute at least."""
+
+    class Result:
+        pass
+
+    for _ in range(2):  # by a new thread, and by one that has made a call before
+        kept = weakref.ref(pool.submit(Result).result(10))
+        deadline = time.monotonic() + patient(10)
+        while kept() is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+def test_without_threads_a_call_says_so_and_nothing_is_left_of_it(
+    pool: OwnerThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("_thread.start_new_thread", _no_thread)
+        for number in range(10):
+            with on_behalf_of(f"pod {number}"), pytest.raises(ResourceExhausted, match="no thread can be started"):
+                pool.submit(int)
+    assert pool._bulkheads == {}
+    with on_behalf_of("pod 1"):
+        assert pool.submit(int).result(10) == 0
 
 
 def test_an_owner_has_no_more_than_its_bound_and_the_rest_wait(pool: OwnerThreads) -> None:
@@ -199,3 +227,7 @@ def test_an_owner_ends_with_its_block() -> None:
 
 def _raise_timeout() -> None:
     raise TimeoutError("its own")
+
+
+def _no_thread(*_arguments: object) -> None:
+    raise RuntimeError("can't start new thread")

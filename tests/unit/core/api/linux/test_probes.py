@@ -135,6 +135,8 @@ async def test_whatever_answers_is_well(monkeypatch: pytest.MonkeyPatch, tmp_pat
 async def test_a_thousand_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     look_at_all(monkeypatch)
     await PathProbes(patient(20)).require((f"{tmp_path}/{number:01000}" for number in range(1000)), "x")
+    emoji = "\U0001f600" * 4000  # in bytes too long for any file, and all of them for a process's arguments
+    await PathProbes(patient(20)).require((f"/{emoji}{number}" for number in range(200)), "x")
 
 
 @pytest.mark.usefixtures("dead")

@@ -316,3 +316,13 @@ async def test_a_program_is_in_the_folder_of_whoever_starts_it(tmp_path: Path, m
     await run(["true"], timeout_s=20)
     monkeypatch.chdir(tmp_path)
     assert (await run(["pwd", "-P"], timeout_s=20)).stdout.decode() == f"{tmp_path.resolve()}\n"
+
+
+async def test_programs_are_started_though_the_daemons_folder_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert (await run(["true"], timeout_s=20)).exit_code == 0

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from crinoid.core.api.errors import ResourceExhausted
 from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread, run_in_fresh_thread
 
 
@@ -58,6 +59,18 @@ async def test_a_fresh_thread_that_is_waited_for() -> None:
     assert name != threading.get_native_id()
     with pytest.raises(ZeroDivisionError):
         await run_in_fresh_thread(lambda: 1 // 0)
+
+
+async def test_without_threads_an_error_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(ResourceExhausted, match="no thread can be started"):
+        call_in_fresh_thread(int)
+    with pytest.raises(ResourceExhausted, match="no thread can be started"):
+        await run_in_fresh_thread(int)
 
 
 async def test_a_cancelled_caller_waits_for_its_fresh_thread() -> None:
