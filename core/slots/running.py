@@ -9,12 +9,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from crinoid.core.api.errors import DeadlineExceeded, DriverError
+from crinoid.core.api.sessions import Session
 
 LOG = logging.getLogger("crinoid.slots")
 GRACE_S = 5.0
@@ -51,6 +52,7 @@ class HookCalls:
         self._running: dict[asyncio.Task[Any], HookCall] = {}
         self._abandoned: dict[asyncio.Task[Any], HookCall] = {}
         self._blocking: HookCall | None = None
+        self._closing: set[asyncio.Task[Any]] = set()
         self.abandoned_ever = 0
 
     @property
@@ -81,9 +83,14 @@ class HookCalls:
     async def run(self, call: HookCall, answer: Awaitable[T], limit_s: float) -> T:
         """Await a driver's answer in a task of its own; see ``finish``."""
         task = asyncio.create_task(contain(answer), name=str(call))
+        is_taken = False
         try:
-            return await self.finish(call, task, task, limit_s)
+            found = await self.finish(call, task, task, limit_s)
+            is_taken = True
+            return found
         finally:
+            if not is_taken:
+                task.add_done_callback(self._close_unclaimed)
             if task.cancelled() and (close := getattr(answer, "close", None)):
                 close()  # it was cancelled before it began
 
@@ -117,6 +124,14 @@ class HookCalls:
         if outcome.error is not None:
             raise outcome.error if isinstance(outcome.error, Exception) else foreign(outcome.error)
         return cast("T", outcome.answer)
+
+    def _close_unclaimed(self, task: "asyncio.Task[Outcome[Any]]") -> None:
+        """Close a session or stream that a hook has opened for a caller who has gone meanwhile, or lost patience."""
+        answer = None if task.cancelled() else task.result().answer
+        if isinstance(answer, Session | AsyncIterator):
+            closing = asyncio.create_task(contain(_close(answer)), name=f"{task.get_name()}: close what nobody takes")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _end(self, task: "asyncio.Task[Any]", call: HookCall) -> None:
         """Cancel a call, wait for it within the grace, and else leave it behind; a second cancellation cuts it."""
@@ -159,6 +174,12 @@ def describe(error: BaseException) -> str:
     except Exception as failure:  # noqa: BLE001  # a driver's error may do what it likes
         text = f"its text can't be had, as that raises {type(failure).__name__}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+async def _close(answer: object) -> None:
+    close = getattr(answer, "close", None) or getattr(answer, "aclose", None)
+    if close is not None:
+        await close()
 
 
 async def contain(answer: Awaitable[T]) -> Outcome[T]:

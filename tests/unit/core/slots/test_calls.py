@@ -806,6 +806,43 @@ async def test_a_session_passes_on_what_it_may_raise_and_a_cancellation(tmp_path
         await reading
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["at that moment", "left behind"])
+async def test_a_session_that_comes_for_nobody_is_closed(tmp_path: Path, late: bool) -> None:
+    """Its caller was cancelled in the very round of the loop in which the driver answers, or long before: else the
+    process that it belongs to would go on, and its descriptors stay open."""
+    closed, free = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeRuntime):
+        @hooks.hookimpl
+        async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
+            while not free.is_set():
+                with suppress(asyncio.CancelledError):
+                    await free.wait()
+            session = FakeExecSession(request)
+            session.close = close  # type: ignore[method-assign]
+            return session
+
+    async def close() -> None:
+        closed.set()
+
+    driver, calls = Slow(NoOptions(), fake_host(tmp_path, "default")), HookCalls(0.05)
+    installed = InstalledDriver("runtime", "star", "star-dist", "1.0", "star:Driver")
+    binding = adopt(driver, installed, SlotConfig(driver="star"), driver.host, Meter(), calls)
+    slot = RuntimeSlot(binding, RuntimeDeadlines())
+    request = ExecStreamRequest(process={}, stdin=True, stdout=True, stderr=True)
+    asking = asyncio.create_task(slot.exec_stream(HANDLE, request))
+    await asyncio.sleep(0.01)
+    if not late:
+        free.set()
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    free.set()
+    async with asyncio.timeout(10):
+        await closed.wait()
+
+
 POD = PodView("p1", PodConfig(metadata=PodMetadata("a", "b", "c")), "runc")
 
 
