@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux import files, rights
 from crinoid.core.api.linux.process import run_checked
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.container import VolumeMount
 
 MAX_VOLUMES = 256
@@ -44,23 +45,28 @@ async def fill_volume(rootfs: Path, path: str, folder: Path) -> None:
     await asyncio.to_thread(rights.make_directory, folder, rights.SHOWN_DIRECTORY)
     with contextlib.ExitStack() as opened:
         try:
-            source = await asyncio.to_thread(_open_in_image, rootfs, path)
+            # By the thread, so that it is closed as well where the caller is cancelled before it has the descriptor.
+            source = await call_in_thread(lambda: opened.enter_context(_opened_in_image(rootfs, path)))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
             raise InvalidArgument(f"volume {path} of the image is no folder in it: {error.strerror}") from error
-        opened.callback(os.close, source)
         command = ("cp", "--archive", "--reflink=auto", f"/proc/self/fd/{_SOURCE_FD}/.", str(folder))
         await run_checked(command, timeout_s=_COPY_S, fds={_SOURCE_FD: source})
 
 
-def _open_in_image(rootfs: Path, path: str) -> int:
+@contextlib.contextmanager
+def _opened_in_image(rootfs: Path, path: str) -> Iterator[int]:
     """Open a folder as a process of the container would: no link leads out of the image."""
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return files.open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY)
+        found = files.open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY)
     finally:
         os.close(root)
+    try:
+        yield found
+    finally:
+        os.close(found)
 
 
 def _normal(path: str) -> str:

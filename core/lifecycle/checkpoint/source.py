@@ -9,8 +9,9 @@ import asyncio
 import dataclasses
 import functools
 import logging
-import os
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -217,13 +218,12 @@ async def unpack_archive(source: Path, folder: Path, config: Config) -> None:
     In a confined child, as a layer. Raises CorruptContent for what is no such archive, ResourceExhausted for one beyond
     the limits, Unsupported, NotFound, InvalidArgument where it can't be read, DeadlineExceeded.
     """
-    fd = await call_in_thread(lambda: _open_archive(source))
-    try:
-        request = _request(source, folder, f"checkpoint archive {source}", config)
-        parts, most = archive.PARTS, archive.MAX_MEMBERS
-        await unpack_alone(dataclasses.replace(request, form="parts", parts=parts, max_entries=most, blob_fd=fd))
-    finally:
-        os.close(fd)
+    request = _request(source, folder, f"checkpoint archive {source}", config)
+    with ExitStack() as opened:
+        # By the thread, so that it is closed as well where the caller is cancelled before it has the file.
+        file = await call_in_thread(lambda: opened.enter_context(_open_archive(source)))
+        request = dataclasses.replace(request, form="parts", parts=archive.PARTS, max_entries=archive.MAX_MEMBERS)
+        await unpack_alone(dataclasses.replace(request, blob_fd=file.fileno()))
 
 
 def _request(blob: Path, target: Path, name: str, config: Config) -> UnpackRequest:
@@ -241,11 +241,10 @@ def _request(blob: Path, target: Path, name: str, config: Config) -> UnpackReque
     )
 
 
-def _open_archive(path: Path) -> int:
+def _open_archive(path: Path) -> FileIO:
     """Open an archive that anybody may have named. Raises NotFound, and InvalidArgument for what is no plain file."""
     try:
-        with files.open_regular(path) as file:
-            return os.dup(file.fileno())
+        return files.open_regular(path)
     except FileNotFoundError as error:
         raise NotFound(f"image {str(path)!r}: there is no checkpoint archive of this name") from error
     except (OSError, ValueError) as error:

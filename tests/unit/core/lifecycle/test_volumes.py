@@ -1,14 +1,19 @@
 """Volumes that images declare: which are made, and that nothing of the host gets into one."""
 
+import asyncio
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux import files
 from crinoid.core.api.values.container import VolumeMount
 from crinoid.core.lifecycle.volumes import fill_volume, select_paths
+from support.descriptors import open_below
 
 
 def test_which_are_made() -> None:
@@ -55,6 +60,26 @@ async def test_links_stay_in_the_image(tmp_path: Path) -> None:
         assert list((tmp_path / f"v{number}").iterdir()) == []
     await fill_volume(tmp_path / "root", "/in", tmp_path / "volume")
     assert [path.name for path in (tmp_path / "volume").iterdir()] == ["file"]
+
+
+async def test_a_cancellation_while_the_image_is_looked_into_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root/data").mkdir(parents=True)
+    begun, open_in_root = threading.Event(), files.open_in_root
+
+    def slow(root: int, path: str, flags: int) -> int:
+        begun.set()
+        time.sleep(0.1)
+        return open_in_root(root, path, flags)
+
+    monkeypatch.setattr(files, "open_in_root", slow)
+    task = asyncio.create_task(fill_volume(tmp_path / "root", "/data", tmp_path / "volume"))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert open_below(tmp_path) == []
 
 
 async def test_a_file_is_no_volume(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import resource
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from crinoid.core.api.linux import mount
+from crinoid.core.api.linux import files, mount
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config, ImagesConfig, PodsConfig
 from crinoid.core.lifecycle.checkpoint import archive
 from crinoid.core.lifecycle.checkpoint.source import unpack_archive
 from crinoid.core.lifecycle.images.documents import Document
 from support.archives import END, header
+from support.descriptors import open_below
 from support.patience import patient
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the unpacker's child needs root for chroot")
@@ -394,3 +396,23 @@ def test_documents(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("config.dump")
     with pytest.raises(InvalidArgument):
         archive.read_dump(archive.ContainerDump, tmp_path / "link", "it")
+
+
+async def test_a_cancellation_while_the_archive_is_opened_leaves_it_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+    begun, open_regular = threading.Event(), files.open_regular
+
+    def slow(path: Path) -> io.FileIO:
+        begun.set()
+        time.sleep(0.1)
+        return open_regular(path)
+
+    monkeypatch.setattr(files, "open_regular", slow)
+    task = asyncio.create_task(unpack_archive(tmp_path / "a", tmp_path, Config()))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert open_below(tmp_path) == []
