@@ -61,15 +61,16 @@ def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_RDONLY, mode
     return _openat2(root_fd, path, flags, mode, _RESOLVE_IN_ROOT)
 
 
-def open_regular(path: Path | str, root: Path | None = None) -> FileIO:
+def open_regular(path: Path | str, root: Path | None = None, *, follow: bool = True) -> FileIO:
     """Open a regular file that others may have replaced by anything, to read it; ``root`` as in ``open_in_root``.
 
     Never waits for a FIFO and never opens a device, some of which act when they are opened: only what is known to be a
-    regular file is opened to read. Raises FileNotFoundError, and OSError for what is no regular file (EINVAL).
+    regular file is opened to read. Raises FileNotFoundError, and OSError for what is no regular file (EINVAL), such as
+    a link as the last part of the path, unless ``follow``.
     """
     shown = _shown(path, root)
     try:
-        with _opened(_open_path(path, root)) as found:
+        with _opened(_open_path(path, root, 0 if follow else os.O_NOFOLLOW)) as found:
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", shown)
             # The same inode, whatever has become of its name meanwhile.
@@ -79,9 +80,9 @@ def open_regular(path: Path | str, root: Path | None = None) -> FileIO:
     return FileIO(fd, "rb")
 
 
-def read_regular(path: Path | str, max_bytes: int, root: Path | None = None) -> bytes:
+def read_regular(path: Path | str, max_bytes: int, root: Path | None = None, *, follow: bool = True) -> bytes:
     """Read a regular file as a whole, as ``open_regular`` opens it. Raises OSError beyond ``max_bytes`` (EFBIG)."""
-    with BufferedReader(open_regular(path, root)) as file:
+    with BufferedReader(open_regular(path, root, follow=follow)) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes", _shown(path, root))
@@ -92,8 +93,8 @@ def _shown(path: Path | str, root: Path | None) -> str:
     return str(path) if root is None else f"{root}/{str(path).lstrip('/')}"
 
 
-def _open_path(path: Path | str, root: Path | None) -> int:
-    flags = os.O_PATH | os.O_CLOEXEC
+def _open_path(path: Path | str, root: Path | None, flags: int) -> int:
+    flags |= os.O_PATH | os.O_CLOEXEC
     if root is None:
         return os.open(path, flags)
     with _opened(os.open(root, flags | os.O_DIRECTORY)) as root_fd:

@@ -5,6 +5,7 @@ A container's checkpoint is a tar: ``config.dump`` (where it comes from), ``spec
 ``dump.log``. A pod's is a folder with one such tar for each container and ``pod.options``, ``pod.dump`` beside them.
 """
 
+import errno
 import json
 import os
 import stat
@@ -18,7 +19,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar, cast
 from pydantic import AfterValidator, Field, StringConstraints
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, InvalidArgument, ResourceExhausted
-from crinoid.core.api.linux.files import sync_file
+from crinoid.core.api.linux.files import read_regular, sync_file
 from crinoid.core.api.manifests import Document, parse
 from crinoid.core.lifecycle.images.unpack.flushing import STEP_BYTES, find_shortage
 
@@ -193,17 +194,14 @@ def read_dump(model: type[D], path: Path, what: str) -> D:
     """
     most = dict(PARTS).get(path.name) or _MIB
     try:
-        # O_NONBLOCK: a FIFO there would hold the opener for ever
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            content = file.read(most + 1) if is_plain else b""
+        content = read_regular(path, most, follow=False)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            raise CorruptContent(
+                f"{what}: {path.name} has more than {most} bytes, which no checkpoint needs"
+            ) from error
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidArgument(f"{what}: {path.name} can't be read: {reason}") from error
-    if not is_plain:
-        raise InvalidArgument(f"{what}: {path.name} is no plain file")
-    if len(content) > most:
-        raise CorruptContent(f"{what}: {path.name} has more than {most} bytes, which no checkpoint needs")
     # Each value takes many times its text once it is parsed: "[[],[],…" of 8 MB is half a gigabyte.
     if sum(map(content.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         raise CorruptContent(f"{what}: {path.name} has more than {_MAX_VALUES} values, which no checkpoint needs")

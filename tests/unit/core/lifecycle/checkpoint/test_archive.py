@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import stat
 import tarfile
 import threading
 import time
@@ -367,9 +368,24 @@ def test_a_document_that_is_not_as_it_should_be(tmp_path: Path, content: bytes, 
         archive.read_dump(archive.SpecDump, tmp_path / "spec.dump", "it")
 
 
+def test_a_device_in_the_place_of_a_document_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some act when they are opened."""
+    opened, real = [], os.open
+
+    def note(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+        opened.append((str(path), bool(flags & os.O_PATH)))
+        return real(path, flags, *arguments, **named)
+
+    os.mknod(tmp_path / "pod.options", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    monkeypatch.setattr(os, "open", note)
+    with pytest.raises(InvalidArgument, match=r"pod\.options can't be read: not a regular file"):
+        archive.read_dump(archive.PodOptions, tmp_path / "pod.options", "it")
+    assert opened == [(str(tmp_path / "pod.options"), True)]
+
+
 def test_a_document_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pod.options")
-    with pytest.raises(InvalidArgument, match=r"pod\.options is no plain file"):
+    with pytest.raises(InvalidArgument, match=r"pod\.options can't be read: not a regular file"):
         archive.read_dump(archive.PodOptions, tmp_path / "pod.options", "it")
 
 
@@ -394,7 +410,7 @@ def test_documents(tmp_path: Path) -> None:
     dump = archive.read_dump(archive.ContainerDump, tmp_path / "config.dump", "it")
     assert (dump.image_ref, dump.name) == ("sha256:1", "")
     (tmp_path / "link").symlink_to("config.dump")
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgument, match="link can't be read: not a regular file"):
         archive.read_dump(archive.ContainerDump, tmp_path / "link", "it")
 
 
