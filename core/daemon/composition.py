@@ -96,7 +96,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         images=images,
         stats=stats,
         metrics=MetricsService(store, stats),
-        checkpoints=CheckpointService(config, store, slots, CheckpointParts(images, resources, locks)),
+        checkpoints=CheckpointService(config, store, slots, CheckpointParts(images, resources, locks, assembly.paths)),
         restorer=PodRestorer(slots, pods, containers),
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),

@@ -126,7 +126,7 @@ def _stack_apart(wanted: Mount, target: Path, maps: int) -> int:
     """
     _leave_mount_namespace()
     mount.mount(Mount("tmpfs", "layers", ("mode=700",)), target)
-    lowers = [path for option in wanted.options if option.startswith("lowerdir") for path in mount.lower_paths(option)]
+    lowers = mount.lower_paths(wanted.options)
     rest = [option for option in wanted.options if not option.startswith("lowerdir")]
     for number, lower in enumerate(lowers):
         (target / str(number)).mkdir()

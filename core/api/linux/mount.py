@@ -297,17 +297,21 @@ def _configure(context: int, source: str, options: MountOptions, stack: contextl
 
 def _lowers_apart(data: Sequence[str]) -> list[str]:
     """Put the layers first, each for itself."""
-    lowers = [option for option in data if option.startswith(("lowerdir+=", "lowerdir="))]
-    apart = [f"lowerdir+={path}" for option in lowers for path in lower_paths(option)]
-    return apart + [option for option in data if option not in lowers]
+    apart = [f"lowerdir+={path}" for path in lower_paths(data)]
+    return apart + [option for option in data if not option.startswith(("lowerdir+=", "lowerdir="))]
 
 
-def lower_paths(option: str) -> list[str]:
-    """Return the paths of ``lowerdir+=PATH``, taken as it is, or of ``lowerdir=A:B``, in which a backslash escapes."""
-    key, _, value = option.partition("=")
-    if key == "lowerdir+":
-        return [value]
-    return [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", value)]
+def lower_paths(options: Iterable[str]) -> list[str]:
+    """Return the layers that overlay options name, topmost first: by ``lowerdir+=PATH``, taken as it is, or by
+    ``lowerdir=A:B``, in which a backslash escapes."""
+    found = []
+    for option in options:
+        key, _, value = option.partition("=")
+        if key == "lowerdir+":
+            found.append(value)
+        elif key == "lowerdir":
+            found += [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", value)]
+    return found
 
 
 def _folder_value(key: str, value: str, stack: contextlib.ExitStack) -> str:
@@ -327,7 +331,7 @@ def mount_overlay_by_string(source: str, target: Path, options: MountOptions) ->
 
     Where absolute names do not fit, a thread goes to the folder above all of the layers and uses relative ones.
     """
-    lowers = [path for option in options.data if option.startswith("lowerdir") for path in lower_paths(option)]
+    lowers = lower_paths(options.data)
     rest = [_quoted(_escaped_option(option)) for option in options.data if not option.startswith("lowerdir")]
     data = _overlay_data(lowers, rest)
     if len(os.fsencode(data)) <= _DATA_BYTES:

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from crinoid.core.api import bounds
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.lifecycle.spec.execlimits import MAX_VARIABLES
+from crinoid.core.lifecycle.userids import MAX_ID, quote
 
 MAX_NAME = 253
 """Bytes of an object's name, as Kubernetes has it."""
@@ -25,7 +26,6 @@ _MOST_OF = {
     "CDIDevice": bounds.MAX_DEVICES,
     "PortMapping": 1 << 15,
 }
-_MAX_ID = (1 << 31) - 1
 _NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _WORD = re.compile(r"[^\x00-\x20\x7f]+")
@@ -99,7 +99,7 @@ def require_field(message: Message, name: str, path: str) -> None:
 def check_name(text: str, path: str) -> str:
     """Accept what can be part of a path, a log line and a list of arguments; empty is fine."""
     if text and (len(text.encode()) > MAX_NAME or text in (".", "..") or not _NAME.fullmatch(text)):
-        raise InvalidArgument(f"{path} {_quote(text)} is not a name: at most {MAX_NAME} bytes, no blank, no / and no ;")
+        raise InvalidArgument(f"{path} {quote(text)} is not a name: at most {MAX_NAME} bytes, no blank, no / and no ;")
     return text
 
 
@@ -108,7 +108,7 @@ def check_words(words: Iterable[str], path: str) -> tuple[str, ...]:
     taken = tuple(words)
     for index, word in enumerate(taken):
         if not _WORD.fullmatch(word):
-            raise InvalidArgument(f"{path}[{index}] {_quote(word)} is not one word")
+            raise InvalidArgument(f"{path}[{index}] {quote(word)} is not one word")
         check_length(word, bounds.MAX_WORD_BYTES, f"{path}[{index}]")
     return taken
 
@@ -116,21 +116,21 @@ def check_words(words: Iterable[str], path: str) -> tuple[str, ...]:
 def check_path(text: str, path: str) -> str:
     """Accept an absolute path of a length the kernel takes, or none."""
     if text and not text.startswith("/"):
-        raise InvalidArgument(f"{path} {_quote(text)} is not an absolute path")
+        raise InvalidArgument(f"{path} {quote(text)} is not an absolute path")
     return _good(text, path, bounds.path_problem(text))
 
 
 def check_inner_path(text: str, path: str) -> str:
     """Accept a relative path that stays below where it begins, or none."""
     if text.startswith("/") or ".." in PurePosixPath(text).parts:
-        raise InvalidArgument(f"{path} {_quote(text)} leads outside: it has to be relative, without ..")
+        raise InvalidArgument(f"{path} {quote(text)} leads outside: it has to be relative, without ..")
     return _good(text, path, bounds.path_problem(text))
 
 
 def check_descent(text: str, path: str) -> str:
     """Accept any path without ``..``."""
     if ".." in PurePosixPath(text).parts:
-        raise InvalidArgument(f"{path} {_quote(text)} must not hold ..")
+        raise InvalidArgument(f"{path} {quote(text)} must not hold ..")
     return _good(text, path, bounds.path_problem(text))
 
 
@@ -150,7 +150,7 @@ def check_least(number: int, low: int, path: str) -> int:
 
 def check_id(number: int, path: str) -> int:
     """Accept a user or group id, as high as Kubernetes allows them and runc takes them."""
-    return check_range(number, 0, _MAX_ID, path)
+    return check_range(number, 0, MAX_ID, path)
 
 
 def check_address(text: str, path: str) -> str:
@@ -158,13 +158,13 @@ def check_address(text: str, path: str) -> str:
     try:
         return text and str(ipaddress.ip_address(text))
     except ValueError:
-        raise InvalidArgument(f"{path} {_quote(text)} is not an IP address") from None
+        raise InvalidArgument(f"{path} {quote(text)} is not an IP address") from None
 
 
 def check_choice(text: str, choices: Collection[str], path: str) -> str:
     """Accept one of a few letters, each at most once."""
     if not set(text) <= set(choices) or len(set(text)) != len(text):
-        raise InvalidArgument(f"{path} {_quote(text)} is not made of {', '.join(choices)}")
+        raise InvalidArgument(f"{path} {quote(text)} is not made of {', '.join(choices)}")
     return text
 
 
@@ -181,7 +181,7 @@ def check_cpuset(text: str, path: str) -> str:
 def check_line(text: str, most: int, path: str) -> str:
     """Accept a text of one line."""
     if not _LINE.fullmatch(text):
-        raise InvalidArgument(f"{path} {_quote(text)} has a control character in it")
+        raise InvalidArgument(f"{path} {quote(text)} has a control character in it")
     return check_length(text, most, path)
 
 
@@ -198,7 +198,3 @@ def _good(text: str, path: str, problem: str) -> str:
     if problem:
         raise InvalidArgument(f"{path} {problem}")
     return text
-
-
-def _quote(text: str) -> str:
-    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"

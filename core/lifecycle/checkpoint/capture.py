@@ -60,6 +60,7 @@ class CheckpointParts:
     images: ImageService
     resources: Resources
     locks: Locks
+    paths: PathProbes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class CheckpointService:
         self._images = parts.images
         self._resources = parts.resources
         self._locks = parts.locks
-        self._paths = PathProbes(config.pods.path_timeout_s)
+        self._paths = parts.paths
 
     async def container(self, container_id: str, location: str, timeout_s: float) -> None:
         """Write the archive of a running container to ``location``, which it replaces when it is whole.

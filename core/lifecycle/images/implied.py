@@ -21,6 +21,7 @@ from pathlib import Path
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.files import open_in_root
+from crinoid.core.api.linux.mount import lower_paths
 from crinoid.core.api.values.snapshot import LayerTarget, Mount, WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -80,13 +81,7 @@ def lower_folders(mounts: Sequence[Mount]) -> tuple[Path, ...]:
         return (Path(mount.source),)
     if mount.type != "overlay":
         return ()
-    found: list[Path] = []
-    for option in mount.options:
-        if option.startswith("lowerdir+="):
-            found.append(Path(option.removeprefix("lowerdir+=")))
-        elif option.startswith("lowerdir="):
-            found += [Path(part) for part in option.removeprefix("lowerdir=").split(":")]
-    return tuple(found)
+    return tuple(map(Path, lower_paths(mount.options)))
 
 
 def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) -> None:

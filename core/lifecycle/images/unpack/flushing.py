@@ -1,8 +1,7 @@
-"""Two things that are done each time that 16 MiB of an archive have gone by: flush, and look how full the disk is.
+"""What is done each time that 16 MiB of an archive have gone by: a flush, and a look how full the disk is.
 
-Has what was unpacked so far written to disk while the rest is unpacked, so that the commit waits for little.
-
-The disk is idle, otherwise, as long as the processors are busy, and the other way round. A flush that fails fails the
+A flush has what was unpacked so far written to disk while the rest is unpacked, so that the commit waits for little:
+the disk is idle, otherwise, as long as the processors are busy, and the other way round. One that fails fails the
 layer: the kernel tells an error of writing back only once, and the commit's own sync would not hear of it.
 """
 

@@ -129,6 +129,7 @@ def test_a_link_in_the_layer_is_not_followed(tmp_path: Path, lower: Path) -> Non
         ([Mount("bind", "/x", ("rbind", "ro"))], ["/x"]),
         ([Mount("overlay", "overlay", ("lowerdir+=/top", "lowerdir+=/low", "index=off"))], ["/top", "/low"]),
         ([Mount("overlay", "overlay", ("lowerdir=/top:/low", "ro"))], ["/top", "/low"]),
+        ([Mount("overlay", "overlay", (r"lowerdir=/to\:p:/l\\ow",))], ["/to:p", "/l\\ow"]),
         ([Mount("erofs", "/image")], []),
         ([], []),
     ],
