@@ -13,7 +13,8 @@ ones raise Unavailable at once. Without an owner a call is the daemon's own. Wha
 - A pod's owner: the making of containers (volumes, devices, logs, labels, root file systems), runtimes and snapshotters
   that are called for that, execs, streams, updates, the watch for its containers' ends.
 - An owner of its own for each end of a pod and each cleanup, as the pod's threads may all hang; for each measuring of a
-  writable layer, which may have millions of files; for each pull and each pod's restore, whose source may hang.
+  writable layer, which may have millions of files; for each pull and each pod's restore, whose source may hang, and
+  each checkpoint, whose target may.
 - No owner: what nobody else can make hang. That is crinoid's own state, content and layers on the node's own disks,
   cgroups, network namespaces and netlink, the files of bundles on a tmpfs, imports, and the site's own configuration.
 

@@ -31,6 +31,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.files import sync_folder
 from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_in_thread
@@ -93,7 +94,8 @@ class CheckpointService:
         """
         record = self._store.containers.find(container_id)
         await self._paths.require([location], "location")
-        target = await asyncio.to_thread(_check_location, location)
+        with on_behalf_of(f"the checkpoint to {location}"):
+            target = await asyncio.to_thread(_check_location, location)
         limit_s = timeout_s or self._config.pods.checkpoint_timeout_s
         place = target.parent / f".crinoid-{secrets.token_hex(8)}"
         async with (
@@ -114,7 +116,8 @@ class CheckpointService:
         pod = self._store.pods.find(pod_id)
         refuse_options(options)
         await self._paths.require([output], "output_path")
-        folder = await asyncio.to_thread(_check_folder, output)
+        with on_behalf_of(f"the checkpoint to {output}"):
+            folder = await asyncio.to_thread(_check_folder, output)
         limit_s = self._config.pods.checkpoint_timeout_s
         act = f"checkpoint of pod {pod.id}"
         async with _within(limit_s, act), self._locks.hold(pod.id, act):
@@ -271,9 +274,12 @@ def refuse_options(options: Collection[str]) -> None:
 
 @asynccontextmanager
 async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
+    """Bound an act in time, and its threads to those of an owner of its own: the file system that it writes to may
+    hang, and is the request's to name."""
     try:
-        async with asyncio.timeout(limit_s) as timeout:
-            yield
+        with on_behalf_of(what):
+            async with asyncio.timeout(limit_s) as timeout:
+                yield
     except TimeoutError as error:
         if timeout.expired():
             raise DeadlineExceeded(f"{what} was given up after {limit_s:g} s, and everything runs on") from error

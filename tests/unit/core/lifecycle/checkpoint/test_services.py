@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,11 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
+from crinoid.core.api.linux.bulkheads import current_call
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.runtime import ContainerStatus
 from crinoid.core.config.models import Config, PodsConfig
+from crinoid.core.lifecycle.checkpoint import archive, capture
 from crinoid.core.lifecycle.checkpoint.source import CheckpointSources
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.queries import PodFilter
@@ -105,6 +108,35 @@ async def test_a_step_that_fails(fake_node: FakeNode, output: Path, role: str, h
     assert owners(fake_node) == []
     assert await states(fake_node) == {ContainerStatus.RUNNING}
     await fake_node.now.checkpoints.pod(pod, str(output), containers, {})
+
+
+async def test_no_thread_of_the_daemons_own_goes_where_a_request_says(
+    fake_node: FakeNode, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hang there, and the daemon's own are for everybody."""
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await running(fake_node, pod)
+    asyncio.get_running_loop().set_default_executor(fake_node.now.threads)
+    found: dict[str, set[str]] = {}
+
+    def noted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            made = current_call()
+            found.setdefault(name, set()).add(made.behalf.owner if made else "")
+            return function(*arguments)
+
+        return call
+
+    for module, names in (
+        (capture, ("_check_location", "_check_folder", "_write_documents", "_publish", "write_diff", "sync_folder")),
+        (archive, ("pack",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+    await fake_node.now.checkpoints.pod(pod, str(output), [container], {})
+    await fake_node.now.checkpoints.container(container, str(output / "c.tar"), 0)
+    assert len(found) == 7
+    assert "" not in set.union(*found.values()), found
 
 
 async def test_a_time_that_passes(fake_node: FakeNode, output: Path) -> None:
