@@ -156,7 +156,6 @@ async def _run(client: Client, run: Callable[[], Awaitable[Mapping[str, object]]
         leaving.cancel()
         if not running.done():
             running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({running})
     if running.cancelled():
         return
