@@ -32,18 +32,18 @@ async def drained(monitor_pid: Callable[[], int]) -> AsyncIterator[None]:
         yield
     finally:
         watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        await asyncio.wait({watching})
 
 
 async def _watch(monitor_pid: Callable[[], int]) -> None:
     while True:
         await asyncio.sleep(_PAUSE_S)
-        pid = monitor_pid()
-        for child in pidfds.children(pid) if pid > 0 else ():
-            for number in (1, 2):
-                with contextlib.suppress(OSError):  # it has ended
-                    make_room(f"/proc/{child}/fd/{number}")
+        with contextlib.suppress(OSError):  # such as no free descriptor: there may be one at the next look
+            pid = monitor_pid()
+            for child in pidfds.children(pid) if pid > 0 else ():
+                for number in (1, 2):
+                    with contextlib.suppress(OSError):  # it has ended
+                        make_room(f"/proc/{child}/fd/{number}")
 
 
 def make_room(path: str) -> None:

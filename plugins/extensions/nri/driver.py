@@ -5,7 +5,6 @@ for each other: a plugin is busy with one request at a time, but a pod that need
 """
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
@@ -437,8 +436,7 @@ class NriExtension:
             if ready is not None:
                 ready.set()
             serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
+            await asyncio.wait({serving})
 
     async def _stay(self, plugin: Plugin, serving: "asyncio.Task[None]", ready: asyncio.Event | None) -> None:
         assert self._kernel is not None, "nobody may connect before connect"

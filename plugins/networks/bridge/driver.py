@@ -159,8 +159,7 @@ class BridgeNetwork:
     async def close(self) -> None:
         if self._seeing_off is not None:
             self._seeing_off.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._seeing_off
+            await asyncio.wait({self._seeing_off})
         if self._leaving:
             await self._free_gone()
         await self._close()

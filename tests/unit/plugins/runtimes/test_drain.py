@@ -1,10 +1,13 @@
 """A pipe that nobody reads holds up nobody."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import subprocess
 import sys
+
+import pytest
 
 from crinoid.core.api.testing.patience import patient
 from crinoid.plugins.runtimes.drain import MAX_SAID_BYTES, drained, make_room
@@ -27,6 +30,36 @@ async def test_a_child_that_says_more_than_a_pipe_holds_ends() -> None:
     finally:
         process.kill()
         os.close(reader)
+
+
+async def test_a_look_that_fails_fails_no_create_and_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crinoid.plugins.runtimes.drain._PAUSE_S", 0.01)
+    looks: list[int] = []
+
+    def find() -> int:
+        looks.append(1)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with asyncio.timeout(patient(60)), drained(find):
+        while len(looks) < 3:  # noqa: ASYNC110  # of the block that is tested
+            await asyncio.sleep(0.01)
+
+
+async def test_whoever_waits_can_be_cancelled() -> None:
+    """At the last moment, too."""
+
+    async def create() -> None:
+        async with drained(lambda: 0):
+            ready.set()
+        await asyncio.sleep(60)
+
+    ready = asyncio.Event()
+    creating = asyncio.create_task(create())
+    await ready.wait()
+    creating.cancel()
+    async with asyncio.timeout(patient(10)):
+        await asyncio.wait({creating})
+    assert creating.cancelled()
 
 
 def test_a_pipe_that_is_not_full_is_left_to_its_reader() -> None:
