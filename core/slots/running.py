@@ -177,7 +177,7 @@ def describe(error: BaseException) -> str:
 
 
 async def _close(answer: object) -> None:
-    close = getattr(answer, "close", None) or getattr(answer, "aclose", None)
+    close = getattr(answer, "aclose", None) or getattr(answer, "close", None)
     if close is not None:
         await close()
 

@@ -201,8 +201,10 @@ async def _copy(
                 await _store(partial, gathered, progress)
                 size = 0
     finally:
-        await _store(partial, gathered, progress)  # also what came before the stream broke
-        await _close(stream)
+        try:
+            await _store(partial, gathered, progress)  # also what came before the stream broke
+        finally:
+            await _close(stream)
     if partial.stored < blob.size:
         raise Unavailable(f"blob {blob.digest}: the stream ended after {partial.stored} of {blob.size} bytes")
 

@@ -193,13 +193,13 @@ class ContentDecoder:
 
     def decode(self, piece: bytes, max_bytes: int) -> bytes:
         """Return at most ``max_bytes`` of what the bytes so far stand for; raise HostFault for damaged ones."""
-        if self._inflater is None and not self._is_plain:
-            begins = zlib.decompressobj(_GZIP_WINDOW).decompress(piece, 2) if piece.startswith(_GZIP) else b""
-            self._is_plain = not piece.startswith(_GZIP) or (self._is_gzip_file and begins != _GZIP)
-            self._inflater = None if self._is_plain else zlib.decompressobj(_GZIP_WINDOW)
-        if self._inflater is None:
-            return piece
         try:
+            if self._inflater is None and not self._is_plain:
+                begins = zlib.decompressobj(_GZIP_WINDOW).decompress(piece, 2) if piece.startswith(_GZIP) else b""
+                self._is_plain = not piece.startswith(_GZIP) or (self._is_gzip_file and begins != _GZIP)
+                self._inflater = None if self._is_plain else zlib.decompressobj(_GZIP_WINDOW)
+            if self._inflater is None:
+                return piece
             return self._inflater.decompress(self._inflater.unconsumed_tail + piece, max_bytes)
         except zlib.error as error:
             raise HostFault(CorruptContent(f"its answer is compressed, and damaged: {error}")) from error

@@ -98,6 +98,35 @@ async def test_a_stream_that_does_not_end_is_stopped_at_the_size(store: ContentS
     assert store.list_partial() == ()
 
 
+async def test_a_stream_is_closed_though_its_last_piece_can_not_be_stored(store: ContentStore) -> None:
+    """What a driver's stream holds is given back: a connection, a task."""
+
+    class Pieces:
+        left = 1
+        closed = False
+
+        def __aiter__(self) -> "Pieces":
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return b"more than it promised"
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    pieces = Pieces()
+
+    async def open_stream(_offset: int) -> AsyncIterator[bytes]:
+        return pieces
+
+    with pytest.raises(CorruptContent, match="more than the 4 bytes"):
+        await store.ingest(blob_of(b"more"), open_stream, ignore)
+    assert pieces.closed
+
+
 async def test_a_cut_stream_is_resumed_where_it_broke(store: ContentStore) -> None:
     blob = blob_of(CONTENT)
     with pytest.raises(Unavailable, match="line went dead"):

@@ -9,6 +9,7 @@ from crinoid.core.api.errors import ConfigurationError
 from crinoid.plugins.registries.distribution.attempts import HostFault, RetryPolicy
 from crinoid.plugins.registries.distribution.challenges import Challenge, read_challenges
 from crinoid.plugins.registries.distribution.proxies import find_proxy
+from crinoid.plugins.registries.distribution.transport import ContentDecoder
 
 
 @pytest.mark.parametrize(
@@ -118,3 +119,10 @@ def test_the_driver_is_loaded_without_its_http_client() -> None:
     """It would add a fifth of a second to the daemon's start."""
     code = "import sys, crinoid.plugins.registries.distribution; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize("wire", [b"\x1f\x8b\xff\xff", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xff\xff"])
+def test_a_damaged_encoding_is_the_hosts_fault_from_its_first_byte_on(wire: bytes) -> None:
+    """So another host is asked."""
+    with pytest.raises(HostFault, match="compressed, and damaged"):
+        ContentDecoder("").decode(wire, 100)
