@@ -98,7 +98,10 @@ class Exits:
             status = UNSEEN
         except CrinoidError as error:
             LOG.error("container %s can't be waited for: %s", record.id, error.message)
-            self._store.containers.put(dataclasses.replace(record, state=ContainerState.UNKNOWN, message=error.message))
+            current = self._store.containers.get(record.id)  # it was started since the wait began
+            if current is not None and current.state is not ContainerState.EXITED:
+                unknown = dataclasses.replace(current, state=ContainerState.UNKNOWN, message=error.message)
+                self._store.containers.put(unknown)
             return
         changed = self.note(record.id, status)
         if record.config.security.namespaces.pid is not NamespaceMode.CONTAINER:

@@ -20,6 +20,7 @@ from crinoid.core.api.errors import (
 from crinoid.core.api.linux import files, mount
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import NamespaceMode, PodMetadata
+from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle import resources
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
@@ -343,6 +344,28 @@ async def test_a_container_that_outlives_sigkill_is_told(fake_node: FakeNode, mo
     monkeypatch.setattr(fake_node.now.slots.runtime(""), "kill", ignore)
     with pytest.raises(DeadlineExceeded, match=f"{container} has not ended"):
         await fake_node.now.containers.stop(container, 0)
+
+
+async def test_a_container_that_can_not_be_waited_for_keeps_what_is_known_of_it(
+    fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = asyncio.Event()
+
+    async def wait(_handle: object) -> ExitStatus:
+        await lost.wait()
+        raise DriverError("the monitor's file can't be read")
+
+    monkeypatch.setattr(fake_node.now.slots.runtime(""), "wait", wait)
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    await fake_node.now.containers.start(container)
+    started = fake_node.now.containers.get(container)
+    lost.set()
+    await eventually(lambda: fake_node.now.containers.get(container).state is ContainerState.UNKNOWN)
+    found = fake_node.now.containers.get(container)
+    assert found == dataclasses.replace(started, state=ContainerState.UNKNOWN, message=found.message)
+    assert "can't be read" in found.message
+    assert started.started_at_ns > 0
 
 
 async def test_a_start_that_fails_ends_the_container(fake_node: FakeNode) -> None:
