@@ -181,9 +181,9 @@ class ContainerService:
             await self._resources.undo(current.id)
             self._store.containers.drop(current.id)
             self._events.tell_container(EventType.DELETED, current)
+        await self._slots.extensions.container_removed(view)
         if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
             await self._images.collect_garbage()
-        await self._slots.extensions.container_removed(view)
 
     def get(self, container_id: str) -> ContainerRecord:
         """Return the container with this id or unique beginning of one. Raises NotFound, InvalidArgument."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from crinoid.core.api.adjustments import check_adjustment
 from crinoid.core.api.errors import BadAdjustment, CrinoidError, InvalidArgument, Refused
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ExitStatus
@@ -163,6 +164,10 @@ class ExtensionSlots:
             await slot.call(hook, nothing, **arguments)
 
     async def _tell_end(self, hook: str, **arguments: object) -> None:
+        """Tell all, also where the caller is cancelled meanwhile: what has ended is not told again."""
+        await finish(self._tell_each(hook, arguments))
+
+    async def _tell_each(self, hook: str, arguments: dict[str, object]) -> None:
         for slot in self.slots:
             try:
                 await slot.call(hook, nothing, **arguments)

@@ -867,6 +867,19 @@ async def test_extensions_are_told_in_order_and_a_failure_is_passed_over(tmp_pat
     assert slots.slots[0].last_error.message == 'extension "one" (star) pod_stopped: no answer after 0.05 s'
 
 
+async def test_all_are_told_of_an_end_though_the_client_has_gone(tmp_path: Path) -> None:
+    """Nobody tells them again of what is removed: they would count it as there for ever."""
+    drivers, slots = extensions(tmp_path, "ignore")
+    drivers[0].hang("pod_removed")
+    telling = asyncio.create_task(slots.pod_removed(POD))
+    await asyncio.sleep(0.01)
+    telling.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait({telling})
+    assert telling.cancelled()
+    assert drivers[1].hooks_called == ("pod_removed",)
+
+
 async def test_a_failure_of_an_extension_that_matters_is_raised(tmp_path: Path) -> None:
     drivers, slots = extensions(tmp_path, "fail")
     drivers[0].fail("pod_started", RuntimeError("no"))
