@@ -133,7 +133,7 @@ class Output:
         self._keep_free_percent = keep_free_percent
         self._left = 0
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = open(fd, "wb")  # noqa: SIM115  # closed by __exit__
+        self._file = open(fd, "wb")  # noqa: SIM115  # closed by tar
 
     @contextmanager
     def tar(self) -> Iterator[tarfile.TarFile]:
