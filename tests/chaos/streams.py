@@ -1,5 +1,7 @@
 """Every flood against a live daemon, with the latency of ``Version`` and the daemon's memory meanwhile: a table.
 
+A second daemon, which nobody floods, is called at the same time: what that takes longer is the machine's load.
+
 By hand, as root: ``PYTHONPATH=tests .venv/bin/python -m chaos.streams``; ``--python`` runs another installation's
 daemon, ``--only WORDS`` some floods, ``--seconds`` each for so long, ``--throughput`` measures transfers instead.
 """
@@ -12,6 +14,8 @@ import secrets
 import socket
 import statistics
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +30,7 @@ from crinoid.core.cri.streaming import frames
 from integration.conftest import Node
 from integration.own_nodes import own_node
 from support.floods import FLOODS, OPEN_PORT, Flood, Pouring, _Connection
+from support.http2_floods import FLOODS as HTTP2_FLOODS
 
 DEADLINE_S = 30
 CONFIG = """
@@ -40,29 +45,36 @@ network = "bridge"
 
 @dataclass(frozen=True)
 class Latency:
-    """Of calls of one RPC, in milliseconds."""
+    """Of calls of one RPC, in milliseconds; ``queued`` is how long the daemon's loop waited for a processor meanwhile
+    in the call that took longest, which says nothing of the daemon."""
 
     p50: float
     p99: float
     most: float
+    queued: float
     calls: int
-
-    def __str__(self) -> str:
-        return f"{self.p50:8.1f} {self.p99:8.1f} {self.most:8.1f}"
 
 
 def probe(node: Node, seconds: float, pause_s: float = 0.005) -> Latency:
     """Call ``Version`` for so long, one after the other."""
     took = []
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        began = time.monotonic()
+    while not took or time.monotonic() < end:
+        queued, began = queued_ms(node), time.monotonic()
         with contextlib.suppress(grpc.RpcError):  # unanswered: it counts with its deadline
             node.daemon.cri.raw("Version", b"", DEADLINE_S)
-        took.append((time.monotonic() - began) * 1000)
+        took.append(((time.monotonic() - began) * 1000, queued_ms(node) - queued))
         time.sleep(pause_s)
     took.sort()
-    return Latency(statistics.median(took), took[math.ceil(len(took) * 0.99) - 1], took[-1], len(took))
+    figures = [one for one, _ in took]
+    return Latency(statistics.median(figures), figures[math.ceil(len(took) * 0.99) - 1], *took[-1], len(took))
+
+
+def queued_ms(node: Node) -> float:
+    """How long the daemon's loop has waited for a processor."""
+    assert node.daemon.process
+    pid = node.daemon.process.pid
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1]) / 1e6
 
 
 def memory_mb(node: Node, field: str = "VmRSS") -> float:
@@ -121,25 +133,101 @@ def listen(node: Node, container: str) -> socket.socket:
     return namespaces.call_in(path, lambda: socket.create_server(("127.0.0.1", OPEN_PORT), backlog=4096))
 
 
-def run(node: Node, name: str, seconds: float) -> tuple[Latency, float, float]:
-    """One flood: the latency meanwhile, the most memory, and what was left of it 3 s after."""
-    flood = FLOODS[name]
+@dataclass(frozen=True)
+class Outcome:
+    """Of one flood: the latency in the flooded daemon and, at the same time, in one that is left alone; the flooded
+    one's memory in MB before, at its peak, and 3 s after."""
+
+    flooded: Latency
+    idle: Latency
+    memory: tuple[float, float, float]
+
+
+def measure(node: Node, idle: Node, seconds: float) -> tuple[Latency, Latency]:
+    """Call both daemons meanwhile."""
+    found: list[Latency] = []
+    beside = threading.Thread(target=lambda: found.append(probe(idle, seconds)))
+    beside.start()
+    latency = probe(node, seconds)
+    beside.join()
+    return latency, found[0]
+
+
+@contextmanager
+def remembered(node: Node) -> Iterator[list[float]]:
+    """Fill the list with the daemon's memory before, at its peak, and 3 s after."""
     assert node.daemon.process
+    figures = [memory_mb(node)]
     Path(f"/proc/{node.daemon.process.pid}/clear_refs").write_text("5")
-    with target(node, flood) as (pod, container):
+    yield figures
+    for _ in range(10):
+        with contextlib.suppress(grpc.RpcError):
+            node.daemon.cri.raw("Version", b"", DEADLINE_S)
+            break
+    time.sleep(3)
+    figures += [memory_mb(node, "VmHWM"), memory_mb(node)]
+
+
+def run(node: Node, idle: Node, name: str, seconds: float) -> Outcome:
+    """One flood of the streaming server."""
+    flood = FLOODS[name]
+    with target(node, flood) as (pod, container), remembered(node) as memory:
         wanted = urls(node, flood, pod, container)
         with Pouring(name, wanted) as pouring:
             ready = threading.Thread(target=pouring.wait_ready, daemon=True)
             ready.start()
             if flood.ask:
                 ready.join(20)
-            latency = probe(node, seconds)
-        for _ in range(10):
-            with contextlib.suppress(grpc.RpcError):
-                node.daemon.cri.raw("Version", b"", DEADLINE_S)
-                break
-    time.sleep(3)
-    return latency, memory_mb(node, "VmHWM"), memory_mb(node)
+            latencies = measure(node, idle, seconds)
+    return Outcome(*latencies, (memory[0], memory[1], memory[2]))
+
+
+def run_http2(node: Node, idle: Node, name: str, connections: int, seconds: float) -> Outcome:
+    """One flood of the CRI socket."""
+    command = [sys.executable, "-m", "support.http2_floods", name, str(node.daemon.socket), str(connections)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with remembered(node) as memory, subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+        time.sleep(0.5)
+        latencies = measure(node, idle, seconds)
+        assert process.stdin
+        process.stdin.close()
+    return Outcome(*latencies, (memory[0], memory[1], memory[2]))
+
+
+HTTP2 = {**{f"CRI socket: {name}": (name, 1) for name in HTTP2_FLOODS}}
+HTTP2["CRI socket: references, 8 connections"] = ("references", 8)
+HTTP2["CRI socket: 200 messages of 16 MiB"] = ("messages", 1)
+
+COLUMNS = (
+    "flood",
+    "idle p50 ms",
+    "idle max",
+    "p50 ms",
+    "p99",
+    "max",
+    "of it queued",
+    "calls",
+    "MB before",
+    "peak",
+    "after",
+    "load",
+)
+
+
+def row(name: str, outcome: Outcome) -> str:
+    """A line of a table in markdown."""
+    flooded, idle = outcome.flooded, outcome.idle
+    figures = [f"{one:.0f}" for one in (idle.p50, idle.most, flooded.p50, flooded.p99, flooded.most, flooded.queued)]
+    figures += [str(flooded.calls), *(f"{one:.0f}" for one in outcome.memory), f"{os.getloadavg()[0]:.1f}"]
+    return f"| {name} | {' | '.join(figures)} |"
+
+
+def secure(folder: Path) -> str:
+    """A configuration of TLS, with a key of RSA's as many authorities give out: its signatures take the longest."""
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    openssl += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(openssl, check=True, capture_output=True)
+    return f"[streaming]\ntls_cert = '{folder}/cert.pem'\ntls_key = '{folder}/key.pem'\n"
 
 
 # throughput
@@ -261,21 +349,29 @@ def main() -> None:
     arguments.add_argument("--throughput", action="store_true")
     arguments.add_argument("--rounds", type=int, default=3)
     options = arguments.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="crinoid-chaos-") as folder,
-        own_node(Path(folder), CONFIG % secrets.randbelow(250), python=options.python) as node,
-    ):
+    with tempfile.TemporaryDirectory(prefix="crinoid-chaos-") as folder, contextlib.ExitStack() as stack:
+
+        def start(name: str, config: str = "") -> Node:
+            own = Path(folder) / name
+            return stack.enter_context(own_node(own, CONFIG % secrets.randbelow(250) + config, python=options.python))
+
+        node = start("flooded")
         if options.throughput:
             throughput(node, options.rounds)
             return
-        calm = probe(node, 2)
-        print(f"{'flood':45} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'calls':>6} {'most MB':>8} {'after MB':>8}")
-        print(f"{'(none)':45} {calm} {calm.calls:6} {memory_mb(node):8.0f}")
-        for name in FLOODS:
+        idle, secured = start("idle"), start("secured", secure(Path(folder)))
+        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        with remembered(node) as memory:
+            calm = measure(node, idle, 2)
+        print(row("(none)", Outcome(*calm, (memory[0], memory[1], memory[2]))), flush=True)
+        for name in (*FLOODS, *HTTP2):
             if options.only and not any(words in name for words in options.only):
                 continue
-            latency, most, after = run(node, name, options.seconds)
-            print(f"{name:45} {latency} {latency.calls:6} {most:8.0f} {after:8.0f}", flush=True)
+            if name in HTTP2:
+                outcome = run_http2(node, idle, *HTTP2[name], options.seconds)
+            else:
+                outcome = run(secured if FLOODS[name].tls else node, idle, name, options.seconds)
+            print(row(name, outcome), flush=True)
 
 
 if __name__ == "__main__":

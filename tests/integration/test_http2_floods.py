@@ -5,7 +5,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -15,6 +15,7 @@ from integration.conftest import Node
 from integration.own_nodes import own_node
 from support import http2
 from support.cri import Cri
+from support.http2_floods import FLOODS, Flood, references
 from support.patience import patient
 
 FLOOD_S = 1.5
@@ -22,7 +23,6 @@ MIB = 1 << 20
 MAX_CONNECTIONS = 24
 MAX_STREAMS = 16
 LIMITS = f"[server]\nmax_connections = {MAX_CONNECTIONS}\nmax_streams = {MAX_STREAMS}\n"
-Flood = Callable[[socket.socket, Callable[[], bool]], None]
 
 
 @pytest.fixture(scope="module")
@@ -83,64 +83,6 @@ def watch(node: Node, flood: Flood, seconds: float = FLOOD_S) -> Watch:
     return watching
 
 
-def references(client: socket.socket, goes_on: Callable[[], bool]) -> None:
-    """A header of 4 kB that is sent once, and 8,000 times a call referred to by one byte each."""
-    client.sendall(http2.begin(1, http2.call(entry=3900)) + http2.data(1))
-    block, stream = http2.call() + http2.NEWEST * 8000, 1
-    while goes_on():
-        stream += 2
-        client.sendall(http2.begin(stream, block) + http2.data(stream))
-
-
-def resets(client: socket.socket, goes_on: Callable[[], bool]) -> None:
-    """Calls that are cancelled as soon as they are made."""
-    block, stream = http2.call(), 1
-    while goes_on():
-        calls = [http2.begin(n, block) + http2.data(n) + http2.reset(n) for n in range(stream, stream + 200, 2)]
-        client.sendall(b"".join(calls))
-        stream += 200
-
-
-def half_open(client: socket.socket, goes_on: Callable[[], bool]) -> None:
-    """Calls whose request begins, and never ends."""
-    block, stream = http2.call(), 1
-    while goes_on() and stream < 20_000:
-        calls = [
-            http2.begin(n, block) + http2.data(n, b"\0\0\0\x10\0a", last=False) for n in range(stream, stream + 200, 2)
-        ]
-        client.sendall(b"".join(calls))
-        stream += 200
-    while goes_on():
-        time.sleep(0.05)
-
-
-def continuations(client: socket.socket, goes_on: Callable[[], bool]) -> None:
-    """Headers of one call that never end."""
-    client.sendall(http2.begin(1, http2.call(entry=3900)) + http2.data(1))
-    client.sendall(http2.begin(3, http2.call(), whole=False))
-    piece = http2.go_on(3, http2.NEWEST * 16_000)
-    while goes_on():
-        client.sendall(piece)
-
-
-def empty_data(client: socket.socket, goes_on: Callable[[], bool]) -> None:
-    """Pieces of a request with nothing in them."""
-    client.sendall(http2.begin(1, http2.call()))
-    pieces = http2.data(1, b"", last=False) * 500
-    while goes_on():
-        client.sendall(pieces)
-
-
-def control(frame: bytes) -> Flood:
-    """The same frame of the connection's own, over and over."""
-
-    def flood(client: socket.socket, goes_on: Callable[[], bool]) -> None:
-        while goes_on():
-            client.sendall(frame * 500)
-
-    return flood
-
-
 def test_a_header_that_is_referred_to_thousands_of_times(flooded: Node) -> None:
     """grpc tells the daemon of such a call although it refuses it, with half of the references: 16 MB a call.
 
@@ -150,17 +92,6 @@ def test_a_header_that_is_referred_to_thousands_of_times(flooded: Node) -> None:
     watching = watch(flooded, references, 4)
     assert watching.failures == []
     assert watching.peak - watching.before < 512 * MIB
-
-
-FLOODS = {
-    "resets": resets,
-    "half-open": half_open,
-    "continuations": continuations,
-    "empty data": empty_data,
-    "pings": control(http2.PING),
-    "settings": control(http2.SETTINGS),
-    "window updates": control(http2.WINDOW_UPDATE),
-}
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)

@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -43,7 +44,8 @@ class Flood:
     """``ask``: which URLs are needed: an exec's, an attach's, a forward's, or only the address (``""``).
 
     ``way``: what a connection is upgraded to; ``""`` leaves it as it is. ``deaf``: nothing is ever read. ``again``: a
-    connection that has ended is followed by a new one. ``command`` is what an exec or the container runs.
+    connection that has ended is followed by a new one. ``tls``: its server has TLS, which it speaks if it is to be
+    upgraded. ``brief``: a connection ends with the first answer. ``command`` is what an exec or the container runs.
     """
 
     pour: Pour
@@ -55,6 +57,8 @@ class Flood:
     stdin: bool = True
     deaf: bool = False
     again: bool = False
+    tls: bool = False
+    brief: bool = False
 
     @property
     def protocol(self) -> str:
@@ -202,6 +206,33 @@ def _tunnelled(pour: Pour, size: int) -> Pour:
     return made
 
 
+# TLS
+
+
+def _hello() -> bytes:
+    """What begins every handshake: most of the server's work is to answer it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    handshake = _trusting().wrap_bio(incoming, outgoing)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    return outgoing.read()
+
+
+def _hello_in_pieces() -> Iterator[bytes]:
+    """The same in records of one byte each, the last of them held back until all connections are there."""
+    hello = _hello()
+    records = b"".join(hello[:3] + b"\0\1" + hello[at : at + 1] for at in range(5, len(hello)))
+    yield records[:-6]
+    yield records[-6:]
+    yield from _wait()
+
+
+def _trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 # HTTP
 
 
@@ -305,6 +336,11 @@ FLOODS = {
     "requests with 15,000 fields": Flood(_once(_head(*(["a:"] * 15_000))), connections=50, again=True),
     "requests of 1 MiB without an end": Flood(_repeat(b"x" * 100 + b"\r\n"), connections=50, again=True),
     "tokens guessed, pipelined": Flood(_once(_head() * 100), connections=50, again=True),
+    "tls hellos, a connection each, 60": Flood(
+        lambda: _once(_hello())(), connections=60, again=True, tls=True, brief=True
+    ),
+    "tls hellos in records of one byte, 60": Flood(_hello_in_pieces, connections=60, again=True, tls=True, brief=True),
+    "tls records of one byte": Flood(lambda: itertools.repeat(b"\x89"), "exec", "websocket", tls=True),
 }
 
 
@@ -321,6 +357,8 @@ class _Connection:
         parts = urlsplit(self.url)
         assert parts.hostname
         sock = socket.create_connection((parts.hostname, parts.port or 80), timeout=60)
+        if self.flood.tls and self.flood.way:
+            sock = _trusting().wrap_socket(sock)
         if self.flood.way:
             is_spdy = self.flood.way == "spdy"
             fields = {**_SPDY, "X-Stream-Protocol-Version": self.flood.protocol} if is_spdy else dict(_WEBSOCKET)
@@ -347,7 +385,7 @@ class _Connection:
                     return False
             try:
                 self.left = self.left[self.sock.send(self.left) :]
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantWriteError):
                 return False
         return True
 
@@ -385,9 +423,16 @@ def _register(selector: selectors.BaseSelector, flood: Flood, url: str) -> None:
 
 
 def _turn(connection: _Connection, events: int) -> bool:
-    if events & selectors.EVENT_READ and not connection.sock.recv(READ_BYTES):
+    if events & selectors.EVENT_READ and (not _read(connection.sock) or connection.flood.brief):
         raise ConnectionResetError("it was closed")
     return bool(events & selectors.EVENT_WRITE and connection.push()) or bool(events & selectors.EVENT_READ)
+
+
+def _read(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.recv(READ_BYTES))
+    except ssl.SSLWantReadError:
+        return True
 
 
 def _replace(selector: selectors.BaseSelector, connection: _Connection) -> None:

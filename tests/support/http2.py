@@ -61,6 +61,7 @@ def reset(stream: int) -> bytes:
 
 PING = PingFrame(0, b"12345678").serialize()
 SETTINGS = SettingsFrame(0, {SettingsFrame.INITIAL_WINDOW_SIZE: 65535}).serialize()
+ACKNOWLEDGEMENT = SettingsFrame(0, flags=["ACK"]).serialize()
 WINDOW_UPDATE = WindowUpdateFrame(0, window_increment=1).serialize()
 
 
