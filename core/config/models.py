@@ -86,7 +86,7 @@ class StreamingConfig(Section):
     """How long a client may take to open the streams of its request, in seconds."""
     max_connections: Annotated[int, Field(ge=1)] = 512
     """How many execs, attaches and port forwards may be open at one time. Beside its buffers (``max_buffer_bytes``)
-    each takes up to a MiB where its client does not read, and some file descriptors."""
+    each takes some 200 KiB, and some file descriptors."""
     max_unauthenticated: Annotated[int, Field(ge=1)] = 64
     """How many connections may be open whose client has not shown a valid token yet, which it has 10 seconds for. When
     more come, the oldest is closed."""

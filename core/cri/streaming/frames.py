@@ -238,7 +238,8 @@ class FrameWriter:
     """Turns frames into bytes; keeps the state of the header compression of the other direction."""
 
     def __init__(self) -> None:
-        self._deflater = zlib.compressobj(zdict=DICTIONARY)
+        # 32 KiB for each connection, not zlib's 256: what is deflated here has some dozen bytes.
+        self._deflater = zlib.compressobj(wbits=12, memLevel=5, zdict=DICTIONARY)
 
     def opening(self, stream_id: int, headers: Mapping[str, str], *, fin: bool = False) -> bytes:
         """SYN_STREAM."""

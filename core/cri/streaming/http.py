@@ -5,10 +5,11 @@ A library's server would keep the connection to itself, as none knows SPDY.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.cri.streaming.conduits import TcpConduit
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_FIELDS = 200
@@ -52,18 +53,14 @@ class Request:
         return "upgrade" in connection and protocol.lower() in {word.lower() for word in self.words("upgrade")}
 
 
-async def read_request(reader: asyncio.StreamReader, turn: Callable[[], Awaitable[None]]) -> Request | None:
-    """Read a request's head; ``None`` when the client goes away instead. Raises BadRequest.
-
-    ``turn`` is awaited before the work that a head makes.
-    """
+async def read_request(conduit: TcpConduit) -> Request | None:
+    """Read a request's head; ``None`` when the client goes away instead. Raises BadRequest."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        head = await conduit.read_until(b"\r\n\r\n", MAX_HEAD_BYTES)
     except asyncio.LimitOverrunError:
         raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too long") from None
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
-    await turn()
     return parse_request(head)
 
 

@@ -18,7 +18,7 @@ from crinoid.core.api.errors import ConfigurationError, ResourceExhausted
 from crinoid.core.api.exhaustion import exhausted
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.services import Streams
-from crinoid.core.cri.streaming.conduits import READ_AHEAD_BYTES, TcpConduit
+from crinoid.core.cri.streaming.conduits import TcpConduit, Tls
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket, Tickets
@@ -163,12 +163,12 @@ class StreamingServer:
 
     async def _serve_to_the_end(self, connected: socket.socket, turns: Turns) -> None:
         """Serve a connection and close it. It is a stranger's, with a deadline, until its request is known."""
-        conduit: TcpConduit | None = None
+        tls = None if self._tls is None else Tls(self._tls, is_server=True)
+        conduit = TcpConduit(connected, turns, tls)
         try:
             async with asyncio.timeout(_HEAD_S):
-                reader, writer = await self._open(connected)
-                conduit = TcpConduit(reader, writer, turns)
-                request = await self._read(reader, conduit)
+                await conduit.handshake()
+                request = await self._read(conduit)
             if request is not None:
                 await self._route(request, conduit)
         except TimeoutError:
@@ -178,27 +178,16 @@ class StreamingServer:
         except Exception as error:  # noqa: BLE001  # whatever it was, it was about this one connection
             self._log.error("a streaming connection failed in a way it should not", error=error)
         except asyncio.CancelledError:
-            (conduit.abort if conduit else connected.close)()
+            conduit.abort()
             raise
-        if conduit is None:
-            connected.close()
-            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEAD_S):
                 await conduit.close()
         conduit.abort()
 
-    async def _open(self, connected: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Make asyncio's streams of a socket, after the handshake where there is TLS."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=READ_AHEAD_BYTES, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connected, ssl=self._tls)
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-    async def _read(self, reader: asyncio.StreamReader, conduit: TcpConduit) -> Request | None:
+    async def _read(self, conduit: TcpConduit) -> Request | None:
         try:
-            return await read_request(reader, conduit.turn)
+            return await read_request(conduit)
         except BadRequest as error:
             await _refuse(conduit, error)
             return None

@@ -12,7 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, PermissionDenied, Unavailable
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.streaming.conduits import READ_BYTES, TcpConduit
+from crinoid.core.cri.streaming.conduits import TcpConduit, Tls
+from crinoid.core.cri.streaming.http import MAX_HEAD_BYTES
 from crinoid.core.cri.streaming.protocols import SPDY, VERSION_FIELD, WEBSOCKET
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.websocket import WebSocket, accept_key
@@ -85,57 +86,68 @@ async def _dial(
         raise InvalidArgument(f"the endpoint answered with {url!r}, which is no URL to stream from")
     try:
         async with asyncio.timeout(_DIAL_S):
-            reader, writer = await _connect(parts, dialing)
+            conduit = await _connect(parts, dialing)
             try:
-                return _PatientConduit(reader, writer, Turns()), await _upgrade(reader, writer, parts, method, fields)
+                await conduit.handshake()
+                return conduit, await _upgrade(conduit, parts, method, fields)
             except BaseException:
-                writer.transport.abort()
+                conduit.abort()
                 raise
     except TimeoutError:
         raise DeadlineExceeded(f"the streaming server of {_place(parts)} did not answer in {_DIAL_S:g} s") from None
-    except ssl.SSLError as error:
-        reason = getattr(error, "verify_message", "") or error.reason or str(error)
-        raise PermissionDenied(f"TLS with the streaming server of {_place(parts)} failed: {reason}") from error
     except (OSError, EOFError) as error:
+        broken = error if isinstance(error, ssl.SSLError) else error.__cause__
+        if isinstance(broken, ssl.SSLError):
+            reason = getattr(broken, "verify_message", "") or broken.reason or str(broken)
+            raise PermissionDenied(f"TLS with the streaming server of {_place(parts)} failed: {reason}") from error
         reason = getattr(error, "strerror", "") or "it closed the connection"
         raise Unavailable(f"the streaming server of {_place(parts)} can't be reached: {reason}") from error
 
 
-async def _connect(parts: SplitResult, dialing: Dialing) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    tls = _tls_context(dialing) if parts.scheme == "https" else None
-    reader, writer = await asyncio.open_connection(
-        parts.hostname,
-        parts.port or (443 if tls else 80),
-        ssl=tls,
-        server_hostname=(dialing.tls_name or parts.hostname) if tls else None,
-        limit=READ_BYTES,
-    )
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return reader, writer
+async def _connect(parts: SplitResult, dialing: Dialing) -> TcpConduit:
+    """Connect to the first of the host's addresses that answers. Raises OSError."""
+    assert parts.hostname
+    context = _tls_context(dialing) if parts.scheme == "https" else None
+    tls = Tls(context, is_server=False, peer=dialing.tls_name or parts.hostname) if context else None
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in await loop.getaddrinfo(
+        parts.hostname, parts.port or (443 if tls else 80), type=socket.SOCK_STREAM
+    ):
+        connected = socket.socket(family, kind, protocol)
+        try:
+            connected.setblocking(False)
+            await loop.sock_connect(connected, address)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return _PatientConduit(connected, Turns(), tls)
+        except OSError as error:
+            connected.close()
+            failure = error
+        except BaseException:
+            connected.close()
+            raise
+    assert failure
+    raise failure
 
 
 async def _upgrade(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    parts: SplitResult,
-    method: str,
-    fields: Mapping[str, str],
+    conduit: TcpConduit, parts: SplitResult, method: str, fields: Mapping[str, str]
 ) -> Mapping[str, str]:
     """Ask for the upgrade. Raises Unavailable with the server's words when it is refused."""
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade"]
     lines += ["Content-Length: 0"] if method == "POST" else []
     lines += [f"{name}: {value}" for name, value in fields.items()]
-    writer.write("\r\n".join((*lines, "", "")).encode("latin-1"))
+    await conduit.write("\r\n".join((*lines, "", "")).encode("latin-1"))
     try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        head = (await conduit.read_until(b"\r\n\r\n", MAX_HEAD_BYTES)).decode("latin-1").split("\r\n")
     except asyncio.LimitOverrunError:
         head = [""]
     status = head[0].partition(" ")[2]
     if not head[0].startswith("HTTP/1.") or not status:
         raise Unavailable(f"the streaming server of {_place(parts)} does not speak HTTP/1.1")
     if not status.startswith(str(HTTPStatus.SWITCHING_PROTOCOLS.value)):
-        text = (await reader.read(_MAX_REFUSAL_BYTES)).decode(errors="replace").strip()
+        text = (await conduit.read())[:_MAX_REFUSAL_BYTES].decode(errors="replace").strip()
         raise Unavailable(f"the streaming server of {_place(parts)} refused: {status}{text and ': '}{text}")
     pairs = (line.partition(":") for line in head[1:] if line)
     return {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import ssl
 import struct
 import subprocess
 import time
+import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +24,7 @@ from crinoid.core.api.values.runtime import AttachRequest, ExecStreamRequest, Te
 from crinoid.core.cri.streaming import frames
 from crinoid.core.cri.streaming.conduits import READ_BYTES
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
+from crinoid.core.cri.streaming.turns import SLICE_S
 from crinoid.core.lifecycle.streams import StreamChoice
 from support.streaming import (
     ChannelClient,
@@ -512,6 +517,36 @@ class TestBounds:
             await stack.aclose()
             await until(lambda: pool.held_bytes == 0)
 
+    async def test_clients_that_nobody_reads_cost_little_beside_their_share(self, streams: FakeStreams) -> None:
+        """What a process does not read stays in the kernel, and holds up the client there."""
+        count, piece, stuck, writer = 20, bytes(1 << 16), asyncio.Event(), frames.FrameWriter()
+        names = ("error", "stdin", "stdout", "stderr")
+        opening = b"".join(writer.opening(2 * at + 1, {"streamtype": name}) for at, name in enumerate(names))
+        opening += frames.data_head(3, frames.MAX_DATA_BYTES)
+        async with serving(streams, max_buffer_bytes=1 << 20) as server, contextlib.AsyncExitStack() as stack:
+            clients = []
+            tracemalloc.start()
+            stack.callback(tracemalloc.stop)
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(count):
+                wire, _ = await upgrade(server.exec_url("c", ("run",), ALL), SPDY)
+                stack.callback(wire.abort)
+                client = socket.socket(fileno=os.dup(wire.writer.get_extra_info("socket").fileno()))
+                stack.enter_context(client)
+                await wire.write(opening)
+                process = await streams.execs.get()
+                process.input.write = lambda data: stuck.wait()  # type: ignore[method-assign,assignment,misc]
+                clients.append(client)
+            for _ in range(100):
+                for client in clients:
+                    with contextlib.suppress(BlockingIOError):
+                        client.send(piece)
+                await asyncio.sleep(0.005)
+            taken = tracemalloc.get_traced_memory()[0] - before
+            held = server._upgrades._buffers.held_bytes
+        assert held >= count << 16
+        assert taken - held < count * 200_000, (taken - held) // count
+
     @pytest.mark.parametrize("way", WAYS)
     async def test_a_host_without_descriptors(
         self, server: StreamingServer, streams: FakeStreams, way: tuple[str, str]
@@ -585,6 +620,41 @@ class TestTls:
                 await process.output.write(b"secret" * 100_000)
                 process.finish(5)
                 assert await command.outcome() == (b"secret" * 100_000, b"", 5)
+
+    async def test_handshakes_leave_others_their_turn(self, streams: FakeStreams, tmp_path: Path) -> None:
+        """Clients that all say hello at once are answered one after the other, and others run in between."""
+        make_certificates(tmp_path)
+        trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+        rounds, hellos = 0, Counter[int]()
+
+        def tick() -> None:
+            nonlocal rounds
+            rounds += 1
+            loop.call_soon(tick)
+
+        def work(*_: object) -> None:
+            hellos[rounds] += 1
+            time.sleep(2 * SLICE_S)  # so that it does not hang on how quick the machine is
+
+        async with serving(streams, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem") as server:
+            loop = asyncio.get_running_loop()
+            assert server._tls is not None
+            server._tls.sni_callback = work
+            url = urlsplit(server.exec_url("c", ("run",), ALL))
+            clients = [await asyncio.open_connection(url.hostname, url.port) for _ in range(20)]
+            hello = ssl.MemoryBIO()
+            handshake = trusting.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1")
+            with contextlib.suppress(ssl.SSLWantReadError):
+                handshake.do_handshake()
+            said = hello.read()
+            for _, writer in clients:
+                writer.write(said)
+            loop.call_soon(tick)
+            await asyncio.gather(*(reader.readexactly(5) for reader, _ in clients))
+            for _, writer in clients:
+                writer.close()
+        assert hellos.total() == 20
+        assert max(hellos.values()) == 1
 
     async def test_a_certificate_that_can_not_be_read(self, streams: FakeStreams, tmp_path: Path) -> None:
         options = StreamingOptions(tls_cert=tmp_path / "none", tls_key=tmp_path / "none")
