@@ -29,8 +29,9 @@ import grpc
 from crinoid.core.cri.streaming import frames
 from integration.conftest import Node
 from integration.own_nodes import own_node
-from support.floods import FLOODS, OPEN_PORT, Flood, Pouring, _Connection
+from support.floods import FLOODS, OPEN_PORT, Flood, Flooding, _Connection
 from support.http2_floods import FLOODS as HTTP2_FLOODS
+from support.http2_floods import MESSAGES
 
 DEADLINE_S = 30
 CONFIG = """
@@ -46,28 +47,31 @@ network = "bridge"
 @dataclass(frozen=True)
 class Latency:
     """Of calls of one RPC, in milliseconds; ``queued`` is how long the daemon's loop waited for a processor meanwhile
-    in the call that took longest, which says nothing of the daemon."""
+    in the call that took longest, which says nothing of the daemon; ``own_`` is without such waits."""
 
     p50: float
     p99: float
     most: float
     queued: float
+    own_p50: float
+    own_most: float
     calls: int
 
 
-def probe(node: Node, seconds: float, pause_s: float = 0.005) -> Latency:
-    """Call ``Version`` for so long, one after the other."""
+def probe(node: Node, seconds: float, least: int = 5, pause_s: float = 0.005) -> Latency:
+    """Call ``Version`` for so long, and so often at least, one call after the other."""
     took = []
     end = time.monotonic() + seconds
-    while not took or time.monotonic() < end:
+    while len(took) < least or time.monotonic() < end:
         queued, began = queued_ms(node), time.monotonic()
         with contextlib.suppress(grpc.RpcError):  # unanswered: it counts with its deadline
             node.daemon.cri.raw("Version", b"", DEADLINE_S)
         took.append(((time.monotonic() - began) * 1000, queued_ms(node) - queued))
         time.sleep(pause_s)
     took.sort()
-    figures = [one for one, _ in took]
-    return Latency(statistics.median(figures), figures[math.ceil(len(took) * 0.99) - 1], *took[-1], len(took))
+    figures, own = [one for one, _ in took], [one - queued for one, queued in took]
+    p99 = figures[math.ceil(len(took) * 0.99) - 1]
+    return Latency(statistics.median(figures), p99, *took[-1], statistics.median(own), max(own), len(took))
 
 
 def queued_ms(node: Node) -> float:
@@ -146,9 +150,9 @@ class Outcome:
 def measure(node: Node, idle: Node, seconds: float) -> tuple[Latency, Latency]:
     """Call both daemons meanwhile."""
     found: list[Latency] = []
-    beside = threading.Thread(target=lambda: found.append(probe(idle, seconds)))
+    beside = threading.Thread(target=lambda: found.append(probe(idle, seconds, least=1)))
     beside.start()
-    latency = probe(node, seconds)
+    latency = probe(node, seconds, least=1)
     beside.join()
     return latency, found[0]
 
@@ -173,11 +177,7 @@ def run(node: Node, idle: Node, name: str, seconds: float) -> Outcome:
     flood = FLOODS[name]
     with target(node, flood) as (pod, container), remembered(node) as memory:
         wanted = urls(node, flood, pod, container)
-        with Pouring(name, wanted) as pouring:
-            ready = threading.Thread(target=pouring.wait_ready, daemon=True)
-            ready.start()
-            if flood.ask:
-                ready.join(20)
+        with Flooding() as flooding, flooding.pouring(name, wanted, ready=bool(flood.ask)):
             latencies = measure(node, idle, seconds)
     return Outcome(*latencies, (memory[0], memory[1], memory[2]))
 
@@ -194,9 +194,8 @@ def run_http2(node: Node, idle: Node, name: str, connections: int, seconds: floa
     return Outcome(*latencies, (memory[0], memory[1], memory[2]))
 
 
-HTTP2 = {**{f"CRI socket: {name}": (name, 1) for name in HTTP2_FLOODS}}
+HTTP2 = {f"CRI socket: {name}": (name, 1) for name in (*HTTP2_FLOODS, *MESSAGES)}
 HTTP2["CRI socket: references, 8 connections"] = ("references", 8)
-HTTP2["CRI socket: 200 messages of 16 MiB"] = ("messages", 1)
 
 COLUMNS = (
     "flood",
@@ -206,6 +205,7 @@ COLUMNS = (
     "p99",
     "max",
     "of it queued",
+    "own max",
     "calls",
     "MB before",
     "peak",
@@ -218,6 +218,7 @@ def row(name: str, outcome: Outcome) -> str:
     """A line of a table in markdown."""
     flooded, idle = outcome.flooded, outcome.idle
     figures = [f"{one:.0f}" for one in (idle.p50, idle.most, flooded.p50, flooded.p99, flooded.most, flooded.queued)]
+    figures.append(f"{flooded.own_most:.0f}")
     figures += [str(flooded.calls), *(f"{one:.0f}" for one in outcome.memory), f"{os.getloadavg()[0]:.1f}"]
     return f"| {name} | {' | '.join(figures)} |"
 

@@ -1,8 +1,8 @@
 """Hostile clients of the streaming server, for tests of what they must not do to others.
 
-A flood runs in a process of its own (``python -m support.floods``), so that it shares no interpreter lock with whoever
-measures meanwhile: URLs come in on standard input as a JSON list, ``ready`` goes out once bytes flow, and it ends when
-its standard input does. ``Pouring`` is the measuring side's handle for it.
+Floods run in a process of their own (``python -m support.floods``), so that they share no interpreter lock with whoever
+measures meanwhile. For each a line comes in on standard input, a JSON list of its name and URLs, ``ready`` goes out
+once bytes flow, and after the next line, an empty one, ``over``. ``Flooding`` is the measuring side's handle for it.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -391,14 +392,22 @@ class _Connection:
 
 
 def _run(flood: Flood, urls: list[str]) -> None:
-    """Pour until standard input ends."""
-    selector = selectors.DefaultSelector()
-    selector.register(0, selectors.EVENT_READ)
+    """Pour until something comes on standard input."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(0, selectors.EVENT_READ)
+        try:
+            _pour(selector, flood, urls)
+        finally:
+            for key in selector.get_map().values():
+                if key.fd != 0:
+                    key.data.sock.close()
+
+
+def _pour(selector: selectors.BaseSelector, flood: Flood, urls: list[str]) -> None:
     for number in range(flood.connections):
         with contextlib.suppress(OSError):
             _register(selector, flood, urls[number % len(urls)])
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    _say("ready")
     closes = flood.deaf and flood.again
     while True:
         idle = True
@@ -414,6 +423,11 @@ def _run(flood: Flood, urls: list[str]) -> None:
                 _replace(selector, key.data)
         if idle:
             time.sleep(0.002)
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
 
 
 def _register(selector: selectors.BaseSelector, flood: Flood, url: str) -> None:
@@ -443,50 +457,63 @@ def _replace(selector: selectors.BaseSelector, connection: _Connection) -> None:
             _register(selector, connection.flood, connection.url)
 
 
-@dataclass
-class Pouring:
-    """A flood under way in a process of its own."""
+class Flooding:
+    """The process that floods, one flood after the other; a context."""
 
-    name: str
-    urls: list[str]
-    process: "subprocess.Popen[str]" = field(init=False)
-
-    def __enter__(self) -> "Pouring":
+    def __enter__(self) -> "Flooding":
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "support.floods", self.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(self.urls) + "\n")
-        self.process.stdin.flush()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen([sys.executable, "-m", "support.floods"], text=True, env=environment, **pipes)
         return self
 
-    def wait_ready(self) -> None:
-        """Wait until all its connections are there."""
-        assert self.process.stdout
-        assert self.process.stdout.readline() == "ready\n", f"the flood {self.name} could not begin"
+    @contextlib.contextmanager
+    def pouring(self, name: str, urls: list[str], *, ready: bool = True) -> Iterator[None]:
+        """One flood; with ``ready`` from when all its connections are there, else from when they begin to be made."""
+        self._write(json.dumps([name, urls]))
+        waiting = threading.Thread(target=self._expect, args=("ready", name), daemon=True)
+        waiting.start()
+        if ready:
+            waiting.join(60)
+            assert not waiting.is_alive(), f"the flood {name} could not begin"
+        try:
+            yield
+        finally:
+            self._write("")
+            waiting.join(60)
+            self._expect("over", name)
 
     def __exit__(self, *exc: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
         try:
-            self.process.wait(30)
+            self._process.wait(30)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        if self.process.stdout:
-            self.process.stdout.close()
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def _expect(self, word: str, name: str) -> None:
+        assert self._process.stdout
+        assert self._process.stdout.readline() == f"{word}\n", f"the flood {name} has failed"
+
+
+def _read_line() -> bytes:
+    """Unbuffered, since what follows on the descriptor is waited for by select."""
+    line = b""
+    while not line.endswith(b"\n") and (piece := os.read(0, 1)):
+        line += piece
+    return line
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        # Unbuffered, since what follows on the descriptor is waited for by select.
-        line = b""
-        while not line.endswith(b"\n"):
-            line += os.read(0, 1 << 16)
-        _run(FLOODS[sys.argv[1]], json.loads(line))
+        while wanted := _read_line():
+            _run(FLOODS[json.loads(wanted)[0]], json.loads(wanted)[1])
+            _read_line()
+            _say("over")

@@ -19,7 +19,8 @@ from support import http2
 
 Flood = Callable[[socket.socket, Callable[[], bool]], None]
 
-MESSAGES, MESSAGE_BYTES = 200, 16 << 20
+MESSAGES = {"200 messages of 8 MiB": (200, 8 << 20), "200 messages of 16 MiB": (200, 16 << 20)}
+"""How many calls at once, with requests of how many bytes. 8 MiB are the most that is taken unless configured."""
 
 
 def references(client: socket.socket, goes_on: Callable[[], bool]) -> None:
@@ -123,8 +124,8 @@ def _main(name: str, path: Path, connections: int = 1) -> None:
     for _ in range(connections - 1):
         if os.fork() == 0:
             break
-    if name == "messages":
-        send_messages(path, _goes_on, MESSAGES, MESSAGE_BYTES)
+    if name in MESSAGES:
+        send_messages(path, _goes_on, *MESSAGES[name])
         return
     while _goes_on():
         with contextlib.suppress(OSError), http2.connection(path) as client:
