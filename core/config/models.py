@@ -43,11 +43,13 @@ class ServerConfig(Section):
     """Permissions of the socket, octal."""
     group: str = "root"
     """Group that owns the socket: a name or a number."""
-    max_message_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
-    """Largest request and response, in bytes."""
+    max_message_bytes: Annotated[int, Field(ge=1 << 16)] = 8 << 20
+    """Largest request, in bytes; a larger one is answered RESOURCE_EXHAUSTED. What the kernel can execute has 6 MiB of
+    arguments and environment at most, and etcd stores a pod of 1.5 MiB. All requests together may take ``max_requests``
+    times as much. Answers have 64 MiB at most."""
     max_streams: Annotated[int, Field(ge=16)] = 512
-    """Calls that one connection may have in flight. Beyond it, a client that has received the server's SETTINGS waits;
-    one that has not yet is refused with REFUSED_STREAM, which gRPC clients retry transparently. A kubelet makes all of
+    """Calls that one connection may have in flight. gRPC's clients hold further ones back; who does not is refused with
+    REFUSED_STREAM, or ENHANCE_YOUR_CALM before it has acknowledged SETTINGS. A kubelet makes all of
     its calls over one connection, and draining a node leaves one StopContainer per container in flight for its grace
     period: 512 are four for each of 110 pods, a kubelet's default maximum, and 72 for the rest. Raise it with
     ``maxPods``."""

@@ -70,8 +70,10 @@ class Malformed:
 class Calls:
     """The lifecycle of all calls of a server; ``in_flight`` counts those under way by RPC."""
 
-    def __init__(self, hooks: CallHooks) -> None:
+    def __init__(self, hooks: CallHooks, ended: Callable[[], None]) -> None:
+        """``ended`` is called at the end of each call."""
         self.in_flight: Counter[str] = Counter()
+        self._ended = ended
         self._observe = hooks.observe
         self._trace = hooks.span
 
@@ -108,6 +110,7 @@ class Calls:
     def note(self, rpc: str, request: object, seconds: float, code: str, text: str) -> None:
         """Tell of the end of a call, in the log and to whoever measures; ``text`` says what went wrong."""
         self._observe(rpc, seconds, code)
+        self._ended()
         if not _log.isEnabledFor(level := _level(rpc, code)):
             return
         subject = describe_subject(request)

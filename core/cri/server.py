@@ -17,6 +17,7 @@ from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.image_service import ImageService
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.services import Services
+from crinoid.core.cri.trimming import Trimmer
 
 _MAX_METADATA_BYTES = 8 << 10
 """A kubelet sends some 300 bytes of headers, with a trace some 400."""
@@ -31,16 +32,17 @@ class Endpoint:
     """Where and how to serve. ``group`` is a name or a number, empty for the daemon's own.
 
     A larger request than ``max_request_bytes`` is answered RESOURCE_EXHAUSTED; so is a larger answer. An ExecSync may
-    give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have in flight: further
-    ones wait in a client that has our SETTINGS, and are refused with REFUSED_STREAM where it has not got them yet.
+    give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have in flight: a
+    client that keeps to our SETTINGS holds further ones back, another's are refused with REFUSED_STREAM.
     ``max_requests`` is how many all may have: further ones are answered RESOURCE_EXHAUSTED. ``max_connections`` is how
-    many clients may be connected: further ones are cut off.
+    many clients may be connected: further ones are cut off. So requests take ``max_requests`` times
+    ``max_request_bytes`` of memory at most; the transport knows no limit of all together.
     """
 
     path: Path
     mode: int = 0o660
     group: str = ""
-    max_request_bytes: int = 16 << 20
+    max_request_bytes: int = 8 << 20
     max_response_bytes: int = 64 << 20
     max_streams: int = 512
     max_requests: int = 1024
@@ -52,7 +54,8 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, services: Services, hooks: CallHooks = NO_HOOKS) -> None:
         self._endpoint = endpoint
-        self._calls = Calls(hooks)
+        self._trimmer = Trimmer()
+        self._calls = Calls(hooks, self._trimmer.note)
         self._server = grpc.aio.server(options=_options(endpoint), maximum_concurrent_rpcs=endpoint.max_requests)
         self._server.add_generic_rpc_handlers(
             (
@@ -88,6 +91,7 @@ class Server:
         """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest. Idempotent."""
         self._place.withdraw()
         await self._server.stop(grace_s)
+        self._trimmer.close()
 
     async def wait(self) -> None:
         """Wait until the server has been stopped."""
@@ -99,12 +103,22 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
 
     Without a limit of streams, calls that are reset as soon as they are made pile up until other clients' calls are
     cancelled, and a header that is sent once and referred to thousands of times costs a megabyte a call, for as many
-    calls as a client cares to begin. The transport counts a stream until it is gone, so the limit holds for both.
+    calls as a client cares to begin. So streams that are over and not gone yet are limited, too; without a limit of
+    their own they count among the others, and a client that has its answers and goes on is refused, a gRPC client with
+    UNAVAILABLE.
+
+    The sizes of headers bind a client once it has acknowledged our SETTINGS, which it has ten seconds for; until then a
+    call may have 16 MiB of them, by RFC 9113's initial values, and grpc hands it on with all of them although it
+    refuses it. What holds then is how many calls wait for us: all that one connection may have, and one of each other.
     """
+    pending = endpoint.max_streams + endpoint.max_connections
     return [
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),  # between the two it is left to chance
         ("grpc.max_receive_message_length", endpoint.max_request_bytes),
         ("grpc.max_send_message_length", endpoint.max_response_bytes),
         ("grpc.max_concurrent_streams", endpoint.max_streams),
+        ("grpc.http2.max_deallocating_streams", endpoint.max_streams),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),  # between the two it is left to chance
         ("grpc.max_allowed_incoming_connections", endpoint.max_connections),

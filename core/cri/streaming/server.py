@@ -22,9 +22,9 @@ from crinoid.core.cri.streaming.conduits import TcpConduit, Tls
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket, Tickets
-from crinoid.core.cri.streaming.trimming import Trimmer
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.upgrades import Upgrades
+from crinoid.core.cri.trimming import Trimmer
 from crinoid.core.lifecycle.streams import StreamChoice
 
 LOG = logging.getLogger("crinoid.streaming")

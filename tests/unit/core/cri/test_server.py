@@ -580,6 +580,18 @@ class TestSocket:
             await client.call("Version", {})
         await server.stop(0)
 
+    async def test_calls_beyond_a_connections_limit_wait(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+        """The client takes a call for over a moment before the server does, and was refused the next one."""
+        server = Server(dataclasses.replace(endpoint, max_streams=16), services)
+        await server.start()
+        services.pods.pause = asyncio.Event()
+        async with Client(str(endpoint.path)) as client:
+            calls = [asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG})) for _ in range(128)]
+            await wait_until(lambda: len(services.pods.calls) == 16)
+            services.pods.pause.set()
+            assert await asyncio.gather(*calls) == [{"pod_sandbox_id": "pod9"}] * 128
+        await server.stop(0)
+
     async def test_metadata_has_a_limit(self, server: Server, endpoint: Endpoint) -> None:
         """What a kubelet sends with a trace is far below it."""
         async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:

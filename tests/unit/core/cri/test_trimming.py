@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from crinoid.core.cri.streaming import trimming
-from crinoid.core.cri.streaming.trimming import Trimmer
+from crinoid.core.cri import trimming
+from crinoid.core.cri.trimming import Trimmer
 
 
 async def test_trims_once_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Gives memory back to the kernel after streams that took much of it."""
+"""Gives memory back to the kernel after calls and streams that took much of it."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Trimmer:
-    """Trims, soon after connections have ended, where the process is much larger than after the last time.
+    """Trims, soon after calls or connections have ended, where the process is much larger than after the last time.
 
     The C library keeps what was freed, and pages that are free in between it never gives back by itself. Trimming takes
     a millisecond for each ten MiB, so it is done once a second at most.
@@ -24,7 +24,7 @@ class Trimmer:
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self) -> None:
-        """A connection has ended."""
+        """A call or connection has ended."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_PAUSE_S, self._look)
 
