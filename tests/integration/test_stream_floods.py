@@ -74,27 +74,8 @@ def check_latency(node: Node, seconds: float) -> None:
     assert latency.own_most < patient(1500), latency
 
 
-@pytest.mark.parametrize("name", [name for name, flood in FLOODS.items() if name not in HOARDING and not flood.tls])
-def test_others_are_answered_during_a_flood(flooding: Flooding, flooded: Node, pod: str, idle: str, name: str) -> None:
-    with pouring(flooding, flooded, pod, idle, name):
-        check_latency(flooded, FLOODED_S)
-
-
-@pytest.mark.parametrize("name", HOARDING)
-def test_memory_is_bounded_and_given_back(flooding: Flooding, flooded: Node, pod: str, idle: str, name: str) -> None:
-    assert flooded.daemon.process
-    before = memory_mb(flooded)
-    Path(f"/proc/{flooded.daemon.process.pid}/clear_refs").write_text("5")  # the peak counts from here
-    with pouring(flooding, flooded, pod, idle, name):
-        check_latency(flooded, HOARDED_S)
-    assert memory_mb(flooded, "VmHWM") - before < 100
-    deadline = time.monotonic() + patient(20)
-    while memory_mb(flooded) - before > 30:
-        assert time.monotonic() < deadline, f"{before} MB before, {memory_mb(flooded)} MB after"
-        time.sleep(0.2)
-
-
 async def test_without_descriptors_an_exec_says_so_and_later_ones_go_on(flooded: Node, idle: str) -> None:
+    """The first of all: what floods have left in the kernel keeps its descriptors until it is read."""
     assert flooded.daemon.process
     pid = flooded.daemon.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -116,6 +97,26 @@ async def test_without_descriptors_an_exec_says_so_and_later_ones_go_on(flooded:
                 await asyncio.sleep(0.1)
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("name", [name for name, flood in FLOODS.items() if name not in HOARDING and not flood.tls])
+def test_others_are_answered_during_a_flood(flooding: Flooding, flooded: Node, pod: str, idle: str, name: str) -> None:
+    with pouring(flooding, flooded, pod, idle, name):
+        check_latency(flooded, FLOODED_S)
+
+
+@pytest.mark.parametrize("name", HOARDING)
+def test_memory_is_bounded_and_given_back(flooding: Flooding, flooded: Node, pod: str, idle: str, name: str) -> None:
+    assert flooded.daemon.process
+    before = memory_mb(flooded)
+    Path(f"/proc/{flooded.daemon.process.pid}/clear_refs").write_text("5")  # the peak counts from here
+    with pouring(flooding, flooded, pod, idle, name):
+        check_latency(flooded, HOARDED_S)
+    assert memory_mb(flooded, "VmHWM") - before < 100
+    deadline = time.monotonic() + patient(20)
+    while memory_mb(flooded) - before > 30:
+        assert time.monotonic() < deadline, f"{before} MB before, {memory_mb(flooded)} MB after"
+        time.sleep(0.2)
 
 
 async def _begin(node: Node, container: str, stack: contextlib.AsyncExitStack, *command: str) -> str:
