@@ -48,11 +48,11 @@ class ServerConfig(Section):
     arguments and environment at most, and etcd stores a pod of 1.5 MiB. All requests together may take ``max_requests``
     times as much. Answers have 64 MiB at most."""
     max_streams: Annotated[int, Field(ge=16)] = 512
-    """Calls that one connection may have in flight. gRPC's clients hold further ones back; who does not is refused with
-    REFUSED_STREAM, or ENHANCE_YOUR_CALM before it has acknowledged SETTINGS. A kubelet makes all of
-    its calls over one connection, and draining a node leaves one StopContainer per container in flight for its grace
-    period: 512 are four for each of 110 pods, a kubelet's default maximum, and 72 for the rest. Raise it with
-    ``maxPods``."""
+    """Calls that one connection may have in flight. gRPC's clients hold further ones back. A call of who does not is
+    reset with REFUSED_STREAM, which gRPC reports as UNAVAILABLE, or with ENHANCE_YOUR_CALM before SETTINGS have been
+    acknowledged. A kubelet makes all of its calls over one connection, and draining a node leaves one StopContainer per
+    container in flight for its grace period: 512 are four for each of 110 pods, a kubelet's default maximum, and 72 for
+    the rest. Raise it with ``maxPods``."""
     max_requests: Annotated[int, Field(ge=16)] = 1024
     """Calls that all connections together may have under way; further ones are answered RESOURCE_EXHAUSTED."""
     max_connections: Annotated[int, Field(ge=4)] = 256
