@@ -185,6 +185,8 @@ class TcpConduit:
                 data = self._socket.recv(READ_BYTES)
             except BlockingIOError:
                 await self._wait(self._loop.add_reader, self._loop.remove_reader)
+            except OSError as error:
+                raise _broken(error) from None
             else:
                 self.moved_at = self._loop.time()
                 return data
@@ -222,6 +224,8 @@ class TcpConduit:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
             except BlockingIOError:
                 await self._wait(self._loop.add_writer, self._loop.remove_writer)
+            except OSError as error:
+                raise _broken(error) from None
 
     async def _wait(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
         """Wait until the socket can be read, or written, or is closed; one for each of the two."""
@@ -292,6 +296,11 @@ class Tls:
         """Add to what is to be sent that there will be no more."""
         with contextlib.suppress(ssl.SSLError):
             self._object.unwrap()
+
+
+def _broken(error: OSError) -> ConnectionError:
+    """Make a ConnectionError of whatever the kernel says of a connection: ETIMEDOUT and EHOSTUNREACH are none."""
+    return error if isinstance(error, ConnectionError) else ConnectionResetError(error.errno, error.strerror)
 
 
 def _resolve(waiter: "asyncio.Future[None]") -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -103,3 +104,22 @@ async def test_what_follows_a_head_is_read_next() -> None:
         peer.close()
         with pytest.raises(asyncio.IncompleteReadError):
             await conduit.read_until(b"\r\n\r\n", 100)
+
+
+async def test_a_connection_that_times_out_is_broken() -> None:
+    """What the kernel says of it is a ConnectionError, as the protocols above expect, and no TimeoutError."""
+    async with connected() as (conduit, _):
+        ours = conduit._socket
+
+        class TimedOut(socket.socket):
+            def recv(self, *_: object) -> bytes:
+                raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+            def send(self, *_: object) -> int:
+                raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+        conduit._socket = TimedOut(fileno=ours.detach())
+        with pytest.raises(ConnectionResetError, match="timed out"):
+            await conduit.read()
+        with pytest.raises(ConnectionResetError, match="timed out"):
+            await conduit.write(b"x")
