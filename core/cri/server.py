@@ -21,6 +21,9 @@ from crinoid.core.cri.trimming import Trimmer
 
 _MAX_METADATA_BYTES = 8 << 10
 """A kubelet sends some 300 bytes of headers, with a trace some 400."""
+_LEAST_PENDING = 768
+"""All that a connection may have, and one of each other, by default; grpc's own limits are 1,000 and 3,000. Each may
+hold a MiB. Further calls end CANCELLED, anybody's, so it stays where calls of a connection are limited to fewer."""
 _HANDSHAKE_MS = 10_000
 """For a client on the same machine to say that it speaks HTTP/2, and to acknowledge our settings."""
 _IDLE_MS = 300_000
@@ -109,9 +112,9 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
 
     The sizes of headers bind a client once it has acknowledged our SETTINGS, which it has ten seconds for; until then a
     call may have 16 MiB of them, by RFC 9113's initial values, and grpc hands it on with all of them although it
-    refuses it. What holds then is how many calls wait for us: all that one connection may have, and one of each other.
+    refuses it. What holds then is how many calls of all connections wait for us.
     """
-    pending = endpoint.max_streams + endpoint.max_connections
+    pending = max(_LEAST_PENDING, endpoint.max_streams + endpoint.max_connections)
     return [
         ("grpc.server.max_pending_requests", pending),
         ("grpc.server.max_pending_requests_hard_limit", pending),  # between the two it is left to chance
