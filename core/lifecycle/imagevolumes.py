@@ -9,7 +9,6 @@ Source: api.proto, Mount (``image``, ``image_sub_path``).
 import asyncio
 import dataclasses
 import os
-import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from crinoid.core.api.linux import files, rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount
 from crinoid.core.lifecycle.images.service import ImageService
+from crinoid.core.lifecycle.ownership import volume_key
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.records import ImageRecord
@@ -28,7 +28,6 @@ REASON = "ImageVolumeMountFailed"
 """The kubelet knows this word (cri-api, pkg/errors) and says so on the pod."""
 
 FOLDER = "image-volumes"
-_SEPARATOR = ".image-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class ImageVolumes:
     async def _mount(
         self, container_id: str, record: ImageRecord, slot: SnapshotterSlot, target: Path, maps: IdMaps | None
     ) -> Path:
-        key = f"{container_id}{_SEPARATOR}{target.name}"
+        key = volume_key(container_id, target.name)
         try:
             chain_id = await self._images.ensure_unpacked(record, slot.name)
             mounts = await self._resources.create_snapshot(container_id, key, slot, chain_id, readonly=True)
@@ -86,16 +85,6 @@ class ImageVolumes:
             error.add_note(f"{REASON}: it was to be mounted as a volume")
             raise
         return target
-
-
-def owner_of(snapshot_key: str) -> str:
-    """Return the id of the pod or container that a snapshot is for: image volumes have keys that go on after it."""
-    return snapshot_key.partition(_SEPARATOR)[0]
-
-
-def checkpoint_key(container_id: str) -> str:
-    """Return the key of the snapshot that a container's files are compared with for a checkpoint, or restored from."""
-    return f"{container_id}{_SEPARATOR}checkpoint-{secrets.token_hex(4)}"
 
 
 def _place(mount: VolumeMount, roots: Mapping[str, Path]) -> VolumeMount:

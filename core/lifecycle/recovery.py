@@ -16,7 +16,7 @@ from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
 from crinoid.core.lifecycle.exits import Exits
-from crinoid.core.lifecycle.imagevolumes import owner_of
+from crinoid.core.lifecycle.ownership import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.binding import Slots
@@ -38,6 +38,7 @@ class Recovery:
 
     async def run(self) -> None:
         """Undo what nobody owns, then look at every pod and container."""
+        self._resources.put_nonsense_aside()
         await self._undo_orphans()
         for pod in self._store.pods:
             await self._recover_pod(pod)

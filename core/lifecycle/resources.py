@@ -3,7 +3,8 @@
 ``pods`` and ``containers`` make resources here one after the other, for an owner (a pod's or container's id);
 undoing an owner walks its entries backwards. Nothing else makes or removes what outlives a call, so a start after
 ``kill -9`` only has to undo the owners that have no record. Undoing goes by the entry alone, never by today's
-configuration.
+configuration. An entry that names what is not its owner's, as a damaged row does, is put in quarantine instead
+(``ownership``).
 
 What can't be undone now and harms nobody (an address, a folder, a snapshot) passes to the owner ``DEFERRED`` and is
 tried again in the background, so that a broken plugin never holds up a pod's end. A process that can't be ended, or a
@@ -34,6 +35,7 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.lifecycle import ownership
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -84,6 +86,15 @@ class Resources:
             MOUNT: _undo_mount,
             CGROUP: self._undo_cgroup,
             CONTENTS: _undo_contents,
+        }
+        self._check_of: Mapping[str, Callable[[LedgerEntry, str], None]] = {
+            DIRECTORY: lambda entry, owner: ownership.require_path(entry.key, owner),
+            MOUNT: lambda entry, owner: ownership.require_path(entry.key, owner),
+            NAMESPACES: lambda entry, owner: ownership.require_paths(entry.data.get("paths"), owner),
+            CONTENTS: _check_contents,
+            NETWORK: _check_network,
+            SNAPSHOT: lambda entry, owner: ownership.require_snapshot(entry.key, owner),
+            CONTAINER: _check_container,
         }
 
     async def make(self, owner: str, *steps: "Step") -> None:
@@ -154,7 +165,8 @@ class Resources:
         await slot.pause(handle)
 
     def own_contents(self, owner: str, folder: Path) -> None:
-        """Take over an empty folder of somebody else's: undoing empties it and leaves it."""
+        """Take over a folder of somebody else's, empty but for a directory that the owner has there by its own name:
+        undoing removes all beside that one. Where there is none, the folder is not the owner's (any more)."""
         self._ledger.intend(owner, CONTENTS, str(folder), {})
 
     def keep(self, owner: str, kind: str) -> None:
@@ -162,6 +174,11 @@ class Resources:
         for entry in self._ledger.entries(owner):
             if entry.kind == kind:
                 self._ledger.strike(entry)
+
+    def put_nonsense_aside(self) -> None:
+        """Put every entry in quarantine that names what is not its owner's. Once, before any is read."""
+        for entry in self._ledger.entries():
+            self._is_true(entry)
 
     async def undo(self, owner: str, kinds: Collection[str] | None = None) -> None:
         """Undo what the owner has (of these kinds), the latest first. Idempotent.
@@ -172,7 +189,7 @@ class Resources:
         await self._require_quiet(owner)
         entries = [entry for entry in self._ledger.entries(owner) if kinds is None or entry.kind in kinds]
         with on_behalf_of(f"cleanup of {owner}", owner):  # threads of its own: those of the pod may all hang
-            await self._undo_entries(entries)
+            await self._undo_entries(entry for entry in entries if self._is_true(entry))
 
     async def _undo_entries(self, entries: Iterable[LedgerEntry]) -> None:
         failures: list[CrinoidError] = []
@@ -297,6 +314,16 @@ class Resources:
                 self._note_gone(entry, gone)
         return [failure for failure in failures if failure is not None]
 
+    def _is_true(self, entry: LedgerEntry) -> bool:
+        """Tell whether what an entry names is its owner's; put it aside where not: nobody knows what it stood for."""
+        try:
+            if entry.kind in self._check_of:
+                self._check_of[entry.kind](entry, _owner(entry))
+        except (CrinoidError, ValueError, KeyError, TypeError) as error:
+            self._ledger.put_aside(entry, error)
+            return False
+        return True
+
     def _note_gone(self, entry: LedgerEntry, gone: list[LedgerEntry]) -> None:
         """Leave an entry to be struck with its owner's others, unless what it stood for may soon be another's."""
         if entry.kind == NETWORK or entry.owner == DEFERRED:  # an address; whatever waits for something slow
@@ -340,7 +367,7 @@ class Resources:
         A pod's own cgroup and one made for a container alone are ended with all that runs in them. Those above, and the
         parent that a pod was given, may be others' as well: they go with the last, if crinoid has made them.
         """
-        owner = str(entry.data.get("owner", "")) if entry.owner == DEFERRED else entry.owner
+        owner = _owner(entry)
         made, above = _texts(entry.data.get("made")), _texts(entry.data.get("above"))
         for path in made:
             if cgroups.belongs_to(path, owner):
@@ -360,10 +387,7 @@ class Resources:
 
     async def _undo_container(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
-        handle = _HANDLE.validate_python(entry.data["handle"])
-        if handle.container_id != entry.key:
-            raise ValueError(f"the row names container {entry.key}, and its handle {handle.container_id}")
-        await slot.delete(handle)
+        await slot.delete(_HANDLE.validate_python(entry.data["handle"]))
 
     async def _undo_pause(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
@@ -452,6 +476,32 @@ def _texts(value: object) -> list[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
+def _owner(entry: LedgerEntry) -> str:
+    """Return for whom something was made, also while it waits to be undone in the background."""
+    return str(entry.data.get("owner", "")) if entry.owner == DEFERRED else entry.owner
+
+
+def _check_container(entry: LedgerEntry, owner: str) -> None:
+    handle = _HANDLE.validate_python(entry.data["handle"])
+    if handle.container_id != entry.key:
+        raise ValueError(f"the row names container {entry.key}, and its handle {handle.container_id}")
+    ownership.require_id(handle.container_id, owner)
+    ownership.require_path(str(handle.bundle), owner)
+
+
+def _check_network(entry: LedgerEntry, owner: str) -> None:
+    request = _REQUEST.validate_python(entry.data["request"])
+    ownership.require_id(request.pod_id, owner)
+    if request.netns is not None:
+        ownership.require_path(str(request.netns), owner)
+
+
+def _check_contents(entry: LedgerEntry, owner: str) -> None:
+    """More is known only once the folder is looked at."""
+    ownership.require_absolute(entry.key)
+    ownership.drawn_part(owner)
+
+
 def _make_private(path: Path, group: int | None) -> None:
     rights.make_directories(path.parent)
     rights.make_directory(path)
@@ -473,13 +523,12 @@ def _undo_mount(entry: LedgerEntry) -> None:
 
 
 def _undo_contents(entry: LedgerEntry) -> None:
-    _empty(Path(entry.key))
-
-
-def _empty(folder: Path) -> None:
-    if folder.is_dir():
+    """The folder is somebody else's, whatever it is called: the owner's directory in it says that it was taken over."""
+    folder, owner = Path(entry.key), _owner(entry)
+    if ownership.own_directory(folder, owner):
         for path in folder.iterdir():
-            files.remove_tree(path)
+            if not ownership.is_own(path.name, owner):
+                files.remove_tree(path)
 
 
 def _bind_file(source: Path, pin: Path) -> None:

@@ -371,13 +371,15 @@ class Ledger:
                 self._quarantine(row, error)
         return found
 
-    def _quarantine(self, row: tuple[int, str, str, str, str], error: ValueError) -> None:
-        """Put a row aside that can't be undone, as nobody knows what it says: what it stands for may be left."""
+    def put_aside(self, entry: LedgerEntry, error: Exception) -> None:
+        """Put an entry in quarantine that can't be undone, as it says nonsense: what it stands for may be left."""
+        self._quarantine((entry.id, entry.owner, entry.kind, entry.key, self._text(entry.data)), error)
+
+    def _quarantine(self, row: tuple[int, str, str, str, str], error: Exception) -> None:
         number, owner, kind, key, text = row
-        LOG.error(
-            "ledger row %d, %s %s of %s, does not parse and is put in quarantine: %s", number, kind, key, owner, error
-        )
-        values = ("ledger", f"{owner} {kind} {key}", text, str(error), time.time_ns())
+        why = _without_values(error) if isinstance(error, ValueError) else str(error)
+        LOG.error("ledger row %d, %s %s of %s, is nonsense and put in quarantine: %s", number, kind, key, owner, why)
+        values = ("ledger", f"{owner} {kind} {key}", text, why, time.time_ns())
         self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
         self.strike(LedgerEntry(number, owner, kind, key, {}))
 

@@ -1,7 +1,10 @@
 """What crinoid did not make is never killed in or removed, wherever its path comes from."""
 
+import contextlib
 import json
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,9 +63,7 @@ def test_records_that_name_anothers_cgroup_end_nothing_in_it(tmp_path: Path, run
         rows = [(owner, json.dumps({"made": [cgroup], "above": [cgroup]})) for owner in (pod, "deferred", "0" * 64)]
         rows.append((pod, "no JSON"))
         for owner, data in rows:
-            node.daemon.change(
-                f"INSERT INTO ledger (owner, kind, key, data) VALUES ('{owner}', 'cgroup', '{cgroup}', '{data}')"
-            )
+            _add_row(node, owner, "cgroup", cgroup, data)
         node.daemon.start()
         with refused("FAILED_PRECONDITION", f"cgroup '{cgroup}' is not container {container}'s own"):
             node.call("UpdateContainerResources", container_id=container, linux={"cpu_shares": 222})
@@ -71,3 +72,40 @@ def test_records_that_name_anothers_cgroup_end_nothing_in_it(tmp_path: Path, run
         assert {path.name for path in cgroup_folders(cgroup)} == {cgroup[1:]}
         until(lambda: not Path(f"/proc/{pid}").exists())  # the container itself has ended: it is known by its process
         assert os.stat(f"/proc/{process.pid}")
+
+
+def test_rows_that_name_anothers_mounts_and_directories_undo_nothing(tmp_path: Path) -> None:
+    """A damaged row is put aside; what it names stays, and the pod can be removed."""
+    theirs, point = tmp_path / "theirs", tmp_path / "theirs/mounted"
+    point.mkdir(parents=True)
+    (theirs / "file").write_text("theirs")
+    with own_node(tmp_path / "node") as node, mounted(point):
+        pod = node.run_pod("damaged", "crun")
+        container = node.run_container(pod, "sleep", "100")
+        node.daemon.kill()
+        for owner in (pod, container, "deferred", "0" * 64):
+            for path in (theirs, point):
+                paths = json.dumps({"paths": [str(path)], "owner": pod})
+                for kind in ("directory", "mount", "namespaces", "contents"):
+                    _add_row(node, owner, kind, str(path), paths)
+        node.daemon.start()
+        assert node.execute(container, "echo", "alive") == (0, "alive\n", "")
+        node.call("RemovePodSandbox", pod_sandbox_id=pod)
+        assert os.path.ismount(point)
+        assert (theirs / "file").read_text() == "theirs"
+        quarantine = json.loads(node.call("Status", verbose=True)["info"]["quarantine"])
+        assert {kind for one in quarantine for kind in one["id"].split()[1:2]} == {"directory", "mount", "namespaces"}
+
+
+@contextlib.contextmanager
+def mounted(point: Path) -> Iterator[None]:
+    """Mount something of the test's own, where a lazy unmount by the daemon would show."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", point], check=False)
+
+
+def _add_row(node: Node, owner: str, kind: str, key: str, data: str) -> None:
+    node.daemon.change(f"INSERT INTO ledger (owner, kind, key, data) VALUES ('{owner}', '{kind}', '{key}', '{data}')")

@@ -41,8 +41,8 @@ from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint import archive
 from crinoid.core.lifecycle.checkpoint.rootdiff import write_diff
 from crinoid.core.lifecycle.images.service import ImageService
-from crinoid.core.lifecycle.imagevolumes import checkpoint_key
 from crinoid.core.lifecycle.locks import Locks
+from crinoid.core.lifecycle.ownership import checkpoint_key
 from crinoid.core.lifecycle.resources import CONTENTS, PAUSE, Resources
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -97,11 +97,12 @@ class CheckpointService:
         with on_behalf_of(f"the checkpoint to {location}"):
             target = await asyncio.to_thread(_check_location, location)
         limit_s = timeout_s or self._config.pods.checkpoint_timeout_s
-        place = target.parent / f".crinoid-{secrets.token_hex(8)}"
+        token = secrets.token_hex(16)
+        place = target.parent / f".crinoid-{token}"
         async with (
             _within(limit_s, f"checkpoint of container {record.id}"),
             self._locks.hold(record.id, f"CheckpointContainer of {record.id}"),
-            self._work(place) as owner,
+            self._work(place, token) as owner,
         ):
             subject = await self._subject(owner, self._running(record.id), place, 0)
             await self._capture(owner, [subject], limit_s)
@@ -122,10 +123,12 @@ class CheckpointService:
         act = f"checkpoint of pod {pod.id}"
         async with _within(limit_s, act), self._locks.hold(pod.id, act):
             records = self._chosen(pod.id, containers)
-            owner = f"checkpoint/{secrets.token_hex(16)}"
+            token = secrets.token_hex(16)
+            owner, work = f"checkpoint/{token}", folder / f".crinoid-{token}"
             try:
+                await self._resources.make_directory(owner, work)
                 self._resources.own_contents(owner, folder)
-                await self._write_pod(owner, self._store.pods.find(pod.id), records, folder, limit_s)
+                await self._write_pod(owner, self._store.pods.find(pod.id), records, work, limit_s)
                 self._resources.keep(owner, CONTENTS)
             except OSError as error:
                 raise _unwritten(folder, error) from error
@@ -133,10 +136,9 @@ class CheckpointService:
                 await asyncio.shield(self._resources.undo(owner))
 
     async def _write_pod(
-        self, owner: str, pod: PodRecord, records: Sequence[ContainerRecord], folder: Path, limit_s: float
+        self, owner: str, pod: PodRecord, records: Sequence[ContainerRecord], work: Path, limit_s: float
     ) -> None:
-        work = folder / f".crinoid-{secrets.token_hex(8)}"
-        await self._resources.make_directory(owner, work)
+        folder = work.parent
         subjects = [await self._subject(owner, record, work, number) for number, record in enumerate(records)]
         await self._capture(owner, subjects, limit_s)
         names = {}
@@ -150,9 +152,10 @@ class CheckpointService:
         await asyncio.to_thread(sync_folder, folder)
 
     @asynccontextmanager
-    async def _work(self, folder: Path) -> AsyncIterator[str]:
-        """A folder for the time of a checkpoint; gives the owner in the ledger of all that is made meanwhile."""
-        owner = f"checkpoint/{secrets.token_hex(16)}"
+    async def _work(self, folder: Path, token: str) -> AsyncIterator[str]:
+        """A folder for the time of a checkpoint; gives the owner in the ledger of all that is made meanwhile, with the
+        folder's own token in its name."""
+        owner = f"checkpoint/{token}"
         try:
             await self._resources.make_directory(owner, folder)
             yield owner

@@ -30,7 +30,7 @@ from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint import archive
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, unpack_alone
-from crinoid.core.lifecycle.imagevolumes import checkpoint_key
+from crinoid.core.lifecycle.ownership import checkpoint_key
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.snapshotter import SnapshotterSlot

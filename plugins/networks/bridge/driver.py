@@ -122,6 +122,7 @@ class BridgeNetwork:
         if not data:
             return
         record = Record.read(data)
+        record.require_own(request.pod_id)
         owned = self._book.owned_by(record.pod_id)
         if record.pod_id in self._leaving or (not owned and not exists(record.link) and not exists(record.buffer)):
             return

@@ -5,6 +5,7 @@ Both are one JSON object: a plan is a record that has no addresses yet. Everythi
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, IPvAnyAddress, IPvAnyNetwork, ValidationError
@@ -19,6 +20,7 @@ from crinoid.plugins.networks.bridge.interfaces import Address, Network
 # Of those that everybody may use at home.
 _MAC_PREFIX = b"\x02\x43"
 _BRIDGE_MAC_PREFIX = b"\x06\x43"
+_LINK = re.compile(r"c[ri][0-9a-f]{13}")
 
 
 class _Recorded(BaseModel):
@@ -59,6 +61,21 @@ class Record(_Recorded):
             return cls.model_validate(data)
         except ValidationError as error:
             raise DriverError(f"the record of a bridge attachment does not parse: {error}") from error
+
+    def require_own(self, pod_id: str) -> None:
+        """Raise DriverError unless this is the record of that pod, and names none but its own links.
+
+        Links are removed by their names, and a record may be damaged. The prefix is not compared: that of a record
+        holds, wherever the daemon keeps its state today.
+        """
+        own = _own_name(self.pod_id, self.interface)
+        if self.pod_id != pod_id or any(_LINK.fullmatch(one) is None or one[6:] != own for one in self.links):
+            raise DriverError(f"the record of pod {pod_id}'s attachment names what is another's: {self.links}")
+
+    @property
+    def links(self) -> tuple[str, str]:
+        """The names of what the pod may have on the node."""
+        return self.link, self.buffer
 
     def write(self) -> dict[str, object]:
         """Return the record as a JSON object."""
@@ -112,7 +129,7 @@ def plan_record(request: NetworkRequest, names: Names, ranges: Sequence[Network]
         raise InvalidArgument(f"pod {request.pod_id} has no network namespace to attach")
     if not 0 < len(request.interface.encode()) < 16 or set(request.interface) & set("/: \0"):
         raise InvalidArgument(f"{request.interface!r} can't be the name of a network interface")
-    own = hashlib.sha256(f"{request.pod_id}/{request.interface}".encode()).hexdigest()[:9]
+    own = _own_name(request.pod_id, request.interface)
     return Record(
         pod_id=_check_id(request.pod_id),
         netns=str(request.netns),
@@ -125,6 +142,11 @@ def plan_record(request: NetworkRequest, names: Names, ranges: Sequence[Network]
         ingress_bits_per_s=request.ingress_bits_per_s,
         egress_bits_per_s=request.egress_bits_per_s,
     )
+
+
+def _own_name(pod_id: str, interface: str) -> str:
+    """Return what the names of a pod's links end with."""
+    return hashlib.sha256(f"{pod_id}/{interface}".encode()).hexdigest()[:9]
 
 
 def _check_id(pod_id: str) -> str:

@@ -121,6 +121,7 @@ class CniNetwork:
         if not data:
             return
         plan = Plan.read(data)
+        plan.require_own(request)
         async with self._gate.shared():
             errors = await self._delete_all(plan, plan.networks)
         if errors:

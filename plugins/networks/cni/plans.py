@@ -70,6 +70,13 @@ class Plan(_Recorded):
         except ValidationError as error:
             raise DriverError(f"the recorded plan of a CNI attachment does not parse: {error}") from error
 
+    def require_own(self, request: NetworkRequest) -> None:
+        """Raise DriverError unless this is the plan of that pod: plugins change the namespace that it names."""
+        if (self.container_id, self.netns) != (request.pod_id, str(request.netns)):
+            raise DriverError(
+                f"the recorded plan of pod {request.pod_id} is for {self.container_id} in {self.netns}: nothing is done"
+            )
+
     def write(self) -> dict[str, object]:
         """Return the plan as a JSON object."""
         return self.model_dump(mode="json")

@@ -30,6 +30,14 @@ def test_a_record_goes_through_json() -> None:
     assert full.mac == bytes.fromhex("02430a000007")
 
 
+@pytest.mark.parametrize("change", [{"link": "eth0"}, {"buffer": "docker0"}, {"pod_id": "b"}, {"interface": "eth9"}])
+def test_a_record_that_names_anothers_link_is_refused(change: dict[str, str]) -> None:
+    record = plan_record(request(pod_id="a"), names(root="/elsewhere"), RANGES)
+    record.require_own("a")
+    with pytest.raises(DriverError, match="names what is another's"):
+        record.model_copy(update=change).require_own("a")
+
+
 def names(slot: str = "default", root: str = "/var/lib/crinoid/plugins/network") -> Names:
     return Names.of(Host(slot, Path(root, slot), Path("/run/x"), logging.getLogger("test")))
 

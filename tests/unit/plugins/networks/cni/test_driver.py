@@ -166,6 +166,19 @@ async def test_del_by_the_plan_alone_has_no_result(node: Node, request_a: Networ
     assert "prevResult" not in node.calls()[0].content
 
 
+@pytest.mark.parametrize("change", [{"netns": "/proc/1/ns/net"}, {"container_id": "another"}])
+async def test_a_damaged_plan_reaches_no_other_namespace(
+    node: Node, request_a: NetworkRequest, change: dict[str, str]
+) -> None:
+    node.add_working_plugin("first")
+    node.configure_chain("first")
+    driver = node.driver()
+    plan = await driver.plan(request_a)
+    with pytest.raises(DriverError, match="nothing is done"):
+        await driver.detach(request_a, {**plan, **change})
+    assert node.commands() == []
+
+
 async def test_versions_before_04_get_no_result_at_del(node: Node, request_a: NetworkRequest) -> None:
     node.add_working_plugin("first", {**result("10.1.0.5/24"), "cniVersion": "0.3.1"})
     node.configure_chain("first", cniVersion="0.3.1")
