@@ -26,6 +26,8 @@ MAX_LABEL_BYTES = 4000
 """What /proc/PID/attr takes, a page, less the words before a profile's name."""
 MAX_WORD_BYTES = 1023
 """Options, capabilities, names in DNS and of devices: each far below it where it means something."""
+MAX_REFERENCE_BYTES = 1023
+"""An image's name has at most 255 bytes, its tag 128 (OCI distribution-spec), and a digest comes to less than 200."""
 MAX_ANNOTATIONS_BYTES = 4 << 20
 """All annotations, or all labels, of an object: what an NRI message can hold, and 16 times what Kubernetes takes."""
 MAX_MOUNTS = 4096
@@ -40,7 +42,7 @@ MAX_PATCH_BYTES = 4 << 20
 
 SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:@-]+)*")
 HUGEPAGE = re.compile(r"[0-9]{1,20}[KMG]?B")
-_CPUSET = re.compile(r"[0-9,:/ \n-]*|all")
+_CPUSET = re.compile(r"[,:/ \n-]*[0-9][0-9,:/ \n-]*|all")  # none at all can't have processes
 
 
 def path_problem(text: str) -> str:
@@ -57,7 +59,7 @@ def cpuset_problem(text: str) -> str:
     """Judge a list of processors or memory nodes, such as ``0-3,8``."""
     if len(text) > MAX_CPUSET_BYTES:
         return f"is {len(text)} characters long, more than the {MAX_CPUSET_BYTES} that the kernel takes"
-    return "" if _CPUSET.fullmatch(text) else f"is {text!r:.100}, not a list such as 0-3,8"
+    return "" if not text or _CPUSET.fullmatch(text) else f"is {text!r:.100}, not a list such as 0-3,8"
 
 
 def unified_problem(name: str, value: str) -> str:

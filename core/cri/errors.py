@@ -56,7 +56,12 @@ def from_status(code: grpc.StatusCode, message: str, reason: str = "") -> Crinoi
 
 
 def shorten(message: str) -> str:
-    """Cut the middle out of a message that would not fit, and replace what is no text."""
+    """Cut the middle out of a message that would not fit, and replace what is no text.
+
+    Constant work: a message may quote megabytes of a request, and is cut on the event loop.
+    """
+    if len(message) > 2 * _MESSAGE_BYTES:
+        message = message[:_MESSAGE_BYTES] + message[-_MESSAGE_BYTES:]
     clean = message.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
     if _weight(clean) <= _MESSAGE_BYTES:
         return clean

@@ -90,6 +90,11 @@ def require_text(text: str, path: str) -> str:
     return text
 
 
+def check_reference(text: str, path: str) -> str:
+    """Accept what may be an image's name or id, or none."""
+    return check_length(text, bounds.MAX_REFERENCE_BYTES, path)
+
+
 def require_field(message: Message, name: str, path: str) -> None:
     """Refuse a message in which the part ``name`` is absent."""
     if not message.HasField(name):

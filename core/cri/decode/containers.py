@@ -22,6 +22,7 @@ from crinoid.core.cri.decode.checks import (
     check_name,
     check_notes,
     check_path,
+    check_reference,
     check_words,
     require_field,
     require_text,
@@ -53,7 +54,7 @@ def decode_container_config(config: api_pb2.ContainerConfig, path: str = "config
     linux, below = config.linux, f"{path}.linux"
     return ContainerConfig(
         metadata=_decode_metadata(config, f"{path}.metadata"),
-        image=require_text(config.image.image, f"{path}.image.image"),
+        image=check_reference(require_text(config.image.image, f"{path}.image.image"), f"{path}.image.image"),
         user_specified_image=config.image.user_specified_image,
         image_annotations=dict(config.image.annotations),
         command=tuple(config.command),
@@ -124,7 +125,7 @@ def _decode_mount(mount: api_pb2.Mount, path: str) -> VolumeMount:
         propagation=_PROPAGATIONS[mount.propagation],
         uid_mappings=decode_id_mappings(mount.uidMappings, f"{path}.uidMappings"),
         gid_mappings=decode_id_mappings(mount.gidMappings, f"{path}.gidMappings"),
-        image=mount.image.image,
+        image=check_reference(mount.image.image, f"{path}.image.image"),
         image_sub_path=check_inner_path(mount.image_sub_path, f"{path}.image_sub_path"),
         mount_options=check_words(mount.mount_options, f"{path}.mount_options"),
     )

@@ -5,7 +5,7 @@ import binascii
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.image import Credentials
-from crinoid.core.cri.decode.checks import require_text
+from crinoid.core.cri.decode.checks import check_reference, require_text
 from crinoid.core.cri.wire import api_pb2
 
 
@@ -13,7 +13,7 @@ def decode_image(
     request: api_pb2.PullImageRequest | api_pb2.ImageStatusRequest | api_pb2.RemoveImageRequest,
 ) -> str:
     """Read the reference or id that a request is about."""
-    return require_text(request.image.image.strip(), "image.image")
+    return check_reference(require_text(request.image.image.strip(), "image.image"), "image.image")
 
 
 def decode_image_filter(request: api_pb2.ListImagesRequest | api_pb2.StreamImagesRequest) -> str:

@@ -208,6 +208,7 @@ class TestPodConfig:
             ({"linux": {"resources": {"unified": {"m" * 300: "1"}}}}, r"linux\.resources\.unified has 'mmm"),
             ({"linux": {"resources": {"cpuset_cpus": "0," * 50_000}}}, r"resources\.cpuset_cpus is 100000 characters"),
             ({"linux": {"resources": {"cpuset_mems": "0;rm"}}}, r"resources\.cpuset_mems is '0;rm', not a list"),
+            ({"linux": {"resources": {"cpuset_mems": " ,"}}}, r"resources\.cpuset_mems is ' ,', not a list"),
             ({"linux": {"cgroup_parent": "/" + "c" * 300}}, r"linux\.cgroup_parent has a part of more than 255 bytes"),
             ({"linux": {"cgroup_parent": "/c" * 3000}}, r"linux\.cgroup_parent is longer than 4095 bytes"),
             ({"linux": {"sysctls": {"a." * 3000 + "b": "1"}}}, r"sysctls: 'a\.a\."),
@@ -355,6 +356,8 @@ class TestContainerConfig:
     @pytest.mark.parametrize(
         ("text", "profile"),
         [
+            ({"image": {"image": "x" * 1024}}, r"image\.image is 1024 bytes long, more than 1023"),
+            ({"mounts": [{"container_path": "/x", "readonly": True, "image": {"image": "x" * 1024}}]}, "image is 1024"),
             ("", None),
             ("runtime/default", SecurityProfile(ProfileType.RUNTIME_DEFAULT)),
             ("unconfined", SecurityProfile(ProfileType.UNCONFINED)),

@@ -8,6 +8,7 @@ import pytest
 
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.cri import errors as cri_errors
 from crinoid.core.cri.errors import from_status, shorten, to_status
 
 
@@ -56,6 +57,15 @@ def test_long_messages_keep_both_ends(text: str) -> None:
     assert cut.endswith(" last")
     assert " … " in cut
     assert sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in cut.encode()) < 4100
+
+
+def test_of_a_message_of_megabytes_only_the_ends_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut on the event loop."""
+    weighed = []
+    weight = cri_errors._weight
+    monkeypatch.setattr(cri_errors, "_weight", lambda text: (weighed.append(len(text)), weight(text))[1])
+    assert shorten("first " + "x" * (16 << 20) + " last").startswith("first x")
+    assert max(weighed) < 10_000
 
 
 def test_what_is_no_text() -> None:
