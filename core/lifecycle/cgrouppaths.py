@@ -45,9 +45,10 @@ class CgroupPaths:
         if given.endswith(".slice") and "/" not in given.strip("/"):
             raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
         path = "/" + "/".join(filter(None, (given or f"{self.root}/{pod_id}").split("/")))
-        if path != "/" and not cgroups.is_path(path):
+        if path != "/" and not cgroups.is_path(f"{path}/{pod_id}/exec"):  # what is going to lie below
             raise InvalidArgument(
-                f"cgroup_parent {given!r:.300} is not the path of a cgroup: it has to be without '..'"
+                f"cgroup_parent {given!r:.300} is not the path of a cgroup: it has to be without '.', '..' and "
+                "newlines, and not too long or too deep"
             )
         return path
 

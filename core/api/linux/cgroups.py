@@ -47,6 +47,7 @@ _MARK = "trusted.crinoid.owner"
 _ANYBODY = "-"
 _DRAWN_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME_BYTES = 255
+_MAX_DEPTH = 64  # Kubernetes has five; 1,500 take the kernel half a minute to make, in each hierarchy
 _MAX_PATH_BYTES = 4000  # what the mount point and a file in it leave of the kernel's 4,096
 
 
@@ -98,6 +99,14 @@ class Hierarchies:
     def make(self, path: str) -> None:
         """See the function of the same name."""
         _check(path)
+        try:
+            self._make_everywhere(path)
+        except NotADirectoryError as error:
+            raise InvalidArgument(
+                f"cgroup {path} can't be made: {error.filename} is a file, by which the kernel controls the one above"
+            ) from error
+
+    def _make_everywhere(self, path: str) -> None:
         for root in self.made:
             self._make_in(root, path)
             if self.version == 2:
@@ -172,8 +181,12 @@ class Hierarchies:
             self._make_folder(root, folder)
 
     def _make_folder(self, root: str, folder: str) -> None:
-        with contextlib.suppress(FileExistsError):
+        try:
             rights.make_directory(folder, rights.SHOWN_DIRECTORY)
+        except FileExistsError:
+            if not os.path.isdir(folder):  # noqa: PTH112
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
+        else:
             with contextlib.suppress(OSError):  # without the right to mark it: it stays when it is not used any more
                 os.setxattr(folder, _MARK, _ANYBODY.encode())
         if root == self.by_controller.get("cpuset"):
@@ -334,11 +347,14 @@ def remove_marked(path: str) -> bool:
 
 
 def is_path(path: object) -> bool:
-    """Tell whether this can be the path of a cgroup below the root: text, absolute, without ``..``."""
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+    """Tell whether this can be the path of a cgroup below the root: text, absolute, without ``..`` or a newline, which
+    the kernel refuses, and not too deep."""
+    if not isinstance(path, str) or not path.startswith("/") or not {"\0", "\n"}.isdisjoint(path):
         return False
     parts = [part for part in path.split("/") if part]
-    if not parts or not {".", ".."}.isdisjoint(parts) or len(os.fsencode(path)) > _MAX_PATH_BYTES:
+    if not 0 < len(parts) <= _MAX_DEPTH or not {".", ".."}.isdisjoint(parts):
+        return False
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         return False
     return all(len(os.fsencode(part)) <= _MAX_NAME_BYTES for part in parts)
 

@@ -98,7 +98,9 @@ def test_cgroup_parents() -> None:
     assert files.pod_parent("kubepods/pod1/", "p") == "/kubepods/pod1"
     assert systemd.pod_parent("/a/kubepods-pod1.slice", "p") == "kubepods-pod1.slice"
     assert systemd.pod_parent("", "p") == "crinoid.slice"
-    for paths, given in ((systemd, "/a/b"), (files, "a.slice"), (files, "/a/../b")):
+    assert files.pod_parent("/n" * 62, "p") == "/n" * 62, "with room for containers and what is executed in them"
+    bad = ("a.slice", "/a/../b", "/a\nb", "/n" * 63, "/n" * 1500)
+    for paths, given in ((systemd, "/a/b"), *((files, one) for one in bad)):
         with pytest.raises(InvalidArgument):
             paths.pod_parent(given, "p")
     assert files.of_container("/a", "c") == "/a/c"

@@ -361,7 +361,22 @@ def test_a_cpuset_above_that_has_no_processors_yet_gets_them_first(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "", "//", "relative", "/a/../b", "/..", "/./a", "/a\0b", "/" + "n" * 256, "/n" * 2100, None, 7, ["/a"]],
+    [
+        "/",
+        "",
+        "//",
+        "relative",
+        "/a/../b",
+        "/..",
+        "/./a",
+        "/a\0b",
+        "/a\nb",
+        "/" + "n" * 256,
+        "/n" * 65,
+        None,
+        7,
+        ["/a"],
+    ],
 )
 def test_what_is_no_path_belongs_to_nobody(path: str, v1: Hierarchies, v2: Hierarchies) -> None:
     """A damaged record may say any of these: nothing is killed or removed by it."""
@@ -373,6 +388,14 @@ def test_what_is_no_path_belongs_to_nobody(path: str, v1: Hierarchies, v2: Hiera
             host.kill(path, 1)
         with pytest.raises(InvalidArgument, match="is not the path of a cgroup"):
             host.remove(path)
+
+
+@pytest.mark.parametrize("path", ["/pod/memory.stat", "/pod/memory.stat/x", "/pod/memory.stat/x/y"])
+def test_a_name_that_the_kernel_has_taken(path: str, v1: Hierarchies) -> None:
+    with pytest.raises(InvalidArgument, match=r"can't be made: .*/memory/pod/memory\.stat.* is a file"):
+        v1.make(path)
+    with pytest.raises(InvalidArgument, match="is a file"):
+        v1.make_new(f"{path}/new", "o")
 
 
 def test_a_name_tells_the_owner(v2: Hierarchies) -> None:
