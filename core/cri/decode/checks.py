@@ -17,14 +17,21 @@ from crinoid.core.lifecycle.userids import MAX_ID, quote
 MAX_NAME = 253
 """Bytes of an object's name, as Kubernetes has it."""
 
-MAX_ITEMS = 1 << 18
-"""Of any other list or map: as many arguments as the kernel's default limit on them has room for."""
+MAX_ITEMS = 1 << 12
+"""Of any list or map without a bound of its own: far beyond what Kubernetes sends, and little work to look through."""
+_MAX_ARGUMENTS = 1 << 18  # what the kernel's default limit on them has room for
+_MAX_NOTES = 1 << 15  # 256 KiB, all annotations of an object in Kubernetes, with 8 bytes each
 _MOST_OF = {
-    "KeyValue": MAX_VARIABLES,
-    "Mount": bounds.MAX_MOUNTS,
-    "Device": bounds.MAX_DEVICES,
-    "CDIDevice": bounds.MAX_DEVICES,
-    "PortMapping": 1 << 15,
+    "args": _MAX_ARGUMENTS,
+    "command": _MAX_ARGUMENTS,
+    "cmd": _MAX_ARGUMENTS,
+    "envs": MAX_VARIABLES,
+    "mounts": bounds.MAX_MOUNTS,
+    "devices": bounds.MAX_DEVICES,
+    "CDI_devices": bounds.MAX_DEVICES,
+    "supplemental_groups": 1 << 17,  # ``users`` knows what a process can have, without those that come twice
+    "labels": _MAX_NOTES,
+    "annotations": _MAX_NOTES,
 }
 _NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
@@ -60,8 +67,7 @@ def _leaves(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
 
 def _check_count(field: FieldDescriptor, number: int, path: str) -> None:
     """Refuse a list or map that would hold the loop while it is looked through, or the runtime for longer."""
-    kind = field.message_type.name if field.message_type is not None else ""
-    most = _MOST_OF.get(kind, MAX_ITEMS)
+    most = _MOST_OF.get(field.name, MAX_ITEMS)
     if number > most:
         raise InvalidArgument(f"{path} has {number} items, more than the {most} that it can have")
 

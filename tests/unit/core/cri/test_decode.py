@@ -479,6 +479,7 @@ class TestCredentials:
         ("devices", api_pb2.Device(host_path="/a"), 4096),
         ("CDI_devices", api_pb2.CDIDevice(name="a.b/c=d"), 4096),
         ("args", "", 262144),
+        ("command", "", 262144),
     ],
 )
 def test_a_list_that_is_too_long_is_refused_by_name_before_it_is_read(field: str, item: Any, most: int) -> None:
@@ -491,7 +492,22 @@ def test_a_list_that_is_too_long_is_refused_by_name_before_it_is_read(field: str
         check_message(request)
 
 
-def test_a_map_that_is_too_long_is_refused_by_name() -> None:
-    labels = {f"k{number}": "" for number in range(262145)}
-    with pytest.raises(InvalidArgument, match=r"^labels has 262145 items"):
-        check_message(api_pb2.ContainerConfig(labels=labels))
+def test_maps_and_lists_that_nobody_needs_long_are_refused_by_name() -> None:
+    """Some hundred thousand of them held the event loop for seconds, at each step of a container's life."""
+    many = [f"k{number}" for number in range(32769)]
+    limits = api_pb2.LinuxContainerResources(unified=dict.fromkeys(many[:4097], "1"))
+    capabilities = api_pb2.Capability(add_capabilities=many[:4097])
+    security = api_pb2.LinuxContainerSecurityContext(masked_paths=many[:4097])
+    ports = [api_pb2.PortMapping(host_port=1)] * 4097
+    sysctls = api_pb2.LinuxPodSandboxConfig(sysctls=dict.fromkeys(many[:4097], "1"))
+    for message, said in (
+        (api_pb2.ContainerConfig(labels=dict.fromkeys(many, "")), "labels has 32769"),
+        (api_pb2.PodSandboxConfig(annotations=dict.fromkeys(many, "")), "annotations has 32769"),
+        (limits, "unified has 4097"),
+        (capabilities, "add_capabilities has 4097"),
+        (security, "masked_paths has 4097"),
+        (sysctls, "sysctls has 4097"),
+        (api_pb2.PodSandboxConfig(port_mappings=ports), "port_mappings has 4097"),
+    ):
+        with pytest.raises(InvalidArgument, match=f"^{said} items"):
+            check_message(message)
