@@ -225,20 +225,23 @@ def _read_interfaces() -> NetworkUsage:
         text = b"".join(iter(lambda: os.read(fd, _READ_BYTES), b""))
     finally:
         os.close(fd)
-    return NetworkUsage(time.time_ns(), tuple(parse_interfaces(text.decode())))
+    return NetworkUsage(time.time_ns(), tuple(parse_interfaces(text)))
 
 
-def parse_interfaces(text: str) -> list[InterfaceUsage]:
-    """Read ``/proc/net/dev`` (proc(5)), without loopback."""
+def parse_interfaces(text: bytes) -> list[InterfaceUsage]:
+    """Read ``/proc/net/dev`` (proc(5)), without loopback.
+
+    A pod with NET_ADMIN names its interfaces: any bytes but blanks, colons and slashes. What is no UTF-8 is replaced.
+    """
     found = []
-    for line in text.splitlines()[2:]:
-        name, _, counters = line.partition(":")
-        if (name := name.strip()) != "lo":
-            found.append(_interface(name, counters.split()))
+    for line in text.split(b"\n")[2:]:
+        name, colon, counters = line.partition(b":")
+        if colon and (name := name.strip(b" ")) != b"lo":
+            found.append(_interface(name.decode(errors="replace"), counters.split()))
     return found
 
 
-def _interface(name: str, values: list[str]) -> InterfaceUsage:
+def _interface(name: str, values: list[bytes]) -> InterfaceUsage:
     """Pick the columns: bytes, packets, errs and drop, of eight for receiving and then of those for sending."""
     return InterfaceUsage(
         name=name,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.procfs import read_lines
 from crinoid.plugins.runtimes.cgroup_paths import below_mount, folder
 
 _ROUNDS = 50  # each finds what was forked meanwhile
@@ -85,7 +86,7 @@ def _family(pid: int) -> list[int]:
 
 def _cgroups_of(pid: int) -> set[str]:
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = read_lines(f"/proc/{pid}/cgroup")
     except OSError:
         return set()
     return {line.split(":", 2)[2] for line in lines} - {"/"}

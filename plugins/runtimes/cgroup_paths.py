@@ -5,6 +5,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux.cgroups import Hierarchies
+from crinoid.core.api.linux.procfs import read_lines
 
 
 def below_mount(cgroup: str, systemd: bool) -> str:
@@ -69,7 +70,7 @@ def is_frozen(path: str) -> bool:
 
 @functools.cache
 def _hierarchies() -> Hierarchies:
-    return Hierarchies.read(Path("/proc/self/mountinfo").read_text())
+    return Hierarchies.read(read_lines("/proc/self/mountinfo"))
 
 
 def _counter(file: Path, name: str) -> int:

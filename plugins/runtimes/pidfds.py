@@ -124,7 +124,7 @@ async def kill_tree(pid: int, started: int, timeout_s: float) -> None:
 def describe(pid: int) -> str:
     """Name a process and where in the kernel it hangs, for messages: ``123 (runc, in fuse_get_attr)``."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()  # the process may call itself anything
         place = Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
     except OSError:
         return str(pid)

@@ -294,7 +294,7 @@ def _is_owner_alive(scratch_name: str) -> bool:
 def _started(pid: int) -> str:
     """When a process began, in the kernel's ticks: with the pid, it names a process for good. Empty if it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # the id may be another's now, of any name
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return stat.rpartition(")")[2].split()[19]

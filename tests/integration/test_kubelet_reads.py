@@ -160,6 +160,8 @@ def test_pods_of_all_kinds(node: Node, kubelet: Kubelet, network: str) -> None:
         no_eth0, two = pods["no-eth0"], pods["two"]
         in_network(node, no_eth0, running[no_eth0], "ip", "link", "del", "eth0")
         in_network(node, two, running[two], "ip", "link", "add", "net1", "type", "veth")
+        for name in ("\udcff\udcfe", "\u2028", "\x01"):  # one pod's names must not spoil the statistics of all
+            in_network(node, two, running[two], "ip", "link", "add", name, "type", "veth")
         in_network(node, two, running[two], "ip", "link", "del", "eth0")
         kubelet.networks.clear()
         for _ in range(2):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crinoid.core.api.linux.cgroups import Hierarchies
+from crinoid.core.api.linux.procfs import read_lines
 from support.daemon import end_cgroups
 
 
@@ -14,7 +15,7 @@ from support.daemon import end_cgroups
 def foreign_cgroup() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Yield its path and the process in it; both are gone afterwards."""
     path = f"/crt-foreign-{secrets.token_hex(6)}"
-    host = Hierarchies.read(Path("/proc/self/mountinfo").read_text())
+    host = Hierarchies.read(read_lines("/proc/self/mountinfo"))
     process = subprocess.Popen(["sleep", "1000"])
     try:
         for root in host.all:

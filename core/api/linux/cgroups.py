@@ -26,6 +26,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.procfs import read_lines
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.stats import CgroupUsage, Pressure, PressureStats
 
@@ -62,8 +63,8 @@ class Hierarchies:
     unified: str = ""
 
     @classmethod
-    def read(cls, mountinfo: str) -> "Hierarchies":
-        """Find the mount points in the text of ``/proc/self/mountinfo``; the first of several holds."""
+    def read(cls, mountinfo: Iterable[str]) -> "Hierarchies":
+        """Find the mount points in the lines of ``/proc/self/mountinfo``; the first of several holds."""
         by_controller: dict[str, str] = {}
         others: list[str] = []
         unified = ""
@@ -227,7 +228,7 @@ class Hierarchies:
 
     def _own_path(self) -> str | None:
         """The file of the calling thread's own cgroup that a thread is moved by, in any one hierarchy."""
-        for line in (_read("/proc/thread-self/cgroup") or "").splitlines():
+        for line in (_read("/proc/thread-self/cgroup") or "").split("\n")[:-1]:
             _, names, path = line.split(":", 2)
             root = self.unified if self.version == 2 else self.by_controller.get(names.split(",")[0])
             if root and (names == "") == (self.version == 2):
@@ -250,7 +251,7 @@ class Hierarchies:
 
     def _require_outside(self, path: str) -> None:
         """Whoever kills all processes of a cgroup above his own ends with them, and most of the host, too."""
-        for line in (_read("/proc/self/cgroup") or "").splitlines():
+        for line in (_read("/proc/self/cgroup") or "").split("\n")[:-1]:
             own = line.split(":", 2)[2]
             if f"{own.rstrip('/')}/".startswith(f"{path.rstrip('/')}/"):
                 raise InvalidArgument(f"cgroup {path} holds this very process: nothing in it is killed")
@@ -489,11 +490,11 @@ def check_settings(path: str, names: Iterable[str]) -> None:
 
 @functools.cache
 def _host() -> Hierarchies:
-    return Hierarchies.read(Path("/proc/self/mountinfo").read_text())
+    return Hierarchies.read(read_lines("/proc/self/mountinfo"))
 
 
-def _cgroup_mounts(mountinfo: str) -> Iterator[tuple[str, str, list[str]]]:
-    for line in mountinfo.splitlines():
+def _cgroup_mounts(mountinfo: Iterable[str]) -> Iterator[tuple[str, str, list[str]]]:
+    for line in mountinfo:
         left, _, right = line.partition(" - ")
         type_, _, rest = right.partition(" ")
         if type_ in ("cgroup", "cgroup2"):
@@ -796,7 +797,7 @@ def _write(file: str, value: str) -> None:
 
 def _read(file: str) -> str | None:
     content = _read_bytes(file)
-    return None if content is None else content.decode()
+    return None if content is None else os.fsdecode(content)
 
 
 def _read_bytes(file: str) -> bytes | None:

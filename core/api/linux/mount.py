@@ -194,14 +194,14 @@ def unmount(target: Path, lazy: bool = True) -> None:
 def mountpoints(below: Path) -> tuple[Path, ...]:
     """Name the mounts at and below a folder, in the order in which to undo them."""
     text = Path("/proc/self/mountinfo").read_bytes()
-    paths = [Path(os.fsdecode(_unescape(line.split(b" ")[4]))) for line in text.splitlines()]
+    paths = [Path(os.fsdecode(_unescape(line.split(b" ")[4]))) for line in text.split(b"\n")[:-1]]
     return tuple(reversed([path for path in paths if path.is_relative_to(below)]))
 
 
 def propagation(path: Path) -> tuple[bool, bool]:
     """Tell whether the mount that holds a path is shared, and whether it is a slave (mount_namespaces(7))."""
     best, fields = -1, ""
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
         words = line.split(b" ")
         point = Path(os.fsdecode(_unescape(words[4])))
         if len(point.parts) >= best and path.is_relative_to(point):

@@ -27,6 +27,16 @@ def count_open_files(pids: Iterable[int]) -> OpenFiles:
     return OpenFiles(descriptors, sockets)
 
 
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a file of the kernel's that holds names which others chose, such as mount points.
+
+    A name may hold any byte but a newline: those that Python takes for the end of a line are none, and what is no UTF-8
+    is read as with ``os.fsdecode``.
+    """
+    with open(path, "rb") as file:
+        return os.fsdecode(file.read()).removesuffix("\n").split("\n")
+
+
 def soft_limit(pid: int, name: str) -> int | None:
     """Return a process's soft limit, such as ``Max open files``; -1 for none, ``None`` when it can't be read."""
     try:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from crinoid.core.api.linux.files import write_atomically
+from crinoid.core.api.linux.procfs import read_lines
 
 _ROOT = Path("/proc/sys/net")
 _FORWARD_4 = "ipv4/ip_forward"
@@ -83,7 +84,7 @@ def enable_ipv6(interface: str) -> None:
 def _advertised_interfaces() -> list[str]:
     """Return the interfaces whose default route came by router advertisement and is accepted as such."""
     found = set()
-    for line in Path("/proc/thread-self/net/ipv6_route").read_text().splitlines():
+    for line in read_lines("/proc/thread-self/net/ipv6_route"):
         fields = line.split()
         if int(fields[8], 16) & _ADVERTISED_DEFAULT == _ADVERTISED_DEFAULT:
             found.add(fields[9])

@@ -143,5 +143,13 @@ def test_updates_leave_what_is_zero() -> None:
 def test_interfaces() -> None:
     head = "Inter-|   Receive\n face |bytes\n"
     text = f"{head}    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  eth0: 100 2 3 4 5 6 7 8 900 10 11 0 0 0 0 0\n"
-    (eth0,) = parse_interfaces(text)
+    (eth0,) = parse_interfaces(text.encode())
     assert (eth0.name, eth0.rx_bytes, eth0.rx_errors, eth0.tx_bytes, eth0.tx_errors) == ("eth0", 100, 3, 900, 11)
+
+
+def test_a_pod_names_its_interfaces_as_it_likes() -> None:
+    names = (b"\xff\xfe", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1c", b"a\x7f", b"lo\x1f")
+    rows = b"".join(b"  %b: 100 2 3 4 5 6 7 8 900 10 11 0 0 0 0 0\n" % name for name in names)
+    found = parse_interfaces(b"head\nhead\n" + rows)
+    assert [one.name for one in found] == [name.decode(errors="replace") for name in names]
+    assert {one.rx_bytes for one in found} == {100}

@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from crinoid.plugins.runtimes import pidfds
+from crinoid.plugins.snapshotters import storage
 
 
 @pytest.fixture
@@ -57,3 +59,14 @@ def test_what_is_gone() -> None:
 def test_family(child: "subprocess.Popen[bytes]") -> None:
     assert child.pid in pidfds.children(os.getpid())
     assert pidfds.session(child.pid) == os.getsid(0)
+
+
+def test_a_process_may_call_itself_anything() -> None:
+    script = "open('/proc/self/comm', 'wb').write(b'\\xff) R'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert pidfds.describe(process.pid).startswith(f"{process.pid} (\ufffd) R")
+        assert pidfds.start_time(process.pid) > 0
+        assert storage._started(process.pid) == str(pidfds.start_time(process.pid))
+        process.kill()

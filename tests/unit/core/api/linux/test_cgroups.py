@@ -74,7 +74,7 @@ def path() -> Iterator[str]:
 
 
 def test_mount_points_are_found_on_a_hybrid_host() -> None:
-    found = Hierarchies.read(HYBRID)
+    found = Hierarchies.read(HYBRID.splitlines())
     assert found.version == 1
     assert found.by_controller == {
         "cpu": "/sys/fs/cgroup/cpu,cpuacct",
@@ -91,7 +91,7 @@ def test_mount_points_are_found_on_a_hybrid_host() -> None:
 
 
 def test_mount_points_are_found_on_a_unified_host() -> None:
-    found = Hierarchies.read(UNIFIED)
+    found = Hierarchies.read(UNIFIED.splitlines())
     assert (found.version, found.all) == (2, ("/sys/fs/cgroup",))
 
 

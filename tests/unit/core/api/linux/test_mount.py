@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.linux import mount as mounts
+from crinoid.core.api.linux.cgroups import Hierarchies
 from crinoid.core.api.linux.mount import parse_options
+from crinoid.core.api.linux.procfs import read_lines
 from crinoid.core.api.values.snapshot import Mount
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -118,6 +120,21 @@ def test_a_failed_overlay_says_why_and_mounts_nothing(tmp_path: Path, target: Pa
     assert caught.value.errno == errno.EINVAL
     with pytest.raises(OSError, match="nowhere"):
         mounts.mount(Mount("overlay", "overlay", ("lowerdir+=/nowhere",)), target)
+    assert mounts.mountpoints(target) == ()
+
+
+@needs_root
+@pytest.mark.parametrize("name", [b"a\rb", b"\xff", b"\xe2\x80\xa8", b"\x1c 9:9 / /x", b"\\ - cgroup"])
+def test_a_mount_point_of_any_name_hides_no_other(target: Path, name: bytes) -> None:
+    """A user of the host may mount a file system of his own (FUSE), where all see it."""
+    odd = target / os.fsdecode(name)
+    odd.mkdir(parents=True)
+    before = Hierarchies.read(read_lines("/proc/self/mountinfo"))
+    mounts.mount(Mount("tmpfs", "tmpfs"), odd)
+    assert mounts.mountpoints(target) == (odd,)
+    assert mounts.propagation(odd) == mounts.propagation(odd / "below")
+    assert Hierarchies.read(read_lines("/proc/self/mountinfo")) == before
+    mounts.unmount(odd)
     assert mounts.mountpoints(target) == ()
 
 
