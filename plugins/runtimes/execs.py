@@ -21,6 +21,7 @@ from crinoid.plugins.runtimes.stdio import PIPE_MODE, ended_input
 
 _PIECE_BYTES = 1 << 16
 _LATER_S = 5
+_MOST_S = (1 << 31) - 1  # conmon reads a C int, and refuses more
 
 
 async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
@@ -36,7 +37,7 @@ async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequ
 async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") -> ExecOutput:
     command, timeout_s = process.command(), request.timeout_s or None
     if timeout_s is not None:  # should the daemon be killed, conmon at least ends the process itself, some time later
-        command.append(f"--timeout={math.ceil(timeout_s) + _LATER_S}")
+        command.append(f"--timeout={min(math.ceil(timeout_s) + _LATER_S, _MOST_S)}")
     with ended_input() as nothing, output.writers() as fds:
         starting = conmon.started_in_cgroup(command, {0: nothing, **fds}, process.folder, "")
         async with starting as monitor:

@@ -34,6 +34,8 @@ def test_exit_code_and_streams(pod: Pod, container: str) -> None:
     assert run(container, "sh", "-c", "kill -TERM $$") == (143, "", "")
     assert run(container, "printf", "%s|", "a b", "", "$c") == (0, "a b||$c|", "")
     assert run(container, "echo", "no limit", timeout=0)[1] == "no limit\n"
+    for most in (1 << 31, (1 << 63) - 1):
+        assert run(container, "echo", "long", timeout=most)[1] == "long\n"
     answer = pod.node.call("ExecSync", container_id=container[:12], cmd=["printf", r"\000\377"], timeout=5)
     assert base64.b64decode(answer["stdout"]) == b"\0\xff"
 
