@@ -14,7 +14,7 @@ from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.config.models import Config
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.server import Endpoint, Server
-from crinoid.core.daemon import directories, logs
+from crinoid.core.daemon import directories, logs, nulldevice
 from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
@@ -41,6 +41,8 @@ def serve(paths: ConfigPaths) -> None:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
     with directories.taken(loaded.config) as taken:
         SocketPlace(loaded.config.server.socket).check()  # a daemon that can't serve must not begin to tidy up
+        if problem := nulldevice.find_problem():
+            LOG.error("the host's null device: %s", problem)
         watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
         watchdog.start()
         with asyncio.Runner(loop_factory=lambda: watchdog.loop) as runner:

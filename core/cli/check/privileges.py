@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from crinoid.core.api.linux import capabilities
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
+from crinoid.core.daemon import nulldevice
 
 _AREA = Area("privileges")
 _NEEDED = frozenset(
@@ -32,6 +33,10 @@ def examine_privileges(config: Config) -> Iterator[Finding]:
     else:
         yield _AREA.ok("user", "root")
     yield from judge_capabilities(capabilities.effective(), capabilities.bounding(), config.pods.default_capabilities)
+    if problem := nulldevice.find_problem():
+        yield _AREA.warning("null device", problem, "its owner can close it to every program of the host")
+    else:
+        yield _AREA.ok("null device", "root's, open to all")
 
 
 def judge_capabilities(

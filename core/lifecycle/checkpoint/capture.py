@@ -320,7 +320,7 @@ def _check_folder(output: str) -> Path:
 
 def _unwritten(place: Path, error: OSError) -> CrinoidError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    kind = ResourceExhausted if full else CrinoidError
+    kind = ResourceExhausted if full else FailedPrecondition  # a file system that can't be written, or a path in /proc
     return kind(f"the checkpoint can't be written to {place}: {error}")
 
 

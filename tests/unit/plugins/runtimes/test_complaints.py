@@ -41,6 +41,7 @@ def test_a_long_complaint_is_cut_to_its_end(tmp_path: Path) -> None:
         "executable file `nope` not found in $PATH: No such file or directory",
         'error mounting "/x" to rootfs at "/y": stat /x: no such file or directory',
         "exec: /bin/x: permission denied",
+        "open executable: Operation not permitted",
         "OOM: the memory limit could be too low: read from sync socket: Connection reset by peer",
     ],
 )

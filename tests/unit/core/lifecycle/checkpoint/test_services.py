@@ -1,6 +1,7 @@
 """Checkpoints over fake drivers: whatever fails, and at whatever step, nothing is left and nothing stays frozen."""
 
 import asyncio
+import errno
 import json
 import subprocess
 from collections.abc import Callable
@@ -305,3 +306,10 @@ def test_which_images_may_be_restored(tmp_path: Path, allowed: tuple[str, ...], 
         return
     with pytest.raises(FailedPrecondition, match=r"pods\.checkpoint_images"):
         sources.find(a_container())
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, ResourceExhausted), (errno.ENOENT, FailedPrecondition)])
+def test_a_place_that_can_not_be_written(number: int, kind: type[CrinoidError]) -> None:
+    """Such as one in /proc: the request's own, so no error that says nothing."""
+    error = capture._unwritten(Path("/proc/self"), OSError(number, "no"))
+    assert type(error) is kind
