@@ -285,7 +285,8 @@ async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_
     fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deferred directory on a dead server, or with more files than are removed in a minute."""
-    end, dead, removed = threading.Event(), fake_node.folder / "dead", []
+    owner, end, removed = "a" * 64, threading.Event(), []
+    dead, other = (fake_node.folder / owner / name for name in ("dead", "other"))
     monkeypatch.setattr(resources, "_UNDO_S", 0.1)
     monkeypatch.setattr(resources, "_QUIET_S", 0.1)
     monkeypatch.setattr(resources, "RETRY_S", 0.05)
@@ -296,12 +297,12 @@ async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_
         removed.append(path)
 
     monkeypatch.setattr(files, "remove_tree", remove)
-    fake_node.now.store.ledger.intend(DEFERRED, DIRECTORY, str(fake_node.folder / "other"), {})
-    fake_node.now.store.ledger.intend(DEFERRED, DIRECTORY, str(dead), {})
+    for path in (other, dead):
+        fake_node.now.store.ledger.intend(DEFERRED, DIRECTORY, str(path), {"owner": owner})
     await fake_node.crash()
     try:
         services = await fake_node.start()
-        assert removed == [fake_node.folder / "other"]
+        assert removed == [other]
         assert [entry.key for entry in services.resources.deferred()] == [str(dead)]
     finally:
         end.set()
