@@ -5,6 +5,7 @@ for each other: a plugin is busy with one request at a time, but a pod that need
 """
 
 import asyncio
+import functools
 import socket
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.plugins.extensions.nri import launch
+from crinoid.plugins.extensions.nri.chain import HEAD_START_S, Chain
 from crinoid.plugins.extensions.nri.decode import decode_adjustment
 from crinoid.plugins.extensions.nri.encode import encode_container, encode_pod
 from crinoid.plugins.extensions.nri.mux import Trunk
@@ -29,7 +31,7 @@ from crinoid.plugins.extensions.nri.options import NriOptions
 from crinoid.plugins.extensions.nri.owners import Owners
 from crinoid.plugins.extensions.nri.plugin import MAX_UPDATES, Plugin, PluginFailed, Request
 from crinoid.plugins.extensions.nri.resources import decode_resources, encode_resources
-from crinoid.plugins.extensions.nri.results import Changes, Creation
+from crinoid.plugins.extensions.nri.results import Changes, Creation, LimitsChange
 from crinoid.plugins.extensions.nri.roster import Roster
 from crinoid.plugins.extensions.nri.ttrpc import INVALID_ARGUMENT, RemoteError
 from crinoid.plugins.extensions.nri.wire import nri_pb2
@@ -37,8 +39,6 @@ from crinoid.plugins.extensions.nri.wire import nri_pb2
 A = TypeVar("A", bound=Message)
 _MAX_ENTRIES = 16384  # of one field of an adjustment: more would take long only to be read
 _MAX_CONNECTIONS = 128  # the socket is root's: more is a plugin that connects in a loop
-_HEAD_START_S = 0.1
-"""How long a plugin may take until the next one is told of the same event, too, where the answers are independent."""
 _UNCHANGED = (None, LinuxResources())
 
 
@@ -143,14 +143,15 @@ class NriExtension:
         self._live.add(container.container_id)
         self._require_all(container)
         request = nri_pb2.CreateContainerRequest(pod=encode_pod(container.pod), container=encode_container(container))
-        creation = Creation(request)
         asked = self._concerned(nri_pb2.CREATE_CONTAINER, container)
-        for plugin in asked:
-            question = Request(nri_pb2.CREATE_CONTAINER, creation.request, _name(container))
-            answer = await plugin.ask(question, nri_pb2.CreateContainerResponse)
-            if answer is not None:
-                _check(answer, plugin.label, container)
-                creation.apply(answer, plugin.label)
+        chain = Chain(
+            nri_pb2.CREATE_CONTAINER,
+            _name(container),
+            nri_pb2.CreateContainerResponse,
+            lambda: Creation(request, lambda answer, plugin: _check(answer, plugin, container)),
+            functools.partial(self._revoke, container),
+        )
+        creation = await chain.ask(asked)
         await self._validate(creation, asked, container)
         self._evict(creation.evictions)
         await self._update(creation.changes.of_others)
@@ -183,19 +184,19 @@ class NriExtension:
             container=encode_container(container),
             linux_resources=encode_resources(resources),
         )
-        changes = Changes(Owners(), request)
-        evictions: list[nri_pb2.ContainerEviction] = []
-        for plugin in self._concerned(nri_pb2.UPDATE_CONTAINER, container):
-            question = Request(nri_pb2.UPDATE_CONTAINER, request, _name(container))
-            answer = await plugin.ask(question, nri_pb2.UpdateContainerResponse)
-            if answer is not None:
-                changes.add(answer.update, plugin.label)
-                evictions.extend(answer.evict)
-        self._evict(evictions)
-        await self._update(changes.of_others)
-        if container.container_id not in changes.wanted:
+        chain = Chain(
+            nri_pb2.UPDATE_CONTAINER,
+            _name(container),
+            nri_pb2.UpdateContainerResponse,
+            lambda: LimitsChange(request),
+            _needs_no_revoking,
+        )
+        change = await chain.ask(self._concerned(nri_pb2.UPDATE_CONTAINER, container))
+        self._evict(change.evictions)
+        await self._update(change.changes.of_others)
+        if container.container_id not in change.changes.wanted:
             return None
-        return decode_resources(request.linux_resources)
+        return decode_resources(change.request.linux_resources)
 
     @hookimpl
     async def container_updated(self, container: ContainerView) -> None:
@@ -238,6 +239,16 @@ class NriExtension:
                 self._log.warning("%s; the container has ended all the same", error.message)
         await self._update(changes.of_others)
 
+    async def _revoke(self, container: ContainerView, plugins: list[Plugin]) -> None:
+        """Tell plugins that their answers to CreateContainer are void, as the end of a container that was none."""
+        pod, view = encode_pod(container.pod), encode_container(container)
+        for event, message in (
+            (nri_pb2.STOP_CONTAINER, nri_pb2.StopContainerRequest(pod=pod, container=view)),
+            (nri_pb2.REMOVE_CONTAINER, nri_pb2.RemoveContainerRequest(pod=pod, container=view)),
+        ):
+            told = [plugin for plugin in plugins if plugin.wants(event)]
+            await self._tell_all(Request(event, message, _name(container)), told)
+
     async def _tell_pod(self, event: int, message: Any, pod: PodView) -> None:
         """Tell of a pod; ``Any``: a request of NRI that has one."""
         question = Request(event, message, f"pod {pod.pod_id}")
@@ -266,7 +277,7 @@ class NriExtension:
         try:
             for plugin in plugins:
                 asked.append((plugin, asyncio.create_task(plugin.ask(question, expected))))
-                await asyncio.wait({asked[-1][1]}, timeout=_HEAD_START_S)
+                await asyncio.wait({asked[-1][1]}, timeout=HEAD_START_S)
                 if not ends and any(task.done() and task.exception() is not None for _plugin, task in asked):
                     break
             await asyncio.wait({task for _plugin, task in asked}) if asked else None
@@ -462,6 +473,10 @@ class NriExtension:
 _ENDS = frozenset(
     {nri_pb2.STOP_POD_SANDBOX, nri_pb2.REMOVE_POD_SANDBOX, nri_pb2.STOP_CONTAINER, nri_pb2.REMOVE_CONTAINER}
 )
+
+
+async def _needs_no_revoking(_plugins: list[Plugin]) -> None:
+    """Limits that are told again take the place of those before."""
 
 
 def _check(answer: nri_pb2.CreateContainerResponse, plugin: str, container: ContainerView) -> None:

@@ -56,11 +56,31 @@ class Changes:
         target.CopyFrom(merged)
 
 
+class LimitsChange:
+    """A container whose limits are being changed: the request as the next plugin gets it, and what else is wanted."""
+
+    def __init__(self, request: nri_pb2.UpdateContainerRequest) -> None:
+        self.request = nri_pb2.UpdateContainerRequest()
+        self.request.CopyFrom(request)
+        self.changes = Changes(Owners(), self.request)
+        self.evictions: list[nri_pb2.ContainerEviction] = []
+
+    def apply(self, answer: nri_pb2.UpdateContainerResponse, plugin: str) -> None:
+        """Merge what a plugin wants. Raises Refused for what contradicts another plugin."""
+        self.changes.add(answer.update, plugin)
+        self.evictions.extend(answer.evict)
+
+
 class Creation:
     """A container that is being made: the request as the next plugin gets it, and the adjustments so far."""
 
-    def __init__(self, request: nri_pb2.CreateContainerRequest) -> None:
-        self.request = request
+    def __init__(
+        self, request: nri_pb2.CreateContainerRequest, check: Callable[[nri_pb2.CreateContainerResponse, str], None]
+    ) -> None:
+        """``check`` raises Refused for an answer that makes no sense by itself, whoever wants what else."""
+        self.request = nri_pb2.CreateContainerRequest()
+        self.request.CopyFrom(request)
+        self._check = check
         self.adjust = nri_pb2.ContainerAdjustment()
         self.owners = Owners()
         self.changes = Changes(self.owners)
@@ -74,6 +94,7 @@ class Creation:
 
     def apply(self, answer: nri_pb2.CreateContainerResponse, plugin: str) -> None:
         """Merge what a plugin wants. Raises Refused for what contradicts another plugin, or makes no sense."""
+        self._check(answer, plugin)
         self._plugin = plugin
         if any(update.container_id == self._id for update in answer.update):
             raise Refused(f"NRI plugin {plugin} updates container {self._id} while it is being made")

@@ -454,6 +454,87 @@ async def test_silent_plugins_cost_one_deadline_together(make: Any) -> None:
     release.set()
 
 
+def shares_of(shares: int) -> Any:
+    return nri_pb2.UpdateContainerResponse(update=[an_update("c1", shares={"value": shares})])
+
+
+async def test_silent_plugins_of_a_chain_cost_one_deadline_together(make: Any) -> None:
+    """They are asked in order, as each is to see what those before want; who does not answer holds up nobody."""
+    nri = await make(plugins={f"{kind}{number}": {"deadline_s": 2} for kind in "cu" for number in range(6)})
+    release = threading.Event()
+    for kind, method in (("c", "CreateContainer"), ("u", "UpdateContainer")):
+        for number in range(6):
+            await nri.join(f"{kind}{number}", f"1{number}", **{method: lambda _: release.wait(20)})
+    creates, updates = adjusting(env=[{"key": "X", "value": "1"}]), lambda _: shares_of(7)
+    await nri.join("first", "05", CreateContainer=creates, UpdateContainer=updates)
+    last = await nri.join("last", "40", CreateContainer=adjusting(args=["x"]))
+    began = asyncio.get_running_loop().time()
+    found = await nri.driver.adjust_container(a_container())
+    limits = await nri.driver.container_updating(a_container(), LinuxResources(cpu_shares=2))
+    assert asyncio.get_running_loop().time() - began < 12, "one after the other they would take 24 s"
+    assert (found.args, found.envs) == (("x",), (("X", "1"),))
+    assert limits is not None
+    assert limits.cpu_shares == 7
+    assert "X=1" in last.requests("CreateContainer")[0].container.env
+    assert last.methods().count("CreateContainer") == 1
+    assert last.requests("UpdateContainer")[0].linux_resources.cpu.shares.value == 7
+    release.set()
+
+
+async def test_who_was_asked_too_early_for_a_late_answer_is_asked_again(make: Any) -> None:
+    """Its first answer is void, a refusal as well: it had not seen what the late one wants."""
+    nri = await make(plugins={"late": {"deadline_s": 2}})
+    nri.have(a_container("c9", state=ContainerStatus.RUNNING))
+    asked = threading.Event()
+
+    def answers_late(request: Any) -> Any:
+        asked.wait(20)
+        return adjusting(env=[{"key": "LATE", "value": "1"}])(request)
+
+    def wants_to_see(request: Any) -> Any:
+        asked.set()
+        if "LATE=1" not in request.container.env:
+            raise PluginError("I have not seen it")
+        evicted = [nri_pb2.ContainerEviction(container_id="c9")]
+        return nri_pb2.CreateContainerResponse(adjust={"args": ["seen"]}, evict=evicted)
+
+    await nri.join("late", "10", CreateContainer=answers_late)
+    ends = subscribe(nri_pb2.CREATE_CONTAINER, nri_pb2.STOP_CONTAINER, nri_pb2.REMOVE_CONTAINER)
+    sees = await nri.join("sees", "20", events=ends, CreateContainer=wants_to_see)
+    found = await nri.driver.adjust_container(a_container())
+    assert (found.args, found.envs) == (("seen",), (("LATE", "1"),))
+    assert sees.methods()[2:] == ["CreateContainer", "StopContainer", "RemoveContainer", "CreateContainer"]
+    await eventually(lambda: [one[0] for one in nri.kernel.stopped] == ["c9"])
+
+
+async def test_a_late_answer_without_changes_has_nobody_asked_again(make: Any) -> None:
+    nri = await make(plugins={"late": {"deadline_s": 2}})
+    asked = threading.Event()
+    await nri.join("late", "10", CreateContainer=lambda _: asked.wait(20) and None)
+
+    def answer(request: Any) -> Any:
+        asked.set()
+        return adjusting(args=["x"])(request)
+
+    quick = await nri.join("quick", "20", CreateContainer=answer)
+    assert (await nri.driver.adjust_container(a_container())).args == ("x",)
+    assert quick.methods().count("CreateContainer") == 1
+
+
+async def test_a_late_refusal_counts(make: Any) -> None:
+    nri = await make(plugins={"late": {"deadline_s": 2}})
+    asked = threading.Event()
+
+    def answers_late(request: Any) -> Any:
+        asked.wait(20)
+        return refuse(request)
+
+    await nri.join("late", "10", CreateContainer=answers_late)
+    await nri.join("quick", "20", CreateContainer=lambda _: asked.set())
+    with pytest.raises(Refused, match="10-late"):
+        await nri.driver.adjust_container(a_container())
+
+
 async def test_who_comes_after_a_refusal_is_not_asked(make: Any) -> None:
     nri = await make()
     await nri.join("no", "10", RunPodSandbox=refuse)
