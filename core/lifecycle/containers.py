@@ -253,13 +253,13 @@ class ContainerService:
         if not command or not command[0]:
             raise InvalidArgument("the command to execute is empty")
         record = self.running(container_id, "nothing can be executed in it")
-        process = await asyncio.to_thread(exec_process, record, command)
-        request = ExecRequest(
-            process=process | {"terminal": False},
-            timeout_s=timeout_s,
-            max_output_bytes=self._config.exec_output_max_bytes,
-        )
         with on_behalf_of(record.pod_id, record.id):
+            process = await asyncio.to_thread(exec_process, record, command)
+            request = ExecRequest(
+                process=process | {"terminal": False},
+                timeout_s=timeout_s,
+                max_output_bytes=self._config.exec_output_max_bytes,
+            )
             return await self.slot_of(record).exec_sync(record.handle, request)
 
     def _changeable(self, container_id: str) -> ContainerRecord:

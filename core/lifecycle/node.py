@@ -114,7 +114,9 @@ class NodeService:
             for slot in self._slots.all()
         ]
         deferred = [{"kind": entry.kind, "key": entry.key} for entry in self._resources.deferred()]
-        sources = {name: await _source_status(slot) for name, slot in self._slots.registries.items()}
+        registries = self._slots.registries
+        statuses = await asyncio.gather(*map(_source_status, registries.values()))
+        sources = dict(zip(registries, statuses, strict=True))
         quarantined = [{"table": table, "id": key, "error": error} for table, key, error in self._store.quarantined()]
         return {
             "slots": json.dumps(slots),

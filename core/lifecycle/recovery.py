@@ -8,10 +8,12 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping, Sequence
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.namespaces import is_pinned
+from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
@@ -20,10 +22,13 @@ from crinoid.core.lifecycle.ownership import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
+_TOGETHER = 16
+"""How many owners are undone at the same time: what hangs of one is not to keep the daemon from the next."""
 
 
 class Recovery:
@@ -52,14 +57,18 @@ class Recovery:
         for record in self._store.containers:
             if record.pod_id not in self._store.pods:
                 self._store.containers.drop(record.id)
-        for owner in self._resources.owners():
-            if not self._is_known(owner):
-                LOG.info("undoing what an earlier run left of %s", owner)
-                try:
-                    await self._resources.undo(owner)
-                except CrinoidError as error:
-                    LOG.error("something of %s is left, to be tried again: %s", owner, error.message)
-                    self._resources.undo_later(owner)
+        orphans = [owner for owner in self._resources.owners() if not self._is_known(owner)]
+        places = asyncio.Semaphore(_TOGETHER)
+        await asyncio.gather(*(self._undo_orphan(owner, places) for owner in orphans))
+
+    async def _undo_orphan(self, owner: str, places: asyncio.Semaphore) -> None:
+        async with places:
+            LOG.info("undoing what an earlier run left of %s", owner)
+            try:
+                await self._resources.undo(owner)
+            except CrinoidError as error:
+                LOG.error("something of %s is left, to be tried again: %s", owner, error.message)
+                self._resources.undo_later(owner)
 
     def _is_known(self, owner: str) -> bool:
         """An init belongs to its pod once the pod's record says so."""
@@ -119,12 +128,16 @@ class Recovery:
         except CrinoidError as error:
             LOG.error("attachments that nobody owns are not collected: %s", error.message)
             return
-        for name, slot in self._slots.networks.items():
-            valid = tuple((request, data) for owner, request, data in attachments if owner == name)
-            try:
-                await slot.collect_garbage(valid)
-            except CrinoidError as error:
-                LOG.warning("attachments that nobody owns could not be collected: %s", error.message)
+        await asyncio.gather(*(self._collect_garbage_of(slot, attachments) for slot in self._slots.networks.values()))
+
+    async def _collect_garbage_of(
+        self, slot: NetworkSlot, attachments: Sequence[tuple[str, NetworkRequest, Mapping[str, object]]]
+    ) -> None:
+        valid = tuple((request, data) for owner, request, data in attachments if owner == slot.name)
+        try:
+            await slot.collect_garbage(valid)
+        except CrinoidError as error:
+            LOG.warning("attachments that nobody owns could not be collected: %s", error.message)
 
     async def _remove_orphaned_snapshots(self) -> None:
         """A snapshot whose ledger entry went with a broken database has no other owner."""

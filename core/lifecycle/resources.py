@@ -105,6 +105,8 @@ class Resources:
     async def make_directory(self, owner: str, path: Path, group: int | None = None) -> None:
         """Make a private folder of the owner's own, with a way through it for a group; undone with all that is in it.
 
+        In crinoid's own directories only: it is made at once. One that is somewhere else is made by ``directory_at``.
+
         ``group``: that of a pod's mapped root, which opens its root file system below by its path.
         """
         self._ledger.intend(owner, DIRECTORY, str(path), {})
@@ -164,6 +166,11 @@ class Resources:
         self._ledger.intend(owner, PAUSE, handle.container_id, data)
         await slot.pause(handle)
 
+    async def resume(self, owner: str) -> None:
+        """Let the containers go on that are frozen for an owner, even if what froze them hangs."""
+        with on_behalf_of(f"cleanup of {owner}", owner):
+            await self._undo(owner, {PAUSE})
+
     def own_contents(self, owner: str, folder: Path) -> None:
         """Take over a folder of somebody else's, empty but for a directory that the owner has there by its own name:
         undoing removes all beside that one. Where there is none, the folder is not the owner's (any more)."""
@@ -206,12 +213,13 @@ class Resources:
     async def give_up(self, pod_id: str, owner: str, about: str) -> None:
         """Undo what was made for a container that came to nothing; what can't be undone now waits for ``settle``.
 
-        ``about`` names the container and its volumes, for messages.
+        ``about`` names the container and its volumes, for messages; without a ``pod_id`` no pod waits for it.
         """
         try:
             await self.undo(owner)
         except CrinoidError as error:
-            LOG.error("something of %s in pod %s is left, to be undone later: %s", about, pod_id, error.message)
+            where = f"{about} in pod {pod_id}" if pod_id else about
+            LOG.error("something of %s is left, to be undone later: %s", where, error.message)
             self._undo_later(_GivenUp(pod_id, about, time.monotonic()), owner)
 
     def undo_later(self, owner: str) -> None:
@@ -421,8 +429,8 @@ class Step:
     make: Callable[[], object]
 
 
-def directory_at(path: Path, group: int | None, fill: Callable[[], object]) -> Step:
-    """As ``Resources.make_directory``, and what comes into the folder at once."""
+def directory_at(path: Path, group: int | None = None, fill: Callable[[], object] = lambda: None) -> Step:
+    """As ``Resources.make_directory``, but in a thread, and what comes into the folder at once."""
 
     def make() -> None:
         _make_private(path, group)

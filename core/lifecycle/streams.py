@@ -64,14 +64,14 @@ class StreamService:
     async def execute(self, container_id: str, command: tuple[str, ...], choice: StreamChoice) -> ExecSession:
         """Start a command. Raises NotFound, FailedPrecondition unless the container runs, and what the runtime does."""
         record = self._containers.running(container_id, "nothing can be executed in it")
-        process = await asyncio.to_thread(exec_process, record, command)
-        request = ExecStreamRequest(
-            process=_with_terminal(process, choice.terminal),
-            stdin=choice.stdin,
-            stdout=choice.stdout,
-            stderr=choice.stderr and not choice.terminal,
-        )
         with on_behalf_of(record.pod_id, record.id):
+            process = await asyncio.to_thread(exec_process, record, command)
+            request = ExecStreamRequest(
+                process=_with_terminal(process, choice.terminal),
+                stdin=choice.stdin,
+                stdout=choice.stdout,
+                stderr=choice.stderr and not choice.terminal,
+            )
             return await self._containers.slot_of(record).exec_stream(record.handle, request)
 
     async def attach(self, container_id: str, choice: StreamChoice) -> AttachSession:

@@ -10,11 +10,12 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from crinoid.core.api.errors import DeadlineExceeded, DriverError
+from crinoid.core.api.linux.bulkheads import has_owner, on_behalf_of
 from crinoid.core.api.sessions import Session
 
 LOG = logging.getLogger("crinoid.slots")
@@ -81,8 +82,12 @@ class HookCalls:
             self._blocking = before
 
     async def run(self, call: HookCall, answer: Awaitable[T], limit_s: float) -> T:
-        """Await a driver's answer in a task of its own; see ``finish``."""
-        task = asyncio.create_task(contain(answer), name=str(call))
+        """Await a driver's answer in a task of its own; see ``finish``.
+
+        Threads of a hook that works for nobody count against its slot: what hangs there takes none of the daemon's own.
+        """
+        with nullcontext() if has_owner() else on_behalf_of(call.label):
+            task = asyncio.create_task(contain(answer), name=str(call))
         is_taken = False
         try:
             found = await self.finish(call, task, task, limit_s)

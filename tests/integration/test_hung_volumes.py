@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ import pytest
 from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
 from support.daemon import container_config
-from support.hung_mounts import HungMount, hung_mount
+from support.hung_mounts import MKDIR, HungMount, hung_mount
 from support.patience import patient
 
 PATH_S = 1
@@ -176,6 +177,39 @@ def test_a_checkpoint_to_a_place_that_hangs(hung: HungNode) -> None:
     assert timed(lambda: node.call("Version")) < PROMPT_S
 
 
+@pytest.mark.parametrize("at", [frozenset({MKDIR}), frozenset()], ids=["only-mkdir", "all"])
+def test_a_checkpoint_to_a_place_that_begins_to_hang(hung: HungNode, at: frozenset[int]) -> None:
+    """It answered the look, and hangs once something is made there: neither the loop nor others' threads wait."""
+    node = hung.node
+    hung.mount.hangs, hung.mount.hangs_at = _but_for_probes, at
+    pod = node.run_pod()
+    container = node.run_container(pod, "sleep", "600")
+
+    def checkpoint(number: int) -> str:
+        fields = {"container_id": container, "location": str(hung.mount.path / f"{number}.tar"), "timeout": 2}
+        return refused(lambda: node.daemon.cri.call("CheckpointContainer", 60, **fields), patient(30))
+
+    with going_on(20, checkpoint) as ends:
+        wait_until(lambda: hung.mount.requests > 0)
+        for _ in range(2):
+            assert timed(lambda: node.call("Version")) < PROMPT_S
+            assert timed(lambda: node.call("ImageFsInfo")) < PROMPT_S
+            assert timed(lambda: node.execute(container, "true")) < PROMPT_S
+    for end in ends:
+        assert str(hung.mount.path) in end.result() or "was given up after 2 s" in end.result()
+    assert timed(lambda: node.call("ImageFsInfo")) < PROMPT_S
+    assert timed(lambda: node.call("StopPodSandbox", pod_sandbox_id=pod)) < PROMPT_S
+    assert timed(lambda: node.call("RemovePodSandbox", pod_sandbox_id=pod)) < PROMPT_S
+    first = node.daemon.process
+    assert first is not None
+    os.kill(first.pid, signal.SIGTERM)
+    wait_until(lambda: has_ended(first.pid), 15)
+    hung.mount.abort()
+    subprocess.run([*node.daemon.prefix, "umount", "--lazy", str(hung.mount.path)], check=True)  # its namespace's own
+    node.daemon.restart()
+    assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
+
+
 def test_a_link_to_what_hangs(hung: HungNode, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(hung.mount.path)
@@ -257,13 +291,17 @@ def test_a_thread_that_hangs_keeps_no_state_locked(hung: HungNode) -> None:
     first = node.daemon.process
     assert first is not None
     os.kill(first.pid, signal.SIGTERM)
-    status = Path(f"/proc/{first.pid}/status")
-    wait_until(lambda: "State:\tZ" in status.read_text(), 15)
+    wait_until(lambda: has_ended(first.pid), 15)
     node.daemon.start()
     assert first.poll() is None
     hung.mount.abort()
     first.wait(patient(20))
     node.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a child has come to its end, even if a thread of it hangs in the kernel, so it can't be reaped."""
+    return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
 
 
 def _but_for_probes(name: str) -> bool:

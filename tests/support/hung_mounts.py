@@ -4,7 +4,8 @@ No fusermount and no libfuse: /dev/fuse is opened and mounted, FUSE_INIT is answ
 and left without an answer. Who waits for one then hangs uninterruptibly: not even SIGKILL ends the wait. With
 ``takes_requests=False`` they stay in the queue, where SIGKILL does end the wait, as on a hard NFS mount.
 
-``hangs`` may say which processes get no answer, by their names; for the others it is an empty folder.
+``hangs`` may say which processes get no answer, by their names, and ``hangs_at`` which requests, by their numbers in
+the kernel's header; else it is an empty folder.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ _INIT = struct.Struct("<IIIIHHIIHHI7I")  # fuse_init_out of protocol 7.23 and la
 _ATTR = struct.Struct("<QII6Q10I")  # fuse_attr_out
 _LOOKUP, _FORGET, _GETATTR, _STATFS, _INTERRUPT, _BATCH_FORGET = 1, 2, 3, 17, 36, 42
 _ENOENT, _ENOSYS = 2, 38
+MKDIR = 9
 _MNT_DETACH = 2
 
 
@@ -35,6 +37,8 @@ class HungMount:
     def __init__(self, path: Path, takes_requests: bool) -> None:
         self.path = path
         self.hangs: Callable[[str], bool] = lambda _name: True
+        self.hangs_at: frozenset[int] = frozenset()
+        """Empty: at all of them."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
@@ -83,7 +87,7 @@ class HungMount:
         (pid,) = struct.unpack_from("<I", request, _HEADER.size + 16)
         if opcode in (_FORGET, _INTERRUPT, _BATCH_FORGET):
             return
-        if self.hangs(_name_of(pid)):
+        if (not self.hangs_at or opcode in self.hangs_at) and self.hangs(_name_of(pid)):
             self.requests += 1
             return
         body, error = _answer_of_empty_folder(opcode)

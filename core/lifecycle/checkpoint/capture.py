@@ -13,8 +13,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -31,10 +31,10 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
-from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.bulkheads import on_behalf_of, touching
 from crinoid.core.api.linux.files import sync_folder
 from crinoid.core.api.linux.probes import PathProbes
-from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.linux.threads import call_in_thread, call_within
 from crinoid.core.api.values.checkpoint import CheckpointRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import userns
@@ -43,7 +43,7 @@ from crinoid.core.lifecycle.checkpoint.rootdiff import write_diff
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.locks import Locks
 from crinoid.core.lifecycle.ownership import checkpoint_key
-from crinoid.core.lifecycle.resources import CONTENTS, PAUSE, Resources
+from crinoid.core.lifecycle.resources import CONTENTS, Resources, directory_at
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -84,6 +84,7 @@ class CheckpointService:
         self._images = parts.images
         self._resources = parts.resources
         self._locks = parts.locks
+        self._path_s = config.pods.path_timeout_s
         self._paths = parts.paths
 
     async def container(self, container_id: str, location: str, timeout_s: float) -> None:
@@ -94,20 +95,19 @@ class CheckpointService:
         """
         record = self._store.containers.find(container_id)
         await self._paths.require([location], "location")
-        with on_behalf_of(f"the checkpoint to {location}"):
-            target = await asyncio.to_thread(_check_location, location)
         limit_s = timeout_s or self._config.pods.checkpoint_timeout_s
-        token = secrets.token_hex(16)
-        place = target.parent / f".crinoid-{token}"
-        async with (
-            _within(limit_s, f"checkpoint of container {record.id}"),
-            self._locks.hold(record.id, f"CheckpointContainer of {record.id}"),
-            self._work(place, token) as owner,
-        ):
-            subject = await self._subject(owner, self._running(record.id), place, 0)
-            await self._capture(owner, [subject], limit_s)
-            await self._in_thread(archive.pack, subject.folder, place / "archive")
-            await asyncio.to_thread(_publish, place / "archive", target)
+        with _on_its_own(f"checkpoint of container {record.id}") as owner:
+            target = await call_within(self._path_s, f"location {location}", lambda: _check_location(location))
+            place = _work_place(target.parent, owner)
+            async with (
+                _within(limit_s, f"checkpoint of container {record.id}"),
+                self._work(owner, place),
+                self._locks.hold(record.id, f"CheckpointContainer of {record.id}"),
+            ):
+                subject = await self._subject(owner, self._running(record.id), place, 0)
+                await self._capture(owner, [subject], limit_s)
+                await self._in_thread(archive.pack, subject.folder, place / "archive")
+                await asyncio.to_thread(_publish, place / "archive", target)
 
     async def pod(self, pod_id: str, output: str, containers: Sequence[str], options: Mapping[str, str]) -> None:
         """Write a checkpoint of these containers, all that run in the pod, into the empty folder ``output``.
@@ -117,23 +117,16 @@ class CheckpointService:
         pod = self._store.pods.find(pod_id)
         refuse_options(options)
         await self._paths.require([output], "output_path")
-        with on_behalf_of(f"the checkpoint to {output}"):
-            folder = await asyncio.to_thread(_check_folder, output)
         limit_s = self._config.pods.checkpoint_timeout_s
         act = f"checkpoint of pod {pod.id}"
-        async with _within(limit_s, act), self._locks.hold(pod.id, act):
-            records = self._chosen(pod.id, containers)
-            token = secrets.token_hex(16)
-            owner, work = f"checkpoint/{token}", folder / f".crinoid-{token}"
-            try:
-                await self._resources.make_directory(owner, work)
+        with _on_its_own(act) as owner:
+            folder = await call_within(self._path_s, f"output_path {output}", lambda: _check_folder(output))
+            async with _within(limit_s, act), self._unless_written(owner, folder), self._locks.hold(pod.id, act):
+                records, work = self._chosen(pod.id, containers), _work_place(folder, owner)
+                await self._resources.make(owner, directory_at(work))
                 self._resources.own_contents(owner, folder)
                 await self._write_pod(owner, self._store.pods.find(pod.id), records, work, limit_s)
                 self._resources.keep(owner, CONTENTS)
-            except OSError as error:
-                raise _unwritten(folder, error) from error
-            finally:
-                await asyncio.shield(self._resources.undo(owner))
 
     async def _write_pod(
         self, owner: str, pod: PodRecord, records: Sequence[ContainerRecord], work: Path, limit_s: float
@@ -152,17 +145,21 @@ class CheckpointService:
         await asyncio.to_thread(sync_folder, folder)
 
     @asynccontextmanager
-    async def _work(self, folder: Path, token: str) -> AsyncIterator[str]:
-        """A folder for the time of a checkpoint; gives the owner in the ledger of all that is made meanwhile, with the
-        folder's own token in its name."""
-        owner = f"checkpoint/{token}"
+    async def _work(self, owner: str, folder: Path) -> AsyncIterator[None]:
+        """A folder for the time of a checkpoint."""
+        async with self._unless_written(owner, folder):
+            await self._resources.make(owner, directory_at(folder))
+            yield
+
+    @asynccontextmanager
+    async def _unless_written(self, owner: str, place: Path) -> AsyncIterator[None]:
+        """Undo what the owner still has at the end. What hangs is undone later: nobody is to wait for it."""
         try:
-            await self._resources.make_directory(owner, folder)
-            yield owner
+            yield
         except OSError as error:
-            raise _unwritten(folder.parent, error) from error
+            raise _unwritten(place, error) from error
         finally:
-            await asyncio.shield(self._resources.undo(owner))
+            await asyncio.shield(self._resources.give_up("", owner, f"a checkpoint at {place}"))
 
     def _chosen(self, pod_id: str, wanted: Sequence[str]) -> list[ContainerRecord]:
         """Return the records of the containers asked for: exactly those of the pod that run."""
@@ -217,7 +214,7 @@ class CheckpointService:
             for subject in subjects:
                 await self._capture_one(subject, limit_s)
         finally:
-            await asyncio.shield(self._resources.undo(owner, {PAUSE}))
+            await asyncio.shield(self._resources.resume(owner))
 
     async def _capture_one(self, subject: _Subject, limit_s: float) -> None:
         record, folder = subject.record, subject.folder
@@ -275,22 +272,34 @@ def refuse_options(options: Collection[str]) -> None:
         raise Unsupported(f"{_OPTIONS}: {', '.join(sorted(options))}: crinoid's runtimes have no such option")
 
 
+@contextmanager
+def _on_its_own(what: str) -> Iterator[str]:
+    """Have threads of its own work on a checkpoint, as its place and the container's volumes may hang; gives its owner
+    in the ledger."""
+    owner = f"checkpoint/{secrets.token_hex(16)}"
+    with on_behalf_of(what, owner):
+        yield owner
+
+
 @asynccontextmanager
 async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
-    """Bound an act in time, and its threads to those of an owner of its own: the file system that it writes to may
-    hang, and is the request's to name."""
     try:
-        with on_behalf_of(what):
-            async with asyncio.timeout(limit_s) as timeout:
-                yield
+        async with asyncio.timeout(limit_s) as timeout:
+            yield
     except TimeoutError as error:
         if timeout.expired():
             raise DeadlineExceeded(f"{what} was given up after {limit_s:g} s, and everything runs on") from error
         raise
 
 
+def _work_place(folder: Path, owner: str) -> Path:
+    """A folder's name has the owner's token: the ledger's row is believed by it."""
+    return folder / f".crinoid-{owner.rpartition('/')[2]}"
+
+
 def _check_location(location: str) -> Path:
     target = Path(location)
+    touching(location)
     if not target.is_absolute() or not target.name or "\0" in location:
         raise InvalidArgument(f"location {location!r} is not the absolute path of a file")
     try:
@@ -305,6 +314,7 @@ def _check_location(location: str) -> Path:
 
 def _check_folder(output: str) -> Path:
     folder = Path(output)
+    touching(output)
     if not folder.is_absolute():
         raise InvalidArgument(f"output_path {output!r} is not absolute")
     try:
