@@ -32,6 +32,7 @@ from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
+from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
 from crinoid.core.api.values.pod import LinuxResources
@@ -344,7 +345,7 @@ class OciRuntime(abc.ABC):
             raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
         try:
             # in a thread: a profile is the request's to name, and a specification may have megabytes
-            spec = await asyncio.to_thread(self._complete, request)
+            spec = await call_within(timeout_s, act, lambda: self._complete(request))
             await asyncio.to_thread(bundle.write_spec, spec)
             async with asyncio.timeout(timeout_s):
                 process = await self._create(bundle, request, command)

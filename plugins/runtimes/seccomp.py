@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
 from crinoid.plugins.runtimes.default_seccomp import default_profile
@@ -118,6 +119,7 @@ def _default_filter(capabilities: frozenset[str]) -> Filter:
 
 
 def _from_file(path: Path, capabilities: frozenset[str], failure: type[CrinoidError]) -> Filter:
+    touching(path)
     try:
         seen = path.stat()
         return _filter_of_file(path, capabilities, (seen.st_mtime_ns, seen.st_ino, seen.st_size))

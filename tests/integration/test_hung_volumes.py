@@ -5,6 +5,7 @@ The FUSE mounts here take requests and never answer: who waits for one hangs uni
 
 import contextlib
 import functools
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ import pytest
 from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
 from support.daemon import container_config
-from support.hung_mounts import MKDIR, HungMount, hung_mount
+from support.hung_mounts import MKDIR, OPEN, HungMount, hung_mount
 from support.patience import patient
 
 PATH_S = 1
@@ -208,6 +209,39 @@ def test_a_checkpoint_to_a_place_that_begins_to_hang(hung: HungNode, at: frozens
     subprocess.run([*node.daemon.prefix, "umount", "--lazy", str(hung.mount.path)], check=True)  # its namespace's own
     node.daemon.restart()
     assert node.daemon.query("SELECT owner, kind, key FROM ledger") == []
+
+
+@pytest.mark.parametrize("place", ["configuration", "execve"])
+def test_a_network_whose_files_hang(tmp_path: Path, place: str) -> None:
+    """CNI's configuration, or only the execve of a plugin, from the start on: no other pod waits, nor does SIGTERM."""
+    with hung_mount(tmp_path / "hung") as made:
+        made.hangs = _but_for_probes
+        if place == "execve":  # by whomever
+            made.hangs, made.hangs_at, made.has_programs = lambda _name: True, frozenset({OPEN}), True
+        folder = tmp_path / "net.d"
+        folder.mkdir()
+        document = {"cniVersion": "1.0.0", "name": "hung", "plugins": [{"type": "bridge"}]}
+        (folder / "10-hung.conflist").write_text(json.dumps(document))
+        paths = {"conf_dir": made.path, "bin_dirs": [folder]} if place == "configuration" else {}
+        paths = paths or {"conf_dir": folder, "bin_dirs": [made.path]}
+        options = ", ".join(f"{key} = {json.dumps(value, default=str)}" for key, value in paths.items())
+        table = f"[networks.hung]\ndriver = 'cni'\noptions = {{ {options}, status_timeout_s = 1 }}\n"
+        handler = "[runtimes.hung]\ndriver = 'runc'\nnetwork = 'hung'\n"
+        with own_node(tmp_path, f"{QUICK}{table}{handler}") as node:
+            assert made.requests > 0
+            well = node.run_container(node.run_pod("well"), "sleep", "600")
+            count = 0 if place == "execve" else 8
+            with going_on(8, lambda number: count and refused(lambda: node.run_pod(f"p{number}", "hung"))) as ends:
+                assert timed(lambda: node.call("Version")) < PROMPT_S
+                assert timed(lambda: node.execute(well, "true")) < PROMPT_S
+                assert timed(lambda: node.run_pod("new")) < PROMPT_S
+            assert all(str(made.path) in end.result() for end in ends if count)
+            first = node.daemon.process
+            assert first is not None
+            os.kill(first.pid, signal.SIGTERM)
+            wait_until(lambda: has_ended(first.pid), 15)
+            made.abort()
+            node.daemon.start()
 
 
 def test_a_link_to_what_hangs(hung: HungNode, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ _INIT = struct.Struct("<IIIIHHIIHHI7I")  # fuse_init_out of protocol 7.23 and la
 _ATTR = struct.Struct("<QII6Q10I")  # fuse_attr_out
 _LOOKUP, _FORGET, _GETATTR, _STATFS, _INTERRUPT, _BATCH_FORGET = 1, 2, 3, 17, 36, 42
 _ENOENT, _ENOSYS = 2, 38
-MKDIR = 9
+MKDIR, OPEN = 9, 14
+_PROGRAM = 2  # its inode
+_ATTR_HEAD = 16  # what fuse_attr_out has before fuse_attr
 _MNT_DETACH = 2
 
 
@@ -39,6 +41,8 @@ class HungMount:
         self.hangs: Callable[[str], bool] = lambda _name: True
         self.hangs_at: frozenset[int] = frozenset()
         """Empty: at all of them."""
+        self.has_programs = False
+        """Whether every name in the folder is that of a program."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
@@ -90,7 +94,11 @@ class HungMount:
         if (not self.hangs_at or opcode in self.hangs_at) and self.hangs(_name_of(pid)):
             self.requests += 1
             return
-        body, error = _answer_of_empty_folder(opcode)
+        (node,) = struct.unpack_from("<Q", request, _HEADER.size)
+        if self.has_programs and (opcode == _LOOKUP or node == _PROGRAM):
+            body, error = _answer_of_program(opcode)
+        else:
+            body, error = _answer_of_empty_folder(opcode)
         with contextlib.suppress(FileNotFoundError):  # it was interrupted
             os.write(self._fd, _ANSWER.pack(_ANSWER.size + len(body), -error, unique) + body)
 
@@ -108,6 +116,15 @@ def _answer_of_empty_folder(opcode: int) -> tuple[bytes, int]:
     if opcode == _STATFS:
         return bytes(80), 0
     return b"", _ENOENT if opcode == _LOOKUP else _ENOSYS
+
+
+def _answer_of_program(opcode: int) -> tuple[bytes, int]:
+    attributes = _ATTR.pack(0, 0, 0, _PROGRAM, 100, 1, 0, 0, 0, 0, 0, 0, 0o100755, 1, 0, 0, 0, 4096, 0)
+    if opcode == _GETATTR:
+        return attributes, 0
+    if opcode == _LOOKUP:
+        return struct.pack("<4Q2I", _PROGRAM, 0, 0, 0, 0, 0) + attributes[_ATTR_HEAD:], 0
+    return b"", _ENOSYS
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.lifecycle.cdi.documents import BrokenFile, CdiDevice, Document, read_document
 
 LOG = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Folders:
 
     def find(self, names: Iterable[str]) -> list[FoundDevice]:
         """Return the devices with these full names. Raises NotFound, and FailedPrecondition for a contested one."""
+        touching(", ".join(map(str, self._folders)))
         with self._lock:
             layers = self._look()
             broken = set(self._broken_files())

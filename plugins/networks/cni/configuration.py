@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.plugins.networks.cni import versions
 
@@ -155,6 +156,7 @@ class ConfigurationFolder:
 
     def read(self) -> tuple[Folder, bool]:
         """Return what the folder holds, and whether it was read anew. Blocks for a moment; never raises."""
+        touching(self._directory)
         fingerprint = self._take_fingerprint()
         if fingerprint == self._fingerprint:
             return self._content, False

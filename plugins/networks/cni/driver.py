@@ -13,11 +13,12 @@ from crinoid.core.api.errors import CrinoidError, DriverError, InvalidArgument, 
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import links, namespaces
+from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.plugins.networks.cni import chains, results, versions
 from crinoid.plugins.networks.cni.chains import Chain
 from crinoid.plugins.networks.cni.configuration import ConfigurationFolder, Folder, Network
-from crinoid.plugins.networks.cni.execution import SupportedVersions, find_plugin
+from crinoid.plugins.networks.cni.execution import Executable, SupportedVersions, find_plugin
 from crinoid.plugins.networks.cni.firsts import Firsts
 from crinoid.plugins.networks.cni.gate import Gate
 from crinoid.plugins.networks.cni.plans import (
@@ -156,7 +157,8 @@ class CniNetwork:
     # What the hooks are made of, in the order of their use.
 
     async def _read_folder(self) -> Folder:
-        folder, is_new = await asyncio.to_thread(self._folder.read)
+        what = f"CNI configuration in {self._config.conf_dir}"
+        folder, is_new = await call_within(self._config.status_timeout_s, what, self._folder.read)
         if is_new:
             names = ", ".join(f"{network.name} ({network.file})" for network in folder.networks) or "none"
             self._log.info("CNI networks in %s: %s", self._config.conf_dir, names)
@@ -182,11 +184,17 @@ class CniNetwork:
         except CrinoidError as error:
             raise NotReady("NetworkPluginNotReady", error.message) from error
 
+    async def _find(self, plugin: str) -> Executable | None:
+        try:
+            return await find_plugin(plugin, self._bin_dirs, self._config.status_timeout_s)
+        except OSError as error:
+            raise NotReady("NetworkPluginMissing", f"plugin {plugin} can't be found: {error}") from error
+
     async def _negotiate(self, network: Network) -> str:
         """Return the version that the configuration offers and all its plugins speak; raise NotReady."""
         supported = {}
         for plugin in network.plugin_types:
-            binary = find_plugin(plugin, self._bin_dirs)
+            binary = await self._find(plugin)
             if binary is None:
                 where = ", ".join(self._bin_dirs)
                 raise NotReady(

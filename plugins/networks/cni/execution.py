@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
+from crinoid.core.api.linux.bulkheads import touching
+from crinoid.core.api.linux.probes import needs_no_look
+from crinoid.core.api.linux.threads import call_within
 from crinoid.plugins.networks.cni import versions
 from crinoid.plugins.networks.cni.results import shorten
 
@@ -41,6 +44,7 @@ _MEANINGS = {
 }
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOT_INHERITED = ("CNI_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
+_BY_SHELL = ("/bin/sh", "-c", 'exec "$0"')
 _BUSY_TRIES = 5
 _BUSY_PAUSE_S = 0.2
 _MAX_OUTPUT_BYTES = 4 << 20
@@ -100,18 +104,40 @@ class Call:
         return f"plugin {self.plugin} ({self.file}, network {self.network!r}) {self.command}"
 
 
-def find_plugin(plugin: str, bin_dirs: Sequence[str]) -> Path | None:
-    """Return the plugin's executable in the first folder that has one, as every runtime looks it up."""
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """A plugin's file: what tells it from a later one of its name, and whether it lies where a server may be gone."""
+
+    path: Path
+    version: tuple[int, int]
+    is_served: bool
+
+
+async def find_plugin(plugin: str, bin_dirs: Sequence[str], timeout_s: float) -> Executable | None:
+    """Return the plugin's executable in the first folder that has one, as every runtime looks it up.
+
+    Raises DeadlineExceeded, naming the path, for a folder that does not answer.
+    """
+    return await call_within(timeout_s, f"plugin {plugin}", lambda: _find(plugin, bin_dirs))
+
+
+def _find(plugin: str, bin_dirs: Sequence[str]) -> Executable | None:
     for directory in bin_dirs:
         binary = Path(directory, plugin)
+        touching(binary)
         if binary.is_file() and os.access(binary, os.X_OK):
-            return binary
+            status = binary.stat()
+            is_safe = needs_no_look(str(binary), Path("/proc/self/mountinfo").read_bytes())
+            return Executable(binary, (status.st_ino, status.st_mtime_ns), not is_safe)
     return None
 
 
 async def execute(call: Call) -> bytes:
     """Run a plugin and return what it printed. Raises PluginFailed, PluginMissing, PluginTimeout, PluginUnavailable."""
-    binary = find_plugin(call.plugin, call.bin_dirs)
+    try:
+        binary = await find_plugin(call.plugin, call.bin_dirs, call.timeout_s)
+    except (CrinoidError, OSError) as error:
+        raise PluginFailed(f"{call}: {error}") from error
     if binary is None:
         raise PluginMissing(
             f"{call}: there is no executable {call.plugin!r} in {', '.join(call.bin_dirs)}; "
@@ -123,12 +149,16 @@ async def execute(call: Call) -> bytes:
     return finished.stdout
 
 
-async def _run(call: Call, binary: Path) -> process.Finished:
-    """Run the executable; one that is being written at this moment (an update of the plugins) is tried again."""
+async def _run(call: Call, binary: Executable) -> process.Finished:
+    """Run the executable; one that is being written at this moment (an update of the plugins) is tried again.
+
+    To start a program is to wait for its execve(2), which reads the file: where its server may be gone, a shell waits.
+    """
+    command = [*(_BY_SHELL if binary.is_served else ()), str(binary.path)]
     for attempt in range(_BUSY_TRIES):
         try:
             return await process.run(
-                [str(binary)],
+                command,
                 timeout_s=call.timeout_s,
                 stdin=json.dumps(call.content).encode(),
                 env=_environment(call),
@@ -138,7 +168,7 @@ async def _run(call: Call, binary: Path) -> process.Finished:
             raise PluginTimeout(f"{call}: it had not ended after {call.timeout_s:g} s and was killed") from error
         except OSError as error:
             if error.errno != errno.ETXTBSY or attempt == _BUSY_TRIES - 1:
-                raise PluginFailed(f"{call}: {binary} can't be executed: {error.strerror}") from error
+                raise PluginFailed(f"{call}: {binary.path} can't be executed: {error.strerror}") from error
             await asyncio.sleep(_BUSY_PAUSE_S)
         except CrinoidError as error:
             raise PluginFailed(f"{call}: {error}") from error
@@ -185,12 +215,12 @@ class SupportedVersions:
         self._timeout_s = timeout_s
         self._known: dict[tuple[str, int, int], frozenset[str]] = {}
 
-    async def ask(self, binary: Path) -> frozenset[str] | None:
+    async def ask(self, binary: Executable) -> frozenset[str] | None:
         """Return the versions that the plugin says it speaks, ``None`` when it gives no such answer."""
-        key = _identify(binary)
+        key = (str(binary.path), *binary.version)
         if key in self._known:
             return self._known[key]
-        answer = await self._ask(binary)
+        answer = await self._ask(binary.path)
         if answer is not None:
             self._known[key] = answer
         return answer
@@ -212,11 +242,3 @@ class SupportedVersions:
             return frozenset(str(version) for version in answer["supportedVersions"])
         except (CrinoidError, ValueError, TypeError, KeyError):
             return None
-
-
-def _identify(binary: Path) -> tuple[str, int, int]:
-    try:
-        status = binary.stat()
-    except OSError:  # it is being replaced at this moment
-        return str(binary), 0, 0
-    return str(binary), status.st_ino, status.st_mtime_ns

@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, Unauthenticated
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.linux.process import run
 from crinoid.core.api.manifests import Document, TextMap
@@ -63,6 +64,7 @@ class NodeCredentials:
         for path in self._paths:
             try:
                 path = path.expanduser()
+                touching(path)
                 content = read_regular(path, _MAX_FILE_BYTES)
             except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: there is no home
                 continue

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.image import DEFAULT_REGISTRY
 
@@ -82,6 +83,7 @@ def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
     """Return what is wrong with the files of all registries, one sentence each."""
     problems = []
     for path in config_paths:
+        touching(path)
         for file in sorted(path.glob("*/hosts.toml")):
             try:
                 _read_hosts(file, file.parent.name, f"https://{file.parent.name}/v2")
@@ -94,7 +96,10 @@ def _host_folders(registry: str, config_paths: tuple[Path, ...]) -> Iterator[Pat
     host, colon, port = registry.rpartition(":")
     names = ([f"{host}_{port}_"] if colon and port.isdigit() else []) + [registry, "_default"]
     for name in names:
-        yield from (path / name for path in config_paths if (path / name).is_dir())
+        for path in config_paths:
+            touching(path)
+            if (path / name).is_dir():
+                yield path / name
 
 
 def _default_url(registry: str, plain_http: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.manifests import MAX_DOCUMENT_BYTES, IndexDocument, parse
 from crinoid.plugins.registries.layout.archives import COMPRESSED, read_archive
 from crinoid.plugins.registries.layout.shelf import Shelf, Stamp, fill_shelf, open_regular
@@ -42,6 +43,7 @@ class Catalog:
 
     def _entries(self) -> Iterator[tuple[Path, _Stamp, Callable[[Path], Shelf]]]:
         """Yield each entry with the stamp that tells whether it changed, and what reads it."""
+        touching(self._folder)
         try:
             paths = sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
         except OSError:
@@ -49,6 +51,7 @@ class Catalog:
         if self._folder / "index.json" in paths:  # the folder is a layout itself, and may hold others
             paths = [self._folder, *(path for path in paths if path.name not in _LAYOUT_NAMES)]
         for path in paths:
+            touching(path)
             index = path / "index.json"
             is_folder = path.is_dir()
             try:
