@@ -56,6 +56,15 @@ def check_adjustment(adjustment: ContainerAdjustment) -> None:
         raise InvalidArgument(f"{field or 'an adjustment'}: it holds what is of the wrong type: {error}") from error
 
 
+def check_resources(limits: LinuxResources) -> None:
+    """Raise InvalidArgument for the first limit that no request could hold either."""
+    try:
+        for problem in _resources(limits):
+            raise InvalidArgument(problem)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InvalidArgument(f"limits that are of the wrong type: {error}") from error
+
+
 def _fields(wanted: ContainerAdjustment) -> Iterator[tuple[str, Iterable[str]]]:
     yield "envs", (problem for name, value in wanted.envs for problem in _variable(name, value))
     yield "envs", _strings([f"{name}={value}" for name, value in wanted.envs])
@@ -193,7 +202,9 @@ def _rlimit(limit: Rlimit) -> Iterator[str]:
 
 
 def _resources(limits: LinuxResources) -> Iterator[str]:
-    for field, least in (("cpu_period", 0), ("cpu_quota", -1), ("cpu_shares", 0), ("memory_limit_bytes", -1)):
+    amounts = ("cpu_period", "cpu_quota", "cpu_shares", "memory_limit_bytes", "memory_swap_limit_bytes")
+    for field in amounts:
+        least = 0 if field in ("cpu_period", "cpu_shares") else -1
         if not least <= getattr(limits, field) < 1 << 63:
             yield f"{field} is {getattr(limits, field)}"
     for field in ("cpuset_cpus", "cpuset_mems"):

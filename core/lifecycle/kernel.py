@@ -6,6 +6,7 @@ Handed to every extension by ``connect``. It goes the same ways as requests do, 
 import asyncio
 import logging
 
+from crinoid.core.api.adjustments import check_resources
 from crinoid.core.api.hooks.extension import ContainerView, PodView
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.lifecycle.containers import ContainerService
@@ -36,7 +37,8 @@ class ExtensionKernel:
         return await asyncio.to_thread(_view_all, records, pods)
 
     async def update_container(self, container_id: str, resources: LinuxResources) -> None:
-        """Change limits of a container, without asking extensions."""
+        """Change limits of a container, without asking extensions. Raises InvalidArgument for what no request holds."""
+        check_resources(resources)
         await self._containers.change_limits(container_id, resources)
 
     async def stop_container(self, container_id: str, reason: str) -> None:

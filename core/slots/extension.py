@@ -7,7 +7,7 @@ A hook is called once for each extension, so that a failure has a name, a deadli
 import logging
 from collections.abc import Sequence
 
-from crinoid.core.api.adjustments import check_adjustment
+from crinoid.core.api.adjustments import check_adjustment, check_resources
 from crinoid.core.api.errors import BadAdjustment, CrinoidError, InvalidArgument, Refused
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
@@ -54,6 +54,17 @@ def _adjustment(answer: object) -> ContainerAdjustment | None:
         except InvalidArgument as error:
             raise BadAdjustment(f"wants what makes no sense: {error}") from error
     return adjustment
+
+
+def _limits(answer: object) -> LinuxResources | None:
+    """As ``_adjustment``, of a container whose limits are being changed."""
+    limits = one_or_none(LinuxResources)(answer)
+    if limits is not None:
+        try:
+            check_resources(limits)
+        except InvalidArgument as error:
+            raise BadAdjustment(f"wants limits that make no sense: {error}") from error
+    return limits
 
 
 class ExtensionSlots:
@@ -133,9 +144,7 @@ class ExtensionSlots:
     async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources:
         """Ask each extension what to change; return the last word."""
         for slot in self.slots:
-            changed = await slot.call(
-                "container_updating", one_or_none(LinuxResources), container=container, resources=resources
-            )
+            changed = await slot.call("container_updating", _limits, container=container, resources=resources)
             resources = resources if changed is None else changed
         return resources
 

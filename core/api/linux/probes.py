@@ -132,6 +132,11 @@ class PathProbes:
         end.add_done_callback(lambda _: self._hung.pop(path, None))
 
 
+def may_hang(path: str) -> bool:
+    """Whether a server that may be gone serves a file system on the way to a path. Blocks for the disk."""
+    return bool(_without_safe([path]))
+
+
 def needs_no_look(path: str, mountinfo: bytes) -> bool:
     """Whether no file system on the way to a path, links included, has a server that may be gone. Blocks for the disk.
 

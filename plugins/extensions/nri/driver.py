@@ -157,8 +157,15 @@ class NriExtension:
         await self._update(creation.changes.of_others)
         if not creation.adjust.ByteSize():
             return None
-        author = creation.owners.owner(container.container_id, nri_pb2.Field.CgroupsPath) or ", ".join(creation.authors)
-        return replace(decode_adjustment(creation.adjust, container), author=f"NRI plugin {author}")
+        authors = ", ".join(creation.authors)
+        author = creation.owners.owner(container.container_id, nri_pb2.Field.CgroupsPath) or authors
+        adjustment = replace(decode_adjustment(creation.adjust, container), author=f"NRI plugin {author}")
+        try:  # each one's was checked; all together may be more than a container can have
+            check_adjustment(adjustment)
+        except InvalidArgument as error:
+            name = _name(container)
+            raise Refused(f"NRI plugins {authors} together want of {name} what makes no sense: {error}") from error
+        return adjustment
 
     @hookimpl
     async def container_created(self, container: ContainerView) -> None:

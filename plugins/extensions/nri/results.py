@@ -7,9 +7,11 @@ updates alone, also those of a container whose limits are being changed. Source:
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, TypeVar
 
-from crinoid.core.api.errors import Refused
+from crinoid.core.api.adjustments import check_resources
+from crinoid.core.api.errors import InvalidArgument, Refused
 from crinoid.plugins.extensions.nri.decode import removed
 from crinoid.plugins.extensions.nri.owners import CPU_FIELDS, MEMORY_FIELDS, Owners
+from crinoid.plugins.extensions.nri.resources import decode_resources
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 
 F = nri_pb2.Field
@@ -48,6 +50,11 @@ class Changes:
                     raise
 
     def _merge(self, wanted: nri_pb2.ContainerUpdate, update: nri_pb2.ContainerUpdate, plugin: str) -> None:
+        try:
+            check_resources(decode_resources(update.linux.resources))
+        except InvalidArgument as error:
+            what = f"limits of container {update.container_id} that make no sense"
+            raise Refused(f"NRI plugin {plugin} wants {what}: {error}") from error
         is_own = self._own is not None and self._own.container.id == update.container_id
         target = self._own.linux_resources if self._own and is_own else wanted.linux.resources
         merged = nri_pb2.LinuxResources()

@@ -19,7 +19,7 @@ from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError,
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.api.linux.bulkheads import touching
-from crinoid.core.api.linux.probes import needs_no_look
+from crinoid.core.api.linux.probes import may_hang
 from crinoid.core.api.linux.threads import call_within
 from crinoid.plugins.networks.cni import versions
 from crinoid.plugins.networks.cni.results import shorten
@@ -127,8 +127,7 @@ def _find(plugin: str, bin_dirs: Sequence[str]) -> Executable | None:
         touching(binary)
         if binary.is_file() and os.access(binary, os.X_OK):
             status = binary.stat()
-            is_safe = needs_no_look(str(binary), Path("/proc/self/mountinfo").read_bytes())
-            return Executable(binary, (status.st_ino, status.st_mtime_ns), not is_safe)
+            return Executable(binary, (status.st_ino, status.st_mtime_ns), may_hang(str(binary)))
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crinoid.core.api.errors import DriverError, FailedPrecondition, NotFound, Refused
+from crinoid.core.api.errors import DriverError, FailedPrecondition, InvalidArgument, NotFound, Refused
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, DeviceMapping, VolumeMount
@@ -274,6 +274,8 @@ async def test_the_kernel_tells_updates_and_stops(fake_node: FakeNode) -> None:
     await kernel.update_container(container, LinuxResources(memory_limit_bytes=1 << 20))
     assert fake_node.now.containers.get(container).resources.memory_limit_bytes == 1 << 20
     assert "container_updating" not in fake_node.extension.hooks_called
+    with pytest.raises(InvalidArgument, match="unified"):
+        await kernel.update_container(container, LinuxResources(unified={"../other/memory.max": "1"}))
     await kernel.stop_container(container, "a test")
     assert fake_node.now.containers.get(container).state is ContainerState.EXITED
     with pytest.raises(FailedPrecondition):

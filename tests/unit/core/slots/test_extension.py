@@ -90,6 +90,16 @@ async def test_what_makes_no_sense_is_a_failure(drivers: tuple[FakeExtension, Fa
         await slots.adjust_container(CONTAINER)
 
 
+@pytest.mark.parametrize("unified", [{"../other/memory.max": "1"}, {"memory.max": 1}], ids=["path", "type"])
+async def test_limits_that_make_no_sense_are_a_failure(
+    drivers: tuple[FakeExtension, FakeExtension], unified: dict[str, Any]
+) -> None:
+    slots = ExtensionSlots([a_slot(driver, on_failure="fail") for driver in drivers])
+    drivers[0].resources = LinuxResources(unified=unified)
+    with pytest.raises(DriverError, match=r"\"first\" .*container_updating: wants limits that make no sense"):
+        await slots.container_updating(CONTAINER, LinuxResources(cpu_shares=1))
+
+
 async def test_each_is_asked_about_what_the_one_before_made(drivers: tuple[FakeExtension, FakeExtension]) -> None:
     slots = ExtensionSlots([a_slot(driver) for driver in drivers])
     drivers[0].resources = LinuxResources(cpu_shares=2)

@@ -535,6 +535,40 @@ async def test_a_late_refusal_counts(make: Any) -> None:
         await nri.driver.adjust_container(a_container())
 
 
+async def test_what_all_want_together_is_bounded_too(make: Any) -> None:
+    """It is a refusal, which counts; as a failure of the extension ``on_failure`` would have all of them ignored."""
+    nri = await make()
+    for index in ("10", "20"):
+        mounts = [{"destination": f"/{index}/{number}", "type": "tmpfs", "source": "t"} for number in range(2100)]
+        await nri.join("many", index, CreateContainer=adjusting(mounts=mounts))
+    with pytest.raises(Refused, match=r"NRI plugins 10-many, 20-many together want .*there are 4200, more than 4096"):
+        await nri.driver.adjust_container(a_container())
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        nri_pb2.LinuxResources(unified={"../other/memory.max": "1"}),
+        nri_pb2.LinuxResources(cpu={"cpus": "1," * 30_000}),
+        nri_pb2.LinuxResources(cpu={"quota": {"value": -7}}),
+        nri_pb2.LinuxResources(memory={"swap": {"value": -7}}),
+        nri_pb2.LinuxResources(hugepage_limits=[{"page_size": "../2MB", "limit": 1}]),
+    ],
+    ids=["unified", "cpus", "quota", "swap", "hugepages"],
+)
+async def test_limits_that_make_no_sense_are_refused_by_the_plugins_name(make: Any, limits: Any) -> None:
+    nri = await make()
+    nri.have(a_container("c1", state=ContainerStatus.RUNNING))
+    update = nri_pb2.ContainerUpdate(container_id="c1", linux={"resources": limits})
+    answer = nri_pb2.UpdateContainerResponse(update=[update])
+    plugin = await nri.join("odd", "10", UpdateContainer=lambda _: answer)
+    with pytest.raises(Refused, match="NRI plugin 10-odd wants limits of container c1 that make no sense"):
+        await nri.driver.container_updating(a_container(), LinuxResources(cpu_shares=2))
+    with pytest.raises(PluginError, match="make no sense"):
+        await call(plugin.update_containers, update)
+    assert nri.kernel.updated == []
+
+
 async def test_who_comes_after_a_refusal_is_not_asked(make: Any) -> None:
     nri = await make()
     await nri.join("no", "10", RunPodSandbox=refuse)
