@@ -70,7 +70,11 @@ class NodeService:
                 LOG.error("%s", error.message)
                 self._unfit[slot.name] = error.message
         if text := self._store.setting(POD_CIDRS):
-            await self.set_pod_cidrs(tuple(text.split(",")))
+            for network in self._slots.networks.values():
+                try:
+                    await network.set_pod_cidrs(tuple(text.split(",")))
+                except CrinoidError as error:
+                    LOG.error("the pods' address ranges of last time: %s", error.message)
 
     async def _runtime_ready(self) -> Condition:
         slots = list(self._slots.runtimes.values())

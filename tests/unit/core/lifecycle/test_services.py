@@ -256,6 +256,21 @@ async def test_a_pod_without_its_namespaces_is_not_ready(fake_node: FakeNode) ->
         await services.containers.create(pod, a_container(), None)
 
 
+@pytest.mark.parametrize(
+    ("driver", "hook"),
+    [("network", "set_pod_cidrs"), ("network", "collect_garbage"), ("snapshotter", "list_snapshots")]
+    + [("snapshotter", hook) for hook in ("probe", "list_unfinished", "list_layers")],
+)
+async def test_a_driver_that_fails_keeps_no_daemon_from_starting(fake_node: FakeNode, driver: str, hook: str) -> None:
+    await fake_node.now.node.set_pod_cidrs(("10.0.0.0/8",))
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    await fake_node.crash()
+    getattr(fake_node, driver).fail(hook, SystemExit(3))
+    services = await fake_node.start()
+    assert [record.id for record in services.store.pods] == [pod]
+    assert getattr(fake_node, driver).hooks_called.count(hook) > 0
+
+
 async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node: FakeNode) -> None:
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)
