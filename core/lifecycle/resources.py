@@ -74,6 +74,7 @@ class Resources:
         self._threads = threads
         self._given_up: dict[str, _GivenUp] = {}
         self._retry: asyncio.Task[None] | None = None
+        self._undoing: set[asyncio.Task[None]] = set()
         self._undo_of: Mapping[str, Callable[[LedgerEntry], Awaitable[None]]] = {
             NETWORK: self._undo_network,
             SNAPSHOT: self._undo_snapshot,
@@ -222,6 +223,13 @@ class Resources:
             LOG.error("something of %s is left, to be undone later: %s", where, error.message)
             self._undo_later(_GivenUp(pod_id, about, time.monotonic()), owner)
 
+    async def give_up_within(self, patience_s: float, owner: str, about: str) -> None:
+        """As ``give_up`` for no pod; what takes longer goes on in the background, as it may hang."""
+        undoing = asyncio.create_task(self.give_up("", owner, about), name=f"undoing {about}")
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+        await asyncio.wait({undoing}, timeout=patience_s)
+
     def undo_later(self, owner: str) -> None:
         """See to it that an owner that an earlier run left is undone from time to time until nothing is left."""
         made = [entry.data.get("handle") for entry in self._ledger.entries(owner) if entry.kind == CONTAINER]
@@ -276,9 +284,10 @@ class Resources:
 
     async def close(self) -> None:
         """Stop trying in the background; the entries stay for the next start."""
-        if self._retry is not None:
-            self._retry.cancel()
-            await asyncio.gather(self._retry, return_exceptions=True)
+        tasks = [*self._undoing, *([] if self._retry is None else [self._retry])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def retry_deferred(self) -> None:
         """See to it that deferred entries are tried again from time to time until none is left."""

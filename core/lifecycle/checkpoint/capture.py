@@ -159,7 +159,7 @@ class CheckpointService:
         except OSError as error:
             raise _unwritten(place, error) from error
         finally:
-            await asyncio.shield(self._resources.give_up("", owner, f"a checkpoint at {place}"))
+            await self._resources.give_up_within(self._path_s, owner, f"a checkpoint at {place}")
 
     def _chosen(self, pod_id: str, wanted: Sequence[str]) -> list[ContainerRecord]:
         """Return the records of the containers asked for: exactly those of the pod that run."""
