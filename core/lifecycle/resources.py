@@ -170,7 +170,7 @@ class Resources:
     async def resume(self, owner: str) -> None:
         """Let the containers go on that are frozen for an owner, even if what froze them hangs."""
         with on_behalf_of(f"cleanup of {owner}", owner):
-            await self._undo(owner, {PAUSE})
+            await self._undo_entries([entry for entry in self._ledger.entries(owner) if entry.kind == PAUSE])
 
     def own_contents(self, owner: str, folder: Path) -> None:
         """Take over a folder of somebody else's, empty but for a directory that the owner has there by its own name:
