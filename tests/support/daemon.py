@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Daemon:
     """One daemon: ``start``, ``stop``, ``kill`` and again; ``cri`` is a client of its socket.
 
     ``config`` is TOML beyond the folders. ``prefix`` goes before the command, as ``unshare`` does. ``python`` is the
-    interpreter, of the environment that the daemon is to run from.
+    interpreter, of the environment that the daemon is to run from, and ``module`` what it runs; ``environment`` is what
+    it gets besides this process's.
     """
 
     folder: Path
@@ -36,6 +38,8 @@ class Daemon:
     python: str = sys.executable
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
     run_below: Path = Path("/run")
+    module: str = "crinoid"
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     _cri: Cri | None = None
 
@@ -103,10 +107,15 @@ class Daemon:
         drop_ins = self.folder / "conf.d"
         drop_ins.mkdir(exist_ok=True)
         (drop_ins / "50-test.toml").write_text(self.config)
-        command = [*self.prefix, self.python, "-m", "crinoid", "serve", "--config", str(self.config_file)]
+        command = [*self.prefix, self.python, "-m", self.module, "serve", "--config", str(self.config_file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
             )
 
     def stop(self) -> int:

@@ -1,0 +1,253 @@
+"""``crinoid serve`` with a failpoint before and after each irreversible act: ``python -m chaos.failing_daemon serve …``.
+
+The product has no line for it. Whatever leaves a trace on the host goes through a few primitive functions (SQLite, file
+names, mounts and namespaces, programs, signals, netlink), and these are wrapped before crinoid is imported. A point's
+name is the act and what it is done to, with ids and numbers taken out: ``os.mkdir run/pods/ID``.
+
+``CRINOID_FAILPOINTS`` names a directory: ``hits`` there gets the name of each act that is done, one a line, and
+``plan`` (see ``Plan``) says where to fail. It is looked at before each act, so that a daemon that runs can be told.
+"""
+
+import errno
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "CRINOID_FAILPOINTS"
+KILL = "kill"
+BEFORE, AFTER = "before", "after"
+LIBC_CALLS = frozenset({"mount", "umount2", "unshare", "syncfs", "sethostname"})
+SYSCALLS = {428: "open_tree", 429: "move_mount", 430: "fsopen", 432: "fsmount", 442: "mount_setattr"}
+OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, "os.posix_spawnp": errno.EAGAIN, "umount2": errno.EIO}
+"""What the kernel answers when these fail; ENOSPC for all others."""
+
+# What differs from one run to the next.
+_ID = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"(?<![0-9a-zA-Z])(?=[a-z-]*[0-9])[0-9a-f]{8,16}(?![0-9a-zA-Z])|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NUMBER = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Fail at the ``number``-th act of this name (from 1), before it is done or after; ``act``: kill, or fail."""
+
+    name: str
+    number: int = 1
+    when: str = BEFORE
+    act: str = KILL
+
+    def __str__(self) -> str:
+        return f"{self.act} {self.when} {self.name} ({self.number})"
+
+    def write(self, folder: Path) -> None:
+        """Have the daemon do so: it counts from now on."""
+        temporary = folder / "plan.new"
+        temporary.write_text(json.dumps(asdict(self)))
+        temporary.rename(folder / "plan")
+
+
+class Failpoints:
+    """Counts acts, and fails where the plan says so. Works in any thread."""
+
+    def __init__(self, folder: Path, shortened: dict[str, str]) -> None:
+        """``shortened``: beginnings of paths, and what stands for them in names."""
+        self._plan_path = str(folder / "plan")
+        self._shortened = shortened
+        self._hits = os.open(folder / "hits", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._write, self._kill = os.write, os.kill
+        self._lock = threading.Lock()
+        self._inside = threading.local()
+        self._plan: Plan | None = None
+        self._plan_inode = 0
+        self._counts: Counter[str] = Counter()
+
+    def act(self, name: str, subject: object, function: Callable[[], Any]) -> Any:
+        """Do an act with its two points. One that is done as a part of another has none of its own."""
+        if getattr(self._inside, "act", False):
+            return function()
+        point = f"{name} {self._normal(subject)}".rstrip()
+        number, plan = self._count(point)
+        planned = plan is not None and (plan.name, plan.number) == (point, number)
+        if planned and plan.when == BEFORE:
+            self._fail(plan, name)
+        self._inside.act = True
+        try:
+            return function()
+        finally:
+            self._inside.act = False
+            if planned and plan.when == AFTER:
+                self._fail(plan, name)
+
+    def _count(self, point: str) -> tuple[int, Plan | None]:
+        with self._lock:
+            try:
+                inode = os.stat(self._plan_path).st_ino
+                if inode != self._plan_inode:
+                    self._plan = Plan(**json.loads(Path(self._plan_path).read_text()))
+                    self._plan_inode = inode
+                    self._counts.clear()
+            except FileNotFoundError:
+                self._plan = None
+            self._counts[point] += 1
+            self._write(self._hits, f"{point}\n".encode())
+            return self._counts[point], self._plan
+
+    def _fail(self, plan: Plan, name: str) -> None:
+        self._write(self._hits, f"! {plan}\n".encode())
+        if plan.act != KILL:
+            number = OWN_ERRORS.get(name, errno.ENOSPC)
+            if name.startswith("sqlite"):
+                raise sqlite3.OperationalError("database or disk is full")
+            raise OSError(number, f"{os.strerror(number)} (failpoint)")
+        for child in _children():  # programs that it runs die as well; monitors and containers live on
+            self._kill(child, signal.SIGKILL)
+        self._kill(0, signal.SIGKILL)  # its process group
+
+    def _normal(self, subject: object) -> str:
+        text = os.fsdecode(subject) if isinstance(subject, bytes | os.PathLike) else str(subject)
+        for beginning, short in self._shortened.items():
+            text = text.replace(beginning, short)
+        text = _ID.sub("ID", text)
+        return _NUMBER.sub("#", _TOKEN.sub("X", text))[:200]
+
+
+def _children() -> list[int]:
+    """The daemon's own programs but for monitors and their containers."""
+    found = []
+    for folder in os.listdir("/proc/self/task"):
+        for pid in Path(f"/proc/self/task/{folder}/children").read_text().split():
+            if "conmon" not in Path(f"/proc/{pid}/comm").read_text():
+                found.append(int(pid))
+    return found
+
+
+def wrap(points: Failpoints) -> None:
+    """Put the points around every primitive function."""
+    for name in ("mkdir", "rmdir", "unlink", "mkfifo", "mknod"):
+        _wrap(points, os, name, lambda arguments: arguments[0])
+    for name in ("symlink", "link"):
+        _wrap(points, os, name, lambda arguments: arguments[1])
+    for name in ("rename", "replace"):
+        _wrap(points, os, name, lambda arguments: f"{os.fspath(arguments[0])} -> {os.fspath(arguments[1])}")
+    for name in ("fsync", "write", "kill", "killpg"):
+        _wrap(points, os, name, lambda _arguments: _caller())
+    _wrap(points, os, "open", lambda arguments: arguments[0], lambda arguments: bool(arguments[1] & os.O_CREAT))
+    _wrap(points, os, "posix_spawnp", lambda arguments: " ".join(map(str, _telling(arguments[1]))))
+    _wrap(points, signal, "pidfd_send_signal", lambda _arguments: _caller())
+    _wrap_connections(points)
+
+    from crinoid.core.api.linux import libc
+    from crinoid.plugins.networks.bridge import netlink, nftables
+
+    _wrap_libc(points, libc)
+    _wrap(points, netlink.Channel, "tell", lambda arguments: ", ".join(m.title for m in arguments[1]))
+    _wrap(points, netlink.Channel, "try_each", lambda arguments: ", ".join(m.title for m in arguments[1]))
+    _wrap(points, netlink.Channel, "send_batch", lambda _arguments: _caller())
+    _wrap(points, nftables.Interpreter, "run", lambda _arguments: _caller())
+
+
+def _always(_arguments: tuple[Any, ...]) -> bool:
+    return True
+
+
+def _wrap(
+    points: Failpoints,
+    owner: Any,
+    name: str,
+    subject: Callable[[tuple[Any, ...]], object],
+    counts: Callable[[tuple[Any, ...]], bool] = _always,
+) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if not counts(arguments):
+            return original(*arguments, **named)
+        relative = "dir_fd" in named or "src_dir_fd" in named  # the names of a tree's members: any of them is alike
+        of = _caller() if relative else subject(arguments)
+        return points.act(f"{owner.__name__}.{name}", of, lambda: original(*arguments, **named))
+
+    setattr(owner, name, wrapped)
+
+
+def _wrap_libc(points: Failpoints, libc: Any) -> None:
+    call, syscall = libc.call, libc.syscall
+
+    def call_with_points(name: str, *arguments: Any, **named: Any) -> int:
+        if name not in LIBC_CALLS:
+            return int(call(name, *arguments, **named))
+        subject = _target(name, arguments) or named.get("path") or _caller()
+        return int(points.act(name, subject, lambda: call(name, *arguments, **named)))
+
+    def syscall_with_points(number: int, *arguments: Any, **named: Any) -> int:
+        if number not in SYSCALLS:
+            return int(syscall(number, *arguments, **named))
+        subject = named.get("path") or _caller()
+        return int(points.act(SYSCALLS[number], subject, lambda: syscall(number, *arguments, **named)))
+
+    libc.call, libc.syscall = call_with_points, syscall_with_points
+
+
+def _target(name: str, arguments: tuple[Any, ...]) -> object:
+    """Of mount(2) the target."""
+    return arguments[1] if name == "mount" else arguments[0] if name == "umount2" else None
+
+
+def _wrap_connections(points: Failpoints) -> None:
+    """Every statement that changes the database; the kind of a ledger row and the state in a record are in the name."""
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            words = statement.split()
+            if words[0].upper() not in ("INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT"):
+                return super().execute(statement, parameters)
+            kinds = [p for p in parameters if isinstance(p, str) and re.fullmatch("[a-z]{3,12}", p)]
+            states = [state for p in parameters for state in re.findall(r'"state":"([a-z-]+)"', str(p))]
+            subject = " ".join([*(word for word in words[:5] if re.fullmatch("[A-Za-z_]+", word)), *kinds, *states])
+            return points.act("sqlite", subject, lambda: super(Connection, self).execute(statement, parameters))
+
+        def executescript(self, statement: str, /) -> sqlite3.Cursor:
+            return points.act("sqlite", "script", lambda: super(Connection, self).executescript(statement))
+
+    sqlite3.connect = functools.partial(sqlite3.connect, factory=Connection)  # type: ignore[assignment]
+
+
+def _telling(command: Any) -> list[str]:
+    """A program with what it is to do: its words that are no paths, options or ids."""
+    words = [os.fsdecode(word) for word in command]
+    return [Path(words[0]).name, *(word for word in words[1:] if re.fullmatch("[a-z-]{2,24}", word))][:8]
+
+
+def _caller() -> str:
+    """The function of crinoid that called."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and "/chaos/" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
+
+
+def main() -> None:
+    configuration = Path(sys.argv[sys.argv.index("--config") + 1]).read_text()
+    shortened = {json.loads(path): name for name, path in re.findall(r'^(root|run) = (".*")$', configuration, re.M)}
+    wrap(Failpoints(Path(os.environ[VARIABLE]), shortened))
+
+    from crinoid.core.cli.main import main as crinoid
+    from crinoid.core.lifecycle import resources
+
+    resources.RETRY_S = 0.2  # what is deferred is over within a test
+    crinoid()
+
+
+if __name__ == "__main__":
+    main()

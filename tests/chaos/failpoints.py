@@ -1,0 +1,203 @@
+"""Kills the daemon, or makes an act fail, at every irreversible act of scripted lives; then nothing may be left or lost.
+
+By hand, as root: ``PYTHONPATH=tests .venv/bin/python -m chaos.failpoints``; ``--life WORDS`` some lives, ``--fail`` acts
+that fail in place of kills, ``--point WORDS`` some points, ``--list`` only names them, ``--most N`` at most so many of
+each life. For each life: it is led once to learn its acts; then again for each of them, with the daemon killed there
+(and the programs that it runs; monitors and containers live on), started anew and asked again. Then the host is as it
+was, no record lies, and a container that ran before runs.
+"""
+
+import argparse
+import contextlib
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos import inventory
+from chaos.failing_daemon import AFTER, BEFORE, KILL, VARIABLE, Plan
+from chaos.lives import LIVES, TWO, VOLUMES, Kubelet, Life
+from integration.conftest import BUSYBOX, Node, configuration, write_conflist
+from support import cgroup_namespace, network_namespace
+from support.daemon import Daemon
+from support.images import Entry, ImageConfig, build_busybox
+from support.patience import patient
+from support.registry import RunningRegistry
+
+FAIL = "fail"
+_NOT_CLEAR = frozenset({"UNKNOWN", "INTERNAL"})
+_SETTLE_S = 10.0
+"""How long what is undone in the background may take."""
+_NEVER_FAILS = ("os.kill", "signal.", "os.write")
+"""Acts that are only killed at: the kernel has no such answer for them, or it is nobody's to hear."""
+
+
+@dataclass
+class Bench:
+    """A node under test, with a container that has run all the time."""
+
+    node: Node
+    points: Path
+    witness: str = ""
+    witness_pid: int = 0
+
+    def lead(self, life: Life, plan: Plan | None = None) -> Kubelet:
+        """Lead a life with a plan to the end."""
+        kubelet = Kubelet(self.node, self.points, plan)
+        life(kubelet)
+        kubelet.revive()  # a kill may have come after the last answer
+        (self.points / "plan").unlink(missing_ok=True)
+        return kubelet
+
+    def wrong(self, before: "Counter[str]") -> list[str]:
+        """Say what is not as it was, and what records say that is not so."""
+        deadline = time.monotonic() + patient(_SETTLE_S)
+        while (found := inventory.compare(before, inventory.take(self.node.daemon))) and time.monotonic() < deadline:
+            time.sleep(patient(0.2))
+        found += inventory.lies(self.node)
+        status = self.node.status(self.witness)
+        if status["state"] != "CONTAINER_RUNNING" or not Path(f"/proc/{self.witness_pid}").exists():
+            found.append(f"lost: the container that ran is {status}")
+        return found
+
+
+@contextlib.contextmanager
+def bench(folder: Path) -> Iterator[Bench]:
+    """Run a failing daemon in a network namespace of its own; at its end nothing is left."""
+    points, layouts = folder / "points", folder / "layouts"
+    points.mkdir(parents=True)
+    build_busybox(layouts / "busybox", BUSYBOX)
+    large = [Entry(path=f"extra{number}", content=bytes([number]) * 700_000) for number in range(4)]
+    build_busybox(layouts / "two", TWO, extra=[Entry(path="bin/.wh.nc"), *large])
+    build_busybox(layouts / "volumes", VOLUMES, ImageConfig(volumes=("/data",)))
+    bridge = f"crt{secrets.token_hex(3)}"
+    write_conflist(folder / "net.d", bridge, "10.89.3.0/24", folder / "ipam")
+    with network_namespace.held() as network, cgroup_namespace.held() as prefix:
+        prefix = (*network.prefix, *prefix)
+        config = configuration(layouts, "127.0.0.1:1", folder / "net.d")
+        environment = {VARIABLE: str(points), "PYTHONPATH": str(Path(__file__).parents[1])}
+        daemon = Daemon(
+            folder / "daemon", config, prefix, module="chaos.failing_daemon", environment=environment
+        )
+        try:
+            daemon.start()
+            node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), bridge, folder / "logs")
+            for handler in ("runc-host-overlay", "crun-host-native"):
+                for image in (BUSYBOX, VOLUMES):
+                    node.call("PullImage", image={"image": image, "runtime_handler": handler})
+            for handler in ("runc-cni-overlay", "crun-bridge-native"):  # what the first pod of a network makes, stays
+                node.call("RemovePodSandbox", pod_sandbox_id=node.run_pod("first", handler))
+            pod = node.run_pod("witness", "crun-bridge-overlay")
+            witness = node.run_container(pod, "sleep", "100000", name="witness")
+            yield Bench(node, points, witness, _pid(node, witness))
+            node.remove_pods()
+            daemon.clean()
+            assert daemon.leftovers() == []
+        finally:
+            daemon.end()
+
+
+def _pid(node: Node, container: str) -> int:
+    import json
+
+    return int(json.loads(node.call("ContainerStatus", container_id=container, verbose=True)["info"]["info"])["pid"])
+
+
+def enumerate_points(hits: list[str], act: str) -> list[Plan]:
+    """Name the points of a life: the first, the second and the last act of each name, before and after it."""
+    plans = []
+    for name, count in Counter(hits).items():
+        if act == FAIL and name.startswith(_NEVER_FAILS):
+            continue
+        for number in sorted({1, min(2, count), count}):
+            plans += [Plan(name, number, when, act) for when in ((BEFORE, AFTER) if act == KILL else (BEFORE,))]
+    return plans
+
+
+def try_point(bench: Bench, life: Life, plan: Plan, before: "Counter[str]") -> tuple[bool, list[str]]:
+    """Lead a life with one failure; return whether it came, and what is wrong afterwards."""
+    try:
+        kubelet = bench.lead(life, plan)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the next point is to be tried as well
+        (bench.points / "plan").unlink(missing_ok=True)
+        return True, [f"the life did not go on: {type(error).__name__}: {str(error)[:1500]}"]
+    unclear = [f"unclear: {code} {text}" for code, text in kubelet.errors if code in _NOT_CLEAR]
+    return kubelet.reached, bench.wrong(before) + unclear
+
+
+def run(names: list[str], act: str, only: str, most: int, listing: bool) -> int:
+    """Lead all lives; print what is wrong, and return how many points were."""
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="crinoid-chaos-", dir="/var/tmp") as folder:
+        for name in names:
+            with bench(Path(folder) / secrets.token_hex(2)) as table:
+                wrong += _run_life(table, name, act, only, most, listing)
+    return wrong
+
+
+def _run_life(table: Bench, name: str, act: str, only: str, most: int, listing: bool) -> int:
+    life = LIVES[name]
+    table.lead(life)  # the first has more to do: things that stay
+    time.sleep(patient(1))  # the kernel removes links in the background, and only then their addresses are given back
+    before = inventory.take(table.node.daemon)
+    hits = table.lead(life).hits()
+    if unstable := table.wrong(before):
+        raise AssertionError(f"{name}: without any failure it leaves {unstable}")
+    plans = [plan for plan in enumerate_points(hits, act) if only in plan.name]
+    if most and len(plans) > most:
+        plans = plans[:: -(-len(plans) // most)]
+    if listing:
+        print(f"{name}: {len(hits)} acts of {len(set(hits))} names", *plans, sep="\n  ")
+        return 0
+    began, missed, bad = time.monotonic(), 0, 0
+    for plan in plans:
+        reached, found = try_point(table, life, plan, before)
+        missed += not reached
+        if found:
+            bad += 1
+            print(f"WRONG {name}: {plan}", *found[:12], sep="\n      ", flush=True)
+            _start_over(table, before)
+    took = time.monotonic() - began
+    print(
+        f"{name}: {len(hits)} acts of {len(set(hits))} names; {len(plans)} {act} points, {missed} not met, {bad} wrong;"
+        f" {took:.0f} s",
+        flush=True,
+    )
+    return bad
+
+
+def _start_over(table: Bench, before: "Counter[str]") -> None:
+    """Put a node in order after something went wrong, so that the next point is judged by itself."""
+    if table.node.daemon.process is not None and table.node.daemon.process.poll() is not None:
+        table.node.daemon.start()
+    for pod in table.node.call("ListPodSandbox")["items"]:
+        if pod["metadata"]["name"] != "witness":
+            table.node.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
+    table.node.call("RemoveImage", image={"image": TWO})
+    table.node.daemon.restart()
+    left = inventory.compare(before, inventory.take(table.node.daemon))
+    before.clear()
+    before.update(inventory.take(table.node.daemon))
+    if left:
+        print("      still there after a restart:", *left[:8], sep="\n        ", flush=True)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--life", default="", help="lives whose name has these words")
+    arguments.add_argument("--point", default="", help="points whose name has these words")
+    arguments.add_argument("--fail", action="store_true", help="acts fail in place of kills")
+    arguments.add_argument("--most", type=int, default=0, help="at most so many points of each life")
+    arguments.add_argument("--list", action="store_true", help="only name the points")
+    options = arguments.parse_args()
+    names = [name for name in LIVES if options.life in name]
+    wrong = run(names, FAIL if options.fail else KILL, options.point, options.most, options.list)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What a daemon, its pods and its images have on the host, as lines of text, to compare before with after.
+
+The daemon has a network namespace of its own, so all links, addresses and rules in there count. Ids and numbers of
+files differ from one run to the next; they are taken out, and equal lines are counted.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from integration.conftest import Node
+from support.daemon import CGROUPS, Daemon
+
+_TABLES = {
+    "ledger": "SELECT owner || ' ' || kind || ' ' || key FROM ledger",
+    "pods": "SELECT id FROM pods",
+    "containers": "SELECT id FROM containers",
+    "images": "SELECT body FROM images",
+    "quarantine": "SELECT source || ' ' || id || ' ' || error FROM quarantine",
+}
+
+
+def take(daemon: Daemon) -> Counter[str]:
+    """Take the inventory of a daemon that runs."""
+    return Counter(_lines(daemon))
+
+
+def compare(before: Counter[str], after: Counter[str]) -> list[str]:
+    """Name what is there that was not, and what is no longer there."""
+    return [f"left: {line}" for line in after - before] + [f"lost: {line}" for line in before - after]
+
+
+def _lines(daemon: Daemon) -> Iterator[str]:
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        if (point := line.split()[4]).startswith((str(daemon.run), str(daemon.root))):
+            yield f"mount {point}"
+    for top in CGROUPS.glob("**/" + daemon.name):
+        yield from (f"cgroup {folder}" for folder, _, _ in os.walk(top))
+    yield from _processes(daemon, pid)
+    for command in (["ip", "-br", "link"], ["ip", "-br", "address"]):
+        yield from (f"{command[-1]} {line.split('@')[0].split()[0]}" for line in _inside(pid, command))
+    for line in _inside(pid, ["nft", "list", "ruleset"]):
+        yield f"nft {re.sub('packets [0-9]+ bytes [0-9]+', '', line)}"
+    yield from _files(daemon.root, "root")
+    yield from _files(daemon.run, "run")
+    for table, question in _TABLES.items():
+        for (row,) in daemon.query(question):
+            yield f"row of {table}: {_image(row) if table == 'images' else row}"
+
+
+def _processes(daemon: Daemon, pid: int) -> Iterator[str]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            cgroup = (folder / "cgroup").read_text()
+        except (OSError, IndexError):
+            continue
+        own = int(folder.name) in (pid, os.getpid()) or (parent == pid and "python" in command)  # the forking process
+        if not own and f"/{daemon.name}" in command + cgroup:
+            yield f"process {command}"
+
+
+def _inside(pid: int, command: list[str]) -> list[str]:
+    done = subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", *command], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def _files(top: Path, name: str) -> Iterator[str]:
+    """All below a directory but what is in the trees of layers and snapshots."""
+    for folder, folders, files in os.walk(top):
+        if Path(folder).name == "fs":
+            folders.clear()
+            continue
+        for below in (*folders, *files):
+            yield f"file {re.sub('(?<=/)[0-9]+(?=/|$)', 'N', f'{name}{folder[len(str(top)) :]}/{below}')}"
+
+
+def _image(body: str) -> str:
+    record = json.loads(body)
+    return f"{record['id']} {record['tags']} {record['digests']}"
+
+
+def damage(root: Path) -> list[str]:
+    """Check every image's record of a state directory that nobody writes to: blobs, layers, and no byte of them wrong.
+
+    What a layer should be is not known here: a tree of its chain id is compared with others by ``tree_of``.
+    """
+    return [f"blob {path} has another content" for path in _blobs(root) if not _is_right(path)]
+
+
+def _blobs(root: Path) -> list[Path]:
+    return list(root.glob("content/blobs/*/*"))
+
+
+def _is_right(path: Path) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, path.parent.name).hexdigest() == path.name
+
+
+def lies(node: Node) -> list[str]:
+    """Name every container whose record says other than its processes, and every pod that is ready without its pins."""
+    found = []
+    for container in node.call("ListContainers")["containers"]:
+        alive = [
+            int(pid)
+            for folder in CGROUPS.glob(f"**/{node.daemon.name}/{container['pod_sandbox_id']}/*{container['id']}*")
+            if (folder / "cgroup.procs").exists()
+            for pid in (folder / "cgroup.procs").read_text().split()
+        ]
+        if bool(alive) != (container["state"] in ("CONTAINER_CREATED", "CONTAINER_RUNNING")):
+            found.append(f"container {container['id']} is {container['state']} with processes {alive}")
+    assert node.daemon.process is not None
+    mounts = Path(f"/proc/{node.daemon.process.pid}/mountinfo").read_text()
+    for pod in node.call("ListPodSandbox")["items"]:
+        if pod["state"] == "SANDBOX_READY" and f"/{pod['id']}/ns/" not in mounts:
+            found.append(f"pod {pod['id']} is ready and has no namespace")
+    return found
