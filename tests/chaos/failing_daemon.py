@@ -36,6 +36,7 @@ OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, "os.posix_spawnp": err
 _ID = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"(?<![0-9a-zA-Z])(?=[a-z-]*[0-9])[0-9a-f]{8,16}(?![0-9a-zA-Z])|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NUMBER = re.compile(r"[0-9]+")
+_HIERARCHY = re.compile(r"/sys/fs/cgroup/[a-z_,]+(?=/)")  # each is treated as the other
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Failpoints:
         text = os.fsdecode(subject) if isinstance(subject, bytes | os.PathLike) else str(subject)
         for beginning, short in self._shortened.items():
             text = text.replace(beginning, short)
-        text = _ID.sub("ID", text)
+        text = _HIERARCHY.sub("/sys/fs/cgroup/*", _ID.sub("ID", text))
         return _NUMBER.sub("#", _TOKEN.sub("X", text))[:200]
 
 
@@ -239,7 +240,8 @@ def _caller() -> str:
 
 def main() -> None:
     configuration = Path(sys.argv[sys.argv.index("--config") + 1]).read_text()
-    shortened = {json.loads(path): name for name, path in re.findall(r'^(root|run) = (".*")$', configuration, re.M)}
+    found = re.findall(r'^(root|run|cgroup_root) = (".*")$', configuration, re.M)
+    shortened = {json.loads(path): name for name, path in found}
     wrap(Failpoints(Path(os.environ[VARIABLE]), shortened))
 
     from crinoid.core.cli.main import main as crinoid
