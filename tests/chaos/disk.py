@@ -47,7 +47,8 @@ class Disk:
             for offset, data in self._pending:
                 for at in range(0, len(data), BLOCK_BYTES):
                     if chance.random() < share:
-                        content[offset + at : offset + at + BLOCK_BYTES] = data[at : at + BLOCK_BYTES]
+                        piece = data[at : at + BLOCK_BYTES]
+                        content[offset + at : offset + at + len(piece)] = piece
             return bytes(content)
 
     def serve(self, fuse: int) -> None:

@@ -8,6 +8,7 @@ name is the act and what it is done to, with ids and numbers taken out: ``os.mkd
 ``plan`` (see ``Plan``) says where to fail. It is looked at before each act, so that a daemon that runs can be told.
 """
 
+import contextlib
 import errno
 import functools
 import json
@@ -125,11 +126,11 @@ class Failpoints:
 
 def _children() -> list[int]:
     """The daemon's own programs but for monitors and their containers."""
-    found = []
-    for folder in os.listdir("/proc/self/task"):
-        for pid in Path(f"/proc/self/task/{folder}/children").read_text().split():
-            if "conmon" not in Path(f"/proc/{pid}/comm").read_text():
-                found.append(int(pid))
+    found: list[int] = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pids = map(int, children.read_text().split())
+            found += [pid for pid in pids if "conmon" not in Path(f"/proc/{pid}/comm").read_text()]
     return found
 
 

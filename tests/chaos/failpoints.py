@@ -126,6 +126,8 @@ def try_point(bench: Bench, life: Life, plan: Plan, before: "Counter[str]") -> t
         (bench.points / "plan").unlink(missing_ok=True)
         return True, [f"the life did not go on: {type(error).__name__}: {str(error)[:1500]}"]
     unclear = [f"unclear: {code} {text}" for code, text in kubelet.errors if code in _NOT_CLEAR]
+    if unclear:
+        unclear.append("Traceback" + bench.node.daemon.log.read_text(errors="replace").rpartition("Traceback")[2][:3000])
     return kubelet.reached, bench.wrong(before) + unclear
 
 
