@@ -29,7 +29,7 @@ from support.patience import patient
 from support.registry import RunningRegistry
 
 FAIL = "fail"
-_NOT_CLEAR = frozenset({"UNKNOWN", "INTERNAL"})
+_UNCLEAR = "see crinoid's log"
 _SETTLE_S = 10.0
 """How long what is undone in the background may take."""
 _NEVER_FAILS = ("os.kill", "signal.", "os.write")
@@ -122,13 +122,14 @@ def try_point(bench: Bench, life: Life, plan: Plan, before: "Counter[str]") -> t
     """Lead a life with one failure; return whether it came, and what is wrong afterwards."""
     try:
         kubelet = bench.lead(life, plan)
+        found = bench.wrong(before)
     except Exception as error:  # noqa: BLE001  # whatever it is, the next point is to be tried as well
         (bench.points / "plan").unlink(missing_ok=True)
         return True, [f"the life did not go on: {type(error).__name__}: {str(error)[:1500]}"]
-    unclear = [f"unclear: {code} {text}" for code, text in kubelet.errors if code in _NOT_CLEAR]
+    unclear = [f"unclear: {code} {text}" for code, text in kubelet.errors if code == "UNKNOWN" or _UNCLEAR in text]
     if unclear:
-        unclear.append("Traceback" + bench.node.daemon.log.read_text(errors="replace").rpartition("Traceback")[2][:3000])
-    return kubelet.reached, bench.wrong(before) + unclear
+        unclear.append(bench.node.daemon.log.read_text(errors="replace").rpartition("Traceback")[2][:3000])
+    return kubelet.reached, found + unclear
 
 
 def run(names: list[str], act: str, only: str, most: int, listing: bool) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from integration.conftest import Node
-from support.daemon import CGROUPS, Daemon
+from support.daemon import Daemon, cgroup_folders
 
 _TABLES = {
     "ledger": "SELECT owner || ' ' || kind || ' ' || key FROM ledger",
@@ -41,7 +41,7 @@ def _lines(daemon: Daemon) -> Iterator[str]:
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         if (point := line.split()[4]).startswith((str(daemon.run), str(daemon.root))):
             yield f"mount {point}"
-    for top in CGROUPS.glob("**/" + daemon.name):
+    for top in cgroup_folders(daemon.cgroup):
         yield from (f"cgroup {folder}" for folder, _, _ in os.walk(top))
     yield from _processes(daemon, pid)
     for command in (["ip", "-br", "link"], ["ip", "-br", "address"]):
@@ -79,7 +79,7 @@ def _files(top: Path, name: str) -> Iterator[str]:
         if Path(folder).name == "fs":
             folders.clear()
             continue
-        for below in (*folders, *files):
+        for below in {*folders, *files} - {"reserve"}:  # given up on a full disk, as it should be
             yield f"file {re.sub('(?<=/)[0-9]+(?=/|$)', 'N', f'{name}{folder[len(str(top)) :]}/{below}')}"
 
 
@@ -111,8 +111,7 @@ def lies(node: Node) -> list[str]:
     for container in node.call("ListContainers")["containers"]:
         alive = [
             int(pid)
-            for folder in CGROUPS.glob(f"**/{node.daemon.name}/{container['pod_sandbox_id']}/*{container['id']}*")
-            if (folder / "cgroup.procs").exists()
+            for folder in cgroup_folders(f"{node.daemon.cgroup}/{container['pod_sandbox_id']}/{container['id']}")
             for pid in (folder / "cgroup.procs").read_text().split()
         ]
         if bool(alive) != (container["state"] in ("CONTAINER_CREATED", "CONTAINER_RUNNING")):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
 from crinoid.core.api.linux import links, namespaces
 from crinoid.core.api.values.pod import IdMapping, Protocol
 from crinoid.plugins.networks.bridge import BridgeNetwork
+from crinoid.plugins.networks.bridge.netlink import Channel
 from crinoid.plugins.networks.bridge.rules import link_local
 from support.bridge import NODE, OUTSIDE, SUBNETS, BridgeNode, Pod, ask, fresh_node, port, run, serve
 
@@ -101,6 +103,24 @@ async def test_host_ports_of_datagrams(node: BridgeNode) -> None:
             assert ask(pod.netns, NODE[version], 8053, Protocol.UDP) == GATEWAYS[version]
             if version == 4:
                 assert ask(None, "127.0.0.1", 8053, Protocol.UDP) == GATEWAYS[4]
+
+
+async def test_a_detach_that_failed_is_done_by_the_next_try(
+    plain_node: BridgeNode, driver: BridgeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await driver.collect_garbage(())  # as at the daemon's start: all that there is is known from here on
+    pod, _stays = await plain_node.attach(driver, port(8080)), await plain_node.attach(driver)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOBUFS, "no buffer space")
+
+    with monkeypatch.context() as patched, pytest.raises(DriverError, match="no buffer space"):
+        patched.setattr(Channel, "send_batch", refuse)
+        await driver.detach(pod.request, pod.attachment.data)
+    await driver.detach(pod.request, pod.attachment.data)
+    rules = run("nft", "list", "ruleset")
+    assert pod.address(4) not in rules
+    assert "8080" not in rules
 
 
 async def test_a_host_port_at_one_address(plain_node: BridgeNode, driver: BridgeNetwork) -> None:

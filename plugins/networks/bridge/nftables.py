@@ -155,10 +155,14 @@ class Tables:
             ours = [element for element, data in elements.items() if self._elements.get(element) == data]
             for element in ours:
                 del self._elements[element]
-            if self._knows_all and self._commit_as_known({}, ours):
-                return
-            if self._are_there():
-                self._reconcile(elements)
+            try:
+                if self._knows_all and self._commit_as_known({}, ours):
+                    return
+                if self._are_there():
+                    self._reconcile(elements)
+            except BaseException:  # the next try has nothing to remove by its own count: it must look
+                self._generation, self._is_verified = None, False
+                raise
 
     def repair(self) -> None:
         """Look whether anybody changed the tables, and put them right."""
