@@ -2,7 +2,7 @@
 
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.exhaustion import exhausted
+from crinoid.core.api.exhaustion import broken, exhausted
 
 
 def expected(error: BaseException) -> CrinoidError | None:
@@ -15,6 +15,6 @@ def expected(error: BaseException) -> CrinoidError | None:
         case TimeoutError():
             return errors.DeadlineExceeded(str(error) or "an operation took longer than it may")
         case OSError():
-            return exhausted(error)
+            return exhausted(error) or broken(error)
         case _:
             return None

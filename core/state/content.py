@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from crinoid.core.api.linux import libc, rights
-from crinoid.core.api.linux.files import sync_folder, write_atomically
+from crinoid.core.api.linux.files import sync, sync_folder, write_atomically
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.image import Descriptor
 
@@ -260,7 +260,7 @@ class _Partial:
     def commit(self, target: Path) -> None:
         """Verify, sync and rename: from here on the blob is there, also after a power cut."""
         _verify(self._blob.digest, self._hash.hexdigest(), "what the source sent")
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno(), self._path)
         rights.make_directories(target.parent)
         self._path.rename(target)
         sync_folder(target.parent)

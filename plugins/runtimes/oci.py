@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import time
 import uuid
@@ -31,6 +30,7 @@ from crinoid.core.api.finishing import finish
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups, rights
+from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.sessions import AttachSession, ExecSession
@@ -460,9 +460,7 @@ class OciRuntime(abc.ABC):
 
     def _remove_notes(self, bundle: Bundle, handle: ContainerHandle) -> None:
         """The binary's and our own; ours last, as they say what there is to remove."""
-        state = self._binary.state_directory(handle.container_id)
-        if state.exists():
-            shutil.rmtree(state, ignore_errors=True)
+        remove_tree(self._binary.state_directory(handle.container_id))
         bundle.remove_files()
 
     async def _end_all(self, bundle: Bundle, handle: ContainerHandle, noted: Processes | None) -> None:

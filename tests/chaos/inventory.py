@@ -23,6 +23,8 @@ _TABLES = {
     "images": "SELECT body FROM images",
     "quarantine": "SELECT source || ' ' || id || ' ' || error FROM quarantine",
 }
+_COME_AND_GO = frozenset({"reserve", "scratch"})
+"""The reserve is given up on a full disk; a runtime's directory for notes is made when it is first needed."""
 
 
 def take(daemon: Daemon) -> Counter[str]:
@@ -79,7 +81,7 @@ def _files(top: Path, name: str) -> Iterator[str]:
         if Path(folder).name == "fs":
             folders.clear()
             continue
-        for below in {*folders, *files} - {"reserve"}:  # given up on a full disk, as it should be
+        for below in {*folders, *files} - _COME_AND_GO:
             yield f"file {re.sub('(?<=/)[0-9]+(?=/|$)', 'N', f'{name}{folder[len(str(top)) :]}/{below}')}"
 
 

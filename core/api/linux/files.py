@@ -36,7 +36,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fchmod(fd, mode)
-            os.fsync(fd)
+            sync(fd, path)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -47,13 +47,21 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 def sync_file(path: Path) -> None:
     """Make the content of a file durable."""
     with _opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        os.fsync(fd)
+        sync(fd, path)
 
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        sync(fd, path)
+
+
+def sync(fd: int, path: Path) -> None:
+    """fsync(2), with the path in the error: a disk that fails is to be told by its file."""
+    try:
         os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_RDONLY, mode: int = 0) -> int:

@@ -39,6 +39,8 @@ def test_statuses_of_other_runtimes() -> None:
     ("error", "code"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/var"), "RESOURCE_EXHAUSTED"),
+        (OSError(errno.EIO, "Input/output error", "/var"), "UNAVAILABLE"),
+        (OSError(errno.EROFS, "Read-only file system", "/var"), "UNAVAILABLE"),
         (TimeoutError("waited 5 s for conmon"), "DEADLINE_EXCEEDED"),
         (ExceptionGroup("two", [ValueError("x"), errors.NotFound("no pod")]), "NOT_FOUND"),
         (PermissionError(errno.EPERM, "no"), "INTERNAL"),
