@@ -75,7 +75,9 @@ class Disk:
     def _answer(self, opcode: int, node: int, body: bytes) -> bytes:
         if opcode == _INIT:
             _, minor, read_ahead, _ = struct.unpack_from("=4I", body)
-            return struct.pack("=4I2H2I2H8I", 7, min(minor, 31), read_ahead, _LARGE_WRITES, 16, 12, _MAX_WRITE, 1, 0, 0, *[0] * 8)
+            return struct.pack(
+                "=4I2H2I2H8I", 7, min(minor, 31), read_ahead, _LARGE_WRITES, 16, 12, _MAX_WRITE, 1, 0, 0, *[0] * 8
+            )
         if opcode == _LOOKUP:
             if body.rstrip(b"\0") != b"disk":
                 raise FileNotFoundError(errno.ENOENT, "")

@@ -1,4 +1,4 @@
-"""``crinoid serve`` with a failpoint before and after each irreversible act: ``python -m chaos.failing_daemon serve …``.
+"""``crinoid serve`` with failpoints before and after irreversible acts: ``python -m chaos.failing_daemon serve …``.
 
 The product has no line for it. Whatever leaves a trace on the host goes through a few primitive functions (SQLite, file
 names, mounts and namespaces, programs, signals, netlink), and these are wrapped before crinoid is imported. A point's
@@ -15,7 +15,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import sys
 import threading
@@ -35,7 +34,9 @@ OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, "os.posix_spawnp": err
 
 # What differs from one run to the next.
 _ID = re.compile(r"[0-9a-f]{64}")
-_TOKEN = re.compile(r"(?<![0-9a-zA-Z])(?=[a-z-]*[0-9])[0-9a-f]{8,16}(?![0-9a-zA-Z])|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TOKEN = re.compile(
+    r"(?<![0-9a-zA-Z])(?=[a-z-]*[0-9])[0-9a-f]{8,16}(?![0-9a-zA-Z])|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+)
 _NUMBER = re.compile(r"[0-9]+")
 _HIERARCHY = re.compile(r"/sys/fs/cgroup/[a-z_,]+(?=/)")  # each is treated as the other
 

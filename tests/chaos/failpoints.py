@@ -1,10 +1,10 @@
-"""Kills the daemon, or makes an act fail, at every irreversible act of scripted lives; then nothing may be left or lost.
+"""Kills the daemon, or makes an act fail, at each irreversible act of scripted lives: nothing may be left or lost.
 
-By hand, as root: ``PYTHONPATH=tests .venv/bin/python -m chaos.failpoints``; ``--life WORDS`` some lives, ``--fail`` acts
-that fail in place of kills, ``--point WORDS`` some points, ``--list`` only names them, ``--most N`` at most so many of
-each life. For each life: it is led once to learn its acts; then again for each of them, with the daemon killed there
-(and the programs that it runs; monitors and containers live on), started anew and asked again. Then the host is as it
-was, no record lies, and a container that ran before runs.
+By hand, as root: ``PYTHONPATH=tests .venv/bin/python -m chaos.failpoints``; ``--life WORDS`` some lives, ``--fail``
+acts that fail in place of kills, ``--point WORDS`` some points, ``--list`` only names them, ``--most N`` at most so
+many of each life. A life is led once to learn its acts; then again for each of them, with the daemon killed there (and
+the programs that it runs; monitors and containers live on), started anew and asked again. Then the host is as it was,
+no record lies, and a container that ran before runs.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _NEVER_FAILS = ("os.kill", "signal.", "os.write")
 
 
 @dataclass
-class Bench:
+class FailingNode:
     """A node under test, with a container that has run all the time."""
 
     node: Node
@@ -67,7 +67,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(folder: Path) -> Iterator[Bench]:
+def failing_node(folder: Path) -> Iterator[FailingNode]:
     """Run a failing daemon in a network namespace of its own; at its end nothing is left."""
     points, layouts = folder / "points", folder / "layouts"
     points.mkdir(parents=True)
@@ -82,9 +82,7 @@ def bench(folder: Path) -> Iterator[Bench]:
         config = configuration(layouts, "127.0.0.1:1", folder / "net.d")
         tests = str(Path(__file__).parents[1])
         environment = {VARIABLE: str(points), "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', tests)}"}
-        daemon = Daemon(
-            folder / "daemon", config, prefix, module="chaos.failing_daemon", environment=environment
-        )
+        daemon = Daemon(folder / "daemon", config, prefix, module="chaos.failing_daemon", environment=environment)
         try:
             daemon.start()
             node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), bridge, folder / "logs")
@@ -95,7 +93,7 @@ def bench(folder: Path) -> Iterator[Bench]:
                 node.call("RemovePodSandbox", pod_sandbox_id=node.run_pod("first", handler))
             pod = node.run_pod("witness", "crun-bridge-overlay")
             witness = node.run_container(pod, "sleep", "100000", name="witness")
-            yield Bench(node, points, witness, _pid(node, witness))
+            yield FailingNode(node, points, witness, _pid(node, witness))
             node.remove_pods()
             daemon.clean()
             assert daemon.leftovers() == []
@@ -120,17 +118,17 @@ def enumerate_points(hits: list[str], act: str) -> list[Plan]:
     return plans
 
 
-def try_point(bench: Bench, life: Life, plan: Plan, before: "Counter[str]") -> tuple[bool, list[str]]:
+def try_point(table: FailingNode, life: Life, plan: Plan, before: "Counter[str]") -> tuple[bool, list[str]]:
     """Lead a life with one failure; return whether it came, and what is wrong afterwards."""
     try:
-        kubelet = bench.lead(life, plan)
-        found = bench.wrong(before)
+        kubelet = table.lead(life, plan)
+        found = table.wrong(before)
     except Exception as error:  # noqa: BLE001  # whatever it is, the next point is to be tried as well
-        (bench.points / "plan").unlink(missing_ok=True)
+        (table.points / "plan").unlink(missing_ok=True)
         return True, [f"the life did not go on: {type(error).__name__}: {str(error)[:1500]}"]
     unclear = [f"unclear: {code} {text}" for code, text in kubelet.errors if code == "UNKNOWN" or _UNCLEAR in text]
     if unclear:
-        unclear.append(bench.node.daemon.log.read_text(errors="replace").rpartition("Traceback")[2][:3000])
+        unclear.append(table.node.daemon.log.read_text(errors="replace").rpartition("Traceback")[2][:3000])
     return kubelet.reached, found + unclear
 
 
@@ -139,12 +137,12 @@ def run(names: list[str], act: str, only: str, most: int, listing: bool) -> int:
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="crinoid-chaos-", dir="/var/tmp") as folder:
         for name in names:
-            with bench(Path(folder) / secrets.token_hex(2)) as table:
+            with failing_node(Path(folder) / secrets.token_hex(2)) as table:
                 wrong += _run_life(table, name, act, only, most, listing)
     return wrong
 
 
-def take_before(table: Bench, *lives: Life) -> "Counter[str]":
+def take_before(table: FailingNode, *lives: Life) -> "Counter[str]":
     """The inventory between two lives. The first of each kind has more to do: things that stay."""
     for life in lives:
         table.lead(life)
@@ -152,7 +150,7 @@ def take_before(table: Bench, *lives: Life) -> "Counter[str]":
     return inventory.take(table.node.daemon)
 
 
-def _run_life(table: Bench, name: str, act: str, only: str, most: int, listing: bool) -> int:
+def _run_life(table: FailingNode, name: str, act: str, only: str, most: int, listing: bool) -> int:
     life = LIVES[name]
     before = take_before(table, life)
     hits = table.lead(life).hits()
@@ -183,7 +181,7 @@ def _run_life(table: Bench, name: str, act: str, only: str, most: int, listing: 
     return bad
 
 
-def _start_over(table: Bench, before: "Counter[str]") -> None:
+def _start_over(table: FailingNode, before: "Counter[str]") -> None:
     """Put a node in order after something went wrong, so that the next point is judged by itself."""
     if table.node.daemon.process is not None and table.node.daemon.process.poll() is not None:
         table.node.daemon.start()

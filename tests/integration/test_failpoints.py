@@ -1,4 +1,4 @@
-"""A few of the failpoints that ``make chaos`` goes through: the daemon dies there, or the act fails, and nothing is left.
+"""A few of the failpoints of ``make chaos``: the daemon dies there, or the act fails, and nothing is left or lost.
 
 Those that have found something are here for good. Points are named in ``chaos.failpoints --list``.
 """
@@ -9,14 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from chaos.failing_daemon import AFTER, BEFORE, Plan
-from chaos.failpoints import FAIL, Bench, bench, take_before, try_point
+from chaos.failpoints import FAIL, FailingNode, failing_node, take_before, try_point
 from chaos.lives import LIVES
 
 POD, PULL = "bridge pod, runc, overlay", "pull and removal, overlay"
 STORAGE = "root/plugins/snapshotter/overlay/snapshots"
 POINTS = [
     (POD, Plan("sqlite INSERT OR REPLACE INTO pods ready", 1, BEFORE)),
-    (POD, Plan("os.posix_spawnp conmon --cid --cuuid --bundle --persist-dir --full-attach --log-level warning", 1, AFTER)),
+    (
+        POD,
+        Plan("os.posix_spawnp conmon --cid --cuuid --bundle --persist-dir --full-attach --log-level warning", 1, AFTER),
+    ),
     (POD, Plan("sqlite INSERT OR REPLACE INTO containers running", 1, BEFORE)),
     (POD, Plan("sqlite DELETE FROM ledger WHERE id", 1, BEFORE)),
     (PULL, Plan(f"os.rename {STORAGE}/unfinished/#-X -> {STORAGE}/layers/#", 1, AFTER)),
@@ -27,18 +30,18 @@ POINTS = [
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with bench(tmp_path_factory.mktemp("failpoints")) as made:
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FailingNode]:
+    with failing_node(tmp_path_factory.mktemp("failpoints")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def before(table: Bench) -> "Counter[str]":
+def before(table: FailingNode) -> "Counter[str]":
     return take_before(table, LIVES[POD], LIVES[PULL])
 
 
 @pytest.mark.parametrize(("life", "plan"), POINTS, ids=str)
-def test_nothing_is_left_and_nothing_lost(life: str, plan: Plan, table: Bench, before: "Counter[str]") -> None:
+def test_nothing_is_left_and_nothing_lost(life: str, plan: Plan, table: FailingNode, before: "Counter[str]") -> None:
     reached, wrong = try_point(table, LIVES[life], plan, before)
     assert reached, "no such act: see chaos.failpoints --list"
     assert wrong == []
