@@ -151,6 +151,7 @@ def wrap(points: Failpoints) -> None:
     _wrap_connections(points)
 
     from crinoid.core.api.linux import libc
+    from crinoid.core.state import content
     from crinoid.plugins.networks.bridge import netlink, nftables
 
     _wrap_libc(points, libc)
@@ -158,6 +159,7 @@ def wrap(points: Failpoints) -> None:
     _wrap(points, netlink.Channel, "try_each", lambda arguments: ", ".join(m.title for m in arguments[1]))
     _wrap(points, netlink.Channel, "send_batch", lambda _arguments: _caller())
     _wrap(points, nftables.Interpreter, "run", lambda _arguments: _caller())
+    _wrap(points, content._Partial, "append", lambda _arguments: "a piece of a blob")
 
 
 def _always(_arguments: tuple[Any, ...]) -> bool:

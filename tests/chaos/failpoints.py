@@ -10,6 +10,7 @@ no record lies, and a container that ran before runs.
 import argparse
 import contextlib
 import os
+import random
 import secrets
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def failing_node(folder: Path) -> Iterator[FailingNode]:
     points, layouts = folder / "points", folder / "layouts"
     points.mkdir(parents=True)
     build_busybox(layouts / "busybox", BUSYBOX)
-    large = [Entry(path=f"extra{number}", content=bytes([number]) * 700_000) for number in range(4)]
+    large = [Entry(path=f"extra{number}", content=random.Random(number).randbytes(1 << 20)) for number in range(4)]
     build_busybox(layouts / "two", TWO, extra=[Entry(path="bin/.wh.nc"), *large])
     build_busybox(layouts / "volumes", VOLUMES, ImageConfig(volumes=("/data",)))
     bridge = f"crt{secrets.token_hex(3)}"

@@ -180,6 +180,28 @@ def volumes(handler: str) -> Life:
     return life
 
 
+def checkpoint(handler: str) -> Life:
+    """A checkpoint of a container, which runs on. Where criu can't work, it is refused, and the container runs on."""
+
+    def life(kubelet: Kubelet) -> None:
+        kubelet.arm()
+        pod_id = kubelet.run_pod("checkpoint", handler)
+        container = kubelet.create(pod_id, "app", "sleep", "1000")
+        kubelet.start(container)
+        archive = kubelet.node.logs / "checkpoint.tar"
+        for _ in range(2):
+            try:
+                kubelet.node.call("CheckpointContainer", container_id=container, location=str(archive))
+            except grpc.RpcError:
+                kubelet.revive()
+        archive.unlink(missing_ok=True)
+        assert kubelet.status(container)["state"] == "CONTAINER_RUNNING"
+        kubelet.call("ExecSync", container_id=container, cmd=["true"], timeout=int(patient(20)))
+        kubelet.call("RemovePodSandbox", pod_sandbox_id=pod_id)
+
+    return life
+
+
 def images(handler: str) -> Life:
     """A pull for one snapshotter, and the image's removal."""
 
@@ -254,6 +276,7 @@ LIVES: dict[str, Life] = {
     "CNI pod, crun, overlay": pod("crun-cni-overlay", 1, port_mappings=PORTS),
     "pod with a user namespace, crun, overlay": pod("crun-host-overlay", 1, linux=USER_NAMESPACE),
     "pod with an init and volumes, runc, overlay": volumes("runc-host-overlay"),
+    "checkpoint, runc, overlay": checkpoint("runc-host-overlay"),
     "pull and removal, overlay": images("runc-host-overlay"),
     "pull and removal, native": images("crun-host-native"),
     "restart, crun, bridge": restart("crun-bridge-overlay"),
