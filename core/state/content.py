@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from crinoid.core.api.linux import libc, rights
-from crinoid.core.api.linux.files import sync, sync_folder, write_atomically
+from crinoid.core.api.linux.files import remove_unfinished_writes, sync, sync_folder, write_atomically
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.image import Descriptor
 
@@ -43,6 +43,8 @@ class ContentStore:
         self._turns: dict[str, _Turn] = {}
         rights.make_directories(self._ingests)
         rights.make_directories(root / "blobs")
+        for folder in (root, *(root / "blobs").iterdir()):
+            remove_unfinished_writes(folder)
         if not (root / "oci-layout").exists():
             write_atomically(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         if not (root / "index.json").exists():

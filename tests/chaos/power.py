@@ -33,7 +33,8 @@ DISK_BYTES = 128 << 20
 LARGE, MANY, OVER = (f"docker.io/test/{name}:1" for name in ("large", "many", "over"))
 CONFIG = """
 [network]
-driver = "host"
+driver = "bridge"
+options = { subnets = ["10.88.9.0/24"] }
 [snapshotter]
 driver = "overlay"
 [snapshotters.native]
@@ -143,6 +144,7 @@ def check(daemon: Daemon, cut: Cut, trees: dict[str, str]) -> list[str]:
             found += _check_running(daemon, cut)
             daemon.clean()
             found += [f"left: {line}" for line in daemon.leftovers()]
+            found += [f"left: address {path.name}" for path in daemon.root.glob("plugins/network/*/addresses/*")]
         except Exception as error:  # noqa: BLE001  # it is a finding, and the next cut is to be looked at as well
             found.append(f"{type(error).__name__}: {str(error)[:3000]}")
         finally:

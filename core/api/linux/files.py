@@ -24,12 +24,13 @@ _RESOLVE_IN_ROOT = 0x10
 _BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own blocks are
 _HOP_BYTES = 3000  # a longer path is walked in several steps: the kernel takes at most 4095 at once
 _MAX_DEPTH = 64
+_TEMPORARY = ".tmp"
 _PARK = ".crinoid-remove-"
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file as a whole, synced to disk: a reader, and a crash, sees the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         with open(fd, "wb") as file:
@@ -42,6 +43,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_unfinished_writes(folder: Path) -> None:
+    """Remove what ``write_atomically`` leaves in a folder when its process is killed; nobody may write there now."""
+    for left in folder.glob(f".*{_TEMPORARY}"):
+        left.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

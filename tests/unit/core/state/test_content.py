@@ -241,6 +241,15 @@ def test_the_folder_is_an_oci_image_layout(store: ContentStore) -> None:
 
 
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_what_a_killed_daemon_was_writing_is_removed(store: ContentStore) -> None:
+    blob = store.put(b"document")
+    for folder in (store.root, store.path(blob.digest).parent):
+        (folder / ".some.0123abcd.tmp").touch()
+    opened = ContentStore(store.root)
+    assert list(store.root.rglob("*.tmp")) == []
+    assert opened.list() == (blob.digest,)
+
+
 def test_skopeo_reads_the_store(store: ContentStore, tmp_path: Path) -> None:
     layer = store.put(b"\0" * 10_240, "application/vnd.oci.image.layer.v1.tar")
     rootfs = {"type": "layers", "diff_ids": [layer.digest]}

@@ -27,6 +27,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_what_a_killed_write_leaves_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("old")
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "rename", lambda *_: os._exit(0))
+        files.write_atomically(tmp_path / "a", b"new")
+    os.waitpid(child, 0)
+    assert len(os.listdir(tmp_path)) == 2
+    files.remove_unfinished_writes(tmp_path)
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
