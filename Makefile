@@ -7,6 +7,7 @@
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
 # One measures how far a reader of the code has to go: make reading
+# One kills, breaks and cuts the power of daemons at every point of their work; hours, as root: make chaos
 # Two measure, beside containerd in one run; BENCH takes more options, such as --containerd PROGRAM (--help names all):
 #   make bench         every figure at 50 pods and how each grows, into docs/performance.md; under half an hour
 #   make bench-quick   small and few, in under two minutes
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: bench bench-quick demo test test-peers test-vm test-vm-short reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-peers test-vm test-vm-short reading lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -40,6 +41,17 @@ lint: setup
 
 unit: setup
 	$(BIN)/pytest tests/unit
+
+chaos: chaos-kill chaos-fail chaos-power
+
+chaos-kill: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos.failpoints
+
+chaos-fail: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos.failpoints --fail
+
+chaos-power: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos.power --lives 10
 
 bench: setup
 	PYTHONPATH=.:tests $(BIN)/python -m bench --json docs/performance.json --render $(BENCH)
