@@ -72,7 +72,7 @@ class Failpoints:
         self._lock = threading.Lock()
         self._inside = threading.local()
         self._plan: Plan | None = None
-        self._plan_inode = 0
+        self._plan_file = (0, 0)
         self._counts: Counter[str] = Counter()
 
     def act(self, name: str, subject: object, function: Callable[[], Any]) -> Any:
@@ -95,10 +95,11 @@ class Failpoints:
     def _count(self, point: str) -> tuple[int, Plan | None]:
         with self._lock:
             try:
-                inode = os.stat(self._plan_path).st_ino
-                if inode != self._plan_inode:
+                status = os.stat(self._plan_path)
+                found = (status.st_ino, status.st_mtime_ns)  # the number alone may be that of one that is gone
+                if found != self._plan_file:
                     self._plan = Plan(**json.loads(Path(self._plan_path).read_text()))
-                    self._plan_inode = inode
+                    self._plan_file = found
                     self._counts.clear()
             except FileNotFoundError:
                 self._plan = None
