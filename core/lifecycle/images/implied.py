@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 OWNER = "images"
 """Owner of all that images have in the ledger: none of it outlives the daemon's process."""
 VIEW = "view"
+LEFT = "left"
+"""In the data of an entry: nothing uses it any more, and its snapshotter could not discard it."""
 _OPAQUE = "trusted.overlay.opaque"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -69,7 +71,8 @@ async def _close_view(ledger: Ledger, slot: SnapshotterSlot, key: str, entry: Le
         await slot.remove_snapshot(key)
         ledger.strike(entry)
     except CrinoidError as error:
-        LOG.warning("a read-only snapshot is left until the next start: %s", error.message)
+        ledger.amend(entry, {**entry.data, LEFT: True})
+        LOG.warning("a read-only snapshot is left until the next garbage collection: %s", error.message)
 
 
 def lower_folders(mounts: Sequence[Mount]) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images.arrivals import Arrivals, Follower
 from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
-from crinoid.core.lifecycle.images.implied import OWNER, settle
+from crinoid.core.lifecycle.images.implied import LEFT, OWNER, settle
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
@@ -160,6 +160,8 @@ class Layers:
     async def _give_up(self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry) -> None:
         if await _discard(slot, preparing):
             self._ledger.strike(entry)
+        elif not preparing.cancelled() and preparing.exception() is None:
+            self._ledger.amend(entry, {**entry.data, "key": preparing.result().key, LEFT: True})
 
     async def _await_commit(self, slot: SnapshotterSlot, chain_id: str | None) -> None:
         if chain_id is None:
@@ -188,6 +190,6 @@ async def _discard(slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]"
     try:
         await slot.discard_layer(preparing.result().key)
     except CrinoidError as error:
-        LOG.warning("a half unpacked layer is left until the next start: %s", error.message)
+        LOG.warning("a half unpacked layer is left until the next garbage collection: %s", error.message)
         return False
     return True

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.lifecycle.images.implied import OWNER, VIEW
+from crinoid.core.lifecycle.images.implied import LEFT, OWNER, VIEW
 from crinoid.core.lifecycle.images.layers import LAYER
 from crinoid.core.lifecycle.images.plans import top_of
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -30,6 +30,22 @@ async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, Snapshot
             ledger.strike(entry)
         elif entry.kind == VIEW:
             await _remove_view(ledger, slot, entry)
+
+
+async def discard_left(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> None:
+    """Try again to discard what pulls have left since a snapshotter could not. Other pulls may be under way."""
+    for entry in ledger.entries(OWNER):
+        slot = snapshotters.get(str(entry.data.get("snapshotter")))
+        if slot is None or not entry.data.get(LEFT):
+            continue
+        if entry.kind == VIEW:
+            await _remove_view(ledger, slot, entry)
+            continue
+        try:
+            await slot.discard_layer(str(entry.data["key"]))
+            ledger.strike(entry)
+        except CrinoidError as error:
+            LOG.warning("layer %s could not be discarded: %s", entry.data["key"], error.message)
 
 
 async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Mapping[str, SnapshotterSlot]) -> bool:

@@ -27,7 +27,7 @@ from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of
 from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
 from crinoid.core.lifecycle.images.pull import Puller, PullRequest
-from crinoid.core.lifecycle.images.recovery import discard_unfinished, is_usable
+from crinoid.core.lifecycle.images.recovery import discard_left, discard_unfinished, is_usable
 from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.lifecycle.together import run_together
@@ -214,6 +214,7 @@ class ImageService:
     async def _collect(self) -> None:
         async with self._collecting:
             self._collected += 1  # who comes from here on may have garbage that this collection has passed by
+            await discard_left(self._store.ledger, self._slots.snapshotters)
             await self._garbage.collect(self._slots.snapshotters.values())
 
     def _drop(self, record: ImageRecord) -> None:

@@ -1,6 +1,7 @@
 """Pulls that can't succeed: each says what was wrong, with which source and layer, and leaves nothing half made."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from crinoid.core.api.testing.fakes import Call, FakeSnapshotter
 from crinoid.core.api.values.image import Credentials, Descriptor, ResolvedImage
 from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.images import layers
+from crinoid.core.lifecycle.images.unpack.launcher import Launcher
+from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult
 from support.images import OCI_CONFIG, BuiltImage, ImageConfig, add_json, build_index, read_blob
 
 from .conftest import NAME, Node, Publisher, SerialSnapshotter, until
@@ -269,6 +272,31 @@ async def test_a_layer_that_can_not_be_discarded_stays_in_the_ledger(node: Node,
     assert len(node.store.ledger.entries()) == 1
     node.die()
     await node.restart()
+    node.assert_nothing_half_made()
+
+
+async def test_what_can_not_be_discarded_is_tried_again_by_the_next_collection(node: Node, image: BuiltImage) -> None:
+    node.unpacker.failures.append(CorruptContent("rubbish"))
+    node.snapshotter.fail("discard_layer", DriverError("broken"))
+    with pytest.raises(CorruptContent):
+        await node.pull()
+    assert len(node.store.ledger.entries()) == 1
+    await node.service.collect_garbage()
+    node.assert_nothing_half_made()
+
+
+async def test_a_view_that_can_not_be_removed_is_tried_again_by_the_next_collection(
+    node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unpack(request: UnpackRequest, launcher: Launcher) -> UnpackResult:
+        return dataclasses.replace(await node.unpacker(request, launcher), implied=("a",))
+
+    monkeypatch.setattr(layers, "unpack_layer", unpack)
+    node.snapshotter.fail("remove_snapshot", DriverError("broken"))
+    await node.pull()
+    assert [entry.kind for entry in node.store.ledger.entries()] == ["view"]
+    await node.service.collect_garbage()
+    assert node.snapshotter.snapshots == {}
     node.assert_nothing_half_made()
 
 
