@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "CRINOID_FAILPOINTS"
-KILL = "kill"
+KILL, KILL_ALONE = "kill", "kill alone"
 BEFORE, AFTER = "before", "after"
 LIBC_CALLS = frozenset({"mount", "umount2", "unshare", "syncfs", "sethostname"})
 SYSCALLS = {428: "open_tree", 429: "move_mount", 430: "fsopen", 432: "fsmount", 442: "mount_setattr"}
@@ -43,7 +43,10 @@ _HIERARCHY = re.compile(r"/sys/fs/cgroup/[a-z_,]+(?=/)")  # each is treated as t
 
 @dataclass(frozen=True)
 class Plan:
-    """Fail at the ``number``-th act of this name (from 1), before it is done or after; ``act``: kill, or fail."""
+    """Fail at the ``number``-th act of this name (from 1), before it is done or after.
+
+    ``act``: KILL all but monitors and containers, KILL_ALONE the daemon, or any other word to have the act fail.
+    """
 
     name: str
     number: int = 1
@@ -109,14 +112,16 @@ class Failpoints:
 
     def _fail(self, plan: Plan, name: str) -> None:
         self._write(self._hits, f"! {plan}\n".encode())
-        if plan.act != KILL:
+        if plan.act not in (KILL, KILL_ALONE):
             number = OWN_ERRORS.get(name, errno.ENOSPC)
             if name.startswith("sqlite"):
                 raise sqlite3.OperationalError("database or disk is full")
             raise OSError(number, f"{os.strerror(number)} (failpoint)")
-        for child in _children():  # programs that it runs die as well; monitors and containers live on
-            self._kill(child, signal.SIGKILL)
-        self._kill(0, signal.SIGKILL)  # its process group
+        if plan.act == KILL:
+            for child in _children():  # programs that it runs die as well; monitors and containers live on
+                self._kill(child, signal.SIGKILL)
+            self._kill(0, signal.SIGKILL)  # its process group
+        self._kill(os.getpid(), signal.SIGKILL)
 
     def _normal(self, subject: object) -> str:
         text = os.fsdecode(subject) if isinstance(subject, bytes | os.PathLike) else str(subject)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos import inventory
-from chaos.failing_daemon import AFTER, BEFORE, KILL, VARIABLE, Plan
+from chaos.failing_daemon import AFTER, BEFORE, KILL, KILL_ALONE, VARIABLE, Plan
 from chaos.lives import LIVES, TWO, VOLUMES, Kubelet, Life
 from integration.conftest import BUSYBOX, Node, configuration, write_conflist
 from support import cgroup_namespace, network_namespace
@@ -115,7 +115,7 @@ def enumerate_points(hits: list[str], act: str) -> list[Plan]:
         if act == FAIL and name.startswith(_NEVER_FAILS):
             continue
         for number in sorted({1, min(2, count), count}):
-            plans += [Plan(name, number, when, act) for when in ((BEFORE, AFTER) if act == KILL else (BEFORE,))]
+            plans += [Plan(name, number, when, act) for when in ((BEFORE,) if act == FAIL else (BEFORE, AFTER))]
     return plans
 
 
@@ -203,11 +203,13 @@ def main() -> None:
     arguments.add_argument("--life", default="", help="lives whose name has these words")
     arguments.add_argument("--point", default="", help="points whose name has these words")
     arguments.add_argument("--fail", action="store_true", help="acts fail in place of kills")
+    arguments.add_argument("--alone", action="store_true", help="kill the daemon, and no program that it runs")
     arguments.add_argument("--most", type=int, default=0, help="at most so many points of each life")
     arguments.add_argument("--list", action="store_true", help="only name the points")
     options = arguments.parse_args()
     names = [name for name in LIVES if options.life in name]
-    wrong = run(names, FAIL if options.fail else KILL, options.point, options.most, options.list)
+    act = FAIL if options.fail else KILL_ALONE if options.alone else KILL
+    wrong = run(names, act, options.point, options.most, options.list)
     sys.exit(1 if wrong else 0)
 
 

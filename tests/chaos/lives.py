@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from chaos.failing_daemon import AFTER, BEFORE, Plan
+from chaos.failing_daemon import KILL, KILL_ALONE, Plan
 from integration.conftest import BUSYBOX, Node
 from support.daemon import container_config, pod_config
 from support.patience import patient
@@ -69,7 +69,7 @@ class Kubelet:
         process = self.node.daemon.process
         assert process is not None
         deadline = time.monotonic() + 0.3
-        while process.poll() is None and self.reached and self.plan and self.plan.act == "kill":
+        while process.poll() is None and self.reached and self.plan and self.plan.act in (KILL, KILL_ALONE):
             time.sleep(0.01)
             if time.monotonic() > deadline:
                 break
@@ -282,4 +282,3 @@ LIVES: dict[str, Life] = {
     "restart, crun, bridge": restart("crun-bridge-overlay"),
     "restart, runc, CNI": restart("runc-cni-overlay"),
 }
-WHEN = (BEFORE, AFTER)
