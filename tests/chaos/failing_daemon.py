@@ -35,7 +35,7 @@ OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, "os.posix_spawnp": err
 # What differs from one run to the next.
 _ID = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(
-    r"(?<![0-9a-zA-Z])(?=[a-z-]*[0-9])[0-9a-f]{8,16}(?![0-9a-zA-Z])|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"(?<![0-9a-zA-Z])(?=[a-z-]*[0-9])[0-9a-f]{8,40}(?![0-9a-zA-Z])|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 )
 _NUMBER = re.compile(r"[0-9]+")
 _HIERARCHY = re.compile(r"/sys/fs/cgroup/[a-z_,]+(?=/)")  # each is treated as the other
