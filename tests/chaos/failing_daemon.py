@@ -255,10 +255,21 @@ def main() -> None:
     wrap(Failpoints(Path(os.environ[VARIABLE]), shortened))
 
     from crinoid.core.cli.main import main as crinoid
-    from crinoid.core.lifecycle import resources
 
-    resources.RETRY_S = 0.2  # what is deferred is over within a test
+    _retry_soon()
     crinoid()
+
+
+def _retry_soon() -> None:
+    """What is deferred is over within a test."""
+    try:
+        from crinoid.core.lifecycle import backoff
+    except ImportError:
+        from crinoid.core.lifecycle import resources
+
+        resources.RETRY_S = 0.2
+    else:
+        backoff.FIRST_S = 0.2
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def _run_life(table: FailingNode, name: str, act: str, only: str, most: int, lis
         if found:
             bad += 1
             print(f"WRONG {name}: {plan}", *found[:12], sep="\n      ", flush=True)
-            _start_over(table, before)
+            _start_over(table, life, before)
     took = time.monotonic() - began
     print(
         f"{name}: {len(hits)} acts of {len(set(hits))} names; {len(plans)} {act} points, {missed} not met, {bad} wrong;"
@@ -182,7 +182,7 @@ def _run_life(table: FailingNode, name: str, act: str, only: str, most: int, lis
     return bad
 
 
-def _start_over(table: FailingNode, before: "Counter[str]") -> None:
+def _start_over(table: FailingNode, life: Life, before: "Counter[str]") -> None:
     """Put a node in order after something went wrong, so that the next point is judged by itself."""
     if table.node.daemon.process is not None and table.node.daemon.process.poll() is not None:
         table.node.daemon.start()
@@ -191,11 +191,12 @@ def _start_over(table: FailingNode, before: "Counter[str]") -> None:
             table.node.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
     table.node.call("RemoveImage", image={"image": TWO})
     table.node.daemon.restart()
+    table.lead(life)
     left = inventory.compare(before, inventory.take(table.node.daemon))
     before.clear()
     before.update(inventory.take(table.node.daemon))
     if left:
-        print("      still there after a restart:", *left[:8], sep="\n        ", flush=True)
+        print("      still there after a restart and another life:", *left[:8], sep="\n        ", flush=True)
 
 
 def main() -> None:
