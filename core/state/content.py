@@ -107,6 +107,15 @@ class ContentStore:
         self.path(digest).unlink(missing_ok=True)
         self.remove_partial(digest)
 
+    def settle(self, digests: Iterable[str]) -> None:
+        """Note that blobs are an image's: once that is gone they are garbage, and nothing that a failed pull has left.
+
+        Their time of change tells it, so that a start after a kill in the middle of the removal knows it, too.
+        """
+        for digest in digests:
+            with contextlib.suppress(FileNotFoundError):  # its layer was there, so it was never fetched
+                os.utime(self.path(digest), (0, 0))
+
     def list(self) -> tuple[str, ...]:
         """Return the digests of all blobs, sorted."""
         found = (f"{path.parent.name}:{path.name}" for path in self.root.glob("blobs/*/*"))

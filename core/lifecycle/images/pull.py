@@ -20,6 +20,7 @@ from crinoid.core.lifecycle.images.catalog import Catalog, names_of
 from crinoid.core.lifecycle.images.claims import Claims
 from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, artifact_type
 from crinoid.core.lifecycle.images.faults import restate, while_doing
+from crinoid.core.lifecycle.images.garbage import needed_blobs
 from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
@@ -84,6 +85,7 @@ class Puller:
                 await self._store_documents(resolution)
                 added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
                 await self._catalog.sync()
+                self._content.settle(needed_blobs([added]))
                 return added
 
     async def _plan(

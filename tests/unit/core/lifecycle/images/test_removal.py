@@ -194,3 +194,13 @@ async def test_a_tag_of_two_records_is_the_later_ones(node: Node, publisher: Pub
     assert found is not None and found.id == new.config.digest
     await node.restart()
     assert [record.tags for record in node.service.list()] == [(NAME,), ()]
+
+
+async def test_a_start_after_a_kill_in_a_removal_collects_what_is_left(node: Node, image: BuiltImage) -> None:
+    young = node.content.put(b"of a pull that was interrupted").digest
+    await node.pull()
+    node.store.images.drop(image.config.digest)
+    node.die()
+    await node.restart()
+    assert node.content.list() == (young,)
+    assert node.snapshotter.layers == {}
