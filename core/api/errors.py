@@ -179,5 +179,15 @@ class ConfigurationError(CrinoidError):
     reason = "ConfigurationError"
 
 
+class StateUnavailable(CrinoidError):
+    """The daemon can't start, as its state can't be had now (a full or read-only disk, another process's lock).
+
+    Nothing was changed; the same start succeeds once the cause is gone.
+    """
+
+    grpc_status = "UNAVAILABLE"
+    reason = "StateUnavailable"
+
+
 def _ended(exit_code: int) -> str:
     return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"

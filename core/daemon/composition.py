@@ -20,6 +20,7 @@ from crinoid.core.lifecycle.podinit import InitParts, PodInit
 from crinoid.core.lifecycle.pods import PodParts, PodService
 from crinoid.core.lifecycle.recovery import Recovery
 from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.standins import StandIns
 from crinoid.core.lifecycle.stats import StatsService
 from crinoid.core.lifecycle.streams import StreamService
 from crinoid.core.slots.binding import Slots
@@ -55,6 +56,7 @@ class Composition:
 
     async def recover(self) -> None:
         """Bring records and host together, then let extensions in."""
+        self.recovery.prepare()
         await self.images.recover()
         await self.node.recover()
         await self.recovery.run()
@@ -101,7 +103,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,
-        recovery=Recovery(store, slots, resources, exits, init),
+        recovery=Recovery(StandIns(store, slots, config.run), store, slots, resources, exits, init),
         init=init,
         exits=exits,
         resources=resources,

@@ -21,6 +21,7 @@ from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.ownership import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
 from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.standins import StandIns
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -34,12 +35,19 @@ _TOGETHER = 16
 class Recovery:
     """Brings records and host together, once, before the first request."""
 
-    def __init__(self, store: Store, slots: Slots, resources: Resources, exits: Exits, init: PodInit) -> None:
+    def __init__(
+        self, stand_ins: StandIns, store: Store, slots: Slots, resources: Resources, exits: Exits, init: PodInit
+    ) -> None:
+        self._stand_ins = stand_ins
         self._store = store
         self._slots = slots
         self._resources = resources
         self._exits = exits
         self._init = init
+
+    def prepare(self) -> None:
+        """Have records that can't be read stood in for, before anybody asks who owns what."""
+        self._stand_ins.make()
 
     async def run(self) -> None:
         """Undo what nobody owns, then look at every pod and container."""
@@ -53,10 +61,7 @@ class Recovery:
         await self._resources.undo_deferred()
 
     async def _undo_orphans(self) -> None:
-        """A pod without a record never came to be, and takes its containers along."""
-        for record in self._store.containers:
-            if record.pod_id not in self._store.pods:
-                self._store.containers.drop(record.id)
+        """Who has no record never came to be, as that is made last. For one that can't be read another stands in."""
         orphans = [owner for owner in self._resources.owners() if not self._is_known(owner)]
         places = asyncio.Semaphore(_TOGETHER)
         await asyncio.gather(*(self._undo_orphan(owner, places) for owner in orphans))
@@ -75,7 +80,10 @@ class Recovery:
         pod = self._store.pods.get(owner.partition("/")[0])
         if pod is not None and owner == init_owner(pod.id):
             return pod.init is not None
-        return owner in self._store.pods or owner in self._store.containers
+        return owner in self._store.pods or owner in self._store.containers or self._is_damaged(owner)
+
+    def _is_damaged(self, owner: str) -> bool:
+        return owner in self._store.pods.damaged or owner in self._store.containers.damaged
 
     async def _recover_pod(self, pod: PodRecord) -> None:
         if pod.state is not PodState.READY:
@@ -107,7 +115,8 @@ class Recovery:
                 return
             self._exits.note(record.id, ExitStatus(255, time.time_ns(), known=False))
             return
-        if state is not None and state.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED):
+        alive = state is not None and state.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED)
+        if state is not None and alive and record.id not in self._store.containers.damaged:
             record = self._note_running(record, state.pid)
         self._exits.watch(record)
 
@@ -144,8 +153,7 @@ class Recovery:
         for slot in self._slots.snapshotters.values():
             try:
                 for key in await slot.list_snapshots():
-                    owner = owner_of(key)
-                    if owner not in self._store.containers and owner not in self._store.pods:
+                    if not self._is_known(owner_of(key)):
                         LOG.info("removing snapshot %s, which nobody owns", key)
                         await slot.remove_snapshot(key)
             except CrinoidError as error:

@@ -22,8 +22,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, cast
 
-from pydantic import TypeAdapter
-
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DriverError, FailedPrecondition, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
@@ -40,6 +38,7 @@ from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state import bodies
 from crinoid.core.state.store import Ledger, LedgerEntry
 
 LOG = logging.getLogger(__name__)
@@ -59,8 +58,6 @@ _DEFERRABLE = frozenset({DIRECTORY, CONTENTS, CGROUP, NETWORK, SNAPSHOT})
 S = TypeVar("S")
 _UNDOABLE = (CrinoidError, OSError, ValueError, KeyError, TypeError)
 """What undoing may raise: the last three for a row that is damaged."""
-_REQUEST = TypeAdapter(NetworkRequest)
-_HANDLE = TypeAdapter(ContainerHandle)
 
 
 class Resources:
@@ -134,7 +131,7 @@ class Resources:
     async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
         """Attach a pod to its network."""
         plan = await slot.plan(request)
-        data = {"slot": slot.name, "request": _REQUEST.dump_python(request, mode="json"), "data": dict(plan)}
+        data = {"slot": slot.name, "request": bodies.dump_value(request), "data": dict(plan)}
         entry = self._ledger.intend(owner, NETWORK, slot.name, data)
         attachment = await slot.attach(request, plan)
         self._ledger.amend(entry, data | {"data": dict(attachment.data)})
@@ -149,13 +146,13 @@ class Resources:
 
     async def create_container(self, owner: str, slot: RuntimeSlot, request: ContainerRequest) -> ContainerProcess:
         """Have the runtime make a container."""
-        handle = _HANDLE.dump_python(request.handle, mode="json")
+        handle = bodies.dump_value(request.handle)
         self._ledger.intend(owner, CONTAINER, request.handle.container_id, {"slot": slot.name, "handle": handle})
         return await slot.create(request)
 
     async def restore_container(self, owner: str, slot: RuntimeSlot, request: RestoreRequest) -> ContainerProcess:
         """Have the runtime make a container whose processes go on where a checkpoint has left them."""
-        handle = _HANDLE.dump_python(request.container.handle, mode="json")
+        handle = bodies.dump_value(request.container.handle)
         self._ledger.intend(
             owner, CONTAINER, request.container.handle.container_id, {"slot": slot.name, "handle": handle}
         )
@@ -163,7 +160,7 @@ class Resources:
 
     async def pause(self, owner: str, slot: RuntimeSlot, handle: ContainerHandle) -> None:
         """Freeze a container for a while; undoing lets it go on."""
-        data = {"slot": slot.name, "handle": _HANDLE.dump_python(handle, mode="json")}
+        data = {"slot": slot.name, "handle": bodies.dump_value(handle)}
         self._ledger.intend(owner, PAUSE, handle.container_id, data)
         await slot.pause(handle)
 
@@ -272,7 +269,7 @@ class Resources:
         for entry in self._ledger.entries():
             if entry.kind == NETWORK:
                 try:
-                    request = _REQUEST.validate_python(entry.data["request"])
+                    request = bodies.parse_value(NetworkRequest, entry.data["request"])
                     found.append((str(entry.data["slot"]), request, _mapping(entry.data["data"])))
                 except (ValueError, KeyError) as error:
                     raise CorruptContent(f"ledger row {entry.id}, {entry.key} of {entry.owner}: {error}") from error
@@ -367,6 +364,9 @@ class Resources:
         return None
 
     def _failed(self, entry: LedgerEntry, error: Exception) -> CrinoidError | None:
+        if entry.damaged or entry.kind not in KINDS:
+            self._ledger.put_aside(entry, error)
+            return None
         LOG.warning("%s %s of %s could not be undone: %s", entry.kind, entry.key, entry.owner, error)
         if entry.kind not in _DEFERRABLE:
             if isinstance(error, CrinoidError):
@@ -397,18 +397,18 @@ class Resources:
 
     async def _undo_network(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.networks, "network", entry)
-        await slot.detach(_REQUEST.validate_python(entry.data["request"]), _mapping(entry.data["data"]))
+        await slot.detach(bodies.parse_value(NetworkRequest, entry.data["request"]), _mapping(entry.data["data"]))
 
     async def _undo_snapshot(self, entry: LedgerEntry) -> None:
         await self._slot(self._slots.snapshotters, "snapshotter", entry).remove_snapshot(entry.key)
 
     async def _undo_container(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
-        await slot.delete(_HANDLE.validate_python(entry.data["handle"]))
+        await slot.delete(bodies.parse_value(ContainerHandle, entry.data["handle"]))
 
     async def _undo_pause(self, entry: LedgerEntry) -> None:
         slot = self._slot(self._slots.runtimes, "runtime", entry)
-        await slot.resume(_HANDLE.validate_python(entry.data["handle"]))
+        await slot.resume(bodies.parse_value(ContainerHandle, entry.data["handle"]))
 
     def _slot(self, slots: Mapping[str, S], role: str, entry: LedgerEntry) -> S:
         name = str(entry.data["slot"])
@@ -499,7 +499,7 @@ def _owner(entry: LedgerEntry) -> str:
 
 
 def _check_container(entry: LedgerEntry, owner: str) -> None:
-    handle = _HANDLE.validate_python(entry.data["handle"])
+    handle = bodies.parse_value(ContainerHandle, entry.data["handle"])
     if handle.container_id != entry.key:
         raise ValueError(f"the row names container {entry.key}, and its handle {handle.container_id}")
     ownership.require_id(handle.container_id, owner)
@@ -507,7 +507,7 @@ def _check_container(entry: LedgerEntry, owner: str) -> None:
 
 
 def _check_network(entry: LedgerEntry, owner: str) -> None:
-    request = _REQUEST.validate_python(entry.data["request"])
+    request = bodies.parse_value(NetworkRequest, entry.data["request"])
     ownership.require_id(request.pod_id, owner)
     if request.netns is not None:
         ownership.require_path(str(request.netns), owner)

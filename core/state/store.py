@@ -1,34 +1,34 @@
 """Where records live: SQLite on disk, and the same records in memory, from which everything is read.
 
-A write is on disk before it shows in memory (WAL, synchronous NORMAL: 0.02 ms; ``sync`` for an image). The daemon
-always starts: a record that does not parse is moved to ``quarantine``, a database that is damaged is put aside. One
-that is locked, full or can't be had stops the start and is left as it is. All calls belong to the event loop's thread.
+A write is on disk before it shows in memory (WAL, synchronous NORMAL: 0.02 ms; ``sync`` for an image). ``opening`` has
+what happens where the file can't be had or is damaged. A row that does not parse stays where it is, as it is: its id is
+``damaged``, a record can stand in for it in memory (``Table.stand_in``), and repaired it is read at the next start. All
+calls belong to the event loop's thread.
 
 The file is the daemon's alone (SQLite's VFS ``unix-excl``) for as long as it lives: another process's lock would hold
 up the loop, and with it every request. Whoever wants to look into it meanwhile copies it, with its ``-wal``, and looks
-into the copy.
+into the copy (``transfer.copied``).
 """
 
 import asyncio
 import contextlib
-import functools
-import json
 import logging
 import os
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
 
-from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
+from crinoid.core.state import bodies
+from crinoid.core.state.opening import LOG_BYTES, connect, open_database
 from crinoid.core.state.records import (
     CONTAINER_STEPS,
     POD_STEPS,
@@ -38,34 +38,13 @@ from crinoid.core.state.records import (
 )
 
 LOG = logging.getLogger(__name__)
-CHECKPOINT_WRITES = 2000
+LOOK_WRITES = 200
+"""After how many statements the size of SQLite's log is looked at."""
+MOST_LOG_BYTES = 4 * LOG_BYTES
+"""Where a log that was never quiet for long enough is carried over on the loop, which waits for the disk then."""
+_CARRY_TRIES, _CARRY_PAUSE_S = 20, 0.02
 RESERVE_BYTES = 1 << 20
 """Disk kept free for the store itself, so that stop and remove are recorded on a full disk."""
-
-START_WAIT_S = 5.0
-"""How long the start waits for another process that has the database open."""
-
-_NOT_DAMAGED = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
-    | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS}
-)
-"""Errors that say nothing of what is in the file."""
-
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE pods (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE containers (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE images (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE settings (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE ledger (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
-        data TEXT NOT NULL
-    );
-    CREATE INDEX ledger_by_owner ON ledger (owner);
-    CREATE TABLE quarantine (source TEXT, id TEXT, body TEXT, error TEXT, at_ns INTEGER);
-    """,
-)
-"""Schema steps; the number of those applied is SQLite's ``user_version``."""
 
 R = TypeVar("R", PodRecord, ContainerRecord, ImageRecord)
 
@@ -79,22 +58,21 @@ class LedgerEntry:
     kind: str
     key: str
     data: Mapping[str, object]
+    damaged: str = ""
+    """Why ``data`` is not what was written, and empty here; the row stays as it is until it is struck."""
 
 
 class Database:
-    """The SQLite file: opening, migration, transactions, and the reserve for a full disk."""
+    """The SQLite file: transactions, the log that is carried over, and the reserve for a full disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path``, making it where absent.
-
-        Raises ConfigurationError for a schema newer than this program, and for a file that can't be had, or that
-        another process has open for longer than ``START_WAIT_S``.
-        """
+        """Open ``path``, making it where absent. Raises as ``open_database``."""
         self._path = path
-        self._writes = 0
+        self._log = path.with_name(path.name + "-wal")
+        self._statements = 0
         self._checkpoint = threading.Thread()
         self._reserve = path.with_name("reserve")
-        self._connection = self._open()
+        self._connection = open_database(path)
         self._keep_reserve()
 
     def execute(self, statement: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
@@ -119,7 +97,7 @@ class Database:
     def _sync_log(self) -> None:
         """What was carried over from the log already was synced on the way; the log itself carries no lock of SQLite's,
         which closing any descriptor of a locked file would give up."""
-        descriptor = os.open(self._path.with_name(self._path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
@@ -132,74 +110,38 @@ class Database:
         self._connection.close()
 
     def _checkpoint_sometimes(self) -> None:
-        """Carry the log over into the database in a thread: its fsync would hold up every request on a slow disk."""
-        self._writes += 1
-        if self._writes % CHECKPOINT_WRITES == 0 and not self._checkpoint.is_alive():
-            self._checkpoint = threading.Thread(target=self._carry_over, name="checkpoint", daemon=True)
-            self._checkpoint.start()
+        """Carry the log over into the database once it is long, in a thread: the fsync would hold up every request.
+
+        SQLite writes the log from its beginning again once all of it was carried over and nothing has come since. Where
+        pods come and go without a pause the thread never sees that moment: then the little that has come is carried
+        over here, between two statements, and the loop waits for the disk.
+        """
+        self._statements += 1
+        if self._statements % LOOK_WRITES or self._checkpoint.is_alive() or self._log_bytes() < LOG_BYTES:
+            return
+        if self._checkpoint.ident is not None and self._log_bytes() >= MOST_LOG_BYTES:
+            self._checkpoint = threading.Thread()
+            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            return
+        self._checkpoint = threading.Thread(target=self._carry_over, name="checkpoint", daemon=True)
+        self._checkpoint.start()
 
     def _carry_over(self) -> None:
-        with contextlib.closing(self._connected(START_WAIT_S)) as connection:
-            try:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            except sqlite3.OperationalError as error:
-                LOG.warning("the log of %s could not be carried over, it grows until it can: %s", self._path, error)
-
-    def _open(self) -> sqlite3.Connection:
         try:
-            return self._begun()
-        except sqlite3.DatabaseError as error:
-            if (code := getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF) in _NOT_DAMAGED:
-                raise ConfigurationError(self._say_unavailable(error, code)) from error
-            aside = self._path.with_name(f"{self._path.name}.broken-{time.time_ns()}")
-            LOG.error(
-                "%s can't be read (%s): it is put aside as %s, and the state starts empty", self._path, error, aside
-            )
-            self._path.rename(aside)
-            self._path.with_name(self._path.name + "-wal").unlink(missing_ok=True)
-            return self._begun()
+            with contextlib.closing(connect(self._path)) as connection:
+                for _ in range(_CARRY_TRIES):
+                    _, logged, carried = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    if logged == carried:
+                        return
+                    time.sleep(_CARRY_PAUSE_S)
+        except (OSError, sqlite3.OperationalError) as error:
+            LOG.warning("the log of %s could not be carried over, it grows until it can: %s", self._path, error)
 
-    def _begun(self) -> sqlite3.Connection:
-        """Take the file for this process alone; what an earlier version shared with others is gone with that."""
-        with contextlib.suppress(OSError):  # SQLite can say better what is wrong
-            # SQLite makes its log with the mode of the database. Only here, while it has no lock on the file yet: POSIX
-            # locks of a process go when it closes any descriptor of the file (fcntl(2)).
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, rights.FILE))
-        connection = self._connected(START_WAIT_S)
+    def _log_bytes(self) -> int:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint = 0")
-            self._migrated(connection)
-        except BaseException:
-            connection.close()
-            raise
-        connection.execute("PRAGMA busy_timeout = 0")  # nobody is left to wait for
-        self._path.with_name(self._path.name + "-shm").unlink(missing_ok=True)
-        return connection
-
-    def _connected(self, timeout_s: float) -> sqlite3.Connection:
-        """Connect by the VFS that locks other processes out; the connections of this one share its lock."""
-        return sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?vfs=unix-excl", uri=True, isolation_level=None, timeout=timeout_s
-        )
-
-    def _say_unavailable(self, error: sqlite3.DatabaseError, code: int) -> str:
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return (
-                f"{self._path} is locked: another process has had it open for {START_WAIT_S:g} s. Find it (fuser"
-                f" {self._path}) and end it; nothing has been changed"
-            )
-        return f"{self._path} can't be used: {error}. Nothing has been changed; start again once it can"
-
-    def _migrated(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise ConfigurationError(
-                f"{self._path} has schema {version}, this crinoid knows {len(MIGRATIONS)}: run the newer crinoid again"
-            )
-        for number in range(version, len(MIGRATIONS)):
-            connection.executescript(f"BEGIN; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
+            return self._log.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def _keep_reserve(self) -> None:
         if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:
@@ -215,21 +157,24 @@ class Database:
         return error
 
 
-@functools.cache
-def _codec(record: Hashable) -> TypeAdapter[Any]:  # Any: a cache's arguments have no type variables
-    """Make the codec of a kind of records; it takes tens of milliseconds."""
-    return TypeAdapter(cast(type[Any], record))
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A row that does not parse: what stands in it, and why that is nothing."""
+
+    id: object
+    body: object
+    why: str
 
 
 class Table(Generic[R]):
     """The records of one kind, by id."""
 
-    def __init__(self, database: Database, name: str, record: type[R], check: Callable[[R, R], None]) -> None:
+    def __init__(self, database: Database, name: str, check: Callable[[R, R], None]) -> None:
+        self.name = name
         self._database = database
-        self._name = name
-        self._codec: TypeAdapter[R] = _codec(cast(Hashable, record))  # mypy takes a class's __hash__ for its own
         self._check: Callable[[R, R], None] = check
         self._records: dict[str, R] = {}
+        self._damaged: dict[str, Damaged] = {}
         self.version = 0
         """Another number after each change: what was made of the records holds for as long as it stays the same."""
         self._load()
@@ -253,63 +198,59 @@ class Table(Generic[R]):
             return exact
         matching = [record for key, record in self._records.items() if prefix and key.startswith(prefix)]
         if len(matching) > 1:
-            raise InvalidArgument(
-                f"{prefix!r} is the beginning of {len(matching)} ids of {self._name}: give more of it"
-            )
+            raise InvalidArgument(f"{prefix!r} is the beginning of {len(matching)} ids of {self.name}: give more of it")
         if not matching:
-            raise NotFound(f"no id in {self._name} is or begins with {prefix!r}")
+            raise NotFound(f"no id in {self.name} is or begins with {prefix!r}")
         return matching[0]
 
+    @property
+    def damaged(self) -> Mapping[str, Damaged]:
+        """The rows that do not parse, by id; some may have a record that stands in for them."""
+        return self._damaged
+
     def put(self, record: R) -> R:
-        """Write a record, new or changed; the steps of its state are checked."""
+        """Write a record, new or changed; the steps of its state are checked. One that stands in is not written."""
         if (old := self._records.get(record.id)) is not None:
             self._check(old, record)
-        body = self._dump(record)
-        self._database.execute(f"INSERT OR REPLACE INTO {self._name} VALUES (?, ?)", (record.id, body))  # noqa: S608
+        if record.id not in self._damaged:
+            self._database.execute(
+                f"INSERT OR REPLACE INTO {self.name} VALUES (?, ?)",  # noqa: S608
+                (record.id, bodies.dump(record)),
+            )
         self._records[record.id] = record
         self.version += 1
         return record
 
-    def drop(self, key: str) -> None:
-        """Forget a record. Idempotent."""
-        self._database.execute(f"DELETE FROM {self._name} WHERE id = ?", (key,))  # noqa: S608
-        self._records.pop(key, None)
+    def stand_in(self, record: R) -> None:
+        """Have a record in memory for a damaged row, or one that is lost: its changes last until the daemon ends."""
+        self._damaged.setdefault(record.id, Damaged(record.id, "", "it is missing"))
+        self._records[record.id] = record
         self.version += 1
 
-    def _dump(self, record: R) -> str:
-        """Write a record as JSON; pydantic's own writer refuses text with bytes that are no UTF-8 (surrogateescape)."""
-        try:
-            return self._codec.dump_json(record).decode()
-        except PydanticSerializationError:
-            return json.dumps(self._codec.dump_python(record, mode="json"))
-
-    def _parse(self, body: str) -> R:
-        """Read what ``_dump`` wrote; pydantic's own reader refuses such text, too."""
-        strange = "\\udc" in body
-        record: R = self._codec.validate_python(json.loads(body)) if strange else self._codec.validate_json(body)
-        return record
+    def drop(self, key: str) -> None:
+        """Forget a record; what a damaged row says is kept in the table ``quarantine``. Idempotent."""
+        damaged = self._damaged.get(key)
+        if damaged is not None:
+            values = (self.name, key, damaged.body, damaged.why, time.time_ns())
+            self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
+        row = key if damaged is None else damaged.id
+        self._database.execute(f"DELETE FROM {self.name} WHERE id = ?", (row,))  # noqa: S608
+        self._records.pop(key, None)
+        self._damaged.pop(key, None)
+        self.version += 1
 
     def _load(self) -> None:
-        for key, body in self._database.execute(f"SELECT id, body FROM {self._name}").fetchall():  # noqa: S608
+        for key, body in self._database.execute(f"SELECT id, body FROM {self.name}").fetchall():  # noqa: S608
             try:
-                self._records[key] = self._parse(body)
-            except ValueError as error:  # pydantic's is one
-                self._quarantine(key, body, error)
-
-    def _quarantine(self, key: str, body: str, error: ValueError) -> None:
-        why = _without_values(error)
-        LOG.error("the record of %s %s does not parse and is put in quarantine: %s", self._name, key, why)
-        values = (self._name, key, body, why, time.time_ns())
-        self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
-        self._database.execute(f"DELETE FROM {self._name} WHERE id = ?", (key,))  # noqa: S608
-
-
-def _without_values(error: ValueError) -> str:
-    """Say what is wrong with a record and quote none of it: log and status are no place for containers' environment."""
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
-    return str(error)
+                self._records[key] = bodies.parse(self.name, key, body)
+            except bodies.Unreadable as error:
+                LOG.error(
+                    "the record of %s %s can't be read (%s): it stays as it is, and so does what it stands for",
+                    self.name,
+                    key,
+                    error,
+                )
+                self._damaged[_as_text(key)] = Damaged(key, body, str(error))
 
 
 class Ledger:
@@ -321,6 +262,7 @@ class Ledger:
         self._database = database
         counts = database.execute("SELECT owner, count(*) FROM ledger GROUP BY owner").fetchall()
         self._counts: Counter[str] = Counter(dict(counts))  # so that who has no entry is not looked up
+        self._told: set[int] = set()
 
     def intend(self, owner: str, kind: str, key: str, data: Mapping[str, object]) -> LedgerEntry:
         """Write that ``owner`` is about to make the resource ``key``."""
@@ -363,28 +305,58 @@ class Ledger:
             f"SELECT id, owner, kind, key, data FROM ledger {where} ORDER BY id DESC",  # noqa: S608  # a constant
             parameters,
         ).fetchall()
-        found = []
-        for row in rows:
-            try:
-                found.append(LedgerEntry(row[0], row[1], row[2], row[3], self._data.validate_json(row[4])))
-            except ValueError as error:  # pydantic's is one
-                self._quarantine(row, error)
-        return found
+        return [self._entry(*row) for row in rows]
+
+    def mend(self, entry: LedgerEntry, data: Mapping[str, object]) -> None:
+        """Replace what a damaged row says, and keep that in the table ``quarantine``."""
+        self._keep(entry, entry.damaged)
+        self.amend(entry, data)
 
     def put_aside(self, entry: LedgerEntry, error: Exception) -> None:
-        """Put an entry in quarantine that can't be undone, as it says nonsense: what it stands for may be left."""
-        self._quarantine((entry.id, entry.owner, entry.kind, entry.key, self._text(entry.data)), error)
+        """Strike an entry that can't be undone, as it says nonsense, and keep its row in the table ``quarantine``.
 
-    def _quarantine(self, row: tuple[int, str, str, str, str], error: Exception) -> None:
-        number, owner, kind, key, text = row
-        why = _without_values(error) if isinstance(error, ValueError) else str(error)
-        LOG.error("ledger row %d, %s %s of %s, is nonsense and put in quarantine: %s", number, kind, key, owner, why)
-        values = ("ledger", f"{owner} {kind} {key}", text, why, time.time_ns())
-        self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
-        self.strike(LedgerEntry(number, owner, kind, key, {}))
+        What it stands for may be left.
+        """
+        why = entry.damaged or (str(error) if not isinstance(error, ValidationError) else "its data can't be read")
+        LOG.error(
+            "row %d of the ledger, %s %s of %s, is nonsense and put in quarantine: %s; 'crinoid doctor' looks for what is "
+            "left",
+            entry.id,
+            entry.kind,
+            entry.key,
+            entry.owner,
+            why,
+        )
+        self._keep(entry, why)
+        self.strike(entry)
+
+    def _keep(self, entry: LedgerEntry, why: str) -> None:
+        for (data,) in self._database.execute("SELECT data FROM ledger WHERE id = ?", (entry.id,)).fetchall():
+            values = ("ledger", f"{entry.owner} {entry.kind} {entry.key}", data, why, time.time_ns())
+            self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
+
+    def _entry(self, number: int, owner: object, kind: object, key: object, data: object) -> LedgerEntry:
+        """Whatever a row holds, it is an entry, so that its owner is known to have something."""
+        try:
+            if not isinstance(data, str | bytes) or not all(isinstance(one, str) for one in (owner, kind, key)):
+                raise bodies.Unreadable("a column is no text")
+            found = bodies.upgrade("ledger", self._data.validate_json(data))
+            del found["v"]
+            return LedgerEntry(number, str(owner), str(kind), str(key), found)
+        except ValueError:  # pydantic's is one, whose message quotes the row
+            if number not in self._told:
+                self._told.add(number)
+                LOG.error(
+                    "row %d of the ledger, %s %s of %s, can't be read: it stays as it is", number, kind, key, owner
+                )
+            return LedgerEntry(number, _as_text(owner), _as_text(kind), _as_text(key), {}, "its data can't be read")
 
     def _text(self, data: Mapping[str, object]) -> str:
-        return self._data.dump_json(dict(data)).decode()
+        return self._data.dump_json({**data, "v": bodies.VERSION}).decode()
+
+
+def _as_text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 class Store:
@@ -393,9 +365,9 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the store at ``path``; its folder exists."""
         self._database = Database(path)
-        self.pods: Table[PodRecord] = Table(self._database, "pods", PodRecord, _check_pod)
-        self.containers: Table[ContainerRecord] = Table(self._database, "containers", ContainerRecord, _check_container)
-        self.images: Table[ImageRecord] = Table(self._database, "images", ImageRecord, lambda _old, _new: None)
+        self.pods: Table[PodRecord] = Table(self._database, "pods", _check_pod)
+        self.containers: Table[ContainerRecord] = Table(self._database, "containers", _check_container)
+        self.images: Table[ImageRecord] = Table(self._database, "images", lambda _old, _new: None)
         self.ledger = Ledger(self._database)
 
     async def sync(self) -> None:
@@ -416,8 +388,12 @@ class Store:
         self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
 
     def quarantined(self) -> list[tuple[str, str, str]]:
-        """Return table, id and error of every record that did not parse."""
-        return self._database.execute("SELECT source, id, error FROM quarantine").fetchall()
+        """Return table, id and error of every record that does not parse, and of those that were dropped so."""
+        tables: tuple[Table[PodRecord] | Table[ContainerRecord] | Table[ImageRecord], ...]
+        tables = (self.pods, self.containers, self.images)
+        present = [(table.name, key, one.why) for table in tables for key, one in table.damaged.items()]
+        rows = [("ledger", f"{e.owner} {e.kind} {e.key}", e.damaged) for e in self.ledger.entries() if e.damaged]
+        return present + rows + self._database.execute("SELECT source, id, error FROM quarantine").fetchall()
 
     def close(self) -> None:
         """Close the database."""

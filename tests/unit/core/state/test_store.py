@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound
+from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, StateUnavailable
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, VolumeMount
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment
@@ -190,7 +190,8 @@ def test_a_newer_schema_is_refused_untouched(path: Path) -> None:
 
 
 def test_the_log_is_carried_over_now_and_then(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crinoid.core.state.store.CHECKPOINT_WRITES", 50)
+    monkeypatch.setattr("crinoid.core.state.store.LOOK_WRITES", 50)
+    monkeypatch.setattr("crinoid.core.state.store.LOG_BYTES", 100_000)
     store = Store(path)
     before = path.stat().st_size
     for number in range(300):
@@ -198,6 +199,25 @@ def test_the_log_is_carried_over_now_and_then(path: Path, monkeypatch: pytest.Mo
     store._database._checkpoint.join(5)
     assert path.stat().st_size > before + 50_000
     assert len(store.ledger.entries("p")) == 300
+
+
+def test_the_log_stays_short_although_nobody_pauses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite writes it from its beginning again only where all was carried over and nothing has come meanwhile."""
+    limit = 200_000
+    monkeypatch.setattr("crinoid.core.state.store.LOG_BYTES", limit)
+    monkeypatch.setattr("crinoid.core.state.opening.LOG_BYTES", limit)
+    monkeypatch.setattr("crinoid.core.state.store.MOST_LOG_BYTES", 2 * limit)
+    monkeypatch.setattr("crinoid.core.state.store.LOOK_WRITES", 20)
+    store, log = Store(path), path.with_name("state.db-wal")
+    store.pods.put(a_pod())
+    longest = 0
+    for _ in range(3000):
+        store.pods.put(a_pod())
+        longest = max(longest, log.stat().st_size)
+    assert longest < 8 * limit  # of 24 MB that were written
+    assert path.stat().st_size < limit
+    store.close()
+    assert [pod.id for pod in Store(path).pods] == ["p1"]
 
 
 def test_settings_survive(path: Path) -> None:
@@ -226,16 +246,14 @@ def hold(path: Path, statement: str) -> "subprocess.Popen[str]":
 def test_a_database_that_another_process_has_open_stops_the_start_and_stays_as_it_is(
     path: Path, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crinoid.core.state.store.START_WAIT_S", 0.2)
+    monkeypatch.setattr("crinoid.core.state.opening.START_WAIT_S", 0.2)
     store = Store(path)
     store.pods.put(a_pod())
     store.close()
     other = hold(path, statement)
     before = path.read_bytes()
     try:
-        with pytest.raises(
-            ConfigurationError, match=r"state\.db is locked: another process has had it open for 0\.2 s"
-        ):
+        with pytest.raises(StateUnavailable, match=r"state\.db is locked: another process has had it open for 0\.2 s"):
             Store(path)
         assert path.read_bytes() == before
         assert not list(path.parent.glob("*.broken-*"))
@@ -286,9 +304,7 @@ def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "state.db").mkdir()
-    with pytest.raises(
-        ConfigurationError, match=r"can't be used: unable to open database file\. Nothing has been changed"
-    ):
+    with pytest.raises(StateUnavailable, match=r"can't be used: Is a directory\. Nothing has been changed"):
         Store(tmp_path / "state.db")
     assert (tmp_path / "state.db").is_dir()
 
