@@ -1,7 +1,8 @@
 """The command group ``crinoid``: finds a sub-command by name and imports it only then, so that help is quick.
 
-Exit codes: 0, 1 for a failure that was told on standard error, 2 for a wrong use of the command line, 78 (``EX_CONFIG``
-of sysexits.h) for a configuration that can't be used.
+Exit codes: 0, 1 for a failure that was told on standard error, 2 for a wrong use of the command line, and of sysexits.h
+78 (``EX_CONFIG``) for a configuration that can't be used, 75 (``EX_TEMPFAIL``) for a state that can't be had now, as on
+a full disk: the same start succeeds once the cause is gone.
 """
 
 import importlib
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from crinoid import __version__
-from crinoid.core.api.errors import ConfigurationError, CrinoidError
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
 from crinoid.core.api.frozen import dataclass
 
 
@@ -50,6 +51,12 @@ class ConfigurationRefusal(Refusal):
     exit_code = os.EX_CONFIG
 
 
+class StateRefusal(Refusal):
+    """The same for a state that can't be had now."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported one by one, and whose CrinoidErrors need no traceback."""
 
@@ -75,7 +82,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except CrinoidError as error:
-            refusal = ConfigurationRefusal if isinstance(error, ConfigurationError) else Refusal
+            refusals = {ConfigurationError: ConfigurationRefusal, StateUnavailable: StateRefusal}
+            refusal = next((refusals[kind] for kind in refusals if isinstance(error, kind)), Refusal)
             raise refusal(error.message) from error
 
 

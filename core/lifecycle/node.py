@@ -1,6 +1,7 @@
 """The node as a whole: Status, RuntimeConfig, UpdateRuntimeConfig."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,6 +14,7 @@ from crinoid.core.lifecycle.queries import Condition, HandlerReport, NodeStatus
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.userns import UserNamespaces
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.store import Store
@@ -56,10 +58,25 @@ class NodeService:
         return self._cgroups.driver
 
     async def set_pod_cidrs(self, cidrs: tuple[str, ...]) -> None:
-        """Keep the node's address ranges, and tell every network."""
+        """Tell every network of the node's address ranges, and keep them once all have taken them.
+
+        Raises what a network raises that can't use them; then the others have those of before again.
+        """
+        told: list[NetworkSlot] = []
+        try:
+            for slot in self._slots.networks.values():
+                told.append(slot)
+                await slot.set_pod_cidrs(cidrs)
+        except CrinoidError:
+            for slot in told[:-1]:
+                with contextlib.suppress(CrinoidError):
+                    await slot.set_pod_cidrs(self._pod_cidrs())
+            raise
         self._store.set(POD_CIDRS, ",".join(cidrs))
-        for slot in self._slots.networks.values():
-            await slot.set_pod_cidrs(cidrs)
+
+    def _pod_cidrs(self) -> tuple[str, ...]:
+        text = self._store.setting(POD_CIDRS)
+        return tuple(text.split(",")) if text else ()
 
     async def recover(self) -> None:
         """Examine the snapshotters, and tell the networks what UpdateRuntimeConfig told last time."""
@@ -69,12 +86,12 @@ class NodeService:
             except CrinoidError as error:
                 LOG.error("%s", error.message)
                 self._unfit[slot.name] = error.message
-        if text := self._store.setting(POD_CIDRS):
+        if cidrs := self._pod_cidrs():
             for network in self._slots.networks.values():
                 try:
-                    await network.set_pod_cidrs(tuple(text.split(",")))
+                    await network.set_pod_cidrs(cidrs)
                 except CrinoidError as error:
-                    LOG.error("the pods' address ranges of last time: %s", error.message)
+                    LOG.error("the node's address ranges, as told last, can't be used: %s", error.message)
 
     async def _runtime_ready(self) -> Condition:
         slots = list(self._slots.runtimes.values())

@@ -17,7 +17,7 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.core.lifecycle.podinit import init_owner
-from crinoid.core.lifecycle.resources import CGROUP, CONTAINER, NAMESPACES, NETWORK, SNAPSHOT
+from crinoid.core.lifecycle.resources import CGROUP, CONTAINER, DIRECTORY, MOUNT, NAMESPACES, NETWORK, SNAPSHOT
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state import bodies
 from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord, PodState
@@ -27,8 +27,9 @@ LOG = logging.getLogger(__name__)
 REASON = "RecordUnreadable"
 ANNOTATION = "crinoid/record-unreadable"
 """On a pod that stands in for a record: which one, and why; a pod's status has no other place for it."""
+_ID_DIGITS = 64
 _PREFIX = "io.kubernetes.cri."
-_LOST = Damaged("", "", "it is missing")
+_LOST = Damaged("", "", "it is missing, or has another's id")
 
 
 class StandIns:
@@ -49,21 +50,32 @@ class StandIns:
         for key, image in self._store.images.damaged.items():
             if bodies.is_id(key):
                 self._store.images.stand_in(_image(key, image))
-        containers = [(key, row) for key, row in self._store.containers.damaged.items() if bodies.is_id(key)]
-        for key, row in self._store.pods.damaged.items():
-            if bodies.is_id(key):
+        containers, pods = dict(self._store.containers.damaged), dict(self._store.pods.damaged)
+        if any(key not in by_owner for key in (*containers, *pods)):  # whose id is damaged is some other's
+            lost = [owner for owner in by_owner if not self._is_known(owner)]
+            containers |= {one: _LOST for one in lost if any(e.key == one for e in _of(by_owner[one], CONTAINER))}
+            pods |= {one: _LOST for one in lost if any(e.key.endswith(f"/pods/{one}") for e in by_owner[one])}
+        for key, row in pods.items():
+            if key in by_owner:
                 self._store.pods.stand_in(self._pod(key, row, by_owner))
-        for key, row in containers:
-            if (record := self._container(key, row, by_owner)) is not None:
+        for key, row in containers.items():
+            if key in by_owner and (record := self._container(key, row, by_owner)) is not None:
                 self._store.containers.stand_in(record)
         for pod_id in {one.pod_id for one in self._store.containers} - {pod.id for pod in self._store.pods}:
             if bodies.is_id(pod_id):
                 LOG.error("pod %s has containers and no record: it is not ready, and can be removed", pod_id)
                 self._store.pods.stand_in(self._pod(pod_id, _LOST, by_owner))
         for entry in entries:
+            subject = _subject(entry)
+            if self._is_known(subject) and not self._is_known(entry.owner.partition("/")[0]):
+                LOG.error("%s %s is %s's, and no %s's: its row in the ledger is mended", *_about(entry, subject))
+                self._store.ledger.give(entry, subject)
             if entry.damaged and (data := self._mended(entry)) is not None:
                 LOG.warning("%s %s of %s: its row in the ledger is mended", entry.kind, entry.key, entry.owner)
                 self._store.ledger.mend(entry, data)
+
+    def _is_known(self, key: str) -> bool:
+        return key in self._store.pods or key in self._store.containers
 
     def _pod(self, key: str, row: Damaged, by_owner: Mapping[str, list[LedgerEntry]]) -> PodRecord:
         own, init = by_owner.get(key, []), by_owner.get(init_owner(key), [])
@@ -101,7 +113,7 @@ class StandIns:
         bundle = self._run / "containers" / key
         spec = _read_spec(bundle)
         notes = {str(name).removeprefix(_PREFIX): str(note) for name, note in _mapping(spec.get("annotations")).items()}
-        handle = _handle(by_owner.get(key, []))
+        handle = _handle(by_owner[key])
         cgroup = str(_mapping(spec.get("linux")).get("cgroupsPath", ""))
         found = handle or ContainerHandle(key, notes.get("sandbox-id", ""), bundle, cgroup)
         instead: dict[str, object] = {
@@ -115,8 +127,8 @@ class StandIns:
             "created_at_ns": _made_at_ns(bundle),
         }
         record: ContainerRecord = bodies.mend("containers", row.body, instead)
-        if handle is None and not spec and record.pod_id not in self._store.pods:
-            return None
+        if not (handle or record.handle).pod_id:
+            return None  # nothing says where it belongs
         found = handle or record.handle
         return dataclasses.replace(
             record,
@@ -159,6 +171,21 @@ class StandIns:
                 "data": dict(pod.attachment.data),
             }
         return None
+
+
+def _subject(entry: LedgerEntry) -> str:
+    """Return the id of the pod or container that a row is about, by what it says besides its owner; empty: unknown."""
+    if entry.kind == CONTAINER:
+        return entry.key
+    if entry.kind == NETWORK:
+        return str(_mapping(entry.data.get("request")).get("pod_id", ""))
+    if entry.kind in (DIRECTORY, NAMESPACES, MOUNT, CGROUP):
+        return next((part for part in reversed(entry.key.split("/")) if len(part) == _ID_DIGITS), "")
+    return ""
+
+
+def _about(entry: LedgerEntry, subject: str) -> tuple[str, str, str, str]:
+    return entry.kind, entry.key, subject, entry.owner
 
 
 def _image(key: str, row: Damaged) -> ImageRecord:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -36,6 +36,13 @@ UPGRADES: Mapping[int, Callable[[str, Json], Json]] = {
 ValueT = TypeVar("ValueT", runtime.ContainerHandle, network.NetworkRequest)
 
 
+# What the CRI's messages can carry: one record beyond that would fail the lists of all.
+_Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+_Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_UInt32 = Annotated[int, Field(ge=0, lt=2**32)]
+_UInt64 = Annotated[int, Field(ge=0, lt=2**64)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, defer_build=True)
 
@@ -44,7 +51,7 @@ class _Metadata(_Body):
     name: str
     namespace: str
     uid: str
-    attempt: int = 0
+    attempt: _UInt32 = 0
 
 
 class _Dns(_Body):
@@ -54,16 +61,16 @@ class _Dns(_Body):
 
 
 class _Port(_Body):
-    container_port: int
-    host_port: int = 0
+    container_port: _Int32
+    host_port: _Int32 = 0
     protocol: pod.Protocol = pod.Protocol.TCP
     host_ip: str = ""
 
 
 class _IdMapping(_Body):
-    host_id: int
-    container_id: int
-    length: int
+    host_id: _UInt32
+    container_id: _UInt32
+    length: _UInt32
 
 
 class _UserNamespace(_Body):
@@ -93,25 +100,25 @@ class _Selinux(_Body):
 
 
 class _Resources(_Body):
-    cpu_period: int = 0
-    cpu_quota: int = 0
-    cpu_shares: int = 0
-    memory_limit_bytes: int = 0
-    memory_swap_limit_bytes: int = 0
-    oom_score_adj: int = 0
+    cpu_period: _Int64 = 0
+    cpu_quota: _Int64 = 0
+    cpu_shares: _Int64 = 0
+    memory_limit_bytes: _Int64 = 0
+    memory_swap_limit_bytes: _Int64 = 0
+    oom_score_adj: _Int64 = 0
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
-    hugepage_limits: Mapping[str, int] = Field(default_factory=dict)
+    hugepage_limits: Mapping[str, _UInt64] = Field(default_factory=dict)
     unified: Mapping[str, str] = Field(default_factory=dict)
 
 
 class _PodSecurity(_Body):
     namespaces: _Namespaces = _Namespaces()
     selinux: _Selinux | None = None
-    run_as_user: int | None = None
-    run_as_group: int | None = None
+    run_as_user: _Int64 | None = None
+    run_as_group: _Int64 | None = None
     readonly_rootfs: bool = False
-    supplemental_groups: tuple[int, ...] = ()
+    supplemental_groups: tuple[_Int64, ...] = ()
     strict_groups: bool = False
     privileged: bool = False
     seccomp: _Profile | None = None
@@ -153,8 +160,8 @@ class _NetworkRequest(_Body):
     interface: str = network.DEFAULT_INTERFACE
     port_mappings: tuple[_Port, ...] = ()
     dns: _Dns | None = None
-    ingress_bits_per_s: int = 0
-    egress_bits_per_s: int = 0
+    ingress_bits_per_s: _Int64 = 0
+    egress_bits_per_s: _Int64 = 0
     ips: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
     cgroup_parent: str = ""
@@ -170,7 +177,7 @@ class _Pod(_Body):
     network: str
     snapshotter: str
     state: records.PodState
-    created_at_ns: int
+    created_at_ns: _Int64
     namespaces: Mapping[str, Path] = Field(default_factory=dict)
     cgroup_parent: str = ""
     attachment: _Attachment | None = None
@@ -182,7 +189,7 @@ class _Pod(_Body):
 
 class _ContainerMetadata(_Body):
     name: str
-    attempt: int = 0
+    attempt: _UInt32 = 0
 
 
 class _Mount(_Body):
@@ -216,11 +223,11 @@ class _ContainerSecurity(_Body):
     privileged: bool = False
     namespaces: _Namespaces = _Namespaces()
     selinux: _Selinux | None = None
-    run_as_user: int | None = None
-    run_as_group: int | None = None
+    run_as_user: _Int64 | None = None
+    run_as_group: _Int64 | None = None
     run_as_username: str = ""
     readonly_rootfs: bool = False
-    supplemental_groups: tuple[int, ...] = ()
+    supplemental_groups: tuple[_Int64, ...] = ()
     strict_groups: bool = False
     no_new_privs: bool = False
     masked_paths: tuple[str, ...] = ()
@@ -253,9 +260,9 @@ class _ContainerConfig(_Body):
 
 
 class _User(_Body):
-    uid: int = 0
-    gid: int = 0
-    supplemental_groups: tuple[int, ...] = ()
+    uid: _Int64 = 0
+    gid: _Int64 = 0
+    supplemental_groups: tuple[_Int64, ...] = ()
 
 
 class _Container(_Body):
@@ -267,13 +274,13 @@ class _Container(_Body):
     image_id: str
     image_ref: str
     state: records.ContainerState
-    created_at_ns: int
-    started_at_ns: int = 0
-    finished_at_ns: int = 0
-    exit_code: int = 0
+    created_at_ns: _Int64
+    started_at_ns: _Int64 = 0
+    finished_at_ns: _Int64 = 0
+    exit_code: _Int32 = 0
     reason: str = ""
     message: str = ""
-    pid: int = 0
+    pid: _Int64 = 0
     log_path: str = ""
     user: _User = _User()
     resources: _Resources = _Resources()
@@ -286,7 +293,7 @@ class _Container(_Body):
 class _Descriptor(_Body):
     media_type: str
     digest: str
-    size: int
+    size: _Int64
     annotations: Mapping[str, str] = Field(default_factory=dict)
     urls: tuple[str, ...] = ()
 
@@ -299,8 +306,8 @@ class _Image(_Body):
     manifests: tuple[str, ...] = ()
     layers: tuple[_Descriptor, ...] = ()
     chain_ids: tuple[str, ...] = ()
-    size_bytes: int = 0
-    pulled_at_ns: int = 0
+    size_bytes: _Int64 = 0
+    pulled_at_ns: _Int64 = 0
     config: str = "{}"
     pinned: bool = False
     artifact: str = ""
@@ -339,6 +346,7 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
 LEFT_OUT: Mapping[type[Any], frozenset[str]] = {}
 """Fields of values that are not kept, by the value's class. They come back as their defaults."""
 
+_BYTES = frozenset({"envs", "command", "args", "working_dir"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
 _BODIES: Mapping[type[Any], type[_Body]] = {value: body for body, value in PAIRS.items()}
 _KINDS: Mapping[str, type[_Body]] = {"pods": _Pod, "containers": _Container, "images": _Image}
@@ -377,6 +385,7 @@ def parse_value(cls: type[ValueT], data: object) -> ValueT:
 def parse(kind: str, key: object, text: object) -> Any:  # a record of the table's kind
     """Read a body, bringing an older one forward. Raises Unreadable."""
     body = upgrade(kind, _opened(text))
+    _check_text(body)
     try:
         found = _KINDS[kind].model_validate(body)
     except ValidationError as error:
@@ -385,6 +394,17 @@ def parse(kind: str, key: object, text: object) -> Any:  # a record of the table
     if record.id != key or not is_id(key):
         raise Unreadable("its id is not that of its row" if is_id(key) else "its id is none")
     return record
+
+
+def _check_text(body: Json) -> None:
+    """Refuse text that no message can carry; what a process is given may be any bytes (surrogateescape)."""
+    config = body.get("config")
+    if isinstance(config, dict):
+        body = {**body, "config": {name: one for name, one in config.items() if name not in _BYTES}}
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Unreadable("it holds text that is no Unicode") from error
 
 
 def is_id(key: object) -> bool:

@@ -40,7 +40,7 @@ from crinoid.core.state.records import (
 LOG = logging.getLogger(__name__)
 LOOK_WRITES = 200
 """After how many statements the size of SQLite's log is looked at."""
-MOST_LOG_BYTES = 4 * LOG_BYTES
+MOST_LOG_BYTES = 2 * LOG_BYTES
 """Where a log that was never quiet for long enough is carried over on the loop, which waits for the disk then."""
 _CARRY_TRIES, _CARRY_PAUSE_S = 20, 0.02
 RESERVE_BYTES = 1 << 20
@@ -312,6 +312,11 @@ class Ledger:
         self._keep(entry, entry.damaged)
         self.amend(entry, data)
 
+    def give(self, entry: LedgerEntry, owner: str) -> None:
+        """Make an entry another owner's."""
+        self._database.execute("UPDATE ledger SET owner = ? WHERE id = ?", (owner, entry.id))
+        self._counts[owner] += 1
+
     def put_aside(self, entry: LedgerEntry, error: Exception) -> None:
         """Strike an entry that can't be undone, as it says nonsense, and keep its row in the table ``quarantine``.
 
@@ -381,7 +386,7 @@ class Store:
     def setting(self, name: str) -> str | None:
         """Return what ``set`` stored under a name."""
         row = self._database.execute("SELECT body FROM settings WHERE id = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
+        return row[0] if row is not None and isinstance(row[0], str) else None
 
     def set(self, name: str, value: str) -> None:
         """Keep a small value across restarts."""
@@ -393,7 +398,8 @@ class Store:
         tables = (self.pods, self.containers, self.images)
         present = [(table.name, key, one.why) for table in tables for key, one in table.damaged.items()]
         rows = [("ledger", f"{e.owner} {e.kind} {e.key}", e.damaged) for e in self.ledger.entries() if e.damaged]
-        return present + rows + self._database.execute("SELECT source, id, error FROM quarantine").fetchall()
+        kept = self._database.execute("SELECT source, id, error FROM quarantine").fetchall()
+        return present + rows + [(_as_text(source), _as_text(key), _as_text(why)) for source, key, why in kept]
 
     def close(self) -> None:
         """Close the database."""

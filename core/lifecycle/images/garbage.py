@@ -27,7 +27,13 @@ class GarbageCollector:
         self._claims = claims
 
     async def collect(self, snapshotters: Iterable[SnapshotterSlot], spared_s: float = 0.0) -> None:
-        """Remove all that is not needed, but blobs younger than ``spared_s``. What fails is left to the next time."""
+        """Remove all that is not needed, but blobs younger than ``spared_s``. What fails is left to the next time.
+
+        While the record of an image can't be read, nobody knows what it needs: nothing is removed.
+        """
+        if self._images.damaged:
+            LOG.warning("images %s can't be read: no layer or blob is collected", ", ".join(self._images.damaged))
+            return
         for slot in snapshotters:
             try:
                 await self._collect_layers(slot)

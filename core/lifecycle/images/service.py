@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, ImageReference, Platform
@@ -121,7 +121,11 @@ class ImageService:
 
         The group after a colon is not told (api.proto, Image).
         """
-        return image_user(self.config_of(record).config.user)
+        try:
+            return image_user(self.config_of(record).config.user)
+        except CrinoidError as error:  # no reason to show none of the others
+            LOG.debug("the user of image %s is not known: %s", record.id, error.message)
+            return None, ""
 
     def config_of(self, record: ImageRecord) -> ImageConfig:
         """Return the image configuration, parsed."""
@@ -185,6 +189,8 @@ class ImageService:
         await discard_unfinished(self._store.ledger, self._slots.snapshotters)
         self._content.remove_stale(_KEPT_S)
         for record in self._store.images:
+            if record.id in self._store.images.damaged:
+                continue  # what it needs is not known
             if not await is_usable(record, self._content, self._slots.snapshotters):
                 LOG.error("%s has lost its layers and blobs and is forgotten: pull it again", _name(record))
                 self._drop(record)
