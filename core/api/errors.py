@@ -5,6 +5,7 @@ Each class names its gRPC status code by name (``grpc_status``) and a stable, ma
 wrapper adds the role, driver and hook at fault to what a driver raises.
 """
 
+import errno
 from typing import ClassVar
 
 
@@ -187,6 +188,11 @@ class StateUnavailable(CrinoidError):
 
     grpc_status = "UNAVAILABLE"
     reason = "StateUnavailable"
+
+    PASSING: ClassVar[frozenset[int]] = frozenset(
+        {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+    )
+    """What the kernel says of a host that is not fit now, and was before."""
 
 
 def _ended(exit_code: int) -> str:

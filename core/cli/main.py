@@ -30,6 +30,8 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("crinoid.core.cli.serve", "serve", "Serve the CRI on a unix socket until SIGTERM."),
     "ctl": LazyCommand("crinoid.core.cli.ctl", "ctl", "Work with the pods, containers and images of a CRI endpoint."),
     "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),
+    "doctor": LazyCommand("crinoid.core.cli.doctor", "doctor", "Find what is on no record, and adopt or remove it."),
+    "state": LazyCommand("crinoid.core.cli.state", "state", "Write records and ledger to a file, and read them again."),
     "config": LazyCommand("crinoid.core.cli.config", "config", "Check and show the configuration."),
     "plugins": LazyCommand("crinoid.core.cli.plugins", "plugins", "List the installed plugins and what uses them."),
     "demo": LazyCommand("crinoid.core.cli.demo", "demo", "Show a node at work, from an image to an empty host."),

@@ -103,7 +103,9 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,
-        recovery=Recovery(StandIns(store, slots, config.run), store, slots, resources, exits, init),
+        recovery=Recovery(
+            (config.root, config.run), StandIns(store, slots, config.run), store, slots, resources, exits, init
+        ),
         init=init,
         exits=exits,
         resources=resources,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.errors import ConfigurationError, StateUnavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
 from crinoid.core.config.models import Config
@@ -118,6 +118,29 @@ def taken(config: Config) -> Iterator[Taken]:
             LOG.info("%d files and folders of %s and %s were open to others: closed", changed, config.root, config.run)
         yield Taken(passage, lambda: _unlock(held))
         _give_up(config.run, passage)
+
+
+def find_passage(run: Path) -> Path:
+    """Return below what pods and containers lie, whether a daemon runs or not."""
+    try:
+        return Path((run / _PASSAGE_FILE).read_text())
+    except OSError:
+        return run
+
+
+def is_taken(path: Path) -> bool:
+    """Tell whether a daemon holds a directory."""
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _check_apart(config: Config) -> None:
@@ -268,4 +291,5 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigurationError(f"{error.filename or path} can't be made: {error.strerror}") from error
+        kind = StateUnavailable if error.errno in StateUnavailable.PASSING else ConfigurationError
+        raise kind(f"{error.filename or path} can't be made: {error.strerror}") from error

@@ -1,13 +1,15 @@
 """``crinoid serve``: starts the node, serves until SIGTERM or SIGINT, and leaves all pods running."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 
 from crinoid import __version__
-from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.errors import ConfigurationError, StateUnavailable
 from crinoid.core.api.linux import memory, rights
 from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
@@ -27,13 +29,15 @@ from crinoid.core.slots.running import HookCalls
 LOG = logging.getLogger(__name__)
 _CLOSE_S = 5.0
 """How long the services may take to give up what is under way, once the server has stopped."""
+_LEAST_DESCRIPTORS = 256
 _CANCEL_S = 2.0
 """How long what is still under way then may take to end."""
 
 
 def serve(paths: ConfigPaths) -> None:
-    """Run the daemon to its end. Raises ConfigurationError when it can't start."""
+    """Run the daemon to its end. Raises ConfigurationError when it can't start, StateUnavailable if not now."""
     os.umask(rights.UMASK)
+    _take_descriptors()
     memory.limit_arenas(1)  # threads hold the interpreter's lock while they allocate, mostly
     loaded = load(paths)
     logs.set_up(loaded.config.log)
@@ -73,11 +77,14 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
     slots = bind(config, loaded.origins, instruments, __version__, watchdog.calls)
     watchdog.know(slots.all())
-    node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
+    with _fault_named():
+        node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
     try:
-        if not await _ends_before(stopping, node.recover()):
+        with _fault_named():
+            is_up = await _ends_before(stopping, node.recover())
+        if not is_up:
             return
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
         server = Server(_endpoint(config), node, hooks)
@@ -115,6 +122,31 @@ async def _ends_before(stopping: asyncio.Event, work: Coroutine[object, object, 
         return False
     doing.result()
     return True
+
+
+def _take_descriptors() -> None:
+    """Take all descriptors that the process may have open; with a few of them gRPC aborts it instead of failing."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and most < _LEAST_DESCRIPTORS:
+        raise StateUnavailable(
+            f"crinoid may have {most} files open, fewer than the {_LEAST_DESCRIPTORS} that it needs: raise "
+            "LimitNOFILE of its service (ulimit -n)"
+        )
+
+
+@contextlib.contextmanager
+def _fault_named() -> Iterator[None]:
+    """Make a refusal of what the kernel has against the start now, such as a full disk, wherever it shows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in StateUnavailable.PASSING:
+            raise
+        raise StateUnavailable(
+            f"crinoid can't start now: {error.filename or 'the host'}: {error.strerror}; pods live on, start again "
+            "once it can"
+        ) from error
 
 
 async def _close(what: str, closing: Coroutine[object, object, None]) -> None:

@@ -9,10 +9,12 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.namespaces import is_pinned
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle import userns
@@ -22,6 +24,7 @@ from crinoid.core.lifecycle.ownership import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.standins import StandIns
+from crinoid.core.lifecycle.strays import Stray, describe, find, ids_in
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
@@ -36,9 +39,18 @@ class Recovery:
     """Brings records and host together, once, before the first request."""
 
     def __init__(
-        self, stand_ins: StandIns, store: Store, slots: Slots, resources: Resources, exits: Exits, init: PodInit
+        self,
+        tops: tuple[Path, Path],
+        stand_ins: StandIns,
+        store: Store,
+        slots: Slots,
+        resources: Resources,
+        exits: Exits,
+        init: PodInit,
     ) -> None:
         self._stand_ins = stand_ins
+        self._tops = tops
+        self._strays: set[str] = set()
         self._store = store
         self._slots = slots
         self._resources = resources
@@ -49,9 +61,21 @@ class Recovery:
         """Have records that can't be read stood in for, before anybody asks who owns what."""
         self._stand_ins.make()
 
+    async def find_strays(self) -> list[Stray]:
+        """Look for pods and containers on the host that are on no record, and spare what is theirs from now on."""
+        entries = self._store.ledger.entries()  # also those that wait to be undone
+        named = {one for entry in entries for text in (entry.owner, entry.key) for one in ids_in(text)}
+        found = await call_in_thread(lambda: find(*self._tops, lambda one: one in named or self._is_known(one)))
+        self._strays = {stray.id for stray in found}
+        return found
+
     async def run(self) -> None:
-        """Undo what nobody owns, then look at every pod and container."""
+        """Undo what nobody owns, then look at every pod and container. What is on no record is told, and left alone."""
         self._resources.put_nonsense_aside()
+        if strays := await self.find_strays():
+            LOG.error("%d pods and containers on this host are on no record: 'crinoid doctor' lists them", len(strays))
+            for line in describe(strays):
+                LOG.error("found without a record: %s", line)
         await self._undo_orphans()
         for pod in self._store.pods:
             await self._recover_pod(pod)
@@ -80,7 +104,8 @@ class Recovery:
         pod = self._store.pods.get(owner.partition("/")[0])
         if pod is not None and owner == init_owner(pod.id):
             return pod.init is not None
-        return owner in self._store.pods or owner in self._store.containers or self._is_damaged(owner)
+        known = owner in self._store.pods or owner in self._store.containers or owner in self._strays
+        return known or self._is_damaged(owner)
 
     def _is_damaged(self, owner: str) -> bool:
         return owner in self._store.pods.damaged or owner in self._store.containers.damaged
@@ -137,7 +162,16 @@ class Recovery:
         except CrinoidError as error:
             LOG.error("attachments that nobody owns are not collected: %s", error.message)
             return
+        attached = {request.pod_id for _, request, _ in attachments}
+        unsure = [pod.id for pod in self._store.pods if pod.id not in attached and self._should_be_attached(pod)]
+        if self._strays or unsure:
+            LOG.warning("what is attached to networks is not known in full: no address or link is collected")
+            return
         await asyncio.gather(*(self._collect_garbage_of(slot, attachments) for slot in self._slots.networks.values()))
+
+    def _should_be_attached(self, pod: PodRecord) -> bool:
+        """A pod that lives, and has no row of its network in the ledger, has lost it."""
+        return pod.id in self._store.pods.damaged or (pod.state is PodState.READY and pod.attachment is not None)
 
     async def _collect_garbage_of(
         self, slot: NetworkSlot, attachments: Sequence[tuple[str, NetworkRequest, Mapping[str, object]]]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerHandle
@@ -81,12 +82,14 @@ class StandIns:
         own, init = by_owner.get(key, []), by_owner.get(init_owner(key), [])
         request = next((found for entry in _of(own, NETWORK) if (found := _request(entry)) is not None), None)
         pins = [str(path) for entry in _of([*own, *init], NAMESPACES) for path in _texts(entry.data.get("paths"))]
-        inside = [
-            entries for entries in by_owner.values() if (one := _handle(entries)) is not None and one.pod_id == key
-        ]
+        handles = {owner: _handle(entries) for owner, entries in by_owner.items()}
+        containers = [owner for owner, handle in handles.items() if handle is not None and handle.pod_id == key]
+        inside = [by_owner[owner] for owner in containers]
+        notes = (read_notes(self._run / "containers" / name) for name in containers)
+        noted = None if request is not None else next((one for one in notes if one.container), None)
         instead: dict[str, object] = {
             "id": key,
-            "config": {"metadata": _metadata(request)},
+            "config": {"metadata": _metadata(request, noted)},
             "runtime_handler": "",
             "runtime": _slot_of(CONTAINER, [init, *inside]) or self._slots.runtime("").name,
             "network": _slot_of(NETWORK, [own]) or self._slots.network_of("").name,
@@ -111,15 +114,13 @@ class StandIns:
 
     def _container(self, key: str, row: Damaged, by_owner: Mapping[str, list[LedgerEntry]]) -> ContainerRecord | None:
         bundle = self._run / "containers" / key
-        spec = _read_spec(bundle)
-        notes = {str(name).removeprefix(_PREFIX): str(note) for name, note in _mapping(spec.get("annotations")).items()}
+        notes = read_notes(bundle)
         handle = _handle(by_owner[key])
-        cgroup = str(_mapping(spec.get("linux")).get("cgroupsPath", ""))
-        found = handle or ContainerHandle(key, notes.get("sandbox-id", ""), bundle, cgroup)
+        found = handle or ContainerHandle(key, notes.pod_id, bundle, notes.cgroup)
         instead: dict[str, object] = {
             "id": key,
             "pod_id": found.pod_id,
-            "config": {"metadata": {"name": notes.get("container-name", "")}, "image": notes.get("image-name", "")},
+            "config": {"metadata": {"name": notes.container}, "image": notes.image},
             "handle": bodies.dump_value(found),
             "image_id": "",
             "image_ref": "",
@@ -188,6 +189,31 @@ def _about(entry: LedgerEntry, subject: str) -> tuple[str, str, str, str]:
     return entry.kind, entry.key, subject, entry.owner
 
 
+@dataclass(frozen=True, slots=True)
+class BundleNotes:
+    """What the OCI specification in a bundle says of its container; empty where it can't be read."""
+
+    pod_id: str
+    container: str
+    image: str
+    cgroup: str
+    pod: Mapping[str, str]
+
+
+def read_notes(bundle: Path) -> BundleNotes:
+    """Read them. Blocks."""
+    try:
+        spec = _mapping(json.loads((bundle / "config.json").read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        spec = {}
+    notes = {str(name).removeprefix(_PREFIX): str(note) for name, note in _mapping(spec.get("annotations")).items()}
+    pod = {name: notes.get(f"sandbox-{name}", "") for name in ("name", "namespace", "uid")}
+    cgroup = str(_mapping(spec.get("linux")).get("cgroupsPath", ""))
+    return BundleNotes(
+        notes.get("sandbox-id", ""), notes.get("container-name", ""), notes.get("image-name", ""), cgroup, pod
+    )
+
+
 def _image(key: str, row: Damaged) -> ImageRecord:
     record: ImageRecord = bodies.mend("images", row.body, {"id": key})
     return record
@@ -210,11 +236,11 @@ def _request(entry: LedgerEntry) -> NetworkRequest | None:
     return None
 
 
-def _metadata(request: NetworkRequest | None) -> dict[str, object]:
-    """Nobody asks for a name that is empty, so it keeps none from anybody."""
-    if request is None:
-        return {"name": "", "namespace": "", "uid": ""}
-    return dataclasses.asdict(request.metadata)
+def _metadata(request: NetworkRequest | None, noted: BundleNotes | None) -> Mapping[str, object]:
+    """The pod's name by its network's request, else by a container's bundle; an empty one keeps none from anybody."""
+    if request is not None:
+        return dataclasses.asdict(request.metadata)
+    return {"name": "", "namespace": "", "uid": ""} if noted is None else noted.pod
 
 
 def _slot_of(kind: str, owners: Iterable[list[LedgerEntry]]) -> str:
@@ -234,10 +260,3 @@ def _made_at_ns(directory: Path) -> int:
         return directory.stat().st_ctime_ns
     except OSError:
         return 0
-
-
-def _read_spec(bundle: Path) -> Mapping[str, Any]:
-    try:
-        return _mapping(json.loads((bundle / "config.json").read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return {}

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import pluggy
 
 from crinoid.core.api.buffers import BufferPool
-from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument, StateUnavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
@@ -240,5 +240,6 @@ def _make_folder(path: Path) -> Path:
         rights.make_directories(path)
         rights.correct(path, rights.DIRECTORY)
     except OSError as error:
-        raise ConfigurationError(f"{path}: the slot's folder can't be made: {error.strerror}") from error
+        kind = StateUnavailable if error.errno in StateUnavailable.PASSING else ConfigurationError
+        raise kind(f"{path}: the slot's folder can't be made: {error.strerror}") from error
     return path

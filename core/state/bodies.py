@@ -428,6 +428,34 @@ def mend(kind: str, text: object, instead: Mapping[str, object]) -> Any:  # a re
                 _cut(body, where)
 
 
+def bring_down(kind: str, key: object, text: object) -> tuple[object, list[str]]:
+    """Make of a body that a newer crinoid wrote one of this version, and name the fields that are lost with that.
+
+    One that can't be read even so, or is none, is returned as it is, with why.
+    """
+    try:
+        body = _opened(text)
+        if not isinstance(body.get("v"), int) or body["v"] <= VERSION:
+            parse(kind, key, text)
+            return text, []
+    except Unreadable as error:
+        return text, [f"it can't be read ({error}), and is kept as it is"]
+    lost: list[str] = []
+    body["v"] = VERSION
+    while True:
+        try:
+            _KINDS[kind].model_validate(body)
+        except ValidationError as error:
+            faults = error.errors(include_url=False, include_input=False, include_context=False)
+            unknown = next((fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"), None)
+            if unknown is None:
+                return text, [f"it can't be read ({_without_values(error)}), and is kept as it is"]
+            _cut(body, unknown)
+            lost.append(f"{'.'.join(map(str, unknown))} is not known here, and is lost")
+        else:
+            return json.dumps(body), lost
+
+
 def upgrade(kind: str, body: Json) -> Json:
     """Bring a body forward to this version. Raises Unreadable for one that is newer, or has none."""
     version = body.get("v", 1)

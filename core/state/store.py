@@ -227,6 +227,10 @@ class Table(Generic[R]):
         self._records[record.id] = record
         self.version += 1
 
+    def lose(self, key: str) -> None:
+        """Write an empty row for who is there and has no record: from the next start on a record stands in for it."""
+        self._database.execute(f"INSERT OR IGNORE INTO {self.name} VALUES (?, '')", (key,))  # noqa: S608
+
     def drop(self, key: str) -> None:
         """Forget a record; what a damaged row says is kept in the table ``quarantine``. Idempotent."""
         damaged = self._damaged.get(key)
@@ -369,6 +373,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         """Open the store at ``path``; its folder exists."""
+        self.is_new = not path.exists() or not path.stat().st_size
         self._database = Database(path)
         self.pods: Table[PodRecord] = Table(self._database, "pods", _check_pod)
         self.containers: Table[ContainerRecord] = Table(self._database, "containers", _check_container)

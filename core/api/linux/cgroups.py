@@ -20,7 +20,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,7 +150,7 @@ class Hierarchies:
         if not is_path(path) or not owner:
             return False
         if is_named_by_owner(path):
-            return _owner_in_name(path) == owner
+            return owner_in_name(path) == owner
         marks = [_read_mark(root + path) for root in self.all if os.path.isdir(root + path)]  # noqa: PTH112
         return bool(marks) and all(mark == owner for mark in marks)
 
@@ -331,7 +331,7 @@ def belongs_to(path: str, owner: str) -> bool:
 
 def is_named_by_owner(path: str) -> bool:
     """Tell whether a cgroup has the id of a pod or container for its name, which it then belongs to."""
-    return _DRAWN_ID.fullmatch(_owner_in_name(path)) is not None
+    return _DRAWN_ID.fullmatch(owner_in_name(path)) is not None
 
 
 def is_marked(path: str) -> bool:
@@ -345,6 +345,16 @@ def remove_marked(path: str) -> bool:
     Any other, and what is no path of a cgroup, is left as it is.
     """
     return _host().remove_marked(path)
+
+
+def find_named(owners: Collection[str]) -> list[str]:
+    """Return the paths of the cgroups that have the id of one of these owners for a name, inner ones last."""
+    found: dict[str, None] = {}
+    for root in _host().made:
+        for folder in _tree(root):
+            if owner_in_name(folder) in owners:
+                found[folder.removeprefix(root)] = None
+    return list(found)
 
 
 def is_path(path: object) -> bool:
@@ -507,7 +517,8 @@ def _check(path: str) -> None:
         raise InvalidArgument(f"{path!r:.300} is not the path of a cgroup below the root")
 
 
-def _owner_in_name(path: str) -> str:
+def owner_in_name(path: str) -> str:
+    """Return what a cgroup's name says of its owner: the name itself, or what ``PREFIX-ID.scope`` has for an id."""
     name = path.rstrip("/").rpartition("/")[2]
     return name.removesuffix(".scope").rpartition("-")[2] if name.endswith(".scope") else name
 

@@ -13,6 +13,7 @@ from crinoid.core.cli.check.network import examine_network
 from crinoid.core.cli.check.privileges import examine_privileges
 from crinoid.core.cli.check.programs import examine_programs
 from crinoid.core.cli.check.slots import examine_slots
+from crinoid.core.cli.check.state import examine_state
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.config.models import Config
 from crinoid.core.config.origins import NO_ORIGINS
@@ -38,6 +39,7 @@ async def examine(paths: ConfigPaths) -> list[Finding]:
         findings += _run(name, part, loaded.config)
     for name, awaitable in _ASYNC_PARTS:
         findings += await _run_async(name, awaitable(loaded.config))
+    findings += _run("state", lambda _: examine_state(loaded), loaded.config)
     findings += await _run_async("slots", examine_slots(loaded))
     return findings
 

@@ -195,7 +195,10 @@ class ImageService:
                 LOG.error("%s has lost its layers and blobs and is forgotten: pull it again", _name(record))
                 self._drop(record)
         self._catalog.tidy()
-        await self._garbage.collect(self._slots.snapshotters.values(), spared_s=_KEPT_S)
+        if self._store.is_new:
+            LOG.debug("the state is new: layers and blobs that are there stay until the next removal of an image")
+        else:
+            await self._garbage.collect(self._slots.snapshotters.values(), spared_s=_KEPT_S)
         await self._exports.write(self._store.images)
 
     async def close(self) -> None:

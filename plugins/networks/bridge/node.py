@@ -69,6 +69,8 @@ class Node:
         self._bridge: Link | None = None
         self._mtu = 0
         self._own_ports: set[int] = set()
+        self._links: set[str] = set()
+        """Links of pods that are there, or leaving."""
 
     # What the driver calls, in the order of a pod's life.
 
@@ -99,6 +101,7 @@ class Node:
             bridge = self._ensure(channel, set(record.ranges))
             self._refuse_foreign_addresses(channel, bridge, record)
             self._admit(record)
+            self._links.add(record.link)
             self._make_link(channel, bridge, record, netns_fd)
             libc.call("setns", netns_fd, _NEW_NETWORK, path=record.netns)
             _configure_pod(record)
@@ -116,6 +119,7 @@ class Node:
         """Remove pods' links, as far as their namespaces have not taken them along. Idempotent, tens of ms each."""
         names = [name for record in records for name in (record.link, record.buffer) if exists(name)]
         _delete_links(names)
+        self._links.difference_update(names)
 
     def check(self, record: Record) -> None:
         """Compare a pod with its record; call it in a thread that ends with it. Raises DriverError, OSError."""
@@ -132,6 +136,7 @@ class Node:
     def collect(self, records: Iterable[Record]) -> None:
         """Take these for all pods there are; remove every other link and element. Raises CrinoidError, OSError."""
         self._records = {record.pod_id: record for record in records}
+        self._links = {record.link for record in self._records.values()}
         own = {record.link for record in self._records.values()} | {r.buffer for r in self._records.values()}
         _delete_links([name for _, name in socket.if_nameindex() if self._is_ours(name) and name not in own])
         elements = {e: d for record in self._records.values() for e, d in rules.pod_elements(record).items()}
@@ -290,12 +295,15 @@ class Node:
                     raise AddressInUseError(address, f"a port of {bridge.name} that is no pod's")
 
     def _has_foreign_ports(self, bridge: Link) -> bool:
-        """Tell whether somebody made another link a port of our bridge. Each port's name is only looked up once."""
+        """Tell whether our bridge has a port that is no known pod's: somebody's link, or that of a pod on no record.
+
+        Each port's name is only looked up once.
+        """
         ports = interfaces.list_port_indices(bridge.name)
         self._own_ports &= ports
         for index in ports - self._own_ports:
             with contextlib.suppress(OSError):
-                if not socket.if_indextoname(index).startswith(self._names.port_prefix):
+                if socket.if_indextoname(index) not in self._links:
                     return True
                 self._own_ports.add(index)
         return False
