@@ -20,12 +20,15 @@ from crinoid.core.api.errors import (
     NotFound,
 )
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.assembly import Assembly, exec_process, foreign_paths
+from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.checkpoint.source import Checkpoint, restore
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.exits import Exits
@@ -36,6 +39,7 @@ from crinoid.core.lifecycle.podinit import PodInit
 from crinoid.core.lifecycle.queries import ContainerFilter
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.signals import signal_number
+from crinoid.core.lifecycle.standins import LOST_FILES
 from crinoid.core.lifecycle.views import ContainerViews
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -144,6 +148,8 @@ class ContainerService:
             if record.checkpoint is not None and await self._ended_unborn(record.id):
                 return
         slot = self.slot_of(record)
+        if record.reason == LOST_FILES and record.state is ContainerState.UNKNOWN:  # which its runtime would go by
+            await call_in_thread(lambda: end_by_cgroup(record))
         self._exits.watch(record)
         if timeout_s > 0:
             await slot.kill(record.handle, signal_number(record.stop_signal), False)
@@ -390,6 +396,13 @@ class ContainerService:
             return self._store.containers.find(container_id)
         except NotFound:
             return None
+
+
+def end_by_cgroup(record: ContainerRecord) -> None:
+    """Kill what runs in a container's cgroup, if that was made for it. Blocks. Raises DeadlineExceeded."""
+    path = path_below_mount(record.handle.cgroup)
+    if cgroups.belongs_to(path, record.id):
+        cgroups.kill(path)
 
 
 def end_of(pod_id: str) -> str:

@@ -12,18 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.linux import rights
+from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle import userns
+from crinoid.core.lifecycle.cgrouppaths import path_below_mount
 from crinoid.core.lifecycle.checkpoint.source import REQUEST_FILE
 from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.ownership import owner_of
 from crinoid.core.lifecycle.podinit import PodInit, init_owner
 from crinoid.core.lifecycle.resources import Resources
-from crinoid.core.lifecycle.standins import StandIns
+from crinoid.core.lifecycle.standins import LOST_FILES, StandIns
 from crinoid.core.lifecycle.strays import Stray, describe, find, ids_in
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
@@ -138,6 +139,12 @@ class Recovery:
         if state is not None and state.status is ContainerStatus.ABSENT:
             if _waits_for_restore(record):
                 return
+            if left := await asyncio.to_thread(_processes_of, record):
+                why = f"its files below run are gone, and {len(left)} of its processes live: {left[0]} and others"
+                LOG.error("container %s: %s; it can be stopped", record.id, why)
+                unknown = dataclasses.replace(record, state=ContainerState.UNKNOWN, reason=LOST_FILES, message=why)
+                self._store.containers.put(unknown)
+                return
             self._exits.note(record.id, ExitStatus(255, time.time_ns(), known=False))
             return
         alive = state is not None and state.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED)
@@ -192,6 +199,12 @@ class Recovery:
                         await slot.remove_snapshot(key)
             except CrinoidError as error:
                 LOG.warning("snapshots that nobody owns are left until the next start: %s", error.message)
+
+
+def _processes_of(record: ContainerRecord) -> tuple[int, ...]:
+    """Return what runs in the container's own cgroup. Blocks."""
+    path = path_below_mount(record.handle.cgroup)
+    return cgroups.processes(path) if cgroups.belongs_to(path, record.id) else ()
 
 
 def _waits_for_restore(record: ContainerRecord) -> bool:

@@ -26,6 +26,8 @@ from crinoid.core.state.store import Damaged, LedgerEntry, Store
 
 LOG = logging.getLogger(__name__)
 REASON = "RecordUnreadable"
+LOST_FILES = "FilesLost"
+"""Reason of a container whose processes live and whose bundle does not."""
 ANNOTATION = "crinoid/record-unreadable"
 """On a pod that stands in for a record: which one, and why; a pod's status has no other place for it."""
 _ID_DIGITS = 64

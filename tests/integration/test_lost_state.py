@@ -121,6 +121,27 @@ def test_what_is_left_of_the_dead_is_removed(own: Node) -> None:
     own.pull()
 
 
+def test_containers_that_run_when_the_run_directory_is_lost(own: Node) -> None:
+    """Their records are there, and say where their processes are: in a cgroup of their own."""
+    pod = own.run_pod("wiped")
+    container = own.run_container(pod, "sleep", "1000")
+    own.daemon.stop()
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        if (point := line.split()[4]).startswith(str(own.daemon.run)):
+            subprocess.run(["umount", "--lazy", point], check=True)
+    for kind in ("pods", "containers", "rt"):
+        shutil.rmtree(own.daemon.run / kind)
+    own.daemon.start()
+    assert is_alive(own, pod)
+    status = own.status(container)
+    assert (status["state"], status["reason"]) == ("CONTAINER_UNKNOWN", "FilesLost")
+    assert own.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["state"] == "SANDBOX_NOTREADY"
+    own.call("StopContainer", container_id=container, timeout=0)
+    assert not is_alive(own, pod)
+    assert own.status(container)["state"] == "CONTAINER_EXITED"
+    own.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_a_container_whose_record_is_damaged_lives_and_can_be_removed(own: Node, handler: str) -> None:
     pod = own.run_pod("damaged", handler)
