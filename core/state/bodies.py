@@ -8,15 +8,14 @@ here, with a new version and a golden record where the change is not just one mo
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from crinoid.core.api.values import container, image, network, pod, runtime
@@ -346,6 +345,7 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
 LEFT_OUT: Mapping[type[Any], frozenset[str]] = {}
 """Fields of values that are not kept, by the value's class. They come back as their defaults."""
 
+_HEAD = f'{{"v":{VERSION},'
 _BYTES = frozenset({"envs", "command", "args", "working_dir"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
 _BODIES: Mapping[type[Any], type[_Body]] = {value: body for body, value in PAIRS.items()}
@@ -384,12 +384,17 @@ def parse_value(cls: type[ValueT], data: object) -> ValueT:
 
 def parse(kind: str, key: object, text: object) -> Any:  # a record of the table's kind
     """Read a body, bringing an older one forward. Raises Unreadable."""
-    body = upgrade(kind, _opened(text))
-    _check_text(body)
-    try:
-        found = _KINDS[kind].model_validate(body)
-    except ValidationError as error:
-        raise Unreadable(_without_values(error)) from error
+    found: _Body | None = None
+    if isinstance(text, str) and text.startswith(_HEAD):  # as nearly all do, and the long way is longer
+        with contextlib.suppress(ValidationError):
+            found = _KINDS[kind].model_validate_json(text)
+    if found is None:
+        body = upgrade(kind, _opened(text))
+        _check_text(body)
+        try:
+            found = _KINDS[kind].model_validate(body)
+        except ValidationError as error:
+            raise Unreadable(_without_values(error)) from error
     record = _value(found)
     if record.id != key or not is_id(key):
         raise Unreadable("its id is not that of its row" if is_id(key) else "its id is none")
@@ -481,22 +486,14 @@ def _opened(text: object) -> Json:
     return body
 
 
-def _value(found: Any) -> Any:  # a body, or what fields of bodies hold, and the value that it is of
-    if isinstance(found, _Body):
-        cls = PAIRS[type(found)]
-        return cls(**{name: _value(getattr(found, name)) for name in _names(cast(Hashable, cls))})
-    if isinstance(found, tuple):
-        return tuple(map(_value, found))
-    return found
+def _value(body: _Body) -> Any:  # of the class that PAIRS names
+    """Make the value by pydantic, which is much quicker than a walk through the fields."""
+    return _builder(cast(Hashable, PAIRS[type(body)])).validate_python(body.model_dump(exclude={"v"}))
 
 
 @functools.cache
-def _names(cls: Hashable) -> Iterable[str]:
-    return [
-        field.name
-        for field in dataclasses.fields(cast(Any, cls))
-        if field.name not in LEFT_OUT.get(cast(type[Any], cls), ())
-    ]
+def _builder(cls: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, cls))
 
 
 def _replace(body: Json, where: tuple[int | str, ...], instead: Mapping[str, object]) -> bool:

@@ -267,7 +267,8 @@ def test_a_database_that_another_process_has_open_stops_the_start_and_stays_as_i
 
 
 def test_nobody_can_lock_the_database_while_it_is_in_use(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crinoid.core.state.store.CHECKPOINT_WRITES", 1)  # which opens and closes the file again
+    monkeypatch.setattr("crinoid.core.state.store.LOOK_WRITES", 1)
+    monkeypatch.setattr("crinoid.core.state.store.LOG_BYTES", 1)  # it is carried over at once, by another connection
     store = Store(path)
     store.pods.put(a_pod())
     store._database._checkpoint.join(5)
