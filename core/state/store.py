@@ -328,8 +328,8 @@ class Ledger:
         """
         why = entry.damaged or (str(error) if not isinstance(error, ValidationError) else "its data can't be read")
         LOG.error(
-            "row %d of the ledger, %s %s of %s, is nonsense and put in quarantine: %s; 'crinoid doctor' looks for what is "
-            "left",
+            "row %d of the ledger, %s %s of %s, is nonsense and put in quarantine: %s; 'crinoid doctor' looks "
+            "for what is left",
             entry.id,
             entry.kind,
             entry.key,
