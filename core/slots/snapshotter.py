@@ -29,7 +29,7 @@ class SnapshotterSlot(Slot):
         await self._tell("discard_layer", key=key)
 
     async def has_layer(self, chain_id: str) -> bool:
-        """Tell whether the chain id is committed."""
+        """Tell whether the chain id is committed and whole."""
         return await self._ask("has_layer", one(bool), chain_id=chain_id)
 
     async def list_layers(self) -> tuple[tuple[str, str | None], ...]:

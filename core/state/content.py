@@ -45,6 +45,7 @@ class ContentStore:
         rights.make_directories(root / "blobs")
         for folder in (root, *(root / "blobs").iterdir()):
             remove_unfinished_writes(folder)
+        rights.spread(root)
         if not (root / "oci-layout").exists():
             write_atomically(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         if not (root / "index.json").exists():

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator
 
 from crinoid.core.api.config import DriverConfig
-from crinoid.core.api.errors import NotFound, ResourceExhausted
+from crinoid.core.api.errors import ResourceExhausted
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux.threads import call_in_thread
@@ -76,11 +76,7 @@ class FolderSnapshotter:
 
     @hookimpl
     async def has_layer(self, chain_id: str) -> bool:
-        try:
-            self.storage.layer(chain_id)
-        except NotFound:
-            return False
-        return True
+        return self.storage.is_whole(chain_id)
 
     @hookimpl
     async def list_layers(self) -> tuple[tuple[str, str | None], ...]:
@@ -123,8 +119,7 @@ class FolderSnapshotter:
 
     @hookimpl
     async def total_usage(self) -> DiskUsage:
-        usages = await _in_thread(self.storage.layer_usages)
-        return DiskUsage(sum(usage.used_bytes for usage in usages), sum(usage.inodes for usage in usages))
+        return await _in_thread(self.storage.total_usage)
 
 
 def _no_interrupt() -> None:

@@ -45,7 +45,7 @@ class NativeSnapshotter(FolderSnapshotter):
 
     @hookimpl
     async def probe(self) -> None:
-        await call_in_thread(self.storage.clear_scratch)
+        await call_in_thread(self.storage.begin_cleanup)
         if self._reflink is Reflink.ALWAYS and not await call_in_thread(self._try_reflink):
             raise Unsupported(
                 f"{self.storage.root} is on a file system that can't share blocks between files; set the option "

@@ -61,7 +61,7 @@ class OverlaySnapshotter(FolderSnapshotter):
 
     @hookimpl
     async def probe(self) -> None:
-        await call_in_thread(self.storage.clear_scratch)
+        await call_in_thread(self.storage.begin_cleanup)
         await call_in_thread(lambda: try_overlay(self.storage.new_scratch(), self._options))
 
     def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:

@@ -5,7 +5,8 @@ Below the root, with a number for a name::
     layers/17/fs, layer.json        committed: the tree, its chain id, parent and, once measured, size
     unfinished/18-5f3a/fs           prepared, and neither committed nor discarded yet
     snapshots/19/fs, work, snapshot.json
-    scratch/PID-START-7b01          being made or removed by that process; rubbish once the process is gone
+    scratch/PID-START-7b01          being made by that process; rubbish once the process is gone
+    trash/NANOSECONDS-7b01          removed, and emptied in the background
 
 A folder becomes valid, and stops being so, by one rename. So a kill at any moment leaves a layer whole or absent, and
 no database has to agree with the disk. Everything blocks; calls may come from several threads of one process.
@@ -24,6 +25,7 @@ from pathlib import Path
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
 from crinoid.core.api.linux import libc, rights
 from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_folder, write_atomically
+from crinoid.core.api.linux.trash import Trash
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.plugins.snapshotters.records import LAYER_FILE, NOT_MEASURED, SNAPSHOT_FILE, Layer, Snapshot, read_all
 
@@ -41,12 +43,23 @@ class Storage:
         for name in ("layers", "unfinished", "snapshots", "scratch"):
             rights.make_directories(root / name)
             rights.correct(root / name, rights.DIRECTORY)
+            rights.spread(root / name)
+        self.trash = Trash(root / "trash", log)
         self._damaged: list[Path] = []
-        self._layers = {layer.chain_id: layer for layer in read_all(root / "layers", Layer.read, self._damaged)}
-        self._forget_unfounded_layers()
+        self._layers: dict[str, Layer] = {}
+        for layer in read_all(root / "layers", Layer.read, self._damaged):
+            if self._has_tree(layer.chain_id):  # a kill came between the replacing of a lost tree and its removal
+                self._damaged.append(self._layer_folder(layer))
+            else:
+                self._layers[layer.chain_id] = layer
         found = read_all(root / "snapshots", Snapshot.read, self._damaged)
         self._snapshots = {snapshot.key: snapshot for snapshot in found}
         self._prepared: dict[str, str | None] = {}
+        self._users: dict[str, dict[str, None]] = {}
+        for layer in self._layers.values():
+            self._begin_use(layer.parent, f"layer {layer.chain_id}")
+        for snapshot in self._snapshots.values():
+            self._begin_use(snapshot.parent, f"snapshot {snapshot.key}")
         self._numbers = itertools.count(1 + self._last_number())
 
     # Layers
@@ -55,7 +68,8 @@ class Storage:
         """Make an unfinished layer; return its key and the folder to unpack into."""
         key = f"{next(self._numbers)}-{secrets.token_hex(4)}"
         with self._lock:
-            self._prepared[key] = parent  # from here on the parent can't be removed
+            self._prepared[key] = parent
+            self._begin_use(parent, f"prepared layer {key}")  # from here on the parent can't be removed
         folder = self.root / "unfinished" / key / "fs"
         try:
             rights.make_directory(folder.parent)
@@ -67,9 +81,12 @@ class Storage:
         return key, folder
 
     def commit(self, key: str, chain_id: str, parent: str | None) -> None:
-        """Sync and rename: from here on the layer is there, also after a power cut. Raises NotFound."""
+        """Sync and rename: from here on the layer is there, also after a power cut. Raises NotFound.
+
+        A layer that is there already stays, unless its tree was lost.
+        """
         folder = self._unfinished(key)
-        if chain_id not in self._layers:
+        if not self._has_tree(chain_id):
             layer = Layer(_number(folder), chain_id, parent)
             rights.write_file(folder / LAYER_FILE, layer.encode())
             _sync_file_system(folder)
@@ -80,10 +97,13 @@ class Storage:
         with self._lock:
             if layer.parent is not None and layer.parent not in self._layers:
                 raise NotFound(f"layer {layer.chain_id} can't be committed before its parent {layer.parent} is")
-            if layer.chain_id in self._layers:
+            if self._has_tree(layer.chain_id):
                 return
             folder.rename(self._layer_folder(layer))
+            if (lost := self._layers.get(layer.chain_id)) is not None:
+                self._scrap(self._layer_folder(lost))
             self._layers[layer.chain_id] = layer
+            self._begin_use(layer.parent, f"layer {layer.chain_id}")
         sync_folder(self.root / "layers")
 
     def discard(self, key: str) -> None:
@@ -91,25 +111,45 @@ class Storage:
         with contextlib.suppress(NotFound):
             self._scrap(self._unfinished(key))
         with self._lock:
-            self._prepared.pop(key, None)
+            self._end_use(self._prepared.pop(key, None), f"prepared layer {key}")
 
     def remove_layer(self, chain_id: str) -> None:
-        """Remove a committed layer on which nothing stands. Idempotent. Raises FailedPrecondition."""
+        """Remove a committed layer on which nothing stands; its files go in the background.
+
+        Idempotent. Raises FailedPrecondition.
+        """
         with self._lock:
             layer = self._layers.get(chain_id)
             if layer is None:
                 return
-            if users := self._standing_on(chain_id):
+            if users := self._users.get(chain_id):
                 raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users)}")
-            rubbish = self._move_to_scratch(self._layer_folder(layer))
+            self._scrap(self._layer_folder(layer))
             del self._layers[chain_id]
-        sync_folder(self.root / "layers")
-        remove_tree(rubbish)
+            self._end_use(layer.parent, f"layer {chain_id}")
 
-    def _standing_on(self, chain_id: str) -> list[str]:
-        layers = [f"layer {layer.chain_id}" for layer in self._layers.values() if layer.parent == chain_id]
-        snapshots = [f"snapshot {one.key}" for one in self._snapshots.values() if one.parent == chain_id]
-        return layers + snapshots + [f"prepared layer {key}" for key, p in self._prepared.items() if p == chain_id]
+    def _begin_use(self, chain_id: str | None, user: str) -> None:
+        if chain_id is not None:
+            self._users.setdefault(chain_id, {})[user] = None
+
+    def _end_use(self, chain_id: str | None, user: str) -> None:
+        if chain_id is not None and (users := self._users.get(chain_id)) is not None:
+            users.pop(user, None)
+            if not users:
+                del self._users[chain_id]
+
+    def is_whole(self, chain_id: str) -> bool:
+        """Tell whether a layer is committed, and its tree and those of all layers below it are there."""
+        current: str | None = chain_id
+        while current is not None:
+            if not self._has_tree(current):
+                return False
+            current = self._layers[current].parent
+        return True
+
+    def _has_tree(self, chain_id: str) -> bool:
+        layer = self._layers.get(chain_id)
+        return layer is not None and os.path.isdir(f"{self.root}/layers/{layer.number}/fs")  # noqa: PTH112  # each create
 
     def layer(self, chain_id: str) -> Layer:
         """Find a committed layer. Raises NotFound."""
@@ -146,6 +186,11 @@ class Storage:
                 usages.append(self.layer_usage(layer.chain_id))
         return usages
 
+    def total_usage(self) -> DiskUsage:
+        """Return what all layers take together, and what is thrown away and not removed yet."""
+        usages = [*self.layer_usages(), self.trash.usage()]
+        return DiskUsage(sum(one.used_bytes for one in usages), sum(one.inodes for one in usages))
+
     def layers(self) -> tuple[Layer, ...]:
         """Return every committed layer."""
         return tuple(self._layers.values())
@@ -172,12 +217,14 @@ class Storage:
             if key in self._snapshots:
                 raise AlreadyExists(f"snapshot {key} is there already")
             self.stack(parent)
-            self._snapshots[key] = snapshot  # from here on the parent can't be removed
+            self._snapshots[key] = snapshot
+            self._begin_use(parent, f"snapshot {key}")  # from here on the parent can't be removed
         try:
             self._make_folder(snapshot, fill)
         except BaseException:
             with self._lock:
                 del self._snapshots[key]
+                self._end_use(parent, f"snapshot {key}")
             raise
         return snapshot
 
@@ -211,11 +258,12 @@ class Storage:
         return self.root / "snapshots" / str(snapshot.number)
 
     def remove_snapshot(self, key: str) -> None:
-        """Drop a snapshot with its writable part. Idempotent."""
+        """Drop a snapshot with its writable part, whose files go in the background. Idempotent."""
         with contextlib.suppress(NotFound):
             self._scrap(self.snapshot_folder(self.snapshot(key)))
         with self._lock:
-            self._snapshots.pop(key, None)
+            if (snapshot := self._snapshots.pop(key, None)) is not None:
+                self._end_use(snapshot.parent, f"snapshot {key}")
 
     def snapshot_usage(self, key: str) -> DiskUsage:
         """Measure a snapshot's writable part. Raises NotFound."""
@@ -229,23 +277,42 @@ class Storage:
 
     # Rubbish, and what is found at start
 
-    def clear_scratch(self) -> None:
-        """Remove what processes that are gone were making or removing, and folders whose record could not be read."""
+    def begin_cleanup(self) -> None:
+        """Throw away what processes that are gone were making, and folders whose record could not be read.
+
+        Returns at once, and raises nothing: what can't be removed harms nobody (``trash``).
+        """
         for folder in (self.root / "scratch").iterdir():
             if not _is_owner_alive(folder.name):
-                remove_tree(folder)
+                self._try_to_scrap(folder)
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace") if self._damaged else ""
+        founded = all(self._is_founded(snapshot.parent) for snapshot in self._snapshots.values())
         for folder in self._damaged:
-            self._log.warning("%s has no readable record, or its parent layer is gone: it is removed", folder)
-            self._scrap(folder)
+            place = f"/{folder.parent.name}/{folder.name}/"
+            if place in mounts or (folder.parent.name == "layers" and not founded):
+                self._log.error("%s has no readable record, and is left as a container may live on it", folder)
+            else:
+                self._log.warning("%s has no readable record: it is removed", folder)
+                self._try_to_scrap(folder)
         self._damaged.clear()
+        self.trash.start()
+
+    def _is_founded(self, chain_id: str | None) -> bool:
+        """Tell whether all layers of a stack have their records."""
+        while chain_id is not None and chain_id in self._layers:
+            chain_id = self._layers[chain_id].parent
+        return chain_id is None
+
+    def _try_to_scrap(self, folder: Path) -> None:
+        try:
+            self._scrap(folder)
+        except OSError as error:
+            self._log.warning("%s can't be removed and is left until the next start: %s", folder, error)
 
     def _scrap(self, folder: Path) -> None:
-        """Make a folder invalid at once, then remove it."""
+        """Make a folder invalid at once; it is removed in the background."""
         with contextlib.suppress(FileNotFoundError):
-            remove_tree(self._move_to_scratch(folder))
-
-    def _move_to_scratch(self, folder: Path) -> Path:
-        return folder.rename(self.new_scratch())
+            self.trash.throw(folder)
 
     def new_scratch(self) -> Path:
         """Return a name for a folder that is rubbish once this process is gone."""
@@ -260,13 +327,6 @@ class Storage:
         if key in ("", "..") or "/" in key or not folder.is_dir():
             raise NotFound(f"prepared layer {key} is not in {self.root}")
         return folder
-
-    def _forget_unfounded_layers(self) -> None:
-        """A layer whose parent is gone, or damaged, can't be mounted: it is no layer any more."""
-        while unfounded := [one for one in self._layers.values() if one.parent and one.parent not in self._layers]:
-            for layer in unfounded:
-                self._damaged.append(self._layer_folder(layer))
-                del self._layers[layer.chain_id]
 
     def _last_number(self) -> int:
         kinds = ("layers", "unfinished", "snapshots")

@@ -42,7 +42,8 @@ class SnapshotterHooks:
     @hookspec
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
         """Make a prepared layer permanent under its chain id, synced to disk. If the chain id is there already, the
-        prepared folder is dropped and the old one stays. Raises NotFound for an unknown key."""
+        prepared folder is dropped and the old one stays, unless its files were lost. Raises NotFound for an unknown
+        key."""
 
     @hookspec
     async def discard_layer(self, key: str) -> None:
@@ -50,7 +51,8 @@ class SnapshotterHooks:
 
     @hookspec
     async def has_layer(self, chain_id: str) -> bool:  # type: ignore[empty-body]
-        """Tell whether the chain id is committed."""
+        """Tell whether the chain id is committed, and all that it stands on is still there: of what was lost the kernel
+        prepares and commits a layer again."""
 
     @hookspec
     async def list_layers(self) -> tuple[tuple[str, str | None], ...]:  # type: ignore[empty-body]
@@ -58,7 +60,10 @@ class SnapshotterHooks:
 
     @hookspec
     async def remove_layer(self, chain_id: str) -> None:
-        """Remove a committed layer. Idempotent. Raises FailedPrecondition while a layer or snapshot stands on it."""
+        """Remove a committed layer. Idempotent. Raises FailedPrecondition while a layer or snapshot stands on it.
+
+        RemoveImage waits for this: what takes long, such as a layer's many files, goes in the background, also after a
+        restart."""
 
     @hookspec
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:  # type: ignore[empty-body]
@@ -91,4 +96,5 @@ class SnapshotterHooks:
 
     @hookspec
     async def total_usage(self) -> DiskUsage:  # type: ignore[empty-body]
-        """Measure all committed layers together; cheap enough to be asked every ten seconds."""
+        """Measure all committed layers together, and what is removed and still takes space; cheap enough to be asked
+        every ten seconds."""

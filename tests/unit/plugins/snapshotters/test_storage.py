@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
-from crinoid.core.api.linux.files import disk_usage
+from crinoid.core.api.linux import trash as trash_module
+from crinoid.core.api.linux.files import disk_usage, remove_tree
+from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.plugins.snapshotters import storage as storage_module
 from crinoid.plugins.snapshotters.records import NOT_MEASURED
@@ -68,7 +70,7 @@ def test_a_kill_at_any_moment_leaves_layers_whole_or_absent(tmp_path: Path, seed
         process.send_signal(signal.SIGKILL)
         process.wait(10)
     storage = Storage(tmp_path, LOG)
-    storage.clear_scratch()
+    storage.begin_cleanup()
     for layer in storage.layers():
         (tree,) = storage.stack(layer.chain_id)
         assert len(list(tree.rglob("file"))) == 5
@@ -80,11 +82,12 @@ def test_a_kill_at_any_moment_leaves_layers_whole_or_absent(tmp_path: Path, seed
         storage.remove_snapshot(snapshot.key)
     for layer in storage.layers():
         storage.remove_layer(layer.chain_id)
+    assert storage.trash.wait(patient(30))
     assert [path for path in tmp_path.rglob("*") if path.parent != tmp_path] == []
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"chain_id": "base"}', "null"])
-def test_a_damaged_layer_and_those_on_it_are_no_layers(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_layer_is_none_and_those_on_it_wait_for_it(tmp_path: Path, damage: str) -> None:
     storage = Storage(tmp_path, LOG)
     add(storage, "base")
     add(storage, "top", "base")
@@ -94,11 +97,79 @@ def test_a_damaged_layer_and_those_on_it_are_no_layers(tmp_path: Path, damage: s
     ]
     record.write_text(damage)
     after = Storage(tmp_path, LOG)
-    assert [layer.chain_id for layer in after.layers()] == ["other"]
-    with pytest.raises(NotFound, match="top"):
+    assert [after.is_whole(chain_id) for chain_id in ("base", "top", "other")] == [False, False, True]
+    with pytest.raises(NotFound, match="base"):
         after.stack("top")
-    after.clear_scratch()
-    assert len(list(tmp_path.glob("layers/*"))) == 1
+    after.begin_cleanup()
+    assert len(list(tmp_path.glob("layers/*"))) == 2
+    add(after, "base")
+    assert after.is_whole("top")
+    for chain_id in ("top", "base"):
+        after.remove_layer(chain_id)
+    assert [layer.chain_id for layer in Storage(tmp_path, LOG).layers()] == ["other"]
+
+
+def test_what_a_container_may_live_on_is_left_though_its_record_is_damaged(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, LOG)
+    add(storage, "base")
+    storage.create("container", "base", False, nothing)
+    (record,) = tmp_path.glob("layers/*/layer.json")
+    record.write_text("")
+    after = Storage(tmp_path, LOG)
+    after.begin_cleanup()
+    assert record.parent.is_dir()
+    after.remove_snapshot("container")
+    Storage(tmp_path, LOG).begin_cleanup()
+    assert not record.parent.exists()
+
+
+@pytest.mark.parametrize("lost", ["fs", "."])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_layer_whose_tree_is_lost_can_be_made_again(tmp_path: Path, lost: str, restart: bool) -> None:
+    storage = Storage(tmp_path, LOG)
+    add(storage, "base")
+    add(storage, "top", "base")
+    storage.create("container", "top", False, nothing)
+    base = storage.stack("base")[0]
+    remove_tree(base.parent / lost)
+    storage = Storage(tmp_path, LOG) if restart else storage
+    assert not storage.is_whole("base") and not storage.is_whole("top")
+    add(storage, "base")
+    for found in (storage, Storage(tmp_path, LOG)):
+        assert found.is_whole("top")
+        assert found.stack("base")[0] != base
+    assert not base.parent.exists()
+    with pytest.raises(FailedPrecondition, match="layer top"):
+        storage.remove_layer("base")
+
+
+def test_removing_is_a_rename_and_what_can_not_be_emptied_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EPERM, "immutable", str(path))
+
+    monkeypatch.setattr(trash_module, "remove_tree", refuse)
+    storage = Storage(tmp_path, LOG)
+    key, folder = storage.prepare(None, nothing)
+    (folder / "file").write_bytes(b"x" * 5000)
+    storage.commit(key, "chain", None)
+    storage.create("container", "chain", False, nothing)
+    before = storage.total_usage()
+    storage.remove_snapshot("container")
+    storage.remove_layer("chain")
+    assert storage.layers() == () and storage.snapshots() == ()
+    assert not storage.trash.wait(patient(30))
+    assert len(storage.trash.failures()) == 2
+    assert storage.total_usage().used_bytes >= before.used_bytes, "disk that is not free counts"
+    again = Storage(tmp_path, LOG)
+    again.begin_cleanup()
+    assert not again.trash.wait(patient(30))
+    monkeypatch.undo()
+    last = Storage(tmp_path, LOG)
+    last.begin_cleanup()
+    assert last.trash.wait(patient(30))
+    assert last.total_usage() == DiskUsage(0, 0)
 
 
 def test_only_rubbish_of_processes_that_are_gone_is_removed(tmp_path: Path) -> None:
@@ -106,8 +177,9 @@ def test_only_rubbish_of_processes_that_are_gone_is_removed(tmp_path: Path) -> N
     (tmp_path / "scratch" / DEAD / "fs").mkdir(parents=True)
     mine = storage.new_scratch()
     mine.mkdir()
-    storage.clear_scratch()
+    storage.begin_cleanup()
     assert list((tmp_path / "scratch").iterdir()) == [mine]
+    assert storage.trash.wait(patient(30))
 
 
 def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
@@ -149,6 +221,7 @@ def test_what_fails_to_be_filled_is_not_there(tmp_path: Path) -> None:
         storage.create("container", None, False, fail)
     assert storage.unfinished() == ()
     assert storage.snapshots() == ()
+    assert storage.trash.wait(patient(30))
     assert [path for path in tmp_path.rglob("*") if path.parent != tmp_path] == []
     assert os.listdir(tmp_path / "scratch") == []
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,19 @@ def test_a_group_is_let_in(tmp_path: Path) -> None:
         rights.let_in(tmp_path / "gate", 200_000)
         found = (tmp_path / "gate").stat()
         assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o710, 0, 200_000)
+
+
+def test_directories_are_spread_where_the_file_system_can(tmp_path: Path) -> None:
+    (tmp_path / "layers/1").mkdir(parents=True)
+    for _ in range(2):
+        rights.spread(tmp_path / "layers")
+    rights.spread(tmp_path / "absent")
+    rights.spread(Path("/proc"))
+    command = ("stat", "--file-system", "--format=%T", str(tmp_path))
+    if subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip() != "ext2/ext3":
+        pytest.skip("the flag is ext4's")
+    shown = [
+        subprocess.run(("lsattr", "-d", str(path)), capture_output=True, check=True, text=True).stdout.split()[0]
+        for path in (tmp_path, tmp_path / "layers", tmp_path / "layers/1")
+    ]
+    assert ["T" in flags for flags in shown] == [False, True, False]

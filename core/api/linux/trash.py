@@ -1,0 +1,141 @@
+"""Removes trees in the background: whoever throws one away waits for a rename, not for each of its files.
+
+A trash directory lies on the file system of what is thrown into it and survives the process: what is left at its end,
+the next ``start`` goes on with. One thread empties it, and ends once it is empty. What can't be removed (an immutable
+file, a mount that somebody left) stays set aside, is logged with its age, and is tried again after longer and longer
+waits; nothing else waits for it.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+
+from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_folder
+from crinoid.core.api.values.snapshot import DiskUsage
+
+FIRST_RETRY_S = 5.0
+LONGEST_RETRY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A try that did not succeed: when to try again, and after how long if that fails, too."""
+
+    at_s: float
+    wait_s: float
+    error: str
+
+
+class Trash:
+    """One trash directory, for one process at a time. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, log: logging.Logger) -> None:
+        """Make the directory; nothing is removed before ``start`` or the first ``throw``."""
+        self.folder = folder
+        self._log = log
+        self._changed = threading.Condition()
+        self._failures: dict[str, _Failure] = {}
+        self._thread: threading.Thread | None = None
+        rights.make_directories(folder)
+        rights.correct(folder, rights.DIRECTORY)
+
+    def start(self) -> None:
+        """Go on with what is there; return at once. Idempotent."""
+        with self._changed:
+            if self._names():
+                self._wake()
+
+    def throw(self, path: Path) -> None:
+        """Move a tree into the trash: from here on it is gone from where it was. Raises OSError."""
+        path.rename(self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}")
+        with self._changed:
+            self._wake()
+
+    def usage(self) -> DiskUsage:
+        """Measure what is not removed yet; cheap where nothing is."""
+        usages = []
+        for name in self._names():
+            with contextlib.suppress(OSError):  # it is gone by now
+                usages.append(disk_usage(self.folder / name))
+        return DiskUsage(sum(one.used_bytes for one in usages), sum(one.inodes for one in usages))
+
+    def failures(self) -> dict[str, str]:
+        """Return what could not be removed so far, each with the error."""
+        with self._changed:
+            return {str(self.folder / name): failure.error for name, failure in self._failures.items()}
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is nothing more to do now; tell whether the trash is empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(name in self._failures for name in self._names()), timeout_s)
+            return not self._names()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            # No one joins it: what it leaves when the process ends, the next one removes.
+            self._thread = threading.Thread(target=self._empty, name="trash", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _empty(self) -> None:
+        """Remove until nothing is left, what could not be removed after its wait."""
+        while (name := self._next()) is not None:
+            try:
+                # After a power cut the content must not be gone from where it was thrown away.
+                sync_folder(self.folder)
+                remove_tree(self.folder / name)
+                error = None
+            except OSError as failed:
+                error = failed
+            with self._changed:
+                if error is None:
+                    self._failures.pop(name, None)
+                else:
+                    self._set_aside(name, error)
+                self._changed.notify_all()
+
+    def _next(self) -> str | None:
+        """Return the oldest that may be tried, waiting for its time; None, for good, when there is nothing."""
+        with self._changed:
+            while names := self._names():
+                due = min(names, key=lambda name: (self._due_s(name), name))
+                wait_s = self._due_s(due) - time.monotonic()
+                if wait_s <= 0:
+                    return due
+                self._changed.wait(wait_s)
+            self._failures.clear()
+            self._thread = None
+            return None
+
+    def _due_s(self, name: str) -> float:
+        failure = self._failures.get(name)
+        return 0.0 if failure is None else failure.at_s
+
+    def _set_aside(self, name: str, error: OSError) -> None:
+        before = self._failures.get(name)
+        wait_s = FIRST_RETRY_S if before is None else min(2 * before.wait_s, LONGEST_RETRY_S)
+        self._failures[name] = _Failure(time.monotonic() + wait_s, wait_s, str(error))
+        self._log.warning(
+            "%s, thrown away %.0f s ago, can't be removed: %s; tried again in %.0f s",
+            self.folder / name,
+            _age_s(name),
+            error,
+            wait_s,
+        )
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.folder))  # noqa: PTH208  # names alone
+        except FileNotFoundError:  # with all that it belonged to
+            return []
+
+
+def _age_s(name: str) -> float:
+    digits = name.partition("-")[0]
+    return max(0.0, (time.time_ns() - int(digits)) / 1e9) if digits.isdecimal() else 0.0
