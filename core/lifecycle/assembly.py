@@ -217,6 +217,7 @@ class Assembly:
         folder = self._config.root / "containers" / container_id
         await self._resources.make_directory(container_id, folder)
         rights.make_directory(folder / "volumes")
+        rights.spread(folder / "volumes")
         places = ((path, folder / "volumes" / str(number)) for number, path in enumerate(paths))
         made = [VolumeMount(container_path=path, host_path=str(place)) for path, place in places]
         for volume in made:

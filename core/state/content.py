@@ -64,6 +64,22 @@ class ContentStore:
             return False
         return isinstance(blob, str) or size == blob.size
 
+    def size(self, digest: str) -> int:
+        """Return how many bytes of a blob are there, whole or not."""
+        found = self._find(digest)
+        return found.st_size if found else 0
+
+    def touched_s(self, digest: str) -> float:
+        """Return when a blob, whole or not, was last written to; now for one that is not there."""
+        found = self._find(digest)
+        return found.st_mtime if found else time.time()
+
+    def _find(self, digest: str) -> os.stat_result | None:
+        for path in (self.path(digest), self._partial(digest)):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat()
+        return None
+
     async def ingest(self, blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]) -> Path:
         """Store a blob from a stream, unless it is there; return its path.
 

@@ -4,11 +4,12 @@ Between the service and the store's table of images; all of it reads and writes 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.image import DEFAULT_REGISTRY, ImageReference
+from crinoid.core.lifecycle.images.index import ImageIndex, blobs_of, name_of
 from crinoid.core.state.records import ImageRecord
 from crinoid.core.state.store import Store
 
@@ -22,6 +23,14 @@ class Catalog:
     def __init__(self, store: Store, pinned: Sequence[str]) -> None:
         self._store = store
         self._pinned = tuple(_expand(pattern) for pattern in pinned)
+        self._index = ImageIndex(store.images)
+        self._indexed = store.images.version
+        self._released: list[ImageRecord] = []
+
+    @property
+    def damaged(self) -> Collection[str]:
+        """Ids of images whose records can't be read."""
+        return self._store.images.damaged
 
     def list(self) -> list[ImageRecord]:
         """Return all images, the one pulled last first."""
@@ -41,11 +50,10 @@ class Catalog:
     def add(self, record: ImageRecord) -> ImageRecord:
         """Write an image that is complete, with the names it has already; a tag leaves the image that had it."""
         old = self._store.images.get(record.id)
-        added = self._store.images.put(self._pin(record if old is None else merge(old, record)))
-        for other in self._store.images:
-            if other.id != added.id and not set(added.tags).isdisjoint(other.tags):
-                tags = tuple(tag for tag in other.tags if tag not in added.tags)
-                self._store.images.put(self._pin(replace(other, tags=tags)))
+        added = self._put(record if old is None else merge(old, record))
+        others = {found for tag in added.tags for found in self.index.ids(tag)} - {added.id}
+        for other in filter(None, map(self._store.images.get, others)):
+            self._put(replace(other, tags=tuple(tag for tag in other.tags if tag not in added.tags)))
         return added
 
     async def sync(self) -> None:
@@ -54,7 +62,17 @@ class Catalog:
 
     def remove(self, record: ImageRecord) -> None:
         """Forget an image with all its names."""
+        index, old = self.index, self._store.images.get(record.id)
         self._store.images.drop(record.id)
+        if old is not None:
+            index.remove(old)
+            self._released.append(old)
+        self._indexed = self._store.images.version
+
+    def take_released(self) -> Sequence[ImageRecord]:
+        """Return, once, the records that went or changed: nobody may need what they named."""
+        released, self._released = self._released, []
+        return released
 
     def tidy(self) -> None:
         """Pin what the configuration says now; let a tag that two images have, after a crash, be the later one's."""
@@ -63,19 +81,41 @@ class Catalog:
             tidied = self._pin(replace(record, tags=tuple(tag for tag in record.tags if tag not in seen)))
             seen.update(record.tags)
             if tidied != record:
-                self._store.images.put(tidied)
+                self._put(tidied)
+
+    @property
+    def index(self) -> ImageIndex:
+        """The names and needs of all images as they are now; made anew where others have written records."""
+        if self._indexed != self._store.images.version:
+            self._index = ImageIndex(self._store.images)
+            self._indexed = self._store.images.version
+        return self._index
+
+    def _put(self, record: ImageRecord) -> ImageRecord:
+        index, old = self.index, self._store.images.get(record.id)
+        new = self._store.images.put(self._pin(record))
+        if old is not None:
+            index.remove(old)
+            if not blobs_of(old) <= blobs_of(new):
+                self._released.append(old)
+        index.add(new)
+        self._indexed = self._store.images.version
+        return new
 
     def _find_named(self, reference: str) -> ImageRecord | None:
         try:
             wanted = ImageReference.parse(reference)
         except InvalidArgument:
             return None
-        return next((record for record in self.list() if _is_named(record, wanted)), None)
+        found = filter(None, map(self._store.images.get, self.index.ids(name_of(wanted))))
+        return max(found, key=lambda record: record.pulled_at_ns, default=None)
 
     def _find_by_id(self, reference: str) -> ImageRecord | None:
         match = _ID.fullmatch(reference)
         if match is None or len(match[1]) < _SHORTEST_PREFIX:
             return None
+        if (exact := self._store.images.get(reference)) is not None:
+            return exact
         found = [record for record in self._store.images if record.id.partition(":")[2].startswith(match[1])]
         return found[0] if len(found) == 1 else None
 
@@ -105,15 +145,6 @@ def merge(old: ImageRecord, new: ImageRecord) -> ImageRecord:
 
 def _join(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*old, *new)))
-
-
-def _is_named(record: ImageRecord, wanted: ImageReference) -> bool:
-    """A digest may be that of the index that was pulled, or of the manifest that was chosen from it."""
-    if not wanted.digest:
-        return f"{wanted.name}:{wanted.tag}" in record.tags
-    if f"{wanted.name}@{wanted.digest}" in record.digests:
-        return True
-    return wanted.digest in record.manifests and any(name.startswith(f"{wanted.name}@") for name in record.digests)
 
 
 def _expand(pattern: str) -> str:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CrinoidError, NotFound
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.state.content import INDEX_TYPE, ContentStore
 from crinoid.core.state.records import ImageRecord
@@ -20,27 +20,45 @@ class Exports:
     def __init__(self, content: ContentStore) -> None:
         self._content = content
         self._turn = asyncio.Lock()
+        self._known: dict[str, Descriptor] = {}
+        self._asked = self._written = 0
 
     async def write(self, images: Iterable[ImageRecord]) -> None:
-        """List every name of every image whose manifest is stored."""
-        records = tuple(images)
+        """List every name of every image whose manifest is stored; one writing serves all who came before it began."""
+        self._asked += 1
+        wanted = self._asked
         async with self._turn:
+            if self._written >= wanted:
+                return
+            self._written = self._asked
+            records = tuple(images)
             try:
                 await asyncio.to_thread(lambda: self._content.write_index(self._named(records)))
             except (OSError, CrinoidError) as error:
                 LOG.warning("%s/index.json could not be written: %s", self._content.root, error)
 
     def _named(self, records: Iterable[ImageRecord]) -> Iterator[tuple[str, Descriptor]]:
+        """Each manifest is read once: what is known of it holds for as long as an image has it."""
+        known: dict[str, Descriptor] = {}
         for record in records:
             targets = {name.partition("@")[0]: name.partition("@")[2] for name in record.digests}
             names = [(tag, targets.get(tag.rpartition(":")[0], "")) for tag in record.tags]
             names += [(name, name.partition("@")[2]) for name in record.digests]
             for name, digest in names:
-                if digest and self._content.has(digest):
-                    yield name, self._describe(digest)
+                if digest and (found := self._known.get(digest) or self._describe(digest)) is not None:
+                    known[digest] = found
+                    yield name, found
+        self._known = known
 
-    def _describe(self, digest: str) -> Descriptor:
-        content = self._content.read(digest, _MAX_DOCUMENT_BYTES)
+    def _describe(self, digest: str) -> Descriptor | None:
+        """Describe a manifest; one that is damaged or not there hides no other."""
+        try:
+            content = self._content.read(digest, _MAX_DOCUMENT_BYTES)
+        except NotFound:
+            return None
+        except (OSError, CrinoidError) as error:
+            LOG.warning("%s/index.json lacks %s: %s", self._content.root, digest, error)
+            return None
         document = json.loads(content)
         guess = INDEX_TYPE if "manifests" in document else "application/vnd.oci.image.manifest.v1+json"
         return Descriptor(document.get("mediaType") or guess, digest, len(content))

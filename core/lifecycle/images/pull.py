@@ -1,16 +1,17 @@
 """One pull, from a reference to a record: resolve, fetch, unpack, and only then say that there is an image.
 
 Called by the service, once for all requests that ask for the same at the same time. A pull that fails or is cancelled
-leaves no layer and no record; blobs that came whole stay until the next garbage collection, and serve the next try.
+leaves no record; what came whole is kept for the next try, for a while (``leftovers``).
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, Unsupported
+from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, ResourceExhausted, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
@@ -20,8 +21,10 @@ from crinoid.core.lifecycle.images.catalog import Catalog, names_of
 from crinoid.core.lifecycle.images.claims import Claims
 from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, artifact_type
 from crinoid.core.lifecycle.images.faults import restate, while_doing
-from crinoid.core.lifecycle.images.garbage import needed_blobs
+from crinoid.core.lifecycle.images.garbage import GarbageCollector
+from crinoid.core.lifecycle.images.index import blobs_of
 from crinoid.core.lifecycle.images.layers import Layers
+from crinoid.core.lifecycle.images.leftovers import Leftover
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
 from crinoid.core.lifecycle.images.resolution import Resolution, resolve
@@ -51,8 +54,17 @@ class PullRequest:
 class Puller:
     """Pulls images with the parts that the service shares out."""
 
-    def __init__(self, slots: Slots, content: ContentStore, catalog: Catalog, claims: Claims, layers: Layers) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        content: ContentStore,
+        catalog: Catalog,
+        claims: Claims,
+        layers: Layers,
+        garbage: GarbageCollector,
+    ) -> None:
         self._slots = slots
+        self._garbage = garbage
         self._content = content
         self._catalog = catalog
         self._claims = claims
@@ -78,15 +90,32 @@ class Puller:
         source = BlobSource(resolution.source, request.reference, request.credentials)
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
         blobs = tuple(layer.descriptor() for layer in resolution.manifest.layers)
-        async with self._claims.hold(_digests_of(resolution, blobs)):
-            artifact, text, plans = await self._plan(resolution, request.platform, fetch)
-            async with self._claims.hold(plan.chain_id for plan in plans):
-                await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
-                await self._store_documents(resolution)
-                added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
+        digests = _digests_of(resolution, blobs)
+        async with self._claims.hold(digests):
+            with self._leaving(Leftover(digests)):
+                artifact, text, plans = await self._plan(resolution, request.platform, fetch)
+            chain_ids = tuple(plan.chain_id for plan in plans)
+            async with self._claims.hold(chain_ids):
+                with self._leaving(Leftover(digests, chain_ids)):
+                    await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
+                    await self._store_documents(resolution)
+                    added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
+                self._garbage.leftovers.forget(digests)
                 await self._catalog.sync()
-                self._content.settle(needed_blobs([added]))
+                self._content.settle(blobs_of(added))
                 return added
+
+    @contextmanager
+    def _leaving(self, left: Leftover) -> Iterator[None]:
+        """Have what a block brought kept for the next try when it fails, but for a full disk: that needs the space."""
+        try:
+            yield
+        except ResourceExhausted:
+            self._garbage.let_go(left)
+            raise
+        except BaseException:
+            self._garbage.leftovers.add(left)
+            raise
 
     async def _plan(
         self, resolution: Resolution, platform: Platform, fetch: "_Fetch"

@@ -5,6 +5,7 @@ way out, ``recovery`` for the start.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -65,8 +66,8 @@ class ImageService:
         self._claims = Claims()
         arrivals = Arrivals(content, config.max_early_unpacks)
         self._layers = Layers(store.ledger, content, arrivals, config.max_parallel_unpacks, config.keep_free_percent)
-        self._puller = Puller(slots, content, self._catalog, self._claims, self._layers)
-        self._garbage = GarbageCollector(store.images, content, self._claims)
+        self._garbage = GarbageCollector(self._catalog, content, self._claims, slots.snapshotters)
+        self._puller = Puller(slots, content, self._catalog, self._claims, self._layers, self._garbage)
         self.writables = WritableLayers(slots.snapshotters)
         self._filesystems = Filesystems(content, slots.snapshotters.values(), self.writables)
         self._exports = Exports(content)
@@ -74,6 +75,8 @@ class ImageService:
         self._collections = SharedTasks("garbage collection")
         self._collecting = asyncio.Lock()
         self._collected = 0
+        self._left = asyncio.Event()
+        self._expiry: asyncio.Task[None] | None = None
         self._trackers: dict[PullRequest, PullTracker] = {}
         self._configs: dict[str, ImageConfig] = {}
 
@@ -196,9 +199,11 @@ class ImageService:
                 self._drop(record)
         self._catalog.tidy()
         if self._store.is_new:
-            LOG.debug("the state is new: layers and blobs that are there stay until the next removal of an image")
+            LOG.debug("the state is new: layers and blobs that are there stay until the next start")
         else:
-            await self._garbage.collect(self._slots.snapshotters.values(), spared_s=_KEPT_S)
+            await self._garbage.find_all(_KEPT_S)
+        await self._garbage.collect()
+        self._watch_leftovers()
         await self._exports.write(self._store.images)
 
     async def close(self) -> None:
@@ -207,12 +212,18 @@ class ImageService:
         await self._layers.close()
         await self._puller.close()
         await self._collections.close()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.wait({self._expiry})
 
     async def _pull(self, request: PullRequest) -> ImageRecord:
         tracker = self._trackers[request] = PullTracker(str(request.reference))
         try:
             with on_behalf_of(f"the pull of {request.reference}"):
                 record = await self._puller.pull(request, self._config, tracker)
+        except BaseException:
+            self._watch_leftovers()
+            raise
         finally:
             del self._trackers[request]
         LOG.info("pulled %s: %s", request.reference, record.id)
@@ -224,7 +235,26 @@ class ImageService:
         async with self._collecting:
             self._collected += 1  # who comes from here on may have garbage that this collection has passed by
             await discard_left(self._store.ledger, self._slots.snapshotters)
-            await self._garbage.collect(self._slots.snapshotters.values())
+            await self._garbage.collect()
+
+    def _watch_leftovers(self) -> None:
+        """See to it that what failed pulls left is collected in time."""
+        self._left.set()
+        if self._expiry is None or self._expiry.done():
+            self._expiry = asyncio.create_task(self._expire(), name="leftovers of failed pulls")
+
+    async def _expire(self) -> None:
+        while True:
+            self._left.clear()
+            try:
+                await self.collect_garbage()
+            except CrinoidError as error:
+                LOG.warning("what failed pulls left could not be collected: %s", error.message)
+            if self._catalog.damaged or (wait_s := self._garbage.leftovers.next_s()) is None:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._left.wait()
 
     def _drop(self, record: ImageRecord) -> None:
         self._catalog.remove(record)

@@ -1,14 +1,17 @@
 """Removing images, collecting garbage, and what a start finds."""
 
 import asyncio
+import json
 import os
 import time
 from dataclasses import replace
 
+import pytest
+
 from crinoid.core.api.errors import DriverError
 from support.images import BuiltImage
 
-from .conftest import NAME, Node, Publisher, chain
+from .conftest import NAME, Node, Publisher, chain, until
 
 
 async def test_a_removed_image_leaves_nothing(node: Node, image: BuiltImage) -> None:
@@ -105,20 +108,46 @@ async def test_a_removal_survives_its_caller(node: Node, image: BuiltImage) -> N
 
 async def test_collections_at_the_same_time_are_few(node: Node, image: BuiltImage) -> None:
     await node.pull()
+    top = chain(image.diff_ids)[-1]
+    node.snapshotter.snapshots["container"] = top
+    await node.service.remove(NAME)
     node.snapshotter.calls.clear()
     await asyncio.gather(*(node.service.collect_garbage() for _ in range(10)))
-    assert node.snapshotter.hooks_called.count("list_layers") == 1
+    assert node.snapshotter.hooks_called.count("remove_layer") == 1
 
 
-async def test_garbage_made_during_a_collection_is_collected_by_the_next(node: Node, image: BuiltImage) -> None:
+async def test_garbage_made_during_a_collection_is_collected_by_the_next(
+    node: Node, publisher: Publisher, image: BuiltImage
+) -> None:
+    publisher.publish(node.source, publisher.build("other"), "registry.test/other:1")
     await node.pull()
-    first = asyncio.create_task(node.service.collect_garbage())
-    for _ in range(5):  # enough for it to have begun
-        await asyncio.sleep(0)
-    assert "list_layers" in node.snapshotter.hooks_called
+    await node.pull("registry.test/other:1")
+    node.snapshotter.calls.clear()
+    first = asyncio.create_task(node.service.remove("registry.test/other:1"))
+    await until(lambda: "remove_layer" in node.snapshotter.hooks_called)
     await node.service.remove(NAME)
     assert node.snapshotter.layers == {}
     await first
+
+
+@pytest.mark.parametrize("others", [0, 40])
+async def test_a_removal_costs_the_same_however_many_images_there_are(
+    node: Node, publisher: Publisher, image: BuiltImage, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(others):
+        name = f"registry.test/other:{number}"
+        publisher.publish(node.source, publisher.build("shared", str(number)), name)
+        await node.pull(name)
+    await node.pull()
+    node.snapshotter.calls.clear()
+    reads: list[str] = []
+    for method in ("read", "list", "list_partial"):
+        monkeypatch.setattr(node.content, method, lambda *_, name=method: reads.append(name))
+    await node.service.remove(NAME)
+    assert node.snapshotter.hooks_called == ("remove_layer",) * len(image.diff_ids)
+    assert reads == []
+    assert len(node.service.list()) == others
+    assert len(json.loads((node.content.root / "index.json").read_text())["manifests"]) == 2 * others
 
 
 async def test_a_start_keeps_images_and_drops_the_rest(node: Node, publisher: Publisher, image: BuiltImage) -> None:
