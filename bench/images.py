@@ -1,7 +1,14 @@
 """The images that are pulled, made once a run and pushed to a registry on loopback."""
 
+import contextlib
+import gzip
+import hashlib
+import http.client
+import json
+import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +16,10 @@ from support.images import Entry, ImageConfig, build_busybox, build_image, busyb
 from support.registry import RunningRegistry
 
 LARGE_LAYERS = 4
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,52 @@ def push_layered(folder: Path, registry: RunningRegistry, layers: int, salt: int
     layout, name = folder / "layered", f"bench/layered-{layers}-{salt}:1"
     build_image(layout, name, [busybox_layer(), *(_thin_layer(layers, salt, n) for n in range(layers))])
     return registry.push(layout, name, name)
+
+
+def push_many(registry: RunningRegistry, count: int, layers: int) -> list[str]:
+    """Build and push images of so many layers of their own above busybox's; return their references.
+
+    A program for each image would take minutes, so the blobs are sent from here.
+    """
+    base = busybox_layer()
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(lambda number: _push_one(registry, number, base, layers), range(count)))
+
+
+def _push_one(registry: RunningRegistry, number: int, base: bytes, layers: int) -> str:
+    repository = f"bench/many-{number}"
+    archives = [base, *(_thin_layer(layers, 1000 + number, n) for n in range(layers))]
+    with contextlib.closing(http.client.HTTPConnection(registry.host)) as connection:
+        sent = [_send(connection, repository, gzip.compress(archive, 1)) for archive in archives]
+        diff_ids = [f"sha256:{hashlib.sha256(archive).hexdigest()}" for archive in archives]
+        config = {"os": "linux", "architecture": _ARCHITECTURES.get(os.uname().machine, os.uname().machine)}
+        text = json.dumps(config | {"rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": {"mediaType": _CONFIG, **_send(connection, repository, text)},
+            "layers": [{"mediaType": _LAYER, **blob} for blob in sent],
+        }
+        body = json.dumps(manifest)
+        _ask(connection, "PUT", f"/v2/{repository}/manifests/1", body.encode(), {"Content-Type": _MANIFEST})
+    return f"{registry.host}/{repository}:1"
+
+
+def _send(connection: http.client.HTTPConnection, repository: str, blob: bytes) -> dict[str, object]:
+    digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
+    place = _ask(connection, "POST", f"/v2/{repository}/blobs/uploads/", b"", {}).partition("://")[2].partition("/")[2]
+    kind = {"Content-Type": "application/octet-stream"}
+    _ask(connection, "PUT", f"/{place}{'&' if '?' in place else '?'}digest={digest}", blob, kind)
+    return {"digest": digest, "size": len(blob)}
+
+
+def _ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes, headers: dict[str, str]) -> str:
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    text = answer.read()
+    if answer.status >= 400:  # HTTP's errors
+        raise RuntimeError(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:200]}")
+    return answer.getheader("Location", "")
 
 
 def _thin_layer(layers: int, salt: int, number: int) -> bytes:

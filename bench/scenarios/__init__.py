@@ -13,7 +13,7 @@ import grpc
 from bench.endpoints import Endpoint
 from bench.measure import Busy, Witness
 from bench.results import Gap
-from bench.scenarios import growth, life, logs, pulls, standing
+from bench.scenarios import growth, life, logs, many, pulls, standing
 from bench.scenarios.node import Bench as Bench
 
 Turn = Callable[[Bench, Endpoint], None]
@@ -25,6 +25,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "standing": standing.turns,
     "logging": logs.turns,
     "pulling": pulls.turns,
+    "many-images": many.turns,
     "growth-pods": growth.pod_turns,
     "growth-images": growth.image_turns,
     "growth-layers": growth.layer_turns,

@@ -1,5 +1,6 @@
 """ImageService: each method decodes, asks the images service, encodes; ``calls`` does the rest."""
 
+import json
 from collections.abc import AsyncGenerator, Sequence
 
 from crinoid.core.api.errors import RegistryUnavailable, SignatureValidationFailed, Unavailable
@@ -9,6 +10,7 @@ from crinoid.core.cri.encode.pods import encode_info
 from crinoid.core.cri.lists import EncodedList
 from crinoid.core.cri.services import Services
 from crinoid.core.cri.wire import api_pb2
+from crinoid.core.lifecycle.images.service import VERIFY
 from crinoid.core.state.records import ImageRecord
 
 
@@ -32,10 +34,13 @@ class ImageService:
             yield batch
 
     async def image_status(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
-        record = self._images.find(decode_image(request))
+        find = self._images.find if request.verbose else self._images.find_usable
+        record = find(decode_image(request))
         if record is None:  # by the API an empty answer, no error
             return api_pb2.ImageStatusResponse()
-        info = self._images.info(record) if request.verbose else {}
+        info = dict(self._images.info(record)) if request.verbose else {}
+        if request.verbose and request.image.annotations.get(VERIFY) == "true":
+            info["damage"] = json.dumps(await self._images.verify(record))
         return api_pb2.ImageStatusResponse(image=self._encode(record), info=encode_info(info))
 
     async def pull_image(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:

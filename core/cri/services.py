@@ -135,6 +135,14 @@ class Images(Protocol):
         """Find an image by tag, reference with digest, id or short id."""
         ...
 
+    def find_usable(self, reference: str, /) -> ImageRecord | None:
+        """Find an image, but none that has to be pulled again before containers can be made of it."""
+        ...
+
+    async def verify(self, record: ImageRecord, /) -> Sequence[str]:
+        """Read all that is stored of an image; return what is wrong."""
+        ...
+
     def get(self, image_id: str, /) -> ImageRecord | None:
         """Find an image by its whole id."""
         ...

@@ -64,6 +64,30 @@ class ContentStore:
             return False
         return isinstance(blob, str) or size == blob.size
 
+    def examine(self, digest: str) -> str:
+        """Read a blob as a whole; return what is wrong with it, or nothing. What can't be read is damaged, too."""
+        algorithm = _split(digest)[0]
+        try:
+            with self.path(digest).open("rb") as file:
+                found = hashlib.file_digest(file, algorithm).hexdigest()
+        except FileNotFoundError:
+            return "is not stored"
+        except OSError as error:
+            return f"can't be read: {error.strerror}"
+        return "" if digest == f"{algorithm}:{found}" else f"is damaged: it has digest {algorithm}:{found}"
+
+    def remove_damaged(self, digests: Iterable[str]) -> Mapping[str, str]:
+        """Read blobs as a whole and remove those that are not what they should be; return what was wrong with each.
+
+        Blobs that are not there are not returned. Whoever reads one meanwhile reads on.
+        """
+        found: dict[str, str] = {}
+        for digest in dict.fromkeys(digests):
+            if self.has(digest) and (wrong := self.examine(digest)):
+                found[digest] = wrong
+                self.path(digest).unlink(missing_ok=True)
+        return found
+
     def size(self, digest: str) -> int:
         """Return how many bytes of a blob are there, whole or not."""
         found = self._find(digest)

@@ -124,7 +124,7 @@ class Storage:
                 return
             if users := self._users.get(chain_id):
                 raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users)}")
-            self._scrap(self._layer_folder(layer))
+            self._scrap(self._layer_folder(layer), durably=True)
             del self._layers[chain_id]
             self._end_use(layer.parent, f"layer {chain_id}")
 
@@ -260,10 +260,19 @@ class Storage:
     def remove_snapshot(self, key: str) -> None:
         """Drop a snapshot with its writable part, whose files go in the background. Idempotent."""
         with contextlib.suppress(NotFound):
-            self._scrap(self.snapshot_folder(self.snapshot(key)))
+            self._remove_snapshot_folder(self.snapshot(key))
         with self._lock:
             if (snapshot := self._snapshots.pop(key, None)) is not None:
                 self._end_use(snapshot.parent, f"snapshot {key}")
+
+    def _remove_snapshot_folder(self, snapshot: Snapshot) -> None:
+        """A read-only one holds nothing, and pulls make one for each layer: that is no work for another thread."""
+        folder = self.snapshot_folder(snapshot)
+        if not snapshot.readonly:
+            self._scrap(folder)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(folder.rename(self.new_scratch()))
 
     def snapshot_usage(self, key: str) -> DiskUsage:
         """Measure a snapshot's writable part. Raises NotFound."""
@@ -309,10 +318,10 @@ class Storage:
         except OSError as error:
             self._log.warning("%s can't be removed and is left until the next start: %s", folder, error)
 
-    def _scrap(self, folder: Path) -> None:
+    def _scrap(self, folder: Path, durably: bool = False) -> None:
         """Make a folder invalid at once; it is removed in the background."""
         with contextlib.suppress(FileNotFoundError):
-            self.trash.throw(folder)
+            self.trash.throw(folder, durably)
 
     def new_scratch(self) -> Path:
         """Return a name for a folder that is rubbish once this process is gone."""

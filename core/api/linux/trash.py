@@ -42,6 +42,7 @@ class Trash:
         self._changed = threading.Condition()
         self._failures: dict[str, _Failure] = {}
         self._thread: threading.Thread | None = None
+        self._unsynced = False
         rights.make_directories(folder)
         rights.correct(folder, rights.DIRECTORY)
 
@@ -51,10 +52,14 @@ class Trash:
             if self._names():
                 self._wake()
 
-    def throw(self, path: Path) -> None:
-        """Move a tree into the trash: from here on it is gone from where it was. Raises OSError."""
+    def throw(self, path: Path, durably: bool = False) -> None:
+        """Move a tree into the trash: from here on it is gone from where it was. Raises OSError.
+
+        ``durably``: nothing of it is removed before that outlives a power cut, so that it is never found there in part.
+        """
         path.rename(self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}")
         with self._changed:
+            self._unsynced |= durably
             self._wake()
 
     def usage(self) -> DiskUsage:
@@ -87,8 +92,7 @@ class Trash:
         """Remove until nothing is left, what could not be removed after its wait."""
         while (name := self._next()) is not None:
             try:
-                # After a power cut the content must not be gone from where it was thrown away.
-                sync_folder(self.folder)
+                self._sync()
                 remove_tree(self.folder / name)
                 error = None
             except OSError as failed:
@@ -99,6 +103,17 @@ class Trash:
                 else:
                     self._set_aside(name, error)
                 self._changed.notify_all()
+
+    def _sync(self) -> None:
+        """One sync serves all that was thrown away by then."""
+        with self._changed:
+            unsynced, self._unsynced = self._unsynced, False
+        if unsynced:
+            try:
+                sync_folder(self.folder)
+            except OSError:
+                self._unsynced = True
+                raise
 
     def _next(self) -> str | None:
         """Return the oldest that may be tried, waiting for its time; None, for good, when there is nothing."""

@@ -65,7 +65,7 @@ class Arrivals:
 
         ``None``: nobody brings it any more, which should mean that it is in the store.
         """
-        while self._expected[blob.digest] and not self._content.has(blob.digest):
+        while self._expected[blob.digest] and not self._content.has(blob):
             arrival = self._arrivals.get(blob.digest)
             if arrival is not None and self._places and (descriptors := _open_both(arrival.fd)) is not None:
                 self._places -= 1

@@ -44,7 +44,7 @@ class Blobs:
         Raises what the source and the store raise: CorruptContent for other bytes than the digest says, Unavailable for
         a stream that broke for good, ResourceExhausted for a full disk. What arrived is kept for the next try.
         """
-        if self._content.has(blob.digest):
+        if self._content.has(blob):
             return
         tracker.transfer = self._transfers.setdefault(blob.digest, tracker.transfer)
         mine = False

@@ -90,6 +90,10 @@ class PullTracker:
         self._layers = tuple(LayerTracker(blob) for blob in blobs)
         return self._layers
 
+    def touch(self) -> None:
+        """Note that something goes on."""
+        self._touched_s = time.monotonic()
+
     def idle_s(self) -> float:
         """Tell for how many seconds nothing has come in; unpacking, which has its own deadline, is never idle.
 

@@ -5,6 +5,7 @@ leaves no record; what came whole is kept for the next try, for a while (``lefto
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, ResourceExhausted, Unsupported
 from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.core.config.models import ImagesConfig
@@ -34,18 +36,23 @@ from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.records import ImageRecord
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 _RUNS_ALSO = {"amd64": frozenset({"386"}), "arm64": frozenset({"arm"})}
 
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What is pulled, and for which snapshotter. Requests that are equal are one pull."""
+    """What is pulled, and for which snapshotter. Requests that are equal are one pull.
+
+    ``verify``: what is stored of it is read as a whole before it counts.
+    """
 
     reference: ImageReference
     platform: Platform
     credentials: Credentials | None
     snapshotter: str
+    verify: bool = False
 
     def __str__(self) -> str:
         return str(self.reference)
@@ -93,11 +100,15 @@ class Puller:
         digests = _digests_of(resolution, blobs)
         async with self._claims.hold(digests):
             with self._leaving(Leftover(digests)):
+                if request.verify:
+                    await self._remove_damaged(digests, tracker)
                 artifact, text, plans = await self._plan(resolution, request.platform, fetch)
             chain_ids = tuple(plan.chain_id for plan in plans)
+            image_id = _id_of(resolution, artifact)
             async with self._claims.hold(chain_ids):
                 with self._leaving(Leftover(digests, chain_ids)):
-                    await self._provide(self._slots.snapshotters[request.snapshotter], plans, tracker, fetch)
+                    slot, old = self._slots.snapshotters[request.snapshotter], self._catalog.get(image_id)
+                    await self._provide(slot, plans, old, tracker, fetch)
                     await self._store_documents(resolution)
                     added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
                 self._garbage.leftovers.forget(digests)
@@ -116,6 +127,13 @@ class Puller:
         except BaseException:
             self._garbage.leftovers.add(left)
             raise
+
+    async def _remove_damaged(self, digests: Sequence[str], tracker: PullTracker) -> None:
+        """Have what is stored in another form than it should be fetched again."""
+        for digest in digests:
+            for wrong in (await call_in_thread(partial(self._content.remove_damaged, [digest]))).values():
+                LOG.warning("blob %s %s; it is fetched again", digest, wrong)
+            tracker.touch()
 
     async def _plan(
         self, resolution: Resolution, platform: Platform, fetch: "_Fetch"
@@ -140,20 +158,38 @@ class Puller:
             raise CorruptContent(f"the image configuration is {blob.size} bytes long, more than {MAX_CONFIG_BYTES}")
         with while_doing("image configuration"):
             await fetch(blob, LayerTracker(blob))
-        return self._content.read(blob.digest, MAX_CONFIG_BYTES)
+            try:
+                return self._content.read(blob.digest, MAX_CONFIG_BYTES)
+            except CorruptContent as error:  # its size is right: nobody had looked closer
+                LOG.warning("%s; it is fetched again", error.message)
+            self._content.remove(blob.digest)
+            await fetch(blob, LayerTracker(blob))
+            return self._content.read(blob.digest, MAX_CONFIG_BYTES)
 
     async def _provide(
-        self, slot: SnapshotterSlot, plans: Sequence[LayerPlan], tracker: PullTracker, fetch: "_Fetch"
+        self,
+        slot: SnapshotterSlot,
+        plans: Sequence[LayerPlan],
+        old: ImageRecord | None,
+        tracker: PullTracker,
+        fetch: "_Fetch",
     ) -> None:
-        """Fetch and unpack what is missing; layers are fetched side by side, and unpacked as they come."""
+        """Fetch and unpack what is missing; layers are fetched side by side, and unpacked as they come.
+
+        ``old`` is what was pulled of this image before: a layer that is unpacked needs no blob of this pull's where it
+        has one of that (gzip, say, not zstd), or where none was ever asked for.
+        """
         missing = {plan.chain_id for plan in await self._layers.select_missing(slot, plans)}
         if missing:
             self._layers.warm_up()
         steps = []
-        for plan, layer in zip(plans, tracker.follow(tuple(plan.blob for plan in plans)), strict=True):
+        layers = tracker.follow(tuple(plan.blob for plan in plans))
+        for plan, layer, earlier in zip(plans, layers, old.layers if old else [None] * len(plans), strict=True):
+            is_damaged = self._content.has(plan.blob.digest) and not self._content.has(plan.blob)
+            is_lost = earlier is not None and not self._content.has(earlier) and not self._content.has(plan.blob)
             if plan.chain_id in missing:
                 steps.append(self._provide_layer(slot, plan, layer, fetch))
-            elif len(self._slots.snapshotters) > 1:
+            elif len(self._slots.snapshotters) > 1 or is_damaged or is_lost:
                 steps.append(_keep_blob(plan, layer, fetch))
             else:
                 layer.enter(LayerState.DONE)
@@ -162,18 +198,33 @@ class Puller:
     async def _provide_layer(
         self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
     ) -> None:
+        """Fetch and unpack a layer, and fetch it once more where what was stored of it is damaged."""
+        try:
+            await self._fetch_and_install(slot, plan, tracker, fetch)
+        except CorruptContent:
+            wrong = await call_in_thread(partial(self._content.remove_damaged, [plan.blob.digest]))
+            if not wrong:
+                raise
+            LOG.warning("blob %s %s; it is fetched again", plan.blob.digest, wrong[plan.blob.digest])
+            await self._fetch_and_install(slot, plan, tracker, fetch)
+        tracker.enter(LayerState.DONE)
+
+    async def _fetch_and_install(
+        self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
+    ) -> None:
         if self._layers.follows(plan):
             with self._layers.arrivals.expect(plan.blob):
                 await run_together((_fetch_layer(plan, tracker, fetch), self._layers.install(slot, plan)))
         else:
             await _fetch_layer(plan, tracker, fetch)
             await self._layers.install(slot, plan)
-        tracker.enter(LayerState.DONE)
 
     async def _store_documents(self, resolution: Resolution) -> None:
         """Keep index and manifest, so that the content store is a whole OCI layout."""
         image = resolution.image
         for blob, content in ((image.manifest, image.manifest_content), (image.target, image.target_content)):
+            for wrong in self._content.remove_damaged([blob.digest]).values():  # small, and no one else reads them
+                LOG.warning("blob %s %s; it is stored again", blob.digest, wrong)
             await self._content.ingest(blob, partial(_open_document, content), _ignore)
 
     def _record(
@@ -183,7 +234,7 @@ class Puller:
         tags, digests = names_of(reference, target.digest)
         config = resolution.manifest.config
         blobs = tuple(plan.blob for plan in plans)
-        image_id = manifest.digest if artifact else config.digest  # all artifacts may have the same empty configuration
+        image_id = _id_of(resolution, artifact)
         return ImageRecord(
             id=image_id,
             tags=tags,
@@ -200,10 +251,12 @@ class Puller:
 
     def _stored(self, image_id: str, blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
         """Return the blobs to be kept: those of an earlier pull, where only they are there (gzip, say, not zstd)."""
-        old = self._catalog.get(image_id)
-        if old is None or all(self._content.has(blob) for blob in blobs):
+        if (old := self._catalog.get(image_id)) is None:
             return blobs
-        return old.layers if all(self._content.has(blob) for blob in old.layers) else blobs
+        return tuple(
+            earlier if self._content.has(earlier) and not self._content.has(blob) else blob
+            for blob, earlier in zip(blobs, old.layers, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +309,11 @@ def _check_platform(image: ImageConfig, platform: Platform) -> None:
     runs = {wanted.architecture, *_RUNS_ALSO.get(wanted.architecture, ())}
     if found.os != wanted.os or found.architecture not in runs:
         raise Unsupported(f"the image is for {image.os}/{image.architecture}, and {platform} is wanted here")
+
+
+def _id_of(resolution: Resolution, artifact: str) -> str:
+    """All artifacts may have the same empty configuration."""
+    return resolution.image.manifest.digest if artifact else resolution.manifest.config.digest
 
 
 def _digests_of(resolution: Resolution, layers: Sequence[Descriptor]) -> tuple[str, ...]:

@@ -10,9 +10,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument
+from crinoid.core.api.errors import CorruptContent, CrinoidError, FailedPrecondition, InvalidArgument
 from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, ImageReference, Platform
 from crinoid.core.config.models import ImagesConfig
@@ -41,6 +43,9 @@ from crinoid.core.state.records import ImageRecord
 from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
+VERIFY = "crinoid.io/verify"
+"""An annotation of the image in PullImage: ``true`` has all that is stored of it read, and damage fetched again. In a
+verbose ImageStatus: the answer tells what is damaged."""
 _KEPT_S = 24 * 3600.0
 """How long what an interrupted pull fetched is kept for the next try, across starts of the daemon."""
 _MACHINES: Mapping[str, tuple[str, str]] = {
@@ -79,6 +84,7 @@ class ImageService:
         self._expiry: asyncio.Task[None] | None = None
         self._trackers: dict[PullRequest, PullTracker] = {}
         self._configs: dict[str, ImageConfig] = {}
+        self._unusable: set[str] = set()
 
     async def pull(
         self, reference: str, credentials: Credentials | None, annotations: Mapping[str, str], runtime_handler: str
@@ -86,14 +92,15 @@ class ImageService:
         """Fetch an image, unpack it for the handler's snapshotter, and return its id.
 
         Requests for the same image at the same time share one pull, which goes on when all of them were cancelled.
-        ``annotations`` (of the pod) mean nothing here. Raises InvalidArgument for a malformed reference or an unknown
-        handler, NotFound when no source has the image, and what sources, unpacking and snapshotters raise.
+        Of the ``annotations`` only ``VERIFY`` means something here. Raises InvalidArgument for a malformed reference or
+        an unknown handler, NotFound when no source has the image, and what sources, unpacking and snapshotters raise.
         """
         request = PullRequest(
             ImageReference.parse(reference),
             self._platform,
             credentials,
             self._slots.snapshotter_of(runtime_handler).name,
+            verify=annotations.get(VERIFY) == "true",
         )
         record = await self._pulls.join(request, lambda: self._pull(request))
         return record.id
@@ -105,6 +112,37 @@ class ImageService:
     def get(self, image_id: str) -> ImageRecord | None:
         """Return the image with exactly this id."""
         return self._catalog.get(image_id)
+
+    def find_usable(self, reference: str) -> ImageRecord | None:
+        """Return the image of a reference as ``find``, but none that containers can't be made of until it is pulled.
+
+        What asks before it pulls, as the kubelet does, pulls it then.
+        """
+        record = self._catalog.find(reference)
+        return None if record is None or record.id in self._unusable else record
+
+    async def verify(self, record: ImageRecord) -> Sequence[str]:
+        """Read all that is stored of an image, and look for its layers; return what is wrong.
+
+        A blob that is not stored is no fault where its layer is unpacked: it may never have been fetched.
+        """
+        wrong = [
+            f"blob {digest} {words}"
+            for digest in dict.fromkeys((*record.manifests, *(() if record.artifact else (record.id,))))
+            if (words := await call_in_thread(partial(self._content.examine, digest)))
+        ]
+        unpacked: set[str] = set()
+        for slot in self._slots.snapshotters.values():
+            listed = {chain_id for chain_id, _ in await slot.list_layers()}
+            whole = {chain_id for chain_id in record.chain_ids if await slot.has_layer(chain_id)}
+            unpacked |= whole
+            if lost := [chain_id for chain_id in record.chain_ids if chain_id in listed - whole]:
+                wrong.append(f"{slot.label}: layer {lost[0]} has lost its files, or one below it has")
+        for layer, chain_id in zip(record.layers, record.chain_ids, strict=True):
+            words = await call_in_thread(partial(self._content.examine, layer.digest))
+            if words and not (chain_id in unpacked and not self._content.has(layer.digest)):
+                wrong.append(f"blob {layer.digest} {words}")
+        return wrong
 
     @property
     def version(self) -> int:
@@ -156,7 +194,8 @@ class ImageService:
     async def ensure_unpacked(self, record: ImageRecord, snapshotter: str) -> str | None:
         """Return the chain id of the image in a snapshotter, unpacking stored blobs where layers are missing there.
 
-        ``None`` for an image without layers. Raises FailedPrecondition when blobs are gone too.
+        ``None`` for an image without layers. Raises FailedPrecondition when blobs are gone or damaged, too; from then
+        on ``find_usable`` finds the image no more, until it is pulled.
         """
         slot = self._snapshotter(snapshotter)
         if record.artifact:
@@ -168,13 +207,22 @@ class ImageService:
             missing = await self._layers.select_missing(slot, plans)
             gone = [plan.blob.digest for plan in missing if not self._content.has(plan.blob)]
             if gone:
-                raise FailedPrecondition(
-                    f"{_name(record)}: {slot.label} lacks layers of it, and blob {gone[0]} is not stored either: "
-                    "pull the image again"
-                )
-            with while_doing(_name(record)):
-                await run_together(self._layers.install(slot, plan) for plan in missing)
+                wrong = await call_in_thread(partial(self._content.examine, gone[0]))
+                raise self._unusable_now(record, f"{slot.label} lacks layers of it, and blob {gone[0]} {wrong}")
+            try:
+                with while_doing(_name(record)):
+                    await run_together(self._layers.install(slot, plan) for plan in missing)
+            except CorruptContent as error:
+                blobs = [plan.blob.digest for plan in missing]
+                if not (found := await call_in_thread(partial(self._content.remove_damaged, blobs))):
+                    raise
+                words = "; ".join(f"blob {digest} {wrong}" for digest, wrong in found.items())
+                raise self._unusable_now(record, f"{slot.label} lacks layers of it, and {words}") from error
         return top_of(record)
+
+    def _unusable_now(self, record: ImageRecord, why: str) -> FailedPrecondition:
+        self._unusable.add(record.id)
+        return FailedPrecondition(f"{_name(record)}: {why}: pull the image again (crinoid image verify --repair does)")
 
     async def filesystems(self) -> tuple[tuple[FilesystemReport, ...], tuple[FilesystemReport, ...]]:
         """Measure what images take, and what writable layers take; the default snapshotter comes first."""
@@ -227,6 +275,7 @@ class ImageService:
         finally:
             del self._trackers[request]
         LOG.info("pulled %s: %s", request.reference, record.id)
+        self._unusable.discard(record.id)
         await self._exports.write(self._store.images)
         await self._slots.extensions.image_pulled(str(request.reference), record.id)
         return record
@@ -259,6 +308,7 @@ class ImageService:
     def _drop(self, record: ImageRecord) -> None:
         self._catalog.remove(record)
         self._configs.pop(record.id, None)
+        self._unusable.discard(record.id)
 
     def _snapshotter(self, name: str) -> SnapshotterSlot:
         slot = self._slots.snapshotters.get(name)

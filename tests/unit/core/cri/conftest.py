@@ -212,6 +212,12 @@ class FakeImages:
     def find(self, reference: str, /) -> ImageRecord | None:
         return self.records.get(reference)
 
+    def find_usable(self, reference: str, /) -> ImageRecord | None:
+        return self.records.get(reference)
+
+    async def verify(self, record: ImageRecord, /) -> tuple[str, ...]:
+        return (f"blob {record.id} is damaged",)
+
     def get(self, image_id: str, /) -> ImageRecord | None:
         return self.records.get(image_id)
 

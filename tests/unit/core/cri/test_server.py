@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import grp
+import json
 import logging
 import os
 import socket
@@ -247,6 +248,10 @@ class TestImages:
         answer = await client.call("ImageStatus", {"image": {"image": "nginx"}, "verbose": True})
         assert (answer["image"]["id"], answer["info"]) == ("sha256:abc", {"info": "{}"})
         assert await client.call("ImageStatus", {"image": {"image": "none"}, "verbose": True}) == {"info": {}}
+        verifying = {"image": {"image": "nginx", "annotations": {"crinoid.io/verify": "true"}}, "verbose": True}
+        assert json.loads((await client.call("ImageStatus", verifying))["info"]["damage"]) == [
+            "blob sha256:abc is damaged"
+        ]
         with pytest.raises(InvalidArgument, match=r"image\.image is missing"):
             await client.call("ImageStatus", {})
 

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -104,9 +105,12 @@ class FakeUnpacker:
 
 def _decompress(request: UnpackRequest) -> bytes:
     content = request.blob.read_bytes()
-    if request.media_type.endswith("gzip"):
-        return gzip.decompress(content)
-    return zstandard.decompress(content) if request.media_type.endswith("zstd") else content
+    try:
+        if request.media_type.endswith("gzip"):
+            return gzip.decompress(content)
+        return zstandard.decompress(content) if request.media_type.endswith("zstd") else content
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+        raise CorruptContent(f"the layer can't be decompressed: {error}") from error
 
 
 class Node:
