@@ -25,6 +25,8 @@ from crinoid.plugins.snapshotters.folders import FolderConfig, FolderSnapshotter
 from crinoid.plugins.snapshotters.records import Snapshot
 
 _CLONE_NEWNS = 0x20000
+_MAX_STACKED = 500  # OVL_MAX_STACK
+_MAX_NAMED = 300  # of names such as 1234567/fs
 _OPAQUE = "trusted.overlay.opaque"
 _OURS = ("lowerdir", "upperdir", "workdir", "ro", "rw")
 
@@ -57,7 +59,7 @@ class OverlaySnapshotter(FolderSnapshotter):
 
     @hookimpl
     def features(self) -> SnapshotterFeatures:
-        return SnapshotterFeatures(parallel_unpack=True, root=self.storage.root)
+        return SnapshotterFeatures(parallel_unpack=True, root=self.storage.root, max_layers=_max_layers())
 
     @hookimpl
     async def probe(self) -> None:
@@ -84,6 +86,11 @@ class OverlaySnapshotter(FolderSnapshotter):
             return (Mount("overlay", "overlay", (*lowers, *self._options, "ro")),)
         parts = (f"upperdir={folder / 'fs'}", f"workdir={folder / 'work'}")
         return (Mount("overlay", "overlay", (*lowers, *parts, *self._options)),)
+
+
+def _max_layers() -> int:
+    """Return how many layers the kernel stacks; all in one page of options, as before Linux 6.7, fit surely fewer."""
+    return _MAX_STACKED if mount.takes_layers_one_by_one() else _MAX_NAMED
 
 
 def try_overlay(folder: Path, options: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from integration.conftest import SNAPSHOTTERS, Node
 from integration.pods import QUICK, Pod, refused
+from integration.test_user_namespaces import in_user_namespace
 from support.images import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -49,6 +50,23 @@ def test_a_hundred_layers(node: Node, name: str) -> None:
     node.pull(name)
     pod = Pod(node, node.run_pod(handler=QUICK["runc"]))
     assert pod.sh("ls /layer | wc -l; rm /layer/7; touch /layer/new; ls /layer | wc -l", image=name) == "99\n99\n"
+
+
+def test_as_many_layers_as_the_kernel_stacks(node: Node, name: str) -> None:
+    """In a user namespace, too, where each is mapped for itself."""
+    tiny = [make_layer([Entry(path=f"layer/{number}", content=b"x")]) for number in range(499)]
+    build_image(node.layouts / "many", name, [busybox_layer(), *tiny], compression="none")
+    node.call("PullImage", image={"image": name}, timeout_s=patient(120))
+    plain = Pod(node, node.run_pod("plain", handler=QUICK["runc"]))
+    mapped = Pod(node, node.run_pod("mapped", handler=QUICK["runc"], linux=in_user_namespace()))
+    assert [pod.sh("ls /layer | wc -l", image=name) for pod in (plain, mapped)] == ["499\n"] * 2
+
+
+def test_more_layers_than_the_kernel_stacks_are_refused_before_they_are_fetched(node: Node, name: str) -> None:
+    tiny = [make_layer([Entry(path=f"layer/{number}", content=b"x")]) for number in range(510)]
+    build_image(node.layouts / "too-many", name, tiny, compression="none")
+    with refused("FAILED_PRECONDITION", "510 layers.*at most 500"):
+        node.pull(name)
 
 
 @pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)

@@ -53,8 +53,9 @@ class SnapshotterFeatures:
     """``parallel_unpack``: layers of one image may be unpacked at the same time, in any order.
 
     ``root``: a folder on the file system that holds layers and snapshots, which ImageFsInfo reports as theirs; ``None``
-    is the slot's ``state_dir``.
+    is the slot's ``state_dir``. ``max_layers``: images of more are refused, before anything of them is fetched.
     """
 
     parallel_unpack: bool
     root: Path | None = None
+    max_layers: int | None = None

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CrinoidError, Unsupported
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import LayerTarget
@@ -59,6 +59,15 @@ class Layers:
             if await slot.has_layer(plans[count - 1].chain_id):
                 return plans[count:]
         return plans
+
+    def check(self, slot: SnapshotterSlot, plans: Sequence[LayerPlan]) -> None:
+        """Raise Unsupported for an image of more layers than the snapshotter takes."""
+        most = slot.features().max_layers
+        if most is not None and len(plans) > most:
+            raise Unsupported(
+                f"the image has {len(plans)} layers, and {slot.label} stacks at most {most}: flatten some of them, or "
+                "use a handler with another snapshotter, such as native"
+            )
 
     def warm_up(self) -> None:
         """Have what unpacks ready: layers are on their way."""

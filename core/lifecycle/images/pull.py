@@ -103,6 +103,7 @@ class Puller:
                 if request.verify:
                     await self._remove_damaged(digests, tracker)
                 artifact, text, plans = await self._plan(resolution, request.platform, fetch)
+                self._layers.check(self._slots.snapshotters[request.snapshotter], plans)
             chain_ids = tuple(plan.chain_id for plan in plans)
             image_id = _id_of(resolution, artifact)
             async with self._claims.hold(chain_ids):

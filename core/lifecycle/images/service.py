@@ -202,6 +202,8 @@ class ImageService:
             plans = plan_artifact(record.layers)
         else:
             plans = plan_layers(record.layers, self.config_of(record).rootfs.diff_ids)
+        with while_doing(_name(record)):
+            self._layers.check(slot, plans)
         names = [name for plan in plans for name in (plan.chain_id, plan.blob.digest)]
         async with self._claims.hold(names):
             missing = await self._layers.select_missing(slot, plans)
