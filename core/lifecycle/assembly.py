@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import functools
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -65,6 +66,7 @@ from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord
 from crinoid.core.state.store import Store
 
+LOG = logging.getLogger(__name__)
 PROCESS_FILE = "process.json"
 JsonObject = dict[str, Any]
 
@@ -156,7 +158,7 @@ class Assembly:
         image = self._image(config) if opened is None or opened.exact else opened.base
         if opened is not None:
             config = self._checkpoints.annotate(opened, config)
-        stop_signal = config.stop_signal or self._images.config_of(image).config.stop_signal or "SIGTERM"
+        stop_signal = config.stop_signal or self._stop_signal_of(image, config.image)
         signal_number(stop_signal)
         bundle = self._config.run / "containers" / container_id
         return _Order(container_id, pod, config, image, opened, bundle, stop_signal)
@@ -295,6 +297,16 @@ class Assembly:
             if (authors := self._adjusters.get(handle.container_id)) is not None:
                 error.add_note(f"it was adjusted by {authors}")
             raise
+
+    def _stop_signal_of(self, image: ImageRecord, name: str) -> str:
+        """Return the signal that ends the image's process: peers run images with a wrong one, too."""
+        wanted = self._images.config_of(image).config.stop_signal or "SIGTERM"
+        try:
+            signal_number(wanted)
+        except InvalidArgument as error:
+            LOG.warning("image %s: config.StopSignal: %s; SIGTERM is sent instead", name, error.message)
+            return "SIGTERM"
+        return wanted
 
     def _image(self, config: ContainerConfig) -> ImageRecord:
         if not config.image:

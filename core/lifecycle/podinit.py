@@ -24,6 +24,7 @@ from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.podfiles import PodFolder
 from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.spec.build import InitInput, build_init_spec
+from crinoid.core.lifecycle.spec.process import entry_point
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import PodRecord, PodState
 from crinoid.core.state.store import Store
@@ -153,7 +154,7 @@ class PodInit:
         mounts = await self._resources.create_snapshot(owner, pod.id, snapshotter, parent)
         await self._resources.mount(owner, mounts, folder.init_root, userns.maps_of(pod))
         config = self._images.config_of(image).config
-        return InitProgram((*config.entrypoint, *config.cmd), None)
+        return InitProgram((*entry_point(config), *config.cmd), None)
 
     def _binary(self) -> Path | None:
         """Return the configured init binary, or catatonit's. Raises FailedPrecondition when the first is absent."""

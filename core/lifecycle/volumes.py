@@ -28,10 +28,15 @@ def select_paths(declared: Iterable[str], mounts: Iterable[VolumeMount]) -> tupl
     """Return the volumes to make as absolute paths, in order.
 
     Left out is where the container mounts something itself, and what belongs to the kernel: images made for systemd
-    declare ``/sys/fs/cgroup``. Raises InvalidArgument for more than anybody has a use for: each is a folder and a copy.
+    declare ``/sys/fs/cgroup``. Raises InvalidArgument for the root itself, and for more than anybody has a use for, as
+    each is a folder and a copy.
     """
     taken = {_normal(mount.container_path) for mount in mounts}
-    wanted = {_normal(path) for path in declared} - taken
+    wanted = {_normal(path): path for path in declared}
+    for path in taken & wanted.keys():
+        del wanted[path]
+    if "/" in wanted:
+        raise InvalidArgument(f"the image's config.Volumes has {wanted['/']!r}: the whole root can't be a volume")
     if len(wanted) > MAX_VOLUMES:
         raise InvalidArgument(f"the image declares {len(wanted)} volumes: a container can have {MAX_VOLUMES} of these")
     return tuple(sorted(path for path in wanted if path.split("/")[1] not in _KERNELS_OWN))

@@ -12,13 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from integration.conftest import SNAPSHOTTERS, Node
-from integration.pods import QUICK, Pod, refused
+from integration.pods import QUICK, Pod, refused, until
 from integration.test_user_namespaces import in_user_namespace
 from support.images import (
     OCI_CONFIG,
     OCI_MANIFEST,
     BuiltImage,
     Entry,
+    ImageConfig,
     add_blob,
     add_json,
     build_image,
@@ -77,6 +78,18 @@ def test_layers_with_nothing_in_them(node: Node, name: str, snapshotter: str) ->
     node.pull(name)
     pod = Pod(node, node.run_pod(handler=f"runc-host-{snapshotter}"))
     assert pod.sh("cat /mark", image=name) == "made"
+
+
+def test_an_image_whose_configuration_is_odd(node: Node, name: str) -> None:
+    """As with containerd it runs: an entry point taken away, variables without a value, a stop signal that is none."""
+    script = "trap 'exit 15' TERM; echo ${FOO-none} ${A}; while true; do sleep 0.02; done"
+    odd = ImageConfig(entrypoint=("",), cmd=("/bin/sh", "-c", script), env=("", "FOO", "A=1"), stop_signal="SIGODD")
+    build_image(node.layouts / "odd", name, [busybox_layer()], odd)
+    node.pull(name)
+    container = node.run_container(node.run_pod(handler=QUICK["runc"]), image=name)
+    until(lambda: node.log(container) == "none 1\n")
+    node.call("StopContainer", container_id=container, timeout=20)
+    assert node.status(container)["exit_code"] == 15
 
 
 def test_an_image_without_layers(node: Node, name: str) -> None:

@@ -84,7 +84,7 @@ def build_process(given: SpecInput) -> JsonObject:
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.supplemental_groups)},
         "args": process.arguments(config, given.image),
         "env": process.environment(config, given.image, given.site.default_env, given.identity.home, given.hostname),
-        "cwd": config.working_dir or given.image.working_dir or "/",
+        "cwd": process.working_directory(config, given.image),
         "capabilities": sets,
         "rlimits": process.rlimits(given.site.default_ulimits),
         "noNewPrivileges": security.no_new_privs,

@@ -20,13 +20,34 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def arguments(config: ContainerConfig, image: ContainerDefaults) -> list[str]:
     """Join command and args of the pod's manifest with those of the image, as Kubernetes defines it."""
-    from_image = [*image.entrypoint, *(config.args or image.cmd)]
+    from_image = [*entry_point(image), *(config.args or image.cmd)]
     joined = [*config.command, *config.args] if config.command else from_image
     if not joined:
         raise InvalidArgument(
             f"container {config.metadata.name!r}: neither the container nor image {config.image} names a command"
         )
+    if not joined[0]:
+        whose = "the container's command" if config.command or config.args else "config.Entrypoint and config.Cmd"
+        raise InvalidArgument(f"image {config.image}: {whose} begins with an empty text, which is no program")
     return joined
+
+
+def entry_point(image: ContainerDefaults) -> tuple[str, ...]:
+    """Return the image's entry point; a single empty text is how builders take one away (containerd#7229)."""
+    return () if image.entrypoint == ("",) else image.entrypoint
+
+
+def working_directory(config: ContainerConfig, image: ContainerDefaults) -> str:
+    """Return the container's working directory, or the image's. Raises InvalidArgument for a relative one."""
+    for found, whose in (
+        (config.working_dir, f"container {config.metadata.name!r}: working_dir"),
+        (image.working_dir, f"image {config.image}: config.WorkingDir"),
+    ):
+        if found and not found.startswith("/"):
+            raise InvalidArgument(f"{whose} {found[:200]!r} is not an absolute path")
+        if found:
+            return found
+    return "/"
 
 
 def environment(
@@ -34,12 +55,21 @@ def environment(
 ) -> list[str]:
     """Merge the site's, the image's and the container's variables; later ones win over earlier ones.
 
-    Bytes that are no UTF-8 become U+FFFD, as with peers: an OCI specification is JSON and can't carry them.
+    Bytes that are no UTF-8 become U+FFFD, as with peers: an OCI specification is JSON and can't carry them. An entry of
+    the image that is only a name takes the variable away, as with containerd. Raises InvalidArgument for a value
+    without a name.
     """
     merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home, **site}
     if config.tty:
         merged["TERM"] = "xterm"
-    merged |= dict(pair.partition("=")[::2] for pair in image.env)
+    for pair in image.env:
+        name, equals, value = pair.partition("=")
+        if equals and not name:
+            raise InvalidArgument(f"image {config.image}: config.Env has a value without a name: {pair[:200]!r}")
+        if equals:
+            merged[name] = value
+        else:
+            merged.pop(name, None)
     merged |= dict(config.envs)
     return [_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", f"{name}={value}") for name, value in merged.items()]
 

@@ -22,6 +22,12 @@ def test_which_are_made() -> None:
     assert select_paths(declared, mounts) == ("/data", "/devices", "/var/lib/x")
 
 
+@pytest.mark.parametrize("path", ["", "/", "//", "/a/.."])
+def test_the_root_is_no_volume(path: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"the image's config\.Volumes has"):
+        select_paths(["/data", path], [])
+
+
 def test_an_image_that_declares_too_many_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="declares 300 volumes"):
         select_paths([f"/v{number}" for number in range(300)], [])

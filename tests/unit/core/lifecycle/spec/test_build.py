@@ -29,7 +29,7 @@ from crinoid.core.api.values.pod import (
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.images.documents import ContainerDefaults
 from crinoid.core.lifecycle.spec import SpecInput, build_spec
-from crinoid.core.lifecycle.spec.build import seccomp_choice
+from crinoid.core.lifecycle.spec.build import build_process, seccomp_choice
 from crinoid.core.lifecycle.spec.mounts import PodFiles
 from crinoid.core.lifecycle.spec.users import Identity
 from crinoid.core.state.records import ProcessUser
@@ -84,6 +84,35 @@ def test_arguments_follow_kubernetes_rules(
     command: tuple[str, ...], args: tuple[str, ...], expected: list[str]
 ) -> None:
     assert build_spec(given(command=command, args=args))["process"]["args"] == expected
+
+
+def test_an_entry_point_of_one_empty_text_is_none() -> None:
+    """containerd#7229: builders write ``ENTRYPOINT [""]`` to take away that of the base image."""
+    image = ContainerDefaults(entrypoint=("",), cmd=("/bin/app", "-v"))
+    assert build_process(given(image))["args"] == ["/bin/app", "-v"]
+    assert build_process(given(image, args=("/bin/other",)))["args"] == ["/bin/other"]
+    assert build_process(given(image, command=("sh",)))["args"] == ["sh"]
+    with pytest.raises(InvalidArgument, match=r"config\.Entrypoint and config\.Cmd begins with an empty text"):
+        build_process(given(ContainerDefaults(cmd=("",))))
+
+
+def test_environment_of_an_image_that_is_odd() -> None:
+    """As with containerd: a mere name takes a variable away, an empty text means nothing."""
+    image = ContainerDefaults(env=("", "FOO", "A=1", "HOSTNAME", "B==2", "C="))
+    env = build_process(given(image))["env"]
+    assert {"A=1", "B==2", "C="} <= set(env)
+    assert not any(pair.startswith(("=", "FOO", "HOSTNAME")) for pair in env)
+    with pytest.raises(InvalidArgument, match=r"image .*: config\.Env has a value without a name: '=x'"):
+        build_process(given(ContainerDefaults(env=("A=1", "=x"))))
+
+
+def test_a_relative_working_directory_is_refused_by_its_field() -> None:
+    assert build_process(given(ContainerDefaults(working_dir="/srv")))["cwd"] == "/srv"
+    assert build_process(given(ContainerDefaults(working_dir="srv"), working_dir="/own"))["cwd"] == "/own"
+    with pytest.raises(InvalidArgument, match=r"image .*: config\.WorkingDir 'srv' is not an absolute path"):
+        build_process(given(ContainerDefaults(working_dir="srv")))
+    with pytest.raises(InvalidArgument, match=r"container .*: working_dir 'own' is not an absolute path"):
+        build_process(given(working_dir="own"))
 
 
 def test_no_command_anywhere_is_refused() -> None:
