@@ -98,19 +98,19 @@ def test_an_entry_point_of_one_empty_text_is_none() -> None:
 
 def test_environment_of_an_image_that_is_odd() -> None:
     """As with containerd: a mere name takes a variable away, an empty text means nothing."""
-    image = ContainerDefaults(env=("", "FOO", "A=1", "HOSTNAME", "B==2", "C="))
+    image = ContainerDefaults(cmd=("app",), env=("", "FOO", "A=1", "HOSTNAME", "B==2", "C="))
     env = build_process(given(image))["env"]
     assert {"A=1", "B==2", "C="} <= set(env)
     assert not any(pair.startswith(("=", "FOO", "HOSTNAME")) for pair in env)
     with pytest.raises(InvalidArgument, match=r"image .*: config\.Env has a value without a name: '=x'"):
-        build_process(given(ContainerDefaults(env=("A=1", "=x"))))
+        build_process(given(ContainerDefaults(cmd=("app",), env=("A=1", "=x"))))
 
 
 def test_a_relative_working_directory_is_refused_by_its_field() -> None:
-    assert build_process(given(ContainerDefaults(working_dir="/srv")))["cwd"] == "/srv"
-    assert build_process(given(ContainerDefaults(working_dir="srv"), working_dir="/own"))["cwd"] == "/own"
+    assert build_process(given(ContainerDefaults(cmd=("app",), working_dir="/srv")))["cwd"] == "/srv"
+    assert build_process(given(ContainerDefaults(cmd=("app",), working_dir="srv"), working_dir="/own"))["cwd"] == "/own"
     with pytest.raises(InvalidArgument, match=r"image .*: config\.WorkingDir 'srv' is not an absolute path"):
-        build_process(given(ContainerDefaults(working_dir="srv")))
+        build_process(given(ContainerDefaults(cmd=("app",), working_dir="srv")))
     with pytest.raises(InvalidArgument, match=r"container .*: working_dir 'own' is not an absolute path"):
         build_process(given(working_dir="own"))
 
