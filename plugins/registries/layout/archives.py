@@ -22,6 +22,7 @@ from crinoid.core.api.manifests import (
     MAX_DOCUMENT_BYTES,
     OCI_CONFIG,
     OCI_MANIFEST,
+    DescriptorDocument,
     Document,
     IndexDocument,
     digest_of,
@@ -102,14 +103,19 @@ def _oci_shelf(members: _Members) -> Shelf:
 def _docker_shelf(members: _Members) -> Shelf:
     what = f"{members.path}: manifest.json"
     saved = _parse_saved(members.find("manifest.json").read(MAX_DOCUMENT_BYTES), what)
-    shelf = Shelf(members.path, names := {}, targets := {}, blobs := {}, documents := {})
+    names: dict[str, tuple[DescriptorDocument, ...]] = {}
+    shelf = Shelf(members.path, names, targets := {}, blobs := {}, documents := {})
     for image in saved:
         content, found = _make_manifest(members, image)
         target = Descriptor(OCI_MANIFEST, digest_of(content), len(content))
-        targets[target.digest], documents[target.digest] = target, content
+        entry = DescriptorDocument.model_validate(
+            {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
+        )
+        targets[target.digest], documents[target.digest] = entry, content
         blobs.update(found)
         default = (f"{members.path.stem}:latest",) if len(saved) == 1 else ()
-        names.update({name: target for text in image.names or default if (name := full_name(text))})
+        for name in dict.fromkeys(filter(None, map(full_name, image.names or default))):
+            names[name] = (*names.get(name, ()), entry)
     return shelf
 
 

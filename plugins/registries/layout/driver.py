@@ -6,18 +6,22 @@ once, by the names it carries. Blobs are read in place; nothing is copied or unp
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from crinoid.core.api.config import DriverConfig
-from crinoid.core.api.errors import CorruptContent, NotFound, NotServed
+from crinoid.core.api.errors import CorruptContent, NotFound, NotServed, Unavailable, Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.manifests import (
     INDEX_TYPES,
     MAX_DOCUMENT_BYTES,
+    DescriptorDocument,
+    IndexDocument,
+    PlatformDocument,
     choose,
     classify,
+    parse,
     read_index,
     read_manifest,
     verify,
@@ -26,6 +30,7 @@ from crinoid.core.api.values.image import (
     BlobRequest,
     Descriptor,
     ImageReference,
+    Platform,
     ResolvedImage,
     ResolveRequest,
     SourceStatus,
@@ -45,7 +50,8 @@ class LayoutOptions(DriverConfig):
 
 
 class LayoutRegistry:
-    """An image source: the layouts and archives of one folder. Of two with one name, the first by file name counts."""
+    """An image source: the layouts and archives of one folder. Of several with one name, that for the platform counts,
+    and the first by file name of those."""
 
     api_version = "1.0"
     Config = LayoutOptions
@@ -70,10 +76,13 @@ class LayoutRegistry:
         return await asyncio.to_thread(self._status)
 
     def _resolve(self, request: ResolveRequest) -> ResolvedImage:
-        for shelf in self._catalog.shelves():
-            if target := shelf.find(request.reference):
-                return _resolve_in(shelf, target, request)
-        raise self._unknown(request.reference)
+        found = [(shelf, entry) for shelf in self._catalog.shelves() for entry in shelf.find(request.reference)]
+        if not found:
+            raise self._unknown(request.reference)
+        if len(found) > 1 and not request.reference.digest:
+            found = [_choose_among(found, request)]
+        shelf, entry = found[0]
+        return _resolve_in(shelf, entry.descriptor(), request)
 
     def _open(self, request: BlobRequest) -> "FileStream | DocumentStream":
         digest = request.blob.digest
@@ -95,6 +104,39 @@ class LayoutRegistry:
         problems = self._catalog.problems()
         skipped = f"; skipped there: {'; '.join(problems[:5])}" if problems else ""
         return NotFound(f"pull {reference}: no layout in {self._folder} has it{skipped}")
+
+
+_Found = tuple[Shelf, DescriptorDocument]
+
+
+def _choose_among(found: Sequence[_Found], request: ResolveRequest) -> _Found:
+    """Return what fits the platform best of all that has the name, the first by file name of several.
+
+    Raises Unsupported when nothing does. A single one is not asked: what it is for, its configuration says in the end.
+    """
+    entries = [_placed(shelf, entry, request.platform) for shelf, entry in found]
+    what = f"pull {request.reference}: {', '.join(dict.fromkeys(str(shelf.path) for shelf, _ in found))}"
+    chosen = choose(IndexDocument(manifests=tuple(entries)), request.platform, what)
+    return next(one for one in found if one[1].digest == chosen.digest)
+
+
+def _placed(shelf: Shelf, entry: DescriptorDocument, platform: Platform) -> DescriptorDocument:
+    """Return an entry with the platform that it is for, where the index does not say: an index for any it lists."""
+    if entry.platform is not None:
+        return entry
+    try:
+        content = shelf.read(entry.digest, MAX_DOCUMENT_BYTES) or b"{}"
+        if entry.media_type in INDEX_TYPES:
+            choose(read_index(content, entry.digest), platform, entry.digest)
+            place = PlatformDocument(os=platform.os, architecture=platform.architecture, variant=platform.variant)
+        else:
+            config = read_manifest(content, entry.digest).config
+            place = parse(PlatformDocument, shelf.read(config.digest, MAX_DOCUMENT_BYTES) or b"{}", config.digest)
+    except Unsupported:  # nothing in it is for this platform
+        place = PlatformDocument(os="unknown", architecture="unknown")
+    except (CorruptContent, Unavailable):  # it is chosen only when nothing else is there, and fails with its reason
+        return entry
+    return entry.model_copy(update={"platform": place}) if place.architecture else entry
 
 
 def _resolve_in(shelf: Shelf, target: Descriptor, request: ResolveRequest) -> ResolvedImage:

@@ -23,7 +23,7 @@ from crinoid.core.api.manifests import (
     is_digest,
     read_index,
 )
-from crinoid.core.api.values.image import Descriptor, ImageReference
+from crinoid.core.api.values.image import ImageReference
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"
@@ -74,23 +74,24 @@ class Span:
 class Shelf:
     """The images of one layout folder or archive.
 
-    ``names`` has full references (``registry/repository:tag``); ``blobs`` the spans of an archive's blobs by digest,
+    ``names`` has full references (``registry/repository:tag``), each with all that the layout calls so, such as one
+    manifest for each platform; ``blobs`` the spans of an archive's blobs by digest,
     ``documents`` those that are in no file, such as the manifest made for a docker-archive. Blobs of a folder are
     looked up when asked for.
     """
 
     path: Path
-    names: Mapping[str, Descriptor]
-    targets: Mapping[str, Descriptor]
+    names: Mapping[str, tuple[DescriptorDocument, ...]]
+    targets: Mapping[str, DescriptorDocument]
     blobs: Mapping[str, Span]
     documents: Mapping[str, bytes] = field(default_factory=dict)
     is_folder: bool = False
 
-    def find(self, reference: ImageReference) -> Descriptor | None:
+    def find(self, reference: ImageReference) -> tuple[DescriptorDocument, ...]:
         """Return what the reference names here; a digest decides where there is one, whatever the name."""
         if reference.digest:
-            return self.targets.get(reference.digest)
-        return self.names.get(str(reference))
+            return tuple(filter(None, [self.targets.get(reference.digest)]))
+        return self.names.get(str(reference), ())
 
     def span(self, digest: str) -> Span | None:
         """Return where a blob is, ``None`` when it is not here."""
@@ -113,7 +114,7 @@ class Shelf:
 
 def fill_shelf(index: IndexDocument, path: Path, place: str, blobs: Mapping[str, Span] | None) -> Shelf:
     """Return the shelf of an OCI layout; ``blobs`` ``None`` for a folder. What an index lists has a digest, too."""
-    targets = {entry.digest: entry.descriptor() for entry in index.manifests}
+    targets = {entry.digest: entry for entry in index.manifests}
     shelf = Shelf(path, _name_entries(index.manifests, place), targets, blobs or {}, is_folder=blobs is None)
     for entry in index.manifests:
         if entry.media_type in INDEX_TYPES:
@@ -121,27 +122,29 @@ def fill_shelf(index: IndexDocument, path: Path, place: str, blobs: Mapping[str,
     return shelf
 
 
-def _listed(shelf: Shelf, entry: DescriptorDocument) -> dict[str, Descriptor]:
+def _listed(shelf: Shelf, entry: DescriptorDocument) -> dict[str, DescriptorDocument]:
     """Return what an index lists; one that is broken hides no other image of the layout."""
     try:
         content = shelf.read(entry.digest, MAX_DOCUMENT_BYTES)
         inner = read_index(content or b"{}", f"{shelf.path}: index {entry.digest}")
     except (CorruptContent, Unavailable):
         return {}
-    return {item.digest: item.descriptor() for item in inner.manifests}
+    return {item.digest: item for item in inner.manifests}
 
 
-def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[str, Descriptor]:
+def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[str, tuple[DescriptorDocument, ...]]:
     """Return the references that the entries of an ``index.json`` have; ``place`` is the folder's or archive's name.
 
     A full name counts as it is; a mere tag, as umoci and skopeo write it, is a tag of the place's name; a single
-    entry without a name is the place's ``latest``.
+    entry without a name, or several for a platform each, are the place's ``latest``.
     """
     images = [entry for entry in entries if entry.media_type in INDEX_TYPES | MANIFEST_TYPES]
-    names: dict[str, Descriptor] = {}
+    platforms = {entry.platform for entry in images}
+    alone = len(images) == 1 or (None not in platforms and len(platforms) == len(images))
+    names: dict[str, tuple[DescriptorDocument, ...]] = {}
     for entry in images:
-        for name in _names(entry, place, alone=len(images) == 1):
-            names.setdefault(name, entry.descriptor())
+        for name in dict.fromkeys(_names(entry, place, alone)):
+            names[name] = (*names.get(name, ()), entry)
     return names
 
 

@@ -105,6 +105,49 @@ def docker_members(*layers: bytes, tags: list[str] | None, **changes: Any) -> di
     return {"config.json": config, **stored, "manifest.json": json.dumps([entry]).encode()}
 
 
+class TestPlatforms:
+    """Several manifests of one name: the one for the platform counts, wherever it lies."""
+
+    @staticmethod
+    def describe(image: BuiltImage, name: str, architecture: str) -> dict[str, Any]:
+        place = {"platform": {"os": "linux", "architecture": architecture}} if architecture else {}
+        names = {"annotations": {"org.opencontainers.image.ref.name": name}} if name else {}
+        manifest = image.manifest
+        return {"mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.size, **place, **names}
+
+    @pytest.mark.parametrize(("name", "told"), [(NAME, True), (NAME, False), ("", True)])
+    @pytest.mark.parametrize("order", [("arm64", "amd64"), ("amd64", "arm64")])
+    @pytest.mark.parametrize("packed", [True, False])
+    async def test_in_one_layout(
+        self, registry: BoundRegistry, folder: Path, name: str, order: tuple[str, ...], told: bool, packed: bool
+    ) -> None:
+        layout = folder.parent / "app" if packed else folder / "app"
+        built = {
+            one: build_image(layout, "", [LAYER], ImageConfig(architecture=one), compression="none") for one in order
+        }
+        entries = [self.describe(built[one], name, one if told else "") for one in order]
+        (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+        if packed:
+            pack(layout, folder / "app.tar")
+        asked = ImageReference.parse(name or "app:latest")
+        for architecture in order:
+            found = await registry.resolve(ResolveRequest(asked, Platform("linux", architecture)))
+            assert found.manifest.digest == built[architecture].manifest.digest
+        with pytest.raises(Unsupported, match=r"has no manifest for the platform linux/s390x; it has: linux/a.*64"):
+            await registry.resolve(ResolveRequest(asked, Platform("linux", "s390x")))
+
+    async def test_in_a_layout_for_each(self, registry: BoundRegistry, folder: Path) -> None:
+        built = {
+            one: build_image(folder / one, NAME, [LAYER], ImageConfig(architecture=one), compression="none")
+            for one in ("arm64", "amd64", "riscv64")
+        }
+        other = build_image(folder / "a", "", [LAYER], ImageConfig(architecture="s390x"), compression="none")
+        build_index(folder / "a", NAME, [other])
+        for architecture, image in built.items():
+            asked = ResolveRequest(ImageReference.parse(NAME), Platform("linux", architecture))
+            assert (await registry.resolve(asked)).manifest.digest == image.manifest.digest
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("given", "asked"),
