@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -263,3 +266,41 @@ def test_an_artifact_with_two_files_of_one_name(node: Node, name: str) -> None:
     name_manifest(layout, name, add_json(layout, OCI_MANIFEST, document))
     with refused("DATA_LOSS", "two files of one name"):
         node.pull(name)
+
+
+# Damage on disk
+
+
+def verify(node: Node, *arguments: str) -> tuple[int, str]:
+    """Run ``crinoid image verify``; return its exit code and output."""
+    command = [sys.executable, "-m", "crinoid", "image", "-r", f"unix://{node.daemon.socket}", "verify", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_damage_is_named_and_repaired(node: Node, name: str) -> None:
+    """A truncated layer, a wrong manifest and a layer whose files are gone: told, fetched again, unpacked again."""
+    layer = make_layer([Entry(path="mark", content=b"made")])
+    built = build_image(node.layouts / "damaged", name, [busybox_layer(), layer], compression="none")
+    node.pull(name)
+    assert verify(node, name) == (0, f"{name}: whole\n")
+    root = node.daemon.root
+    blobs = root / "content/blobs/sha256"
+    digest = built.layers[1].digest.removeprefix("sha256:")
+    (blobs / digest).write_bytes((blobs / digest).read_bytes()[:-512])
+    (blobs / built.manifest.digest.removeprefix("sha256:")).write_text("{}")
+    (mark,) = root.glob("plugins/snapshotter/*overlay/snapshots/layers/*/fs/mark")
+    shutil.rmtree(mark.parent)
+    code, told = verify(node, name)
+    assert code == 1
+    for words in (f"blob sha256:{digest} is damaged", f"blob {built.manifest.digest} is damaged", "has lost its files"):
+        assert words in told
+    pod = Pod(node, node.run_pod(handler=QUICK["runc"]))
+    with refused("FAILED_PRECONDITION", f"{name}.*blob sha256:{digest} is damaged.*pull the image again"):
+        node.create(pod.id, "cat", "/mark", image=name)
+    assert "image" not in node.call("ImageStatus", image={"image": name}), "a kubelet pulls what is absent"
+    code, told = verify(node, "--repair", name)
+    assert code == 0, told
+    assert f"{name}: repaired" in told
+    assert pod.sh("cat /mark", image=name) == "made"
+    assert verify(node, name) == (0, f"{name}: whole\n")
