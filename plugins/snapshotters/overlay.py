@@ -4,6 +4,7 @@ Layers are unpacked apart from each other, so they can be unpacked at the same t
 folders. What this needs of the host, ``probe`` tries out.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -76,7 +77,7 @@ class OverlaySnapshotter(FolderSnapshotter):
     def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         """An overlay needs a lower layer, and two where it has no upper one: else a bind mount does."""
         folder = self.storage.snapshot_folder(snapshot)
-        stack = self.storage.stack(snapshot.parent)
+        stack = shown_trees(self.storage.stack(snapshot.parent))
         if snapshot.readonly and len(stack) < 2:
             return (Mount("bind", str([*stack, folder / "fs"][0]), ("rbind", "ro")),)
         if not stack:
@@ -86,6 +87,15 @@ class OverlaySnapshotter(FolderSnapshotter):
             return (Mount("overlay", "overlay", (*lowers, *self._options, "ro")),)
         parts = (f"upperdir={folder / 'fs'}", f"workdir={folder / 'work'}")
         return (Mount("overlay", "overlay", (*lowers, *parts, *self._options)),)
+
+
+def shown_trees(stack: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Leave out what lies below a layer whose root is opaque: overlayfs looks for that mark only below the root."""
+    for number, tree in enumerate(stack, 1):
+        with contextlib.suppress(OSError):  # no such attribute, as a rule
+            if os.getxattr(tree, _OPAQUE) == b"y":
+                return stack[:number]
+    return stack
 
 
 def _max_layers() -> int:

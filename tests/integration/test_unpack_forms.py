@@ -16,6 +16,7 @@ from crinoid.core.lifecycle.images.unpack.faults import Corrupt
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.tree import Tree
+from crinoid.plugins.snapshotters.overlay import shown_trees
 from support.archives import ArchiveBuilder
 
 pytestmark = [
@@ -35,7 +36,8 @@ def test_stacked_layers_show_what_applied_layers_hold(
 ) -> None:
     base = tmp_path_factory.mktemp("forms")
     applied, lowers, merged = base / "applied", [base / f"l{number}" for number in range(len(layers))], base / "merged"
-    for folder in (applied, *lowers, merged):
+    nothing = base / "nothing"
+    for folder in (applied, *lowers, nothing, merged):
         folder.mkdir()
     for number, lower in enumerate(lowers):
         archive = build(layers[number], number)
@@ -43,9 +45,10 @@ def test_stacked_layers_show_what_applied_layers_hold(
             unpacked = unpack(archive, lower, overlay=True)
         except Corrupt:
             return  # a file of the same layer where a folder must be
-        settle_tree(lowers[:number][::-1], lower, unpacked)
+        settle_tree(shown_trees(tuple(lowers[:number][::-1])), lower, unpacked)
         unpack(archive, applied, overlay=False)
-    options = "lowerdir=" + ":".join(str(lower) for lower in reversed(lowers))
+    stack = [*shown_trees(tuple(reversed(lowers))), nothing]  # an overlay needs two
+    options = "lowerdir=" + ":".join(map(str, stack))
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)
     try:
         assert described(merged) == described(applied)
@@ -56,8 +59,8 @@ def test_stacked_layers_show_what_applied_layers_hold(
 def build(entries: list[tuple[str, list[str]]], layer: int) -> bytes:
     builder = ArchiveBuilder()
     for number, (kind, path) in enumerate(entries):
-        if not path and kind not in ("folder", "private"):
-            continue  # the root is no file, and opaque for no overlay
+        if not path and kind in ("file", "whiteout"):
+            continue  # the root is none
         name, parent = "/".join(path) or "./", "/".join(path[:-1])
         match kind:
             case "file":
@@ -69,7 +72,7 @@ def build(entries: list[tuple[str, list[str]]], layer: int) -> bytes:
             case "whiteout":
                 builder.file(f"{parent}/.wh.{path[-1]}")
             case "opaque":
-                builder.file(f"{name}/.wh..wh..opq")
+                builder.file(f"{name.removesuffix('/')}/.wh..wh..opq")
     return builder.build()
 
 

@@ -69,9 +69,9 @@ class LayerContent:
             target.directory.chmod(self.root[0])
 
     def _hide(self, target: LayerTarget, path: Path) -> None:
-        if target.whiteouts is WhiteoutForm.DELETE and path.exists():
-            shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
+        for below in path.iterdir() if target.whiteouts is WhiteoutForm.DELETE else ():
+            shutil.rmtree(below) if below.is_dir() else below.unlink()
         if target.whiteouts is WhiteoutForm.OVERLAY:
             os.setxattr(path, "trusted.overlay.opaque", b"y")
 
@@ -473,6 +473,14 @@ class SnapshotterContract:
             async with _mounted(await image.create_snapshot(key, TOP, readonly), target):
                 assert _files(target) == MERGED
                 assert _names(target) == ["big", "etc", "hidden"]
+
+    @needs_root
+    async def test_a_layer_whose_root_is_opaque_hides_all_below(self, image: BoundSnapshotter, target: Path) -> None:
+        """overlayfs heeds the mark only below the root: the driver has to leave out the layers that it hides."""
+        await image.add_layer(ABSENT, TOP, LayerContent(files={"only": "this"}, opaque=(".",)))
+        for key, readonly in (("writable", False), ("readonly", True)):
+            async with _mounted(await image.create_snapshot(key, ABSENT, readonly), target):
+                assert _files(target) == {"only": "this"}
 
     @needs_root
     async def test_a_root_of_one_layer(self, image: BoundSnapshotter, target: Path) -> None:

@@ -158,14 +158,16 @@ def _remove_if_idle(lowers: Sequence[int], root: int, folder: str, is_renewed: b
 def merged_folders(lowers: Sequence[int], root: int, folder: str, itself: int | None = None) -> Iterator[list[int]]:
     """Open the lower folders that a folder of the target is merged with, topmost first.
 
-    There are none where the target hides them: where it is opaque on the way, or ``itself`` is.
+    There are none where the target hides them: where it is opaque on the way, its root too, or ``itself`` is.
     """
     with contextlib.ExitStack() as stack:
         found: list[int] = []
-        above, hides = _look(root, str(Path(folder).parent))
-        if above is not None:
-            os.close(above)
-        if not hides and not (itself is not None and folder != "." and _is_opaque(itself)):
+        hides = False
+        if folder != ".":
+            above, hides = _look(root, str(Path(folder).parent))
+            if above is not None:
+                os.close(above)
+        if not hides and not (itself is not None and _is_opaque(itself)):
             for lower in lowers:
                 one, hides = _look(lower, folder)
                 if one is not None:
@@ -221,7 +223,7 @@ def _copy_attributes(lowers: Sequence[int], root: int, folder: str) -> None:
 
 def _look(lower: int, folder: str) -> tuple[int | None, bool]:
     """Walk into one layer; return the folder if it is there, and whether lower layers are hidden."""
-    hides = False
+    hides = _is_opaque(lower)
     current = os.dup(lower)
     try:
         for part in Path(folder).parts:
