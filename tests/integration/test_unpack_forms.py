@@ -34,13 +34,28 @@ _LAYERS = st.lists(st.lists(_ENTRIES, min_size=1, max_size=8), min_size=2, max_s
 def test_stacked_layers_show_what_applied_layers_hold(
     tmp_path_factory: pytest.TempPathFactory, layers: list[list[tuple[str, list[str]]]]
 ) -> None:
-    base = tmp_path_factory.mktemp("forms")
+    compare(tmp_path_factory.mktemp("forms"), [build(entries, number) for number, entries in enumerate(layers)])
+
+
+@pytest.mark.parametrize("link", ["usr/lib", "/usr/lib", "./usr/../usr/lib", "up", "nowhere", "usr/file"])
+@pytest.mark.parametrize("mark", [".wh.gone", ".wh..wh..opq", ".wh.never"])
+def test_a_whiteout_by_way_of_a_lower_link(tmp_path: Path, link: str, mark: str) -> None:
+    """As umoci has it: what the link leads to is hidden. (A file there makes a directory of the link, as elsewhere.)"""
+    lower = ArchiveBuilder()
+    lower.add("usr", tarfile.DIRTYPE, mode=0o711, uid=7, gid=8)
+    lower.add("usr/lib", tarfile.DIRTYPE, mode=0o1750, uid=9, gid=10)
+    lower.file("usr/lib/gone", b"gone").file("usr/lib/kept/below", b"kept").file("usr/file", b"file")
+    lower.add("up", tarfile.SYMTYPE, linkname="usr/lib").add("lib", tarfile.SYMTYPE, linkname=link)
+    compare(tmp_path, [lower.build(), ArchiveBuilder().file(f"lib/{mark}").build()])
+
+
+def compare(base: Path, layers: list[bytes]) -> None:
+    """Stack layers by overlayfs, apply them in turn, and compare what there is."""
     applied, lowers, merged = base / "applied", [base / f"l{number}" for number in range(len(layers))], base / "merged"
     nothing = base / "nothing"
     for folder in (applied, *lowers, nothing, merged):
         folder.mkdir()
-    for number, lower in enumerate(lowers):
-        archive = build(layers[number], number)
+    for number, (lower, archive) in enumerate(zip(lowers, layers, strict=True)):
         try:
             unpacked = unpack(archive, lower, overlay=True)
         except Corrupt:
@@ -94,7 +109,11 @@ def described(root: Path) -> dict[str, object]:
     """All that is listed, and opened: with mode and owner, and the content of files."""
     found = {}
     for path in (root, *root.rglob("*")):
-        status = path.stat()
-        content = path.read_bytes() if path.is_file() else stat.S_IFMT(status.st_mode)
+        status = path.lstat()
+        content: object = stat.S_IFMT(status.st_mode)
+        if stat.S_ISREG(status.st_mode):
+            content = path.read_bytes()
+        elif stat.S_ISLNK(status.st_mode):
+            content = str(path.readlink())
         found[str(path.relative_to(root))] = (content, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
     return found

@@ -33,6 +33,7 @@ OWNER = "images"
 VIEW = "view"
 LEFT = "left"
 """In the data of an entry: nothing uses it any more, and its snapshotter could not discard it."""
+_MAX_LINKS = 40  # as in the kernel
 _OPAQUE = "trusted.overlay.opaque"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -97,6 +98,9 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
         root = stack.enter_context(_opened(os.open(target, _FOLDER)))
         roots = [stack.enter_context(_opened(os.open(lower, _FOLDER))) for lower in lowers]
         if unpacked.hiding:
+            for folder in set(unpacked.hiding).intersection(unpacked.implied) if lowers else ():
+                with _passed_over():
+                    _hide_by_link(roots, root, folder)
             for folder in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
                 with _passed_over():
                     _remove_idle_whiteouts(roots, root, folder)
@@ -121,6 +125,65 @@ def _without_links(root: int, folders: Iterable[str]) -> Iterator[str]:
     for folder in folders:
         with contextlib.suppress(OSError), _opened(open_in_root(root, folder, _FOLDER & ~os.O_NOFOLLOW)) as found:
             yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
+
+
+def _hide_by_link(lowers: Sequence[int], root: int, folder: str) -> None:
+    """Hide where it is what whiteouts name by way of a link of lower layers: ``lib/.wh.x`` above ``lib -> usr/lib``.
+
+    What was made in ``folder`` for them is idle then, and goes with the other idle whiteouts.
+    """
+    place = _follow(lowers, root, folder)
+    if place is None or place == folder:
+        return
+    with _opened(_open_folder(root, folder)) as found, merged_folders(lowers, root, place) as below:
+        hidden = [name for name in os.listdir(found) if _is_whiteout(found, name) and _is_shown(below, name)]  # noqa: PTH208
+        is_opaque = _is_opaque(found)
+    if not hidden and not is_opaque:
+        return
+    with _opened(_make_folders(lowers, root, place)) as target, _times_kept(target):
+        for name in hidden:
+            if not _exists(target, name):
+                os.mknod(name, stat.S_IFCHR, 0, dir_fd=target)
+        if is_opaque:
+            os.setxattr(target, _OPAQUE, b"y")
+
+
+def _follow(lowers: Sequence[int], root: int, folder: str) -> str | None:
+    """Return the path without links of a folder of lower layers; None where they have none."""
+    pending, done, links = list(reversed(Path(folder).parts)), list[str](), 0
+    while pending:
+        match pending.pop():
+            case "/":
+                done = []
+            case "..":
+                done = done[:-1]
+            case part:
+                with merged_folders(lowers, root, "/".join(done) or ".") as below:
+                    top = next((one for one in below if _exists(one, part)), None)
+                    mode = 0 if top is None else os.stat(part, dir_fd=top, follow_symlinks=False).st_mode
+                    if stat.S_ISLNK(mode) and links < _MAX_LINKS:
+                        links += 1
+                        pending += reversed(Path(os.readlink(part, dir_fd=top)).parts)
+                    elif stat.S_ISDIR(mode):
+                        done.append(part)
+                    else:
+                        return None
+    return "/".join(done) or "."
+
+
+def _make_folders(lowers: Sequence[int], root: int, folder: str) -> int:
+    """Open a folder of the target, making what is missing on the way as it looks below."""
+    current, made = os.dup(root), list[str]()
+    parts = Path(folder).parts
+    for number, part in enumerate(parts, 1):
+        with _opened(current), _times_kept(current):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o755, dir_fd=current)
+                made.append("/".join(parts[:number]))
+            current = os.open(part, _FOLDER, dir_fd=current)
+    for path in reversed(made):
+        _copy_attributes(lowers, root, path)
+    return current
 
 
 def _remove_idle_whiteouts(lowers: Sequence[int], root: int, folder: str) -> None:
