@@ -53,7 +53,6 @@ RULES: Sequence[Rule] = (
     Rule("root", ".", rights.DIRECTORY),
     Rule("root", _LOCK, rights.FILE),
     Rule("root", "state.db*", rights.FILE),  # the log and the index too, and what was put aside as broken
-    Rule("root", "reserve", rights.FILE),
     Rule("root", "content", rights.DIRECTORY),
     Rule("root", "content/*.json", rights.FILE),
     Rule("root", "content/oci-layout", rights.FILE),

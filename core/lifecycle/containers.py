@@ -18,6 +18,7 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
 )
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
@@ -108,7 +109,7 @@ class ContainerService:
     def acknowledge(self, container_id: str) -> None:
         """Note that the client was told of the container, so that no retry claims it."""
         if (record := self._store.containers.get(container_id)) is not None and not record.answered:
-            self._store.containers.put(dataclasses.replace(record, answered=True))
+            self._store.containers.put_fact(dataclasses.replace(record, answered=True))
 
     async def start(self, container_id: str) -> None:
         """Let a created container run.
@@ -245,7 +246,7 @@ class ContainerService:
                 record = self._changeable(record.id)
                 await self.slot_of(record).update(record.handle, resources)
                 merged = merge_resources(record.resources, resources)
-                self._store.containers.put(dataclasses.replace(self.get(record.id), resources=merged))
+                self._store.containers.put_fact(dataclasses.replace(self.get(record.id), resources=merged))
 
     async def reopen_log(self, container_id: str) -> None:
         """Have the log path opened anew after it was rotated away. Raises FailedPrecondition unless it runs."""
@@ -344,7 +345,7 @@ class ContainerService:
             raise
         current = self.get(record.id)
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
-        current = self._store.containers.put(dataclasses.replace(current, state=state, started_at_ns=started))
+        current = self._store.containers.put_fact(dataclasses.replace(current, state=state, started_at_ns=started))
         self._events.tell_container(EventType.STARTED, current)
 
     async def _let_run(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
@@ -354,13 +355,13 @@ class ContainerService:
             return
         process = await restore(record, slot, self._resources, self._config.checkpoint_timeout_s)
         current = dataclasses.replace(self.get(record.id), pid=process.pid, checkpoint=None)
-        self._exits.watch(self._store.containers.put(current))
+        self._exits.watch(self._store.containers.put_fact(current))
 
     async def _note_start_error(self, slot: RuntimeSlot, record: ContainerRecord, error: CrinoidError) -> None:
         """A container that did not start has ended, as the kubelet expects, with what the runtime said."""
         self._exits.forget(record.id)
         now = time.time_ns()
-        ended = self._store.containers.put(
+        ended = self._store.containers.put_fact(
             dataclasses.replace(
                 self.get(record.id),
                 state=ContainerState.EXITED,
@@ -380,11 +381,15 @@ class ContainerService:
         """Kill the container; a shared PID namespace does not end the other processes by itself."""
         everyone = record.config.security.namespaces.pid is not NamespaceMode.CONTAINER
         await slot.kill(record.handle, SIGKILL, everyone)
-        if not await self._exits.happened(record.id, self._config.kill_timeout_s):
+        timeout_s, since_s = self._config.kill_timeout_s, time.monotonic()
+        if not await self._exits.happened(record.id, timeout_s):
+            if time.monotonic() - since_s < timeout_s:
+                why = self.get(record.id).message or "see crinoid's log"
+                raise Unavailable(f"container {record.id} was sent SIGKILL, and its end can't be seen: {why}")
             volumes = [mount.host_path for mount in record.config.mounts if not mount.image]
             hung = await self.paths.describe_hung([*volumes, record.log_path])
             raise DeadlineExceeded(
-                f"container {record.id} has not ended {self._config.kill_timeout_s:g} s after SIGKILL: "
+                f"container {record.id} has not ended {timeout_s:g} s after SIGKILL: "
                 f"its process {record.pid} may hang in the kernel, see /proc/{record.pid}/stack"
                 + (f"; {hung}" if hung else "")
             )

@@ -59,7 +59,7 @@ class Exits:
             return None
         finished = status.finished_at_ns or time.time_ns()
         reason, message = _explain(status)
-        changed = self._store.containers.put(
+        changed = self._store.containers.put_fact(
             dataclasses.replace(
                 record,
                 state=ContainerState.EXITED,
@@ -101,7 +101,7 @@ class Exits:
             current = self._store.containers.get(record.id)  # it was started since the wait began
             if current is not None and current.state is not ContainerState.EXITED:
                 unknown = dataclasses.replace(current, state=ContainerState.UNKNOWN, message=error.message)
-                self._store.containers.put(unknown)
+                self._store.containers.put_fact(unknown)
             return
         changed = self.note(record.id, status)
         if record.config.security.namespaces.pid is not NamespaceMode.CONTAINER:

@@ -119,7 +119,7 @@ class PodInit:
         record = self._store.pods.get(pod_id)
         if record is not None and record.state is PodState.READY:
             LOG.warning("pod %s is not ready any more: %s", pod_id, why)
-            changed = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+            changed = self._store.pods.put_fact(dataclasses.replace(record, state=PodState.NOT_READY))
             self._events.tell_pod(EventType.STOPPED, changed)
 
     async def close(self) -> None:

@@ -108,7 +108,7 @@ class PodService:
     def acknowledge(self, pod_id: str) -> None:
         """Note that the client was told of the pod, so that no retry claims it."""
         if (record := self._store.pods.get(pod_id)) is not None and not record.answered:
-            self._store.pods.put(dataclasses.replace(record, answered=True))
+            self._store.pods.put_fact(dataclasses.replace(record, answered=True))
 
     async def stop(self, pod_id: str) -> None:
         """End the pod's containers and take away its network. Idempotent; an unknown pod is stopped."""
@@ -177,7 +177,7 @@ class PodService:
             )
             limits = add_resources(record.resources or LinuxResources(), record.overhead or LinuxResources())
             await asyncio.to_thread(cgroups.write_resources, path_below_mount(record.cgroup_parent), limits)
-            self._store.pods.put(record)
+            self._store.pods.put_fact(record)
         await extensions.pod_updated(view_pod(record))
 
     def _changeable(self, pod_id: str) -> PodRecord:
@@ -378,7 +378,7 @@ class PodService:
             await self._slots.extensions.pod_stopping(view_pod(record))
         await self._resources.undo(pod_id, {NETWORK})
         if record.state is PodState.READY:
-            record = self._store.pods.put(dataclasses.replace(record, state=PodState.NOT_READY))
+            record = self._store.pods.put_fact(dataclasses.replace(record, state=PodState.NOT_READY))
             self._events.tell_pod(EventType.STOPPED, record)
             await self._slots.extensions.pod_stopped(view_pod(record))
         self._going_down.discard(pod_id)

@@ -129,7 +129,7 @@ class Recovery:
         pod = self._store.pods.get(record.pod_id)
         slot = self._slots.runtimes.get(pod.runtime if pod else "")
         if slot is None:
-            self._store.containers.put(dataclasses.replace(record, state=ContainerState.UNKNOWN))
+            self._store.containers.put_fact(dataclasses.replace(record, state=ContainerState.UNKNOWN))
             return
         try:
             state = await slot.state(record.handle)
@@ -157,7 +157,7 @@ class Recovery:
         if record.state is ContainerState.RUNNING and record.checkpoint is None:
             return record
         started = record.started_at_ns or time.time_ns()
-        return self._store.containers.put(
+        return self._store.containers.put_fact(
             dataclasses.replace(
                 record, state=ContainerState.RUNNING, started_at_ns=started, pid=record.pid or pid, checkpoint=None
             )

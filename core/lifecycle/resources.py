@@ -373,8 +373,7 @@ class Resources:
                 return error
             return DriverError(f"{entry.kind} {entry.key} of {entry.owner} could not be undone: {error}")
         if entry.owner != DEFERRED:
-            self._ledger.intend(DEFERRED, entry.kind, entry.key, {**entry.data, "owner": entry.owner})
-            self._ledger.strike(entry)
+            self._ledger.hand_over(entry, DEFERRED, {**entry.data, "owner": entry.owner})
             self.retry_deferred()
         return None
 

@@ -24,10 +24,17 @@ from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from crinoid.core.api.errors import (
+    CrinoidError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.api.linux import rights
 from crinoid.core.state import bodies
+from crinoid.core.state.latewrites import LateWrites
 from crinoid.core.state.opening import LOG_BYTES, connect, open_database
 from crinoid.core.state.records import (
     CONTAINER_STEPS,
@@ -36,6 +43,7 @@ from crinoid.core.state.records import (
     ImageRecord,
     PodRecord,
 )
+from crinoid.core.state.reserve import Reserve
 
 LOG = logging.getLogger(__name__)
 LOOK_WRITES = 200
@@ -43,8 +51,6 @@ LOOK_WRITES = 200
 MOST_LOG_BYTES = 2 * LOG_BYTES
 """Where a log that was never quiet for long enough is carried over on the loop, which waits for the disk then."""
 _CARRY_TRIES, _CARRY_PAUSE_S = 20, 0.02
-RESERVE_BYTES = 1 << 20
-"""Disk kept free for the store itself, so that stop and remove are recorded on a full disk."""
 
 R = TypeVar("R", PodRecord, ContainerRecord, ImageRecord)
 
@@ -71,20 +77,32 @@ class Database:
         self._log = path.with_name(path.name + "-wal")
         self._statements = 0
         self._checkpoint = threading.Thread()
-        self._reserve = path.with_name("reserve")
         self._connection = open_database(path)
-        self._keep_reserve()
+        self._reserve = Reserve(self._log)
+        with contextlib.suppress(OSError):
+            path.with_name("reserve").unlink(missing_ok=True)  # an earlier version's
 
-    def execute(self, statement: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
-        """Run one statement; on a full disk give up the reserve and try once more."""
-        self._checkpoint_sometimes()
+    def execute(self, statement: str, parameters: tuple[object, ...] = (), *, grows: bool = False) -> sqlite3.Cursor:
+        """Run one statement; one that ``grows`` tells of something new, which a full disk has no room for.
+
+        Raises ResourceExhausted on a full disk, Unavailable when the database can't be used otherwise.
+        """
+        if grows and not self._reserve.is_whole():
+            raise self._full()
+        try:
+            self._checkpoint_sometimes()
+            return self._executed(statement, parameters)
+        except sqlite3.OperationalError as error:
+            raise self._explained(error) from error
+
+    def _executed(self, statement: str, parameters: tuple[object, ...]) -> sqlite3.Cursor:
+        """Once the reserve is used up, too, carry the log over, so that it is written from its start again."""
         try:
             return self._connection.execute(statement, parameters)
         except sqlite3.OperationalError as error:
-            if "full" not in str(error) or not self._reserve.exists():
-                raise self._explained(error) from error
-            self._reserve.unlink()
-            LOG.warning("the disk of %s is full: living on the reserve", self._path)
+            if not _is_full(error):
+                raise
+            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
             return self._connection.execute(statement, parameters)
 
     async def sync(self) -> None:
@@ -107,6 +125,7 @@ class Database:
         """Close the file; nothing is pending."""
         if self._checkpoint.ident is not None:
             self._checkpoint.join()
+        self._reserve.close()
         self._connection.close()
 
     def _checkpoint_sometimes(self) -> None:
@@ -143,18 +162,17 @@ class Database:
         except FileNotFoundError:
             return 0
 
-    def _keep_reserve(self) -> None:
-        if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:
-            return
-        try:
-            rights.write_file(self._reserve, b"\0" * RESERVE_BYTES)
-        except OSError as error:
-            LOG.warning("no reserve for a full disk could be kept at %s: %s", self._reserve, error)
+    def _explained(self, error: sqlite3.OperationalError) -> CrinoidError:
+        if _is_full(error):
+            return self._full()
+        return Unavailable(f"{self._path} can't be used, and nothing has been changed in it: {error}")
 
-    def _explained(self, error: sqlite3.OperationalError) -> ResourceExhausted | sqlite3.OperationalError:
-        if "full" in str(error):
-            return ResourceExhausted(f"the disk that holds {self._path} is full: free some space")
-        return error
+    def _full(self) -> ResourceExhausted:
+        return ResourceExhausted(f"the disk that holds {self._path} is full: free some space")
+
+
+def _is_full(error: sqlite3.OperationalError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +187,10 @@ class Damaged:
 class Table(Generic[R]):
     """The records of one kind, by id."""
 
-    def __init__(self, database: Database, name: str, check: Callable[[R, R], None]) -> None:
+    def __init__(self, database: Database, late: LateWrites, name: str, check: Callable[[R, R], None]) -> None:
         self.name = name
         self._database = database
+        self._late = late
         self._check: Callable[[R, R], None] = check
         self._records: dict[str, R] = {}
         self._damaged: dict[str, Damaged] = {}
@@ -213,10 +232,24 @@ class Table(Generic[R]):
         if (old := self._records.get(record.id)) is not None:
             self._check(old, record)
         if record.id not in self._damaged:
-            self._database.execute(
-                f"INSERT OR REPLACE INTO {self.name} VALUES (?, ?)",  # noqa: S608
-                (record.id, bodies.dump(record)),
-            )
+            statement = f"INSERT OR REPLACE INTO {self.name} VALUES (?, ?)"  # noqa: S608
+            self._database.execute(statement, (record.id, bodies.dump(record)), grows=old is None)
+            self._late.discard((self.name, record.id))
+        return self._hold(record)
+
+    def put_fact(self, record: R) -> R:
+        """As ``put``, for what has happened already, such as a start or an end: it holds from now on, written or not.
+
+        What can't be written now is written as soon as it can be.
+        """
+        try:
+            return self.put(record)
+        except (ResourceExhausted, Unavailable) as error:
+            LOG.warning("what happened to %s of %s can't be recorded yet: %s", record.id, self.name, error.message)
+            self._late.add((self.name, record.id), lambda: self.put(self._records[record.id]))
+            return self._hold(record)
+
+    def _hold(self, record: R) -> R:
         self._records[record.id] = record
         self.version += 1
         return record
@@ -239,6 +272,7 @@ class Table(Generic[R]):
             self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
         row = key if damaged is None else damaged.id
         self._database.execute(f"DELETE FROM {self.name} WHERE id = ?", (row,))  # noqa: S608
+        self._late.discard((self.name, key))
         self._records.pop(key, None)
         self._damaged.pop(key, None)
         self.version += 1
@@ -270,9 +304,17 @@ class Ledger:
 
     def intend(self, owner: str, kind: str, key: str, data: Mapping[str, object]) -> LedgerEntry:
         """Write that ``owner`` is about to make the resource ``key``."""
-        cursor = self._database.execute(
-            "INSERT INTO ledger (owner, kind, key, data) VALUES (?, ?, ?, ?)", (owner, kind, key, self._text(data))
-        )
+        return self._insert(owner, kind, key, data, grows=True)
+
+    def hand_over(self, entry: LedgerEntry, owner: str, data: Mapping[str, object]) -> LedgerEntry:
+        """Give an entry to another owner, at the end of the first."""
+        changed = self._insert(owner, entry.kind, entry.key, data, grows=False)
+        self.strike(entry)
+        return changed
+
+    def _insert(self, owner: str, kind: str, key: str, data: Mapping[str, object], *, grows: bool) -> LedgerEntry:
+        statement = "INSERT INTO ledger (owner, kind, key, data) VALUES (?, ?, ?, ?)"
+        cursor = self._database.execute(statement, (owner, kind, key, self._text(data)), grows=grows)
         self._counts[owner] += 1
         return LedgerEntry(cursor.lastrowid or 0, owner, kind, key, data)
 
@@ -281,7 +323,8 @@ class Ledger:
         if resources:
             rows = [value for kind, key, data in resources for value in (owner, kind, key, self._text(data))]
             places = ", ".join(["(?, ?, ?, ?)"] * len(resources))
-            self._database.execute(f"INSERT INTO ledger (owner, kind, key, data) VALUES {places}", tuple(rows))  # noqa: S608
+            statement = f"INSERT INTO ledger (owner, kind, key, data) VALUES {places}"  # noqa: S608
+            self._database.execute(statement, tuple(rows), grows=True)
             self._counts[owner] += len(resources)
 
     def amend(self, entry: LedgerEntry, data: Mapping[str, object]) -> LedgerEntry:
@@ -374,10 +417,10 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the store at ``path``; its folder exists."""
         self.is_new = not path.exists() or not path.stat().st_size
-        self._database = Database(path)
-        self.pods: Table[PodRecord] = Table(self._database, "pods", _check_pod)
-        self.containers: Table[ContainerRecord] = Table(self._database, "containers", _check_container)
-        self.images: Table[ImageRecord] = Table(self._database, "images", lambda _old, _new: None)
+        self._database, self._late = database, late = Database(path), LateWrites()
+        self.pods: Table[PodRecord] = Table(database, late, "pods", _check_pod)
+        self.containers: Table[ContainerRecord] = Table(database, late, "containers", _check_container)
+        self.images: Table[ImageRecord] = Table(database, late, "images", lambda _old, _new: None)
         self.ledger = Ledger(self._database)
 
     async def sync(self) -> None:
@@ -395,7 +438,7 @@ class Store:
 
     def set(self, name: str, value: str) -> None:
         """Keep a small value across restarts."""
-        self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+        self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value), grows=True)
 
     def quarantined(self) -> list[tuple[str, str, str]]:
         """Return table, id and error of every record that does not parse, and of those that were dropped so."""
@@ -408,6 +451,7 @@ class Store:
 
     def close(self) -> None:
         """Close the database."""
+        self._late.close()
         self._database.close()
 
 
