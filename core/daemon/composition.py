@@ -23,6 +23,7 @@ from crinoid.core.lifecycle.resources import Resources
 from crinoid.core.lifecycle.standins import StandIns
 from crinoid.core.lifecycle.stats import StatsService
 from crinoid.core.lifecycle.streams import StreamService
+from crinoid.core.lifecycle.views import describe_owner
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Store
@@ -82,7 +83,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
     images = ImageService(store, content, slots, _with_pause_image_pinned(config))
     threads = OwnerThreads()
-    resources = Resources(store.ledger, slots, cgroups.root, threads)
+    resources = Resources(store.ledger, slots, cgroups.root, threads, lambda owner: describe_owner(store, owner))
     events, locks = EventBus(store), Locks()
     exits = Exits(store, slots, events)
     assembly = Assembly(config, store, slots, images, resources, cgroups)

@@ -36,6 +36,7 @@ class Metrics:
         self._watchdog = watchdog
         self._endpoint = MetricsEndpoint(listen, watchdog.health)
         self._early: list[Callable[[], None]] = []
+        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._rpc: Child | None = None
         self._hook: Child | None = None
 
@@ -45,6 +46,7 @@ class Metrics:
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         registry.register(_LoopCollector(self._watchdog))
+        registry.register(_GaugeCollector(self._gauges))
         make = functools.partial(prometheus.Histogram, buckets=_BUCKETS, registry=registry)
         rpcs = make("crinoid_rpc_seconds", "CRI calls by RPC and gRPC status", _RPC_LABELS)
         hooks = make("crinoid_hook_seconds", "Hook calls by role, slot, hook and outcome", _HOOK_LABELS)
@@ -54,6 +56,10 @@ class Metrics:
             observe()
         self._early.clear()
         self._endpoint.open(prometheus.MetricsHandler.factory(registry))
+
+    def show(self, name: str, about: str, read: Callable[[], float]) -> None:
+        """Show a figure that ``read`` returns, in a thread of ours, each time that somebody asks."""
+        self._gauges[name] = (about, read)
 
     def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
         """Take one finished call."""
@@ -93,6 +99,20 @@ class _LoopCollector:
         about = "Hooks that went on after they were cancelled and were left behind"
         yield CounterMetricFamily("crinoid_hooks_abandoned", about, calls.abandoned_ever)
         yield GaugeMetricFamily("crinoid_hooks_left_behind", f"{about}, and still run", len(calls.abandoned))
+
+
+class _GaugeCollector:
+    """Figures that others keep, in prometheus-client's words."""
+
+    def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Any]:
+        """See prometheus-client's Collector; it has no types."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, (about, read) in self._gauges.items():
+            yield GaugeMetricFamily(name, about, read())
 
 
 class Tracer(Protocol):
@@ -162,6 +182,11 @@ class DaemonInstruments:
         """Do what the start need not wait for. Once."""
         if self._metrics is not None:
             await self._metrics.open()
+
+    def show(self, name: str, about: str, read: Callable[[], float]) -> None:
+        """Show a figure of somebody else's; ``read`` is called in any thread."""
+        if self._metrics is not None:
+            self._metrics.show(name, about, read)
 
     def observe(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
         """Take one finished hook."""

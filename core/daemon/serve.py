@@ -79,6 +79,10 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
     watchdog.know(slots.all())
     with _fault_named():
         node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
+    about = "Host resources of pods that are gone which could not be removed yet; verbose Status names them"
+    instruments.show("crinoid_deferred_removals", about, node.resources.count_deferred)
+    about = "Starts and ends that could not be written to the state database yet"
+    instruments.show("crinoid_unrecorded_changes", about, node.store.count_late)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
     try:

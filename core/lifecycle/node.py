@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import json
 import logging
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.queries import Condition, HandlerReport, NodeStatus
-from crinoid.core.lifecycle.resources import Resources
+from crinoid.core.lifecycle.resources import Deferred, Resources
 from crinoid.core.lifecycle.userns import UserNamespaces
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
@@ -134,7 +135,7 @@ class NodeService:
             }
             for slot in self._slots.all()
         ]
-        deferred = [{"kind": entry.kind, "key": entry.key} for entry in self._resources.deferred()]
+        deferred = [_tell_deferred(one) for one in self._resources.deferred()]
         registries = self._slots.registries
         statuses = await asyncio.gather(*map(_source_status, registries.values()))
         sources = dict(zip(registries, statuses, strict=True))
@@ -146,6 +147,12 @@ class NodeService:
             "quarantine": json.dumps(quarantined),
             "pulls": json.dumps([asdict(progress) for progress in self._images.progress()]),
         }
+
+
+def _tell_deferred(deferred: Deferred) -> dict[str, object]:
+    since = deferred.since_ns and datetime.datetime.fromtimestamp(deferred.since_ns / 1e9, datetime.UTC)
+    told = asdict(deferred) | {"since": since.isoformat(timespec="seconds") if since else None}
+    return {name: told[name] for name in ("kind", "whose", "since", "reason", "owner", "key")}
 
 
 async def _source_status(slot: RegistrySlot) -> dict[str, object]:

@@ -193,12 +193,17 @@ class Recovery:
         """A snapshot whose ledger entry went with a broken database has no other owner."""
         for slot in self._slots.snapshotters.values():
             try:
-                for key in await slot.list_snapshots():
-                    if not self._is_known(owner_of(key)):
-                        LOG.info("removing snapshot %s, which nobody owns", key)
-                        await slot.remove_snapshot(key)
+                keys = await slot.list_snapshots()
             except CrinoidError as error:
-                LOG.warning("snapshots that nobody owns are left until the next start: %s", error.message)
+                LOG.warning("snapshots that nobody owns can't be looked for: %s", error.message)
+                continue
+            for key in keys:
+                if not self._is_known(owner_of(key)):
+                    LOG.info("removing snapshot %s, which nobody owns", key)
+                    try:
+                        await slot.remove_snapshot(key)
+                    except CrinoidError as error:
+                        LOG.warning("snapshot %s, which nobody owns, can't be removed: %s", key, error.message)
 
 
 def _processes_of(record: ContainerRecord) -> tuple[int, ...]:

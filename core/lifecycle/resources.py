@@ -6,11 +6,11 @@ undoing an owner walks its entries backwards. Nothing else makes or removes what
 configuration. An entry that names what is not its owner's, as a damaged row does, is put in quarantine instead
 (``ownership``).
 
-What can't be undone now and harms nobody (an address, a folder, a snapshot) passes to the owner ``DEFERRED`` and is
-tried again in the background, so that a broken plugin never holds up a pod's end. A process that can't be ended, or a
-mount that can't be undone, is an error. So is a call in a thread that hangs and was left behind (``bulkheads``): what
-it is about to make is not undone under its feet. The ledger keeps such an owner's entries; they are undone in the
-background once that can be, and by RemovePodSandbox, which says what it waits for.
+What can't be undone now and harms nobody (an address, a folder, a snapshot) passes to the owner ``DEFERRED``, with
+whose it was, since when and why, and is tried again in the background: a broken plugin never holds up a pod's end. A
+process that can't be ended, or a mount that can't be undone, is an error. So is a call in a thread that hangs and was
+left behind (``bulkheads``): what it is about to make is not undone under its feet. The ledger keeps such an owner's
+entries; they are undone in the background once that can be, and by RemovePodSandbox, which says what it waits for.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle import ownership
+from crinoid.core.lifecycle.backoff import Backoff
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -43,11 +44,12 @@ from crinoid.core.state.store import Ledger, LedgerEntry
 
 LOG = logging.getLogger(__name__)
 DEFERRED = "deferred"
-RETRY_S, MAX_RETRY_S = 30.0, 600.0
 _QUIET_S = 2.0
 """How long an undo waits for threads that were left behind: they may only have been slow."""
 _UNDO_S = 60.0
 """How long a thread may take to undo what one owner has; a tree of millions of files takes longer, in several goes."""
+_START_WAITS_S = 10.0
+"""How long a start waits for what was deferred: addresses that are given back can be had by the first pod."""
 
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
@@ -63,9 +65,16 @@ _UNDOABLE = (CrinoidError, OSError, ValueError, KeyError, TypeError)
 class Resources:
     """Makes and undoes host resources by way of the ledger."""
 
-    def __init__(self, ledger: Ledger, slots: Slots, cgroup_root: str, threads: OwnerThreads) -> None:
-        """``cgroup_root``: the cgroup under which all of crinoid's own lie; removed whenever it is empty."""
+    def __init__(
+        self, ledger: Ledger, slots: Slots, cgroup_root: str, threads: OwnerThreads, describe: Callable[[str], str]
+    ) -> None:
+        """``cgroup_root``: the cgroup under which all of crinoid's own lie; removed whenever it is empty.
+
+        ``describe`` returns an owner's name for people; it is asked while there is a record of the owner.
+        """
         self._ledger = ledger
+        self._describe = describe
+        self._backoff = Backoff()
         self._slots = slots
         self._cgroup_root = cgroup_root
         self._threads = threads
@@ -235,6 +244,7 @@ class Resources:
 
     def _undo_later(self, given_up: "_GivenUp", owner: str) -> None:
         self._given_up[owner] = given_up
+        self._backoff.note_failure(owner)
         self.retry_deferred()
 
     async def settle(self, pod_id: str) -> None:
@@ -275,9 +285,13 @@ class Resources:
                     raise CorruptContent(f"ledger row {entry.id}, {entry.key} of {entry.owner}: {error}") from error
         return found
 
-    def deferred(self) -> list[LedgerEntry]:
-        """Return what waits to be undone in the background."""
-        return self._ledger.entries(DEFERRED)
+    def deferred(self) -> list["Deferred"]:
+        """Return what waits to be undone in the background, the latest first."""
+        return [Deferred.of(entry) for entry in self._ledger.entries(DEFERRED)]
+
+    def count_deferred(self) -> int:
+        """Return how many entries wait to be undone in the background. May be called in any thread."""
+        return self._ledger.count(DEFERRED)
 
     async def close(self) -> None:
         """Stop trying in the background; the entries stay for the next start."""
@@ -288,33 +302,41 @@ class Resources:
 
     def retry_deferred(self) -> None:
         """See to it that deferred entries are tried again from time to time until none is left."""
-        if (self.deferred() or self._given_up) and (self._retry is None or self._retry.done()):
-            self._retry = asyncio.create_task(self._keep_trying())
+        if (self.count_deferred() or self._given_up) and (self._retry is None or self._retry.done()):
+            self._retry = asyncio.create_task(self._keep_trying(), name="deferred removals")
 
     async def undo_deferred(self) -> None:
-        """Try to undo what was deferred, each entry by itself, as one that hangs is to hold up no other.
+        """Try to undo what an earlier run has deferred; go on in the background with what takes longer, or fails.
 
-        Raises nothing: what still can't be undone is tried again in the background.
+        Raises nothing.
         """
-        for entry in self.deferred():
-            subject = f"{entry.kind} {entry.key}"
-            try:
-                await self._require_quiet(subject)
-                with on_behalf_of(f"cleanup of {subject}", subject):
-                    await self._undo_entries([entry])
-            except CrinoidError as error:
-                LOG.warning("%s stays deferred: %s", subject, error.message)
-        self.retry_deferred()
+        first = asyncio.create_task(self._try_deferred(), name="deferred removals of earlier runs")
+        await asyncio.wait({first}, timeout=_START_WAITS_S)
+        self._retry = asyncio.create_task(self._keep_trying(first), name="deferred removals")
 
-    async def _keep_trying(self) -> None:
-        delay_s = RETRY_S
-        while self.deferred() or self._given_up:
-            await asyncio.sleep(delay_s)
-            for pod_id in {one.pod_id for one in self._given_up.values()}:
+    async def _keep_trying(self, first: "asyncio.Task[None] | None" = None) -> None:
+        if first is not None:
+            await first
+        while waiting := [*self._given_up, *(entry.id for entry in self._ledger.entries(DEFERRED))]:
+            await asyncio.sleep(self._backoff.wait_s(waiting))
+            for owner in [one for one in self._given_up if self._backoff.is_due(one)]:
+                self._backoff.note_failure(owner)
                 with contextlib.suppress(CrinoidError):  # the first time has told it
-                    await self.settle(pod_id)
-            await self.undo_deferred()
-            delay_s = min(2 * delay_s, MAX_RETRY_S)
+                    await self.undo(owner)
+                    self._given_up.pop(owner, None)
+            await self._try_deferred()
+
+    async def _try_deferred(self) -> None:
+        """Undo what is due one by one: what hangs or fails is no reason to leave the others."""
+        for entry in self._ledger.entries(DEFERRED):
+            if self._backoff.is_due(entry.id):
+                subject = f"{entry.kind} {entry.key}"
+                try:
+                    await self._require_quiet(subject)
+                    with on_behalf_of(f"cleanup of {subject}", subject):
+                        await self._undo_entries([entry])
+                except CrinoidError as error:  # it hangs, or what came of it can't be recorded
+                    self._put_off(entry, error)
 
     async def _undone(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
         """Undo entries and note or strike those that are gone; return what stands against the others."""
@@ -367,15 +389,30 @@ class Resources:
         if entry.damaged or entry.kind not in KINDS:
             self._ledger.put_aside(entry, error)
             return None
-        LOG.warning("%s %s of %s could not be undone: %s", entry.kind, entry.key, entry.owner, error)
+        if entry.owner == DEFERRED:
+            self._put_off(entry, error)
+            return None
+        whose = self._describe(entry.owner)
         if entry.kind not in _DEFERRABLE:
+            LOG.warning("%s %s of %s could not be undone: %s", entry.kind, entry.key, whose, error)
             if isinstance(error, CrinoidError):
                 return error
             return DriverError(f"{entry.kind} {entry.key} of {entry.owner} could not be undone: {error}")
-        if entry.owner != DEFERRED:
-            self._ledger.hand_over(entry, DEFERRED, {**entry.data, "owner": entry.owner})
-            self.retry_deferred()
+        LOG.warning("%s %s of %s can't be removed now, and is deferred: %s", entry.kind, entry.key, whose, error)
+        about = {"owner": entry.owner, "whose": whose, "since_ns": time.time_ns(), "reason": _text_of(error)}
+        changed = self._ledger.hand_over(entry, DEFERRED, {**entry.data, **about})
+        self._backoff.note_failure(changed.id)
+        self.retry_deferred()
         return None
+
+    def _put_off(self, entry: LedgerEntry, error: Exception) -> None:
+        """Note why a deferred entry could not be undone this time either."""
+        deferred, reason = Deferred.of(entry), _text_of(error)
+        LOG.warning("%s still can't be removed: %s", deferred, reason)
+        self._backoff.note_failure(entry.id)
+        if reason != deferred.reason:
+            with contextlib.suppress(CrinoidError):  # the log has it
+                self._ledger.amend(entry, {**entry.data, "reason": reason})
 
     def _undo_cgroup(self, entry: LedgerEntry) -> None:
         """End what the owner has made: told by the cgroup itself, since a row may be old, or damaged.
@@ -416,6 +453,29 @@ class Resources:
                 f"{entry.key} was made by {role} slot {name!r}, which is no longer configured: put it back to undo it"
             )
         return slots[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """What waits to be undone: whose it was, by id and by name, since when, and what stood against it last."""
+
+    kind: str
+    key: str
+    owner: str
+    whose: str
+    since_ns: int
+    reason: str
+
+    @classmethod
+    def of(cls, entry: LedgerEntry) -> "Deferred":
+        """Read what a ledger entry says; one of an earlier version says less."""
+        owner, since = str(entry.data.get("owner", "")), entry.data.get("since_ns")
+        whose, reason = str(entry.data.get("whose", owner)), str(entry.data.get("reason", ""))
+        return cls(entry.kind, entry.key, owner, whose, since if isinstance(since, int) else 0, reason)
+
+    def __str__(self) -> str:
+        age = f", deferred {(time.time_ns() - self.since_ns) / 1e9:.0f} s ago," if self.since_ns else ""
+        return f"{self.kind} {self.key} of {self.whose}{age}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,6 +610,10 @@ def _undo_contents(entry: LedgerEntry) -> None:
 def _bind_file(source: Path, pin: Path) -> None:
     rights.write_file(pin, b"")
     mount.bind(source, pin)
+
+
+def _text_of(error: Exception) -> str:
+    return error.message if isinstance(error, CrinoidError) else f"{type(error).__name__}: {error}"
 
 
 def _mapping(value: object) -> Mapping[str, object]:

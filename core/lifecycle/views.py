@@ -23,6 +23,23 @@ _STATES: Mapping[ContainerState, ContainerStatus] = {
 }
 
 
+def describe_owner(store: Store, owner: str) -> str:
+    """Name an owner of the ledger for people: a pod, or a container with its pod; one without a record by its id."""
+    base = owner.partition("/")[0]
+    if (container := store.containers.get(base)) is not None:
+        pod = store.pods.get(container.pod_id)
+        name = f"container {container.config.metadata.name} of {_name_pod(pod) if pod else container.pod_id}"
+    elif (pod := store.pods.get(base)) is not None:
+        name = _name_pod(pod)
+    else:
+        return owner
+    return f"{name} ({owner})"
+
+
+def _name_pod(pod: PodRecord) -> str:
+    return f"pod {pod.config.metadata.namespace}/{pod.config.metadata.name}"
+
+
 def view_pod(record: PodRecord) -> PodView:
     """Return a pod as extensions see it."""
     return PodView(

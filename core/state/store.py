@@ -343,6 +343,10 @@ class Ledger:
             if not self._counts[owner]:
                 del self._counts[owner]
 
+    def count(self, owner: str) -> int:
+        """Return how many entries an owner has. May be called in any thread."""
+        return self._counts[owner]
+
     def entries(self, owner: str | None = None) -> list[LedgerEntry]:
         """Return entries, the latest first: the order in which to undo."""
         if owner is not None and owner not in self._counts:
@@ -439,6 +443,10 @@ class Store:
     def set(self, name: str, value: str) -> None:
         """Keep a small value across restarts."""
         self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value), grows=True)
+
+    def count_late(self) -> int:
+        """Return how many changes hold and are not written yet. May be called in any thread."""
+        return len(self._late)
 
     def quarantined(self) -> list[tuple[str, str, str]]:
         """Return table, id and error of every record that does not parse, and of those that were dropped so."""

@@ -1,4 +1,4 @@
-"""The state directory's disk is full, out of inodes, or read-only: what ends is true at once, and written once it can be."""
+"""The state directory's disk is full, has no inodes, or is broken: what ends is seen at once, and written later."""
 
 import contextlib
 import itertools

@@ -5,7 +5,6 @@ All of it blocks; call it in a thread where the tree may be large. Errors are OS
 
 import contextlib
 import errno
-import itertools
 import os
 import secrets
 import stat
@@ -26,6 +25,7 @@ _HOP_BYTES = 3000  # a longer path is walked in several steps: the kernel takes 
 _MAX_DEPTH = 64
 _TEMPORARY = ".tmp"
 _PARK = ".crinoid-remove-"
+_REMOVE_TRIES = 100
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -168,28 +168,46 @@ def _open_below(root_fd: int, folder: bytes) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a tree or a file; idempotent. Follows no link and enters no mount (EXDEV): unmount first."""
+    """Remove a tree or a file; idempotent, also beside others that remove the same. Follows no link and enters no
+    mount (EXDEV): unmount first.
+
+    What can't be removed stays, such as an immutable file, with the directories above it; all else goes. Then the first
+    failure is raised.
+    """
+    for _ in range(_REMOVE_TRIES):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        except (IsADirectoryError, PermissionError):
+            if path.is_symlink() or not path.is_dir():
+                if os.path.lexists(path):
+                    raise
+                return
+            failures = _remove_folder(path)
+        else:
+            return
+        if failures and failures[0].errno != errno.ENOTEMPTY:  # else another has parked something there meanwhile
+            raise OSError(failures[0].errno, failures[0].strerror, f"{failures[0].filename} in {path}")
+    if failures:
+        raise failures[0]
+
+
+def _remove_folder(path: Path) -> list[OSError]:
+    failures: list[OSError] = []
     try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        if path.is_symlink() or not path.is_dir():
-            raise
-        _remove_folder(path)
-
-
-def _remove_folder(path: Path) -> None:
-    with _opened(_open_folder(os.O_RDONLY, None, path)) as fd:
-        park = _Park(fd)
-        _empty(fd, park, 0)
-        while park.names:
-            name = park.names.pop()
-            with _opened(_open_folder(os.O_RDONLY, fd, name)) as deep:
-                _empty(deep, park, 0)
-            os.rmdir(name, dir_fd=fd)
-    with contextlib.suppress(FileNotFoundError):
+        with _opened(_open_folder(os.O_RDONLY, None, path)) as fd:
+            park = _Park(fd)
+            _empty(fd, park, 0, failures)
+            while park.names:
+                name = park.names.pop()
+                _remove_below(fd, name, park, 0, failures)
         path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        failures.append(error)
+    return failures
 
 
 class _Park:
@@ -198,29 +216,42 @@ class _Park:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.names: list[str] = []
-        self._numbers = itertools.count()
 
     def take(self, folder_fd: int, name: str) -> None:
-        parked = f"{_PARK}{os.getpid()}-{next(self._numbers)}"
+        parked = f"{_PARK}{secrets.token_hex(8)}"
         os.rename(name, parked, src_dir_fd=folder_fd, dst_dir_fd=self.fd)
         self.names.append(parked)
 
 
-def _empty(fd: int, park: _Park, depth: int) -> None:
+def _empty(fd: int, park: _Park, depth: int, failures: list[OSError]) -> None:
     with os.scandir(fd) as entries:
         listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in listed:
-        if name in park.names and depth == 0:
-            continue
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if not is_folder:
                 os.unlink(name, dir_fd=fd)
             elif depth < _MAX_DEPTH:
-                with _opened(_open_folder(os.O_RDONLY, fd, name)) as below:
-                    _empty(below, park, depth + 1)
-                os.rmdir(name, dir_fd=fd)
+                _remove_below(fd, name, park, depth + 1, failures)
             else:
                 park.take(fd, name)
+        except FileNotFoundError:  # another removes the same
+            continue
+        except OSError as error:
+            failures.append(error)
+
+
+def _remove_below(fd: int, name: str, park: _Park, depth: int, failures: list[OSError]) -> None:
+    """Remove a folder; one in which something stays is no failure of its own."""
+    known = len(failures)
+    try:
+        with _opened(_open_folder(os.O_RDONLY, fd, name)) as below:
+            _empty(below, park, depth, failures)
+        os.rmdir(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if len(failures) == known:
+            failures.append(error)
 
 
 def _open_folder(flags: int, dir_fd: int | None, name: Path | str) -> int:

@@ -113,6 +113,9 @@ class GarbageCollector:
             except FailedPrecondition:
                 LOG.debug("%s: layer %s is in use", slot.label, chain_id)
                 return False
+            except CrinoidError as error:  # no reason to leave the others
+                LOG.warning("layer %s, which no image needs, can't be removed: %s", chain_id, error.message)
+                return False
         return True
 
     async def _collect_blobs(self, kept: set[str]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -278,7 +279,13 @@ async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node:
     fake_node.snapshotter.fail("remove_snapshot", DriverError("busy"))
     await fake_node.now.pods.remove(pod)
     assert fake_node.now.pods.list(PodFilter()) == []
-    assert {entry.kind for entry in fake_node.now.resources.deferred()} == {"network", "snapshot"}
+    network, snapshot = sorted(fake_node.now.resources.deferred(), key=lambda one: one.kind)
+    name = f"pod {a_pod().metadata.namespace}/{a_pod().metadata.name}"
+    assert (network.kind, network.whose) == ("network", f"{name} ({pod})")
+    assert "plugin is gone" in network.reason
+    assert (snapshot.kind, snapshot.owner) == ("snapshot", container)
+    assert snapshot.whose == f"container {a_container().metadata.name} of {name} ({container})"
+    assert 0 <= time.time_ns() - snapshot.since_ns < 60e9
     await fake_node.crash()
     services = await fake_node.start()
     assert services.resources.deferred() == []

@@ -1,4 +1,4 @@
-"""What the store does on a full or broken disk: what is new is refused, what has happened holds and is written later."""
+"""The store on a full or broken disk: what is new is refused, what has happened holds and is written later."""
 
 import asyncio
 import dataclasses

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,45 @@ def test_a_tree_deeper_than_path_max_is_measured_and_removed(tmp_path: Path) -> 
     assert files.disk_usage(top).inodes == depth + 1
     files.remove_tree(top)
     assert not top.exists()
+
+
+def test_what_can_not_be_removed_stays_and_all_else_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An immutable file, as ``chattr +i`` makes one."""
+    top = tmp_path / "top"
+    for folder in ("a", "b/c", "d"):
+        (top / folder).mkdir(parents=True)
+        for name in ("stays" if folder == "b/c" else "x", "y"):
+            (top / folder / name).touch()
+    unlink = os.unlink
+
+    def refuse(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "stays":
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        unlink(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as immutable:
+        immutable.setattr(os, "unlink", refuse)
+        with pytest.raises(PermissionError, match=f"not permitted: 'stays in {top}'"):
+            files.remove_tree(top)
+    assert sorted(str(path.relative_to(top)) for path in top.rglob("*")) == ["b", "b/c", "b/c/stays"]
+    files.remove_tree(top)
+    assert not top.exists()
+
+
+def test_several_threads_remove_the_same_tree(tmp_path: Path) -> None:
+    """Deep enough for folders to be moved up on the way, which the others find there, or find gone."""
+    for round_ in range(8):
+        top = tmp_path / str(round_)
+        for branch in range(4):
+            path = top / str(branch)
+            for level in range(150):
+                path /= str(level)
+            path.mkdir(parents=True)
+            (path / "file").touch()
+        with ThreadPoolExecutor(3) as threads:
+            for done in [threads.submit(files.remove_tree, top) for _ in range(3)]:
+                done.result()
+        assert not top.exists()
 
 
 def test_removing_follows_no_link_and_is_idempotent(tmp_path: Path) -> None:
