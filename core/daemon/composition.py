@@ -99,7 +99,9 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         images=images,
         stats=stats,
         metrics=MetricsService(store, stats),
-        checkpoints=CheckpointService(config, store, slots, CheckpointParts(images, resources, locks, assembly.paths)),
+        checkpoints=CheckpointService(
+            config, store, slots, CheckpointParts(images, resources, locks, assembly.paths, exits)
+        ),
         restorer=PodRestorer(slots, pods, containers),
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),

@@ -5,6 +5,7 @@ Reached from ``cri`` with values, and from ``pods`` when a pod ends. Everything 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -244,7 +245,8 @@ class ContainerService:
         with on_behalf_of(record.pod_id, record.id):
             async with self._locks.hold(record.id, act):
                 record = self._changeable(record.id)
-                await self.slot_of(record).update(record.handle, resources)
+                async with self._exits.acting_on(record, act):
+                    await self.slot_of(record).update(record.handle, resources)
                 merged = merge_resources(record.resources, resources)
                 self._store.containers.put_fact(dataclasses.replace(self.get(record.id), resources=merged))
 
@@ -253,7 +255,8 @@ class ContainerService:
         record = self.running(container_id, "its log can't be reopened")
         with on_behalf_of(record.pod_id, record.id):
             await self.paths.require([record.log_path], f"log of container {record.id}")
-            await self.slot_of(record).reopen_log(record.handle)
+            async with self.acting_on(record, "ReopenContainerLog"):
+                await self.slot_of(record).reopen_log(record.handle)
 
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None) -> ExecOutput:
         """Run a command in a running container to its end, at most ``timeout_s`` (``None``: no limit)."""
@@ -267,7 +270,12 @@ class ContainerService:
                 timeout_s=timeout_s,
                 max_output_bytes=self._config.exec_output_max_bytes,
             )
-            return await self.slot_of(record).exec_sync(record.handle, request)
+            async with self.acting_on(record, "ExecSync"):
+                return await self.slot_of(record).exec_sync(record.handle, request)
+
+    def acting_on(self, record: ContainerRecord, act: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """See ``Exits.acting_on``."""
+        return self._exits.acting_on(record, act)
 
     def _changeable(self, container_id: str) -> ContainerRecord:
         record = self._store.containers.find(container_id)
@@ -339,9 +347,11 @@ class ContainerService:
         slot, started = self.slot_of(record), time.time_ns()
         try:
             await self._slots.extensions.container_starting(await self._views.of(record))
-            await self._let_run(slot, record)
+            async with self._exits.acting_on(record, "StartContainer", is_start=True):
+                await self._let_run(slot, record)
         except CrinoidError as error:
-            await self._note_start_error(slot, record, error)
+            if not self._exits.is_expected(record.id):  # else its end is noted as what it is
+                await self._note_start_error(slot, record, error)
             raise
         current = self.get(record.id)
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
@@ -380,6 +390,7 @@ class ContainerService:
     async def _kill(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
         """Kill the container; a shared PID namespace does not end the other processes by itself."""
         everyone = record.config.security.namespaces.pid is not NamespaceMode.CONTAINER
+        self._exits.expect(record.id)
         await slot.kill(record.handle, SIGKILL, everyone)
         timeout_s, since_s = self._config.kill_timeout_s, time.monotonic()
         if not await self._exits.happened(record.id, timeout_s):

@@ -4,14 +4,16 @@ The only place where a container gets to EXITED by itself; who needs the end wai
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import AsyncIterator
 
-from crinoid.core.api.errors import CrinoidError, NotFound
+from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.values.pod import NamespaceMode
-from crinoid.core.api.values.runtime import ExitStatus
+from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.events import EventBus, EventType
 from crinoid.core.lifecycle.views import ContainerViews
 from crinoid.core.slots.binding import Slots
@@ -20,6 +22,7 @@ from crinoid.core.state.records import ContainerRecord, ContainerState
 from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
+_MISTAKEN = (DriverError.grpc_status, InvalidArgument.grpc_status)
 UNSEEN = ExitStatus(255, 0, known=False)
 
 
@@ -32,6 +35,47 @@ class Exits:
         self._events = events
         self._views = ContainerViews(store, slots)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._being_ended: set[str] = set()
+
+    def expect(self, container_id: str) -> None:
+        """Note that a container is being ended: what fails in it from now on fails for that reason."""
+        self._being_ended.add(container_id)
+
+    def is_expected(self, container_id: str) -> bool:
+        """Tell whether a container is being ended, or was."""
+        return container_id in self._being_ended
+
+    @contextlib.asynccontextmanager
+    async def acting_on(self, record: ContainerRecord, act: str, *, is_start: bool = False) -> AsyncIterator[None]:
+        """A failure inside of a container that ends meanwhile is none of the runtime's, which takes it for one.
+
+        Raises NotFound or FailedPrecondition instead of what it raised. ``is_start``: the failure itself may have ended
+        the container, so that only an end which was expected counts.
+        """
+        try:
+            yield
+        except (
+            DriverError,
+            InvalidArgument,
+        ) as error:  # some say that a limit is wrong where there is no cgroup any more
+            if error.grpc_status not in _MISTAKEN or not await self._has_ended(record, is_start):
+                raise
+            self._store.containers.find(record.id)
+            raise FailedPrecondition(f"{act}: container {record.id} has ended meanwhile ({error.message})") from error
+
+    async def _has_ended(self, record: ContainerRecord, is_start: bool) -> bool:
+        current = self._store.containers.get(record.id)
+        if is_start or self.is_expected(record.id):
+            return self.is_expected(record.id)
+        if current is None or current.state is ContainerState.EXITED:
+            return True
+        pod = self._store.pods.get(record.pod_id)
+        slot = self._slots.runtimes.get(pod.runtime if pod else "")
+        try:
+            state = None if slot is None else await slot.state(record.handle)
+        except CrinoidError:
+            return False
+        return state is not None and state.status in (ContainerStatus.STOPPED, ContainerStatus.ABSENT)
 
     def watch(self, record: ContainerRecord) -> None:
         """Begin to wait for a container that has not ended."""
@@ -42,6 +86,7 @@ class Exits:
 
     def forget(self, container_id: str) -> None:
         """Stop waiting: the container is removed, or its end is known otherwise. Idempotent."""
+        self._being_ended.discard(container_id)
         if (task := self._tasks.pop(container_id, None)) is not None:
             task.cancel()
 

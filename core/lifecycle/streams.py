@@ -72,7 +72,8 @@ class StreamService:
                 stdout=choice.stdout,
                 stderr=choice.stderr and not choice.terminal,
             )
-            return await self._containers.slot_of(record).exec_stream(record.handle, request)
+            async with self._containers.acting_on(record, "exec"):
+                return await self._containers.slot_of(record).exec_stream(record.handle, request)
 
     async def attach(self, container_id: str, choice: StreamChoice) -> AttachSession:
         """Join the streams of a container that runs, or waits to be started. Whether it has a terminal, it knows."""
@@ -83,7 +84,8 @@ class StreamService:
             stderr=choice.stderr and not record.config.tty,
         )
         with on_behalf_of(record.pod_id, record.id):
-            return await self._containers.slot_of(record).attach(record.handle, request)
+            async with self._containers.acting_on(record, "attach"):
+                return await self._containers.slot_of(record).attach(record.handle, request)
 
     async def connect(self, pod_id: str, port: int) -> socket.socket:
         """Connect to a port on the pod's own loopback address, of IPv4 or else of IPv6: a socket that does not block.

@@ -20,7 +20,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,9 @@ _SHORT_BYTES = 1 << 11
 _KILL_S = 5.0
 _PAUSE_S = 0.01
 _REMOVE_TRIES = 50
+_MAKE_TRIES = 50
+GONE = frozenset({errno.ENOENT, errno.ENODEV})
+"""What the kernel says of a cgroup that is not there, and of the open files of one that has just been removed."""
 _MARK = "trusted.crinoid.owner"
 _ANYBODY = "-"
 _DRAWN_ID = re.compile(r"[0-9a-f]{64}")
@@ -101,7 +104,7 @@ class Hierarchies:
         """See the function of the same name."""
         _check(path)
         try:
-            self._make_everywhere(path)
+            _again_while_gone(lambda: self._make_everywhere(path))
         except NotADirectoryError as error:
             raise InvalidArgument(
                 f"cgroup {path} can't be made: {error.filename} is a file, by which the kernel controls the one above"
@@ -117,8 +120,12 @@ class Hierarchies:
                 self._make_in(root, path)
 
     def make_new(self, path: str, owner: str) -> None:
-        """See the function of the same name. mkdir itself tells whether it was there: no check can be too early."""
+        """See the function of the same name."""
         _check(path)
+        _again_while_gone(lambda: self._make_new(path, owner))
+
+    def _make_new(self, path: str, owner: str) -> None:
+        """mkdir itself tells whether it was there: no check can be too early."""
         parent = path.rstrip("/").rpartition("/")[0]
         if parent:
             self.make(parent)
@@ -509,6 +516,17 @@ def _cgroup_mounts(mountinfo: Iterable[str]) -> Iterator[tuple[str, str, list[st
         type_, _, rest = right.partition(" ")
         if type_ in ("cgroup", "cgroup2"):
             yield left.split(" ")[4], type_, rest.split(" ")[-1].split(",")
+
+
+def _again_while_gone(make: Callable[[], None]) -> None:
+    """Others remove what is empty, also above the cgroup that is being made, until that is whole."""
+    for _ in range(_MAKE_TRIES):
+        try:
+            return make()
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+    return make()
 
 
 def _check(path: str) -> None:

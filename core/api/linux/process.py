@@ -31,7 +31,7 @@ _NO_FDS: Mapping[int, int] = MappingProxyType({})
 _CLONE_FS = 0x200
 _PIECE_BYTES = 1 << 16
 _REAP_S = 5.0
-_MOVE_TRIES = 10
+_MOVE_TRIES = 50
 _EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _NOT_RUNNABLE = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
@@ -236,7 +236,7 @@ def _in_cgroup(cgroup: str, move: Callable[[], None]) -> None:
             return move()
         except OSError as error:
             # ENOSPC: somebody is making it at this moment, and has yet to give its cpuset processors.
-            if error.errno not in (errno.ENOENT, errno.ENOSPC):
+            if error.errno not in cgroups.GONE | {errno.ENOSPC}:
                 raise
             cgroups.make(cgroup)
     return move()

@@ -40,6 +40,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle import userns
 from crinoid.core.lifecycle.checkpoint import archive
 from crinoid.core.lifecycle.checkpoint.rootdiff import write_diff
+from crinoid.core.lifecycle.exits import Exits
 from crinoid.core.lifecycle.images.service import ImageService
 from crinoid.core.lifecycle.locks import Locks
 from crinoid.core.lifecycle.ownership import checkpoint_key
@@ -62,6 +63,7 @@ class CheckpointParts:
     resources: Resources
     locks: Locks
     paths: PathProbes
+    exits: Exits
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class CheckpointService:
         self._locks = parts.locks
         self._path_s = config.pods.path_timeout_s
         self._paths = parts.paths
+        self._exits = parts.exits
 
     async def container(self, container_id: str, location: str, timeout_s: float) -> None:
         """Write the archive of a running container to ``location``, which it replaces when it is whole.
@@ -210,9 +213,11 @@ class CheckpointService:
         """Freeze all, capture each, let all go on."""
         try:
             for subject in subjects:
-                await self._resources.pause(owner, subject.slot, subject.record.handle)
+                async with self._exits.acting_on(subject.record, "checkpoint"):
+                    await self._resources.pause(owner, subject.slot, subject.record.handle)
             for subject in subjects:
-                await self._capture_one(subject, limit_s)
+                async with self._exits.acting_on(subject.record, "checkpoint"):
+                    await self._capture_one(subject, limit_s)
         finally:
             await asyncio.shield(self._resources.resume(owner))
 

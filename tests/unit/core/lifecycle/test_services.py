@@ -20,10 +20,10 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.linux import files, mount
 from crinoid.core.api.values.network import Attachment, NetworkRequest
-from crinoid.core.api.values.pod import NamespaceMode, PodMetadata
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodMetadata
 from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle import resources
+from crinoid.core.lifecycle import backoff, resources
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.lifecycle.resources import CGROUP, CONTAINER, DEFERRED, DIRECTORY, MOUNT, NETWORK, SNAPSHOT
 from crinoid.core.state.records import ContainerState, PodState
@@ -311,7 +311,7 @@ async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_
     dead, other = (fake_node.folder / owner / name for name in ("dead", "other"))
     monkeypatch.setattr(resources, "_UNDO_S", 0.1)
     monkeypatch.setattr(resources, "_QUIET_S", 0.1)
-    monkeypatch.setattr(resources, "RETRY_S", 0.05)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.05)
 
     def remove(path: Path) -> None:
         if path == dead:
@@ -329,6 +329,39 @@ async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_
     finally:
         end.set()
     await eventually(lambda: services.resources.deferred() == [])
+
+
+async def test_what_fails_in_a_container_that_ends_meanwhile_is_no_failure_of_the_runtime(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(), "")
+    container = await services.containers.create(pod, a_container(), None)
+    await services.containers.start(container)
+    for hook in ("exec_sync", "update"):
+        fake_node.runtime.fail(hook, *[DriverError("the container is not running") for _ in range(2)])
+
+    async def act(name: str) -> None:
+        if name == "exec":
+            await services.containers.exec_sync(container, ("true",), None)
+        else:
+            await services.containers.update(container, LinuxResources(cpu_shares=5), {})
+
+    for name in ("exec", "update"):
+        with pytest.raises(DriverError, match="is not running"):
+            await act(name)
+    services.exits.expect(container)
+    for name in ("exec", "update"):
+        with pytest.raises(FailedPrecondition, match=f"container {container} has ended meanwhile .*is not running"):
+            await act(name)
+
+
+async def test_a_start_that_a_stop_comes_before_notes_no_error_of_the_start(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    container = await services.containers.create(await services.pods.run(a_pod(), ""), a_container(), None)
+    fake_node.runtime.fail("start", DriverError("cannot start a container that has stopped"))
+    services.exits.expect(container)
+    with pytest.raises(FailedPrecondition, match="has ended meanwhile"):
+        await services.containers.start(container)
+    assert services.containers.get(container).reason != "StartError"
 
 
 async def test_a_process_that_can_not_be_removed_is_an_error_and_stays_on_record(fake_node: FakeNode) -> None:
