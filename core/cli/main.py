@@ -28,6 +28,9 @@ class LazyCommand:
 
 COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("crinoid.core.cli.serve", "serve", "Serve the CRI on a unix socket until SIGTERM."),
+    "upgrade": LazyCommand(
+        "crinoid.core.cli.upgrade", "upgrade", "Take over from the daemon that runs: no client's call fails."
+    ),
     "ctl": LazyCommand("crinoid.core.cli.ctl", "ctl", "Work with the pods, containers and images of a CRI endpoint."),
     "image": LazyCommand("crinoid.core.cli.image", "image", "Verify, repair and prune the images of a node."),
     "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),

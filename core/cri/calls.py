@@ -12,17 +12,18 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere
+from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere, Unavailable
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
+from crinoid.core.cri.forwarding import Forwarder
 from crinoid.core.cri.wire import api_pb2
 
 Method = Callable[[Any], Awaitable[Message | bytes]]
@@ -30,6 +31,9 @@ Method = Callable[[Any], Awaitable[Message | bytes]]
 
 StreamMethod = Callable[[Any], AsyncGenerator[Message | bytes, None]]
 """One RPC that answers with a stream; what it is about, such as a subscription, begins with the call, not the loop."""
+
+_GIVE_UP_S = 5.0
+"""How long calls that are given up may take to end."""
 
 _log = logging.getLogger("crinoid.cri")
 
@@ -68,12 +72,17 @@ class Malformed:
 
 
 class Calls:
-    """The lifecycle of all calls of a server; ``in_flight`` counts those under way by RPC."""
+    """The lifecycle of all calls of a server; ``in_flight`` counts those under way by RPC.
+
+    Once there is a ``forwarder``, calls that come in are another daemon's to answer.
+    """
 
     def __init__(self, hooks: CallHooks, ended: Callable[[], None]) -> None:
         """``ended`` is called at the end of each call."""
         self.in_flight: Counter[str] = Counter()
         self._ended = ended
+        self.forwarder: Forwarder | None = None
+        self._scopes: dict[asyncio.Task[object], tuple[str, asyncio.Timeout]] = {}
         self._observe = hooks.observe
         self._trace = hooks.span
 
@@ -82,7 +91,8 @@ class Calls:
         with _Life(self, rpc, request) as life:
             try:
                 with self._span(rpc, context):
-                    return await method(_readable(request))
+                    async with self._scope(rpc):
+                        return await method(_readable(request))
             except BaseException as error:  # here ends, as a status, whatever went wrong
                 if not _is_answered(error):
                     raise
@@ -97,7 +107,7 @@ class Calls:
         with _Life(self, rpc, request) as life:
             try:
                 with self._span(rpc, context):
-                    async with contextlib.aclosing(method(_readable(request))) as answers:
+                    async with self._scope(rpc), contextlib.aclosing(method(_readable(request))) as answers:
                         await context.send_initial_metadata(())
                         async for answer in answers:
                             await context.write(answer)
@@ -106,6 +116,34 @@ class Calls:
                     raise
                 await life.fail(error, context)
                 raise
+
+    async def drain(self, timeout_s: float, but: Collection[str] = ()) -> None:
+        """Wait for the end of all calls under way here ``but`` those of some RPCs, and of what follows their answers.
+
+        After ``timeout_s`` the others are given up: they are answered UNAVAILABLE.
+        """
+        tasks = {task for task, (rpc, _) in self._scopes.items() if rpc not in but}
+        pending = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else set()
+        for task in pending:
+            if task in self._scopes:
+                self._scopes[task][1].reschedule(0)
+        if pending:
+            await asyncio.wait(pending, timeout=_GIVE_UP_S)
+
+    @contextlib.asynccontextmanager
+    async def _scope(self, rpc: str) -> AsyncIterator[None]:
+        """What ``drain`` can end: no client has gone then, so it has to be an error of ours."""
+        task = asyncio.current_task()
+        assert task is not None  # a call runs in a task of grpc's
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._scopes[task] = (rpc, scope)
+                task.add_done_callback(lambda done: self._scopes.pop(done, None))
+                yield
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise Unavailable(f"{rpc} had not ended when another crinoid took over: ask it again") from error
 
     def note(self, rpc: str, request: object, seconds: float, code: str, text: str) -> None:
         """Tell of the end of a call, in the log and to whoever measures; ``text`` says what went wrong."""
@@ -210,6 +248,8 @@ def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls)
     run = calls.serve_stream if rpc.server_streaming else calls.serve
 
     async def serve(request: Message | Malformed, context: Any) -> Message | bytes | None:
+        if calls.forwarder is not None and not isinstance(request, Malformed):
+            return await calls.forwarder.pass_on(rpc, request, context)
         return await run(rpc.name, method, request, context)
 
     make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler

@@ -6,6 +6,7 @@ How the socket comes to its place and goes is ``core.api.linux.sockets``'.
 import asyncio
 import grp
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
+from crinoid.core.cri.forwarding import Forwarder
 from crinoid.core.cri.image_service import ImageService
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.services import Services
@@ -28,6 +30,12 @@ _HANDSHAKE_MS = 10_000
 """For a client on the same machine to say that it speaks HTTP/2, and to acknowledge our settings."""
 _IDLE_MS = 300_000
 """After so long without a call a connection is closed, which its client makes anew when it needs one."""
+_ENDLESS = frozenset({"GetContainerEvents"})
+_STREAMS_END_S = 5.0
+"""How long streams of events may take to end: a client may be slow to read what is left."""
+AGE_S = 600.0
+"""After so long, a tenth more or less, a client is asked to make its connection anew, without the loss of a call: so
+that a daemon which was taken over has no client some time later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +60,53 @@ class Endpoint:
     max_connections: int = 256
 
 
+class Listener:
+    """A socket that gRPC listens on: connections wait in it until the server starts."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.server = grpc.aio.server(options=_options(endpoint), maximum_concurrent_rpcs=endpoint.max_requests)
+        self.place = SocketPlace(endpoint.path)
+        self._endpoint = endpoint
+        self._is_published = False
+
+    async def listen(self, *, taking_over: bool = False) -> None:
+        """Listen beside the socket's place, which may be another daemon's still with ``taking_over``.
+
+        Raises ConfigurationError when the socket can't be made or another daemon serves it.
+        """
+        await asyncio.to_thread(self.place.claim, taking_over=taking_over)
+        try:
+            self.server.add_insecure_port(f"unix:{self.place.passing}")
+        except RuntimeError as error:
+            self.place.release()
+            raise ConfigurationError(f"can't listen on {self.place.passing}: {error}") from error
+
+    def publish(self) -> None:
+        """Move the socket to its place: clients that connect from now on are this daemon's. Once."""
+        if not self._is_published:
+            self.place.publish(self._endpoint.mode, _find_group(self._endpoint.group))
+            self._is_published = True
+
+
 class Server:
     """Serves the CRI from ``start`` to ``stop``, once."""
 
-    def __init__(self, endpoint: Endpoint, services: Services, hooks: CallHooks = NO_HOOKS) -> None:
+    def __init__(
+        self, endpoint: Endpoint, services: Services, hooks: CallHooks = NO_HOOKS, listener: Listener | None = None
+    ) -> None:
+        """``listener``: one that listens already."""
         self._endpoint = endpoint
         self._trimmer = Trimmer()
         self._calls = Calls(hooks, self._trimmer.note)
-        self._server = grpc.aio.server(options=_options(endpoint), maximum_concurrent_rpcs=endpoint.max_requests)
+        self._listens = listener is not None
+        self._listener = listener or Listener(endpoint)
+        self._server = self._listener.server
         self._server.add_generic_rpc_handlers(
             (
                 generic_handler("RuntimeService", RuntimeService(services), self._calls),
                 generic_handler("ImageService", ImageService(services), self._calls),
             )
         )
-        self._place = SocketPlace(endpoint.path)
 
     @property
     def in_flight(self) -> Counter[str]:
@@ -74,27 +114,36 @@ class Server:
         return self._calls.in_flight
 
     async def start(self) -> None:
-        """Listen. Raises ConfigurationError when the socket can't be made or another daemon serves it."""
-        gid = _find_group(self._endpoint.group)
-        await asyncio.to_thread(self._place.claim)
-        try:
-            self._server.add_insecure_port(f"unix:{self._place.passing}")
-        except RuntimeError as error:
-            self._place.release()
-            raise ConfigurationError(f"can't listen on {self._place.passing}: {error}") from error
+        """Listen, and serve. Raises ConfigurationError when the socket can't be made or another daemon serves it."""
+        _find_group(self._endpoint.group)
+        if not self._listens:
+            await self._listener.listen()
         try:
             await self._server.start()
-            self._place.publish(self._endpoint.mode, gid)
+            self._listener.publish()
         except BaseException:
-            self._place.release()
+            self._listener.place.release()
             await self._server.stop(None)  # takes the socket away again
             raise
 
+    async def hand_over(self, grace_s: float, end_streams: Callable[[], None]) -> None:
+        """Pass all calls from now on to the daemon that listens at the socket's path; return when none is left here.
+
+        Those under way have ``grace_s`` seconds to end; then ``end_streams`` is to end those that never do by
+        themselves, whose clients have got by then all that came of the others.
+        """
+        self._calls.forwarder = Forwarder(self._endpoint.path)
+        await self._calls.drain(grace_s, _ENDLESS)
+        end_streams()
+        await self._calls.drain(_STREAMS_END_S)
+
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give those under way ``grace_s`` seconds, cancel the rest. Idempotent."""
-        self._place.withdraw()
+        self._listener.place.withdraw()
         await self._server.stop(grace_s)
         self._trimmer.close()
+        if self._calls.forwarder is not None:
+            await self._calls.forwarder.close()
 
     async def wait(self) -> None:
         """Wait until the server has been stopped."""
@@ -128,6 +177,7 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", _HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.max_connection_age_ms", int(AGE_S * 1000)),
         (
             "grpc.http2.max_ping_strikes",
             0,

@@ -87,10 +87,14 @@ RULES: Sequence[Rule] = (
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """``passage``: where pods and containers lie, ``run`` or instead of it; ``unlock`` gives both up early."""
+    """``passage``: where pods and containers lie, ``run`` or instead of it.
+
+    ``unlock`` gives both up early, whatever still goes on in them; ``release`` does when nothing does any more.
+    """
 
     passage: Path
     unlock: Callable[[], None]
+    release: Callable[[], None]
 
 
 @contextmanager
@@ -115,8 +119,15 @@ def taken(config: Config) -> Iterator[Taken]:
             passage = _passage(config.run)
         if changed:
             LOG.info("%d files and folders of %s and %s were open to others: closed", changed, config.root, config.run)
-        yield Taken(passage, lambda: _unlock(held))
-        _give_up(config.run, passage)
+
+        def release() -> None:
+            if held:
+                _give_up(config.run, passage)
+                _unlock(held)
+                held.clear()
+
+        yield Taken(passage, lambda: _unlock(held), release)
+        release()
 
 
 def find_passage(run: Path) -> Path:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, StateUnavailable
@@ -15,27 +16,37 @@ from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.config.models import Config
 from crinoid.core.cri.calls import CallHooks
-from crinoid.core.cri.server import Endpoint, Server
+from crinoid.core.cri.server import AGE_S, Endpoint, Listener, Server
 from crinoid.core.daemon import directories, logs, nulldevice
 from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
 from crinoid.core.daemon.settling import settling
+from crinoid.core.daemon.takeover import Handover, Predecessor
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.slots.binding import bind
 from crinoid.core.slots.running import HookCalls
+from crinoid.core.slots.selection import check
 
 LOG = logging.getLogger(__name__)
 _CLOSE_S = 5.0
 """How long the services may take to give up what is under way, once the server has stopped."""
+_EVENTS_KEPT_S = 60.0
+"""How long after a takeover events are kept for clients that subscribe again: a kubelet does within seconds."""
+_FORWARD_S = 1.2 * AGE_S
+"""How long calls are passed on to a successor: no connection is older."""
 _LEAST_DESCRIPTORS = 256
 _CANCEL_S = 2.0
 """How long what is still under way then may take to end."""
 
 
-def serve(paths: ConfigPaths) -> None:
-    """Run the daemon to its end. Raises ConfigurationError when it can't start, StateUnavailable if not now."""
+def serve(paths: ConfigPaths, *, takeover: bool = False) -> None:
+    """Run the daemon to its end; with ``takeover`` in the place of the one that runs, if there is one.
+
+    Raises ConfigurationError when it can't start, StateUnavailable if not now; where it has not taken over by then,
+    the one that runs serves on.
+    """
     os.umask(rights.UMASK)
     _take_descriptors()
     memory.limit_arenas(1)  # threads hold the interpreter's lock while they allocate, mostly
@@ -43,15 +54,35 @@ def serve(paths: ConfigPaths) -> None:
     logs.set_up(loaded.config.log)
     if os.geteuid() != 0:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
-    with directories.taken(loaded.config) as taken:
-        SocketPlace(loaded.config.server.socket).check()  # a daemon that can't serve must not begin to tidy up
+    watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
+    with ExitStack() as ending:
+        listener = None
+        if takeover:
+            runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
+            listener = runner.run(_take_over(loaded))
+        taken = ending.enter_context(directories.taken(loaded.config))
+        if listener is None:
+            SocketPlace(loaded.config.server.socket).check()  # a daemon that can't serve must not begin to tidy up
         if problem := nulldevice.find_problem():
             LOG.error("the host's null device: %s", problem)
-        watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
         watchdog.start()
-        with asyncio.Runner(loop_factory=lambda: watchdog.loop) as runner:
-            _run(runner.get_loop(), _serve(loaded, watchdog, taken))
+        if not takeover:
+            runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
+        _run(runner.get_loop(), _serve(loaded, watchdog, taken, listener))
         watchdog.stop()
+
+
+async def _take_over(loaded: Loaded) -> Listener | None:
+    """Be ready, take the socket's place, and have the daemon that runs let go; ``None`` where none does."""
+    if (predecessor := await Predecessor.find(loaded.config)) is None:
+        return None
+    check(loaded.config, loaded.origins)  # with drivers that can't be used it is better to leave all as it is
+    listener = Listener(_endpoint(loaded.config))
+    await listener.listen(taking_over=True)
+    listener.publish()
+    notify(f"MAINPID={os.getpid()}")
+    await predecessor.send_away()
+    return listener
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, None]) -> None:
@@ -70,10 +101,13 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
             LOG.error("a task or callback outside every request tried to end the daemon", exc_info=error)
 
 
-async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
-    """Serve until a signal comes, and end in bounded time then, whatever hangs: see ``_end``."""
+async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Listener | None) -> None:
+    """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``.
+
+    ``listener``: where clients of an earlier daemon wait already.
+    """
     config = loaded.config
-    stopping = _stop_signals()
+    stopping, handover = _stop_signals(), Handover(config, os.getpid())
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
     slots = bind(config, loaded.origins, instruments, __version__, watchdog.calls)
     watchdog.know(slots.all())
@@ -85,33 +119,63 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken) -> None:
     instruments.show("crinoid_unrecorded_changes", about, node.store.count_late)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
+    if listener is not None:
+        node.events.keep(_EVENTS_KEPT_S)
+    server: Server | None = None
     try:
         with _fault_named():
             is_up = await _ends_before(stopping, node.recover())
         if not is_up:
             return
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
-        server = Server(_endpoint(config), node, hooks)
+        server = Server(_endpoint(config), node, hooks, listener)
         await node.streams.start()
         await server.start()
+        await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         watchdog.phase = "serving"
-        notify("READY=1", f"STATUS=serving {config.server.socket}")
+        notify(f"MAINPID={os.getpid()}", "READY=1", f"STATUS=serving {config.server.socket}")
         async with settling(instruments):
-            await stopping.wait()
+            await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
-        notify("STOPPING=1")
-        LOG.info("stopping; pods and containers run on")
-        node.events.close()  # whoever follows them would follow for ever
-        await server.stop(config.server.graceful_stop_s)
+        if handover.requested.is_set():
+            LOG.info("another daemon takes over")
+            await server.hand_over(config.server.graceful_stop_s, node.events.close)
+        else:
+            notify("STOPPING=1")
+            LOG.info("stopping; pods and containers run on")
+            handover.close()
+            node.events.close()  # whoever follows them would follow for ever
+            await server.stop(config.server.graceful_stop_s)
     except BaseException as error:
         failure = error
         raise
     finally:
-        await _close("what is under way", node.close())
+        is_closed = await _close("what is under way", node.close())
         node.store.close()  # what hangs is no reason to keep the state open: every moment's ledger can be recovered
         await _close("metrics and traces", instruments.close())
+        if is_closed and server is not None and handover.requested.is_set():
+            await _forward(server, handover, taken, stopping)
+        handover.close()
         await _end(node, taken.unlock, failure)
+
+
+async def _forward(server: Server, handover: Handover, taken: Taken, stopping: asyncio.Event) -> None:
+    """Let the successor have everything, and pass calls on to it until all connections have been made anew."""
+    taken.release()
+    handover.finish()
+    LOG.info("another daemon has taken over; calls of clients that are still connected here are passed on to it")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), _FORWARD_S)
+    LOG.info("ending: clients have had the time to connect to the other daemon")
+    await server.stop(_CLOSE_S)
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait(), name="waiting for the end") for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _ends_before(stopping: asyncio.Event, work: Coroutine[object, object, None]) -> bool:
@@ -153,14 +217,17 @@ def _fault_named() -> Iterator[None]:
         ) from error
 
 
-async def _close(what: str, closing: Coroutine[object, object, None]) -> None:
-    """Close something within ``_CLOSE_S``. What fails or hangs keeps nothing else from being closed."""
+async def _close(what: str, closing: Coroutine[object, object, None]) -> bool:
+    """Close something within ``_CLOSE_S``; tell whether it is. What fails or hangs keeps nothing else from that."""
     task = asyncio.create_task(closing, name=f"close {what}")
     await asyncio.wait({task}, timeout=_CLOSE_S)
     if not task.done():
         LOG.error("%s has not ended after %g s: it is left to the next start", what, _CLOSE_S)
     elif (error := task.exception()) is not None:
         LOG.error("%s could not be closed", what, exc_info=error)
+    else:
+        return True
+    return False
 
 
 async def _end(node: Composition, unlock: Callable[[], None], failure: BaseException | None) -> None:

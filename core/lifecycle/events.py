@@ -4,6 +4,9 @@
 queue of its own. A reader that falls behind loses nothing silently: it gets what was queued, then an error, at which
 the kubelet lists everything anew. Records are frozen, so an event holds the state as it was.
 
+After a takeover (``daemon.takeover``) what happens is kept for a minute, so that a client of the earlier daemon, whose
+stream had all events up to its end, misses none when it subscribes again.
+
 A pod is told of as a container with the pod's id, as with every peer. Source: api.proto, ContainerEventResponse.
 """
 
@@ -100,13 +103,22 @@ class EventBus:
         self._length = queue_length
         self._readers: WeakSet[EventReader] = WeakSet()
         self._held: dict[str, list[Event]] = {}
+        self._kept: list[Event] = []
+        self._keep_until_s = 0.0
         self._closed = False
+
+    def keep(self, seconds: float) -> None:
+        """For so long, keep what happens for everybody who subscribes: clients of an earlier daemon come back."""
+        self._keep_until_s = time.monotonic() + seconds
 
     def subscribe(self) -> EventReader:
         """Return a reader of all that happens from now on; one that nobody holds any more is forgotten."""
         reader = EventReader(self._length)
         if self._closed:
             reader.end(_closed())
+        if self._is_keeping():
+            for event in self._kept:
+                reader.put(event)
         self._readers.add(reader)
         return reader
 
@@ -135,7 +147,7 @@ class EventBus:
             reader.end(_closed())
 
     def _publish(self, kind: EventType, subject_id: str, pod: PodRecord | None) -> None:
-        if not self._readers:
+        if not self._readers and not self._is_keeping():
             return
         containers = () if pod is None else tuple(self._store.containers_of(pod.id))
         event = Event(kind, subject_id, time.time_ns(), pod, containers)
@@ -144,7 +156,15 @@ class EventBus:
         else:
             self._hand_out(event)
 
+    def _is_keeping(self) -> bool:
+        keeps = time.monotonic() < self._keep_until_s
+        if not keeps:
+            self._kept.clear()
+        return keeps
+
     def _hand_out(self, event: Event) -> None:
+        if self._is_keeping() and len(self._kept) < self._length:
+            self._kept.append(event)
         for reader in tuple(self._readers):
             reader.put(event)
 

@@ -48,8 +48,10 @@ class Reserve:
         return whole
 
     def close(self) -> None:
-        """Give the descriptor back; the space goes when SQLite truncates or removes the file."""
-        os.close(self._descriptor)
+        """Give the descriptor back; the space goes when SQLite truncates or removes the file. Idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _made(self, end: int) -> bool:
         try:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -98,7 +99,29 @@ class Daemon:
             time.sleep(patient(0.02))
         raise AssertionError(f"the daemon does not serve after {START_S} s:\n{self.tail()}")
 
-    def launch(self) -> None:
+    def take_over(self) -> subprocess.Popen[bytes]:
+        """Have another daemon take over, and wait until it serves; return the process that was the daemon before."""
+        before = self.process
+        assert before is not None
+        self.launch("--takeover")
+        assert self.process is not None
+        deadline = time.monotonic() + START_S
+        while self.serving_pid() != self.process.pid:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.tail()}"
+            assert time.monotonic() < deadline, f"it does not serve:\n{self.tail()}"
+            time.sleep(patient(0.02))
+        return before
+
+    def serving_pid(self) -> int | None:
+        """Ask for the process id of the daemon that serves now."""
+        with socket.socket(socket.AF_UNIX) as asking, contextlib.suppress(OSError):
+            asking.settimeout(patient(2))
+            asking.connect(str(self.run / "takeover.sock"))
+            asking.sendall(b"who\n")
+            return int(asking.recv(20) or b"0")
+        return None
+
+    def launch(self, *arguments: str) -> None:
         """Start, and don't wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         head = f"root = {json.dumps(str(self.root))}\nrun = {json.dumps(str(self.run))}\n"
@@ -107,7 +130,8 @@ class Daemon:
         drop_ins = self.folder / "conf.d"
         drop_ins.mkdir(exist_ok=True)
         (drop_ins / "50-test.toml").write_text(self.config)
-        command = [*self.prefix, self.python, "-m", self.module, "serve", "--config", str(self.config_file)]
+        options = ["--config", str(self.config_file), *arguments]
+        command = [*self.prefix, self.python, "-m", self.module, "serve", *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -43,7 +43,7 @@ class SocketPlace:
         """Where to bind the socket."""
         return self.path.with_name(f"{self.path.name}~")
 
-    def check(self) -> None:
+    def check(self, *, taking_over: bool = False) -> None:
         """Raise ConfigurationError when the place is too long, something else's, or served by another daemon."""
         if len(os.fsencode(self.passing)) > _MAX_PATH_BYTES:
             raise ConfigurationError(
@@ -57,14 +57,17 @@ class SocketPlace:
             raise ConfigurationError(
                 f"{self.path} is there and is no socket; remove it or choose another path for the socket"
             )
-        if _is_served(self.path):
+        if not taking_over and _is_served(self.path):
             raise ConfigurationError(
                 f"another daemon serves {self.path}; stop it, or choose another path for the socket"
             )
 
-    def claim(self) -> None:
-        """Make sure that the place is ours to take, and keep others from taking it. Raises ConfigurationError."""
-        self.check()
+    def claim(self, *, taking_over: bool = False) -> None:
+        """Make sure that the place is ours to take, and keep others from taking it. Raises ConfigurationError.
+
+        ``taking_over``: from a daemon that serves it still, and knows.
+        """
+        self.check(taking_over=taking_over)
         try:
             rights.make_directories(self.path.parent, self._directory_mode)
             self._turn = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,7 +75,7 @@ class SocketPlace:
             raise ConfigurationError(f"can't make the folder of the socket {self.path}: {error}") from error
         try:
             self._take_turn()
-            self.check()  # again, as another may have published its own
+            self.check(taking_over=taking_over)  # again, as another may have published its own
             self.passing.unlink(missing_ok=True)  # of a daemon that was killed before it could publish
         except OSError as error:
             self.release()

@@ -36,7 +36,7 @@ from crinoid.core.api.values.image import Credentials
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.client import Client, rpc_names
-from crinoid.core.cri.server import Endpoint, Server
+from crinoid.core.cri.server import Endpoint, Listener, Server
 from crinoid.core.cri.wire import api_pb2
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerState, PodState
@@ -653,3 +653,57 @@ class TestClient:
             await client.call("ListContainer")
         with pytest.raises(InvalidArgument, match="container"):
             await client.call("StartContainer", {"container": "c1"})
+
+
+class TestHandover:
+    async def test_calls_go_to_the_successor_over_the_connections_that_are_there(
+        self, server: Server, client: Client, endpoint: Endpoint, services: SimpleNamespace
+    ) -> None:
+        """One call is under way, one waits for a successor that listens and does not serve yet, one fails there."""
+        services.pods.pause = asyncio.Event()
+        under_way = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
+        await wait_until(lambda: server.in_flight["RunPodSandbox"])
+        following = asyncio.create_task(anext(client.stream("GetContainerEvents")))
+        await wait_until(lambda: server.in_flight["GetContainerEvents"])
+        listener = Listener(endpoint)
+        await listener.listen(taking_over=True)
+        listener.publish()
+        ended: list[bool] = []
+
+        def end_streams() -> None:
+            ended.append(under_way.done())
+            services.events.reader.end(Unavailable("subscribe again"))
+
+        handing_over = asyncio.create_task(server.hand_over(60, end_streams))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(client.call("Version"))
+        services.pods.pause.set()
+        await handing_over
+        assert (await under_way)["pod_sandbox_id"]
+        assert ended == [True]
+        with pytest.raises(Unavailable, match="subscribe again"):
+            await following
+        assert not waiting.done()
+        other = SimpleNamespace(**vars(services) | {"node": type(services.node)()})
+        other.node.version = "2.0.0"
+        successor = Server(endpoint, other, listener=listener)
+        await successor.start()
+        assert (await waiting)["runtime_version"] == "2.0.0"
+        with pytest.raises(NotFound, match="there is no pod x"):
+            await client.call("PodSandboxStatus", {"pod_sandbox_id": "x"})
+        streamed = [answer async for answer in client.stream("StreamPodSandboxes")]
+        assert {pod["id"] for answer in streamed for pod in answer["pod_sandboxes"]} == {"pod1", "pod2"}
+        await server.stop(1)
+        assert endpoint.path.is_socket()  # it is the successor's
+        await successor.stop(0)
+
+    async def test_what_does_not_end_is_given_up(
+        self, server: Server, client: Client, services: SimpleNamespace
+    ) -> None:
+        services.pods.pause = asyncio.Event()
+        calling = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
+        await wait_until(lambda: server.in_flight["RunPodSandbox"])
+        await server.hand_over(0.01, lambda: None)
+        with pytest.raises(Unavailable, match="RunPodSandbox had not ended when another crinoid took over: ask it"):
+            await calling
+        assert services.pods.cancelled

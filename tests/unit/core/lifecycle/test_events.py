@@ -10,6 +10,7 @@ from crinoid.core.api.errors import DriverError, ResourceExhausted, Unavailable
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerHandle
+from crinoid.core.lifecycle import events
 from crinoid.core.lifecycle.events import EventBus, EventReader, EventType
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
@@ -123,6 +124,24 @@ async def test_the_end_of_a_container_comes_after_its_start(store: Store) -> Non
         ("c1", EventType.STARTED),
         ("c1", EventType.STOPPED),
     ]
+
+
+async def test_after_a_takeover_what_happens_is_kept_for_those_who_come_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(events.time, "monotonic", lambda: now_s)
+    bus = EventBus(store)
+    bus.keep(60)
+    bus.tell_container(EventType.STOPPED, CONTAINER)
+    first = bus.subscribe()
+    bus.tell_pod(EventType.STOPPED, POD)
+    wanted = [("c1", EventType.STOPPED), ("p1", EventType.STOPPED)]
+    assert await take(first, 2) == await take(bus.subscribe(), 2) == wanted
+    now_s += 61
+    late = bus.subscribe()
+    bus.tell_pod(EventType.DELETED, POD)
+    assert await take(late, 1) == await take(first, 1) == [("p1", EventType.DELETED)]
 
 
 async def test_a_reader_that_nobody_holds_is_forgotten(store: Store) -> None:

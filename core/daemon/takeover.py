@@ -1,0 +1,109 @@
+"""How a new daemon takes over from the one that runs, without a client's call failing: both sides of it.
+
+The new one (``take_over``) loads its configuration and drivers first, so that what is wrong is found while the old one
+serves. It listens at the socket's path, where calls wait, and says ``go`` on a socket in ``run`` that only root can
+open. The old one (``Handover``) passes on what comes over its connections from now on, lets calls under way end, closes
+the state and the directories, and says ``gone``. It lives on until its last client has moved (``cri.forwarding``).
+"""
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+from crinoid.core.config.models import Config
+
+LOG = logging.getLogger(__name__)
+_GO, _GONE, _WHO = b"go\n", b"gone\n", b"who\n"
+_BEYOND_GRACE_S = 30.0
+"""How much longer than the calls under way the old daemon may take to let go of everything."""
+_ANSWER_S = 2.0
+
+
+def _place(config: Config) -> Path:
+    return config.run / "takeover.sock"
+
+
+class Handover:
+    """The old daemon's side: listens for a successor. ``requested`` is set when one is ready."""
+
+    def __init__(self, config: Config, pid: int) -> None:
+        self.requested = asyncio.Event()
+        self._path = _place(config)
+        self._pid = pid
+        self._server: asyncio.Server | None = None
+        self._successor: asyncio.StreamWriter | None = None
+
+    async def listen(self) -> None:
+        """Be there for a successor. Nobody else than root can connect, by the umask; ``run`` is locked by us."""
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._path)
+
+    def finish(self) -> None:
+        """Tell the successor that all is let go of, and make room for its own socket."""
+        self.close()
+        if self._successor is not None:
+            with contextlib.suppress(OSError):
+                self._successor.write(_GONE)
+                self._successor.close()
+
+    def close(self) -> None:
+        """Be there no more. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        match await reader.readline():
+            case b"who\n":
+                writer.write(f"{self._pid}\n".encode())
+                await writer.drain()
+                writer.close()
+            case b"go\n" if not self.requested.is_set():
+                self._successor = writer
+                self.requested.set()
+            case _:
+                writer.close()
+
+
+class Predecessor:
+    """The new daemon's side: the daemon that runs."""
+
+    def __init__(self, config: Config, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+        self._limit_s = config.server.graceful_stop_s + _BEYOND_GRACE_S
+        self._reader, self._writer = streams
+
+    @classmethod
+    async def find(cls, config: Config) -> "Predecessor | None":
+        """Connect to the daemon that runs over the same ``run``; ``None``: there is none, or it is an earlier one."""
+        try:
+            return cls(config, await asyncio.open_unix_connection(_place(config)))
+        except OSError:
+            return None
+
+    async def send_away(self) -> None:
+        """Have it let go of everything."""
+        LOG.info("taking over from the daemon that runs")
+        self._writer.write(_GO)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                answer = await self._reader.readline()
+        except (TimeoutError, OSError):
+            answer = b""
+        self._writer.close()
+        if answer != _GONE:  # it has ended, maybe: the locks will tell
+            LOG.warning("the daemon that ran has not said that it is done within %g s, or has ended", self._limit_s)
+
+
+async def serving_pid(config: Config) -> int | None:
+    """Return the process id of the daemon that serves over this ``run``; ``None`` where none answers."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(_place(config))
+            writer.write(_WHO)
+            answer = await reader.readline()
+            writer.close()
+    except (TimeoutError, OSError):
+        return None
+    return int(answer) if answer.strip().isdigit() else None

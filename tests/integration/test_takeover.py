@@ -1,0 +1,217 @@
+"""A new daemon takes over from the one that runs: clients see a pause, and neither a failure nor a lost event."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+
+from crinoid.core.cri.wire import api_pb2
+from integration.conftest import Node
+from integration.own_nodes import own_node
+from integration.pods import refused, until
+from support.cri import Cri
+from support.daemon import pod_config
+from support.patience import patient
+
+CREATED, STARTED, STOPPED = (
+    api_pb2.ContainerEventType.Value(f"CONTAINER_{name}_EVENT") for name in ("CREATED", "STARTED", "STOPPED")
+)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with own_node(tmp_path, f"[server]\ngraceful_stop_s = {patient(10)}\n") as node:
+        yield node
+
+
+@dataclass
+class Calling:
+    """A client that calls all the time, over one connection as a kubelet does, and never tries twice."""
+
+    node: Node
+    call: Callable[[Cri, int], object]
+    failures: list[str] = field(default_factory=list)
+    calls: int = 0
+    longest_s: float = 0.0
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Calling":
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        cri = Cri(self.node.daemon.socket)
+        while not self.stopped.is_set():
+            began_s = time.monotonic()
+            try:
+                self.call(cri, self.calls)
+            except grpc.RpcError as error:
+                self.failures.append(f"{error.code().name}: {error.details()}")
+            self.longest_s = max(self.longest_s, time.monotonic() - began_s)
+            self.calls += 1
+        cri.close()
+
+
+@dataclass
+class Following:
+    """A client of container events that subscribes again when its stream ends."""
+
+    node: Node
+    events: list[tuple[str, int]] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    _stopped: bool = False
+
+    def __enter__(self) -> "Following":
+        self._cri = Cri(self.node.daemon.socket)
+        self._stream = self._cri.stream_raw("GetContainerEvents", b"", timeout_s=600)
+        self._stream.initial_metadata()  # it has been subscribed
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._stream.cancel()
+        self._thread.join()
+        self._cri.close()
+
+    def _work(self) -> None:
+        while not self._stopped:
+            try:
+                for data in self._stream:
+                    event = api_pb2.ContainerEventResponse.FromString(data)
+                    self.events.append((event.container_id, event.container_event_type))
+            except grpc.RpcError as error:
+                self.ends.append(error.code().name)
+            if not self._stopped:
+                self._stream = self._cri.stream_raw("GetContainerEvents", b"", timeout_s=600)
+
+
+def run_and_remove(cri: Cri, number: int) -> None:
+    config = pod_config(f"life{number}")
+    pod = cri.call("RunPodSandbox", config=config)["pod_sandbox_id"]
+    cri.call("StopPodSandbox", pod_sandbox_id=pod)
+    cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a daemon that was taken over, which passes calls on for some minutes otherwise."""
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(patient(30)) == 0
+
+
+def test_a_client_that_calls_all_the_time_sees_no_failure(node: Node) -> None:
+    pod = node.run_pod()
+    staying = node.run_container(pod, "sleep", "600", name="stays")
+    before = []
+    execs: list[int] = []
+    with contextlib.ExitStack() as clients:
+        following = clients.enter_context(Following(node))
+        ending = [node.run_container(pod, "sleep", str(number / 2), name=f"c{number}") for number in range(12)]
+        callings = [
+            clients.enter_context(Calling(node, call))
+            for call in (
+                lambda cri, _: cri.call("Version"),
+                lambda cri, _: cri.call("ListPodSandbox"),
+                lambda cri, _: cri.call("Status", verbose=True),
+                lambda cri, _: cri.call("ExecSync", container_id=staying, cmd=["sleep", "0.2"], timeout=60),
+                run_and_remove,
+            )
+        ]
+        for _ in range(2):
+            running = threading.Thread(target=lambda: execs.append(node.execute(staying, "sleep", "1")[0]))
+            running.start()
+            time.sleep(patient(0.3))
+            before.append(node.daemon.take_over())
+            running.join()
+        until(lambda: {(one, STOPPED) for one in ending} <= set(following.events))
+    assert [calling.failures for calling in callings] == [[]] * len(callings)
+    assert min(calling.calls for calling in callings) > 5
+    assert execs == [0, 0]
+    seen = Counter(event for event in following.events if event[0] in ending)
+    assert seen == Counter((one, kind) for one in ending for kind in (CREATED, STARTED, STOPPED))  # each once
+    assert set(following.ends) - {"CANCELLED"} == {"UNAVAILABLE"}
+    for process in before:
+        assert process.poll() is None  # clients are connected to it still
+        end(process)
+    assert node.status(staying)["state"] == "CONTAINER_RUNNING"
+    print([(calling.calls, round(calling.longest_s, 2)) for calling in callings])  # with -s: how long the pause is
+
+
+def test_a_successor_that_can_not_start_leaves_the_daemon_as_it_is(node: Node) -> None:
+    pod, before = node.run_pod(), node.daemon.process
+    config = node.daemon.config
+    for wrong in ("[network]\ndriver = 'nonsense'\n", "[server]\nnonsense = 1\n"):
+        node.daemon.config = f"{config.partition('[network]')[0]}{wrong}"
+        node.daemon.launch("--takeover")
+        assert node.daemon.process is not None
+        assert node.daemon.process.wait(patient(30)) == 78
+        node.daemon.process, node.daemon.config = before, config
+    assert [one["id"] for one in node.call("ListPodSandbox")["items"]] == [pod]
+    assert node.daemon.serving_pid() == before.pid  # type: ignore[union-attr]
+
+
+def test_what_outlasts_the_grace_is_told_to_ask_again(tmp_path: Path) -> None:
+    with own_node(tmp_path, "[server]\ngraceful_stop_s = 1\n") as node:
+        container = node.run_container(node.run_pod(), "sleep", "600")
+        answers: list[str] = []
+
+        def ask() -> None:
+            with refused("UNAVAILABLE", "ExecSync had not ended when another crinoid took over: ask it again"):
+                node.execute(container, "sleep", "300", timeout=600)
+            answers.append("refused")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: "exec" in node.daemon.log.read_text())
+        time.sleep(patient(0.5))
+        end(node.daemon.take_over())
+        asking.join()
+        assert answers == ["refused"]
+        assert node.execute(container, "true")[0] == 0
+
+
+def test_takeover_is_a_start_where_no_daemon_runs(node: Node) -> None:
+    node.daemon.kill()
+    node.daemon.launch("--takeover")
+    until(lambda: node.daemon.serving_pid() == node.daemon.process.pid)  # type: ignore[union-attr]
+    assert node.call("Version")
+
+
+def test_upgrade_returns_once_the_successor_serves(node: Node) -> None:
+    before = node.daemon.process
+    assert before is not None
+    command = [sys.executable, "-m", "crinoid", "upgrade", "--config", str(node.daemon.config_file)]
+    with node.daemon.log.open("ab") as log:  # which the successor goes on to write
+        done = subprocess.run(
+            [*node.daemon.prefix, *command], stdout=subprocess.PIPE, stderr=log, text=True, timeout=60, check=True
+        )
+    successor = node.daemon.serving_pid()
+    assert done.stdout == f"process {successor} has taken over from {before.pid}\n"
+    assert successor is not None
+    node.run_pod()
+    end(before)
+    os.kill(successor, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{successor}").exists())
+    node.daemon.start()
+    refused = subprocess.run(
+        [sys.executable, "-m", "crinoid", "upgrade", "--config", "/nonexistent/c.toml"],
+        capture_output=True,
+        check=False,
+    )
+    assert refused.returncode == 78
