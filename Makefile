@@ -6,6 +6,7 @@
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
+# One lets thousands of pods live and looks whether the daemon grows: make soak (SOAK="--lives 500" for fewer)
 # One measures how far a reader of the code has to go: make reading
 # One kills, breaks and cuts the power of daemons at every point of their work; hours, as root: make chaos
 # Two measure, beside containerd in one run; BENCH takes more options, such as --containerd PROGRAM (--help names all):
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 
-.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-peers test-vm test-vm-short reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-peers test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -58,6 +59,9 @@ bench: setup
 
 bench-quick: setup
 	PYTHONPATH=.:tests $(BIN)/python -m bench --quick $(BENCH)
+
+soak: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos.soak $(SOAK)
 
 reading: setup
 	$(BIN)/python tools/measure_reading.py
