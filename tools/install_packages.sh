@@ -23,6 +23,7 @@ need skopeo skopeo
 need umoci umoci
 need openssl openssl
 need containerd containerd
+need faketime faketime
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ]; then

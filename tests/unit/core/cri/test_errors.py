@@ -72,3 +72,13 @@ def test_of_a_message_of_megabytes_only_the_ends_are_looked_at(monkeypatch: pyte
 
 def test_what_is_no_text() -> None:
     assert shorten("a\udcffb\0c") == "a?b\ufffdc"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EMFILE, "RESOURCE_EXHAUSTED"), (errno.EACCES, "FAILED_PRECONDITION")]
+)
+def test_what_could_not_be_read_for_want_of_descriptors_is_no_fault_of_the_request(number: int, code: str) -> None:
+    error = errors.FailedPrecondition("resolv.conf can't be read")
+    error.__cause__ = OSError(number, "x")
+    status = to_status(error, "RunPodSandbox")
+    assert (status.code.name, status.message) == (code, "resolv.conf can't be read")
