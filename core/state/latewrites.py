@@ -35,10 +35,11 @@ class LateWrites:
         self._writes.pop(key, None)
 
     def close(self) -> None:
-        """Try a last time; the next start finds out what could not be written."""
+        """Try a last time; the next start finds out what could not be written. Idempotent."""
         if self._task is not None:
             self._task.cancel()
         self._try()
+        self._writes.clear()
 
     async def _keep_trying(self) -> None:
         delay_s = FIRST_S

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -201,6 +202,7 @@ def test_upgrade_returns_once_the_successor_serves(node: Node) -> None:
         done = subprocess.run(
             [*node.daemon.prefix, *command], stdout=subprocess.PIPE, stderr=log, text=True, timeout=60, check=True
         )
+    assert stat.S_IMODE((node.daemon.run / "takeover.sock").stat().st_mode) & 0o077 == 0  # root's alone
     successor = node.daemon.serving_pid()
     assert done.stdout == f"process {successor} has taken over from {before.pid}\n"
     assert successor is not None
