@@ -134,7 +134,7 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Lis
         await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         watchdog.phase = "serving"
-        notify(f"MAINPID={os.getpid()}", "READY=1", f"STATUS=serving {config.server.socket}")
+        notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {config.server.socket}")
         async with settling(instruments):
             await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
