@@ -18,6 +18,7 @@ import math
 import os
 import re
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -192,7 +193,7 @@ class Hierarchies:
         try:
             rights.make_directory(folder, rights.SHOWN_DIRECTORY)
         except FileExistsError:
-            if not os.path.isdir(folder):  # noqa: PTH112
+            if not stat.S_ISDIR(os.stat(folder).st_mode):  # noqa: PTH116  # one that has gone meanwhile is no file
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
         else:
             with contextlib.suppress(OSError):  # without the right to mark it: it stays when it is not used any more
