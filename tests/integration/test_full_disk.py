@@ -88,11 +88,11 @@ def test_all_that_ends_is_recorded_on_a_full_disk_and_nothing_new_is_begun(node:
         node.call("StopPodSandbox", pod_sandbox_id=one)
         node.call("RemovePodSandbox", pod_sandbox_id=one)
     node.daemon.kill()
+    filler.unlink()  # a start is refused on a full disk
     node.daemon.start()
     listed = {one["id"]: one["state"] for one in node.call("ListContainers")["containers"]}
     assert listed == dict.fromkeys([crashed, *stopped[5:]], "CONTAINER_EXITED") | {survivor: "CONTAINER_RUNNING"}
     assert [one["id"] for one in node.call("ListPodSandbox")["items"]] == [pod]
-    filler.unlink()
     node.run_container(node.run_pod("new"), "true")
 
 
