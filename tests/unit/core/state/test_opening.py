@@ -56,7 +56,7 @@ def test_all_rows_but_those_of_a_damaged_page_are_kept(path: Path, caplog: pytes
     store.close()
     assert len(Store(path).pods) == len(store.pods)
     assert sorted(one.name for one in path.parent.iterdir()) == sorted(
-        ["reserve", put_aside(path).name, "state.db", "state.db-wal"]
+        [put_aside(path).name, "state.db", "state.db-wal"]
     )
 
 
