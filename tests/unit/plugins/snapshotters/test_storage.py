@@ -261,31 +261,3 @@ def test_a_layer_that_goes_while_it_is_measured(tmp_path: Path, monkeypatch: pyt
     assert storage.layer_usages() == []
     with pytest.raises(NotFound):
         storage.layer_usage("chain")
-
-
-def test_rubbish_that_can_not_be_removed_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One immutable file in a container's writable part: it is no snapshot any more, and who removes it hears why."""
-
-    def refuse(_: Path) -> None:
-        raise PermissionError(1, "Operation not permitted", "x")
-
-    storage = Storage(tmp_path, LOG)
-    add(storage, "layer")
-    storage.create("a/b", None, False, nothing)
-    with monkeypatch.context() as immutable:
-        immutable.setattr(storage_module, "remove_tree", refuse)
-        for _ in range(2):
-            for remove in (lambda: storage.remove_snapshot("a/b"), lambda: storage.remove_layer("layer")):
-                with pytest.raises(PermissionError):
-                    remove()
-            assert (storage.snapshots(), storage.layers()) == ((), ())
-        immutable.setattr(storage_module, "_is_owner_alive", lambda _: False)
-        storage = Storage(tmp_path, LOG)  # a new daemon
-        storage.clear_scratch()
-        with pytest.raises(PermissionError):
-            storage.remove_snapshot("a/b")
-    storage.create("c", None, False, nothing)
-    for key in ("a/b", "c"):
-        storage.remove_snapshot(key)
-    storage.remove_layer("layer")
-    assert list((tmp_path / "scratch").iterdir()) == []
