@@ -101,7 +101,7 @@ class Storage:
                 return
             folder.rename(self._layer_folder(layer))
             if (lost := self._layers.get(layer.chain_id)) is not None:
-                self._scrap(self._layer_folder(lost))
+                self._scrap(self._layer_folder(lost), f"layer-{lost.chain_id}")
             self._layers[layer.chain_id] = layer
             self._begin_use(layer.parent, f"layer {layer.chain_id}")
         sync_folder(self.root / "layers")
@@ -109,7 +109,7 @@ class Storage:
     def discard(self, key: str) -> None:
         """Drop an unfinished layer. Idempotent."""
         with contextlib.suppress(NotFound):
-            self._scrap(self._unfinished(key))
+            self._scrap(self._unfinished(key), f"unfinished-{key}")
         with self._lock:
             self._end_use(self._prepared.pop(key, None), f"prepared layer {key}")
 
@@ -124,7 +124,7 @@ class Storage:
                 return
             if users := self._users.get(chain_id):
                 raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users)}")
-            self._scrap(self._layer_folder(layer), durably=True)
+            self._scrap(self._layer_folder(layer), f"layer-{chain_id}", durably=True)
             del self._layers[chain_id]
             self._end_use(layer.parent, f"layer {chain_id}")
 
@@ -269,10 +269,15 @@ class Storage:
         """A read-only one holds nothing, and pulls make one for each layer: that is no work for another thread."""
         folder = self.snapshot_folder(snapshot)
         if not snapshot.readonly:
-            self._scrap(folder)
+            self._scrap(folder, f"snapshot-{snapshot.key}")
             return
         with contextlib.suppress(FileNotFoundError):
-            remove_tree(folder.rename(self.new_scratch()))
+            scratch = folder.rename(self.new_scratch())
+            try:
+                remove_tree(scratch)
+            except OSError as error:
+                self._log.debug("%s can't be removed now: %s", scratch, error)
+                self._scrap(scratch, f"snapshot-{snapshot.key}")
 
     def snapshot_usage(self, key: str) -> DiskUsage:
         """Measure a snapshot's writable part. Raises NotFound."""
@@ -314,14 +319,14 @@ class Storage:
 
     def _try_to_scrap(self, folder: Path) -> None:
         try:
-            self._scrap(folder)
+            self._scrap(folder, folder.name)
         except OSError as error:
             self._log.warning("%s can't be removed and is left until the next start: %s", folder, error)
 
-    def _scrap(self, folder: Path, durably: bool = False) -> None:
+    def _scrap(self, folder: Path, key: str, durably: bool = False) -> None:
         """Make a folder invalid at once; it is removed in the background."""
         with contextlib.suppress(FileNotFoundError):
-            self.trash.throw(folder, durably)
+            self.trash.throw(folder, durably, key)
 
     def new_scratch(self) -> Path:
         """Return a name for a folder that is rubbish once this process is gone."""

@@ -9,6 +9,7 @@ waits; nothing else waits for it.
 import contextlib
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -21,6 +22,8 @@ from crinoid.core.api.values.snapshot import DiskUsage
 
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 3600.0
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.:-]")
+_LABEL_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,14 @@ class Trash:
             if self._names():
                 self._wake()
 
-    def throw(self, path: Path, durably: bool = False) -> None:
+    def throw(self, path: Path, durably: bool = False, label: str = "") -> None:
         """Move a tree into the trash: from here on it is gone from where it was. Raises OSError.
 
         ``durably``: nothing of it is removed before that outlives a power cut, so that it is never found there in part.
+        ``label``: whose it was, for the log, such as a container's id; it outlives the process.
         """
-        path.rename(self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}")
+        name = f"{time.time_ns()}-{secrets.token_hex(4)}-{_UNSAFE.sub('_', label)[:_LABEL_CHARACTERS]}"
+        path.rename(self.folder / name.rstrip("-"))
         with self._changed:
             self._unsynced |= durably
             self._wake()
@@ -137,7 +142,8 @@ class Trash:
         wait_s = FIRST_RETRY_S if before is None else min(2 * before.wait_s, LONGEST_RETRY_S)
         self._failures[name] = _Failure(time.monotonic() + wait_s, wait_s, str(error))
         self._log.warning(
-            "%s, thrown away %.0f s ago, can't be removed: %s; tried again in %.0f s",
+            "%s%s, thrown away %.0f s ago, can't be removed: %s; tried again in %.0f s",
+            f"what is left of {label}: " if (label := name.partition("-")[2].partition("-")[2]) else "",
             self.folder / name,
             _age_s(name),
             error,
