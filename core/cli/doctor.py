@@ -15,7 +15,7 @@ from crinoid.core.config.paths import ConfigPaths
 
 if TYPE_CHECKING:
     from crinoid.core.config.loader import Loaded
-    from crinoid.core.lifecycle.strays import Stray
+    from crinoid.core.lifecycle.strays.strays import Stray
 
 
 @click.command()
@@ -56,7 +56,7 @@ def doctor(ctx: click.Context, paths: ConfigPaths, repair: bool, as_json: bool) 
 def look(loaded: "Loaded") -> "list[Stray]":
     """Find what neither the records nor the ledger know, whether a daemon runs or not."""
     from crinoid.core.daemon.directories import find_passage
-    from crinoid.core.lifecycle.strays import find, ids_in
+    from crinoid.core.lifecycle.strays.strays import find, ids_in
     from crinoid.core.state.transfer import copied, known_names
 
     config = loaded.config
@@ -69,8 +69,8 @@ async def _repair(loaded: "Loaded") -> "tuple[list[Stray], list[str]]":
     """Start up as the daemon does, up to where it would serve, then repair what is found."""
     from crinoid.core.daemon.composition import compose
     from crinoid.core.daemon.directories import taken
-    from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
-    from crinoid.core.lifecycle.strays import Repair
+    from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
+    from crinoid.core.lifecycle.strays.strays import Repair
     from crinoid.core.slots.binding import bind
 
     with taken(loaded.config) as held:

@@ -10,7 +10,7 @@ from crinoid.core.cri.encode.pods import encode_info
 from crinoid.core.cri.lists import EncodedList
 from crinoid.core.cri.services import Services
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.images.service import VERIFY
+from crinoid.core.lifecycle.images.images import VERIFY
 from crinoid.core.state.records import ImageRecord
 
 

@@ -45,7 +45,7 @@ from crinoid.core.cri.lists import EncodedList, frame, frame_item, join_batches
 from crinoid.core.cri.services import Services
 from crinoid.core.cri.statuses import EncodedStatuses
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.events import EventReader
+from crinoid.core.lifecycle.events.events import EventReader
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerRecord, PodRecord
 

@@ -13,9 +13,7 @@ from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.image import Credentials
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput
-from crinoid.core.lifecycle.events import EventReader
-from crinoid.core.lifecycle.metrics import PodSamples
-from crinoid.core.lifecycle.metrictable import MetricDescriptor
+from crinoid.core.lifecycle.events.events import EventReader
 from crinoid.core.lifecycle.queries import (
     ContainerFilter,
     ContainerUsage,
@@ -24,6 +22,8 @@ from crinoid.core.lifecycle.queries import (
     PodFilter,
     PodUsage,
 )
+from crinoid.core.lifecycle.stats.metric_table import MetricDescriptor
+from crinoid.core.lifecycle.stats.metrics import PodSamples
 from crinoid.core.lifecycle.streams import StreamChoice
 from crinoid.core.state.records import ContainerRecord, ImageRecord, PodRecord
 

@@ -4,26 +4,26 @@ from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.bulkheads import OwnerThreads
 from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
-from crinoid.core.lifecycle.assembly import Assembly
-from crinoid.core.lifecycle.cgrouppaths import CgroupPaths
-from crinoid.core.lifecycle.checkpoint.capture import CheckpointParts, CheckpointService
-from crinoid.core.lifecycle.checkpoint.podrestore import PodRestorer
-from crinoid.core.lifecycle.containers import ContainerParts, ContainerService
-from crinoid.core.lifecycle.events import EventBus
-from crinoid.core.lifecycle.exits import Exits
-from crinoid.core.lifecycle.images.service import ImageService
-from crinoid.core.lifecycle.kernel import ExtensionKernel
-from crinoid.core.lifecycle.locks import Locks
-from crinoid.core.lifecycle.metrics import MetricsService
-from crinoid.core.lifecycle.node import NodeService
-from crinoid.core.lifecycle.podinit import InitParts, PodInit
-from crinoid.core.lifecycle.pods import PodParts, PodService
-from crinoid.core.lifecycle.recovery import Recovery
-from crinoid.core.lifecycle.resources import Resources
-from crinoid.core.lifecycle.standins import StandIns
-from crinoid.core.lifecycle.stats import StatsService
+from crinoid.core.lifecycle.checkpoints.capture import CheckpointParts, CheckpointService
+from crinoid.core.lifecycle.concurrency.locks import Locks
+from crinoid.core.lifecycle.containers.builder import Assembly
+from crinoid.core.lifecycle.containers.containers import ContainerParts, ContainerService
+from crinoid.core.lifecycle.containers.exit_monitor import Exits
+from crinoid.core.lifecycle.events.events import EventBus
+from crinoid.core.lifecycle.events.views import describe_owner
+from crinoid.core.lifecycle.images.images import ImageService
+from crinoid.core.lifecycle.node.extension_kernel import ExtensionKernel
+from crinoid.core.lifecycle.node.node import NodeService
+from crinoid.core.lifecycle.node.recovery import Recovery
+from crinoid.core.lifecycle.pods.pod_restore import PodRestorer
+from crinoid.core.lifecycle.pods.pods import PodParts, PodService
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
+from crinoid.core.lifecycle.resources.resources import Resources
+from crinoid.core.lifecycle.sandbox.pod_init import InitParts, PodInit
+from crinoid.core.lifecycle.stats.metrics import MetricsService
+from crinoid.core.lifecycle.stats.stats import StatsService
+from crinoid.core.lifecycle.strays.stand_ins import StandIns
 from crinoid.core.lifecycle.streams import StreamService
-from crinoid.core.lifecycle.views import describe_owner
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Store

@@ -19,10 +19,10 @@ from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.server import AGE_S, Endpoint, Listener, Server
 from crinoid.core.daemon import directories, logs, nulldevice
 from crinoid.core.daemon.composition import Composition, compose
+from crinoid.core.daemon.deferred import settling
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
-from crinoid.core.daemon.settling import settling
 from crinoid.core.daemon.takeover import Handover, Predecessor
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.slots.binding import bind

@@ -17,9 +17,9 @@ from crinoid.core.api.linux import namespaces
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.runtime import AttachRequest, ExecStreamRequest
-from crinoid.core.lifecycle.assembly import exec_process
-from crinoid.core.lifecycle.containers import ContainerService
-from crinoid.core.lifecycle.pods import PodService
+from crinoid.core.lifecycle.containers.builder import exec_process
+from crinoid.core.lifecycle.containers.containers import ContainerService
+from crinoid.core.lifecycle.pods.pods import PodService
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 
 _CONNECT_S = 30.0

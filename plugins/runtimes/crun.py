@@ -14,14 +14,14 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ContainerHandle, RuntimeFeatures
-from crinoid.plugins.runtimes.bundle import Processes
-from crinoid.plugins.runtimes.cgroup_paths import is_hybrid
-from crinoid.plugins.runtimes.limits import split_lifted
-from crinoid.plugins.runtimes.oci import OciRuntime
-from crinoid.plugins.runtimes.options import OciOptions
-from crinoid.plugins.runtimes.seccomp import Filter
-from crinoid.plugins.runtimes.starting import start_reader
-from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers, read_version
+from crinoid.plugins.runtimes.binaries.bundle import Processes
+from crinoid.plugins.runtimes.binaries.options import OciOptions
+from crinoid.plugins.runtimes.binaries.versions import host_has_user_namespaces, numbers, read_version
+from crinoid.plugins.runtimes.oci.limits import split_lifted
+from crinoid.plugins.runtimes.oci.oci_runtime import OciRuntime
+from crinoid.plugins.runtimes.oci.seccomp import Filter
+from crinoid.plugins.runtimes.oci.starting import start_reader
+from crinoid.plugins.runtimes.processes.cgroup_places import is_hybrid
 
 _RECURSIVE_READ_ONLY_SINCE = (1, 4)
 _PROGRAM = "run.oci.seccomp_bpf_data"

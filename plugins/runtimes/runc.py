@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.values.runtime import RuntimeFeatures
-from crinoid.plugins.runtimes.bundle import Processes
-from crinoid.plugins.runtimes.oci import OciRuntime
-from crinoid.plugins.runtimes.options import OciOptions
-from crinoid.plugins.runtimes.starting import start_writer
-from crinoid.plugins.runtimes.versions import host_has_user_namespaces, numbers, read_features, read_version
+from crinoid.plugins.runtimes.binaries.bundle import Processes
+from crinoid.plugins.runtimes.binaries.options import OciOptions
+from crinoid.plugins.runtimes.binaries.versions import host_has_user_namespaces, numbers, read_features, read_version
+from crinoid.plugins.runtimes.oci.oci_runtime import OciRuntime
+from crinoid.plugins.runtimes.oci.starting import start_writer
 
 _OLDEST = (1, 1)  # the first with ``exec --cgroup`` and ``features``
 

@@ -15,8 +15,8 @@ from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
+from crinoid.plugins.snapshotters.common_hooks import FolderConfig, FolderSnapshotter
 from crinoid.plugins.snapshotters.copying import Reflink, can_reflink, copy_tree
-from crinoid.plugins.snapshotters.folders import FolderConfig, FolderSnapshotter
 from crinoid.plugins.snapshotters.records import Snapshot
 
 

@@ -22,7 +22,7 @@ from crinoid.core.api.linux import libc, mount
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
-from crinoid.plugins.snapshotters.folders import FolderConfig, FolderSnapshotter, copy_root_attributes
+from crinoid.plugins.snapshotters.common_hooks import FolderConfig, FolderSnapshotter, copy_root_attributes
 from crinoid.plugins.snapshotters.records import Snapshot
 
 _CLONE_NEWNS = 0x20000

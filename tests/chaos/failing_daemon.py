@@ -263,9 +263,9 @@ def main() -> None:
 def _retry_soon() -> None:
     """What is deferred is over within a test."""
     try:
-        from crinoid.core.lifecycle import backoff
+        from crinoid.core.lifecycle.concurrency import backoff
     except ImportError:
-        from crinoid.core.lifecycle import resources
+        from crinoid.core.lifecycle.resources import resources
 
         resources.RETRY_S = 0.2
     else:

@@ -30,9 +30,9 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.testing.runtimes import BoundRuntime, RuntimeContract, Workbench, build_rootfs, joined_text
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import ContainerStatus
-from crinoid.plugins.runtimes import exits
+from crinoid.plugins.runtimes.binaries.options import Deadlines, Monitor
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunRuntime
-from crinoid.plugins.runtimes.options import Deadlines, Monitor
+from crinoid.plugins.runtimes.monitor import exit_files
 from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
 
 needs_runc = pytest.mark.skipif(not shutil.which("runc"), reason="wants runc and conmon")
@@ -290,7 +290,7 @@ class TestBrokenRuntimes:
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
 
     async def test_a_monitor_that_was_stopped(self, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(exits, "_MONITOR_GRACE_S", 0.1)
+        monkeypatch.setattr(exit_files, "_MONITOR_GRACE_S", 0.1)
         request = bench.request("sh", "-c", "exit 9")
         process = await bench.runtime.create(request)
         os.kill(process.monitor_pid, signal.SIGSTOP)

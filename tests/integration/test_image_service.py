@@ -23,7 +23,7 @@ from crinoid.core.config.models import (
     SnapshotterDeadlines,
 )
 from crinoid.core.lifecycle.images import leftovers
-from crinoid.core.lifecycle.images.service import ImageService
+from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.slots.binding import Slots, adopt
 from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import InstalledDriver

@@ -13,13 +13,13 @@ import pytest
 
 from crinoid.core.api.errors import ConfigurationError, CorruptContent, FailedPrecondition
 from crinoid.core.api.values.image import ImageReference
-from crinoid.core.lifecycle import podfiles
-from crinoid.core.lifecycle.cdi.documents import BrokenFile, read_document
+from crinoid.core.lifecycle.cdi.cdi_files import BrokenFile, read_document
+from crinoid.core.lifecycle.sandbox import pod_files
 from crinoid.plugins.networks.cni.configuration import InvalidConfiguration, load_file
 from crinoid.plugins.registries.distribution import transport
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import Tls, find_endpoints
-from crinoid.plugins.registries.layout import shelf
+from crinoid.plugins.registries.layout import layout_index
 
 CODE = Path(__file__).parents[2]
 SEARCHED = ("core/lifecycle", "core/slots", "core/state", "plugins")
@@ -29,28 +29,28 @@ OWN = "in a directory of the daemon's own, which nobody else may write"
 BOTH = f"{KERNEL}, or {OWN}"
 CONFINED = "of a directory that this module made and filled, opened without following links"
 ALLOWED = {
-    "core/lifecycle/assembly.py": OWN,
-    "core/lifecycle/checkpoint/archive.py": CONFINED,
-    "core/lifecycle/checkpoint/capture.py": OWN,
-    "core/lifecycle/checkpoint/rootdiff.py": CONFINED,
-    "core/lifecycle/checkpoint/source.py": OWN,
-    "core/lifecycle/containers.py": OWN,
+    "core/lifecycle/containers/builder.py": OWN,
+    "core/lifecycle/checkpoints/archive.py": CONFINED,
+    "core/lifecycle/checkpoints/capture.py": OWN,
+    "core/lifecycle/checkpoints/root_diff.py": CONFINED,
+    "core/lifecycle/checkpoints/source.py": OWN,
+    "core/lifecycle/containers/containers.py": OWN,
     "core/lifecycle/images/artifacts.py": OWN,
-    "core/lifecycle/spec/devicebinds.py": KERNEL,
-    "core/lifecycle/views.py": OWN,
+    "core/lifecycle/spec/device_binds.py": KERNEL,
+    "core/lifecycle/events/views.py": OWN,
     "core/state/content.py": OWN,
     "plugins/networks/bridge/sysctls.py": BOTH,
-    "plugins/runtimes/adoption.py": KERNEL,
-    "plugins/runtimes/attaches.py": KERNEL,
-    "plugins/runtimes/bundle.py": OWN,
-    "plugins/runtimes/cgroup_paths.py": KERNEL,
-    "plugins/runtimes/complaints.py": OWN,
-    "plugins/runtimes/criu.py": OWN,
+    "plugins/runtimes/oci/adoption.py": KERNEL,
+    "plugins/runtimes/monitor/attach_sessions.py": KERNEL,
+    "plugins/runtimes/binaries/bundle.py": OWN,
+    "plugins/runtimes/processes/cgroup_places.py": KERNEL,
+    "plugins/runtimes/binaries/runtime_errors.py": OWN,
+    "plugins/runtimes/oci/criu.py": OWN,
     "plugins/runtimes/crun.py": OWN,
-    "plugins/runtimes/exec_cgroups.py": KERNEL,
-    "plugins/runtimes/oci.py": BOTH,
-    "plugins/runtimes/pidfds.py": KERNEL,
-    "plugins/runtimes/versions.py": KERNEL,
+    "plugins/runtimes/processes/exec_cgroups.py": KERNEL,
+    "plugins/runtimes/oci/oci_runtime.py": BOTH,
+    "plugins/runtimes/processes/pidfds.py": KERNEL,
+    "plugins/runtimes/binaries/versions.py": KERNEL,
     "plugins/snapshotters/copying.py": OWN,
     "plugins/snapshotters/records.py": OWN,
     "plugins/snapshotters/storage.py": KERNEL,
@@ -100,8 +100,8 @@ READINGS: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
     "cdi": (lambda folder: read_document(folder / "fifo"), BrokenFile),
     "hosts.toml": (lambda folder: find_endpoints("example.com", (folder,), ()), ConfigurationError),
     "certificate": (lambda folder: transport._make_context(Tls(ca=(folder / "fifo",))), OSError),
-    "layout": (lambda folder: shelf.open_regular(folder / "fifo"), CorruptContent),
-    "resolv.conf": (lambda folder: podfiles._copy(folder / "fifo", folder / "copy"), FailedPrecondition),
+    "layout": (lambda folder: layout_index.open_regular(folder / "fifo"), CorruptContent),
+    "resolv.conf": (lambda folder: pod_files._copy(folder / "fifo", folder / "copy"), FailedPrecondition),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
-from crinoid.core.lifecycle.cdi.folders import Folders
+from crinoid.core.lifecycle.cdi.spec_directories import Folders
 
 _AREA = Area("devices")
 

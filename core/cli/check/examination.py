@@ -8,7 +8,7 @@ from crinoid.core.cli.check.devices import examine_devices
 from crinoid.core.cli.check.disk import examine_disk
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.cli.check.isolation import examine_isolation
-from crinoid.core.cli.check.kernel import examine_kernel
+from crinoid.core.cli.check.kernel_features import examine_kernel
 from crinoid.core.cli.check.network import examine_network
 from crinoid.core.cli.check.privileges import examine_privileges
 from crinoid.core.cli.check.programs import examine_programs

@@ -6,7 +6,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.cli.doctor import look
 from crinoid.core.config.loader import Loaded
-from crinoid.core.lifecycle.strays import describe
+from crinoid.core.lifecycle.strays.strays import describe
 
 _AREA = Area("state")
 

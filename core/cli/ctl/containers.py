@@ -7,9 +7,9 @@ import click
 
 from crinoid.core.api.errors import FailedPrecondition
 from crinoid.core.cli.ctl.directory import Directory, find_pod, read_directory
-from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.figures import shorten_id, tell_age
 from crinoid.core.cli.ctl.flags import flag
+from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids, tell_labels
 from crinoid.core.cli.ctl.pull import Pulling, provide_image, pulling
 from crinoid.core.cli.ctl.queries import ContainerQuery, container_query, list_containers

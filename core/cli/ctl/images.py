@@ -7,9 +7,9 @@ import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
 from crinoid.core.api.values.image import ImageReference
-from crinoid.core.cli.ctl.documents import print_answer, print_document, to_camel
 from crinoid.core.cli.ctl.figures import shorten_id, tell_size
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, output
+from crinoid.core.cli.ctl.json_documents import print_answer, print_document, to_camel
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids
 from crinoid.core.cli.ctl.queries import find_image_id
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell

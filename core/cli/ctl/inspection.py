@@ -9,10 +9,10 @@ from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl import containers as container_verbs
 from crinoid.core.cli.ctl import pods as pod_verbs
 from crinoid.core.cli.ctl.directory import read_directory
-from crinoid.core.cli.ctl.documents import make_status, print_statuses
 from crinoid.core.cli.ctl.figures import tell_age, tell_size, to_rfc3339
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, output
 from crinoid.core.cli.ctl.images import find_images
+from crinoid.core.cli.ctl.json_documents import make_status, print_statuses
 from crinoid.core.cli.ctl.listing import tell_labels
 from crinoid.core.cli.ctl.queries import (
     ContainerQuery,

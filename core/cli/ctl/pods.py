@@ -9,10 +9,10 @@ import click
 from crinoid.core.api.errors import FailedPrecondition
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.directory import read_directory
-from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import shorten_id, tell_age
 from crinoid.core.cli.ctl.flags import flag
+from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids, tell_labels
 from crinoid.core.cli.ctl.queries import PodQuery, list_pods, pod_query
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell

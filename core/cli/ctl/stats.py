@@ -9,10 +9,10 @@ import click
 
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import read_directory
-from crinoid.core.cli.ctl.documents import print_answer
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import shorten_id, tell_size
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, labels, output
+from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.session import Json, Session, in_session
 from crinoid.core.cli.ctl.tables import make_table, print_table
 

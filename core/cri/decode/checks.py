@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 
 from crinoid.core.api import bounds
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.lifecycle.spec.execlimits import MAX_VARIABLES
-from crinoid.core.lifecycle.userids import MAX_ID, quote
+from crinoid.core.lifecycle.spec.exec_limits import MAX_VARIABLES
+from crinoid.core.lifecycle.user_ids import MAX_ID, quote
 
 MAX_NAME = 253
 """Bytes of an object's name, as Kubernetes has it."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from crinoid.core.cri.encode.pods import encode_pod_status
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.events import Event, EventType
+from crinoid.core.lifecycle.events.events import Event, EventType
 
 _TYPES: Mapping[EventType, api_pb2.ContainerEventType] = {
     EventType.CREATED: api_pb2.CONTAINER_CREATED_EVENT,

@@ -2,8 +2,8 @@
 
 from crinoid.core.cri.encode.texts import clean
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.metrics import PodSamples, Sample
-from crinoid.core.lifecycle.metrictable import MetricDescriptor
+from crinoid.core.lifecycle.stats.metric_table import MetricDescriptor
+from crinoid.core.lifecycle.stats.metrics import PodSamples, Sample
 
 
 def encode_descriptor(metric: MetricDescriptor) -> api_pb2.MetricDescriptor:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.streaming.conduits import TcpConduit
+from crinoid.core.cri.streaming.transports import TcpConduit
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_FIELDS = 200

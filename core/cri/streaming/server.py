@@ -18,10 +18,10 @@ from crinoid.core.api.errors import ConfigurationError, ResourceExhausted
 from crinoid.core.api.exhaustion import exhausted
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.services import Streams
-from crinoid.core.cri.streaming.conduits import TcpConduit, Tls
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket, Tickets
+from crinoid.core.cri.streaming.transports import TcpConduit, Tls
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.upgrades import Upgrades
 from crinoid.core.cri.trimming import Trimmer

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from crinoid.core.api.buffers import BufferShare
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.streaming import frames
-from crinoid.core.cri.streaming.conduits import Buffer, Conduit
 from crinoid.core.cri.streaming.inbox import CAPACITY_BYTES, Inbox
+from crinoid.core.cri.streaming.transports import Buffer, Conduit
 
 _DEFAULT_WINDOW = 1 << 16
 _LARGEST_WINDOW = (1 << 31) - 1

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from crinoid.core.api.buffers import BufferPool, BufferShare
 from crinoid.core.cri.services import Streams
-from crinoid.core.cri.streaming.conduits import Conduit
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer
 from crinoid.core.cri.streaming.portforward import (
     OLD_WEBSOCKET_PROTOCOLS,
@@ -35,6 +34,7 @@ from crinoid.core.cri.streaming.remotecommand import (
 from crinoid.core.cri.streaming.spdy import Accept, SpdyConnection, SpdyLimits
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket
+from crinoid.core.cri.streaming.transports import Conduit
 from crinoid.core.cri.streaming.websocket import (
     Channels,
     TunnelConduit,

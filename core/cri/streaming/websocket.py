@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from crinoid.core.api.buffers import BufferShare
-from crinoid.core.cri.streaming.conduits import Buffer, Conduit
 from crinoid.core.cri.streaming.inbox import Inbox
+from crinoid.core.cri.streaming.transports import Buffer, Conduit
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 NORMAL, PROTOCOL_ERROR = 1000, 1002

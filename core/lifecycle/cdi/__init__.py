@@ -13,8 +13,8 @@ from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.lifecycle.cdi.names import requested_devices
 
 if TYPE_CHECKING:
-    from crinoid.core.lifecycle.cdi.folders import Folders
     from crinoid.core.lifecycle.cdi.injection import JsonObject
+    from crinoid.core.lifecycle.cdi.spec_directories import Folders
 
 __all__ = ["CdiDevices", "requested_devices"]
 
@@ -35,8 +35,10 @@ class CdiDevices:
         message names file and line.
         """
         if names := requested_devices(config):
-            from crinoid.core.lifecycle.cdi.folders import Folders  # with YAML; most nodes have no such devices
             from crinoid.core.lifecycle.cdi.injection import inject
+            from crinoid.core.lifecycle.cdi.spec_directories import (
+                Folders,  # with YAML; most nodes have no such devices
+            )
 
             self._folders = self._folders or Folders(self._paths)
             inject(spec, self._folders.find(names))

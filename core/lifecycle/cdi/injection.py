@@ -12,9 +12,9 @@ from typing import Any
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.lifecycle.cdi.documents import CdiHook, CdiMount, DeviceNode, Document, Edits
-from crinoid.core.lifecycle.cdi.folders import FoundDevice
-from crinoid.core.lifecycle.cdi.lines import KeyPath
+from crinoid.core.lifecycle.cdi.cdi_files import CdiHook, CdiMount, DeviceNode, Document, Edits
+from crinoid.core.lifecycle.cdi.located import KeyPath
+from crinoid.core.lifecycle.cdi.spec_directories import FoundDevice
 
 JsonObject = dict[str, Any]
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (

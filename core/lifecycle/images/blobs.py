@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
-from crinoid.core.lifecycle.images.arrivals import Arrivals
+from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.faults import while_doing
+from crinoid.core.lifecycle.images.inflight_blobs import Arrivals
 from crinoid.core.lifecycle.images.progress import LayerTracker, Transfer
-from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.state.content import ContentStore
 

@@ -9,7 +9,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux.files import disk_usage
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.lifecycle.queries import FilesystemReport
-from crinoid.core.lifecycle.writables import WritableLayers
+from crinoid.core.lifecycle.stats.writable_layers import WritableLayers
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 

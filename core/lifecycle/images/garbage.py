@@ -14,8 +14,8 @@ from crinoid.core.api.errors import CrinoidError, FailedPrecondition
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.lifecycle.images.catalog import Catalog
-from crinoid.core.lifecycle.images.claims import Claims
 from crinoid.core.lifecycle.images.index import blobs_of
+from crinoid.core.lifecycle.images.leases import Claims
 from crinoid.core.lifecycle.images.leftovers import Leftover, Leftovers
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore

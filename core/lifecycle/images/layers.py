@@ -16,14 +16,14 @@ from crinoid.core.api.errors import CrinoidError, Unsupported
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import LayerTarget
-from crinoid.core.lifecycle.images.arrivals import Arrivals, Follower
+from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import LEFT, OWNER, settle
+from crinoid.core.lifecycle.images.inflight_blobs import Arrivals, Follower
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
-from crinoid.core.lifecycle.joins import SharedTasks
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Ledger, LedgerEntry

@@ -11,7 +11,7 @@ from dataclasses import replace
 from crinoid.core.api.errors import CorruptContent, Unsupported
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Descriptor
-from crinoid.core.lifecycle.images.documents import chain_ids
+from crinoid.core.lifecycle.images.image_config import chain_ids
 from crinoid.core.state.records import ImageRecord
 
 TITLE = "org.opencontainers.image.title"

@@ -18,19 +18,19 @@ from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.core.config.models import ImagesConfig
+from crinoid.core.lifecycle.concurrency.together import run_together
 from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource
 from crinoid.core.lifecycle.images.catalog import Catalog, names_of
-from crinoid.core.lifecycle.images.claims import Claims
-from crinoid.core.lifecycle.images.documents import MAX_CONFIG_BYTES, ImageConfig, artifact_type
 from crinoid.core.lifecycle.images.faults import restate, while_doing
 from crinoid.core.lifecycle.images.garbage import GarbageCollector
+from crinoid.core.lifecycle.images.image_config import MAX_CONFIG_BYTES, ImageConfig, artifact_type
 from crinoid.core.lifecycle.images.index import blobs_of
 from crinoid.core.lifecycle.images.layers import Layers
+from crinoid.core.lifecycle.images.leases import Claims
 from crinoid.core.lifecycle.images.leftovers import Leftover
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
 from crinoid.core.lifecycle.images.resolution import Resolution, resolve
-from crinoid.core.lifecycle.together import run_together
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore

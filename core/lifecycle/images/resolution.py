@@ -20,8 +20,8 @@ from crinoid.core.api.errors import (
 from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.manifests import INDEX_TYPES, ManifestDocument, read_index
 from crinoid.core.api.values.image import ResolvedImage, ResolveRequest
-from crinoid.core.lifecycle.images.documents import read_manifest, verify
 from crinoid.core.lifecycle.images.faults import restate
+from crinoid.core.lifecycle.images.image_config import read_manifest, verify
 from crinoid.core.slots.registry import RegistrySlot
 
 _TELLING: tuple[type[CrinoidError], ...] = (

@@ -12,7 +12,7 @@ from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.values.container import Capabilities, ContainerConfig
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, ProfileType, SecurityProfile
 from crinoid.core.config.models import PodsConfig
-from crinoid.core.lifecycle.images.documents import ContainerDefaults
+from crinoid.core.lifecycle.images.image_config import ContainerDefaults
 from crinoid.core.lifecycle.spec import isolation, mounts, process
 from crinoid.core.lifecycle.spec.labels import Labels, apparmor_profile, relabel_volumes, selinux_labels
 from crinoid.core.lifecycle.spec.users import Identity

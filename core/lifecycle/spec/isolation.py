@@ -17,7 +17,7 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import DeviceMapping
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
-from crinoid.core.lifecycle.cgrouppaths import path_below_mount
+from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.spec.mounts import check_count
 
 JsonObject = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux import capabilities as kernel
 from crinoid.core.api.values.container import Capabilities, ContainerConfig
-from crinoid.core.lifecycle.images.documents import ContainerDefaults
+from crinoid.core.lifecycle.images.image_config import ContainerDefaults
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UNLIMITED = (1 << 64) - 1

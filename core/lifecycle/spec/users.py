@@ -19,7 +19,7 @@ from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import open_regular
 from crinoid.core.api.values.container import ContainerSecurity
 from crinoid.core.lifecycle.spec.mounts import check_count
-from crinoid.core.lifecycle.userids import MAX_ID, MAX_NAME_BYTES, parse_id, quote
+from crinoid.core.lifecycle.user_ids import MAX_ID, MAX_NAME_BYTES, parse_id, quote
 from crinoid.core.state.records import ProcessUser
 
 MAX_FILE_BYTES = 16 << 20

@@ -6,6 +6,6 @@ views into messages (``wire``), ``results`` merges what plugins want, with ``own
 ``decode`` turns that into adjustments, ``resources`` into limits. Source: containerd/nri, version 0.12.
 """
 
-from crinoid.plugins.extensions.nri.driver import NriExtension
+from crinoid.plugins.extensions.nri.nri_extension import NriExtension
 
 __all__ = ["NriExtension"]

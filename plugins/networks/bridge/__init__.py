@@ -6,6 +6,6 @@ Read in this order: ``netlink`` (messages), ``interfaces`` (links, addresses, ro
 (the hooks).
 """
 
-from crinoid.plugins.networks.bridge.driver import BridgeNetwork, BridgeOptions
+from crinoid.plugins.networks.bridge.bridge_network import BridgeNetwork, BridgeOptions
 
 __all__ = ["BridgeNetwork", "BridgeOptions"]

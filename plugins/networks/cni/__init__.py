@@ -5,6 +5,6 @@ done), ``execution`` (one plugin, run once), ``chains`` (a list of plugins, forw
 answer), ``driver`` (the hooks).
 """
 
-from crinoid.plugins.networks.cni.driver import CniNetwork, CniOptions
+from crinoid.plugins.networks.cni.cni_network import CniNetwork, CniOptions
 
 __all__ = ["CniNetwork", "CniOptions"]

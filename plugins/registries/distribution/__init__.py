@@ -1,5 +1,5 @@
 """The registry driver ``distribution``: images from registries over the network."""
 
-from crinoid.plugins.registries.distribution.driver import DistributionRegistry
+from crinoid.plugins.registries.distribution.distribution_registry import DistributionRegistry
 
 __all__ = ["DistributionRegistry"]

@@ -1,5 +1,5 @@
 """The registry driver ``layout``: images from files in a folder of the node, with no server at all."""
 
-from crinoid.plugins.registries.layout.driver import LayoutRegistry
+from crinoid.plugins.registries.layout.layout_registry import LayoutRegistry
 
 __all__ = ["LayoutRegistry"]

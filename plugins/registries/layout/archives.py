@@ -30,7 +30,15 @@ from crinoid.core.api.manifests import (
     parse,
 )
 from crinoid.core.api.values.image import Descriptor
-from crinoid.plugins.registries.layout.shelf import Shelf, Span, Stamp, changed, fill_shelf, full_name, open_regular
+from crinoid.plugins.registries.layout.layout_index import (
+    Shelf,
+    Span,
+    Stamp,
+    changed,
+    fill_shelf,
+    full_name,
+    open_regular,
+)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}

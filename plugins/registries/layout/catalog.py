@@ -12,7 +12,7 @@ from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.manifests import MAX_DOCUMENT_BYTES, IndexDocument, parse
 from crinoid.plugins.registries.layout.archives import COMPRESSED, read_archive
-from crinoid.plugins.registries.layout.shelf import Shelf, Stamp, fill_shelf, open_regular
+from crinoid.plugins.registries.layout.layout_index import Shelf, Stamp, fill_shelf, open_regular
 
 _LAYOUT_NAMES = frozenset({"index.json", "oci-layout", "blobs"})
 _Stamp = tuple[Stamp, int]  # with the time of a change of owner or mode: what could not be read is tried again

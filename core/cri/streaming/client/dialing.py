@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, PermissionDenied, Unavailable
 from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.streaming.conduits import TcpConduit, Tls
 from crinoid.core.cri.streaming.http import MAX_HEAD_BYTES
 from crinoid.core.cri.streaming.protocols import SPDY, VERSION_FIELD, WEBSOCKET
+from crinoid.core.cri.streaming.transports import TcpConduit, Tls
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.websocket import WebSocket, accept_key
 

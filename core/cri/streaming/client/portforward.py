@@ -8,9 +8,9 @@ from crinoid.core.api.errors import Unavailable
 from crinoid.core.cri.streaming.client.dialing import Dialing, dial_spdy, dial_websocket
 from crinoid.core.cri.streaming.client.remotecommand import running
 from crinoid.core.cri.streaming.client.spdy import SpdyClient
-from crinoid.core.cri.streaming.conduits import READ_BYTES, Conduit
 from crinoid.core.cri.streaming.portforward import DATA, ERROR, PROTOCOL, TUNNEL_PROTOCOL
 from crinoid.core.cri.streaming.spdy import SpdyStream
+from crinoid.core.cri.streaming.transports import READ_BYTES, Conduit
 from crinoid.core.cri.streaming.websocket import TunnelConduit
 
 _REASON_S = 5.0

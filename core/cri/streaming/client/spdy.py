@@ -1,8 +1,8 @@
 """The client's end of a SPDY/3.1 connection: it opens the streams. All else is as at the server's."""
 
 from crinoid.core.api.buffers import BufferPool
-from crinoid.core.cri.streaming.conduits import Conduit
 from crinoid.core.cri.streaming.spdy import SpdyConnection, SpdyLimits, SpdyStream, StreamRefused
+from crinoid.core.cri.streaming.transports import Conduit
 
 _MAX_STREAMS = 0  # of the server's: it opens none
 _BUFFER_BYTES = 64 << 20

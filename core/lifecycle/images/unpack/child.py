@@ -8,7 +8,7 @@ arguments, in the order of ``main``.
 import os
 import sys
 
-from crinoid.core.lifecycle.images.unpack import kernel
+from crinoid.core.lifecycle.images.unpack import syscalls
 from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_parent
@@ -97,7 +97,7 @@ class _Job:
             raise Corrupt(f"its diffID is {found}, and the image's configuration says {diff_id}")
         self._flusher.finish()
         if self._sync:
-            kernel.sync_file_system(TARGET_FD)
+            syscalls.sync_file_system(TARGET_FD)
         return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(_folders_of(tree)))
 
     def _do(self, work: Extraction | Parts | Deletion) -> None:

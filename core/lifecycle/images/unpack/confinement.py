@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 
-from crinoid.core.lifecycle.images.unpack import kernel
+from crinoid.core.lifecycle.images.unpack import syscalls
 
 _CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP = 0, 1, 3, 4, 21, 27, 31
 #: SYS_ADMIN is what the kernel asks for trusted.* attributes. SYS_RESOURCE is not among them: with it, a layer
@@ -32,13 +32,13 @@ def confine(root_fd: int, first_foreign_fd: int) -> None:
     os.fchdir(root_fd)
     os.chroot(".")
     os.chdir("/")
-    kernel.forbid_new_privileges()
-    kernel.keep_capabilities(_NEEDED)
+    syscalls.forbid_new_privileges()
+    syscalls.keep_capabilities(_NEEDED)
 
 
 def die_with_parent(parent: int) -> None:
     """End when the daemon ends, even if it was killed: a half unpacked layer is of no use to the next one."""
-    kernel.die_with_parent(signal.SIGKILL)
+    syscalls.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
 

@@ -10,7 +10,7 @@ import threading
 from _queue import SimpleQueue
 from collections.abc import Iterator
 
-from crinoid.core.lifecycle.images.unpack import kernel
+from crinoid.core.lifecycle.images.unpack import syscalls
 from crinoid.core.lifecycle.images.unpack.faults import TooLarge
 
 STEP_BYTES = 16 << 20
@@ -49,7 +49,7 @@ class Flusher:
     def _flush(self) -> None:
         try:
             while self._wanted.get():
-                kernel.sync_file_system(self._fd)
+                syscalls.sync_file_system(self._fd)
         except OSError as error:
             self._error = error
 

@@ -11,12 +11,12 @@ import stat
 from collections.abc import Callable
 
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotADirectory, NotSupported, show
-from crinoid.core.lifecycle.images.unpack.folders import Folder, FolderCache, list_attributes
 from crinoid.core.lifecycle.images.unpack.headers import BLOCK_DEVICE, CHARACTER_DEVICE, Entry
-from crinoid.core.lifecycle.images.unpack.kernel import open_directory_in_root
+from crinoid.core.lifecycle.images.unpack.open_directories import Folder, FolderCache, list_attributes
 from crinoid.core.lifecycle.images.unpack.paths import parse, split
 from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
+from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS = 0o7000

@@ -13,7 +13,7 @@ from crinoid.core.cli.check.devices import examine_devices
 from crinoid.core.cli.check.disk import Room, examine_disk, existing, judge_room
 from crinoid.core.cli.check.findings import Finding, Verdict
 from crinoid.core.cli.check.isolation import judge_propagation
-from crinoid.core.cli.check.kernel import judge_file_systems, judge_release
+from crinoid.core.cli.check.kernel_features import judge_file_systems, judge_release
 from crinoid.core.cli.check.network import examine_network
 from crinoid.core.cli.check.privileges import judge_capabilities
 from crinoid.core.cli.check.programs import examine_programs, judge_cni_plugins

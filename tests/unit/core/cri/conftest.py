@@ -20,9 +20,7 @@ from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUs
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.client import Client
 from crinoid.core.cri.server import Endpoint, Server
-from crinoid.core.lifecycle.events import EventReader
-from crinoid.core.lifecycle.metrics import ContainerSamples, PodSamples, take_samples
-from crinoid.core.lifecycle.metrictable import METRICS, MetricDescriptor, Reading
+from crinoid.core.lifecycle.events.events import EventReader
 from crinoid.core.lifecycle.queries import (
     Condition,
     ContainerFilter,
@@ -33,6 +31,8 @@ from crinoid.core.lifecycle.queries import (
     PodFilter,
     PodUsage,
 )
+from crinoid.core.lifecycle.stats.metric_table import METRICS, MetricDescriptor, Reading
+from crinoid.core.lifecycle.stats.metrics import ContainerSamples, PodSamples, take_samples
 from crinoid.core.state.records import (
     ContainerRecord,
     ContainerState,

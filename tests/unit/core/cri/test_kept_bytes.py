@@ -20,8 +20,8 @@ from crinoid.core.cri.lists import EncodedList
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.statuses import EncodedStatuses
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.containers import ContainerService
-from crinoid.core.lifecycle.pods import PodService
+from crinoid.core.lifecycle.containers.containers import ContainerService
+from crinoid.core.lifecycle.pods.pods import PodService
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.store import Store
 from unit.core.cri.conftest import make_container, make_image, make_pod

@@ -14,7 +14,7 @@ from crinoid.core.cri.encode.events import encode_event
 from crinoid.core.cri.encode.pods import encode_pod, encode_pod_status
 from crinoid.core.cri.encode.stats import encode_container_stats, encode_pod_stats
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.events import Event, EventType
+from crinoid.core.lifecycle.events.events import Event, EventType
 from crinoid.core.lifecycle.queries import ContainerUsage, PodUsage
 from crinoid.core.state.records import ContainerState, PodState
 from support.kubelet import RULES, Rule, breaches, table

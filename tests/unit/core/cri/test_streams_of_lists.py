@@ -11,7 +11,7 @@ from crinoid.core.cri import lists
 from crinoid.core.cri.client import Client, Json
 from crinoid.core.cri.server import Endpoint, Server
 from crinoid.core.cri.wire import api_pb2
-from crinoid.core.lifecycle.events import Event, EventReader, EventType
+from crinoid.core.lifecycle.events.events import Event, EventReader, EventType
 from crinoid.core.lifecycle.queries import ContainerFilter
 from unit.core.cri.conftest import FakePods, make_container, make_pod
 

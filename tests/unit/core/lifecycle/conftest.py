@@ -25,7 +25,7 @@ from crinoid.core.api.values.pod import NamespaceMode, NamespaceOptions, PodConf
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config, ExtensionSlotConfig, PodsConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.daemon.composition import Composition, compose
-from crinoid.core.lifecycle import pods
+from crinoid.core.lifecycle.pods import pods
 from crinoid.core.slots.binding import adopt, assemble
 from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import InstalledDriver
@@ -179,7 +179,7 @@ async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     machine = FakeMachine()
     monkeypatch.setattr(namespaces, "pin", machine.pin)
     monkeypatch.setattr(namespaces, "unpin", machine.unpin)
-    monkeypatch.setattr("crinoid.core.lifecycle.recovery.is_pinned", machine.pins.__contains__)
+    monkeypatch.setattr("crinoid.core.lifecycle.node.recovery.is_pinned", machine.pins.__contains__)
     monkeypatch.setattr(mount, "mount", machine.mount)
     monkeypatch.setattr(mount, "bind", machine.bind)
     monkeypatch.setattr(mount, "unmount", machine.unmount)

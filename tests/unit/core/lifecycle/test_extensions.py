@@ -13,7 +13,7 @@ from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount, Rli
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, DeviceMapping, VolumeMount
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import ContainerStatus
-from crinoid.core.lifecycle.adjustment import adjust_config, adjust_spec, merge_patch
+from crinoid.core.lifecycle.containers.adjustment import adjust_config, adjust_spec, merge_patch
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state.records import ContainerState
 from support.patience import patient

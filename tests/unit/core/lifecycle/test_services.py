@@ -23,9 +23,10 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodMetadata
 from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle import backoff, resources
+from crinoid.core.lifecycle.concurrency import backoff
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
-from crinoid.core.lifecycle.resources import CGROUP, CONTAINER, DEFERRED, DIRECTORY, MOUNT, NETWORK, SNAPSHOT
+from crinoid.core.lifecycle.resources import resources
+from crinoid.core.lifecycle.resources.resources import CGROUP, CONTAINER, DEFERRED, DIRECTORY, MOUNT, NETWORK, SNAPSHOT
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.store import LedgerEntry
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod

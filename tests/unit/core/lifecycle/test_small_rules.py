@@ -6,13 +6,13 @@ import pytest
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.pod import DnsConfig, LinuxResources
-from crinoid.core.lifecycle.bandwidth import limits_of
-from crinoid.core.lifecycle.cgrouppaths import CgroupPaths, slice_path
-from crinoid.core.lifecycle.containers import merge_resources
-from crinoid.core.lifecycle.podfiles import resolv_conf
-from crinoid.core.lifecycle.signals import signal_number
-from crinoid.core.lifecycle.stats import Rates, parse_interfaces
-from crinoid.core.lifecycle.sysctls import check_sysctls
+from crinoid.core.lifecycle.containers.containers import merge_resources
+from crinoid.core.lifecycle.containers.stop_signals import signal_number
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, slice_path
+from crinoid.core.lifecycle.sandbox.bandwidth import limits_of
+from crinoid.core.lifecycle.sandbox.pod_files import resolv_conf
+from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
+from crinoid.core.lifecycle.stats.stats import Rates, parse_interfaces
 
 BOTH = ("network", "ipc")
 

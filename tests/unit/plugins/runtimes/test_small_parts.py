@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.values.pod import LinuxResources
+from crinoid.plugins.runtimes.binaries.scratch import Scratch
+from crinoid.plugins.runtimes.binaries.versions import numbers, read_features, read_version
 from crinoid.plugins.runtimes.crun import CrunOptions
-from crinoid.plugins.runtimes.limits import beyond_update, oci_resources, split_lifted
+from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources, split_lifted
 from crinoid.plugins.runtimes.runc import RuncOptions
-from crinoid.plugins.runtimes.scratch import Scratch
-from crinoid.plugins.runtimes.versions import numbers, read_features, read_version
 
 
 def test_only_limits_that_are_given_are_changed() -> None:

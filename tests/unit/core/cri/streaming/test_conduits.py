@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from crinoid.core.api.linux.descriptors import readable
-from crinoid.core.cri.streaming.conduits import TcpConduit
+from crinoid.core.cri.streaming.transports import TcpConduit
 from crinoid.core.cri.streaming.turns import Turns
 from support.patience import patient
 

@@ -22,8 +22,8 @@ from crinoid.core.api.errors import ConfigurationError, NotFound, ResourceExhaus
 from crinoid.core.api.testing.fakes import FakeAttachSession, FakeExecSession
 from crinoid.core.api.values.runtime import AttachRequest, ExecStreamRequest, TerminalSize
 from crinoid.core.cri.streaming import frames
-from crinoid.core.cri.streaming.conduits import READ_BYTES
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
+from crinoid.core.cri.streaming.transports import READ_BYTES
 from crinoid.core.cri.streaming.turns import SLICE_S
 from crinoid.core.lifecycle.streams import StreamChoice
 from support.streaming import (

@@ -11,9 +11,9 @@ import pytest
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
-from crinoid.core.lifecycle.cdi.documents import VERSIONS, BrokenFile, read_document
-from crinoid.core.lifecycle.cdi.folders import Folders
-from crinoid.core.lifecycle.cdi.lines import Malformed, read_yaml
+from crinoid.core.lifecycle.cdi.cdi_files import VERSIONS, BrokenFile, read_document
+from crinoid.core.lifecycle.cdi.located import Malformed, read_yaml
+from crinoid.core.lifecycle.cdi.spec_directories import Folders
 
 Json = dict[str, Any]
 
@@ -325,9 +325,11 @@ def test_folders_are_followed(tmp_path: Path) -> None:
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.json", a_file(device()))
     devices = CdiDevices([tmp_path])
-    monkeypatch.setattr("crinoid.core.lifecycle.cdi.folders._YOUNG_NS", -(1 << 62))
+    monkeypatch.setattr("crinoid.core.lifecycle.cdi.spec_directories._YOUNG_NS", -(1 << 62))
     devices.add(a_spec(), wants("acme.com/gpu=one"))
-    monkeypatch.setattr("crinoid.core.lifecycle.cdi.folders.read_document", lambda _path: pytest.fail("read again"))
+    monkeypatch.setattr(
+        "crinoid.core.lifecycle.cdi.spec_directories.read_document", lambda _path: pytest.fail("read again")
+    )
     devices.add(a_spec(), wants("acme.com/gpu=one"))
     path.unlink()
     with pytest.raises(NotFound):

@@ -34,7 +34,7 @@ from crinoid.core.config.models import (
     SnapshotterDeadlines,
 )
 from crinoid.core.lifecycle.images import layers
-from crinoid.core.lifecycle.images.service import ImageService
+from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult
 from crinoid.core.slots.binding import Slots, adopt

@@ -8,7 +8,7 @@ import pytest
 
 from crinoid.core.api.errors import CorruptContent, FailedPrecondition
 from crinoid.core.api.values.image import Descriptor
-from crinoid.core.lifecycle.images.service import VERIFY
+from crinoid.core.lifecycle.images.images import VERIFY
 from crinoid.core.state.records import ImageRecord
 from support.images import BuiltImage
 

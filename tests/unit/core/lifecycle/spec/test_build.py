@@ -27,7 +27,7 @@ from crinoid.core.api.values.pod import (
     SecurityProfile,
 )
 from crinoid.core.config.models import PodsConfig
-from crinoid.core.lifecycle.images.documents import ContainerDefaults
+from crinoid.core.lifecycle.images.image_config import ContainerDefaults
 from crinoid.core.lifecycle.spec import SpecInput, build_spec
 from crinoid.core.lifecycle.spec.build import build_process, seccomp_choice
 from crinoid.core.lifecycle.spec.mounts import PodFiles

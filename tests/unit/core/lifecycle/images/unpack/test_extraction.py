@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from crinoid.core.lifecycle.images.unpack import kernel
+from crinoid.core.lifecycle.images.unpack import syscalls
 from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, NotSupported, TooLarge
 from support.archives import END, ArchiveBuilder, header, pad, pax
 
@@ -272,7 +272,7 @@ def test_symlinked_parents_are_followed_inside(extract, target: Path) -> None:
 
 def test_a_link_upwards_is_tried_again_while_others_rename(extract, target: Path, monkeypatch) -> None:
     """The kernel can't tell then whether ``..`` has led out, and answers EAGAIN: openat2(2)."""
-    syscall, refusals = kernel._libc.syscall, [errno.EAGAIN] * 3
+    syscall, refusals = syscalls._libc.syscall, [errno.EAGAIN] * 3
 
     def interrupted(number: ctypes.c_long, *arguments: object) -> int:
         if refusals and arguments[1].value == b"up":
@@ -280,7 +280,7 @@ def test_a_link_upwards_is_tried_again_while_others_rename(extract, target: Path
             return -1
         return syscall(number, *arguments)
 
-    monkeypatch.setattr(kernel, "_libc", SimpleNamespace(syscall=interrupted))
+    monkeypatch.setattr(syscalls, "_libc", SimpleNamespace(syscall=interrupted))
     extract(layer().folder("lib").symlink("up", "../../lib").file("up/c").build())
     assert (os.listdir(target / "lib"), refusals) == (["c"], [])
 

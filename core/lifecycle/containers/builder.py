@@ -1,0 +1,506 @@
+"""Puts a container together: image, snapshot, root file system, identity, specification, runtime; then its record.
+
+Called by ``containers`` under the pod's lock. Each step that outlives the call goes through ``resources``, so an error
+undoes all of them in reverse.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crinoid.core.api.bounds import MAX_MOUNTS
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    CrinoidError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Refused,
+    Unsupported,
+)
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
+from crinoid.core.api.linux import cgroups, rights
+from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.cgroup_warmup import Haste
+from crinoid.core.api.linux.probes import PathProbes
+from crinoid.core.api.linux.threads import call_within
+from crinoid.core.api.values.container import ContainerConfig, VolumeMount
+from crinoid.core.api.values.pod import NamespaceMode, ProfileType
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
+from crinoid.core.lifecycle.checkpoints.source import (
+    Checkpoint,
+    CheckpointSources,
+    OpenedCheckpoint,
+    check_same,
+    write_request,
+)
+from crinoid.core.lifecycle.containers.adjustment import adjust_config, adjust_spec
+from crinoid.core.lifecycle.containers.log_files import prepare_log
+from crinoid.core.lifecycle.containers.stop_signals import signal_number
+from crinoid.core.lifecycle.events.views import ContainerViews, view_pod
+from crinoid.core.lifecycle.images.images import ImageService
+from crinoid.core.lifecycle.resources import user_namespaces
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of, path_below_mount
+from crinoid.core.lifecycle.resources.resources import Resources
+from crinoid.core.lifecycle.sandbox import pod_files
+from crinoid.core.lifecycle.sandbox.pod_files import PodFolder
+from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
+from crinoid.core.lifecycle.spec.device_binds import bind_devices
+from crinoid.core.lifecycle.spec.exec_limits import check_process
+from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
+from crinoid.core.lifecycle.spec.users import identify
+from crinoid.core.lifecycle.volumes.declared_volumes import fill_volume, select_paths
+from crinoid.core.lifecycle.volumes.image_volumes import ImageVolumes
+from crinoid.core.lifecycle.volumes.staged_volumes import stage_volumes
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.records import ContainerRecord, ContainerState, ImageRecord, PodRecord
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+PROCESS_FILE = "process.json"
+JsonObject = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Order:
+    """One container to be made: what was asked for, what it is made from, and where."""
+
+    container_id: str
+    pod: PodRecord
+    config: ContainerConfig
+    image: ImageRecord
+    opened: OpenedCheckpoint | None
+    bundle: Path
+    stop_signal: str
+
+
+class Assembly:
+    """Makes containers."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        slots: Slots,
+        images: ImageService,
+        resources: Resources,
+        cgroup_paths: CgroupPaths,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._slots = slots
+        self._images = images
+        self._resources = resources
+        self._cgroups = cgroup_paths
+        self._image_volumes = ImageVolumes(images, resources)
+        self._checkpoints = CheckpointSources(config, images, resources)
+        self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
+        self._views = ContainerViews(store, slots)
+        self._asked: dict[str, ContainerView] = {}
+        self._adjusters: dict[str, str] = {}
+        """By container that is being made: who has changed it, for messages."""
+        self._features: dict[str, bool] = {}
+        self._haste = Haste()
+        self._path_s = config.pods.path_timeout_s
+        self.paths = PathProbes(self._path_s)
+
+    async def make(
+        self, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None = None
+    ) -> ContainerRecord:
+        """Make a container whose process waits, and its record. On an error nothing is left.
+
+        With a checkpoint, or an image that is one, its processes go on as they were when it is started.
+        """
+        user_namespaces.check_container(pod.config, config)
+        container_id = secrets.token_hex(32)
+        with on_behalf_of(pod.id, container_id):
+            return await self._make_or_undo(container_id, pod, config, checkpoint)
+
+    async def _make_or_undo(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+    ) -> ContainerRecord:
+        try:
+            with self._haste.lasting():
+                record = await self._make(await self._order(container_id, pod, config, checkpoint))
+            record = self._store.containers.put(dataclasses.replace(record, config=config))
+            await self._slots.extensions.container_created(await self._views.of(record))
+        except BaseException:
+            self._store.containers.drop(container_id)
+            await asyncio.shield(self._undo(pod.id, container_id, config))
+            raise
+        finally:
+            self._asked.pop(container_id, None)
+            self._adjusters.pop(container_id, None)
+        return record
+
+    async def _undo(self, pod_id: str, container_id: str, config: ContainerConfig) -> None:
+        volumes = ", ".join(mount.host_path for mount in config.mounts if not mount.image) or "none"
+        about = f"container {config.metadata.name!r} (volumes: {volumes})"
+        await self._resources.give_up(pod_id, container_id, about)
+        if (view := self._asked.get(container_id)) is not None:
+            await self._slots.extensions.container_removed(view)
+
+    async def _order(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+    ) -> _Order:
+        """Find what the container is made from, and refuse what can be refused before anything is made of it."""
+        opened = await self._open(container_id, pod, config, checkpoint)
+        image = self._image(config) if opened is None or opened.exact else opened.base
+        if opened is not None:
+            config = self._checkpoints.annotate(opened, config)
+        stop_signal = config.stop_signal or self._stop_signal_of(image, config.image)
+        signal_number(stop_signal)
+        bundle = self._config.run / "containers" / container_id
+        return _Order(container_id, pod, config, image, opened, bundle, stop_signal)
+
+    async def _make(self, order: _Order) -> ContainerRecord:
+        await self._resources.make_directory(
+            order.container_id, order.bundle, user_namespaces.root_group_of(order.pod.config)
+        )
+        rootfs = await self._mount_root(order)
+        if order.opened is not None:
+            await self._checkpoints.apply(order.opened, rootfs)
+        mounts, volume_images = await self._mounts(order, rootfs)
+        order = dataclasses.replace(order, config=dataclasses.replace(order.config, mounts=mounts))
+        given, spec = await self._specify(order, rootfs)
+        handle = ContainerHandle(order.container_id, order.pod.id, order.bundle, given.cgroup)
+        process = await self._create(given, handle, order.pod, spec, order.opened)
+        record = _record(order, handle, process)
+        return dataclasses.replace(
+            record,
+            user=given.identity.user,
+            resources=given.config.resources,
+            volume_images=volume_images,
+        )
+
+    async def _mount_root(self, order: _Order) -> Path:
+        """Stack a writable part on the image and mount it. A read-only root is writable until the runtime has made
+        the mount points in it, as with every peer."""
+        owner, pod = order.container_id, order.pod
+        slot = self._snapshotter(pod)
+        chain_id = await self._images.ensure_unpacked(order.image, slot.name)
+        mounts = await self._resources.create_snapshot(owner, owner, slot, chain_id)
+        rootfs = order.bundle / "rootfs"
+        rights.make_directory(rootfs, rights.PASSAGE)  # what is mounted there has a mode of its own
+        mounts = label_mounts(mounts, selinux_labels(pod.id, pod.config, order.config))
+        await self._resources.mount(owner, mounts, rootfs, user_namespaces.maps_of(pod))
+        return rootfs
+
+    async def _mounts(self, order: _Order, rootfs: Path) -> tuple[tuple[VolumeMount, ...], Mapping[str, str]]:
+        """Make the container's volumes, and return its mounts with the ids of the images that some are of."""
+        owner, maps = order.container_id, user_namespaces.maps_of(order.pod)
+        volumes = await self._make_volumes(owner, order.config, order.image, rootfs)
+        slot = self._snapshotter(order.pod)
+        prepared = await self._image_volumes.prepare(owner, order.config.mounts, slot, order.bundle, maps)
+        mounts = (*volumes, *prepared.mounts)
+        staged = await stage_volumes(owner, mounts, order.bundle, maps, self._resources, self._path_s)
+        return staged, prepared.images
+
+    def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
+        if pod.snapshotter not in self._slots.snapshotters:
+            raise FailedPrecondition(f"snapshotter slot {pod.snapshotter!r} of pod {pod.id} is no longer configured")
+        return self._slots.snapshotters[pod.snapshotter]
+
+    async def _make_volumes(
+        self, container_id: str, config: ContainerConfig, image: ImageRecord, rootfs: Path
+    ) -> tuple[VolumeMount, ...]:
+        """Make the volumes that the image declares, where the container has no mount of its own."""
+        paths = select_paths(self._images.config_of(image).config.volumes, config.mounts)
+        if not paths:
+            return ()
+        folder = self._config.root / "containers" / container_id
+        await self._resources.make_directory(container_id, folder)
+        rights.make_directory(folder / "volumes")
+        rights.spread(folder / "volumes")
+        places = ((path, folder / "volumes" / str(number)) for number, path in enumerate(paths))
+        made = [VolumeMount(container_path=path, host_path=str(place)) for path, place in places]
+        for volume in made:
+            await fill_volume(rootfs, volume.container_path, Path(volume.host_path))
+        return tuple(made)
+
+    async def _spec_input(self, order: _Order, rootfs: Path) -> Callable[[], SpecInput]:
+        """Return what makes the input of the specification: it looks into the image, so call it in a thread."""
+        pod, config = order.pod, order.config
+        image_config = self._images.config_of(order.image).config
+        folder = PodFolder(self._config.run / "pods" / pod.id)
+        given = functools.partial(
+            SpecInput,
+            container_id=order.container_id,
+            config=config,
+            pod_id=pod.id,
+            pod=pod.config,
+            image=image_config,
+            rootfs=rootfs,
+            hostname=pod_files.hostname_of(pod.config, "uts" not in pod.namespaces),
+            namespaces=pod.namespaces,
+            target_pid=self._target_pid(pod, config),
+            pod_files=folder.files(pod.config),
+            cgroup=self._cgroups.of_container(pod.cgroup_parent, order.container_id),
+            site=self._config.pods,
+            recursive_read_only=await self._has_recursive_read_only(pod.runtime),
+            mappings=user_namespaces.oci_mappings(pod.config),
+        )
+
+        def complete() -> SpecInput:
+            identity = identify(config.security, image_config.user, rootfs)
+            user_namespaces.check_user(pod.config, identity.user)
+            return given(identity=identity)
+
+        return complete
+
+    async def _create(
+        self,
+        given: SpecInput,
+        handle: ContainerHandle,
+        pod: PodRecord,
+        spec: JsonObject,
+        opened: OpenedCheckpoint | None,
+    ) -> ContainerProcess:
+        config = given.config
+        if opened is not None and opened.exact:
+            check_same(opened, self._image(config), spec["process"])
+        path = log_path(pod, config)
+        what = f"container {config.metadata.name!r}"
+        await asyncio.to_thread(rights.write_file, handle.bundle / PROCESS_FILE, json.dumps(spec["process"]))
+        if path is not None:  # late, as it may be replaced at any time: what a monitor then waits for is bounded
+            directory = Path(pod.config.log_directory)
+            await call_within(self._path_s, what, lambda: prepare_log(directory, config.log_path))
+        request = ContainerRequest(
+            handle=handle,
+            spec=spec,
+            seccomp=None if "seccomp" in spec["linux"] else seccomp_choice(config, self._config.pods),
+            log_path=path,
+            terminal=config.tty,
+            stdin=config.stdin,
+            stdin_once=config.stdin_once,
+            monitor_cgroup=self._config.pods.monitor_cgroup or self._cgroups.monitors,
+        )
+        if opened is not None:
+            return write_request(handle.bundle, request)
+        slot = self._slots.runtimes[pod.runtime]
+        try:
+            return await self._resources.create_container(handle.container_id, slot, request)
+        except CrinoidError as error:  # runtimes don't always say what it was that they could not run, or hung at
+            if isinstance(error, DeadlineExceeded) and (
+                hung := await self.paths.describe_hung(foreign_paths(pod, config))
+            ):
+                error.add_note(hung)
+            error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r:.300}")
+            if (authors := self._adjusters.get(handle.container_id)) is not None:
+                error.add_note(f"it was adjusted by {authors}")
+            raise
+
+    def _stop_signal_of(self, image: ImageRecord, name: str) -> str:
+        """Return the signal that ends the image's process: peers run images with a wrong one, too."""
+        wanted = self._images.config_of(image).config.stop_signal or "SIGTERM"
+        try:
+            signal_number(wanted)
+        except InvalidArgument as error:
+            LOG.warning("image %s: config.StopSignal: %s; SIGTERM is sent instead", name, error.message)
+            return "SIGTERM"
+        return wanted
+
+    def _image(self, config: ContainerConfig) -> ImageRecord:
+        if not config.image:
+            raise InvalidArgument(f"container {config.metadata.name!r} names no image")
+        if (image := self._images.find(config.image)) is None:
+            raise NotFound(f"image {config.image!r} of container {config.metadata.name!r} is not on this node: pull it")
+        if image.artifact:
+            raise InvalidArgument(
+                f"image {config.image!r} is an artifact of type {image.artifact}: mount it as a volume, it can't be run"
+            )
+        return image
+
+    async def _open(
+        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+    ) -> OpenedCheckpoint | None:
+        """Open the checkpoint that the container is to be made from; ``None``: from an image."""
+        found = checkpoint or self._checkpoints.find(config)
+        if found is None:
+            return None
+        slot = self._slots.runtimes[pod.runtime]
+        return await self._checkpoints.open(found, container_id, pod, slot, self._snapshotter(pod))
+
+    async def _specify(self, order: _Order, rootfs: Path) -> tuple[SpecInput, JsonObject]:
+        """Build the specification, with what extensions want and with devices; return what it was built from, too."""
+        what = f"container {order.config.metadata.name!r}"
+        make = await self._spec_input(order, rootfs)
+        given, spec = await call_within(self._path_s, what, lambda: _build(make))
+        changes = await self._ask_extensions(given, order.pod, order.image, spec) if self._slots.extensions else ()
+        if changes:
+            given = changed = await self._changed(given, changes, order.pod)
+            await self.paths.require(foreign_paths(order.pod, given.config), what)
+            spec = await call_within(self._path_s, what, lambda: build_spec(changed))
+        if requested_devices(given.config):
+            asking = given.config
+            await call_within(self._path_s, what, lambda: self._cdi.add(spec, asking))
+        if changes:
+            await asyncio.to_thread(adjust_spec, spec, changes)
+            if len(spec["mounts"]) > MAX_MOUNTS:
+                raise Refused(
+                    f"{_authors(changes)} want container {order.config.metadata.name!r} to have "
+                    f"{len(spec['mounts'])} mounts, more than {MAX_MOUNTS}"
+                )
+            self._adjusters[order.container_id] = _authors(changes)
+        if given.mappings:
+            await call_within(self._path_s, what, lambda: bind_devices(spec))
+        await asyncio.to_thread(check_process, spec["process"], what)
+        return given, spec
+
+    async def _ask_extensions(
+        self, given: SpecInput, pod: PodRecord, image: ImageRecord, spec: JsonObject
+    ) -> tuple[ContainerAdjustment, ...]:
+        """Ask what to change. From now on extensions know the container, and must learn when nothing comes of it."""
+        view = ContainerView(
+            container_id=given.container_id,
+            pod=view_pod(pod),
+            config=given.config,
+            image_id=image.id,
+            image_reference=_reference(image),
+            spec=spec,
+            resources=given.config.resources,
+        )
+        self._asked[given.container_id] = view
+        found = await self._slots.extensions.adjust_container(view)
+        return tuple(
+            dataclasses.replace(change, author=change.author or f'extension "{slot}"') for slot, change in found
+        )
+
+    async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:
+        """Take changes into what the specification is built from; their volumes are staged in a folder of their own."""
+        if any(mount.image for change in changes for mount in change.mounts):
+            raise InvalidArgument(f"container {given.config.metadata.name!r}: extensions can't add image volumes")
+        owner, maps = given.container_id, user_namespaces.maps_of(pod)
+        folder = self._config.run / "containers" / owner / "extensions"
+        staged = []
+        for number, change in enumerate(changes):
+            here = folder / str(number)
+            rights.make_directories(here, rights.PASSAGE)
+            await self.paths.require([one.host_path for one in change.mounts], f"container {owner}")
+            mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources, self._path_s)
+            staged.append(dataclasses.replace(change, mounts=mounts))
+        cgroup = next((change for change in reversed(changes) if change.cgroup), None)
+        if cgroup is not None and cgroup.cgroup != given.cgroup:
+            await self._make_cgroup(given.container_id, pod.id, cgroup)
+        return dataclasses.replace(
+            given, config=adjust_config(given.config, staged), cgroup=given.cgroup if cgroup is None else cgroup.cgroup
+        )
+
+    async def _make_cgroup(self, container_id: str, pod_id: str, wanted: ContainerAdjustment) -> None:
+        """Make the cgroup that an extension chose, new or not at all: a runtime would take over one that is there, and
+        kill all that is in it at the container's end. With systemd the unit's name makes it new.
+
+        Raises Refused, naming who wants what.
+        """
+        cgroup, who = wanted.cgroup, f"{wanted.author} wants cgroup {wanted.cgroup!r:.300}"
+        path = path_below_mount(cgroup)
+        if self._cgroups.systemd != (cgroup.count(":") == 2) or not cgroups.is_path(path):
+            form = f"slice:prefix:{container_id}" if self._cgroups.systemd else "an absolute path below the root"
+            raise Refused(f"{who}, which is not {form}, as crinoid's cgroup driver is {self._cgroups.driver}")
+        if (holder := holder_of(path, self._store, besides=pod_id)) is not None:
+            raise Refused(f"{who}, which lies in that of {holder}, and would end with it")
+        named = self._cgroups.systemd or cgroups.is_named_by_owner(path)
+        if named and not cgroup.endswith((f":{container_id}", f"/{container_id}")):
+            raise Refused(f"{who}: the last part has to be the container's own id, {container_id}")
+        if self._cgroups.systemd:
+            return
+        try:
+            await self._resources.make_cgroup(container_id, cgroup)
+        except AlreadyExists as error:
+            raise Refused(f"{who}, which may be somebody else's: {error.message}") from error
+
+    def _target_pid(self, pod: PodRecord, config: ContainerConfig) -> int:
+        options = config.security.namespaces
+        if options.pid is not NamespaceMode.TARGET:
+            return 0
+        target = self._store.containers.find(options.target_id)
+        if target.pod_id != pod.id or target.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"target container {target.id} is not a running container of pod {pod.id}")
+        return target.pid
+
+    async def _has_recursive_read_only(self, runtime: str) -> bool:
+        """Ask the runtime once what it can."""
+        if runtime not in self._features:
+            try:
+                features = await self._slots.runtimes[runtime].probe()
+            except Unsupported:
+                return False
+            self._features[runtime] = features.recursive_read_only_mounts
+        return self._features[runtime]
+
+
+def _authors(changes: Iterable[ContainerAdjustment]) -> str:
+    return ", ".join(dict.fromkeys(change.author for change in changes))
+
+
+def _build(make: Callable[[], SpecInput]) -> tuple[SpecInput, JsonObject]:
+    given = make()
+    return given, build_spec(given)
+
+
+def foreign_paths(pod: PodRecord, config: ContainerConfig) -> list[str]:
+    """Return the host's paths that a container asks for: volumes, devices, log, seccomp profile, checkpoint (as image).
+
+    Whoever serves them may hang; nobody but the pod is to wait for that.
+    """
+    paths = [config.image, *(mount.host_path for mount in config.mounts if not mount.image)]
+    paths += [device.host_path for device in config.devices]
+    if (path := log_path(pod, config)) is not None:
+        paths += [str(path.parent), str(path)]
+    if (seccomp := config.security.seccomp) is not None and seccomp.type is ProfileType.LOCALHOST:
+        paths.append(seccomp.localhost_ref)
+    return paths
+
+
+def log_path(pod: PodRecord, config: ContainerConfig) -> Path | None:
+    """Return where the container's output goes, ``None`` for nowhere."""
+    if not config.log_path or not pod.config.log_directory:
+        return None
+    return Path(pod.config.log_directory) / config.log_path
+
+
+def exec_process(record: ContainerRecord, command: tuple[str, ...]) -> JsonObject:
+    """Return the OCI ``process`` object of a command in a container, which is the container's own but for that. Blocks.
+
+    Raises FailedPrecondition where the container's can't be read, InvalidArgument for what the kernel can't execute.
+    """
+    try:
+        process: JsonObject = json.loads((record.handle.bundle / PROCESS_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise FailedPrecondition(f"container {record.id}: its process description can't be read: {error}") from error
+    process["args"] = list(command)
+    check_process(process, f"exec in container {record.id}")
+    return process
+
+
+def _record(order: _Order, handle: ContainerHandle, process: ContainerProcess) -> ContainerRecord:
+    return ContainerRecord(
+        id=order.container_id,
+        pod_id=order.pod.id,
+        config=order.config,
+        handle=handle,
+        image_id=order.image.id,
+        image_ref=_reference(order.image),
+        state=ContainerState.CREATED,
+        created_at_ns=time.time_ns(),
+        pid=process.pid,
+        log_path=str(log_path(order.pod, order.config) or ""),
+        stop_signal=order.stop_signal,
+        checkpoint=None if order.opened is None else order.opened.folder,
+    )
+
+
+def _reference(image: ImageRecord) -> str:
+    """Return a name with digest where the image has one, else its id."""
+    return image.digests[0] if image.digests else image.id

@@ -1,0 +1,1 @@
+"""What happens to pods and containers, for those who follow it: the kubelet (``events``) and extensions (``views``)."""

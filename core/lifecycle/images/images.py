@@ -1,0 +1,337 @@
+"""Images as ``cri`` and the pods' services see them: pull, find, list, remove, and layers ready for a container.
+
+It joins requests that are alike and hands them on: ``pull`` for the way in, ``catalog`` for names, ``garbage`` for the
+way out, ``recovery`` for the start.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from crinoid.core.api.errors import CorruptContent, CrinoidError, FailedPrecondition, InvalidArgument
+from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.manifests import parse
+from crinoid.core.api.values.image import Credentials, ImageReference, Platform
+from crinoid.core.config.models import ImagesConfig
+from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
+from crinoid.core.lifecycle.concurrency.together import run_together
+from crinoid.core.lifecycle.images.catalog import Catalog
+from crinoid.core.lifecycle.images.exports import Exports
+from crinoid.core.lifecycle.images.faults import while_doing
+from crinoid.core.lifecycle.images.filesystems import Filesystems
+from crinoid.core.lifecycle.images.garbage import GarbageCollector
+from crinoid.core.lifecycle.images.image_config import ImageConfig
+from crinoid.core.lifecycle.images.image_recovery import discard_left, discard_unfinished, is_usable
+from crinoid.core.lifecycle.images.inflight_blobs import Arrivals
+from crinoid.core.lifecycle.images.layers import Layers
+from crinoid.core.lifecycle.images.leases import Claims
+from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of
+from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
+from crinoid.core.lifecycle.images.pull import Puller, PullRequest
+from crinoid.core.lifecycle.queries import FilesystemReport
+from crinoid.core.lifecycle.stats.writable_layers import WritableLayers
+from crinoid.core.lifecycle.user_ids import image_user
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+from crinoid.core.state.content import ContentStore
+from crinoid.core.state.records import ImageRecord
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+VERIFY = "crinoid.io/verify"
+"""An annotation of the image in PullImage: ``true`` has all that is stored of it read, and damage fetched again. In a
+verbose ImageStatus: the answer tells what is damaged."""
+_KEPT_S = 24 * 3600.0
+"""How long what an interrupted pull fetched is kept for the next try, across starts of the daemon."""
+_MACHINES: Mapping[str, tuple[str, str]] = {
+    "x86_64": ("amd64", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "loongarch64": ("loong64", ""),
+}
+
+
+class ImageService:
+    """All images of the node. Methods that are no coroutines read what is committed."""
+
+    def __init__(self, store: Store, content: ContentStore, slots: Slots, config: ImagesConfig) -> None:
+        self._store = store
+        self._content = content
+        self._slots = slots
+        self._config = config
+        self._platform = parse_platform(config.platform) if config.platform else host_platform()
+        self._catalog = Catalog(store, config.pinned)
+        self._claims = Claims()
+        arrivals = Arrivals(content, config.max_early_unpacks)
+        self._layers = Layers(store.ledger, content, arrivals, config.max_parallel_unpacks, config.keep_free_percent)
+        self._garbage = GarbageCollector(self._catalog, content, self._claims, slots.snapshotters)
+        self._puller = Puller(slots, content, self._catalog, self._claims, self._layers, self._garbage)
+        self.writables = WritableLayers(slots.snapshotters)
+        self._filesystems = Filesystems(content, slots.snapshotters.values(), self.writables)
+        self._exports = Exports(content)
+        self._pulls = SharedTasks("pull of")
+        self._collections = SharedTasks("garbage collection")
+        self._collecting = asyncio.Lock()
+        self._collected = 0
+        self._left = asyncio.Event()
+        self._expiry: asyncio.Task[None] | None = None
+        self._trackers: dict[PullRequest, PullTracker] = {}
+        self._configs: dict[str, ImageConfig] = {}
+        self._unusable: set[str] = set()
+
+    async def pull(
+        self, reference: str, credentials: Credentials | None, annotations: Mapping[str, str], runtime_handler: str
+    ) -> str:
+        """Fetch an image, unpack it for the handler's snapshotter, and return its id.
+
+        Requests for the same image at the same time share one pull, which goes on when all of them were cancelled.
+        Of the ``annotations`` only ``VERIFY`` means something here. Raises InvalidArgument for a malformed reference or
+        an unknown handler, NotFound when no source has the image, and what sources, unpacking and snapshotters raise.
+        """
+        request = PullRequest(
+            ImageReference.parse(reference),
+            self._platform,
+            credentials,
+            self._slots.snapshotter_of(runtime_handler).name,
+            verify=annotations.get(VERIFY) == "true",
+        )
+        record = await self._pulls.join(request, lambda: self._pull(request))
+        return record.id
+
+    def find(self, reference: str) -> ImageRecord | None:
+        """Return the image of a reference in full or short form, an id, or four and more digits that begin one id."""
+        return self._catalog.find(reference)
+
+    def get(self, image_id: str) -> ImageRecord | None:
+        """Return the image with exactly this id."""
+        return self._catalog.get(image_id)
+
+    def find_usable(self, reference: str) -> ImageRecord | None:
+        """Return the image of a reference as ``find``, but none that containers can't be made of until it is pulled.
+
+        What asks before it pulls, as the kubelet does, pulls it then.
+        """
+        record = self._catalog.find(reference)
+        return None if record is None or record.id in self._unusable else record
+
+    async def verify(self, record: ImageRecord) -> Sequence[str]:
+        """Read all that is stored of an image, and look for its layers; return what is wrong.
+
+        A blob that is not stored is no fault where its layer is unpacked: it may never have been fetched.
+        """
+        wrong = [
+            f"blob {digest} {words}"
+            for digest in dict.fromkeys((*record.manifests, *(() if record.artifact else (record.id,))))
+            if (words := await call_in_thread(partial(self._content.examine, digest)))
+        ]
+        unpacked: set[str] = set()
+        for slot in self._slots.snapshotters.values():
+            listed = {chain_id for chain_id, _ in await slot.list_layers()}
+            whole = {chain_id for chain_id in record.chain_ids if await slot.has_layer(chain_id)}
+            unpacked |= whole
+            if lost := [chain_id for chain_id in record.chain_ids if chain_id in listed - whole]:
+                wrong.append(f"{slot.label}: layer {lost[0]} has lost its files, or one below it has")
+        for layer, chain_id in zip(record.layers, record.chain_ids, strict=True):
+            words = await call_in_thread(partial(self._content.examine, layer.digest))
+            if words and not (chain_id in unpacked and not self._content.has(layer.digest)):
+                wrong.append(f"blob {layer.digest} {words}")
+        return wrong
+
+    @property
+    def version(self) -> int:
+        """Another number after each change of any image's record."""
+        return self._store.images.version
+
+    def list(self) -> Sequence[ImageRecord]:
+        """Return all images, the one pulled last first."""
+        return self._catalog.list()
+
+    def info(self, record: ImageRecord) -> Mapping[str, str]:
+        """Return what verbose ImageStatus tells, in the form that clients of containerd know."""
+        return {"info": json.dumps({"chainID": top_of(record) or "", "imageSpec": json.loads(record.config)})}
+
+    def user_of(self, record: ImageRecord) -> tuple[int | None, str]:
+        """Return the image's user: a uid, or a name where it is none; neither where the image names no user.
+
+        The group after a colon is not told (api.proto, Image).
+        """
+        try:
+            return image_user(self.config_of(record).config.user)
+        except CrinoidError as error:  # no reason to show none of the others
+            LOG.debug("the user of image %s is not known: %s", record.id, error.message)
+            return None, ""
+
+    def config_of(self, record: ImageRecord) -> ImageConfig:
+        """Return the image configuration, parsed."""
+        if record.id not in self._configs:
+            self._configs[record.id] = parse(ImageConfig, record.config, f"image configuration {record.id}")
+        return self._configs[record.id]
+
+    def progress(self) -> tuple[PullProgress, ...]:
+        """Tell how far each pull is that is under way."""
+        return tuple(tracker.report() for tracker in self._trackers.values())
+
+    async def remove(self, reference: str) -> None:
+        """Forget an image with all its names, and give back what only it needed. Idempotent.
+
+        By whatever name it is called, all of the image goes. Containers that stand on it keep its layers.
+        """
+        record = self.find(reference)
+        if record is None:
+            return
+        self._drop(record)
+        await self.collect_garbage()
+        await self._exports.write(self._store.images)
+        await self._slots.extensions.image_removed(record.id)
+
+    async def ensure_unpacked(self, record: ImageRecord, snapshotter: str) -> str | None:
+        """Return the chain id of the image in a snapshotter, unpacking stored blobs where layers are missing there.
+
+        ``None`` for an image without layers. Raises FailedPrecondition when blobs are gone or damaged, too; from then
+        on ``find_usable`` finds the image no more, until it is pulled.
+        """
+        slot = self._snapshotter(snapshotter)
+        if record.artifact:
+            plans = plan_artifact(record.layers)
+        else:
+            plans = plan_layers(record.layers, self.config_of(record).rootfs.diff_ids)
+        with while_doing(_name(record)):
+            self._layers.check(slot, plans)
+        names = [name for plan in plans for name in (plan.chain_id, plan.blob.digest)]
+        async with self._claims.hold(names):
+            missing = await self._layers.select_missing(slot, plans)
+            gone = [plan.blob.digest for plan in missing if not self._content.has(plan.blob)]
+            if gone:
+                wrong = await call_in_thread(partial(self._content.examine, gone[0]))
+                raise self._unusable_now(record, f"{slot.label} lacks layers of it, and blob {gone[0]} {wrong}")
+            try:
+                with while_doing(_name(record)):
+                    await run_together(self._layers.install(slot, plan) for plan in missing)
+            except CorruptContent as error:
+                blobs = [plan.blob.digest for plan in missing]
+                if not (found := await call_in_thread(partial(self._content.remove_damaged, blobs))):
+                    raise
+                words = "; ".join(f"blob {digest} {wrong}" for digest, wrong in found.items())
+                raise self._unusable_now(record, f"{slot.label} lacks layers of it, and {words}") from error
+        return top_of(record)
+
+    def _unusable_now(self, record: ImageRecord, why: str) -> FailedPrecondition:
+        self._unusable.add(record.id)
+        return FailedPrecondition(f"{_name(record)}: {why}: pull the image again (crinoid image verify --repair does)")
+
+    async def filesystems(self) -> tuple[tuple[FilesystemReport, ...], tuple[FilesystemReport, ...]]:
+        """Measure what images take, and what writable layers take; the default snapshotter comes first."""
+        return await self._filesystems.images(), await self._filesystems.containers()
+
+    async def collect_garbage(self) -> None:
+        """Remove layers and blobs that no image needs; what containers or pulls use stays.
+
+        Callers that come before a collection has begun share it; it goes on when they are cancelled.
+        """
+        await self._collections.join(self._collected, self._collect)
+
+    async def recover(self) -> None:
+        """Put in order what a killed daemon left. Call once, before anything else."""
+        await discard_unfinished(self._store.ledger, self._slots.snapshotters)
+        self._content.remove_stale(_KEPT_S)
+        for record in self._store.images:
+            if record.id in self._store.images.damaged:
+                continue  # what it needs is not known
+            if not await is_usable(record, self._content, self._slots.snapshotters):
+                LOG.error("%s has lost its layers and blobs and is forgotten: pull it again", _name(record))
+                self._drop(record)
+        self._catalog.tidy()
+        if self._store.is_new:
+            LOG.debug("the state is new: layers and blobs that are there stay until the next start")
+        else:
+            await self._garbage.find_all(_KEPT_S)
+        await self._garbage.collect()
+        self._watch_leftovers()
+        await self._exports.write(self._store.images)
+
+    async def close(self) -> None:
+        """Give up pulls that are under way, leaving nothing half made. Idempotent."""
+        await self._pulls.close()
+        await self._layers.close()
+        await self._puller.close()
+        await self._collections.close()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.wait({self._expiry})
+
+    async def _pull(self, request: PullRequest) -> ImageRecord:
+        tracker = self._trackers[request] = PullTracker(str(request.reference))
+        try:
+            with on_behalf_of(f"the pull of {request.reference}"):
+                record = await self._puller.pull(request, self._config, tracker)
+        except BaseException:
+            self._watch_leftovers()
+            raise
+        finally:
+            del self._trackers[request]
+        LOG.info("pulled %s: %s", request.reference, record.id)
+        self._unusable.discard(record.id)
+        await self._exports.write(self._store.images)
+        await self._slots.extensions.image_pulled(str(request.reference), record.id)
+        return record
+
+    async def _collect(self) -> None:
+        async with self._collecting:
+            self._collected += 1  # who comes from here on may have garbage that this collection has passed by
+            await discard_left(self._store.ledger, self._slots.snapshotters)
+            await self._garbage.collect()
+
+    def _watch_leftovers(self) -> None:
+        """See to it that what failed pulls left is collected in time."""
+        self._left.set()
+        if self._expiry is None or self._expiry.done():
+            self._expiry = asyncio.create_task(self._expire(), name="leftovers of failed pulls")
+
+    async def _expire(self) -> None:
+        while True:
+            self._left.clear()
+            try:
+                await self.collect_garbage()
+            except CrinoidError as error:
+                LOG.warning("what failed pulls left could not be collected: %s", error.message)
+            if self._catalog.damaged or (wait_s := self._garbage.leftovers.next_s()) is None:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._left.wait()
+
+    def _drop(self, record: ImageRecord) -> None:
+        self._catalog.remove(record)
+        self._configs.pop(record.id, None)
+        self._unusable.discard(record.id)
+
+    def _snapshotter(self, name: str) -> SnapshotterSlot:
+        slot = self._slots.snapshotters.get(name)
+        if slot is None:
+            known = ", ".join(sorted(self._slots.snapshotters))
+            raise InvalidArgument(f'snapshotter "{name}" is not in the configuration; known: {known}')
+        return slot
+
+
+def parse_platform(text: str) -> Platform:
+    """Read ``os/architecture[/variant]``."""
+    system, architecture, *variant = text.split("/")
+    return Platform(system, architecture, *variant)
+
+
+def host_platform() -> Platform:
+    """Return what this machine runs, in Go's terms."""
+    machine = os.uname().machine
+    return Platform("linux", *_MACHINES.get(machine, (machine, "")))
+
+
+def _name(record: ImageRecord) -> str:
+    """Call an image by the name that an operator knows it by."""
+    return f"image {next(iter((*record.tags, *record.digests)), record.id)}"

@@ -1,0 +1,132 @@
+"""What RunPodSandbox is going to make: the checks that need nothing of the host, and the choice of slots.
+
+The first step of ``pods``: a request that gets through here fails only by what the host or a driver says.
+"""
+
+import ipaddress
+import re
+import secrets
+from pathlib import Path
+
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.values.pod import NamespaceMode, PodConfig, UserNamespace
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle.resources import user_namespaces
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
+from crinoid.core.lifecycle.sandbox import pod_files
+from crinoid.core.lifecycle.sandbox.bandwidth import limits_of
+from crinoid.core.lifecycle.sandbox.pod_files import NAMESPACE_KINDS, PodFolder
+from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
+from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.network import NetworkSlot
+from crinoid.core.slots.runtime import RuntimeSlot
+from crinoid.core.slots.snapshotter import SnapshotterSlot
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?|")
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlan:
+    """What RunPodSandbox is going to make, after all checks that need nothing of the host."""
+
+    pod_id: str
+    config: PodConfig
+    handler: str
+    runtime: RuntimeSlot
+    network: NetworkSlot
+    snapshotter: SnapshotterSlot
+    folder: PodFolder
+    host_network: bool
+    hostname: str
+    cgroup_parent: str
+    sysctls: dict[str, str]
+    limits: tuple[int, int]
+
+    @property
+    def user(self) -> UserNamespace | None:
+        """The pod's own user namespace, if it has one."""
+        return user_namespaces.wanted_by(self.config)
+
+    @property
+    def pins(self) -> dict[str, Path]:
+        """Paths of the namespaces that the pod has to itself."""
+        return {kind: self.folder.pin(kind) for kind in own_namespaces(self.config, self.host_network)}
+
+
+class PodPlanner:
+    """Makes plans from requests and the configuration."""
+
+    def __init__(self, config: Config, slots: Slots, cgroups: CgroupPaths) -> None:
+        self._config = config
+        self._slots = slots
+        self._cgroups = cgroups
+
+    def plan(self, config: PodConfig, handler: str) -> PodPlan:
+        """Check the request and choose the slots; nothing of the host changes."""
+        runtime, network = self._slots.runtime(handler), self._slots.network_of(handler)
+        host_network = config.security.namespaces.network is NamespaceMode.NODE or network.features().host_network
+        own = own_namespaces(config, host_network)
+        check_config(config)
+        pod_id = secrets.token_hex(32)
+        return PodPlan(
+            pod_id=pod_id,
+            config=config,
+            handler=handler,
+            runtime=runtime,
+            network=network,
+            snapshotter=self._slots.snapshotter_of(handler),
+            folder=PodFolder(self._config.run / "pods" / pod_id),
+            host_network=host_network,
+            hostname=pod_files.hostname_of(config, host_network),
+            cgroup_parent=self._cgroups.pod_parent(config.cgroup_parent, pod_id),
+            sysctls=self._default_sysctls(own, user_namespaces.wanted_by(config)) | check_sysctls(config.sysctls, own),
+            limits=limits_of(config.annotations),
+        )
+
+    def _default_sysctls(self, own: "tuple[str, ...]", user: UserNamespace | None) -> dict[str, str]:
+        """Return the site's sysctls as far as the pod has the namespaces for them, with groups that it can have."""
+        pods = self._config.pods
+        wanted = dict(pods.default_sysctls)
+        if pods.enable_unprivileged_ports:
+            wanted.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
+        if pods.enable_unprivileged_icmp:
+            wanted.setdefault("net.ipv4.ping_group_range", f"0 {user.gids[0].length - 1 if user else 2147483647}")
+        missing = {"network": "net", "ipc": "kernel"}
+        foreign = tuple(prefix for kind, prefix in missing.items() if kind not in own)
+        return check_sysctls({name: value for name, value in wanted.items() if not name.startswith(foreign)}, own)
+
+
+def own_namespaces(config: PodConfig, host_network: bool) -> tuple[str, ...]:
+    """Return the kinds of namespaces that the pod has to itself; a pod on the host's network has its host name too."""
+    absent = {"network", "uts"} if host_network else set()
+    if config.security.namespaces.ipc is NamespaceMode.NODE:
+        absent.add("ipc")
+    if user_namespaces.wanted_by(config) is None:
+        absent.add("user")
+    return tuple(kind for kind in NAMESPACE_KINDS if kind not in absent)
+
+
+def check_config(config: PodConfig) -> None:
+    """Raise InvalidArgument or Unsupported for what no pod can be."""
+    metadata = config.metadata
+    for field in ("name", "namespace", "uid"):
+        if not getattr(metadata, field):
+            raise InvalidArgument(f"metadata.{field} of the pod sandbox is empty")
+    if not _HOSTNAME.fullmatch(config.hostname):
+        raise InvalidArgument(f"hostname {config.hostname!r} is not a host name of at most 64 letters, digits, - and .")
+    if config.log_directory and not config.log_directory.startswith("/"):
+        raise InvalidArgument(f"log_directory {config.log_directory!r} is not absolute")
+    user_namespaces.check_pod(config)
+    for mapping in config.port_mappings:
+        if not (0 <= mapping.host_port <= 65535 and 0 <= mapping.container_port <= 65535):
+            raise InvalidArgument(f"port mapping {mapping.host_port}:{mapping.container_port} is out of range")
+        _check_address(mapping.host_ip)
+    pod_files.resolv_conf(config.dns) if config.dns is not None else None
+
+
+def _check_address(text: str) -> None:
+    try:
+        ipaddress.ip_address(text or "0.0.0.0")  # noqa: S104  # any address
+    except ValueError as error:
+        raise InvalidArgument(f"host_ip of a port mapping: {error}") from error

@@ -1,0 +1,418 @@
+"""Pod sandboxes: run, stop, remove, and what is told of them.
+
+Reached from ``cri`` with values; makes everything through ``resources``, so that an error at any step, or a kill of the
+daemon, ends in the same undoing. A pod has no process of its own: its namespaces are pinned by bind mounts, and only a
+pod that shares its PID namespace gets an init process (``podinit``).
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+
+from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from crinoid.core.api.frozen import dataclass
+from crinoid.core.api.linux import cgroups, rights
+from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.cgroup_warmup import Haste
+from crinoid.core.api.values.network import NetworkRequest
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
+from crinoid.core.api.values.runtime import PodSandbox
+from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.config.models import Config
+from crinoid.core.lifecycle.concurrency.locks import Locks
+from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
+from crinoid.core.lifecycle.containers.containers import END_PATIENCE_S, ContainerService, end_of
+from crinoid.core.lifecycle.events.events import EventBus, EventType
+from crinoid.core.lifecycle.events.views import view_pod
+from crinoid.core.lifecycle.pods.pod_limits import add_resources
+from crinoid.core.lifecycle.pods.pod_plan import PodPlan, PodPlanner
+from crinoid.core.lifecycle.queries import PodFilter
+from crinoid.core.lifecycle.resources import user_namespaces
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of, path_below_mount
+from crinoid.core.lifecycle.resources.resources import (
+    CGROUP,
+    CONTAINER,
+    KINDS,
+    NETWORK,
+    Resources,
+    Step,
+    cgroup_at,
+    directory_at,
+    mounts_at,
+    namespaces_at,
+)
+from crinoid.core.lifecycle.sandbox import pod_files
+from crinoid.core.lifecycle.sandbox.pod_init import PodInit
+from crinoid.core.lifecycle.sandbox.pod_sysctls import write_sysctls, write_sysctls_in
+from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
+from crinoid.core.slots.binding import Slots
+from crinoid.core.state.records import PodRecord, PodState
+from crinoid.core.state.store import Store
+
+LOG = logging.getLogger(__name__)
+_CONTAINER_FOLLOWS_S = 0.1
+"""How soon after a pod is begun its first container mostly is."""
+_CREATES_END_S = 2.0
+"""How long the end of a pod waits for containers that are being created, before these are cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodParts:
+    """The other organs of the lifecycle that pods need."""
+
+    containers: ContainerService
+    init: PodInit
+    resources: Resources
+    locks: Locks
+    events: EventBus
+
+
+class PodService:
+    """RunPodSandbox, StopPodSandbox, RemovePodSandbox and what is asked about pods."""
+
+    def __init__(self, config: Config, store: Store, slots: Slots, parts: PodParts, cgroups: CgroupPaths) -> None:
+        self._config = config
+        self._store = store
+        self._slots = slots
+        self._containers = parts.containers
+        self._init = parts.init
+        self._resources = parts.resources
+        self._locks = parts.locks
+        self._events = parts.events
+        self._user_namespaces = user_namespaces.UserNamespaces(slots)
+        self._cgroups = cgroups
+        self._planner = PodPlanner(config, slots, cgroups)
+        self._haste = Haste()
+        self._starting = SharedTasks("RunPodSandbox of")
+        self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
+        self._going_down: set[str] = set()
+
+    async def run(self, config: PodConfig, runtime_handler: str) -> str:
+        """Make a pod sandbox and return its id.
+
+        A retry of a request that is under way joins it; one whose answer nobody saw gets the pod that was made. Raises
+        AlreadyExists when the name (name, namespace, uid, attempt) is another's, InvalidArgument, Unsupported, and what
+        the network and runtime raise; then nothing is left.
+        """
+        key = config.metadata
+        if (claimed := self._claimed(config, runtime_handler)) is not None:
+            return claimed
+        if self._wanted.setdefault(key, (config, runtime_handler)) != (config, runtime_handler):
+            raise AlreadyExists(f"pod {_name(config)} is being made by a request that differs from this one")
+        return await self._starting.join(key, lambda: self._run(config, runtime_handler))
+
+    def acknowledge(self, pod_id: str) -> None:
+        """Note that the client was told of the pod, so that no retry claims it."""
+        if (record := self._store.pods.get(pod_id)) is not None and not record.answered:
+            self._store.pods.put_fact(dataclasses.replace(record, answered=True))
+
+    async def stop(self, pod_id: str) -> None:
+        """End the pod's containers and take away its network. Idempotent; an unknown pod is stopped."""
+        if (record := self._find(pod_id)) is None:
+            return
+        async with self._ending(record.id, "StopPodSandbox"):
+            await self._stop(record.id)
+
+    async def remove(self, pod_id: str) -> None:
+        """Stop the pod and remove it with all its containers. Idempotent; an unknown pod is removed."""
+        if (record := self._find(pod_id)) is None:
+            return
+        async with self._ending(record.id, "RemovePodSandbox"):
+            if (current := self._store.pods.get(record.id)) is None:
+                return
+            await self._stop(current.id)
+            await self._resources.settle(current.id)
+            await self._take_apart(current.id)
+            last = self._store.pods.get(current.id) or current
+            self._store.pods.drop(current.id)
+            self._events.tell_pod(EventType.DELETED, last)
+        await self._slots.extensions.pod_removed(view_pod(last))
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, pod_id: str, act: str) -> AsyncIterator[None]:
+        """Hold a pod's lock to end it. Containers that are still being created a moment later are given up."""
+        loop = asyncio.get_running_loop()
+        giving_up = loop.call_later(_CREATES_END_S, self._containers.give_up_creating, pod_id)
+        try:
+            with on_behalf_of(end_of(pod_id), pod_id):
+                async with self._locks.hold(pod_id, f"{act} of {pod_id}", END_PATIENCE_S):
+                    giving_up.cancel()
+                    yield
+        finally:
+            giving_up.cancel()
+
+    async def _take_apart(self, pod_id: str) -> None:
+        """Remove the containers and, at the same time, what the pod itself has: nothing runs in it any more.
+
+        A cgroup that the pod was given comes last, as it may be others' too: it is only removed once nothing is in it.
+        """
+        removals = [self._containers.remove(container.id) for container in self._store.containers_of(pod_id)]
+        pod = self._store.pods.get(pod_id)
+        own = self._undo(pod_id, KINDS - {CGROUP} if pod is not None and pod.config.cgroup_parent else KINDS)
+        outcomes = await asyncio.gather(*removals, own, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        await self._resources.undo(pod_id)
+
+    async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None) -> None:
+        """Take the sum of the limits of the pod's containers, and what the pod costs beside them; absent ones stay.
+
+        Their sum goes to the pod's cgroup, in which every container lies; zero and empty fields stay as they are.
+        Raises NotFound, FailedPrecondition for a pod that is not ready, and what ``cgroups.write_resources`` raises.
+        """
+        extensions = self._slots.extensions
+        await extensions.pod_updating(view_pod(self._changeable(pod_id)), resources, overhead)
+        pod_id = self.get(pod_id).id
+        async with self._locks.hold(pod_id, f"UpdatePodSandboxResources of {pod_id}"):
+            record = self._changeable(pod_id)
+            record = dataclasses.replace(
+                record,
+                resources=resources or record.resources or record.config.resources,
+                overhead=overhead or record.overhead or record.config.overhead,
+            )
+            limits = add_resources(record.resources or LinuxResources(), record.overhead or LinuxResources())
+            await asyncio.to_thread(cgroups.write_resources, path_below_mount(record.cgroup_parent), limits)
+            self._store.pods.put_fact(record)
+        await extensions.pod_updated(view_pod(record))
+
+    def _changeable(self, pod_id: str) -> PodRecord:
+        record = self.get(pod_id)
+        if record.state is not PodState.READY:
+            raise FailedPrecondition(f"pod {record.id} is not ready, so its limits can't be changed")
+        return record
+
+    def get(self, pod_id: str) -> PodRecord:
+        """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
+        return self._store.pods.find(pod_id)
+
+    def is_up(self, pod_id: str) -> bool:
+        """Tell whether the pod is ready and whole: no longer so once a stop begins to take away what the pod has.
+
+        Its record says READY until the network is gone, which takes a CNI plugin a tenth of a second. Statistics that
+        are read meanwhile would show a pod with half a network.
+        """
+        record = self._store.pods.get(pod_id)
+        return record is not None and record.state is PodState.READY and pod_id not in self._going_down
+
+    @property
+    def version(self) -> int:
+        """Another number after each change of any pod's record."""
+        return self._store.pods.version
+
+    def list(self, wanted: PodFilter) -> "list[PodRecord]":
+        """Return the pods that fit, the newest first."""
+        found = [record for record in self._store.pods if _fits(record, wanted)]
+        return sorted(found, key=lambda record: record.created_at_ns, reverse=True)
+
+    def info(self, pod_id: str) -> dict[str, str]:
+        """Return what verbose status adds: slots, pins, cgroup, and the network's own result."""
+        record = self.get(pod_id)
+        info = {
+            "runtimeSlot": record.runtime,
+            "networkSlot": record.network,
+            "snapshotterSlot": record.snapshotter,
+            "namespaces": {kind: str(path) for kind, path in record.namespaces.items()},
+            "cgroupParent": record.cgroup_parent,
+            "resources": _shown(record.resources or record.config.resources),
+            "overhead": _shown(record.overhead or record.config.overhead),
+            "attachment": None if record.attachment is None else dict(record.attachment.data),
+        }
+        return {"info": json.dumps(info)}
+
+    async def close(self) -> None:
+        """Give up what is under way; the next start undoes it."""
+        await self._starting.close()
+
+    def _claimed(self, config: PodConfig, handler: str) -> str | None:
+        """Return the pod of an earlier request like this one whose answer nobody saw."""
+        holder = next((pod for pod in self._store.pods if pod.config.metadata == config.metadata), None)
+        if holder is None:
+            return None
+        same = holder.config == config and holder.runtime_handler == handler
+        if holder.answered or not same or holder.state is not PodState.READY:
+            raise AlreadyExists(f"the name of pod {_name(config)} is taken by pod {holder.id}: remove that one first")
+        return holder.id
+
+    async def _run(self, config: PodConfig, handler: str) -> str:
+        try:
+            plan = self._planner.plan(config, handler)
+            if config.cgroup_parent and (holder := holder_of(path_below_mount(plan.cgroup_parent), self._store, "")):
+                raise InvalidArgument(
+                    f"cgroup_parent {config.cgroup_parent!r} lies in the cgroup of {holder}: the pod would end with it"
+                )
+            if plan.user is not None:
+                await self._user_namespaces.require(handler)
+            LOG.debug("pod %s: %s", plan.pod_id, _name(config))
+            with on_behalf_of(plan.pod_id):
+                try:
+                    record = await self._start(plan)
+                except BaseException:
+                    self._store.pods.drop(plan.pod_id)
+                    await asyncio.shield(self._undo(plan.pod_id))
+                    raise
+            self._init.watch(record)
+            self._events.tell_pod(EventType.CREATED, record)
+            self._events.tell_pod(EventType.STARTED, record)
+            return record.id
+        finally:
+            del self._wanted[config.metadata]
+
+    async def _start(self, plan: PodPlan) -> PodRecord:
+        """Make the pod and ask the extensions before anybody else can see it; the record comes last but for them."""
+        record = await self._make(plan)
+        extensions, view = self._slots.extensions, view_pod(record)
+        try:
+            await extensions.pod_starting(view)
+            self._store.pods.put(record)
+            await extensions.pod_started(view)
+        except BaseException:
+            await asyncio.shield(extensions.pod_removed(view))
+            raise
+        return record
+
+    async def _make(self, plan: PodPlan) -> PodRecord:
+        """Make everything, each step in the ledger first; return the record to be."""
+        await self._resources.make(plan.pod_id, *self._steps(plan))
+        self._haste.linger(_CONTAINER_FOLLOWS_S)
+        if plan.user is not None:  # whose namespaces no thread of ours stood in
+            sysctls = user_namespaces.host_sysctls(plan.user, plan.sysctls)
+            await asyncio.to_thread(write_sysctls_in, plan.pins, sysctls)
+        record = await self._attach(plan, self._record(plan))
+        if plan.config.security.namespaces.pid is NamespaceMode.POD:
+            record = await self._init.start(record)
+        if (maps := user_namespaces.maps_of(record)) is not None:
+            pod_files.give_files(plan.folder, maps)
+        await plan.runtime.start_pod(_sandbox(record))
+        return record
+
+    def _steps(self, plan: PodPlan) -> Sequence[Step]:
+        """What stands before the network: folder, namespaces with their sysctls, shared memory, cgroup."""
+        group = user_namespaces.root_group_of(plan.config)
+        steps = [directory_at(plan.folder.path, group, lambda: self._fill_folder(plan))]
+        if plan.pins:
+            steps.append(self._namespaces(plan))
+        if "ipc" in plan.pins:
+            steps.append(self._shm(plan))
+        if not self._cgroups.systemd:
+            steps.append(cgroup_at(plan.cgroup_parent))
+        return steps
+
+    @staticmethod
+    def _namespaces(plan: PodPlan) -> Step:
+        return namespaces_at(
+            plan.pod_id, plan.pins, plan.hostname, plan.user, functools.partial(write_sysctls, plan.sysctls)
+        )
+
+    def _fill_folder(self, plan: PodPlan) -> None:
+        rights.make_directory(plan.folder.path / "ns")
+        if "ipc" in plan.pins:
+            rights.make_directory(plan.folder.shm, rights.PASSAGE)  # the mount on it has a mode of its own
+        pod_files.write_files(plan.folder, plan.config, plan.hostname, plan.host_network)
+
+    def _shm(self, plan: PodPlan) -> Step:
+        options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
+        if plan.user is not None:
+            options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
+        labels = selinux_labels(plan.pod_id, plan.config, None)
+        return mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.folder.shm)
+
+    def _record(self, plan: PodPlan) -> PodRecord:
+        return PodRecord(
+            id=plan.pod_id,
+            config=plan.config,
+            runtime_handler=plan.handler,
+            runtime=plan.runtime.name,
+            network=plan.network.name,
+            snapshotter=plan.snapshotter.name,
+            state=PodState.READY,
+            created_at_ns=time.time_ns(),
+            namespaces=plan.pins,
+            cgroup_parent=plan.cgroup_parent,
+        )
+
+    async def _attach(self, plan: PodPlan, record: PodRecord) -> PodRecord:
+        """Attach the pod, unless it asked for the host's network."""
+        config = plan.config
+        if config.security.namespaces.network is NamespaceMode.NODE:
+            return record
+        request = NetworkRequest(
+            pod_id=plan.pod_id,
+            metadata=config.metadata,
+            netns=plan.pins.get("network"),
+            port_mappings=() if plan.host_network else config.port_mappings,
+            dns=config.dns,
+            ingress_bits_per_s=plan.limits[0],
+            egress_bits_per_s=plan.limits[1],
+            pod_cidrs=self.pod_cidrs(),
+            cgroup_parent=plan.cgroup_parent,
+            annotations=config.annotations,
+        )
+        attachment = await self._resources.attach(plan.pod_id, plan.network, request)
+        if not plan.host_network:
+            pod_files.write_hosts(plan.folder, plan.hostname, attachment.addresses)
+        if config.dns is None and attachment.dns is not None and attachment.dns.servers:
+            pod_files.write_small(plan.folder.path / "resolv.conf", pod_files.resolv_conf(attachment.dns))
+        return dataclasses.replace(record, attachment=attachment)
+
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """Return the node's address ranges as UpdateRuntimeConfig told them last."""
+        text = self._store.setting("pod_cidrs")
+        return tuple(text.split(",")) if text else ()
+
+    async def _stop(self, pod_id: str) -> None:
+        """End containers, init and network; each step is idempotent, so that a stop that broke off can go on."""
+        record = self._store.pods.get(pod_id)
+        if record is None:
+            return
+        await self._containers.end_all(pod_id)
+        self._going_down.add(pod_id)  # a stop that fails from here on leaves it down: nobody knows how far it got
+        await self._init.undo(pod_id, {CONTAINER})
+        if (slot := self._slots.runtimes.get(record.runtime)) is not None:
+            await slot.stop_pod(_sandbox(record))
+        if record.state is PodState.READY:
+            await self._slots.extensions.pod_stopping(view_pod(record))
+        await self._resources.undo(pod_id, {NETWORK})
+        if record.state is PodState.READY:
+            record = self._store.pods.put_fact(dataclasses.replace(record, state=PodState.NOT_READY))
+            self._events.tell_pod(EventType.STOPPED, record)
+            await self._slots.extensions.pod_stopped(view_pod(record))
+        self._going_down.discard(pod_id)
+
+    async def _undo(self, pod_id: str, kinds: Collection[str] = KINDS) -> None:
+        await self._init.undo(pod_id)
+        await self._resources.undo(pod_id, kinds)
+
+    def _find(self, pod_id: str) -> PodRecord | None:
+        if not pod_id:
+            raise InvalidArgument("pod_sandbox_id is empty")
+        try:
+            return self._store.pods.find(pod_id)
+        except NotFound:
+            return None
+
+
+def _sandbox(record: PodRecord) -> PodSandbox:
+    return PodSandbox(record.id, record.config, record.namespaces, record.cgroup_parent)
+
+
+def _shown(resources: LinuxResources | None) -> dict[str, object] | None:
+    return None if resources is None else dataclasses.asdict(resources)
+
+
+def _name(config: PodConfig) -> str:
+    metadata = config.metadata
+    return f"{metadata.namespace}/{metadata.name} (uid {metadata.uid}, attempt {metadata.attempt})"
+
+
+def _fits(record: PodRecord, wanted: PodFilter) -> bool:
+    return (
+        record.id.startswith(wanted.id)
+        and (wanted.state is None or record.state is wanted.state)
+        and wanted.labels.items() <= record.config.labels.items()
+    )

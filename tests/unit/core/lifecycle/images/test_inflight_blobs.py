@@ -1,0 +1,205 @@
+"""Blobs that are read while they are written: who may, what is told, and when it ends."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.values.image import Descriptor
+from crinoid.core.lifecycle.images import inflight_blobs as module
+from crinoid.core.lifecycle.images.inflight_blobs import Arrivals, Follower
+from crinoid.core.state.content import ContentStore
+
+CONTENT = bytes(range(256)) * 16_384
+BLOB = Descriptor("application/x", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", len(CONTENT))
+
+
+@pytest.fixture(autouse=True)
+def descriptors_are_given_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of all that is open in the process, other tests' threads may close some meanwhile: so calls are counted."""
+    opened: list[int] = []
+
+    def counted(function: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            opened.append(function(*arguments))
+            return opened[-1]
+
+        return call
+
+    def close(fd: int) -> None:
+        if fd in opened:
+            opened.remove(fd)
+        original(fd)
+
+    original = os.close
+    monkeypatch.setattr(os, "close", close)
+    for owner, name in ((ContentStore, "open_partial"), (os, "dup"), (os, "eventfd")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    yield
+    assert opened == []
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> ContentStore:
+    return ContentStore(tmp_path / "content")
+
+
+@pytest.fixture
+def arrivals(content: ContentStore) -> Iterator[Arrivals]:
+    """With two places, and a pull that brings the blob."""
+    arrivals = Arrivals(content, 2)
+    with arrivals.expect(BLOB):
+        yield arrivals
+
+
+def store(content: ContentStore, data: bytes = CONTENT) -> None:
+    """Have so much of the blob where an ingest has it."""
+    (content.root / "ingest" / BLOB.digest).write_bytes(data)
+
+
+def finish(content: ContentStore) -> None:
+    """Have the blob in the store, as an ingest that ends well."""
+    path = content.path(BLOB.digest)
+    path.parent.mkdir(exist_ok=True)
+    (content.root / "ingest" / BLOB.digest).rename(path)
+
+
+async def followed(arrivals: Arrivals) -> Follower:
+    follower = await arrivals.follow(BLOB)
+    assert follower is not None
+    return follower
+
+
+async def stays_pending(task: "asyncio.Task[object]") -> bool:
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return not task.done()
+
+
+def test_only_large_blobs_are_followed(content: ContentStore) -> None:
+    small = Descriptor("application/x", BLOB.digest, module.LEAST_BYTES - 1)
+    assert Arrivals(content, 1).follows(BLOB)
+    assert not Arrivals(content, 1).follows(small)
+    assert not Arrivals(content, 0).follows(BLOB)
+
+
+async def test_what_is_there_needs_no_follower(arrivals: Arrivals, content: ContentStore) -> None:
+    store(content)
+    finish(content)
+    assert await arrivals.follow(BLOB) is None
+
+
+async def test_nobody_waits_for_what_nobody_brings(content: ContentStore) -> None:
+    arrivals = Arrivals(content, 2)
+    assert await arrivals.follow(BLOB) is None
+    with arrivals.expect(BLOB):
+        with arrivals.expect(BLOB):
+            waiting = asyncio.create_task(arrivals.follow(BLOB))
+            assert await stays_pending(waiting)
+        assert await stays_pending(waiting)
+    assert await waiting is None
+
+
+async def test_bytes_are_told_as_they_come(arrivals: Arrivals, content: ContentStore) -> None:
+    waiting = asyncio.create_task(followed(arrivals))
+    assert await stays_pending(waiting)
+    with arrivals.announce(BLOB) as tell:
+        store(content, CONTENT[:1000])
+        tell(1000)
+        follower = await waiting
+        growing = follower.growing
+        assert (growing.size, os.eventfd_read(growing.arrivals)) == (len(CONTENT), 1000)
+        assert os.pread(growing.fd, 5000, 0) == CONTENT[:1000]
+        store(content)
+        tell(3000)
+        tell(len(CONTENT))
+        assert os.eventfd_read(growing.arrivals) == len(CONTENT) - 1000
+        assert not growing.whole.done()
+        finish(content)
+    assert await follower.wait()
+    assert os.pread(growing.fd, len(CONTENT), 0) == CONTENT, "also when the file has got its name"
+    follower.close()
+    follower.close()
+
+
+async def test_one_that_comes_late_is_told_all_at_once(arrivals: Arrivals, content: ContentStore) -> None:
+    store(content, CONTENT[:3000])
+    with arrivals.announce(BLOB) as tell:
+        tell(1000)
+        tell(3000)
+        follower = await followed(arrivals)
+        assert os.eventfd_read(follower.growing.arrivals) == 3000
+        follower.close()
+        store(content)
+        finish(content)
+
+
+async def test_a_failure_is_told(arrivals: Arrivals, content: ContentStore) -> None:
+    store(content, b"")
+    with pytest.raises(RuntimeError), arrivals.announce(BLOB) as tell:
+        tell(0)
+        follower = await followed(arrivals)
+        raise RuntimeError
+    assert not await follower.wait()
+    follower.close()
+    waiting = asyncio.create_task(arrivals.follow(BLOB))
+    assert await stays_pending(waiting), "until somebody tries again"
+    store(content)
+    finish(content)
+    with arrivals.announce(BLOB):
+        pass
+    assert await waiting is None
+
+
+async def test_what_begins_anew_is_another_arrival(arrivals: Arrivals, content: ContentStore) -> None:
+    store(content, bytes(2000))
+    with arrivals.announce(BLOB) as tell:
+        tell(2000)
+        torn = await followed(arrivals)
+        store(content, CONTENT)
+        tell(0)
+        assert not await torn.wait()
+        fresh = await followed(arrivals)
+        tell(500)
+        assert os.eventfd_read(fresh.growing.arrivals) == 500
+        finish(content)
+    assert await fresh.wait()
+    torn.close()
+    fresh.close()
+
+
+async def test_places_are_bounded_and_given_on(arrivals: Arrivals, content: ContentStore) -> None:
+    store(content)
+    with arrivals.announce(BLOB) as tell:
+        tell(1)
+        first, second = [await followed(arrivals) for _ in range(2)]
+        third, fourth = [asyncio.create_task(arrivals.follow(BLOB)) for _ in range(2)]
+        assert await stays_pending(third) and await stays_pending(fourth)
+        first.close()
+        third_follower = await third
+        assert third_follower is not None
+        assert await stays_pending(fourth)
+        finish(content)
+    assert await fourth is None, "the blob is whole before there is a place"
+    second.close()
+    third_follower.close()
+
+
+async def test_without_descriptors_nobody_follows(
+    arrivals: Arrivals, content: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(24, "too many open files")
+
+    store(content)
+    with arrivals.announce(BLOB) as tell:
+        monkeypatch.setattr(os, "eventfd", refuse)
+        tell(1)
+        waiting = asyncio.create_task(arrivals.follow(BLOB))
+        assert await stays_pending(waiting)
+        finish(content)
+    assert await waiting is None
