@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all samples here")
     parser.add_argument("--render", action="store_true", help="write docs/performance.md and its plots, too")
     parser.add_argument("--render-only", action="store_true", help="measure nothing; render what --json has")
-    parser.add_argument("--folder", help="where to keep images and state; on the disk that nodes use")
+    parser.add_argument("--directory", help="where to keep images and state; on the disk that nodes use")
     wanted = parser.parse_args()
     wanted.only = _parts(wanted.only) or list(_QUICK if wanted.quick else SCENARIOS)
     wanted.on = _parts(wanted.on) or [*OURS, "containerd"]
@@ -93,11 +93,13 @@ def measure(wanted: argparse.Namespace) -> tuple[Run, bool]:
     began, at, whole = time.monotonic(), document.now(), False
     with ExitStack() as stack:
         stack.callback(tell, "all is stopped and removed")
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-bench-", dir=wanted.folder)))
-        _spread(folder)
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-bench-", dir=wanted.directory))
+        )
+        _spread(directory)
         try:
             watch = stack.enter_context(witness())
-            bench = set_up(stack, folder, wanted)
+            bench = set_up(stack, directory, wanted)
             with suppress(KeyboardInterrupt):  # what was measured by then is shown
                 scenarios.run(bench, wanted.only, watch)
                 whole = True
@@ -110,19 +112,19 @@ def measure(wanted: argparse.Namespace) -> tuple[Run, bool]:
     return Run(at, took, document.machine(), versions, settings, names, peer, bench.results), whole
 
 
-def set_up(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> Bench:
+def set_up(stack: ExitStack, directory: Path, wanted: argparse.Namespace) -> Bench:
     """Start registry and endpoints, and pull what every scenario needs."""
     tell("images, registry and endpoints …")
     compiler = document.REPOSITORY / "tools" / "compile_bytecode.py"  # as an installed crinoid is
     subprocess.run([sys.executable, str(compiler)], check=True)
-    registry = stack.enter_context(running_registry(folder / "registry"))
+    registry = stack.enter_context(running_registry(directory / "registry"))
     sizes = images.QUICK if wanted.quick else images.Sizes()
-    references = images.push_all(folder, registry, "pulling" in wanted.only, sizes)
+    references = images.push_all(directory, registry, "pulling" in wanted.only, sizes)
     found: list[Endpoint] = []
     seconds = 3.0 if wanted.quick else 10.0
-    bench = Bench(found, registry.host, references, folder / "logs", wanted.rounds, wanted.pods, seconds)
+    bench = Bench(found, registry.host, references, directory / "logs", wanted.rounds, wanted.pods, seconds)
     makers: list[tuple[str, Callable[[], AbstractContextManager[Endpoint]]]]
-    makers = [(name, partial(start, name, folder / f"node{n}", registry.host)) for n, name in enumerate(wanted.on)]
+    makers = [(name, partial(start, name, directory / f"node{n}", registry.host)) for n, name in enumerate(wanted.on)]
     makers += [(text, partial(_connect, text)) for text in wanted.endpoint]
     for name, make in makers:
         try:
@@ -180,9 +182,9 @@ def _connect(text: str) -> AbstractContextManager[Endpoint]:
     return nullcontext(named(text))
 
 
-def _spread(folder: Path) -> None:
-    """Have ext4 lay the folders inside apart, as it does with those at the top of a disk."""
-    subprocess.run(["chattr", "+T", str(folder)], check=False, capture_output=True)
+def _spread(directory: Path) -> None:
+    """Have ext4 lay the directories inside apart, as it does with those at the top of a disk."""
+    subprocess.run(["chattr", "+T", str(directory)], check=False, capture_output=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

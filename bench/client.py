@@ -47,20 +47,20 @@ class Client:
 
 
 def prepare_pod(request: Any) -> None:
-    """Make what a kubelet makes before it asks for a pod: the folder of its logs and, on cgroup v1, its cgroups."""
+    """Make what a kubelet makes before it asks for a pod: the directory of its logs and, on cgroup v1, its cgroups."""
     Path(request.config.log_directory).mkdir(parents=True, exist_ok=True)
-    for folder in _pod_cgroups(request):
-        folder.mkdir(parents=True, exist_ok=True)
+    for directory in _pod_cgroups(request):
+        directory.mkdir(parents=True, exist_ok=True)
         for name in ("cpuset.cpus", "cpuset.mems"):
-            if (folder / name).exists():
-                _inherit(folder, name)
+            if (directory / name).exists():
+                _inherit(directory, name)
 
 
 def forget_pod(request: Any) -> None:
     """Remove what a kubelet removes after its pod: the cgroups."""
-    for folder in _pod_cgroups(request):
+    for directory in _pod_cgroups(request):
         with contextlib.suppress(OSError):  # a runtime may have done it
-            folder.rmdir()
+            directory.rmdir()
 
 
 def _pod_cgroups(request: Any) -> list[Path]:
@@ -69,13 +69,13 @@ def _pod_cgroups(request: Any) -> list[Path]:
     return [top / path for top in tops]
 
 
-def _inherit(folder: Path, name: str) -> None:
+def _inherit(directory: Path, name: str) -> None:
     """Fill a setting of cpuset from above: a new cgroup has none, and takes no process."""
-    value = (folder / name).read_text().strip()
+    value = (directory / name).read_text().strip()
     if not value:
-        if folder.parent != _CGROUPS / "cpuset":
-            _inherit(folder.parent, name)
-        (folder / name).write_text((folder.parent / name).read_text())
+        if directory.parent != _CGROUPS / "cpuset":
+            _inherit(directory.parent, name)
+        (directory / name).write_text((directory.parent / name).read_text())
 
 
 def pod_request(name: str, logs: Path, cgroup: str, handler: str) -> Any:

@@ -1,4 +1,4 @@
-"""A CRI-O over folders of its own, as a peer to compare with; it leaves nothing behind."""
+"""A CRI-O over directories of its own, as a peer to compare with; it leaves nothing behind."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from support.daemon import end_cgroups
 class Crio:
     """One CRI-O: ``start``, then ``end``."""
 
-    folder: Path
+    directory: Path
     cni_conf: Path
     registry: str
     program: Path
@@ -28,7 +28,7 @@ class Crio:
 
     @property
     def run(self) -> Path:
-        """The state folder; short, since sockets lie below."""
+        """The state directory; short, since sockets lie below."""
         return Path("/run") / self.name
 
     @property
@@ -44,16 +44,16 @@ class Crio:
     @property
     def log(self) -> Path:
         """All that CRI-O wrote."""
-        return self.folder / "crio.log"
+        return self.directory / "crio.log"
 
     def start(self) -> None:
         """Start, and wait until it serves."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for folder in ("exits", "attach", "spaces", "hooks"):
-            (self.run / folder).mkdir(parents=True)
-        (self.folder / "crio.conf").write_text(self._config())
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for directory in ("exits", "attach", "spaces", "hooks"):
+            (self.run / directory).mkdir(parents=True)
+        (self.directory / "crio.conf").write_text(self._config())
         registry = f'[[registry]]\nlocation = "{self.registry}"\ninsecure = true\n'
-        (self.folder / "registries.conf").write_text(registry)
+        (self.directory / "registries.conf").write_text(registry)
         self.launch()
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -69,14 +69,14 @@ class Crio:
 
     def launch(self) -> None:
         """Start, over what is there already, and don't wait."""
-        command = [str(self.program), "--config", str(self.folder / "crio.conf"), "--config-dir", ""]
+        command = [str(self.program), "--config", str(self.directory / "crio.conf"), "--config-dir", ""]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "CONTAINER_REGISTRIES_CONF": str(self.folder / "registries.conf")},
+                env={**os.environ, "CONTAINER_REGISTRIES_CONF": str(self.directory / "registries.conf")},
                 start_new_session=True,
             )
 
@@ -98,7 +98,7 @@ class Crio:
         end_cgroups(self.name)
         points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for point in reversed(points):
-            if point.startswith((f"{self.run}/", f"{self.folder}/")):
+            if point.startswith((f"{self.run}/", f"{self.directory}/")):
                 subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
         shutil.rmtree(self.run, ignore_errors=True)
 
@@ -112,12 +112,12 @@ class Crio:
     def _config(self) -> str:
         runc = shutil.which("runc") or "/usr/sbin/runc"
         return f"""[crio]
-root = "{self.folder}/root"
+root = "{self.directory}/root"
 runroot = "{self.run}/storage"
 storage_driver = "overlay"
-log_dir = "{self.folder}/logs"
+log_dir = "{self.directory}/logs"
 version_file = "{self.run}/version"
-clean_shutdown_file = "{self.folder}/clean.shutdown"
+clean_shutdown_file = "{self.directory}/clean.shutdown"
 [crio.api]
 listen = "{self.socket}"
 [crio.runtime]

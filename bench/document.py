@@ -34,7 +34,7 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Tell whether the goal is met, as it is shown: to two digits behind the first that counts."""
+        """Return whether the goal is met, as it is shown: to two digits behind the first that counts."""
         return self.goal is None or float(f"{self.value:.3g}") <= self.goal
 
 

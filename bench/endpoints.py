@@ -32,7 +32,7 @@ class Endpoint:
     """One CRI endpoint. ``marks`` are words of which one stands in the command line of each process of its own.
 
     ``daemon`` is its process, 0 where it was started by somebody else; ``engine`` is ``None``, then, and ``make`` too,
-    which starts another of the kind over a folder.
+    which starts another of the kind over a directory.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Endpoint:
         return sorted({*monitors, *helpers, self.daemon} - {os.getpid()})
 
     def _holds(self, pid: int) -> bool:
-        """Tell whether a process is a container's: it is in a cgroup of the pods."""
+        """Return whether a process is a container's: it is in a cgroup of the pods."""
         try:
             return f":{self.cgroup}/" in Path(f"/proc/{pid}/cgroup").read_text()
         except OSError:
@@ -91,7 +91,7 @@ class Endpoint:
         raise TimeoutError(f"{self.name} lists {found} of {count} containers after {timeout_s:g} s")
 
     def _listens(self) -> bool:
-        """Tell whether a connection is taken; a client that is refused one waits longer than it need."""
+        """Return whether a connection is taken; a client that is refused one waits longer than it need."""
         with sockets.socket(sockets.AF_UNIX) as one:
             return one.connect_ex(str(self.socket)) == 0
 
@@ -113,18 +113,18 @@ class Endpoint:
             list(threads.map(remove, [pod.id for pod in found]))
 
 
-def start(name: str, folder: Path, registry: str) -> AbstractContextManager[Endpoint]:
+def start(name: str, directory: Path, registry: str) -> AbstractContextManager[Endpoint]:
     """Start ``crinoid NETWORK+RUNTIME``, ``containerd``, ``containerd=PROGRAM`` or ``crio=PROGRAM``."""
     kind, _, program = name.partition("=")
     if kind == "containerd":
-        return containerd(folder, registry, program or "containerd")
+        return containerd(directory, registry, program or "containerd")
     if kind == "crio":
-        return crio(folder, registry, Path(program))
+        return crio(directory, registry, Path(program))
     network, _, runtime = name.removeprefix("crinoid ").partition("+")
-    return crinoid(folder, name, network, runtime, registry)
+    return crinoid(directory, name, network, runtime, registry)
 
 
-def write_network(folder: Path, bridge: str, subnet: str, state: Path) -> Path:
+def write_network(directory: Path, bridge: str, subnet: str, state: Path) -> Path:
     """Write the CNI network that both peers use: bridge and portmap, as most nodes have."""
     ipam = {
         "type": "host-local",
@@ -136,18 +136,18 @@ def write_network(folder: Path, bridge: str, subnet: str, state: Path) -> Path:
         {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": True}},
     ]
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     text = json.dumps({"cniVersion": "1.0.0", "name": bridge, "plugins": plugins})
-    (folder / "10-bench.conflist").write_text(text)
-    return folder
+    (directory / "10-bench.conflist").write_text(text)
+    return directory
 
 
 @contextlib.contextmanager
-def _network(folder: Path) -> Iterator[Path]:
+def _network(directory: Path) -> Iterator[Path]:
     """Write a CNI network over a bridge of its own, which goes when the context ends."""
     bridge = f"crb{secrets.token_hex(3)}"
     try:
-        yield write_network(folder / "net.d", bridge, _subnet(), folder / "ipam")
+        yield write_network(directory / "net.d", bridge, _subnet(), directory / "ipam")
     finally:
         subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
 
@@ -175,11 +175,11 @@ level = "info"
 
 
 @contextlib.contextmanager
-def crinoid(folder: Path, name: str, network: str, runtime: str, registry: str) -> Iterator[Endpoint]:
+def crinoid(directory: Path, name: str, network: str, runtime: str, registry: str) -> Iterator[Endpoint]:
     """Run crinoid with a network and a runtime."""
-    with _network(folder) as conf, cgroup_namespace.held() as prefix:
+    with _network(directory) as conf, cgroup_namespace.held() as prefix:
         config = crinoid_configuration(network, runtime, registry, conf)
-        daemon = Daemon(folder / "daemon", config, prefix if runtime == "crun" else ())
+        daemon = Daemon(directory / "daemon", config, prefix if runtime == "crun" else ())
         try:
             daemon.start()
             assert daemon.process is not None
@@ -197,10 +197,10 @@ def crinoid(folder: Path, name: str, network: str, runtime: str, registry: str) 
 
 
 @contextlib.contextmanager
-def containerd(folder: Path, registry: str, program: str = "containerd") -> Iterator[Endpoint]:
+def containerd(directory: Path, registry: str, program: str = "containerd") -> Iterator[Endpoint]:
     """Run a containerd with runc and CNI; Debian's, unless told otherwise."""
-    with _network(folder) as conf:
-        engine = Containerd(folder / "containerd", conf, registry, f"{registry}/{PAUSE}", program=program)
+    with _network(directory) as conf:
+        engine = Containerd(directory / "containerd", conf, registry, f"{registry}/{PAUSE}", program=program)
         try:
             engine.start()
             assert engine.process is not None
@@ -214,10 +214,10 @@ def containerd(folder: Path, registry: str, program: str = "containerd") -> Iter
 
 
 @contextlib.contextmanager
-def crio(folder: Path, registry: str, program: Path) -> Iterator[Endpoint]:
+def crio(directory: Path, registry: str, program: Path) -> Iterator[Endpoint]:
     """Run a CRI-O with runc and CNI; its ``pinns`` lies beside it."""
-    with _network(folder) as conf:
-        engine = Crio(folder / "crio", conf, registry, program)
+    with _network(directory) as conf:
+        engine = Crio(directory / "crio", conf, registry, program)
         try:
             engine.start()
             assert engine.process is not None

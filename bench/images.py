@@ -34,10 +34,10 @@ class Sizes:
 QUICK = Sizes(50, 2_000, 3_000)
 
 
-def push_all(folder: Path, registry: RunningRegistry, pulls: bool, sizes: Sizes | None = None) -> dict[str, str]:
+def push_all(directory: Path, registry: RunningRegistry, pulls: bool, sizes: Sizes | None = None) -> dict[str, str]:
     """Build and push: ``busybox``, ``pause`` and, where pulls are measured, ``large`` and ``tiny``."""
     sizes = sizes or Sizes()
-    layout = folder / "layout"
+    layout = directory / "layout"
     build_busybox(layout, "bench/busybox:1")
     build_busybox(layout, "bench/pause:1", ImageConfig(entrypoint=("/bin/sleep", "1000000"), cmd=()))
     names = {"busybox": "bench/busybox:1", "pause": "bench/pause:1"}
@@ -48,9 +48,9 @@ def push_all(folder: Path, registry: RunningRegistry, pulls: bool, sizes: Sizes 
     return {key: registry.push(layout, name, name) for key, name in names.items()}
 
 
-def push_small(folder: Path, registry: RunningRegistry, count: int) -> list[str]:
+def push_small(directory: Path, registry: RunningRegistry, count: int) -> list[str]:
     """Build and push images that share all but a small layer of their own; return their references."""
-    layout = folder / "small"
+    layout = directory / "small"
     references = []
     for number in range(count):
         name = f"bench/small-{number}:1"
@@ -60,9 +60,9 @@ def push_small(folder: Path, registry: RunningRegistry, count: int) -> list[str]
     return references
 
 
-def push_layered(folder: Path, registry: RunningRegistry, layers: int, salt: int) -> str:
+def push_layered(directory: Path, registry: RunningRegistry, layers: int, salt: int) -> str:
     """Build and push an image of so many layers above busybox's; no two salts have one of those in common."""
-    layout, name = folder / "layered", f"bench/layered-{layers}-{salt}:1"
+    layout, name = directory / "layered", f"bench/layered-{layers}-{salt}:1"
     build_image(layout, name, [busybox_layer(), *(_thin_layer(layers, salt, n) for n in range(layers))])
     return registry.push(layout, name, name)
 

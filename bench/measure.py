@@ -99,13 +99,13 @@ class Busy:
 class Witness:
     """Tells what CPU others took: the bench and all it starts are in cgroups of their own, whose use is subtracted."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
 
     def look(self, cgroups: Iterable[str]) -> Busy:
         """Return the CPU taken so far; ``cgroups`` are those of the pods."""
         fields = [int(value) / _TICK for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-        ours = [self._folder] if self._folder else []
+        ours = [self._directory] if self._directory else []
         ours += [_accounting() / cgroup.lstrip("/") for cgroup in cgroups]
         return Busy(sum(fields[:3]) + sum(fields[5:7]), _kernel_s(), sum(map(_used_s, ours)), fields[7])
 
@@ -113,21 +113,21 @@ class Witness:
 @contextlib.contextmanager
 def witness() -> Iterator[Witness]:
     """Put this process, and so all it starts, into a cgroup of its own until the context ends."""
-    folder = _accounting() / f"bench-{secrets.token_hex(3)}"
+    directory = _accounting() / f"bench-{secrets.token_hex(3)}"
     home = _accounting() / _own_cgroup().lstrip("/")
     try:
-        folder.mkdir()
-        (folder / "cgroup.procs").write_text(str(os.getpid()))
+        directory.mkdir()
+        (directory / "cgroup.procs").write_text(str(os.getpid()))
     except OSError:
         yield Witness(None)
         return
     try:
-        yield Witness(folder)
+        yield Witness(directory)
     finally:
         with contextlib.suppress(OSError):
-            for pid in (folder / "cgroup.procs").read_text().split():
+            for pid in (directory / "cgroup.procs").read_text().split():
                 (home / "cgroup.procs").write_text(pid)
-            folder.rmdir()
+            directory.rmdir()
 
 
 def _accounting() -> Path:
@@ -169,9 +169,11 @@ def machine_cpu_s() -> float:
 def command_lines() -> dict[int, str]:
     """Return the command line of every process."""
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found[int(directory.name)] = (
+                (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
     return found
 
 

@@ -17,7 +17,7 @@ _FOLDERS = (_PACKAGE, _PACKAGE / "core", _PACKAGE / "plugins")  # compileall doe
 def main() -> None:
     """Compile; exit with 1 and name the file when one can't be."""
     stamped = PycInvalidationMode.TIMESTAMP
-    compiled = [compileall.compile_dir(folder, quiet=1, invalidation_mode=stamped) for folder in _FOLDERS]
+    compiled = [compileall.compile_dir(directory, quiet=1, invalidation_mode=stamped) for directory in _FOLDERS]
     sys.exit(not all(compiled))
 
 

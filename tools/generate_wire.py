@@ -19,7 +19,7 @@ NRI = Path("crinoid/plugins/extensions/nri/wire")
 
 
 def generate(output_root: Path) -> list[Path]:
-    """Write api_pb2.py, api_pb2.pyi and api_pb2_grpc.py of the CRI in their package's folder under output_root.
+    """Write api_pb2.py, api_pb2.pyi and api_pb2_grpc.py of the CRI in their package's directory under output_root.
 
     The .proto is named by its path from the import root: so the stubs import each other as members of
     crinoid.core.cri.wire, and no other program's "api.proto" clashes with ours in protobuf's pool.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the virtual environment with crinoid (editable) and its development tools: make_venv.sh FOLDER
+# Makes the virtual environment with crinoid (editable) and its development tools: make_venv.sh DIRECTORY
 set -eu
 venv=$1
 python=${PYTHON:-python3}

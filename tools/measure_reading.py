@@ -85,11 +85,11 @@ RPCS = ("RunPodSandbox", "CreateContainer", "StartContainer", "StopContainer", "
 class Observed:
     """A daemon whose calls are followed."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, directory: Path, config: str) -> None:
         from support.daemon import Daemon
 
-        self._seen = folder / "seen.json"
-        self.daemon = Daemon(folder / "daemon", config, (sys.executable, __file__, "--serve", str(self._seen)))
+        self._seen = directory / "seen.json"
+        self.daemon = Daemon(directory / "daemon", config, (sys.executable, __file__, "--serve", str(self._seen)))
         self.figures: dict[str, tuple[int, int, int]] = {}
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
@@ -115,17 +115,17 @@ def follow() -> dict[str, tuple[int, int, int]]:
     from support.registry import running_registry
 
     with tempfile.TemporaryDirectory() as directory, running_registry(Path(directory) / "registry") as registry:
-        folder = Path(directory)
+        directory = Path(directory)
         source = f"driver = 'distribution'\noptions = {{ plain_http = ['{registry.host}'] }}"
-        seen = Observed(folder, f"[network]\ndriver = 'bridge'\n[registries.distribution]\n{source}")
+        seen = Observed(directory, f"[network]\ndriver = 'bridge'\n[registries.distribution]\n{source}")
         try:
             seen.daemon.start()
             for name in ("first", "second"):
-                build_busybox(folder / name, name, extra=[Entry(path=name, content=name.encode())])
-                registry.push(folder / name, name, f"{name}:1")
+                build_busybox(directory / name, name, extra=[Entry(path=name, content=name.encode())])
+                registry.push(directory / name, name, f"{name}:1")
                 image = f"{registry.host}/{name}:1"
                 seen.call("PullImage", image={"image": image})
-                config = pod_config(name, log_directory=str(folder / "logs"))
+                config = pod_config(name, log_directory=str(directory / "logs"))
                 pod = seen.call("RunPodSandbox", config=config)["pod_sandbox_id"]
                 wanted = container_config(name, image, "sleep", "1000")
                 container = seen.call("CreateContainer", pod_sandbox_id=pod, config=wanted)["container_id"]

@@ -21,10 +21,11 @@ def turns(bench: Bench) -> Iterator[Any]:
 
 
 def pull_both(bench: Bench, endpoint: Endpoint) -> None:
-    """Pull into fresh folders, which stay until the end: ext4 makes files slowly for minutes after many were removed.
+    """Pull into fresh directories, which stay until the end: ext4 makes files slowly for minutes after many were
+    removed.
 
     The image of many files comes last, and is removed: how long that takes is a figure, too. What somebody else
-    runs has no fresh folders; its images are removed.
+    runs has no fresh directories; its images are removed.
     """
     with contextlib.ExitStack() as stack:
         used = endpoint

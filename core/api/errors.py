@@ -40,7 +40,7 @@ class NotFound(CrinoidError):
 
 
 class NotServed(NotFound):
-    """An image source has nothing of the kind that was asked for, such as a folder of images that is not there.
+    """An image source has nothing of the kind that was asked for, such as a directory of images that is not there.
 
     Where another source has an answer, nobody needs to hear of this one.
     """

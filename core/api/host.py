@@ -1,14 +1,13 @@
-"""What the kernel hands to each driver beside its options: folders of its own, and its name.
+"""What the kernel hands to each driver beside its options: directories of its own, and its name.
 
 Built by ``slots`` once for every slot; a test builds one over ``tmp_path``.
 """
 
 import logging
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.buffers import BufferPool
-from crinoid.core.api.frozen import dataclass
 
 _BUFFER_BYTES = 64 << 20
 

@@ -177,7 +177,7 @@ def digest_of(content: bytes, algorithm: str = "sha256") -> str:
 
 
 def is_digest(text: str) -> bool:
-    """Tell whether this is a digest of an algorithm that can be verified here."""
+    """Return whether this is a digest of an algorithm that can be verified here."""
     algorithm, _, value = text.partition(":")
     return _ALGORITHMS.get(algorithm) == len(value) and not value.strip("0123456789abcdef")
 

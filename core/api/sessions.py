@@ -56,7 +56,7 @@ class Session(abc.ABC):
 
 
 class ExecSession(Session):
-    """A further process in a container.
+    """An exec process in a container.
 
     ``close`` is to the process as if its terminal, or whoever reads and writes, had gone: end of file on standard
     input, a broken pipe on output, a hang-up signal by a terminal. It is not killed.

@@ -8,13 +8,13 @@ a full disk: the same start succeeds once the cause is gone.
 import importlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
-from crinoid.core.api.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

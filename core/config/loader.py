@@ -7,11 +7,11 @@ names; tables are merged key by key, everything else is replaced. Every file is 
 import copy
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import ConfigurationError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import BUILT_IN, DEFAULT_SLOT, Config
 from crinoid.core.config.origins import Origin, Origins, Problem, refuse, suggest
 from crinoid.core.config.paths import ConfigPaths as ConfigPaths  # for whoever loads

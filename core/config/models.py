@@ -217,7 +217,8 @@ class PodsConfig(Section):
     unset_seccomp: Literal["unconfined", "runtime-default"] = "unconfined"
     """Seccomp profile of containers for which the client names none; the kubelet always names one."""
     cdi_spec_dirs: tuple[AbsolutePath, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
-    """Folders of CDI files, which describe devices that containers may name; later folders win. Empty turns CDI off."""
+    """Directories of CDI files, which describe devices that containers may name; later directories win. Empty turns CDI
+    off."""
     read_only_tmpfs: bool = False
     """Mount a tmpfs on /run, /tmp and /var/tmp of containers with a read-only root."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 10.0
@@ -353,10 +354,10 @@ class Config(Section):
     """The whole configuration of a node."""
 
     root: AbsolutePath = Path("/var/lib/crinoid")
-    """Folder of all that survives a reboot: records, images, snapshots, drivers' own state. It is closed to all but
-    root, and must not hold folders of others, nor lie within another crinoid's."""
+    """Directory of all that survives a reboot: records, images, snapshots, drivers' own state. It is closed to all but
+    root, and must not hold directories of others, nor lie within another crinoid's."""
     run: AbsolutePath = Path("/run/crinoid")
-    """Folder of all that does not survive a reboot: pins, mounts, sockets. Keep it short: sockets lie below. As with
+    """Directory of all that does not survive a reboot: pins, mounts, sockets. Keep it short: sockets lie below. As with
     root, one daemon has it alone."""
     server: ServerConfig = ServerConfig()
     """The CRI endpoint."""

@@ -6,11 +6,10 @@ options, ``cli`` to show it.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.errors import ConfigurationError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.positions import KeyPath
 
 

@@ -1,18 +1,17 @@
 """Where the files of the configuration lie; apart from ``loader``, so that help and most of ``ctl`` need no models."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
-
-FOLDER = Path("/etc/crinoid")
+DIRECTORY = Path("/etc/crinoid")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigPaths:
-    """The main file and the folder of drop-ins; ``required`` when somebody named the main file."""
+    """The main file and the directory of drop-ins; ``required`` when somebody named the main file."""
 
-    main: Path = FOLDER / "config.toml"
-    drop_ins: Path = FOLDER / "conf.d"
+    main: Path = DIRECTORY / "config.toml"
+    drop_ins: Path = DIRECTORY / "conf.d"
     required: bool = False
 
     @classmethod

@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -20,7 +21,6 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
 from crinoid.core.cri.forwarding import Forwarder
@@ -94,7 +94,7 @@ class Calls:
                     async with self._scope(rpc):
                         return await method(_readable(request))
             except BaseException as error:  # here ends, as a status, whatever went wrong
-                if not _is_answered(error):
+                if not _is_delivered(error):
                     raise
                 await life.fail(error, context)
                 raise  # not reached: abort raises
@@ -112,7 +112,7 @@ class Calls:
                         async for answer in answers:
                             await context.write(answer)
             except BaseException as error:
-                if not _is_answered(error):
+                if not _is_delivered(error):
                     raise
                 await life.fail(error, context)
                 raise
@@ -190,8 +190,8 @@ class _Life:
         self._calls.note(self._rpc, self._request, time.monotonic() - self._started, self._code, self._text)
 
 
-def _is_answered(error: BaseException) -> bool:
-    """Tell whether a call that ended so gets a status: not one whose client has gone, which cancels its task.
+def _is_delivered(error: BaseException) -> bool:
+    """Return whether a call that ended so gets a status: not one whose client has gone, which cancels its task.
 
     Any other CancelledError is of something that the call waited for: who asked is still there, and would wait on.
     """
@@ -213,7 +213,7 @@ def method_name(rpc: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
 
 
-def once_answered(note: Callable[[], None]) -> None:
+def once_delivered(note: Callable[[], None]) -> None:
     """Call ``note`` when the answer of the call that this runs in has gone out; never, where its client left before.
 
     A daemon that is killed between the two has answered without noting so, and not the other way round: what is asked

@@ -6,12 +6,12 @@ shares a status code.
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import grpc
 
 from crinoid.core.api import errors
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.expected import expected
 
 REASON_KEY = "crinoid-reason"

@@ -7,7 +7,7 @@ An RPC without one here answers UNIMPLEMENTED.
 import time
 from collections.abc import AsyncGenerator, Iterable
 
-from crinoid.core.cri.calls import once_answered
+from crinoid.core.cri.calls import once_delivered
 from crinoid.core.cri.decode.checks import check_least, check_path, require_field, require_text
 from crinoid.core.cri.decode.containers import (
     decode_command,
@@ -94,7 +94,7 @@ class RuntimeService:
     async def run_pod_sandbox(self, request: api_pb2.RunPodSandboxRequest) -> api_pb2.RunPodSandboxResponse:
         require_field(request, "config", "config")
         pod_id = await self._pods.run(decode_pod_config(request.config), request.runtime_handler)
-        once_answered(lambda: self._pods.acknowledge(pod_id))
+        once_delivered(lambda: self._pods.acknowledge(pod_id))
         return api_pb2.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
     async def stop_pod_sandbox(self, request: api_pb2.StopPodSandboxRequest) -> api_pb2.StopPodSandboxResponse:
@@ -141,7 +141,7 @@ class RuntimeService:
         known = request.HasField("sandbox_config")
         pod_config = decode_pod_config(request.sandbox_config, "sandbox_config") if known else None
         container_id = await self._containers.create(pod_id, decode_container_config(request.config), pod_config)
-        once_answered(lambda: self._containers.acknowledge(container_id))
+        once_delivered(lambda: self._containers.acknowledge(container_id))
         return api_pb2.CreateContainerResponse(container_id=container_id)
 
     async def start_container(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
@@ -231,7 +231,7 @@ class RuntimeService:
         pod_id, made = await self._restorer.restore(
             checkpoint, decode_pod_config(request.config), request.runtime_handler, dict(request.options), containers
         )
-        once_answered(lambda: self._acknowledge(pod_id, made.values()))
+        once_delivered(lambda: self._acknowledge(pod_id, made.values()))
         return encode_restored(pod_id, made)
 
     def _acknowledge(self, pod_id: str, container_ids: Iterable[str]) -> None:

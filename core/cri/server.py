@@ -7,12 +7,12 @@ import asyncio
 import grp
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from crinoid.core.api.errors import ConfigurationError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.forwarding import Forwarder

@@ -230,7 +230,7 @@ class Checkpoints(Protocol):
         ...
 
     async def pod(self, pod_id: str, output: str, containers: Sequence[str], options: Mapping[str, str], /) -> None:
-        """Write the checkpoint of a pod's containers into an empty folder."""
+        """Write the checkpoint of a pod's containers into an empty directory."""
         ...
 
 

@@ -1,14 +1,15 @@
 """Wires the node: store, slots and services, from the configuration; nothing here decides anything."""
 
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass
+
 from crinoid.core.api.linux.bulkheads import OwnerThreads
 from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.checkpoints.capture import CheckpointParts, CheckpointService
 from crinoid.core.lifecycle.concurrency.locks import Locks
-from crinoid.core.lifecycle.containers.builder import Assembly
+from crinoid.core.lifecycle.containers.builder import ContainerBuilder
 from crinoid.core.lifecycle.containers.containers import ContainerParts, ContainerService
-from crinoid.core.lifecycle.containers.exit_monitor import Exits
+from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.events import EventBus
 from crinoid.core.lifecycle.events.views import describe_owner
 from crinoid.core.lifecycle.images.images import ImageService
@@ -48,7 +49,7 @@ class Composition:
     events: EventBus
     recovery: Recovery
     init: PodInit
-    exits: Exits
+    exit_monitor: ExitMonitor
     resources: Resources
     threads: OwnerThreads
     store: Store
@@ -70,14 +71,14 @@ class Composition:
         await self.pods.close()
         await self.images.close()
         await self.init.close()
-        await self.exits.close()
+        await self.exit_monitor.close()
         await self.resources.close()
         await self.slots.close()
         self.store.close()
 
 
 def compose(config: Config, slots: Slots, version: str) -> Composition:
-    """Build all services. The folders ``config.root`` and ``config.run`` exist; pods and containers
+    """Build all services. The directories ``config.root`` and ``config.run`` exist; pods and containers
     lie below the latter."""
     cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
@@ -85,11 +86,11 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     threads = OwnerThreads()
     resources = Resources(store.ledger, slots, cgroups.root, threads, lambda owner: describe_owner(store, owner))
     events, locks = EventBus(store), Locks()
-    exits = Exits(store, slots, events)
-    assembly = Assembly(config, store, slots, images, resources, cgroups)
+    exit_monitor = ExitMonitor(store, slots, events)
+    builder = ContainerBuilder(config, store, slots, images, resources, cgroups)
     init = PodInit(config, store, slots, InitParts(images, resources, events), cgroups)
     containers = ContainerService(
-        config.pods, store, slots, ContainerParts(assembly, images, init, exits, resources, locks, events)
+        config.pods, store, slots, ContainerParts(builder, images, init, exit_monitor, resources, locks, events)
     )
     pods = PodService(config, store, slots, PodParts(containers, init, resources, locks, events), cgroups)
     stats = StatsService(store, slots, images.writables, containers.list, pods.list, pods.is_up)
@@ -100,17 +101,17 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         stats=stats,
         metrics=MetricsService(store, stats),
         checkpoints=CheckpointService(
-            config, store, slots, CheckpointParts(images, resources, locks, assembly.paths, exits)
+            config, store, slots, CheckpointParts(images, resources, locks, builder.paths, exit_monitor)
         ),
         restorer=PodRestorer(slots, pods, containers),
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,
         recovery=Recovery(
-            (config.root, config.run), StandIns(store, slots, config.run), store, slots, resources, exits, init
+            (config.root, config.run), StandIns(store, slots, config.run), store, slots, resources, exit_monitor, init
         ),
         init=init,
-        exits=exits,
+        exit_monitor=exit_monitor,
         resources=resources,
         threads=threads,
         store=store,

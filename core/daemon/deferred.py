@@ -16,9 +16,9 @@ _PAUSE_S = 0.25  # whoever waited for the socket goes first
 
 
 @asynccontextmanager
-async def settling(instruments: DaemonInstruments) -> AsyncIterator[None]:
+async def deferred_initialisation(instruments: DaemonInstruments) -> AsyncIterator[None]:
     """Settle in the background; give up what is not done at the end. A failure is logged: pods can do without."""
-    task = asyncio.create_task(_settle(instruments), name="settling")
+    task = asyncio.create_task(_settle(instruments), name="deferred_initialisation")
     task.add_done_callback(_tell)
     try:
         yield

@@ -13,10 +13,10 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import ConfigurationError, StateUnavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
 from crinoid.core.config.models import Config
 from crinoid.core.slots.roles import ROLES
@@ -45,7 +45,7 @@ class Rule:
 
     @property
     def is_directory(self) -> bool:
-        """Tell whether directories are meant, and not files."""
+        """Return whether directories are meant, and not files."""
         return bool(self.mode & 0o100)
 
 
@@ -79,8 +79,8 @@ RULES: Sequence[Rule] = (
     Rule("run", "containers/*/process.json", rights.FILE),
     Rule("run", "checkpoints", rights.DIRECTORY),
     Rule("run", "checkpoints/*", rights.DIRECTORY),
-    *(Rule("run", role.folder, rights.DIRECTORY) for role in ROLES.values()),
-    *(Rule("run", f"{role.folder}/*", rights.DIRECTORY) for role in ROLES.values()),
+    *(Rule("run", role.directory, rights.DIRECTORY) for role in ROLES.values()),
+    *(Rule("run", f"{role.directory}/*", rights.DIRECTORY) for role in ROLES.values()),
 )
 """Every directory that others could walk, and every file beside them. A driver's own begin below its slot's."""
 
@@ -118,7 +118,9 @@ def taken(config: Config) -> Iterator[Taken]:
                 rights.make_directories(path, rights.PASSAGE)
             passage = _passage(config.run)
         if changed:
-            LOG.info("%d files and folders of %s and %s were open to others: closed", changed, config.root, config.run)
+            LOG.info(
+                "%d files and directories of %s and %s were open to others: closed", changed, config.root, config.run
+            )
 
         def release() -> None:
             if held:
@@ -139,7 +141,7 @@ def find_passage(run: Path) -> Path:
 
 
 def is_taken(path: Path) -> bool:
-    """Tell whether a daemon holds a directory."""
+    """Return whether a daemon holds a directory."""
     try:
         descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -291,7 +293,7 @@ def _give_up(run: Path, passage: Path) -> None:
 
 
 def _can_stranger_walk(path: Path) -> bool:
-    """Tell whether others may pass on the way, as it is spelled and as it leads by links. Access lists change nothing
+    """Return whether others may pass on the way, as it is spelled and as it leads by links. Access lists change nothing
     for those whom they don't name. No program is asked: that would hold up every start."""
     return all(one.stat().st_mode & stat.S_IXOTH for one in {path, *path.parents, *_upwards(path)})
 

@@ -204,7 +204,7 @@ class DaemonInstruments:
 
     @property
     def traces(self) -> bool:
-        """Tell whether spans go anywhere."""
+        """Return whether spans go anywhere."""
         return not isinstance(self._tracer, NoTracer)
 
     def rpc_span(self, rpc: str, metadata: Mapping[str, str]) -> AbstractContextManager[object]:

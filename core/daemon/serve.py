@@ -19,7 +19,7 @@ from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.server import AGE_S, Endpoint, Listener, Server
 from crinoid.core.daemon import directories, logs, nulldevice
 from crinoid.core.daemon.composition import Composition, compose
-from crinoid.core.daemon.deferred import settling
+from crinoid.core.daemon.deferred import deferred_initialisation
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
@@ -135,7 +135,7 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Lis
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         watchdog.phase = "serving"
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {config.server.socket}")
-        async with settling(instruments):
+        async with deferred_initialisation(instruments):
             await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
         if handover.requested.is_set():

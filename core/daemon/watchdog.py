@@ -110,7 +110,7 @@ class Watchdog:
             self._drivers.setdefault(package, slot.label)
 
     def health(self) -> tuple[bool, str]:
-        """Tell whether the daemon can answer, and what keeps it from that, or what else an operator should know."""
+        """Return whether the daemon can answer, and what keeps it from that, or what else an operator should know."""
         if (stall_s := self.clock.stall_s) > self._stall_s:
             return False, f"the event loop has stood still for {stall_s:.1f} s: {self._culprit()[0]}"
         if self.phase != "serving":

@@ -1,9 +1,8 @@
 """What ``cri`` asks of the services beyond single ids, and what they answer beyond records."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.api.values.stats import CgroupUsage, NetworkUsage
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState

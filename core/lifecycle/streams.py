@@ -8,11 +8,11 @@ import asyncio
 import errno
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import namespaces
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.sessions import AttachSession, ExecSession

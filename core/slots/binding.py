@@ -7,7 +7,7 @@ they would share one deadline and one failure, and pluggy would call the last on
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,7 +15,6 @@ import pluggy
 
 from crinoid.core.api.buffers import BufferPool
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument, StateUnavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import rights
@@ -108,7 +107,7 @@ def bind(
     version: str = "",
     calls: HookCalls | None = None,
 ) -> Slots:
-    """Load, make and bind every driver that the configuration selects, and make the slots' folders.
+    """Load, make and bind every driver that the configuration selects, and make the slots' directories.
 
     ``version`` is crinoid's own; ``calls`` is where hooks are noted while they run. Raises a ConfigurationError that
     lists every driver that can't be used, with the distribution it is of.
@@ -199,9 +198,9 @@ class _Binder:
 
     def _bind(self, slot: ValidSlot) -> Binding:
         selection, role = slot.selection, ROLES[slot.selection.role]
-        folder = _folder_name(selection)
-        state_dir = _make_folder(self._config.root / "plugins" / role.name / folder)
-        run_dir = _make_folder(self._config.run / role.folder / folder)
+        directory = _directory_name(selection)
+        state_dir = _make_directory(self._config.root / "plugins" / role.name / directory)
+        run_dir = _make_directory(self._config.run / role.directory / directory)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
         host = Host(selection.name, state_dir, run_dir, log, self._version, self._buffers)
         with self._calls.blocking(f'{role.name} "{selection.name}"', "__init__"):
@@ -209,8 +208,8 @@ class _Binder:
         return adopt(driver, slot.driver.installed, selection.config, host, self._instruments, self._calls)
 
 
-def _folder_name(selection: Selection) -> str:
-    """Give each driver of a slot a folder of its own: what one made must not meet another after a change of driver."""
+def _directory_name(selection: Selection) -> str:
+    """Give each driver of a slot a directory of its own: what one made must not meet another after a change of driver."""
     name, driver = selection.name, selection.config.driver
     return name if name == driver else f"{name}.{driver}"
 
@@ -234,12 +233,12 @@ def _own_deadline_s(driver: object, installed: InstalledDriver) -> float | None:
     return deadline_s
 
 
-def _make_folder(path: Path) -> Path:
-    """Make a private folder, which it may not have been, and its parents."""
+def _make_directory(path: Path) -> Path:
+    """Make a private directory, which it may not have been, and its parents."""
     try:
         rights.make_directories(path)
         rights.correct(path, rights.DIRECTORY)
     except OSError as error:
         kind = StateUnavailable if error.errno in StateUnavailable.PASSING else ConfigurationError
-        raise kind(f"{path}: the slot's folder can't be made: {error.strerror}") from error
+        raise kind(f"{path}: the slot's directory can't be made: {error.strerror}") from error
     return path

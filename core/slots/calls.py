@@ -11,7 +11,7 @@ import inspect
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,6 @@ from crinoid.core.api.errors import (
     NotFound,
 )
 from crinoid.core.api.exhaustion import exhausted
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import Deadlines, SlotConfig
 from crinoid.core.slots.answers import Check, nothing
 from crinoid.core.slots.drivers import InstalledDriver
@@ -125,16 +124,16 @@ class Slot:
 
     @property
     def state_dir(self) -> Path:
-        """The slot's folder that survives a reboot."""
+        """The slot's directory that survives a reboot."""
         return self._binding.state_dir
 
     @property
     def run_dir(self) -> Path:
-        """The slot's folder that does not survive a reboot."""
+        """The slot's directory that does not survive a reboot."""
         return self._binding.run_dir
 
     def implements(self, hook: str) -> bool:
-        """Tell whether the driver has this hook."""
+        """Return whether the driver has this hook."""
         return hook in self._binding.implemented
 
     async def _ask(self, hook: str, check: Check[T], deadline_s: float | None = None, /, **arguments: object) -> T:

@@ -6,7 +6,7 @@ but only for a driver that the configuration selects.
 """
 
 import importlib.metadata
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stevedore.named import NamedExtensionManager
@@ -14,7 +14,6 @@ from stevedore.named import NamedExtensionManager
 from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import ConfigurationError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks.conformance import find_defects, find_missing
 from crinoid.core.config.origins import suggest
 from crinoid.core.slots.roles import ROLES, Role

@@ -79,7 +79,7 @@ class ExtensionSlots:
         self.slots = tuple(slots)
 
     def __bool__(self) -> bool:
-        """Tell whether there is any extension."""
+        """Return whether there is any extension."""
         return bool(self.slots)
 
     async def connect(self, kernel: Kernel) -> None:

@@ -2,8 +2,8 @@
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import Config
 from crinoid.core.config.origins import NO_ORIGINS, Origins
 from crinoid.core.slots.drivers import Installation, InstalledDriver

@@ -16,7 +16,7 @@ class NetworkSlot(Slot):
         return self._ask_now("features", one(NetworkFeatures))
 
     async def status(self) -> NetworkStatus:
-        """Tell whether a pod could be attached now."""
+        """Return whether a pod could be attached now."""
         return await self._ask("status", one(NetworkStatus))
 
     async def plan(self, request: NetworkRequest) -> Mapping[str, object]:

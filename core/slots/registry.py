@@ -3,10 +3,10 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from crinoid.core.api.errors import DriverError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
 from crinoid.core.slots.answers import one
 from crinoid.core.slots.calls import Slot
@@ -39,7 +39,7 @@ class RegistrySlot(Slot):
             return piece if isinstance(piece, bytes) else bytes(piece)
 
     async def status(self) -> SourceStatus:
-        """Tell whether the source can be asked."""
+        """Return whether the source can be asked."""
         return await self._ask("status", one(SourceStatus))
 
     async def close(self) -> None:

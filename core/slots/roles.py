@@ -1,8 +1,8 @@
 """The roles a driver can have: the entry point group that it is found in and the hooks that it answers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks.extension import ExtensionHooks
 from crinoid.core.api.hooks.network import NetworkHooks
 from crinoid.core.api.hooks.registry import RegistryHooks
@@ -12,14 +12,14 @@ from crinoid.core.api.hooks.snapshotter import SnapshotterHooks
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One role. ``optional`` names the hooks that a driver may leave out; ``folder`` is the role's folder under
+    """One role. ``optional`` names the hooks that a driver may leave out; ``directory`` is the role's directory under
     ``run``, short because the path of a unix socket has at most 107 bytes."""
 
     name: str
     group: str
     specification: type
     optional: frozenset[str]
-    folder: str
+    directory: str
 
     @property
     def hooks(self) -> frozenset[str]:

@@ -75,12 +75,12 @@ class RuntimeSlot(Slot):
         await self._tell("delete", handle=handle)
 
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
-        """Run a further process to its end, which the driver bounds by the request's own timeout."""
+        """Run an exec process to its end, which the driver bounds by the request's own timeout."""
         limit = math.inf if request.timeout_s is None else request.timeout_s + self._deadlines.of("exec_sync")
         return await self._ask("exec_sync", one(ExecOutput), limit, handle=handle, request=request)
 
     async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:
-        """Start a further process and return its streams. Raises NotImplementedHere where the driver can't."""
+        """Start an exec process and return its streams. Raises NotImplementedHere where the driver can't."""
         self._require("exec_stream")
         session = await self._ask("exec_stream", _EXEC_SESSION, handle=handle, request=request)
         return NamedExecSession(session, functools.partial(self._contained, "exec_stream"))

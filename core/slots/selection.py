@@ -5,9 +5,9 @@ The step between ``config`` and ``binding``: it loads classes and validates opti
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from crinoid.core.api.config import DriverConfig
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.models import DEFAULT_SLOT, Config, SlotConfig
 from crinoid.core.config.origins import Origins, Problem, refuse
 from crinoid.core.config.positions import KeyPath

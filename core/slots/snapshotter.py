@@ -9,7 +9,7 @@ class SnapshotterSlot(Slot):
     """One snapshotter. Every method is the hook of its name: see :class:`SnapshotterHooks` for what it means."""
 
     def features(self) -> SnapshotterFeatures:
-        """Tell how this snapshotter can be used."""
+        """Return how this snapshotter can be used."""
         return self._ask_now("features", one(SnapshotterFeatures))
 
     async def probe(self) -> None:
@@ -17,7 +17,7 @@ class SnapshotterSlot(Slot):
         await self._tell("probe")
 
     async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
-        """Make a folder to unpack a layer into."""
+        """Make a directory to unpack a layer into."""
         return await self._ask("prepare_layer", one(LayerTarget), chain_id=chain_id, parent=parent)
 
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
@@ -29,7 +29,7 @@ class SnapshotterSlot(Slot):
         await self._tell("discard_layer", key=key)
 
     async def has_layer(self, chain_id: str) -> bool:
-        """Tell whether the chain id is committed and whole."""
+        """Return whether the chain id is committed and whole."""
         return await self._ask("has_layer", one(bool), chain_id=chain_id)
 
     async def list_layers(self) -> tuple[tuple[str, str | None], ...]:

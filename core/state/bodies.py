@@ -413,7 +413,7 @@ def _check_text(body: Json) -> None:
 
 
 def is_id(key: object) -> bool:
-    """Tell whether a row's id can be one: nothing that leads anywhere as part of a path."""
+    """Return whether a row's id can be one: nothing that leads anywhere as part of a path."""
     return isinstance(key, str) and _ID.fullmatch(key) is not None
 
 

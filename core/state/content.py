@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from crinoid.core.api.linux import libc, rights
-from crinoid.core.api.linux.files import remove_unfinished_writes, sync, sync_folder, write_atomically
+from crinoid.core.api.linux.files import remove_unfinished_writes, sync, sync_directory, write_atomically
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.image import Descriptor
 
@@ -34,7 +34,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ContentStore:
-    """Blobs below one folder, for one process at a time. ``ingest`` is for the loop, the rest blocks for a moment."""
+    """Blobs below one directory, for one process at a time. ``ingest`` is for the loop, the rest blocks for a moment."""
 
     def __init__(self, root: Path) -> None:
         """Open the store, making what is missing of it."""
@@ -43,8 +43,8 @@ class ContentStore:
         self._turns: dict[str, _Turn] = {}
         rights.make_directories(self._ingests)
         rights.make_directories(root / "blobs")
-        for folder in (root, *(root / "blobs").iterdir()):
-            remove_unfinished_writes(folder)
+        for directory in (root, *(root / "blobs").iterdir()):
+            remove_unfinished_writes(directory)
         rights.spread(root)
         if not (root / "oci-layout").exists():
             write_atomically(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
@@ -57,7 +57,7 @@ class ContentStore:
         return self.root / "blobs" / algorithm / hexadecimal
 
     def has(self, blob: Descriptor | str) -> bool:
-        """Tell whether the blob is there; of a descriptor, with the size that it says."""
+        """Return whether the blob is there; of a descriptor, with the size that it says."""
         try:
             size = self.path(blob if isinstance(blob, str) else blob.digest).stat().st_size
         except FileNotFoundError:
@@ -315,7 +315,7 @@ class _Partial:
         sync(self._file.fileno(), self._path)
         rights.make_directories(target.parent)
         self._path.rename(target)
-        sync_folder(target.parent)
+        sync_directory(target.parent)
 
     def _flush(self) -> None:
         """Have the disk begin with what is there, so that ``commit`` has little to wait for."""

@@ -6,10 +6,9 @@ A record is the truth that lists and statuses are answered from; it is written t
 
 import enum
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment
@@ -88,8 +87,8 @@ class ContainerRecord:
     Times are 0 until they happen. ``reason`` is ``Completed``, ``Error``, ``OOMKilled`` or ``StartError`` at the end.
     ``resources`` is what is in force, which UpdateContainerResources changes. ``volume_images`` maps the name of each
     image volume's image, as asked for, to the image's id.
-    ``checkpoint`` is the folder that its processes are restored from when it is started; ``None`` from then on, and for
-    every other container.
+    ``checkpoint`` is the directory that its processes are restored from when it is started; ``None`` from then on, and
+    for every other container.
     """
 
     id: str

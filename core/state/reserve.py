@@ -33,7 +33,7 @@ class Reserve:
         self.is_whole()
 
     def is_whole(self) -> bool:
-        """Tell whether the reserve is there; first make it whole again where it is not, and there is room."""
+        """Return whether the reserve is there; first make it whole again where it is not, and there is room."""
         if not self._supported:
             return True
         status = os.fstat(self._descriptor)

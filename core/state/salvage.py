@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from crinoid.core.api.linux import rights
-from crinoid.core.api.linux.files import sync_folder
+from crinoid.core.api.linux.files import sync_directory
 from crinoid.core.state.migrations import COLUMNS, bring_forward
 
 LOG = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def finish(path: Path) -> Path | None:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
         successor.rename(path)
-        sync_folder(path.parent)
+        sync_directory(path.parent)
         return aside
     return None
 

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -32,7 +33,6 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.state import bodies
 from crinoid.core.state.latewrites import LateWrites
 from crinoid.core.state.opening import LOG_BYTES, connect, open_database
@@ -65,7 +65,7 @@ class LedgerEntry:
     key: str
     data: Mapping[str, object]
     damaged: str = ""
-    """Why ``data`` is not what was written, and empty here; the row stays as it is until it is struck."""
+    """Why ``data`` is not what was written, and empty here; the row stays as it is until it is deleted."""
 
 
 class Database:
@@ -292,7 +292,7 @@ class Table(Generic[R]):
 
 
 class Ledger:
-    """Host resources with their owner, written before they are made and struck after they are undone."""
+    """Host resources with their owner, written before they are made and deleted after they are undone."""
 
     _data: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
@@ -302,14 +302,14 @@ class Ledger:
         self._counts: Counter[str] = Counter(dict(counts))  # so that who has no entry is not looked up
         self._told: set[int] = set()
 
-    def intend(self, owner: str, kind: str, key: str, data: Mapping[str, object]) -> LedgerEntry:
+    def record(self, owner: str, kind: str, key: str, data: Mapping[str, object]) -> LedgerEntry:
         """Write that ``owner`` is about to make the resource ``key``."""
         return self._insert(owner, kind, key, data, grows=True)
 
     def hand_over(self, entry: LedgerEntry, owner: str, data: Mapping[str, object]) -> LedgerEntry:
         """Give an entry to another owner, at the end of the first."""
         changed = self._insert(owner, entry.kind, entry.key, data, grows=False)
-        self.strike(entry)
+        self.delete(entry)
         return changed
 
     def _insert(self, owner: str, kind: str, key: str, data: Mapping[str, object], *, grows: bool) -> LedgerEntry:
@@ -318,7 +318,7 @@ class Ledger:
         self._counts[owner] += 1
         return LedgerEntry(cursor.lastrowid or 0, owner, kind, key, data)
 
-    def intend_all(self, owner: str, resources: Sequence[tuple[str, str, Mapping[str, object]]]) -> None:
+    def record_all(self, owner: str, resources: Sequence[tuple[str, str, Mapping[str, object]]]) -> None:
         """Write that ``owner`` is about to make these, each a kind, key and data, in this order: all or none."""
         if resources:
             rows = [value for kind, key, data in resources for value in (owner, kind, key, self._text(data))]
@@ -327,19 +327,19 @@ class Ledger:
             self._database.execute(statement, tuple(rows), grows=True)
             self._counts[owner] += len(resources)
 
-    def amend(self, entry: LedgerEntry, data: Mapping[str, object]) -> LedgerEntry:
+    def update(self, entry: LedgerEntry, data: Mapping[str, object]) -> LedgerEntry:
         """Replace what is needed to undo the resource, now that more is known."""
         self._database.execute("UPDATE ledger SET data = ? WHERE id = ?", (self._text(data), entry.id))
         return LedgerEntry(entry.id, entry.owner, entry.kind, entry.key, data)
 
-    def strike(self, *entries: LedgerEntry) -> None:
+    def delete(self, *entries: LedgerEntry) -> None:
         """The resources, all of one owner, are gone. Idempotent."""
         if entries:
             (owner,) = {entry.owner for entry in entries}
             places = ", ".join("?" * len(entries))
             numbers = tuple(entry.id for entry in entries)
-            struck = self._database.execute(f"DELETE FROM ledger WHERE id IN ({places})", numbers)  # noqa: S608  # question marks
-            self._counts[owner] -= struck.rowcount
+            deleted = self._database.execute(f"DELETE FROM ledger WHERE id IN ({places})", numbers)  # noqa: S608  # question marks
+            self._counts[owner] -= deleted.rowcount
             if not self._counts[owner]:
                 del self._counts[owner]
 
@@ -361,7 +361,7 @@ class Ledger:
     def mend(self, entry: LedgerEntry, data: Mapping[str, object]) -> None:
         """Replace what a damaged row says, and keep that in the table ``quarantine``."""
         self._keep(entry, entry.damaged)
-        self.amend(entry, data)
+        self.update(entry, data)
 
     def give(self, entry: LedgerEntry, owner: str) -> None:
         """Make an entry another owner's."""
@@ -384,7 +384,7 @@ class Ledger:
             why,
         )
         self._keep(entry, why)
-        self.strike(entry)
+        self.delete(entry)
 
     def _keep(self, entry: LedgerEntry, why: str) -> None:
         for (data,) in self._database.execute("SELECT data FROM ledger WHERE id = ?", (entry.id,)).fetchall():
@@ -419,7 +419,7 @@ class Store:
     """All that survives the daemon: three tables of records, the ledger, and a few settings."""
 
     def __init__(self, path: Path) -> None:
-        """Open the store at ``path``; its folder exists."""
+        """Open the store at ``path``; its directory exists."""
         self.is_new = not path.exists() or not path.stat().st_size
         self._database, self._late = database, late = Database(path), LateWrites()
         self.pods: Table[PodRecord] = Table(database, late, "pods", _check_pod)

@@ -30,8 +30,8 @@ def copied(path: Path) -> Iterator[sqlite3.Connection]:
     The copy is right if the database itself was not written meanwhile: only a checkpoint does that. What is added to
     the log after it was copied is not seen.
     """
-    with tempfile.TemporaryDirectory(prefix="crinoid-state-") as folder:
-        copy = Path(folder) / "state.db"
+    with tempfile.TemporaryDirectory(prefix="crinoid-state-") as directory:
+        copy = Path(directory) / "state.db"
         try:
             for _ in range(_TRIES):
                 before = path.stat()

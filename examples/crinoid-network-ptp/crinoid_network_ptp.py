@@ -88,7 +88,7 @@ class PtpNetwork:
         self._give_back(request.pod_id)
 
     def _take_address(self, pod_id: str) -> IPv4Address:
-        """Write the pod's id into the book, a folder with a symbolic link per address: making one is atomic."""
+        """Write the pod's id into the book, a directory with a symbolic link per address: making one is atomic."""
         for address in islice(self._subnet.hosts(), 1, None):
             try:
                 Path(self._book, str(address)).symlink_to(pod_id)

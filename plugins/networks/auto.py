@@ -1,7 +1,7 @@
 """The network driver ``auto``: ``cni`` where the node has a CNI configuration at the start, else ``bridge``.
 
 So a fresh node has a network with no configuration at all, and one whose administrator, or network add-on, put a file
-into the folder uses that. Which one it is is decided once, at the start, and said in the log. Every record is marked
+into the directory uses that. Which one it is is decided once, at the start, and said in the log. Every record is marked
 with the driver that made it: what the other one attached before is still undone, and checked, by it.
 """
 
@@ -23,7 +23,7 @@ _OWN_KEYS = {CNI: {"container_id", "networks"}, BRIDGE: {"link", "ranges"}}
 
 
 class AutoOptions(DriverConfig):
-    """The options of both networks; ``cni.conf_dir`` is the folder that decides."""
+    """The options of both networks; ``cni.conf_dir`` is the directory that decides."""
 
     cni: CniOptions = CniOptions()
     """Options of the network where there is a CNI configuration."""
@@ -103,10 +103,10 @@ class AutoNetwork:
         return self._cni if driver == CNI else self._bridge
 
 
-def has_configuration(folder: Path) -> bool:
-    """Tell whether there is a file in the folder that could be a CNI configuration, valid or not."""
+def has_configuration(directory: Path) -> bool:
+    """Return whether there is a file in the directory that could be a CNI configuration, valid or not."""
     try:
-        return any(path.suffix in _SUFFIXES for path in folder.iterdir())
+        return any(path.suffix in _SUFFIXES for path in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
 

@@ -30,41 +30,41 @@ def _absolute(path: Path) -> Path:
     return path
 
 
-class FolderConfig(DriverConfig):
+class DirectoryConfig(DriverConfig):
     """What the options of both drivers have in common."""
 
     root: Annotated[Path, AfterValidator(_absolute)] | None = None
-    """Folder of all layers and writable parts, on the file system that is to hold them; by default a folder of the
-    slot's own below the daemon's state directory. No two slots may share one."""
+    """Directory of all layers and writable parts, on the file system that is to hold them; by default a directory of
+    the slot's own below the daemon's state directory. No two slots may share one."""
 
 
-class FolderSnapshotter:
+class DirectorySnapshotter:
     """Layers and snapshots in a ``Storage``; every hook does its work in a thread."""
 
     whiteouts: WhiteoutForm
 
-    def __init__(self, config: FolderConfig, host: Host) -> None:
+    def __init__(self, config: DirectoryConfig, host: Host) -> None:
         self.host = host
         self.storage = Storage(config.root or host.state_dir / "snapshots", host.log)
 
-    def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:
+    def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         """Put into a new layer what it begins with. Raises NotFound for a parent that is needed."""
         raise NotImplementedError
 
-    def fill_snapshot(self, parent: str | None, readonly: bool, folder: Path, cancelled: threading.Event) -> None:
+    def fill_snapshot(self, parent: str | None, readonly: bool, directory: Path, cancelled: threading.Event) -> None:
         """Put into a new snapshot what it begins with."""
         raise NotImplementedError
 
     def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
-        """Tell how a snapshot is mounted."""
+        """Return how a snapshot is mounted."""
         raise NotImplementedError
 
     @hookimpl
     async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
         cancelled = threading.Event()
         fill = functools.partial(self.fill_layer, parent, cancelled=cancelled)
-        key, folder = await _in_thread(lambda: self.storage.prepare(parent, fill), cancelled.set)
-        return LayerTarget(key, folder, self.whiteouts)
+        key, directory = await _in_thread(lambda: self.storage.prepare(parent, fill), cancelled.set)
+        return LayerTarget(key, directory, self.whiteouts)
 
     @hookimpl
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
@@ -138,7 +138,7 @@ async def _in_thread(function: Callable[[], T], interrupt: Callable[[], None] = 
 
 
 def copy_root_attributes(source: Path, target: Path) -> None:
-    """Give a new root folder the owner and mode of the one below it: a container sees the topmost."""
+    """Give a new root directory the owner and mode of the one below it: a container sees the topmost."""
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     target.chmod(stat.S_IMODE(status.st_mode))

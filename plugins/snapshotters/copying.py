@@ -36,17 +36,17 @@ class Interrupted(Exception):
 
 
 def copy_tree(source: Path, target: Path, reflink: Reflink, cancelled: threading.Event) -> None:
-    """Copy what is in one folder into another that is empty, and the attributes of the folder itself.
+    """Copy what is in one directory into another that is empty, and the attributes of the directory itself.
 
     Raises OSError with the path, Unsupported where ``ALWAYS`` can't be had, Interrupted.
     """
-    with _opened_folder(source) as source_fd, _opened_folder(target) as target_fd:
+    with _opened_directory(source) as source_fd, _opened_directory(target) as target_fd:
         _Copy(source_fd, target_fd, reflink, cancelled).run()
 
 
-def can_reflink(folder: Path) -> bool:
-    """Try whether files of a folder can share blocks."""
-    one, other = folder / "reflink-source", folder / "reflink-target"
+def can_reflink(directory: Path) -> bool:
+    """Try whether files of a directory can share blocks."""
+    one, other = directory / "reflink-source", directory / "reflink-target"
     try:
         one.write_bytes(b"x" * 65536)
         with one.open("rb") as source, other.open("wb") as target:
@@ -57,7 +57,7 @@ def can_reflink(folder: Path) -> bool:
 
 
 class _Copy:
-    """One copy under way. Names are relative to the two folders, as long as the kernel takes them in one piece."""
+    """One copy under way. Names are relative to the two directories, as long as the kernel takes them in one piece."""
 
     def __init__(self, source_fd: int, target_fd: int, reflink: Reflink, cancelled: threading.Event) -> None:
         self._source_fd = source_fd
@@ -67,18 +67,18 @@ class _Copy:
         self._links: dict[tuple[int, int], str] = {}
 
     def run(self) -> None:
-        """Folders get their attributes last: what is made in them changes their times."""
-        folders = [(".", os.fstat(self._source_fd))]
-        for name, _ in folders:  # grows as it goes
+        """Directories get their attributes last: what is made in them changes their times."""
+        directories = [(".", os.fstat(self._source_fd))]
+        for name, _ in directories:  # grows as it goes
             for entry in self._entries(name):
                 path = f"{name}/{entry.name}"
                 below = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(below.st_mode):
                     os.mkdir(path, 0o700, dir_fd=self._target_fd)
-                    folders.append((path, below))
+                    directories.append((path, below))
                 else:
                     self._copy_entry(path, below)
-        for name, status in reversed(folders):
+        for name, status in reversed(directories):
             self._copy_attributes(name, status)
 
     def _entries(self, name: str) -> Iterator["os.DirEntry[str]"]:
@@ -93,7 +93,7 @@ class _Copy:
             os.close(fd)
 
     def _copy_entry(self, path: str, status: os.stat_result) -> None:
-        """Copy what is no folder; a further name of an inode becomes a hard link."""
+        """Copy what is no directory; a further name of an inode becomes a hard link."""
         inode = (status.st_dev, status.st_ino)
         if inode in self._links:
             first = self._links[inode]
@@ -153,7 +153,7 @@ class _Copy:
         os.utime(path, ns=times, dir_fd=self._target_fd, follow_symlinks=False)
 
     def _copy_xattrs(self, path: str) -> None:
-        """There is no call with a folder's descriptor: /proc has names for what a descriptor leads to."""
+        """There is no call with a directory's descriptor: /proc has names for what a descriptor leads to."""
         source, target = f"/proc/self/fd/{self._source_fd}/{path}", f"/proc/self/fd/{self._target_fd}/{path}"
         try:
             names = os.listxattr(source, follow_symlinks=False)
@@ -205,7 +205,7 @@ def _copy_piece(source: int, target: int, start: int, end: int) -> int:
 
 
 @contextlib.contextmanager
-def _opened_folder(path: Path) -> Iterator[int]:
+def _opened_directory(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield fd

@@ -1,4 +1,4 @@
-"""The ``native`` snapshotter: plain folders and copies, for hosts and file systems without overlayfs.
+"""The ``native`` snapshotter: plain directories and copies, for hosts and file systems without overlayfs.
 
 Each layer holds the whole tree up to it, so layers are unpacked one after the other, and a container's root is a copy
 of its image's topmost layer. Where the file system shares blocks (btrfs, xfs with reflink=1), copies cost little space.
@@ -15,12 +15,12 @@ from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
-from crinoid.plugins.snapshotters.common_hooks import FolderConfig, FolderSnapshotter
+from crinoid.plugins.snapshotters.common_hooks import DirectoryConfig, DirectorySnapshotter
 from crinoid.plugins.snapshotters.copying import Reflink, can_reflink, copy_tree
 from crinoid.plugins.snapshotters.records import Snapshot
 
 
-class NativeConfig(FolderConfig):
+class NativeConfig(DirectoryConfig):
     """The options of a ``native`` slot."""
 
     reflink: Reflink = Reflink.AUTO
@@ -28,7 +28,7 @@ class NativeConfig(FolderConfig):
     not start) or ``never``."""
 
 
-class NativeSnapshotter(FolderSnapshotter):
+class NativeSnapshotter(DirectorySnapshotter):
     """The driver (entry point ``native``). Usage counts shared blocks of each copy anew."""
 
     api_version = API_VERSION
@@ -49,28 +49,28 @@ class NativeSnapshotter(FolderSnapshotter):
         if self._reflink is Reflink.ALWAYS and not await call_in_thread(self._try_reflink):
             raise Unsupported(
                 f"{self.storage.root} is on a file system that can't share blocks between files; set the option "
-                'reflink to "auto", or root to a folder on btrfs, or on xfs with reflink=1'
+                'reflink to "auto", or root to a directory on btrfs, or on xfs with reflink=1'
             )
 
     def _try_reflink(self) -> bool:
-        folder = self.storage.new_scratch()
-        rights.make_directory(folder)
+        directory = self.storage.new_scratch()
+        rights.make_directory(directory)
         try:
-            return can_reflink(folder)
+            return can_reflink(directory)
         finally:
-            remove_tree(folder)
+            remove_tree(directory)
 
-    def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:
+    def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         if parent is not None:
-            copy_tree(self.storage.stack(parent)[0], folder, self._reflink, cancelled)
+            copy_tree(self.storage.stack(parent)[0], directory, self._reflink, cancelled)
 
-    def fill_snapshot(self, parent: str | None, readonly: bool, folder: Path, cancelled: threading.Event) -> None:
+    def fill_snapshot(self, parent: str | None, readonly: bool, directory: Path, cancelled: threading.Event) -> None:
         """What can't be written to needs no copy."""
         if not readonly:
-            self.fill_layer(parent, folder, cancelled)
+            self.fill_layer(parent, directory, cancelled)
 
     def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
-        own = self.storage.snapshot_folder(snapshot) / "fs"
+        own = self.storage.snapshot_directory(snapshot) / "fs"
         if not snapshot.readonly:
             return (Mount("bind", str(own), ("rbind",)),)
         stack = self.storage.stack(snapshot.parent)

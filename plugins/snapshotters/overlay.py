@@ -1,7 +1,7 @@
-"""The ``overlay`` snapshotter: each layer a folder, a container's root an overlay mount of them (overlayfs).
+"""The ``overlay`` snapshotter: each layer a directory, a container's root an overlay mount of them (overlayfs).
 
 Layers are unpacked apart from each other, so they can be unpacked at the same time, and a container costs two empty
-folders. What this needs of the host, ``probe`` tries out.
+directories. What this needs of the host, ``probe`` tries out.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from crinoid.core.api.linux import libc, mount
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
-from crinoid.plugins.snapshotters.common_hooks import FolderConfig, FolderSnapshotter, copy_root_attributes
+from crinoid.plugins.snapshotters.common_hooks import DirectoryConfig, DirectorySnapshotter, copy_root_attributes
 from crinoid.plugins.snapshotters.records import Snapshot
 
 _CLONE_NEWNS = 0x20000
@@ -39,7 +39,7 @@ def _not_ours(options: tuple[str, ...]) -> tuple[str, ...]:
     return options
 
 
-class OverlayConfig(FolderConfig):
+class OverlayConfig(DirectoryConfig):
     """The options of an ``overlay`` slot."""
 
     mount_options: Annotated[tuple[str, ...], AfterValidator(_not_ours)] = ("index=off",)
@@ -47,7 +47,7 @@ class OverlayConfig(FolderConfig):
     writes is never synced to disk: that is faster, but the kernel mounts such a root only once."""
 
 
-class OverlaySnapshotter(FolderSnapshotter):
+class OverlaySnapshotter(DirectorySnapshotter):
     """The driver (entry point ``overlay``)."""
 
     api_version = API_VERSION
@@ -67,25 +67,25 @@ class OverlaySnapshotter(FolderSnapshotter):
         await call_in_thread(self.storage.begin_cleanup)
         await call_in_thread(lambda: try_overlay(self.storage.new_scratch(), self._options))
 
-    def fill_layer(self, parent: str | None, folder: Path, cancelled: threading.Event) -> None:
+    def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         """Nothing: the parent may still be unpacked, and what a layer looks like must not hang on that."""
 
-    def fill_snapshot(self, parent: str | None, readonly: bool, folder: Path, cancelled: threading.Event) -> None:
+    def fill_snapshot(self, parent: str | None, readonly: bool, directory: Path, cancelled: threading.Event) -> None:
         if parent is not None:
-            copy_root_attributes(self.storage.stack(parent)[0], folder)
+            copy_root_attributes(self.storage.stack(parent)[0], directory)
 
     def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         """An overlay needs a lower layer, and two where it has no upper one: else a bind mount does."""
-        folder = self.storage.snapshot_folder(snapshot)
+        directory = self.storage.snapshot_directory(snapshot)
         stack = shown_trees(self.storage.stack(snapshot.parent))
         if snapshot.readonly and len(stack) < 2:
-            return (Mount("bind", str([*stack, folder / "fs"][0]), ("rbind", "ro")),)
+            return (Mount("bind", str([*stack, directory / "fs"][0]), ("rbind", "ro")),)
         if not stack:
-            return (Mount("bind", str(folder / "fs"), ("rbind",)),)
+            return (Mount("bind", str(directory / "fs"), ("rbind",)),)
         lowers = tuple(f"lowerdir+={tree}" for tree in stack)
         if snapshot.readonly:
             return (Mount("overlay", "overlay", (*lowers, *self._options, "ro")),)
-        parts = (f"upperdir={folder / 'fs'}", f"workdir={folder / 'work'}")
+        parts = (f"upperdir={directory / 'fs'}", f"workdir={directory / 'work'}")
         return (Mount("overlay", "overlay", (*lowers, *parts, *self._options)),)
 
 
@@ -103,21 +103,21 @@ def _max_layers() -> int:
     return _MAX_STACKED if mount.takes_layers_one_by_one() else _MAX_NAMED
 
 
-def try_overlay(folder: Path, options: tuple[str, ...]) -> None:
-    """Mount an overlay in a new folder, in a mount namespace that nobody sees and that ends with the try.
+def try_overlay(directory: Path, options: tuple[str, ...]) -> None:
+    """Mount an overlay in a new directory, in a mount namespace that nobody sees and that ends with the try.
 
-    Raises Unsupported, saying what is missing, unless whiteouts and opaque folders work.
+    Raises Unsupported, saying what is missing, unless whiteouts and opaque directories work.
     """
     try:
-        call_in_fresh_thread(lambda: _mount_and_look(folder, options))
+        call_in_fresh_thread(lambda: _mount_and_look(directory, options))
     except OSError as error:
-        raise Unsupported(f"overlay snapshots don't work in {folder.parent}: {_advice(error)} ({error})") from error
+        raise Unsupported(f"overlay snapshots don't work in {directory.parent}: {_advice(error)} ({error})") from error
     finally:
-        remove_tree(folder)
+        remove_tree(directory)
 
 
-def _mount_and_look(folder: Path, options: tuple[str, ...]) -> None:
-    lower, middle, upper, work, merged = (folder / name for name in ("lower", "middle", "upper", "work", "merged"))
+def _mount_and_look(directory: Path, options: tuple[str, ...]) -> None:
+    lower, middle, upper, work, merged = (directory / name for name in ("lower", "middle", "upper", "work", "merged"))
     for path in (lower / "hidden", middle / "hidden", upper, work, merged):
         path.mkdir(parents=True)
     for path in (lower / "hidden/below", lower / "deleted", lower / "whited"):
@@ -133,7 +133,7 @@ def _mount_and_look(folder: Path, options: tuple[str, ...]) -> None:
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != 0:
         raise OSError(errno.EOPNOTSUPP, "a deleted file leaves no whiteout", str(upper))
     if list(merged.rglob("*")) != [merged / "hidden"]:
-        raise OSError(errno.EOPNOTSUPP, "whiteouts or opaque folders have no effect", str(merged))
+        raise OSError(errno.EOPNOTSUPP, "whiteouts or opaque directories have no effect", str(merged))
 
 
 def _advice(error: OSError) -> str:
@@ -147,6 +147,6 @@ def _advice(error: OSError) -> str:
             return "its disk is full"
         case _:
             return (
-                "its file system can't hold an overlay's layers; set the option root to a folder on ext4, or on xfs "
+                "its file system can't hold an overlay's layers; set the option root to a directory on ext4, or on xfs "
                 "with ftype=1, or use the native snapshotter"
             )

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import DiskUsage
 
 LAYER_FILE = "layer.json"
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A committed layer; ``number`` names its folder. ``usage`` counts no inode as long as nobody has measured it."""
+    """A committed layer; ``number`` names its directory. ``usage`` counts no inode as long as nobody has measured it."""
 
     number: int
     chain_id: str
@@ -34,16 +34,16 @@ class Layer:
         return json.dumps(record).encode()
 
     @classmethod
-    def read(cls, folder: Path) -> "Layer":
-        """Read the layer of a folder. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
-        record = json.loads((folder / LAYER_FILE).read_bytes())
+    def read(cls, directory: Path) -> "Layer":
+        """Read the layer of a directory. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
+        record = json.loads((directory / LAYER_FILE).read_bytes())
         usage = DiskUsage(int(record["used_bytes"]), int(record["inodes"]))
-        return cls(int(folder.name), str(record["chain_id"]), _text_or_none(record["parent"]), usage)
+        return cls(int(directory.name), str(record["chain_id"]), _text_or_none(record["parent"]), usage)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A writable part, or a read-only view, on top of ``parent``; ``number`` names its folder."""
+    """A writable part, or a read-only view, on top of ``parent``; ``number`` names its directory."""
 
     number: int
     key: str
@@ -55,16 +55,16 @@ class Snapshot:
         return json.dumps({"key": self.key, "parent": self.parent, "readonly": self.readonly}).encode()
 
     @classmethod
-    def read(cls, folder: Path) -> "Snapshot":
-        """Read the snapshot of a folder. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
-        record = json.loads((folder / SNAPSHOT_FILE).read_bytes())
+    def read(cls, directory: Path) -> "Snapshot":
+        """Read the snapshot of a directory. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
+        record = json.loads((directory / SNAPSHOT_FILE).read_bytes())
         parent = _text_or_none(record["parent"])
-        return cls(int(folder.name), str(record["key"]), parent, bool(record["readonly"]))
+        return cls(int(directory.name), str(record["key"]), parent, bool(record["readonly"]))
 
 
-def read_all(folder: Path, read: Callable[[Path], R], damaged: list[Path]) -> Iterator[R]:
-    """Read the record of every folder below one; name those without a readable one in ``damaged``."""
-    for below in sorted(folder.iterdir()):
+def read_all(directory: Path, read: Callable[[Path], R], damaged: list[Path]) -> Iterator[R]:
+    """Read the record of every directory below one; name those without a readable one in ``damaged``."""
+    for below in sorted(directory.iterdir()):
         try:
             record = read(below)
         except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Layers and snapshots as folders on disk, with their index in memory: what both drivers of this package stand on.
+"""Layers and snapshots as directories on disk, with their index in memory: what both drivers of this package stand on.
 
 Below the root, with a number for a name::
 
@@ -8,8 +8,8 @@ Below the root, with a number for a name::
     scratch/PID-START-7b01          being made by that process; rubbish once the process is gone
     trash/NANOSECONDS-7b01          removed, and emptied in the background
 
-A folder becomes valid, and stops being so, by one rename. So a kill at any moment leaves a layer whole or absent, and
-no database has to agree with the disk. Everything blocks; calls may come from several threads of one process.
+A directory becomes valid, and stops being so, by one rename. So a kill at any moment leaves a layer whole or absent,
+and no database has to agree with the disk. Everything blocks; calls may come from several threads of one process.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from pathlib import Path
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
 from crinoid.core.api.linux import libc, rights
-from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_folder, write_atomically
+from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_directory, write_atomically
 from crinoid.core.api.linux.trash import Trash
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.plugins.snapshotters.records import LAYER_FILE, NOT_MEASURED, SNAPSHOT_FILE, Layer, Snapshot, read_all
 
 Fill = Callable[[Path], None]
-"""Puts into a new folder what it begins with."""
+"""Puts into a new directory what it begins with."""
 
 
 class Storage:
-    """The folders of one slot and their index, read from the disk once."""
+    """The directories of one slot and their index, read from the disk once."""
 
     def __init__(self, root: Path, log: logging.Logger) -> None:
         self.root = root
@@ -49,7 +49,7 @@ class Storage:
         self._layers: dict[str, Layer] = {}
         for layer in read_all(root / "layers", Layer.read, self._damaged):
             if self._has_tree(layer.chain_id):  # a kill came between the replacing of a lost tree and its removal
-                self._damaged.append(self._layer_folder(layer))
+                self._damaged.append(self._layer_directory(layer))
             else:
                 self._layers[layer.chain_id] = layer
         found = read_all(root / "snapshots", Snapshot.read, self._damaged)
@@ -65,46 +65,46 @@ class Storage:
     # Layers
 
     def prepare(self, parent: str | None, fill: Fill) -> tuple[str, Path]:
-        """Make an unfinished layer; return its key and the folder to unpack into."""
+        """Make an unfinished layer; return its key and the directory to unpack into."""
         key = f"{next(self._numbers)}-{secrets.token_hex(4)}"
         with self._lock:
             self._prepared[key] = parent
             self._begin_use(parent, f"prepared layer {key}")  # from here on the parent can't be removed
-        folder = self.root / "unfinished" / key / "fs"
+        directory = self.root / "unfinished" / key / "fs"
         try:
-            rights.make_directory(folder.parent)
-            rights.make_directory(folder, rights.SHOWN_DIRECTORY)
-            fill(folder)
+            rights.make_directory(directory.parent)
+            rights.make_directory(directory, rights.SHOWN_DIRECTORY)
+            fill(directory)
         except BaseException:
             self.discard(key)
             raise
-        return key, folder
+        return key, directory
 
     def commit(self, key: str, chain_id: str, parent: str | None) -> None:
         """Sync and rename: from here on the layer is there, also after a power cut. Raises NotFound.
 
         A layer that is there already stays, unless its tree was lost.
         """
-        folder = self._unfinished(key)
+        directory = self._unfinished(key)
         if not self._has_tree(chain_id):
-            layer = Layer(_number(folder), chain_id, parent)
-            rights.write_file(folder / LAYER_FILE, layer.encode())
-            _sync_file_system(folder)
-            self._commit_at_once(folder, layer)
+            layer = Layer(_number(directory), chain_id, parent)
+            rights.write_file(directory / LAYER_FILE, layer.encode())
+            _sync_file_system(directory)
+            self._commit_at_once(directory, layer)
         self.discard(key)
 
-    def _commit_at_once(self, folder: Path, layer: Layer) -> None:
+    def _commit_at_once(self, directory: Path, layer: Layer) -> None:
         with self._lock:
             if layer.parent is not None and layer.parent not in self._layers:
                 raise NotFound(f"layer {layer.chain_id} can't be committed before its parent {layer.parent} is")
             if self._has_tree(layer.chain_id):
                 return
-            folder.rename(self._layer_folder(layer))
+            directory.rename(self._layer_directory(layer))
             if (lost := self._layers.get(layer.chain_id)) is not None:
-                self._scrap(self._layer_folder(lost), f"layer-{lost.chain_id}")
+                self._scrap(self._layer_directory(lost), f"layer-{lost.chain_id}")
             self._layers[layer.chain_id] = layer
             self._begin_use(layer.parent, f"layer {layer.chain_id}")
-        sync_folder(self.root / "layers")
+        sync_directory(self.root / "layers")
 
     def discard(self, key: str) -> None:
         """Drop an unfinished layer. Idempotent."""
@@ -124,7 +124,7 @@ class Storage:
                 return
             if users := self._users.get(chain_id):
                 raise FailedPrecondition(f"layer {chain_id} is in use by {', '.join(users)}")
-            self._scrap(self._layer_folder(layer), f"layer-{chain_id}", durably=True)
+            self._scrap(self._layer_directory(layer), f"layer-{chain_id}", durably=True)
             del self._layers[chain_id]
             self._end_use(layer.parent, f"layer {chain_id}")
 
@@ -139,7 +139,7 @@ class Storage:
                 del self._users[chain_id]
 
     def is_whole(self, chain_id: str) -> bool:
-        """Tell whether a layer is committed, and its tree and those of all layers below it are there."""
+        """Return whether a layer is committed, and its tree and those of all layers below it are there."""
         current: str | None = chain_id
         while current is not None:
             if not self._has_tree(current):
@@ -166,13 +166,13 @@ class Storage:
         layer = self.layer(chain_id)
         if layer.usage != NOT_MEASURED:
             return layer.usage
-        folder = self._layer_folder(layer)
+        directory = self._layer_directory(layer)
         try:
-            measured = replace(layer, usage=disk_usage(folder / "fs"))
+            measured = replace(layer, usage=disk_usage(directory / "fs"))
         except FileNotFoundError as error:
             raise NotFound(f"layer {chain_id} was removed meanwhile") from error
         with contextlib.suppress(OSError):  # a full disk is when the kubelet needs the answer most
-            write_atomically(folder / LAYER_FILE, measured.encode())
+            write_atomically(directory / LAYER_FILE, measured.encode())
         with self._lock:
             if self._layers.get(chain_id) is layer:
                 self._layers[chain_id] = measured
@@ -200,7 +200,7 @@ class Storage:
         trees = []
         while chain_id is not None:
             layer = self.layer(chain_id)
-            trees.append(self._layer_folder(layer) / "fs")
+            trees.append(self._layer_directory(layer) / "fs")
             chain_id = layer.parent
         return tuple(trees)
 
@@ -220,7 +220,7 @@ class Storage:
             self._snapshots[key] = snapshot
             self._begin_use(parent, f"snapshot {key}")  # from here on the parent can't be removed
         try:
-            self._make_folder(snapshot, fill)
+            self._make_directory(snapshot, fill)
         except BaseException:
             with self._lock:
                 del self._snapshots[key]
@@ -228,7 +228,7 @@ class Storage:
             raise
         return snapshot
 
-    def _make_folder(self, snapshot: Snapshot, fill: Fill) -> None:
+    def _make_directory(self, snapshot: Snapshot, fill: Fill) -> None:
         """Make it aside and rename. Nothing is synced: no container outlives a power cut, nor need its snapshot."""
         making = self.new_scratch()
         try:
@@ -237,7 +237,7 @@ class Storage:
             rights.make_directory(making / "work")
             rights.write_file(making / SNAPSHOT_FILE, snapshot.encode())
             fill(making / "fs")
-            making.rename(self.snapshot_folder(snapshot))
+            making.rename(self.snapshot_directory(snapshot))
         except BaseException:
             remove_tree(making)
             raise
@@ -253,26 +253,26 @@ class Storage:
         """Return every snapshot."""
         return tuple(self._snapshots.values())
 
-    def snapshot_folder(self, snapshot: Snapshot) -> Path:
-        """Return the folder that holds the snapshot's ``fs`` and ``work``."""
+    def snapshot_directory(self, snapshot: Snapshot) -> Path:
+        """Return the directory that holds the snapshot's ``fs`` and ``work``."""
         return self.root / "snapshots" / str(snapshot.number)
 
     def remove_snapshot(self, key: str) -> None:
         """Drop a snapshot with its writable part, whose files go in the background. Idempotent."""
         with contextlib.suppress(NotFound):
-            self._remove_snapshot_folder(self.snapshot(key))
+            self._remove_snapshot_directory(self.snapshot(key))
         with self._lock:
             if (snapshot := self._snapshots.pop(key, None)) is not None:
                 self._end_use(snapshot.parent, f"snapshot {key}")
 
-    def _remove_snapshot_folder(self, snapshot: Snapshot) -> None:
+    def _remove_snapshot_directory(self, snapshot: Snapshot) -> None:
         """A read-only one holds nothing, and pulls make one for each layer: that is no work for another thread."""
-        folder = self.snapshot_folder(snapshot)
+        directory = self.snapshot_directory(snapshot)
         if not snapshot.readonly:
-            self._scrap(folder, f"snapshot-{snapshot.key}")
+            self._scrap(directory, f"snapshot-{snapshot.key}")
             return
         with contextlib.suppress(FileNotFoundError):
-            scratch = folder.rename(self.new_scratch())
+            scratch = directory.rename(self.new_scratch())
             try:
                 remove_tree(scratch)
             except OSError as error:
@@ -285,77 +285,77 @@ class Storage:
         if snapshot.readonly:
             return DiskUsage(0, 0)
         try:
-            return disk_usage(self.snapshot_folder(snapshot) / "fs")
+            return disk_usage(self.snapshot_directory(snapshot) / "fs")
         except FileNotFoundError as error:
             raise NotFound(f"snapshot {key} was removed meanwhile") from error
 
     # Rubbish, and what is found at start
 
     def begin_cleanup(self) -> None:
-        """Throw away what processes that are gone were making, and folders whose record could not be read.
+        """Throw away what processes that are gone were making, and directories whose record could not be read.
 
         Returns at once, and raises nothing: what can't be removed harms nobody (``trash``).
         """
-        for folder in (self.root / "scratch").iterdir():
-            if not _is_owner_alive(folder.name):
-                self._try_to_scrap(folder)
+        for directory in (self.root / "scratch").iterdir():
+            if not _is_owner_alive(directory.name):
+                self._try_to_scrap(directory)
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace") if self._damaged else ""
         founded = all(self._is_founded(snapshot.parent) for snapshot in self._snapshots.values())
-        for folder in self._damaged:
-            place = f"/{folder.parent.name}/{folder.name}/"
-            if place in mounts or (folder.parent.name == "layers" and not founded):
-                self._log.error("%s has no readable record, and is left as a container may live on it", folder)
+        for directory in self._damaged:
+            place = f"/{directory.parent.name}/{directory.name}/"
+            if place in mounts or (directory.parent.name == "layers" and not founded):
+                self._log.error("%s has no readable record, and is left as a container may live on it", directory)
             else:
-                self._log.warning("%s has no readable record: it is removed", folder)
-                self._try_to_scrap(folder)
+                self._log.warning("%s has no readable record: it is removed", directory)
+                self._try_to_scrap(directory)
         self._damaged.clear()
         self.trash.start()
 
     def _is_founded(self, chain_id: str | None) -> bool:
-        """Tell whether all layers of a stack have their records."""
+        """Return whether all layers of a stack have their records."""
         while chain_id is not None and chain_id in self._layers:
             chain_id = self._layers[chain_id].parent
         return chain_id is None
 
-    def _try_to_scrap(self, folder: Path) -> None:
+    def _try_to_scrap(self, directory: Path) -> None:
         try:
-            self._scrap(folder, folder.name)
+            self._scrap(directory, directory.name)
         except OSError as error:
-            self._log.warning("%s can't be removed and is left until the next start: %s", folder, error)
+            self._log.warning("%s can't be removed and is left until the next start: %s", directory, error)
 
-    def _scrap(self, folder: Path, key: str, durably: bool = False) -> None:
-        """Make a folder invalid at once; it is removed in the background."""
+    def _scrap(self, directory: Path, key: str, durably: bool = False) -> None:
+        """Make a directory invalid at once; it is removed in the background."""
         with contextlib.suppress(FileNotFoundError):
-            self.trash.throw(folder, durably, key)
+            self.trash.throw(directory, durably, key)
 
     def new_scratch(self) -> Path:
-        """Return a name for a folder that is rubbish once this process is gone."""
+        """Return a name for a directory that is rubbish once this process is gone."""
         pid = os.getpid()
         return self.root / "scratch" / f"{pid}-{_started(pid)}-{secrets.token_hex(4)}"
 
-    def _layer_folder(self, layer: Layer) -> Path:
+    def _layer_directory(self, layer: Layer) -> Path:
         return self.root / "layers" / str(layer.number)
 
     def _unfinished(self, key: str) -> Path:
-        folder = self.root / "unfinished" / key
-        if key in ("", "..") or "/" in key or not folder.is_dir():
+        directory = self.root / "unfinished" / key
+        if key in ("", "..") or "/" in key or not directory.is_dir():
             raise NotFound(f"prepared layer {key} is not in {self.root}")
-        return folder
+        return directory
 
     def _last_number(self) -> int:
         kinds = ("layers", "unfinished", "snapshots")
         return max((_number(path) for kind in kinds for path in (self.root / kind).iterdir()), default=0)
 
 
-def _number(folder: Path) -> int:
-    digits = folder.name.partition("-")[0]
+def _number(directory: Path) -> int:
+    digits = directory.name.partition("-")[0]
     return int(digits) if digits.isdecimal() else 0
 
 
-def _sync_file_system(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync_file_system(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        libc.call("syncfs", fd, path=folder)
+        libc.call("syncfs", fd, path=directory)
     finally:
         os.close(fd)
 

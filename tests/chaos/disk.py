@@ -124,22 +124,22 @@ class Disk:
 
 
 @contextlib.contextmanager
-def mounted_disk(folder: Path, target: Path, size_bytes: int) -> Iterator[Disk]:
-    """A new disk with an empty ext4, mounted at ``target``. ``folder`` is where FUSE is mounted."""
+def mounted_disk(directory: Path, target: Path, size_bytes: int) -> Iterator[Disk]:
+    """A new disk with an empty ext4, mounted at ``target``. ``directory`` is where FUSE is mounted."""
     disk = Disk(size_bytes)
-    folder.mkdir()
+    directory.mkdir()
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
-    libc.call("mount", b"cuttable", os.fsencode(folder), b"fuse", 0, options.encode())
+    libc.call("mount", b"cuttable", os.fsencode(directory), b"fuse", 0, options.encode())
     server = threading.Thread(target=disk.serve, args=(fuse,), name="disk", daemon=True)
     server.start()
     try:
-        with loop_device(folder / "disk") as device:
+        with loop_device(directory / "disk") as device:
             _run("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", device)
             with mounted(device, target):
                 yield disk
     finally:
-        _run("umount", str(folder))
+        _run("umount", str(directory))
         server.join(10)
         os.close(fuse)
 

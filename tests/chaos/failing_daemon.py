@@ -56,21 +56,21 @@ class Plan:
     def __str__(self) -> str:
         return f"{self.act} {self.when} {self.name} ({self.number})"
 
-    def write(self, folder: Path) -> None:
+    def write(self, directory: Path) -> None:
         """Have the daemon do so: it counts from now on."""
-        temporary = folder / "plan.new"
+        temporary = directory / "plan.new"
         temporary.write_text(json.dumps(asdict(self)))
-        temporary.rename(folder / "plan")
+        temporary.rename(directory / "plan")
 
 
 class Failpoints:
     """Counts acts, and fails where the plan says so. Works in any thread."""
 
-    def __init__(self, folder: Path, shortened: dict[str, str]) -> None:
+    def __init__(self, directory: Path, shortened: dict[str, str]) -> None:
         """``shortened``: beginnings of paths, and what stands for them in names."""
-        self._plan_path = str(folder / "plan")
+        self._plan_path = str(directory / "plan")
         self._shortened = shortened
-        self._hits = os.open(folder / "hits", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._hits = os.open(directory / "hits", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._write, self._kill = os.write, os.kill
         self._lock = threading.Lock()
         self._inside = threading.local()

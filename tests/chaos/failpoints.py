@@ -68,25 +68,25 @@ class FailingNode:
 
 
 @contextlib.contextmanager
-def failing_node(folder: Path) -> Iterator[FailingNode]:
+def failing_node(directory: Path) -> Iterator[FailingNode]:
     """Run a failing daemon in a network namespace of its own; at its end nothing is left."""
-    points, layouts = folder / "points", folder / "layouts"
+    points, layouts = directory / "points", directory / "layouts"
     points.mkdir(parents=True)
     build_busybox(layouts / "busybox", BUSYBOX)
     large = [Entry(path=f"extra{number}", content=random.Random(number).randbytes(1 << 20)) for number in range(4)]
     build_busybox(layouts / "two", TWO, extra=[Entry(path="bin/.wh.nc"), *large])
     build_busybox(layouts / "volumes", VOLUMES, ImageConfig(volumes=("/data",)))
     bridge = f"crt{secrets.token_hex(3)}"
-    write_conflist(folder / "net.d", bridge, "10.89.3.0/24", folder / "ipam")
+    write_conflist(directory / "net.d", bridge, "10.89.3.0/24", directory / "ipam")
     with network_namespace.held() as network, cgroup_namespace.held() as prefix:
         prefix = (*network.prefix, *prefix)
-        config = configuration(layouts, "127.0.0.1:1", folder / "net.d")
+        config = configuration(layouts, "127.0.0.1:1", directory / "net.d")
         tests = str(Path(__file__).parents[1])
         environment = {VARIABLE: str(points), "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', tests)}"}
-        daemon = Daemon(folder / "daemon", config, prefix, module="chaos.failing_daemon", environment=environment)
+        daemon = Daemon(directory / "daemon", config, prefix, module="chaos.failing_daemon", environment=environment)
         try:
             daemon.start()
-            node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), bridge, folder / "logs")
+            node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), bridge, directory / "logs")
             for handler in ("runc-host-overlay", "crun-host-native"):
                 for image in (BUSYBOX, VOLUMES):
                     node.call("PullImage", image={"image": image, "runtime_handler": handler})
@@ -136,9 +136,9 @@ def try_point(table: FailingNode, life: Life, plan: Plan, before: "Counter[str]"
 def run(names: list[str], act: str, only: str, most: int, listing: bool) -> int:
     """Lead all lives; print what is wrong, and return how many points were."""
     wrong = 0
-    with tempfile.TemporaryDirectory(prefix="crinoid-chaos-", dir="/var/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="crinoid-chaos-", dir="/var/tmp") as directory:
         for name in names:
-            with failing_node(Path(folder) / secrets.token_hex(2)) as table:
+            with failing_node(Path(directory) / secrets.token_hex(2)) as table:
                 wrong += _run_life(table, name, act, only, most, listing)
     return wrong
 

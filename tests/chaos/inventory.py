@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from integration.conftest import Node
-from support.daemon import Daemon, cgroup_folders
+from support.daemon import Daemon, cgroup_directories
 
 _TABLES = {
     "ledger": "SELECT owner || ' ' || kind || ' ' || key FROM ledger",
@@ -42,8 +42,8 @@ def _lines(daemon: Daemon) -> Iterator[str]:
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         if (point := line.split()[4]).startswith((str(daemon.run), str(daemon.root))):
             yield f"mount {point}"
-    for top in cgroup_folders(daemon.cgroup):
-        yield from (f"cgroup {folder}" for folder, _, _ in os.walk(top))
+    for top in cgroup_directories(daemon.cgroup):
+        yield from (f"cgroup {directory}" for directory, _, _ in os.walk(top))
     yield from _processes(daemon, pid)
     for command in (["ip", "-br", "link"], ["ip", "-br", "address"]):
         yield from (f"{command[-1]} {line.split('@')[0].split()[0]}" for line in _inside(pid, command))
@@ -57,14 +57,16 @@ def _lines(daemon: Daemon) -> Iterator[str]:
 
 
 def _processes(daemon: Daemon, pid: int) -> Iterator[str]:
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            cgroup = (folder / "cgroup").read_text()
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            cgroup = (directory / "cgroup").read_text()
         except (OSError, IndexError):
             continue
-        own = int(folder.name) in (pid, os.getpid()) or (parent == pid and "python" in command)  # the forking process
+        own = int(directory.name) in (pid, os.getpid()) or (
+            parent == pid and "python" in command
+        )  # the forking process
         if not own and f"/{daemon.name}" in command + cgroup:
             yield f"process {command}"
 
@@ -78,12 +80,12 @@ def _inside(pid: int, command: list[str]) -> list[str]:
 
 def _files(top: Path, name: str) -> Iterator[str]:
     """All below a directory but what is in the trees of layers and snapshots."""
-    for folder, folders, files in os.walk(top):
-        if Path(folder).name == "fs":
-            folders.clear()
+    for directory, directories, files in os.walk(top):
+        if Path(directory).name == "fs":
+            directories.clear()
             continue
-        for below in {*folders, *files} - _COME_AND_GO:
-            yield f"file {re.sub('(?<=/)[0-9]+(?=/|$)', 'N', f'{name}{folder[len(str(top)) :]}/{below}')}"
+        for below in {*directories, *files} - _COME_AND_GO:
+            yield f"file {re.sub('(?<=/)[0-9]+(?=/|$)', 'N', f'{name}{directory[len(str(top)) :]}/{below}')}"
 
 
 def _image(body: str) -> str:
@@ -97,8 +99,8 @@ def lies(node: Node) -> list[str]:
     for container in node.call("ListContainers")["containers"]:
         alive = [
             int(pid)
-            for folder in cgroup_folders(f"{node.daemon.cgroup}/{container['pod_sandbox_id']}/{container['id']}")
-            for pid in (folder / "cgroup.procs").read_text().split()
+            for directory in cgroup_directories(f"{node.daemon.cgroup}/{container['pod_sandbox_id']}/{container['id']}")
+            for pid in (directory / "cgroup.procs").read_text().split()
         ]
         if bool(alive) != (container["state"] in ("CONTAINER_CREATED", "CONTAINER_RUNNING")):
             found.append(f"container {container['id']} is {container['state']} with processes {alive}")

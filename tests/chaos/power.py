@@ -59,7 +59,7 @@ class Cutter:
     """Cuts at random moments, or when it is told to."""
 
     disk: Disk
-    folder: Path
+    directory: Path
     chance: random.Random
     most: int
     answered: set[str] = field(default_factory=set)
@@ -73,7 +73,7 @@ class Cutter:
                 return
             answered = frozenset(self.answered)
             content = self.disk.cut(self.chance)
-            cut = Cut(len(self.cuts), self.folder / f"cut{len(self.cuts)}.img", answered)
+            cut = Cut(len(self.cuts), self.directory / f"cut{len(self.cuts)}.img", answered)
             write_sparse(cut.image, content)
             self.cuts.append(cut)
 
@@ -132,7 +132,7 @@ def build(layouts: Path) -> None:
 def check(daemon: Daemon, cut: Cut, trees: dict[str, str]) -> list[str]:
     """Start a daemon on what a cut has left; say what is wrong. ``trees`` are those of each chain id."""
     shutil.rmtree(daemon.run, ignore_errors=True)  # a tmpfs
-    with mounted_image(cut.image, daemon.folder):
+    with mounted_image(cut.image, daemon.directory):
         daemon.log.unlink(missing_ok=True)
         blobs = daemon.root.glob("content/blobs/*/*")
         found = [f"blob {path.name} has another content" for path in blobs if not _is_right(path)]
@@ -167,7 +167,7 @@ def _check_running(daemon: Daemon, cut: Cut) -> list[str]:
     ready = [pod["id"] for pod in daemon.cri.call("ListPodSandbox")["items"] if pod["state"] == "SANDBOX_READY"]
     runs = [one["id"] for one in daemon.cri.call("ListContainers")["containers"] if one["state"] == "CONTAINER_RUNNING"]
     found += [f"told to be ready: {ready}, to run: {runs}"] if ready or runs else []
-    node = Node(daemon, Path(), RunningRegistry(""), "", daemon.folder / "logs")
+    node = Node(daemon, Path(), RunningRegistry(""), "", daemon.directory / "logs")
     pod = node.run_pod("after")
     for image in sorted(named - {OVER}):
         said = node.output(pod, "sh", "-c", "echo it runs", image=image, name=secrets.token_hex(3))
@@ -194,7 +194,7 @@ def trees_of(root: Path) -> Iterator[tuple[str, str]]:
 def _tree(top: Path) -> str:
     """A digest of all that is told of a tree: names, kinds, modes, owners, contents, attributes."""
     found = hashlib.sha256()
-    paths = sorted(Path(folder, name) for folder, names, files in os.walk(top) for name in (*names, *files))
+    paths = sorted(Path(directory, name) for directory, names, files in os.walk(top) for name in (*names, *files))
     for path in (top, *paths):
         status = path.lstat()
         facts = [str(path.relative_to(top)), status.st_mode, status.st_uid, status.st_gid, status.st_rdev]
@@ -209,17 +209,17 @@ def _tree(top: Path) -> str:
     return found.hexdigest()
 
 
-def run(folder: Path, seed: int, rounds: int, cuts: int) -> tuple[int, list[str]]:
+def run(directory: Path, seed: int, rounds: int, cuts: int) -> tuple[int, list[str]]:
     """Lead a node's life on a disk, cut it, and check every cut; return how many there were, and what is wrong."""
-    build(folder / "layouts")
-    sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{folder / 'layouts'}' }}\n"
+    build(directory / "layouts")
+    sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{directory / 'layouts'}' }}\n"
     with network_namespace.held() as network:
-        daemon = Daemon(folder / "disk", CONFIG + sources, network.prefix)
+        daemon = Daemon(directory / "disk", CONFIG + sources, network.prefix)
         try:
-            with mounted_disk(folder / "fuse", daemon.folder, DISK_BYTES) as disk:
-                cutter = Cutter(disk, folder, random.Random(seed), cuts)
+            with mounted_disk(directory / "fuse", daemon.directory, DISK_BYTES) as disk:
+                cutter = Cutter(disk, directory, random.Random(seed), cuts)
                 daemon.start()
-                node = Node(daemon, folder / "layouts", RunningRegistry(""), "", folder / "logs")
+                node = Node(daemon, directory / "layouts", RunningRegistry(""), "", directory / "logs")
                 _pull(node, cutter, BUSYBOX)
                 with cutter.at_random():
                     live(node, cutter, rounds)
@@ -249,8 +249,8 @@ def main() -> None:
     bad = 0
     for seed in range(options.seed, options.seed + options.lives):
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="crinoid-power-", dir="/var/tmp") as folder:
-            cuts, wrong = run(Path(folder), seed, options.rounds, options.cuts)
+        with tempfile.TemporaryDirectory(prefix="crinoid-power-", dir="/var/tmp") as directory:
+            cuts, wrong = run(Path(directory), seed, options.rounds, options.cuts)
         bad += len(wrong)
         print(
             f"seed {seed}: {cuts} cuts, {len(wrong)} wrong; {time.monotonic() - began:.0f} s",

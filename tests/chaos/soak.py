@@ -198,8 +198,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     given = parser.parse_args()
     with (
-        tempfile.TemporaryDirectory() as folder,
-        own_node(Path(folder), CONFIG.format(net=100 + secrets.randbelow(100))) as node,
+        tempfile.TemporaryDirectory() as directory,
+        own_node(Path(directory), CONFIG.format(net=100 + secrets.randbelow(100))) as node,
     ):
         check(run(node, given.lives, given.clients))
 

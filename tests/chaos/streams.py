@@ -223,12 +223,12 @@ def row(name: str, outcome: Outcome) -> str:
     return f"| {name} | {' | '.join(figures)} |"
 
 
-def secure(folder: Path) -> str:
+def secure(directory: Path) -> str:
     """A configuration of TLS, with a key of RSA's as many authorities give out: its signatures take the longest."""
     openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    openssl += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    openssl += ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
     subprocess.run(openssl, check=True, capture_output=True)
-    return f"[streaming]\ntls_cert = '{folder}/cert.pem'\ntls_key = '{folder}/key.pem'\n"
+    return f"[streaming]\ntls_cert = '{directory}/cert.pem'\ntls_key = '{directory}/key.pem'\n"
 
 
 # throughput
@@ -350,17 +350,17 @@ def main() -> None:
     arguments.add_argument("--throughput", action="store_true")
     arguments.add_argument("--rounds", type=int, default=3)
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(prefix="crinoid-chaos-") as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="crinoid-chaos-") as directory, contextlib.ExitStack() as stack:
 
         def start(name: str, config: str = "") -> Node:
-            own = Path(folder) / name
+            own = Path(directory) / name
             return stack.enter_context(own_node(own, CONFIG % secrets.randbelow(250) + config, python=options.python))
 
         node = start("flooded")
         if options.throughput:
             throughput(node, options.rounds)
             return
-        idle, secured = start("idle"), start("secured", secure(Path(folder)))
+        idle, secured = start("idle"), start("secured", secure(Path(directory)))
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         with remembered(node) as memory:
             calm = measure(node, idle, 2)

@@ -33,7 +33,7 @@ OPTIONS = {
     "--cri-image-prefix": "registry and path where the images of conformance/images.py are (plain names below it); "
     "without it, a plain http registry on 127.0.0.1 is started and filled",
     "--cri-cgroup-parent": "cgroup below which pods get theirs, in the form of the runtime's cgroup driver",
-    "--cri-folder": "folder on the node for logs and volumes; without it, pytest's own",
+    "--cri-directory": "directory on the node for logs and volumes; without it, pytest's own",
 }
 
 
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Surroundings:
     """What a runtime is started with."""
 
-    folder: Path
+    directory: Path
     network: NetworkNamespace
     registry: RunningRegistry
     images: str
@@ -89,14 +89,14 @@ class Surroundings:
 def node_of_session(
     runtime_under_test: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Node]:
-    folder = Path(_option(request.config, "folder") or tmp_path_factory.mktemp(runtime_under_test))
+    directory = Path(_option(request.config, "directory") or tmp_path_factory.mktemp(runtime_under_test))
     with contextlib.ExitStack() as stack:
         if _option(request.config, "endpoint"):
-            node = stack.enter_context(_external(request.config, runtime_under_test, folder))
+            node = stack.enter_context(_external(request.config, runtime_under_test, directory))
         else:
             start = {"crinoid": _crinoid, "containerd": _containerd}[runtime_under_test]
             handler = _option(request.config, "runtime_handler")
-            node = stack.enter_context(start(stack.enter_context(_surroundings(folder, handler))))
+            node = stack.enter_context(start(stack.enter_context(_surroundings(directory, handler))))
             node.handler = handler
         for name in images.CONFIGS:
             node.pull(name)
@@ -126,27 +126,27 @@ def idle(node_of_session: Node, pod: Pod) -> str:
 
 
 @contextlib.contextmanager
-def _surroundings(folder: Path, handler: str) -> Iterator[Surroundings]:
+def _surroundings(directory: Path, handler: str) -> Iterator[Surroundings]:
     """A network namespace with a registry in it, and a bridge for pods."""
     with network_namespace.held() as network, contextlib.ExitStack() as stack:
-        write_conflist(folder / "net.d", "conform0", "10.87.0.0/24", folder / "ipam")
-        registry = network.call(lambda: stack.enter_context(running_registry(folder / "registry")))
-        prefix = network.call(lambda: images.publish(folder / "layout", registry))
-        yield Surroundings(folder, network, registry, prefix, handler)
+        write_conflist(directory / "net.d", "conform0", "10.87.0.0/24", directory / "ipam")
+        registry = network.call(lambda: stack.enter_context(running_registry(directory / "registry")))
+        prefix = network.call(lambda: images.publish(directory / "layout", registry))
+        yield Surroundings(directory, network, registry, prefix, handler)
 
 
 @contextlib.contextmanager
 def _crinoid(given: Surroundings) -> Iterator[Node]:
     config = (
-        f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{given.folder / 'net.d'}' }}\n"
+        f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{given.directory / 'net.d'}' }}\n"
         "[runtimes.crun]\ndriver = 'crun'\n"
         f"[registries.distribution]\ndriver = 'distribution'\noptions = {{ plain_http = ['{given.registry.host}'] }}"
     )
     with given.cgroups() as prefix:
-        daemon = Daemon(given.folder / "daemon", config, (*given.network.prefix, *prefix))
+        daemon = Daemon(given.directory / "daemon", config, (*given.network.prefix, *prefix))
         try:
             daemon.start()
-            yield Node(daemon.cri, "crinoid", given.images, given.folder, given.network, daemon.cgroup)
+            yield Node(daemon.cri, "crinoid", given.images, given.directory, given.network, daemon.cgroup)
             daemon.clean()
             assert daemon.leftovers() == []
         finally:
@@ -158,11 +158,11 @@ def _containerd(given: Surroundings) -> Iterator[Node]:
     with given.cgroups() as prefix:
         command = (*given.network.prefix, *prefix)
         pause = f"{given.images}/pause:1"
-        peer = Containerd(given.folder / "peer", given.folder / "net.d", given.registry.host, pause, command)
+        peer = Containerd(given.directory / "peer", given.directory / "net.d", given.registry.host, pause, command)
         try:
             peer.start()
             cri = Cri(peer.socket)
-            yield Node(cri, "containerd", given.images, given.folder, given.network, peer.cgroup)
+            yield Node(cri, "containerd", given.images, given.directory, given.network, peer.cgroup)
             cri.close()
         finally:
             peer.end()
@@ -170,15 +170,15 @@ def _containerd(given: Surroundings) -> Iterator[Node]:
 
 
 @contextlib.contextmanager
-def _external(config: pytest.Config, name: str, folder: Path) -> Iterator[Node]:
+def _external(config: pytest.Config, name: str, directory: Path) -> Iterator[Node]:
     with contextlib.ExitStack() as stack:
         cri = Cri(_socket(config, "endpoint"), _socket(config, "image_endpoint") or None)
         stack.callback(cri.close)
         prefix = _option(config, "image_prefix")
         if not prefix:
-            prefix = images.publish(folder / "layout", stack.enter_context(running_registry(folder / "registry")))
+            prefix = images.publish(directory / "layout", stack.enter_context(running_registry(directory / "registry")))
         parent, handler = _option(config, "cgroup_parent"), _option(config, "runtime_handler")
-        yield Node(cri, name, prefix, folder, NetworkNamespace(), parent, handler)
+        yield Node(cri, name, prefix, directory, NetworkNamespace(), parent, handler)
 
 
 def _name_of_runtime(config: pytest.Config) -> str:

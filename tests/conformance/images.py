@@ -21,20 +21,20 @@ CONFIGS = {
 }
 
 
-def publish(folder: Path, registry: RunningRegistry) -> str:
-    """Build all images in a layout in the folder and push them; return the prefix of their names."""
+def publish(directory: Path, registry: RunningRegistry) -> str:
+    """Build all images in a layout in the directory and push them; return the prefix of their names."""
     for name, config in CONFIGS.items():
-        build_busybox(folder, name, config)
-        registry.push(folder, name, f"{PREFIX}/{name}")
-    one = build_busybox(folder, "layers:1", ImageConfig(labels={"layers": "2"}), extra=WRITTEN)
-    other = build_busybox(folder, "other:1", ImageConfig(architecture="s390x"))
+        build_busybox(directory, name, config)
+        registry.push(directory, name, f"{PREFIX}/{name}")
+    one = build_busybox(directory, "layers:1", ImageConfig(labels={"layers": "2"}), extra=WRITTEN)
+    other = build_busybox(directory, "other:1", ImageConfig(architecture="s390x"))
     for name in ("layers:1", "same:1", "same:2", "same:3"):
-        registry.push(folder, "layers:1", f"{PREFIX}/{name}")
-    build_index(folder, "index:1", [other, one])
-    registry.push(folder, "index:1", f"{PREFIX}/index:1")
-    zstd = build_image(folder, "zstd:1", [make_layer([Entry(path="file", content=b"z")])], compression="zstd")
-    registry.push(folder, zstd.reference, f"{PREFIX}/zstd:1")
+        registry.push(directory, "layers:1", f"{PREFIX}/{name}")
+    build_index(directory, "index:1", [other, one])
+    registry.push(directory, "index:1", f"{PREFIX}/index:1")
+    zstd = build_image(directory, "zstd:1", [make_layer([Entry(path="file", content=b"z")])], compression="zstd")
+    registry.push(directory, zstd.reference, f"{PREFIX}/zstd:1")
     pause = make_layer([Entry(path="pause", content=Path("/usr/bin/catatonit").read_bytes(), mode=0o755)])
-    build_image(folder, "pause:1", [pause], ImageConfig(entrypoint=("/pause", "-P"), cmd=()))
-    registry.push(folder, "pause:1", f"{PREFIX}/pause:1")
+    build_image(directory, "pause:1", [pause], ImageConfig(entrypoint=("/pause", "-P"), cmd=()))
+    registry.push(directory, "pause:1", f"{PREFIX}/pause:1")
     return f"{registry.host}/{PREFIX}"

@@ -54,7 +54,7 @@ class Node:
     cri: Cri
     runtime: str
     images: str
-    folder: Path
+    directory: Path
     network: NetworkNamespace
     cgroup: str = ""
     handler: str = ""
@@ -85,11 +85,11 @@ class Node:
         """Return a name that nothing else has."""
         return f"{prefix}{next(self._numbers)}-{secrets.token_hex(3)}"
 
-    def make_folder(self) -> Path:
-        """Make a folder on the node."""
-        folder = self.folder / self.unique("folder")
-        folder.mkdir(parents=True)
-        return folder
+    def make_directory(self) -> Path:
+        """Make a directory on the node."""
+        directory = self.directory / self.unique("directory")
+        directory.mkdir(parents=True)
+        return directory
 
     def pod_config(self, namespaces: Json | None = None, security: Json | None = None, **more: Any) -> Json:
         """A pod as the kubelet asks for one; ``more`` are fields of the config, those of ``linux`` are merged."""
@@ -100,7 +100,7 @@ class Node:
             linux.setdefault("cgroup_parent", f"{self.cgroup}/{name}")
         hostname = "" if (namespaces or {}).get("network") == "NODE" else name  # as the kubelet does
         metadata = {"name": name, "namespace": "conformance", "uid": f"uid-{name}", "attempt": 0}
-        logs = str(self.folder / "logs" / name)
+        logs = str(self.directory / "logs" / name)
         return {"metadata": metadata, "hostname": hostname, "log_directory": logs, "linux": linux} | more
 
     def run_pod(self, namespaces: Json | None = None, handler: str | None = None, **config: Any) -> Pod:

@@ -237,7 +237,7 @@ def test_the_filesystem_is_the_containers_own(node: Node, pod: Pod) -> None:
     assert node.script(pod, "ls /file 2>/dev/null; ls /bin/vi") == "/bin/vi"
 
 
-def test_standard_files_and_folders_are_there(node: Node, pod: Pod) -> None:
+def test_standard_files_and_directories_are_there(node: Node, pod: Pod) -> None:
     script = (
         "for x in proc/self sys/kernel dev/null dev/zero dev/full dev/random dev/urandom dev/tty dev/pts dev/shm "
         "dev/mqueue dev/ptmx dev/fd dev/stdin dev/stdout dev/stderr etc/hosts etc/hostname etc/resolv.conf; do "

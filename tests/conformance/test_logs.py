@@ -49,7 +49,7 @@ def test_both_streams_of_a_terminal_are_stdout(node: Node, pod: Pod) -> None:
     assert node.log(container).replace("\r", "") == "out\nerr\n"  # a line's end may come as a piece of its own
 
 
-def test_log_path_may_have_folders(node: Node, pod: Pod) -> None:
+def test_log_path_may_have_directories(node: Node, pod: Pod) -> None:
     container = node.start(pod, "echo", "x", log_path="app/deep/0.log")
     status = node.wait_exit(container)
     assert status["log_path"] == f"{pod.config['log_directory']}/app/deep/0.log"

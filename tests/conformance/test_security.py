@@ -203,7 +203,7 @@ def test_seccomp(node: Node, pod: Pod, security: Any, mode: str) -> None:
 @pytest.mark.parametrize("form", ["field", "old"])
 def test_seccomp_profile_of_the_node(node: Node, pod: Pod, form: str) -> None:
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
-    path = node.make_folder() / "profile.json"
+    path = node.make_directory() / "profile.json"
     path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
     new = {"seccomp": {"profile_type": "Localhost", "localhost_ref": str(path)}}
     security = new if form == "field" else {"seccomp_profile_path": f"localhost/{path}"}

@@ -18,7 +18,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "crinoid-network-ptp"
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example: building a distribution leaves files in its folder."""
+    """A copy of the example: building a distribution leaves files in its directory."""
     copy = tmp_path_factory.mktemp("example") / EXAMPLE.name
     shutil.copytree(EXAMPLE, copy)
     return copy
@@ -27,11 +27,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory, example: Path) -> Path:
     """The interpreter of a new environment that sees what is installed in ours, and the example on top of it."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True, with_pip=False)
-    interpreter = folder / "bin" / "python"
+    directory = tmp_path_factory.mktemp("environment")
+    venv.create(directory, symlinks=True, with_pip=False)
+    interpreter = directory / "bin" / "python"
     lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
-    packages = next((folder / "lib").glob("python*/site-packages"))
+    packages = next((directory / "lib").glob("python*/site-packages"))
     (packages / "base.pth").write_text("".join(lines))
     # Without its dependencies and without fetching a build tool: no network is needed.
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", str(example)]
@@ -45,8 +45,8 @@ def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=limit_s)
 
 
-def configure(folder: Path, options: str) -> str:
-    file = folder / "config.toml"
+def configure(directory: Path, options: str) -> str:
+    file = directory / "config.toml"
     file.write_text(f'[network]\ndriver = "ptp"\noptions = {{ {options} }}\n')
     return str(file)
 

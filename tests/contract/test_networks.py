@@ -37,7 +37,7 @@ TUNING = {"type": "tuning", "sysctl": {"net.core.somaxconn": "512"}}
 def write_bridge_list(
     host: Host, version: str, families: tuple[int, ...], *chained: object, masquerade: bool = False
 ) -> CniOptions:
-    """Write a bridge, whose state lies in the test's folder, and the plugins after it."""
+    """Write a bridge, whose state lies in the test's directory, and the plugins after it."""
     ipam = {
         "type": "host-local",
         "dataDir": str(host.state_dir / "addresses"),
@@ -45,16 +45,16 @@ def write_bridge_list(
         "routes": [ROUTES[family] for family in families],
     }
     bridge = {"type": "bridge", "bridge": "cni-contract", "isGateway": True, "ipMasq": masquerade, "ipam": ipam}
-    folder = host.state_dir / "net.d"
-    folder.mkdir(exist_ok=True)
+    directory = host.state_dir / "net.d"
+    directory.mkdir(exist_ok=True)
     content = {
         "cniVersion": version,
         "name": "contract",
         "disableCheck": PORTMAP in chained,  # portmap 1.1.1 looks for rules that it doesn't make
         "plugins": [bridge, *chained],
     }
-    (folder / "10-contract.conflist").write_text(json.dumps(content))
-    return CniOptions(conf_dir=folder, bin_dirs=(PLUGINS,))
+    (directory / "10-contract.conflist").write_text(json.dumps(content))
+    return CniOptions(conf_dir=directory, bin_dirs=(PLUGINS,))
 
 
 needs_plugins = pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="wants containernetworking-plugins")
@@ -125,13 +125,13 @@ class TestCniOfVersion03(NetworkContract):
     most_pods = MOST_PODS
 
     def make_driver(self, host: Host) -> object:
-        folder = host.state_dir / "bin"
-        folder.mkdir(exist_ok=True)
+        directory = host.state_dir / "bin"
+        directory.mkdir(exist_ok=True)
         for name in ("bridge", "host-local", "tuning"):
-            (folder / name).unlink(missing_ok=True)
-            (folder / name).symlink_to(PLUGINS / name)
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).symlink_to(PLUGINS / name)
         options = write_bridge_list(host, "0.3.1", (6, 4), TUNING)
-        return CniNetwork(options.model_copy(update={"bin_dirs": (folder,)}), host)
+        return CniNetwork(options.model_copy(update={"bin_dirs": (directory,)}), host)
 
 
 @pytest.mark.skipif(find_library("nftables") is None, reason="wants libnftables1")

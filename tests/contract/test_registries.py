@@ -76,9 +76,9 @@ def find_config(layout: Path, reference: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where each class keeps what it wrote once."""
-    return tmp_path_factory.mktemp("folders")
+    return tmp_path_factory.mktemp("directories")
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,9 @@ class TestDistributionTls(TestDistribution):
         self, closed_registry: RunningRegistry, source: tuple[Path, BuiltImage], certificates: Certificates, host: Host
     ) -> RegistrySample:
         _, image = source
-        folder = host.state_dir / "certs.d" / closed_registry.host
-        folder.mkdir(parents=True)
-        (folder / "hosts.toml").write_text(f'ca = "{certificates.ca}"\n')
+        directory = host.state_dir / "certs.d" / closed_registry.host
+        directory.mkdir(parents=True)
+        (directory / "hosts.toml").write_text(f'ca = "{certificates.ca}"\n')
         return RegistrySample(
             reference=ImageReference.parse(f"{closed_registry.host}/index:1"),
             platform=HERE,
@@ -181,26 +181,26 @@ class TestDistributionTls(TestDistribution):
 
 
 class LayoutContract(RegistryContract):
-    """The sample is put into the driver's folder by ``put``."""
+    """The sample is put into the driver's directory by ``put``."""
 
     reference = NAME
     absent_platform: Platform | None = NOWHERE
 
-    def put(self, layout: Path, folder: Path) -> None:
+    def put(self, layout: Path, directory: Path) -> None:
         raise NotImplementedError
 
     @pytest.fixture
-    def folder(self, source: tuple[Path, BuiltImage], folders: Path) -> Path:
-        folder = folders / type(self).__name__
-        if not folder.exists():
-            folder.mkdir()
-            self.put(source[0], folder)
-        return folder
+    def temporary_directory(self, source: tuple[Path, BuiltImage], directories: Path) -> Path:
+        directory = directories / type(self).__name__
+        if not directory.exists():
+            directory.mkdir()
+            self.put(source[0], directory)
+        return directory
 
     @pytest.fixture
-    def sample(self, host: Host, source: tuple[Path, BuiltImage], folder: Path) -> RegistrySample:
+    def sample(self, host: Host, source: tuple[Path, BuiltImage], directory: Path) -> RegistrySample:
         _, image = source
-        (host.state_dir / "layouts").symlink_to(folder)
+        (host.state_dir / "layouts").symlink_to(directory)
         return RegistrySample(
             reference=ImageReference.parse(self.reference),
             platform=HERE,
@@ -210,28 +210,28 @@ class LayoutContract(RegistryContract):
         )
 
     def make_driver(self, host: Host, sample: RegistrySample) -> object:
-        return LayoutRegistry(LayoutRegistry.Config(folder=host.state_dir / "layouts"), host)
+        return LayoutRegistry(LayoutRegistry.Config(directory=host.state_dir / "layouts"), host)
 
 
-class TestLayoutFolder(LayoutContract):
-    """A folder that skopeo wrote, with both platforms."""
+class TestLayoutDirectory(LayoutContract):
+    """A directory that skopeo wrote, with both platforms."""
 
-    def put(self, layout: Path, folder: Path) -> None:
-        run("skopeo", "copy", "-q", "--all", f"oci:{layout}:{NAME}", f"oci:{folder}/copied:{NAME}")
+    def put(self, layout: Path, directory: Path) -> None:
+        run("skopeo", "copy", "-q", "--all", f"oci:{layout}:{NAME}", f"oci:{directory}/copied:{NAME}")
 
 
 class TestLayoutItself(LayoutContract):
-    """The driver's folder is the layout."""
+    """The driver's directory is the layout."""
 
-    def put(self, layout: Path, folder: Path) -> None:
-        shutil.copytree(layout, folder, dirs_exist_ok=True)
+    def put(self, layout: Path, directory: Path) -> None:
+        shutil.copytree(layout, directory, dirs_exist_ok=True)
 
 
 class TestOciArchive(LayoutContract):
     """An archive that skopeo wrote."""
 
-    def put(self, layout: Path, folder: Path) -> None:
-        run("skopeo", "copy", "-q", "--all", f"oci:{layout}:{NAME}", f"oci-archive:{folder}/app.tar:{NAME}")
+    def put(self, layout: Path, directory: Path) -> None:
+        run("skopeo", "copy", "-q", "--all", f"oci:{layout}:{NAME}", f"oci-archive:{directory}/app.tar:{NAME}")
 
 
 class TestDockerArchive(LayoutContract):
@@ -240,20 +240,20 @@ class TestDockerArchive(LayoutContract):
     reference = "registry.test/saved:2"
     absent_platform = None
 
-    def put(self, layout: Path, folder: Path) -> None:
-        target = f"docker-archive:{folder}/saved.tar:{self.reference}"
+    def put(self, layout: Path, directory: Path) -> None:
+        target = f"docker-archive:{directory}/saved.tar:{self.reference}"
         run("skopeo", "copy", "-q", f"oci:{layout}:single:1", target)
 
 
 class TestUmociTag(LayoutContract):
-    """umoci names an image by a mere tag; the folder's name is the repository then."""
+    """umoci names an image by a mere tag; the directory's name is the repository then."""
 
     reference = "app:v2"
     absent_platform = None
 
-    def put(self, layout: Path, folder: Path) -> None:
-        run("skopeo", "copy", "-q", f"oci:{layout}:single:1", f"oci:{folder}/app:v1")
-        run("umoci", "tag", "--image", f"{folder}/app:v1", "v2")
+    def put(self, layout: Path, directory: Path) -> None:
+        run("skopeo", "copy", "-q", f"oci:{layout}:single:1", f"oci:{directory}/app:v1")
+        run("umoci", "tag", "--image", f"{directory}/app:v1", "v2")
 
 
 async def test_the_same_image_has_the_same_id_from_every_source(
@@ -264,7 +264,7 @@ async def test_the_same_image_has_the_same_id_from_every_source(
     reference = ImageReference.parse(f"{open_registry.host}/index:1")
     options = DistributionRegistry.Config(plain_http=(open_registry.host,), docker_configs=())
     remote = BoundRegistry(DistributionRegistry(options, host))
-    local = BoundRegistry(LayoutRegistry(LayoutRegistry.Config(folder=layout), host))
+    local = BoundRegistry(LayoutRegistry(LayoutRegistry.Config(directory=layout), host))
     pulled = await remote.resolve(ResolveRequest(reference, HERE))
     found = await local.resolve(ResolveRequest(ImageReference.parse(NAME), HERE))
     await remote.close()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.support import cgroup_namespace
-from tests.support.daemon import cgroup_folders
+from tests.support.daemon import cgroup_directories
 
 from crinoid.core.api.errors import (
     CommandFailed,
@@ -110,10 +110,10 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
 
-folder, container_id, bundle, cgroup = sys.argv[1:]
+directory, container_id, bundle, cgroup = sys.argv[1:]
 handle = ContainerHandle(container_id, "pod", Path(bundle), cgroup)
-spec = json.loads(Path(folder, "spec.json").read_text())
-host = Host("broken", Path(folder, "state"), Path(folder, "run"), logging.getLogger())
+spec = json.loads(Path(directory, "spec.json").read_text())
+host = Host("broken", Path(directory, "state"), Path(directory, "run"), logging.getLogger())
 runtime = RuncRuntime(RuncOptions(), host)
 print("creating", flush=True)
 asyncio.run(runtime.create(ContainerRequest(handle=handle, spec=spec)))
@@ -247,7 +247,7 @@ class TestBrokenRuntimes:
         assert (await bench.runtime.wait(request.handle)).exit_code == 137
         await bench.runtime.delete(request.handle)
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
-        assert not cgroup_folders(request.handle.cgroup)
+        assert not cgroup_directories(request.handle.cgroup)
 
     @pytest.mark.parametrize("damage", ["empty", "gone", "rubbish"])
     async def test_a_corrupt_state(self, bench: Workbench, host: Host, damage: str) -> None:
@@ -260,7 +260,7 @@ class TestBrokenRuntimes:
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
         await bench.runtime.delete(request.handle)
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
-        assert not cgroup_folders(request.handle.cgroup)
+        assert not cgroup_directories(request.handle.cgroup)
 
     async def test_the_drivers_notes_are_lost(self, bench: Workbench) -> None:
         """As after a kill of the daemon between conmon's report and the note."""
@@ -268,7 +268,7 @@ class TestBrokenRuntimes:
         (request.handle.bundle / "processes.json").unlink()
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
         await bench.runtime.delete(request.handle)
-        assert not cgroup_folders(request.handle.cgroup)
+        assert not cgroup_directories(request.handle.cgroup)
         assert list(request.handle.bundle.iterdir()) == []
 
     @pytest.mark.parametrize("after_s", [0.003, 0.03])
@@ -285,7 +285,7 @@ class TestBrokenRuntimes:
         await asyncio.sleep(0.01)  # no daemon is back sooner
         await bench.runtime.delete(request.handle)
         await asyncio.sleep(0.1)  # whatever went on would show by now
-        assert not cgroup_folders(request.handle.cgroup)
+        assert not cgroup_directories(request.handle.cgroup)
         assert list(request.handle.bundle.iterdir()) == []
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
 
@@ -310,13 +310,13 @@ class TestBrokenRuntimes:
             await bench.runtime.reopen_log(request.handle)
         assert log.read_text() == "precious"
 
-    async def test_reopening_where_the_folder_is_gone(self, bench: Workbench) -> None:
+    async def test_reopening_where_the_directory_is_gone(self, bench: Workbench) -> None:
         """conmon would end if it were told."""
-        folder = bench.folder / "logs"
-        folder.mkdir()
-        request = await bench.shell("echo one; sleep 1000", log_path=folder / "log")
-        folder.rename(bench.folder / "elsewhere")
-        with pytest.raises(FailedPrecondition, match="folder"):
+        directory = bench.directory / "logs"
+        directory.mkdir()
+        request = await bench.shell("echo one; sleep 1000", log_path=directory / "log")
+        directory.rename(bench.directory / "elsewhere")
+        with pytest.raises(FailedPrecondition, match="directory"):
             await bench.runtime.reopen_log(request.handle)
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING
 
@@ -343,7 +343,7 @@ class TestBrokenRuntimes:
         self, bench: Workbench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """runc would take NOTIFY_SOCKET into the container."""
-        monkeypatch.setenv("NOTIFY_SOCKET", str(bench.folder / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(bench.directory / "notify"))
         request = bench.request("sleep", "1000")
         process = await bench.runtime.create(request)
         assert b"NOTIFY_SOCKET" not in Path(f"/proc/{process.monitor_pid}/environ").read_bytes()

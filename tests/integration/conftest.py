@@ -25,7 +25,7 @@ RUNTIMES, NETWORKS, SNAPSHOTTERS = ("runc", "crun"), ("cni", "bridge", "host"), 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of this folder runs real containers."""
+    """All of this directory runs real containers."""
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
@@ -110,7 +110,7 @@ class Node:
             self.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
 
 
-def write_conflist(folder: Path, bridge: str, subnet: str, state: Path) -> None:
+def write_conflist(directory: Path, bridge: str, subnet: str, state: Path) -> None:
     """Write a CNI network of bridge and portmap, the set-up that most nodes have."""
     ipam = {
         "type": "host-local",
@@ -122,12 +122,12 @@ def write_conflist(folder: Path, bridge: str, subnet: str, state: Path) -> None:
         {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": False, "hairpinMode": True, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": True}},
     ]
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     document = {"cniVersion": "1.0.0", "name": bridge, "plugins": plugins}
-    (folder / "10-test.conflist").write_text(json.dumps(document))
+    (directory / "10-test.conflist").write_text(json.dumps(document))
 
 
-def configuration(folder: Path, registry: str, cni_conf: Path) -> str:
+def configuration(directory: Path, registry: str, cni_conf: Path) -> str:
     """A handler for each combination of runtime, network and snapshotter, such as ``crun-host-native``."""
     lines = [
         f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{cni_conf}' }}",
@@ -140,7 +140,7 @@ def configuration(folder: Path, registry: str, cni_conf: Path) -> str:
         "[snapshotters.native]\ndriver = 'native'",
         "[runtimes.crun]\ndriver = 'crun'",
         "[pods]\ncheckpoint_images = ['docker.io/test/checkpoint:*']",
-        f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{folder}' }}",
+        f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{directory}' }}",
         f"[registries.distribution]\ndriver = 'distribution'\noptions = {{ plain_http = ['{registry}'] }}",
     ]
     for runtime in RUNTIMES:
@@ -153,22 +153,22 @@ def configuration(folder: Path, registry: str, cni_conf: Path) -> str:
 
 @pytest.fixture(scope="session")
 def node_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    folder = tmp_path_factory.mktemp("node")
+    directory = tmp_path_factory.mktemp("node")
     bridge, subnet = f"crt{secrets.token_hex(3)}", f"10.89.{secrets.randbelow(250)}.0/24"
-    layouts = folder / "layouts"
+    layouts = directory / "layouts"
     build_busybox(layouts / "busybox", BUSYBOX)
     user = ImageConfig(user="alice", entrypoint=("/bin/echo", "entry"), cmd=("cmd",), working_dir="/home/alice")
     build_busybox(layouts / "user", "docker.io/test/user:1", user)
     build_busybox(
         layouts / "two", "docker.io/test/two:1", extra=[Entry(path="bin/.wh.nc"), Entry(path="extra", content=b"x")]
     )
-    write_conflist(folder / "net.d", bridge, subnet, folder / "ipam")
-    with running_registry(folder / "registry") as registry, cgroup_namespace.held() as prefix:
-        config = configuration(layouts, registry.host, folder / "net.d")
-        daemon = Daemon(folder / "daemon", config, prefix)
+    write_conflist(directory / "net.d", bridge, subnet, directory / "ipam")
+    with running_registry(directory / "registry") as registry, cgroup_namespace.held() as prefix:
+        config = configuration(layouts, registry.host, directory / "net.d")
+        daemon = Daemon(directory / "daemon", config, prefix)
         try:
             daemon.start()
-            node = Node(daemon, layouts, registry, bridge, folder / "logs")
+            node = Node(daemon, layouts, registry, bridge, directory / "logs")
             node.pull()
             yield node
             daemon.clean()

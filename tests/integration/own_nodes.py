@@ -22,18 +22,18 @@ driver = "crun"
 
 
 @contextlib.contextmanager
-def own_node(folder: Path, config: str = "", *, python: str = "", run_below: Path = Path("/run")) -> Iterator[Node]:
+def own_node(directory: Path, config: str = "", *, python: str = "", run_below: Path = Path("/run")) -> Iterator[Node]:
     """Run a daemon with further TOML, of the interpreter's environment if not of this one; at the end nothing of it
     may be left on the host."""
-    layouts = folder / "layouts"
+    layouts = directory / "layouts"
     build_busybox(layouts / "busybox", BUSYBOX)
-    sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{layouts}' }}\n"
+    sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{layouts}' }}\n"
     with cgroup_namespace.held() as prefix:
         own = QUIET + sources + config
-        daemon = Daemon(folder / "daemon", own, prefix, python or sys.executable, run_below=run_below)
+        daemon = Daemon(directory / "daemon", own, prefix, python or sys.executable, run_below=run_below)
         try:
             daemon.start()
-            node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), "", folder / "logs")
+            node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), "", directory / "logs")
             node.pull()
             yield node
             node.remove_pods()

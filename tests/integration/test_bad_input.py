@@ -46,23 +46,23 @@ def write_program(path: Path, text: str) -> Path:
     return path
 
 
-def bad_configuration(folder: Path, registry: str) -> str:
-    lines = ["[network]\ndriver = 'host'", f"[registries.layout]\noptions.folder = '{folder}/layouts'"]
+def bad_configuration(directory: Path, registry: str) -> str:
+    lines = ["[network]\ndriver = 'host'", f"[registries.layout]\noptions.directory = '{directory}/layouts'"]
     lines.append(f"[registries.distribution]\noptions = {{ plain_http = ['{registry}'], tries = 2, backoff_s = 0.01 }}")
     for name, text in PLUGINS.items():
-        write_program(folder / f"bin/{name}", PLUGIN + text)
+        write_program(directory / f"bin/{name}", PLUGIN + text)
         conf = {"cniVersion": "1.0.0", "name": f"net-{name}", "plugins": [{"type": name}]}
-        (folder / name).mkdir()
-        (folder / name / "10.conflist").write_text(json.dumps(conf))
-        lines.append(f"[networks.{name}]\ndriver = 'cni'\n[networks.{name}.options]\nconf_dir = '{folder}/{name}'")
-        lines.append(f"bin_dirs = ['{folder}/bin', '/usr/lib/cni']\nadd_timeout_s = 1\nloopback = false")
+        (directory / name).mkdir()
+        (directory / name / "10.conflist").write_text(json.dumps(conf))
+        lines.append(f"[networks.{name}]\ndriver = 'cni'\n[networks.{name}.options]\nconf_dir = '{directory}/{name}'")
+        lines.append(f"bin_dirs = ['{directory}/bin', '/usr/lib/cni']\nadd_timeout_s = 1\nloopback = false")
         lines.append(f"[runtimes.{name}]\ndriver = 'runc'\nnetwork = '{name}'")
-    lines.append(f"[networks.empty]\ndriver = 'cni'\noptions.conf_dir = '{folder}/nothing'")
+    lines.append(f"[networks.empty]\ndriver = 'cni'\noptions.conf_dir = '{directory}/nothing'")
     lines.append("[runtimes.empty]\ndriver = 'runc'\nnetwork = 'empty'")
     for name, text in RUNTIMES.items():
-        program = write_program(folder / f"bin/{name}", text)
+        program = write_program(directory / f"bin/{name}", text)
         lines.append(f"[runtimes.{name}]\ndriver = 'runc'\noptions.binary = '{program}'")
-    lines.append(f"[runtimes.absent]\ndriver = 'runc'\noptions.binary = '{folder}/bin/absent'")
+    lines.append(f"[runtimes.absent]\ndriver = 'runc'\noptions.binary = '{directory}/bin/absent'")
     return "\n".join(lines)
 
 
@@ -84,12 +84,12 @@ def liar() -> Iterator[FaultRegistry]:
 @pytest.fixture(scope="module")
 def bad_node(tmp_path_factory: pytest.TempPathFactory, liar: FaultRegistry) -> Iterator[Node]:
     """A node with handlers that fail in every way; its default handler works, on the host's network."""
-    folder = tmp_path_factory.mktemp("bad")
-    build_busybox(folder / "layouts/busybox", BUSYBOX)
-    write_program(folder / "bin/absent", RUNTIMES["rambling"])
-    daemon = Daemon(folder / "daemon", bad_configuration(folder, liar.host)).start()
-    (folder / "bin/absent").unlink()
-    node = Node(daemon, folder / "layouts", RunningRegistry(""), "", folder / "logs")
+    directory = tmp_path_factory.mktemp("bad")
+    build_busybox(directory / "layouts/busybox", BUSYBOX)
+    write_program(directory / "bin/absent", RUNTIMES["rambling"])
+    daemon = Daemon(directory / "daemon", bad_configuration(directory, liar.host)).start()
+    (directory / "bin/absent").unlink()
+    node = Node(daemon, directory / "layouts", RunningRegistry(""), "", directory / "logs")
     node.pull()
     try:
         yield node
@@ -143,7 +143,7 @@ def test_a_network_that_can_not_be_undone_never_holds_up_a_pod(clean_node: Node)
     assert clean_node.call("ListPodSandbox")["items"] == []
     info = clean_node.call("Status", verbose=True)["info"]
     assert [entry["kind"] for entry in json.loads(info["deferred"])] == ["network"]
-    plugin = clean_node.daemon.folder.parent / "bin/undeletable"
+    plugin = clean_node.daemon.directory.parent / "bin/undeletable"
     write_program(plugin, PLUGIN + "exit 0")
     clean_node.daemon.restart()
     assert json.loads(clean_node.call("Status", verbose=True)["info"]["deferred"]) == []

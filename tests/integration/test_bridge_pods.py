@@ -42,7 +42,7 @@ def daemon(node: BridgeNode, tmp_path: Path) -> Iterator[Daemon]:
         options.cni.conf_dir = "{tmp_path / "net.d"}"
         [registries.layout]
         driver = "layout"
-        options = {{ folder = "{layouts}" }}
+        options = {{ directory = "{layouts}" }}
         [images]
         sources = ["layout"]
     """
@@ -56,10 +56,10 @@ def daemon(node: BridgeNode, tmp_path: Path) -> Iterator[Daemon]:
             daemon.end()
 
 
-def run_server(daemon: Daemon, folder: Path) -> str:
+def run_server(daemon: Daemon, directory: Path) -> str:
     """Run a pod that serves a page at port 8080 of the node; return its id."""
     mapping = {"protocol": "TCP", "container_port": 80, "host_port": 8080}
-    config = pod_config("web", log_directory=str(folder), port_mappings=[mapping])
+    config = pod_config("web", log_directory=str(directory), port_mappings=[mapping])
     pod = str(daemon.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"])
     wanted = container_config("httpd", BUSYBOX, "sh", "-c", SERVE)
     container = daemon.cri.call("CreateContainer", pod_sandbox_id=pod, config=wanted)["container_id"]

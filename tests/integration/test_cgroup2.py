@@ -28,12 +28,12 @@ def pod(node: Node, request: pytest.FixtureRequest) -> Pod:
     return Pod(node, node.run_pod(handler=QUICK[request.param]))
 
 
-def folder(pod: Pod, container: str) -> Path:
+def directory(pod: Pod, container: str) -> Path:
     return Path(f"/sys/fs/cgroup{pod.node.daemon.cgroup}/{pod.id}/{container}")
 
 
 def files(pod: Pod, container: str, *names: str) -> list[str]:
-    return [(folder(pod, container) / name).read_text().strip() for name in names]
+    return [(directory(pod, container) / name).read_text().strip() for name in names]
 
 
 def test_limits_and_their_changes(pod: Pod) -> None:
@@ -117,7 +117,7 @@ def test_want_of_memory_is_told(pod: Pod, child: bool) -> None:
 
 def test_a_frozen_container_can_be_ended(pod: Pod) -> None:
     container = pod.start("sleep", "1000")
-    (folder(pod, container) / "cgroup.freeze").write_text("1")
+    (directory(pod, container) / "cgroup.freeze").write_text("1")
     until(lambda: "frozen 1" in files(pod, container, "cgroup.events")[0])
     pod.node.call("StopContainer", container_id=container, timeout=0)
     assert pod.node.status(container)["exit_code"] == 137
@@ -127,7 +127,7 @@ def test_what_an_exec_leaves_running_is_killed_at_its_deadline(pod: Pod) -> None
     container = pod.start("sleep", "1000")
     with refused("DEADLINE_EXCEEDED", "had not ended"):
         pod.node.execute(container, "sh", "-c", "setsid sleep 555 & sleep 777", timeout=2)
-    left = [path for path in folder(pod, container).rglob("cgroup.procs") if path.read_text()]
+    left = [path for path in directory(pod, container).rglob("cgroup.procs") if path.read_text()]
     names = [Path(f"/proc/{pid}/cmdline").read_text() for path in left for pid in path.read_text().split()]
     assert not any("555" in name or "777" in name for name in names)
 
@@ -145,7 +145,7 @@ def test_no_cgroup_is_left(pod: Pod) -> None:
     pod.node.execute(container, "true")
     with contextlib.suppress(AssertionError):
         pod.node.execute(container, "false")
-    inside = folder(pod, container)
+    inside = directory(pod, container)
     assert inside.is_dir()
     pod.node.call("RemovePodSandbox", pod_sandbox_id=pod.id)
     assert not inside.parent.exists()

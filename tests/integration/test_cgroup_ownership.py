@@ -12,7 +12,7 @@ import pytest
 from integration.conftest import RUNTIMES, Node
 from integration.own_nodes import own_node
 from integration.pods import QUICK, refused, until
-from support.daemon import cgroup_folders
+from support.daemon import cgroup_directories
 from support.foreign_cgroup import foreign_cgroup
 
 CONTAINER_PIDS = {"security_context": {"namespace_options": {"pid": "CONTAINER"}}}
@@ -29,7 +29,7 @@ def test_pods_of_one_parent_do_not_end_each_other(node: Node, runtime: str) -> N
     node.call("RemovePodSandbox", pod_sandbox_id=first)
     assert node.execute(survivor, "echo", "alive") == (0, "alive\n", "")
     node.call("RemovePodSandbox", pod_sandbox_id=second)
-    assert not cgroup_folders(f"/{node.daemon.name}-shared")
+    assert not cgroup_directories(f"/{node.daemon.name}-shared")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -39,7 +39,9 @@ def test_a_parent_that_was_there_stays(node: Node, runtime: str) -> None:
         node.run_container(pod, "sleep", "100")
         node.call("RemovePodSandbox", pod_sandbox_id=pod)
         assert process.poll() is None
-        assert [path.name for folder in cgroup_folders(cgroup) for path in folder.iterdir() if path.is_dir()] == []
+        assert [
+            path.name for directory in cgroup_directories(cgroup) for path in directory.iterdir() if path.is_dir()
+        ] == []
 
 
 def test_a_pod_is_not_put_into_anothers_cgroup(node: Node) -> None:
@@ -55,7 +57,7 @@ def test_a_parent_that_the_kernel_can_not_have_is_refused_at_once(node: Node, na
     linux = {"cgroup_parent": f"{node.daemon.cgroup}/{name}"} | CONTAINER_PIDS
     with refused("INVALID_ARGUMENT", "is not the path of a cgroup|is a file, by which the kernel"):
         node.run_pod("odd", QUICK["runc"], linux=linux)
-    made = cgroup_folders(f"{node.daemon.cgroup}/{name.partition('/')[0]}")
+    made = cgroup_directories(f"{node.daemon.cgroup}/{name.partition('/')[0]}")
     assert [path for path in made if path.is_dir()] == []
 
 
@@ -79,7 +81,7 @@ def test_records_that_name_anothers_cgroup_end_nothing_in_it(tmp_path: Path, run
             node.call("UpdateContainerResources", container_id=container, linux={"cpu_shares": 222})
         node.call("RemovePodSandbox", pod_sandbox_id=pod)
         assert process.poll() is None
-        assert {path.name for path in cgroup_folders(cgroup)} == {cgroup[1:]}
+        assert {path.name for path in cgroup_directories(cgroup)} == {cgroup[1:]}
         until(lambda: not Path(f"/proc/{pid}").exists())  # the container itself has ended: it is known by its process
         assert os.stat(f"/proc/{process.pid}")
 

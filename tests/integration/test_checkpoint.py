@@ -59,28 +59,28 @@ def count(node: Node, container: str) -> int:
     return int(lines[-1]) if lines else 0
 
 
-def checkpoint(node: Node, container: str, folder: Path, **more: Any) -> Path:
+def checkpoint(node: Node, container: str, directory: Path, **more: Any) -> Path:
     """Write the archive of a container."""
-    location = folder / "checkpoint.tar"
+    location = directory / "checkpoint.tar"
     node.call("CheckpointContainer", container_id=container, location=str(location), **more)
     return location
 
 
-def left(folder: Path) -> list[str]:
-    """Name all in a folder."""
-    return sorted(os.listdir(folder))
+def left(directory: Path) -> list[str]:
+    """Name all in a directory."""
+    return sorted(os.listdir(directory))
 
 
 def is_frozen(container: str) -> bool:
-    """Tell whether any cgroup of a container is frozen."""
+    """Return whether any cgroup of a container is frozen."""
     found = subprocess.run(
         ["find", "/sys/fs/cgroup", "-maxdepth", "6", "-type", "d", "-name", f"*{container}*"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     states = []
-    for folder in found.stdout.split():
+    for directory in found.stdout.split():
         for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
-            file = Path(folder, name)
+            file = Path(directory, name)
             states.append(file.exists() and file.read_text().strip() == word)
     assert states
     return any(states)
@@ -121,7 +121,7 @@ def test_requests_that_make_no_sense(node: Node, tmp_path: Path) -> None:
         ("FAILED_PRECONDITION", "created", created, location),
         ("INVALID_ARGUMENT", "location", running, "relative.tar"),
         ("INVALID_ARGUMENT", "location", running, ""),
-        ("INVALID_ARGUMENT", "no folder", running, str(tmp_path / "absent/x.tar")),
+        ("INVALID_ARGUMENT", "no directory", running, str(tmp_path / "absent/x.tar")),
         ("INVALID_ARGUMENT", "no plain file", running, str(tmp_path / "empty")),
         ("INVALID_ARGUMENT", "no plain file", running, str(tmp_path / "link")),
     ):
@@ -136,7 +136,7 @@ def test_requests_that_make_no_sense(node: Node, tmp_path: Path) -> None:
         ("INVALID_ARGUMENT", "not one of pod", [foreign], empty, {}),
         ("FAILED_PRECONDITION", "created", [running, created], empty, {}),
         ("INVALID_ARGUMENT", "not empty", [running], str(tmp_path / "full"), {}),
-        ("INVALID_ARGUMENT", "no folder", [running], str(tmp_path / "absent"), {}),
+        ("INVALID_ARGUMENT", "no directory", [running], str(tmp_path / "absent"), {}),
         ("INVALID_ARGUMENT", "absolute", [running], "empty", {}),
         ("FAILED_PRECONDITION", "options: lazy", [running], empty, {"lazy": "yes"}),
     ):

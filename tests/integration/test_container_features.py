@@ -35,7 +35,7 @@ def images(node_of_session: Node) -> None:
     build_busybox(node_of_session.layouts / "empty", "docker.io/test/empty:1", ImageConfig(cmd=()))
     volumes = ImageConfig(volumes=("/data", "/made", "/taken", "/sys/fs/cgroup"))
     entries = [
-        Entry(path="data", kind="folder", mode=0o1770, uid=1000, gid=51),
+        Entry(path="data", kind="directory", mode=0o1770, uid=1000, gid=51),
         Entry(path="data/file", content=b"from the image", uid=1000),
         Entry(path="data/away", kind="symlink", target="/etc"),
     ]
@@ -170,7 +170,7 @@ def test_users_that_are_not_there(node: Node) -> None:
 
 
 def test_mounts(pod: Pod, tmp_path: Path) -> None:
-    """Folders, files, links, absent paths, read-only ones, one below another in the wrong order."""
+    """Directories, files, links, absent paths, read-only ones, one below another in the wrong order."""
     for name in ("writable", "readonly", "outer", "inner"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("a file")
@@ -223,15 +223,15 @@ def test_mounts_that_are_refused(node: Node, tmp_path: Path) -> None:
 
 @pytest.fixture
 def shared(node: Node, tmp_path: Path) -> Iterator[Path]:
-    """A folder on a shared mount, with another mount in it, in the daemon's mount namespace."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(folder))
-    on_host(node, "mount", "--make-shared", str(folder))
-    on_host(node, "mkdir", str(folder / "below"), str(folder / "host"), str(folder / "container"))
-    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(folder / "below"))
-    yield folder
-    on_host(node, "umount", "--recursive", str(folder))
+    """A directory on a shared mount, with another mount in it, in the daemon's mount namespace."""
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(directory))
+    on_host(node, "mount", "--make-shared", str(directory))
+    on_host(node, "mkdir", str(directory / "below"), str(directory / "host"), str(directory / "container"))
+    on_host(node, "mount", "-t", "tmpfs", "tmpfs", str(directory / "below"))
+    yield directory
+    on_host(node, "umount", "--recursive", str(directory))
 
 
 def on_host(node: Node, *command: str) -> str:
@@ -290,7 +290,7 @@ def test_recursive_read_only(pod: Pod, shared: Path) -> None:
 
 
 def test_volumes_of_the_image(pod: Pod, tmp_path: Path) -> None:
-    """A folder of the container's own, filled from the image, that goes with it; the pod's own mount wins."""
+    """A directory of the container's own, filled from the image, that goes with it; the pod's own mount wins."""
     node, image = pod.node, "docker.io/test/volumes:1"
     own = [mount(tmp_path / "own", "/taken/")]
     script = "cat /data/file; echo; stat -c '%a %u %g' /data; readlink /data/away; ls /made; mount"
@@ -298,8 +298,8 @@ def test_volumes_of_the_image(pod: Pod, tmp_path: Path) -> None:
     container = pod.start(
         "sh", "-c", f"{script}; touch /made/x /taken/x; sleep 99", image=image, mounts=own, linux=linux
     )
-    folder = node.daemon.root / "containers" / container / "volumes"
-    until(lambda: (tmp_path / "own/x").exists() and (folder / "1/x").exists())
+    directory = node.daemon.root / "containers" / container / "volumes"
+    until(lambda: (tmp_path / "own/x").exists() and (directory / "1/x").exists())
     lines = node.log(container).splitlines()
     assert lines[:3] == ["from the image", "1770 1000 51", "/etc"]
     mounted = [line.split(" on ")[1].split()[0] for line in lines if " on /" in line]
@@ -309,7 +309,7 @@ def test_volumes_of_the_image(pod: Pod, tmp_path: Path) -> None:
     node.wait_exit(again)
     assert node.log(again) == ""
     node.call("RemoveContainer", container_id=container)
-    assert not folder.parent.exists()
+    assert not directory.parent.exists()
     assert [one["container_path"] for one in node.status(again)["mounts"]] == []
 
 
@@ -371,7 +371,7 @@ def test_read_only_root(pod: Pod, tmp_path: Path) -> None:
 
 
 def test_devices(pod: Pod) -> None:
-    """Nodes by path and by folder; what is not permitted is refused by the kernel, whoever makes the node."""
+    """Nodes by path and by directory; what is not permitted is refused by the kernel, whoever makes the node."""
     script = """
         stat -c '%t %T' /dev/mine
         (exec 3< /dev/mine) && echo read

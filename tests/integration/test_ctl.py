@@ -123,7 +123,7 @@ def test_a_pod_from_a_file_is_followed_to_its_end(node: Node, ctl: Ctl, name: st
     assert node.call("ListPodSandbox")["items"] == []
 
 
-def test_a_folder_of_logs_that_the_user_chose_is_left(node: Node, ctl: Ctl, name: str, tmp_path: Path) -> None:
+def test_a_directory_of_logs_that_the_user_chose_is_left(node: Node, ctl: Ctl, name: str, tmp_path: Path) -> None:
     path, logs = tmp_path / "pod.yaml", tmp_path / "logs"
     app = {"name": "app", "image": BUSYBOX, "command": ["echo", "x"]}
     form = {"name": name, "network": "host", "log_directory": str(logs), "containers": [app]}

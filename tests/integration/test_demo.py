@@ -36,9 +36,9 @@ def find_remains(told: str) -> set[str]:
     found |= {str(path) for name in names for path in Path("/sys/fs/cgroup").glob(f"**/{name}")}
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {line for line in mounts if any(name in line for name in names)}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             found |= {command for name in names if name in command}
     return found
 

@@ -18,31 +18,31 @@ SUBNETS = ("10.89.251.0/24", "fd00:89:251::/64")
 PAUSE, OTHER = "docker.io/test/pause:1", "docker.io/test/other:1"
 
 
-def conflist(folder: Path, bridge: str) -> None:
+def conflist(directory: Path, bridge: str) -> None:
     """A CNI network of both families, with ports."""
     ranges = [[{"subnet": subnet}] for subnet in SUBNETS]
-    ipam = {"type": "host-local", "dataDir": str(folder / "ipam"), "ranges": ranges}
+    ipam = {"type": "host-local", "dataDir": str(directory / "ipam"), "ranges": ranges}
     ipam["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     plugins = [
         {"type": "bridge", "bridge": bridge, "isGateway": True, "hairpinMode": True, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": True}},
     ]
-    (folder / "net.d").mkdir()
+    (directory / "net.d").mkdir()
     document = {"cniVersion": "1.0.0", "name": bridge, "plugins": plugins}
-    (folder / "net.d" / "10-both.conflist").write_text(json.dumps(document))
+    (directory / "net.d" / "10-both.conflist").write_text(json.dumps(document))
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    folder, bridge = tmp_path_factory.mktemp("both"), f"crt{secrets.token_hex(3)}"
-    conflist(folder, bridge)
+    directory, bridge = tmp_path_factory.mktemp("both"), f"crt{secrets.token_hex(3)}"
+    conflist(directory, bridge)
     config = (
-        f"[networks.both]\ndriver = 'cni'\noptions = {{ conf_dir = '{folder / 'net.d'}' }}\n"
+        f"[networks.both]\ndriver = 'cni'\noptions = {{ conf_dir = '{directory / 'net.d'}' }}\n"
         "[runtimes.both]\ndriver = 'runc'\nnetwork = 'both'\n"
         f"[images]\npinned = ['docker.io/library/*']\n[pods]\npause_image = '{PAUSE}'\n"
     )
     try:
-        with own_node(folder, config) as node:
+        with own_node(directory, config) as node:
             yield node
     finally:
         subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
@@ -97,8 +97,8 @@ def test_ports_of_both_families_and_every_protocol(both: Node) -> None:
 
 def test_images_are_pinned_by_the_configuration_and_the_pause_image_always(both: Node) -> None:
     for name in (PAUSE, OTHER):
-        folder = both.layouts / name.replace("/", "-").replace(":", "-")
-        build_busybox(folder, name, ImageConfig(labels={"name": name}))  # each with an id of its own
+        directory = both.layouts / name.replace("/", "-").replace(":", "-")
+        build_busybox(directory, name, ImageConfig(labels={"name": name}))  # each with an id of its own
         both.pull(name)
     pinned = {tag: one["pinned"] for one in both.call("ListImages")["images"] for tag in one["repo_tags"]}
     assert pinned[BUSYBOX] is True

@@ -28,11 +28,11 @@ SUBNET = "10.89.253.0/28"
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of a new environment with the example; pip works offline, on a copy, as it leaves files."""
-    folder, copy = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("example") / EXAMPLE.name
+    directory, copy = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("example") / EXAMPLE.name
     shutil.copytree(EXAMPLE, copy)
-    venv.create(folder, symlinks=True, with_pip=False)
-    interpreter = folder / "bin" / "python"
-    packages = next((folder / "lib").glob("python*/site-packages"))
+    venv.create(directory, symlinks=True, with_pip=False)
+    interpreter = directory / "bin" / "python"
+    packages = next((directory / "lib").glob("python*/site-packages"))
     lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
     (packages / "base.pth").write_text("".join(lines))
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", str(copy)]
@@ -41,8 +41,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(interpreter)
 
 
-def configure(folder: Path) -> str:
-    layouts = f"[registries.layout]\noptions = {{ folder = '{folder / 'layouts'}' }}\n"
+def configure(directory: Path) -> str:
+    layouts = f"[registries.layout]\noptions = {{ directory = '{directory / 'layouts'}' }}\n"
     return f"[network]\ndriver = 'ptp'\noptions = {{ subnet = '{SUBNET}' }}\n{layouts}"
 
 

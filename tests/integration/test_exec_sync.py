@@ -41,7 +41,7 @@ def test_exit_code_and_streams(pod: Pod, container: str) -> None:
 
 
 def test_what_it_inherits(pod: Pod) -> None:
-    """User, groups, variables, folder, capabilities, limits and filter of the container; no terminal."""
+    """User, groups, variables, directory, capabilities, limits and filter of the container; no terminal."""
     envs = [{"key": "WORD", "value": base64.b64encode(b"a word").decode()}]
     security = {
         "run_as_username": "alice",

@@ -44,7 +44,7 @@ class Target:
     """A daemon with some pods and containers, which are made anew as requests end them."""
 
     daemon: Daemon
-    folder: Path
+    directory: Path
     sent: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     faults: dict[str, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Target:
         fields: dict[str, Any] = {}
         names = RPCS[rpc].input_type.fields_by_name
         name = f"fuzz{secrets.token_hex(3)}"
-        logs = {"log_directory": "@folder/logs", "linux": {"cgroup_parent": f"{self.daemon.cgroup}/fuzz"}}
+        logs = {"log_directory": "@directory/logs", "linux": {"cgroup_parent": f"{self.daemon.cgroup}/fuzz"}}
         if "pod_sandbox_id" in names:
             fields["pod_sandbox_id"] = "@pod0"
         if "container_id" in names:
@@ -95,7 +95,7 @@ class Target:
             call("RemovePodSandbox", pod_sandbox_id=pod["id"])
         ready = [pod["id"] for pod in pods[:6] if pod["state"] == "SANDBOX_READY"]
         while len(ready) < 2:
-            config = pod_config(f"live{secrets.token_hex(4)}", log_directory=str(self.folder / "logs"))
+            config = pod_config(f"live{secrets.token_hex(4)}", log_directory=str(self.directory / "logs"))
             ready.append(call("RunPodSandbox", config=config)["pod_sandbox_id"])
         for number, pod_id in enumerate(ready[:2]):
             self.ids[f"@pod{number}"] = pod_id
@@ -151,29 +151,29 @@ class Target:
     def size(self) -> tuple[int, int]:
         """Return how many descriptors and threads the daemon has."""
         assert self.daemon.process is not None
-        folder = Path(f"/proc/{self.daemon.process.pid}")
-        return len(os.listdir(folder / "fd")), len(os.listdir(folder / "task"))
+        directory = Path(f"/proc/{self.daemon.process.pid}")
+        return len(os.listdir(directory / "fd")), len(os.listdir(directory / "task"))
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    folder = tmp_path_factory.mktemp("fuzz")
-    build_busybox(folder / "layouts" / "busybox", BUSYBOX)
-    write_conflist(folder / "net.d", "fuzz0", "10.86.0.0/16", folder / "ipam")
+    directory = tmp_path_factory.mktemp("fuzz")
+    build_busybox(directory / "layouts" / "busybox", BUSYBOX)
+    write_conflist(directory / "net.d", "fuzz0", "10.86.0.0/16", directory / "ipam")
     config = (
         "[network]\ndriver = 'host'\n"
-        f"[networks.cni]\ndriver = 'cni'\noptions = {{ conf_dir = '{folder / 'net.d'}' }}\n"
+        f"[networks.cni]\ndriver = 'cni'\noptions = {{ conf_dir = '{directory / 'net.d'}' }}\n"
         "[runtimes.0]\ndriver = 'runc'\nnetwork = 'cni'\n"
         "[images]\nsources = ['layout']\n"
-        f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{folder / 'layouts'}' }}\n"
+        f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{directory / 'layouts'}' }}\n"
     )
     with network_namespace.held() as network:
-        daemon = Daemon(folder / "daemon", config, network.prefix)
+        daemon = Daemon(directory / "daemon", config, network.prefix)
         try:
             daemon.start()
             daemon.cri.call("PullImage", image={"image": BUSYBOX})
-            (folder / "inside").mkdir()
-            target = Target(daemon, folder / "inside")
+            (directory / "inside").mkdir()
+            target = Target(daemon, directory / "inside")
             target.tend()
             yield target
             target.channel.close()
@@ -184,7 +184,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 @pytest.mark.timeout(600)
 def test_odd_requests(target: Target) -> None:
     """One test of all RPCs, so that what one leaves behind meets the others; then the count, and the bill."""
-    confines = Confines(target.folder, target.daemon.cgroup, lambda: target.ids)
+    confines = Confines(target.directory, target.daemon.cgroup, lambda: target.ids)
     before = target.size()
     for rpc in RPCS:
         _fuzz(target, confines, rpc)

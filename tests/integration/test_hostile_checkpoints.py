@@ -37,21 +37,21 @@ PARTS = {
 @pytest.fixture(scope="module")
 def trusting_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A node with a criu on its PATH that has no complaints, and a limit of 64 MiB."""
-    folder = tmp_path_factory.mktemp("hostile")
-    criu = folder / "bin" / "criu"
+    directory = tmp_path_factory.mktemp("hostile")
+    criu = directory / "bin" / "criu"
     criu.parent.mkdir()
     criu.write_text("#!/bin/sh\nexit 0\n")
     criu.chmod(0o755)
-    build_busybox(folder / "layouts" / "busybox", BUSYBOX)
-    write_conflist(folder / "net.d", f"crt{secrets.token_hex(3)}", "10.89.251.0/24", folder / "ipam")
-    with running_registry(folder / "registry") as registry:
-        config = configuration(folder / "layouts", registry.host, folder / "net.d")
+    build_busybox(directory / "layouts" / "busybox", BUSYBOX)
+    write_conflist(directory / "net.d", f"crt{secrets.token_hex(3)}", "10.89.251.0/24", directory / "ipam")
+    with running_registry(directory / "registry") as registry:
+        config = configuration(directory / "layouts", registry.host, directory / "net.d")
         config = config.replace("[pods]\n", f"[pods]\ncheckpoint_max_bytes = {64 << 20}\n")
         prefix = ("env", f"PATH={criu.parent}:/usr/sbin:/usr/bin:/sbin:/bin")
-        daemon = Daemon(folder / "daemon", config, prefix)
+        daemon = Daemon(directory / "daemon", config, prefix)
         try:
             daemon.start()
-            node = Node(daemon, folder / "layouts", registry, "", folder / "logs")
+            node = Node(daemon, directory / "layouts", registry, "", directory / "logs")
             node.pull()
             yield node
             daemon.clean()
@@ -196,8 +196,8 @@ def test_a_hostile_archive_is_refused_and_felt_by_nobody(
 
 def everything(node: Node) -> tuple[object, ...]:
     """What a failed creation may not have left: ledger, files, mounts."""
-    folders = [node.daemon.root / "checkpoints", node.daemon.run / "containers"]
-    files = [path for folder in folders for path in folder.glob("*")]
+    directories = [node.daemon.root / "checkpoints", node.daemon.run / "containers"]
+    files = [path for directory in directories for path in directory.glob("*")]
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if node.daemon.name in line]
     return node.daemon.query("SELECT owner, kind, key FROM ledger"), files, len(mounts)
 

@@ -1,4 +1,5 @@
-"""Values that images, pod specifications and other users of the node's folders may hold: nobody waits, nobody is root.
+"""Values that images, pod specifications and other users of the node's directories may hold: nobody waits, nobody is
+root.
 
 With a real daemon and both runtimes.
 """
@@ -62,7 +63,7 @@ def test_a_number_is_an_id(pod: Pod, build: Any) -> None:
             pod.create("true", image=image, linux=confined(run_as_username=number))
 
 
-@pytest.mark.parametrize("entry", [Entry(path="etc/passwd", kind="fifo"), Entry(path="etc/passwd", kind="folder")])
+@pytest.mark.parametrize("entry", [Entry(path="etc/passwd", kind="fifo"), Entry(path="etc/passwd", kind="directory")])
 def test_a_passwd_file_that_is_none(pod: Pod, build: Any, entry: Entry) -> None:
     image = build("alice", Entry(path="etc/.wh.passwd"), entry)
     with refused("FAILED_PRECONDITION", "the image's /etc/passwd can't be used: not a regular file"):
@@ -79,15 +80,15 @@ def test_a_large_passwd_file_with_odd_lines(pod: Pod, build: Any) -> None:
 
 
 def test_a_log_that_is_no_file(pod: Pod) -> None:
-    folder = Path(pod.node.status(pod.create("true"))["log_path"]).parent
-    os.mkfifo(folder / "fifo.log")
-    (folder / "link.log").symlink_to(folder / "target")
-    (folder / "full.log").symlink_to("/dev/full")
-    (folder / "out").symlink_to("/tmp")  # nothing is to be made there
+    directory = Path(pod.node.status(pod.create("true"))["log_path"]).parent
+    os.mkfifo(directory / "fifo.log")
+    (directory / "link.log").symlink_to(directory / "target")
+    (directory / "full.log").symlink_to("/dev/full")
+    (directory / "out").symlink_to("/tmp")  # nothing is to be made there
     for path in ("fifo.log", "link.log", "full.log", "out/x.log"):
         with refused("FAILED_PRECONDITION", f"log .*{path.split('/')[0]}"):
             pod.create("true", log_path=path)
-    assert not (folder / "target").exists()
+    assert not (directory / "target").exists()
 
 
 def test_a_log_that_is_rotated_into_a_trap(pod: Pod) -> None:
@@ -144,7 +145,7 @@ def test_many_of_everything_is_linear_or_refused_by_name(pod: Pod, tmp_path: Pat
     assert pod.node.wait_exit(container)["exit_code"] == 0
 
 
-def test_the_hosts_root_is_no_folder_of_devices(pod: Pod) -> None:
+def test_the_hosts_root_is_no_directory_of_devices(pod: Pod) -> None:
     with refused("INVALID_ARGUMENT", "device /: it has more than [0-9]+ files"):
         pod.create("true", devices=[{"container_path": "/x", "host_path": "/", "permissions": "rw"}])
     found = pod.sh("ls /dev/in", devices=[{"container_path": "/dev/in", "host_path": "/dev", "permissions": "rw"}])

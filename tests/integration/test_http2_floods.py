@@ -120,7 +120,7 @@ def test_headers_that_are_referred_to_on_many_connections(flooded: Node) -> None
 
 
 def answers_anew(node: Node) -> bool:
-    """Tell whether there is room for a new client."""
+    """Return whether there is room for a new client."""
     with contextlib.closing(Cri(node.daemon.socket)) as late:
         try:
             late.call("Version", timeout_s=5)

@@ -146,14 +146,14 @@ def test_what_hangs_is_named(hung: HungNode, config: Callable[[str], dict[str, A
     assert node.create(pod, "true")
 
 
-def test_a_hung_log_folder(hung: HungNode) -> None:
+def test_a_hung_log_directory(hung: HungNode) -> None:
     node = hung.node
     pod = node.run_pod(log_directory=str(hung.mount.path / "logs"))
     assert str(hung.mount.path) in refused(lambda: node.create(pod, "true"), patient(20))
     assert timed(lambda: node.call("RemovePodSandbox", pod_sandbox_id=pod)) < PROMPT_S
 
 
-def test_a_log_folder_that_begins_to_hang(hung: HungNode, tmp_path: Path) -> None:
+def test_a_log_directory_that_begins_to_hang(hung: HungNode, tmp_path: Path) -> None:
     node, logs = hung.node, tmp_path / "pod-logs"
     pod = node.run_pod(log_directory=str(logs))
     container = node.run_container(pod, "sleep", "600")
@@ -218,12 +218,12 @@ def test_a_network_whose_files_hang(tmp_path: Path, place: str) -> None:
         made.hangs = _but_for_probes
         if place == "execve":  # by whomever
             made.hangs, made.hangs_at, made.has_programs = lambda _name: True, frozenset({OPEN}), True
-        folder = tmp_path / "net.d"
-        folder.mkdir()
+        directory = tmp_path / "net.d"
+        directory.mkdir()
         document = {"cniVersion": "1.0.0", "name": "hung", "plugins": [{"type": "bridge"}]}
-        (folder / "10-hung.conflist").write_text(json.dumps(document))
-        paths = {"conf_dir": made.path, "bin_dirs": [folder]} if place == "configuration" else {}
-        paths = paths or {"conf_dir": folder, "bin_dirs": [made.path]}
+        (directory / "10-hung.conflist").write_text(json.dumps(document))
+        paths = {"conf_dir": made.path, "bin_dirs": [directory]} if place == "configuration" else {}
+        paths = paths or {"conf_dir": directory, "bin_dirs": [made.path]}
         options = ", ".join(f"{key} = {json.dumps(value, default=str)}" for key, value in paths.items())
         table = f"[networks.hung]\ndriver = 'cni'\noptions = {{ {options}, status_timeout_s = 1 }}\n"
         handler = "[runtimes.hung]\ndriver = 'runc'\nnetwork = 'hung'\n"
@@ -285,7 +285,7 @@ def test_a_process_that_hangs(hung: HungNode) -> None:
     app = node.run_container(sick, "sleep", "600", mounts=[hung.volume()], working_dir="/data")
     other = node.run_container(well, "sleep", "600")
     hung.mount.hangs = lambda _name: True
-    refused(lambda: node.execute(app, "ls", "/data", timeout=1), patient(30))  # its working folder hangs, too
+    refused(lambda: node.execute(app, "ls", "/data", timeout=1), patient(30))  # its working directory hangs, too
     assert timed(lambda: node.execute(other, "true")) < PROMPT_S
     assert timed(lambda: node.call("ListContainerStats", filter={})) < PROMPT_S
     for rpc in ("StopPodSandbox", "RemovePodSandbox"):
@@ -334,7 +334,7 @@ def test_a_thread_that_hangs_keeps_no_state_locked(hung: HungNode) -> None:
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a child has come to its end, even if a thread of it hangs in the kernel, so it can't be reaped."""
+    """Return whether a child has come to its end, even if a thread of it hangs in the kernel, so it can't be reaped."""
     return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
 
 

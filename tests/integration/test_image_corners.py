@@ -172,10 +172,12 @@ def test_hundreds_of_thousands_of_files(node: Node, name: str) -> None:
 
 def many_files() -> bytes:
     """A layer of empty files; by hand, as tarfile takes longer for it than the whole test."""
-    folders = [make_layer([Entry(path=f"many/{n}", kind="folder", mode=0o755)])[:512] for n in range(FILES // 1000)]
+    directories = [
+        make_layer([Entry(path=f"many/{n}", kind="directory", mode=0o755)])[:512] for n in range(FILES // 1000)
+    ]
     header = bytearray(make_layer([Entry(path="many/000/000")])[:512])
     header[148:156] = b" " * 8
-    pieces = [*folders]
+    pieces = [*directories]
     for number in range(FILES):
         path = b"many/%d/%d" % divmod(number, 1000)
         header[0:100] = path.ljust(100, b"\0")

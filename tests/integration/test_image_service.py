@@ -55,11 +55,11 @@ SNAPSHOTTERS: dict[str, Any] = {"overlay": OverlaySnapshotter, "native": NativeS
 class Node:
     """Images over two snapshotters, each used by the handler of its name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.layout = folder / "layouts" / "images"
-        self.store = Store(folder / "state.db")
-        self.content = ContentStore(folder / "content")
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.layout = directory / "layouts" / "images"
+        self.store = Store(directory / "state.db")
+        self.content = ContentStore(directory / "content")
         self.slots = self._bind()
         self.service = ImageService(self.store, self.content, self.slots, ImagesConfig())
 
@@ -74,7 +74,7 @@ class Node:
         slot = self.slots.snapshotters[snapshotter]
         top = await self.service.ensure_unpacked(record, snapshotter)
         (made,) = await slot.create_snapshot("container", top, readonly=False)
-        root = self.folder / "root"
+        root = self.directory / "root"
         root.mkdir(exist_ok=True)
         await asyncio.to_thread(mount, made, root)
         try:
@@ -93,8 +93,8 @@ class Node:
         assert images or self.content.list() == ()
 
     def _bind(self) -> Slots:
-        folder = self.folder / "layouts"
-        layout = self._adopt("registry", "layout", LayoutRegistry, LayoutRegistry.Config(folder=folder))
+        directory = self.directory / "layouts"
+        layout = self._adopt("registry", "layout", LayoutRegistry, LayoutRegistry.Config(directory=directory))
         return Slots(
             {
                 name: RuntimeSlot(
@@ -112,7 +112,7 @@ class Node:
         )
 
     def _adopt(self, role: str, name: str, kind: Any, options: Any, config: SlotConfig | None = None) -> Binding:
-        host = fake_host(self.folder / role, name)
+        host = fake_host(self.directory / role, name)
         installed = InstalledDriver(role, name, "crinoid", "1.0", f"{name}:Driver")
         return adopt(kind(options, host), installed, config or SlotConfig(driver=name), host)
 
@@ -143,12 +143,12 @@ async def test_an_image_can_be_used(node: Node, snapshotter: str) -> None:
 
 
 @pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)
-async def test_folders_without_an_entry_keep_what_the_lower_layer_gave_them(node: Node, snapshotter: str) -> None:
+async def test_directories_without_an_entry_keep_what_the_lower_layer_gave_them(node: Node, snapshotter: str) -> None:
     base = make_layer(
         [
-            Entry(path="tmp", kind="folder", mode=0o1777),
-            Entry(path="home", kind="folder", mode=0o755),
-            Entry(path="home/alice", kind="folder", mode=0o700, uid=1000, gid=1000),
+            Entry(path="tmp", kind="directory", mode=0o1777),
+            Entry(path="home", kind="directory", mode=0o755),
+            Entry(path="home/alice", kind="directory", mode=0o700, uid=1000, gid=1000),
         ]
     )
     build_image(node.layout, NAME, [base, make_layer([Entry(path="tmp/a"), Entry(path="home/alice/b/c")])])
@@ -210,11 +210,11 @@ async def test_a_cancelled_pull_leaves_nothing(node: Node, snapshotter: str) -> 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB where the snapshotters keep their layers."""
-    folder = tmp_path / "snapshotter"
-    folder.mkdir()
-    mount(Mount("tmpfs", "tmpfs", ("size=2m",)), folder)
-    yield folder
-    unmount(folder)
+    directory = tmp_path / "snapshotter"
+    directory.mkdir()
+    mount(Mount("tmpfs", "tmpfs", ("size=2m",)), directory)
+    yield directory
+    unmount(directory)
 
 
 @pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)

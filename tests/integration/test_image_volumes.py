@@ -16,7 +16,7 @@ AT = "/volume"
 @pytest.fixture(scope="module", autouse=True)
 def data_image(node_of_session: Node) -> Iterator[None]:
     entries = [
-        Entry(path="part", kind="folder"),
+        Entry(path="part", kind="directory"),
         Entry(path="part/file", content=b"inner"),
         Entry(path="inside", kind="symlink", target="/part"),
         Entry(path="outside", kind="symlink", target="../../../../../../etc"),

@@ -58,7 +58,7 @@ def test_containers_that_run_when_the_state_is_lost(own: Node, lost: str) -> Non
     theirs = address(own, pod)
     daemon.stop()
     if lost == "root":
-        daemon.root.rename(daemon.folder / "moved")
+        daemon.root.rename(daemon.directory / "moved")
     for path in daemon.root.glob("state.db*"):
         path.unlink()
     before = len(daemon.log.read_text())

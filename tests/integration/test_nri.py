@@ -12,7 +12,7 @@ from crinoid.plugins.extensions.nri.wire import nri_pb2
 from integration.conftest import RUNTIMES, Node
 from integration.own_nodes import own_node
 from integration.pods import Pod, refused, until
-from support.daemon import cgroup_folders
+from support.daemon import cgroup_directories
 from support.foreign_cgroup import foreign_cgroup
 from support.nri_plugin import NriPlugin, PluginError, subscribe
 from support.patience import patient
@@ -22,34 +22,36 @@ LIFE = subscribe(*(number for number in range(1, 12) if number not in (8, 9)))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("nri")
 
 
 @pytest.fixture(scope="module")
-def nri_node(folder: Path) -> Iterator[Node]:
-    options = f"socket = '{folder}/nri.sock', plugin_dir = '{folder}/plugins', plugin_config_dir = '{folder}/conf'"
+def nri_node(directory: Path) -> Iterator[Node]:
+    options = (
+        f"socket = '{directory}/nri.sock', plugin_dir = '{directory}/plugins', plugin_config_dir = '{directory}/conf'"
+    )
     slow = "slow = { deadline_s = 0.5, on_failure = 'fail', namespaces = ['slow'] }"
     plugins = f"plugins = {{ {slow}, patient = {{ deadline_s = 60, namespaces = ['patient'] }} }}"
-    cdi = f"[pods]\ncdi_spec_dirs = ['{folder}/cdi']\n"
-    (folder / "cdi").mkdir()
+    cdi = f"[pods]\ncdi_spec_dirs = ['{directory}/cdi']\n"
+    (directory / "cdi").mkdir()
     edits = {"env": ["CDI=yes"]}
     document = {"cdiVersion": "0.6.0", "kind": "a.b/c", "devices": [{"name": "d", "containerEdits": edits}]}
-    (folder / "cdi" / "x.json").write_text(json.dumps(document))
+    (directory / "cdi" / "x.json").write_text(json.dumps(document))
     extension = f"[extensions.nri]\ndriver = 'nri'\noptions = {{ {options}, deadline_s = 5, {plugins} }}\n"
-    with own_node(folder / "node", cdi + extension) as node:
+    with own_node(directory / "node", cdi + extension) as node:
         yield node
 
 
 @pytest.fixture
-def join(nri_node: Node, folder: Path) -> Iterator[Join]:
+def join(nri_node: Node, directory: Path) -> Iterator[Join]:
     """Connect a plugin with handlers by method; all hang up at the end of the test."""
     plugins: list[NriPlugin] = []
 
     def connect(name: str = "test", index: str = "10", events: int = 0, **handlers: Any) -> NriPlugin:
         plugin = NriPlugin(name, index, handlers, events)
         plugins.append(plugin)
-        return plugin.connect(folder / "nri.sock")
+        return plugin.connect(directory / "nri.sock")
 
     yield connect
     for plugin in plugins:
@@ -182,8 +184,8 @@ def test_a_cgroup_that_is_somebody_elses_is_refused(pod: Pod, join: Join) -> Non
         assert f"{cgroup}/new/one\n" in Path(f"/proc/{pod.pid(container)}/cgroup").read_text()
         pod.node.call("RemoveContainer", container_id=container)
         assert process.poll() is None
-        assert cgroup_folders(cgroup), "it is as it was"
-        assert not cgroup_folders(f"{cgroup}/new")
+        assert cgroup_directories(cgroup), "it is as it was"
+        assert not cgroup_directories(f"{cgroup}/new")
 
 
 def test_a_refusal_leaves_nothing(nri_node: Node, join: Join) -> None:

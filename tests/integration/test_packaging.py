@@ -1,4 +1,4 @@
-"""What ``pip install .`` installs: a wheel with every package and no test, which works from any folder."""
+"""What ``pip install .`` installs: a wheel with every package and no test, which works from any directory."""
 
 import json
 import os
@@ -40,13 +40,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def crinoid(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The console script of a new environment with the wheel, and our own's packages beneath it."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True, with_pip=False)
-    packages = next((folder / "lib").glob("python*/site-packages"))
+    directory = tmp_path_factory.mktemp("environment")
+    venv.create(directory, symlinks=True, with_pip=False)
+    packages = next((directory / "lib").glob("python*/site-packages"))
     (packages / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")  # without its own .pth files
-    install = ["--python", str(folder / "bin/python"), "install", "--quiet", "--no-deps", str(wheel)]
+    install = ["--python", str(directory / "bin/python"), "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=patient(100))
-    return folder / "bin/crinoid"
+    return directory / "bin/crinoid"
 
 
 def run(program: Path, *arguments: str, cwd: Path) -> str:
@@ -71,7 +71,7 @@ def test_the_wheel_carries_the_licence(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
 
-def test_it_runs_from_any_folder(crinoid: Path, tmp_path: Path) -> None:
+def test_it_runs_from_any_directory(crinoid: Path, tmp_path: Path) -> None:
     assert run(crinoid, "--version", cwd=tmp_path) == f"crinoid, version {__version__}\n"
     config = tmp_path / "config.toml"
     config.write_text('[runtimes.fast]\ndriver = "crun"\n')

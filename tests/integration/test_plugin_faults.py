@@ -94,13 +94,15 @@ deadline_s = 0.5
 
 @pytest.fixture(scope="module")
 def naughty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("naughty")
-    site = Site(folder / "site")
-    site.folder.mkdir()
+    directory = tmp_path_factory.mktemp("naughty")
+    site = Site(directory / "site")
+    site.directory.mkdir()
     site.install("quiet", QUIET_ENTRIES, QUIET)
     site.install("naughty-policy", "[crinoid.extensions]\nnaughty = naughty_policy:Driver\n", NAUGHTY)
     port = free_port()
-    daemon = Daemon(folder / "d", CONFIG.format(port=port), ("env", f"PYTHONPATH={site.folder}", f"METRICS={port}"))
+    daemon = Daemon(
+        directory / "d", CONFIG.format(port=port), ("env", f"PYTHONPATH={site.directory}", f"METRICS={port}")
+    )
     try:
         yield daemon.start()
         daemon.clean()
@@ -242,11 +244,11 @@ def test_a_start_that_fails_says_so_whatever_does_not_end(other: Daemon) -> None
 
 def test_a_forgotten_mark_is_refused_by_serve_and_by_check(naughty: Daemon, tmp_path: Path) -> None:
     site = Site(tmp_path / "site")
-    site.folder.mkdir()
+    site.directory.mkdir()
     site.install("quiet", QUIET_ENTRIES, QUIET)
     module = NAUGHTY.replace("@hookimpl\n    async def pod_starting", "async def pod_starting")
     site.install("naughty-policy", "[crinoid.extensions]\nnaughty = naughty_policy:Driver\n", module)
-    daemon = Daemon(tmp_path / "d", CONFIG.format(port=free_port()), ("env", f"PYTHONPATH={site.folder}"))
+    daemon = Daemon(tmp_path / "d", CONFIG.format(port=free_port()), ("env", f"PYTHONPATH={site.directory}"))
     message = (
         'extension driver "naughty" of distribution naughty-policy 1.0 does not fit its hooks, report it to its'
         " authors: naughty_policy.Driver.pod_starting has the name of a hook but no @hookimpl"

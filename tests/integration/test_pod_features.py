@@ -215,14 +215,14 @@ def test_a_parent_cgroup_of_the_kubelets(node: Node) -> None:
     parts = ("memory", "cpu", "pids", "freezer") if cgroups.version() == 1 else (".",)
     for part in parts:
         Path(f"{mounted / part}{name}").mkdir(parents=True)
-    folder = Path(f"{mounted / parts[0]}{name}")
+    directory = Path(f"{mounted / parts[0]}{name}")
     try:
         for runtime in RUNTIMES:
             pod = Pod(node, node.run_pod(runtime, handler=QUICK[runtime], linux={"cgroup_parent": name}))
             container = pod.start("sleep", "99")
-            assert (folder / container / "cgroup.procs").read_text().split()
+            assert (directory / container / "cgroup.procs").read_text().split()
             node.call("RemovePodSandbox", pod_sandbox_id=pod.id)
-            assert [path for path in folder.iterdir() if path.is_dir()] == []
+            assert [path for path in directory.iterdir() if path.is_dir()] == []
     finally:
         found = {path.resolve() for pattern in (name[1:], f"*{name}") for path in mounted.glob(pattern)}
         for path in found:
@@ -286,7 +286,7 @@ def test_version_and_status(node: Node) -> None:
 
 def test_network_ready_follows_the_configuration(node: Node) -> None:
     """Without any CNI configuration the node says why it is not ready, and is again once there is one."""
-    (conflist,) = (node.daemon.folder.parent / "net.d").iterdir()
+    (conflist,) = (node.daemon.directory.parent / "net.d").iterdir()
     text = conflist.read_text()
 
     def network() -> dict[str, Any]:

@@ -33,7 +33,7 @@ def pod(node: Node, request: pytest.FixtureRequest) -> Pod:
     return Pod(node, node.run_pod(handler=QUICK[request.param]))
 
 
-def folder(pod: Pod, container: str, controller: str) -> Path:
+def directory(pod: Pod, container: str, controller: str) -> Path:
     return Path(f"/sys/fs/cgroup/{controller}{pod.node.daemon.cgroup}/{pod.id}/{container}")
 
 
@@ -41,7 +41,7 @@ def limits(pod: Pod, container: str) -> dict[str, Any]:
     """Read the limits from the kernel, in the CRI's terms."""
 
     def read(controller: str, name: str) -> str:
-        return (folder(pod, container, controller) / name).read_text().strip()
+        return (directory(pod, container, controller) / name).read_text().strip()
 
     return {
         "memory_limit_in_bytes": int(read("memory", "memory.limit_in_bytes")),
@@ -143,8 +143,8 @@ def site(node: Node, tmp_path: Path) -> Iterator[Daemon]:
         "default_env = { SITE = 'yes' }\ndefault_sysctls = { 'net.ipv4.tcp_syncookies' = '0' }\n"
         "default_capabilities = ['CAP_KILL']\nread_only_tmpfs = true\nunset_seccomp = 'runtime-default'\n"
         "enable_unprivileged_ports = false\n"
-        f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{node.daemon.folder.parent / 'net.d'}' }}\n"
-        f"[registries.layout]\ndriver = 'layout'\noptions = {{ folder = '{tmp_path / 'layouts'}' }}\n"
+        f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{node.daemon.directory.parent / 'net.d'}' }}\n"
+        f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{tmp_path / 'layouts'}' }}\n"
         "[runtimes.crun]\ndriver = 'crun'\n"
     )
     with cgroup_namespace.held() as prefix:
@@ -194,7 +194,7 @@ def test_stats_of_a_container(pod: Pod) -> None:
     assert stats["attributes"]["id"] == container
     assert {name: stats["attributes"][name] for name in words} == words
     cpu, memory, disk = stats["cpu"], stats["memory"], stats["writable_layer"]
-    kernel = int((folder(pod, container, "cpuacct") / "cpuacct.usage").read_text())
+    kernel = int((directory(pod, container, "cpuacct") / "cpuacct.usage").read_text())
     assert kernel / 2 < int(cpu["usage_core_nano_seconds"]["value"]) <= kernel
     assert 4_000_000 < int(memory["working_set_bytes"]["value"]) <= int(memory["usage_bytes"]["value"]) < 64 * MIB
     assert int(memory["available_bytes"]["value"]) == 64 * MIB - int(memory["working_set_bytes"]["value"])

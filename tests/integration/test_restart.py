@@ -88,7 +88,7 @@ def monitor_of(container: str) -> int:
 
 
 def test_a_restart_of_the_host_leaves_pods_not_ready(node: Node) -> None:
-    """What a reboot takes away: processes, mounts, the run folder."""
+    """What a reboot takes away: processes, mounts, the run directory."""
     pod = node.run_pod()
     container = node.run_container(pod, "sleep", "1000")
     node.daemon.kill()
@@ -164,7 +164,7 @@ def sleeping(name: str = "app") -> dict[str, Any]:
 def test_a_second_daemon_over_the_same_state_is_refused(node: Node) -> None:
     from support.daemon import Daemon
 
-    second = Daemon(node.daemon.folder, node.daemon.config, node.daemon.prefix, name=node.daemon.name)
+    second = Daemon(node.daemon.directory, node.daemon.config, node.daemon.prefix, name=node.daemon.name)
     second.launch()
     assert second.process is not None
     assert second.process.wait(patient(30)) != 0

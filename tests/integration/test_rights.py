@@ -25,7 +25,7 @@ from integration.conftest import BUSYBOX, Node, write_conflist
 from integration.own_nodes import own_node
 from integration.pods import Json, Pod, confined
 from integration.test_user_namespaces import in_user_namespace, mapped
-from support.daemon import cgroup_folders
+from support.daemon import cgroup_directories
 from support.images import ImageConfig, build_busybox
 from support.strangers import NOBODY, look, run_as_stranger
 
@@ -36,11 +36,11 @@ HANDLERS = ("runc-bridge-native", "crun-cni-overlay")
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A directory that everybody may enter."""
-    folder = Path("/var/tmp") / f"crt{secrets.token_hex(3)}"
-    folder.mkdir()
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    directory = Path("/var/tmp") / f"crt{secrets.token_hex(3)}"
+    directory.mkdir()
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_root_of_a_container_gives_nobody_its_rights(busy: Node) -> None:
 def test_everything_has_its_stated_mode(busy: Node) -> None:
     """Down to where containers' and drivers' own directories begin; there is nothing that no rule names."""
     tops = {"root": busy.daemon.root, "run": busy.daemon.run}
-    drivers = [f"{role.folder}/*/*" for role in ROLES.values()]
+    drivers = [f"{role.directory}/*/*" for role in ROLES.values()]
     closed = {"root": ("containers/*/volumes/*", "plugins/*/*/*"), "run": ("pods/*/*", "containers/*/*", *drivers)}
     for name, top in tops.items():
         rules = [rule for rule in RULES if rule.top == name]
@@ -172,8 +172,8 @@ def test_what_containers_and_the_site_see_is_as_without_a_umask(busy: Node, tmp_
         log = Path(busy.status(container)["log_path"])
         made_by_conmon = stat.S_IMODE(log.stat().st_mode)
         assert made_by_conmon in (0o600, 0o640)  # 2.1.6 and later ones
-        folders = cgroup_folders(busy.daemon.name)
-        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o755}
+        directories = cgroup_directories(busy.daemon.name)
+        assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o755}
 
 
 def test_an_installation_of_an_earlier_version_is_closed_at_start(busy: Node) -> None:

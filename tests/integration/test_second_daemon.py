@@ -23,10 +23,10 @@ def nri_socket() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, nri_socket: Path) -> Iterator[Node]:
     """A node with a socket for NRI plugins."""
-    folder = tmp_path_factory.mktemp("first")
-    options = f"socket = '{nri_socket}', plugin_dir = '{folder}/none'"
+    directory = tmp_path_factory.mktemp("first")
+    options = f"socket = '{nri_socket}', plugin_dir = '{directory}/none'"
     nri = f"[extensions.nri]\ndriver = 'nri'\non_failure = 'fail'\noptions = {{ {options} }}\n"
-    with own_node(folder, nri) as node:
+    with own_node(directory, nri) as node:
         yield node
     nri_socket.parent.rmdir()
 
@@ -64,7 +64,7 @@ def test_the_same_run_directory(first: Node, second: Daemon, nri_socket: Path) -
 
 
 def test_the_same_root_by_another_name(first: Node, second: Daemon, nri_socket: Path) -> None:
-    second.folder.mkdir()
+    second.directory.mkdir()
     second.root.symlink_to(first.daemon.root)
     assert f"another crinoid runs over {second.root}: stop it, or set another root" in refused(
         first, second, nri_socket

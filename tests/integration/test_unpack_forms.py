@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 _PATHS = st.lists(st.sampled_from("abc"), max_size=3)
-_ENTRIES = st.tuples(st.sampled_from(["file", "folder", "private", "whiteout", "opaque"]), _PATHS)
+_ENTRIES = st.tuples(st.sampled_from(["file", "directory", "private", "whiteout", "opaque"]), _PATHS)
 _LAYERS = st.lists(st.lists(_ENTRIES, min_size=1, max_size=8), min_size=2, max_size=4)
 
 
@@ -53,13 +53,13 @@ def compare(base: Path, layers: list[bytes]) -> None:
     """Stack layers by overlayfs, apply them in turn, and compare what there is."""
     applied, lowers, merged = base / "applied", [base / f"l{number}" for number in range(len(layers))], base / "merged"
     nothing = base / "nothing"
-    for folder in (applied, *lowers, nothing, merged):
-        folder.mkdir()
+    for directory in (applied, *lowers, nothing, merged):
+        directory.mkdir()
     for number, (lower, archive) in enumerate(zip(lowers, layers, strict=True)):
         try:
             unpacked = unpack(archive, lower, overlay=True)
         except Corrupt:
-            return  # a file of the same layer where a folder must be
+            return  # a file of the same layer where a directory must be
         settle_tree(shown_trees(tuple(lowers[:number][::-1])), lower, unpacked)
         unpack(archive, applied, overlay=False)
     stack = [*shown_trees(tuple(reversed(lowers))), nothing]  # an overlay needs two
@@ -80,8 +80,8 @@ def build(entries: list[tuple[str, list[str]]], layer: int) -> bytes:
         match kind:
             case "file":
                 builder.file(name, f"{layer}.{number}".encode())
-            case "folder":
-                builder.folder(name)
+            case "directory":
+                builder.directory(name)
             case "private":
                 builder.add(name, tarfile.DIRTYPE, mode=0o1700, uid=1000 + layer, gid=number)
             case "whiteout":

@@ -109,7 +109,7 @@ def test_a_volume_has_its_owners_on_both_sides(pod: Pod, tmp_path: Path) -> None
 
 
 def test_a_volume_out_of_sight_can_be_used(handler: str, node: Node, tmp_path: Path) -> None:
-    """The kubelet's folders are for root alone, and the pod's root is none of the host's."""
+    """The kubelet's directories are for root alone, and the pod's root is none of the host's."""
     hidden = tmp_path / "hidden"
     hidden.mkdir(mode=0o700)
     (hidden / "open").mkdir()
@@ -318,12 +318,12 @@ def test_status_tells_the_truth(node: Node) -> None:
 
 @pytest.fixture
 def no_maps(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system whose owners nobody can map."""
-    folder = tmp_path / "ramfs"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    """A directory on a file system whose owners nobody can map."""
+    directory = tmp_path / "ramfs"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", directory], check=True)
+    yield directory
+    subprocess.run(["umount", directory], check=True)
 
 
 def test_a_handler_whose_layers_can_not_be_mapped_says_so_and_refuses(no_maps: Path, tmp_path: Path) -> None:
@@ -382,10 +382,10 @@ async def test_the_hosts_null_device_stays_the_hosts(
 @pytest.fixture
 def private() -> Iterator[Path]:
     """A directory that nobody but root may enter."""
-    folder = Path(f"/run/crt{secrets.token_hex(3)}")
-    folder.mkdir(mode=0o700)
-    yield folder
-    folder.rmdir()
+    directory = Path(f"/run/crt{secrets.token_hex(3)}")
+    directory.mkdir(mode=0o700)
+    yield directory
+    directory.rmdir()
 
 
 def test_directories_out_of_reach_work_all_the_same(private: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class ArchiveBuilder:
     def file(self, name: str, content: bytes = b"", **attributes: object) -> "ArchiveBuilder":
         return self.add(name, tarfile.REGTYPE, content, **{"mode": 0o644, **attributes})
 
-    def folder(self, name: str, **attributes: object) -> "ArchiveBuilder":
+    def directory(self, name: str, **attributes: object) -> "ArchiveBuilder":
         return self.add(name, tarfile.DIRTYPE, **{"mode": 0o755, **attributes})
 
     def symlink(self, name: str, target: str, **attributes: object) -> "ArchiveBuilder":

@@ -70,14 +70,14 @@ class Pod:
 
 
 class BridgeNode:
-    """The node that the calling thread is in: its folders, its pods, its neighbour outside."""
+    """The node that the calling thread is in: its directories, its pods, its neighbour outside."""
 
     def __init__(self, root: Path, stack: contextlib.ExitStack, *, outside: bool = True) -> None:
         self.root = root
         self._stack = stack
         self._count = 0
-        for folder in ("state", "run"):
-            (root / folder).mkdir()
+        for directory in ("state", "run"):
+            (root / directory).mkdir()
         self.outside = self.make_namespace("outside")
         if outside:
             self._connect_outside()
@@ -89,10 +89,10 @@ class BridgeNode:
         return path
 
     def host(self, slot: str = "default") -> Host:
-        folders = [self.root / kind / slot for kind in ("state", "run")]
-        for folder in folders:
-            folder.mkdir(exist_ok=True)
-        return Host(slot, folders[0], folders[1], logging.getLogger(f"test.{slot}"))
+        directories = [self.root / kind / slot for kind in ("state", "run")]
+        for directory in directories:
+            directory.mkdir(exist_ok=True)
+        return Host(slot, directories[0], directories[1], logging.getLogger(f"test.{slot}"))
 
     def driver(self, slot: str = "default", **options: Any) -> BridgeNetwork:
         return BridgeNetwork(BridgeOptions(**{"subnets": SUBNETS, **options}), self.host(slot))

@@ -21,12 +21,12 @@ _ONLY_V2 = """
 mount --make-rprivate /sys/fs/cgroup && umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
 exec "$@"
 """
-# crun makes plain folders where v2 is missing; on the tmpfs they end with the namespace, not on the host's.
+# crun makes plain directories where v2 is missing; on the tmpfs they end with the namespace, not on the host's.
 _HIDE = f'mount --make-rprivate /sys/fs/cgroup && umount {UNIFIED} && mount -t tmpfs tmpfs {UNIFIED} && exec "$@"'
 
 
 def is_hybrid() -> bool:
-    """Tell whether this process sees cgroup v2 beside v1."""
+    """Return whether this process sees cgroup v2 beside v1."""
     return (UNIFIED / "cgroup.procs").exists()
 
 

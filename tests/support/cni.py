@@ -51,14 +51,14 @@ class RecordedCall:
 
 @dataclass
 class Node:
-    """A folder of plugins, a folder of configurations and a driver that uses them."""
+    """A directory of plugins, a directory of configurations and a driver that uses them."""
 
     root: Path
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("test-cni"))
 
     def __post_init__(self) -> None:
-        for folder in ("bin", "net.d", "calls", "state", "run"):
-            (self.root / folder).mkdir()
+        for directory in ("bin", "net.d", "calls", "state", "run"):
+            (self.root / directory).mkdir()
 
     @property
     def conf_dir(self) -> Path:

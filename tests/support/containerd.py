@@ -1,7 +1,7 @@
-"""Debian's containerd over folders of its own, as a peer to compare with; it leaves nothing behind.
+"""Debian's containerd over directories of its own, as a peer to compare with; it leaves nothing behind.
 
-What it keeps outside of its folders is told by its pods: their network namespaces in ``/run/netns``, and their shims'
-sockets in ``/run/containerd/s``, named by a hash of containerd's own address, the namespace and the pod's id.
+What it keeps outside of its directories is told by its pods: their network namespaces in ``/run/netns``, and their
+shims' sockets in ``/run/containerd/s``, named by a hash of containerd's own address, the namespace and the pod's id.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.cri import Cri, Json
-from support.daemon import cgroup_folders, end_cgroups
+from support.daemon import cgroup_directories, end_cgroups
 from support.patience import patient
 
 START_S = patient(30)
@@ -35,7 +35,7 @@ class Containerd:
     another containerd, with its shim beside it.
     """
 
-    folder: Path
+    directory: Path
     cni_conf: Path
     registry: str
     pause: str
@@ -48,7 +48,7 @@ class Containerd:
 
     @property
     def run(self) -> Path:
-        """The state folder; short, since sockets lie below."""
+        """The state directory; short, since sockets lie below."""
         return Path("/run") / self.name
 
     @property
@@ -64,14 +64,14 @@ class Containerd:
     @property
     def log(self) -> Path:
         """All that containerd wrote."""
-        return self.folder / "containerd.log"
+        return self.directory / "containerd.log"
 
     def start(self) -> None:
         """Start, and wait until it serves."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.run.mkdir()
         self._empty = [path for path in (_SHIM_SOCKETS, _SHIM_SOCKETS.parent) if not path.exists()]
-        (self.folder / "config.toml").write_text(self._config())
+        (self.directory / "config.toml").write_text(self._config())
         self._allow_http()
         self.launch()
         self._wait()
@@ -79,7 +79,7 @@ class Containerd:
     def launch(self) -> None:
         """Start, over what is there already, and don't wait."""
         with self.log.open("ab") as log:
-            command = [*self.prefix, self.program, "--config", str(self.folder / "config.toml")]
+            command = [*self.prefix, self.program, "--config", str(self.directory / "config.toml")]
             shims = [str(Path(self.program).parent)] if "/" in self.program else []
             search = ":".join([*shims, os.environ.get("PATH", os.defpath)])
             self.process = subprocess.Popen(
@@ -108,7 +108,7 @@ class Containerd:
         """Name what is left of it on the host."""
         found = [f"process {pid}" for pid in self._processes()]
         found += [f"mount {point}" for point in self._mounts()]
-        found += [f"cgroup {path}" for path in cgroup_folders(self.name)]
+        found += [f"cgroup {path}" for path in cgroup_directories(self.name)]
         return found + [f"file {path}" for path in (self.run, *self._outside) if path.exists()]
 
     def tail(self) -> str:
@@ -123,7 +123,7 @@ class Containerd:
             for name in ("runc", "crun")
         )
         return f"""version = 2
-root = {json.dumps(str(self.folder / "root"))}
+root = {json.dumps(str(self.directory / "root"))}
 state = {json.dumps(str(self.run / "state"))}
 [grpc]
 address = {json.dumps(str(self.socket))}
@@ -134,19 +134,19 @@ restrict_oom_score_adj = true
 bin_dir = "/usr/lib/cni"
 conf_dir = {json.dumps(str(self.cni_conf))}
 {cri}.registry]
-config_path = {json.dumps(str(self.folder / "certs.d"))}
+config_path = {json.dumps(str(self.directory / "certs.d"))}
 {cri}.containerd]
 default_runtime_name = "runc"
 {runtimes}
 [plugins."io.containerd.internal.v1.opt"]
-path = {json.dumps(str(self.folder / "opt"))}
+path = {json.dumps(str(self.directory / "opt"))}
 [plugins."io.containerd.nri.v1.nri"]
 socket_path = {json.dumps(str(self.run / "nri.sock"))}
 """
 
     def _allow_http(self) -> None:
         """Let it speak plain http with the registry."""
-        hosts = self.folder / "certs.d" / self.registry / "hosts.toml"
+        hosts = self.directory / "certs.d" / self.registry / "hosts.toml"
         hosts.parent.mkdir(parents=True, exist_ok=True)
         hosts.write_text(f'server = "http://{self.registry}"\n')
 
@@ -178,7 +178,7 @@ socket_path = {json.dumps(str(self.run / "nri.sock"))}
         client.close()
 
     def _files_of(self, pod: str, info: Json) -> set[Path]:
-        """Return a pod's files outside of our folders."""
+        """Return a pod's files outside of our directories."""
         spaces = (info.get("runtimeSpec") or {}).get("linux", {}).get("namespaces", [])
         pins = {Path(space["path"]) for space in spaces if space["type"] == "network" and space.get("path")}
         name = hashlib.sha256(f"{self.socket}/k8s.io/{pod}".encode()).hexdigest()
@@ -205,9 +205,9 @@ socket_path = {json.dumps(str(self.run / "nri.sock"))}
                 path.rmdir()
 
     def _mounts(self) -> list[str]:
-        """Return the mount points below its folders, the last made first."""
+        """Return the mount points below its directories, the last made first."""
         points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return [point for point in reversed(points) if point.startswith((f"{self.run}/", f"{self.folder}/"))]
+        return [point for point in reversed(points) if point.startswith((f"{self.run}/", f"{self.directory}/"))]
 
     def _processes(self) -> list[int]:
         """Return the shims: the socket is among their arguments."""

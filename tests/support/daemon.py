@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, over folders of its own, and proof that it leaves nothing behind."""
+"""A real daemon in a process of its own, over directories of its own, and proof that it leaves nothing behind."""
 
 import contextlib
 import json
@@ -28,12 +28,12 @@ CGROUPS = Path("/sys/fs/cgroup")
 class Daemon:
     """One daemon: ``start``, ``stop``, ``kill`` and again; ``cri`` is a client of its socket.
 
-    ``config`` is TOML beyond the folders. ``prefix`` goes before the command, as ``unshare`` does. ``python`` is the
-    interpreter, of the environment that the daemon is to run from, and ``module`` what it runs; ``environment`` is what
-    it gets besides this process's.
+    ``config`` is TOML beyond the directories. ``prefix`` goes before the command, as ``unshare`` does. ``python`` is
+    the interpreter, of the environment that the daemon is to run from, and ``module`` what it runs; ``environment`` is
+    what it gets besides this process's.
     """
 
-    folder: Path
+    directory: Path
     config: str = ""
     prefix: tuple[str, ...] = ()
     python: str = sys.executable
@@ -46,13 +46,13 @@ class Daemon:
 
     @property
     def run(self) -> Path:
-        """The run folder; short, since sockets lie below."""
+        """The run directory; short, since sockets lie below."""
         return self.run_below / self.name
 
     @property
     def root(self) -> Path:
-        """The state folder."""
-        return self.folder / "root"
+        """The state directory."""
+        return self.directory / "root"
 
     @property
     def socket(self) -> Path:
@@ -62,7 +62,7 @@ class Daemon:
     @property
     def log(self) -> Path:
         """All the daemon ever wrote."""
-        return self.folder / "daemon.log"
+        return self.directory / "daemon.log"
 
     @property
     def cgroup(self) -> str:
@@ -72,7 +72,7 @@ class Daemon:
     @property
     def config_file(self) -> Path:
         """The configuration, written at every start."""
-        return self.folder / "config.toml"
+        return self.directory / "config.toml"
 
     @property
     def cri(self) -> Cri:
@@ -123,11 +123,11 @@ class Daemon:
 
     def launch(self, *arguments: str) -> None:
         """Start, and don't wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         head = f"root = {json.dumps(str(self.root))}\nrun = {json.dumps(str(self.run))}\n"
         tables = f"[server]\nsocket = {json.dumps(str(self.socket))}\n[pods]\ncgroup_root = {json.dumps(self.cgroup)}\n"
         self.config_file.write_text(f"{head}{tables}[log]\nlevel = 'debug'\nformat = 'console'\n")
-        drop_ins = self.folder / "conf.d"
+        drop_ins = self.directory / "conf.d"
         drop_ins.mkdir(exist_ok=True)
         (drop_ins / "50-test.toml").write_text(self.config)
         options = ["--config", str(self.config_file), *arguments]
@@ -160,7 +160,7 @@ class Daemon:
         return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else "(no log)"
 
     def clean(self) -> None:
-        """Remove all pods and images through the CRI, stop, and remove the folders."""
+        """Remove all pods and images through the CRI, stop, and remove the directories."""
         if self.process is None or self.process.poll() is not None:
             self.start()
         for pod in self.cri.call("ListPodSandbox")["items"]:
@@ -171,7 +171,7 @@ class Daemon:
         """Name what is left on the host of pods and containers: mounts, cgroups, processes, files, ledger entries."""
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         found = [f"mount {path}" for path in mounts if path.startswith((str(self.run), str(self.root)))]
-        found += [f"cgroup {folder}" for folder, _, _ in os.walk(CGROUPS) if Path(folder).name == self.name]
+        found += [f"cgroup {directory}" for directory, _, _ in os.walk(CGROUPS) if Path(directory).name == self.name]
         found += [f"process {pid}: {command}" for pid, command in _processes() if self.name in command]
         for kind in ("pods", "containers"):
             found += [f"file {path}" for path in (self.run / kind).glob("*")]
@@ -186,8 +186,8 @@ class Daemon:
 
     def cgroup_processes(self, pod: str) -> list[int]:
         """Return the processes in the cgroup of a pod that came without a parent."""
-        folders = [Path(folder) for folder, _, _ in os.walk(CGROUPS) if f"/{self.name}/{pod}" in folder]
-        return sorted({int(pid) for path in folders for pid in (path / "cgroup.procs").read_text().split()})
+        directories = [Path(directory) for directory, _, _ in os.walk(CGROUPS) if f"/{self.name}/{pod}" in directory]
+        return sorted({int(pid) for path in directories for pid in (path / "cgroup.procs").read_text().split()})
 
     def change(self, statement: str) -> None:
         """Change the database of a daemon that is not running."""
@@ -200,12 +200,12 @@ class Daemon:
         A copy that was taken while the log was carried over may be torn: then another is taken.
         """
         for _ in range(20):
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as directory:
                 for name in ("state.db", "state.db-wal"):
                     with contextlib.suppress(FileNotFoundError):
-                        shutil.copy(self.root / name, folder)
+                        shutil.copy(self.root / name, directory)
                 try:
-                    with contextlib.closing(sqlite3.connect(Path(folder) / "state.db")) as connection:
+                    with contextlib.closing(sqlite3.connect(Path(directory) / "state.db")) as connection:
                         return connection.execute(statement).fetchall()
                 except sqlite3.DatabaseError as error:
                     torn = error
@@ -213,7 +213,7 @@ class Daemon:
         raise torn
 
     def end(self) -> None:
-        """Make sure that nothing runs on, whatever the test did; pytest removes the state folder."""
+        """Make sure that nothing runs on, whatever the test did; pytest removes the state directory."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
         for pid, command in _processes():
@@ -239,15 +239,15 @@ class Daemon:
             self._cri = None
 
 
-def cgroup_folders(name: str) -> list[Path]:
-    """Return the folders that a cgroup has: one on cgroup v2, one a hierarchy on v1."""
+def cgroup_directories(name: str) -> list[Path]:
+    """Return the directories that a cgroup has: one on cgroup v2, one a hierarchy on v1."""
     return [path for pattern in ("", "*/") for path in CGROUPS.glob(pattern + name.strip("/"))]
 
 
 def end_cgroups(name: str) -> None:
     """Kill all processes of the top cgroups of this name, and remove those; mostly there is nothing left to do."""
     for _ in range(50):
-        files = [path for top in cgroup_folders(name) for path in top.rglob("cgroup.procs")]
+        files = [path for top in cgroup_directories(name) for path in top.rglob("cgroup.procs")]
         left = {int(pid) for path in files for pid in path.read_text().split()}
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -255,21 +255,21 @@ def end_cgroups(name: str) -> None:
         if not left:
             break
         time.sleep(0.05)
-    for top in cgroup_folders(name):
-        for folder, _, _ in os.walk(top, topdown=False):
+    for top in cgroup_directories(name):
+        for directory, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
-                os.rmdir(folder)
+                os.rmdir(directory)
 
 
 def _processes() -> list[tuple[int, str]]:
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if command and int(folder.name) != os.getpid():
-            found.append((int(folder.name), command))
+        if command and int(directory.name) != os.getpid():
+            found.append((int(directory.name), command))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Distributions that are not installed: folders on ``sys.path`` with the metadata that pip would write."""
+"""Distributions that are not installed: directories on ``sys.path`` with the metadata that pip would write."""
 
 import importlib
 import sys
@@ -40,9 +40,9 @@ from crinoid.core.api.testing.noops import (
 )
 """
 QUIET_CONFIG = """\
-root = "{folder}/root"
-run = "{folder}/run"
-server.socket = "{folder}/crinoid.sock"
+root = "{directory}/root"
+run = "{directory}/run"
+server.socket = "{directory}/crinoid.sock"
 pods.default_runtime = "quiet"
 images.sources = ["quiet"]
 [runtimes.runc]
@@ -54,24 +54,24 @@ driver = "quiet"
 [registries.quiet]
 driver = "quiet"
 """
-"""A node of noop drivers in a folder; the network is left to the test."""
+"""A node of noop drivers in a directory; the network is left to the test."""
 
 
 class Site:
-    """A folder of distributions; each has one module of the same name."""
+    """A directory of distributions; each has one module of the same name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.modules: list[str] = []
 
     def install(self, name: str, entry_points: str, module: str = NETWORK, version: str = "1.0") -> None:
         """Install a distribution ``name`` whose module is the same with underscores."""
-        info = self.folder / f"{name}-{version}.dist-info"
+        info = self.directory / f"{name}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(dedent(entry_points))
         self.modules.append(name.replace("-", "_"))
-        (self.folder / f"{self.modules[-1]}.py").write_text(dedent(module))
+        (self.directory / f"{self.modules[-1]}.py").write_text(dedent(module))
         importlib.invalidate_caches()
 
     def install_quiet(self) -> None:
@@ -80,15 +80,15 @@ class Site:
 
 
 @contextmanager
-def site_on_path(folder: Path) -> Iterator[Site]:
+def site_on_path(directory: Path) -> Iterator[Site]:
     """Put a new site at the front of ``sys.path``; take it and its modules away at the end."""
-    folder.mkdir()
-    sys.path.insert(0, str(folder))
-    site = Site(folder)
+    directory.mkdir()
+    sys.path.insert(0, str(directory))
+    site = Site(directory)
     try:
         yield site
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(str(directory))
         for module in site.modules:
             sys.modules.pop(module, None)
         importlib.invalidate_caches()

@@ -19,12 +19,12 @@ def foreign_cgroup() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     process = subprocess.Popen(["sleep", "1000"])
     try:
         for root in host.all:
-            folder = Path(root + path)
-            folder.mkdir()
+            directory = Path(root + path)
+            directory.mkdir()
             for name in ("cpuset.cpus", "cpuset.mems"):
-                if (folder / name).exists() and host.version == 1:
-                    (folder / name).write_text((folder.parent / name).read_text())
-            (folder / "cgroup.procs").write_text(str(process.pid))
+                if (directory / name).exists() and host.version == 1:
+                    (directory / name).write_text((directory.parent / name).read_text())
+            (directory / "cgroup.procs").write_text(str(process.pid))
         yield path, process
     finally:
         process.kill()

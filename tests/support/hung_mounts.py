@@ -5,7 +5,7 @@ and left without an answer. Who waits for one then hangs uninterruptibly: not ev
 ``takes_requests=False`` they stay in the queue, where SIGKILL does end the wait, as on a hard NFS mount.
 
 ``hangs`` may say which processes get no answer, by their names, and ``hangs_at`` which requests, by their numbers in
-the kernel's header; else it is an empty folder.
+the kernel's header; else it is an empty directory.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class HungMount:
         self.hangs_at: frozenset[int] = frozenset()
         """Empty: at all of them."""
         self.has_programs = False
-        """Whether every name in the folder is that of a program."""
+        """Whether every name in the directory is that of a program."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
@@ -98,7 +98,7 @@ class HungMount:
         if self.has_programs and (opcode == _LOOKUP or node == _PROGRAM):
             body, error = _answer_of_program(opcode)
         else:
-            body, error = _answer_of_empty_folder(opcode)
+            body, error = _answer_of_empty_directory(opcode)
         with contextlib.suppress(FileNotFoundError):  # it was interrupted
             os.write(self._fd, _ANSWER.pack(_ANSWER.size + len(body), -error, unique) + body)
 
@@ -110,7 +110,7 @@ def _name_of(pid: int) -> str:
         return ""
 
 
-def _answer_of_empty_folder(opcode: int) -> tuple[bytes, int]:
+def _answer_of_empty_directory(opcode: int) -> tuple[bytes, int]:
     if opcode == _GETATTR:
         return _ATTR.pack(0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0), 0
     if opcode == _STATFS:
@@ -129,7 +129,7 @@ def _answer_of_program(opcode: int) -> tuple[bytes, int]:
 
 @contextlib.contextmanager
 def hung_mount(path: Path, takes_requests: bool = True) -> Iterator[HungMount]:
-    """A mount at a new folder for the block; skips the test where FUSE can't be had."""
+    """A mount at a new directory for the block; skips the test where FUSE can't be had."""
     path.mkdir(parents=True)
     try:
         made = HungMount(path, takes_requests)

@@ -1,4 +1,4 @@
-"""Small OCI images for tests, built in pure Python into an OCI layout folder (image-spec, image-layout.md).
+"""Small OCI images for tests, built in pure Python into an OCI layout directory (image-spec, image-layout.md).
 
 ``build_busybox(layout, "docker.io/library/busybox:latest")`` is what most tests need. The bytes depend on the arguments
 alone (no clock, no user names), so the same call gives the same digests.
@@ -59,7 +59,7 @@ class Entry:
     """One member of a layer. ``kind`` as in tar; ``target`` of a symlink or hard link; ``xattrs`` by name."""
 
     path: str
-    kind: Literal["file", "folder", "symlink", "hardlink", "fifo", "chardev", "blockdev"] = "file"
+    kind: Literal["file", "directory", "symlink", "hardlink", "fifo", "chardev", "blockdev"] = "file"
     content: bytes = b""
     mode: int = 0o644
     uid: int = 0
@@ -190,13 +190,13 @@ def digest_of(content: bytes) -> str:
 
 @cache
 def busybox_layer() -> bytes:
-    """Return a layer with Debian's static busybox, its usual applets as links, users and the usual folders."""
-    folders = ("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "usr/bin", "var")
+    """Return a layer with Debian's static busybox, its usual applets as links, users and the usual directories."""
+    directories = ("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "usr/bin", "var")
     return make_layer(
         [
-            *(Entry(path=name, kind="folder", mode=0o755) for name in folders),
-            Entry(path="tmp", kind="folder", mode=0o1777),
-            Entry(path="home/alice", kind="folder", mode=0o755, uid=1000, gid=1000),
+            *(Entry(path=name, kind="directory", mode=0o755) for name in directories),
+            Entry(path="tmp", kind="directory", mode=0o1777),
+            Entry(path="home/alice", kind="directory", mode=0o755, uid=1000, gid=1000),
             Entry(path="bin/busybox", content=find_busybox().read_bytes(), mode=0o755),
             *(Entry(path=f"bin/{name}", kind="symlink", target="busybox") for name in APPLETS.split()),
             Entry(path="etc/passwd", content=PASSWD.encode()),
@@ -224,7 +224,7 @@ def make_layer(entries: Iterable[Entry]) -> bytes:
 
 _KINDS = {
     "file": tarfile.REGTYPE,
-    "folder": tarfile.DIRTYPE,
+    "directory": tarfile.DIRTYPE,
     "symlink": tarfile.SYMTYPE,
     "hardlink": tarfile.LNKTYPE,
     "fifo": tarfile.FIFOTYPE,

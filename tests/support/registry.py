@@ -51,15 +51,15 @@ class RunningRegistry:
 
 @contextmanager
 def running_registry(
-    folder: Path, users: Mapping[str, str] | None = None, certificates: Certificates | None = None
+    directory: Path, users: Mapping[str, str] | None = None, certificates: Certificates | None = None
 ) -> Iterator[RunningRegistry]:
-    """Run a registry with its storage, configuration and log in ``folder``; end it when the context ends.
+    """Run a registry with its storage, configuration and log in ``directory``; end it when the context ends.
 
     ``users`` (name to password) turns basic authentication on; ``push`` uses the first of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config, log = folder / "config.yml", folder / "registry.log"
-    config.write_text(json.dumps(_config(folder, users, certificates)))  # JSON is YAML
+    directory.mkdir(parents=True, exist_ok=True)
+    config, log = directory / "config.yml", directory / "registry.log"
+    config.write_text(json.dumps(_config(directory, users, certificates)))  # JSON is YAML
     with log.open("wb") as output:
         process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=output, stderr=output)
     try:
@@ -79,25 +79,25 @@ def _source(layout: Path, reference: str) -> Iterator[str]:
         yield f"oci:{layout}:{reference}"
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "version").write_text("Directory Transport Version: 1.1\n")
-        (folder / "manifest.json").write_bytes(read_blob(layout, blob.digest))
+        directory = Path(name)
+        (directory / "version").write_text("Directory Transport Version: 1.1\n")
+        (directory / "manifest.json").write_bytes(read_blob(layout, blob.digest))
         for path in (layout / "blobs/sha256").iterdir():
-            (folder / path.name).symlink_to(path)
-            (folder / f"{path.name}.manifest.json").symlink_to(path)
-        yield f"dir:{folder}"
+            (directory / path.name).symlink_to(path)
+            (directory / f"{path.name}.manifest.json").symlink_to(path)
+        yield f"dir:{directory}"
 
 
-def make_certificates(folder: Path) -> Certificates:
+def make_certificates(directory: Path) -> Certificates:
     """Make a private authority and the pairs it signed, by ``openssl``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ca, ca_key = folder / "ca.pem", folder / "ca.key"
+    directory.mkdir(parents=True, exist_ok=True)
+    ca, ca_key = directory / "ca.pem", directory / "ca.key"
     _make_pair(ca, ca_key, "/CN=test authority", "basicConstraints=critical,CA:TRUE")
     signed = ("-CA", str(ca), "-CAkey", str(ca_key))
     names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
-    _make_pair(folder / "server.pem", folder / "server.key", "/CN=localhost", names, *signed)
-    _make_pair(folder / "client.pem", folder / "client.key", "/CN=client", "extendedKeyUsage=clientAuth", *signed)
-    return Certificates(ca, *(folder / name for name in ("server.pem", "server.key", "client.pem", "client.key")))
+    _make_pair(directory / "server.pem", directory / "server.key", "/CN=localhost", names, *signed)
+    _make_pair(directory / "client.pem", directory / "client.key", "/CN=client", "extendedKeyUsage=clientAuth", *signed)
+    return Certificates(ca, *(directory / name for name in ("server.pem", "server.key", "client.pem", "client.key")))
 
 
 def _make_pair(cert: Path, key: Path, subject: str, extension: str, *signed: str) -> None:
@@ -108,19 +108,19 @@ def _make_pair(cert: Path, key: Path, subject: str, extension: str, *signed: str
     )
 
 
-def _config(folder: Path, users: Mapping[str, str] | None, certificates: Certificates | None) -> dict[str, object]:
+def _config(directory: Path, users: Mapping[str, str] | None, certificates: Certificates | None) -> dict[str, object]:
     http: dict[str, object] = {"addr": "127.0.0.1:0", "secret": "test"}
     if certificates:
         http["tls"] = {"certificate": str(certificates.server_cert), "key": str(certificates.server_key)}
     config: dict[str, object] = {
         "version": "0.1",
         "log": {"level": "info"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}, "delete": {"enabled": True}},
         "http": http,
         "validation": {"manifests": {"urls": {"allow": ["^http://127[.]0[.]0[.]1:"]}}},
     }
     if users:
-        passwords = folder / "htpasswd"
+        passwords = directory / "htpasswd"
         passwords.write_text("".join(f"{user}:{_bcrypt(password)}\n" for user, password in users.items()))
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(passwords)}}
     return config

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import strategies as st
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
-_PATHLIKE = [".", "..", "../..", "/", "//", "/..", "a/b", "/a/../b", "@folder", "@folder/x"]
+_PATHLIKE = [".", "..", "../..", "/", "//", "/..", "a/b", "/a/../b", "@directory", "@directory/x"]
 _WORDS = ["-x", "--help", "%s%n", "$HOME", "`id`", "ü", "\u202e", "\U0001f980", "\ufffe", "0", "-1", "9" * 21, "true"]
 _NAMES = [
     "@pod0",
@@ -166,9 +166,9 @@ def _varint(number: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Confines:
-    """What requests may touch on the host: paths in a folder, cgroups below one; ``ids`` by their place holders."""
+    """What requests may touch on the host: paths in a directory, cgroups below one; ``ids`` by their place holders."""
 
-    folder: Path
+    directory: Path
     cgroup: str
     ids: Callable[[], dict[str, str]]
 
@@ -225,13 +225,13 @@ def _tame_map(message: Message, name: str) -> None:
 
 
 def _tame_text(name: str, text: str, confines: Confines, ids: dict[str, str]) -> str:
-    text = ids.get(text, text).replace("@folder", str(confines.folder))
+    text = ids.get(text, text).replace("@directory", str(confines.directory))
     if name in _PATHS and text.startswith("/") and text not in _DEVICES:
-        return text if _is_below(text, str(confines.folder)) else f"{confines.folder}/{text.replace('..', '__')}"
+        return text if _is_below(text, str(confines.directory)) else f"{confines.directory}/{text.replace('..', '__')}"
     if name == "cgroup_parent" and text and not _is_below(text, confines.cgroup):
         return f"{confines.cgroup}/{text.replace('..', '__')}"
     return text
 
 
-def _is_below(text: str, folder: str) -> bool:
-    return os.path.normpath(text).startswith(f"{folder}/") and ".." not in text
+def _is_below(text: str, directory: str) -> bool:
+    return os.path.normpath(text).startswith(f"{directory}/") and ".." not in text

@@ -16,8 +16,8 @@ import json, os, socket, stat, sys
 paths = []
 for top in map(os.fsencode, sys.argv[2:]):
     paths.append(top)
-    for folder, folders, files in os.walk(top):
-        paths += [os.path.join(folder, name) for name in (*folders, *files)]
+    for directory, directories, files in os.walk(top):
+        paths += [os.path.join(directory, name) for name in (*directories, *files)]
 probe = socket.socket(socket.AF_UNIX)
 os.setgroups([]); os.setresgid(*[int(sys.argv[1])] * 3); os.setresuid(*[int(sys.argv[1])] * 3)
 

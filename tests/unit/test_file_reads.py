@@ -75,8 +75,8 @@ def _direct_reads(source: str) -> list[int]:
 
 
 def _modules() -> Iterator[Path]:
-    for folder in SEARCHED:
-        yield from sorted((CODE / folder).rglob("*.py"))
+    for directory in SEARCHED:
+        yield from sorted((CODE / directory).rglob("*.py"))
 
 
 def test_files_of_others_are_read_by_what_waits_for_nobody() -> None:
@@ -96,12 +96,12 @@ def test_the_search_finds_what_it_is_for() -> None:
 
 
 READINGS: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
-    "cni": (lambda folder: load_file(folder / "fifo"), InvalidConfiguration),
-    "cdi": (lambda folder: read_document(folder / "fifo"), BrokenFile),
-    "hosts.toml": (lambda folder: find_endpoints("example.com", (folder,), ()), ConfigurationError),
-    "certificate": (lambda folder: transport._make_context(Tls(ca=(folder / "fifo",))), OSError),
-    "layout": (lambda folder: layout_index.open_regular(folder / "fifo"), CorruptContent),
-    "resolv.conf": (lambda folder: pod_files._copy(folder / "fifo", folder / "copy"), FailedPrecondition),
+    "cni": (lambda directory: load_file(directory / "fifo"), InvalidConfiguration),
+    "cdi": (lambda directory: read_document(directory / "fifo"), BrokenFile),
+    "hosts.toml": (lambda directory: find_endpoints("example.com", (directory,), ()), ConfigurationError),
+    "certificate": (lambda directory: transport._make_context(Tls(ca=(directory / "fifo",))), OSError),
+    "layout": (lambda directory: layout_index.open_regular(directory / "fifo"), CorruptContent),
+    "resolv.conf": (lambda directory: pod_files._copy(directory / "fifo", directory / "copy"), FailedPrecondition),
 }
 
 

@@ -43,14 +43,14 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return suite
 
 
-def run(folder: Path, budget: str) -> int:
-    (folder / "test_it.py").write_text(TESTS)
-    command = [sys.executable, str(VM / "record.py"), str(folder / "results"), budget, "-p", "no:cacheprovider"]
-    return subprocess.run([*command, "test_it.py"], cwd=folder, check=False, capture_output=True).returncode
+def run(directory: Path, budget: str) -> int:
+    (directory / "test_it.py").write_text(TESTS)
+    command = [sys.executable, str(VM / "record.py"), str(directory / "results"), budget, "-p", "no:cacheprovider"]
+    return subprocess.run([*command, "test_it.py"], cwd=directory, check=False, capture_output=True).returncode
 
 
-def outcomes(folder: Path) -> list[tuple[str, str]]:
-    entries = map(json.loads, (folder / "results").read_text().splitlines())
+def outcomes(directory: Path) -> list[tuple[str, str]]:
+    entries = map(json.loads, (directory / "results").read_text().splitlines())
     return [(entry["test"].partition("::")[2], entry["outcome"]) for entry in entries if entry["outcome"] != "started"]
 
 

@@ -65,7 +65,7 @@ def quietly(*command: str, **options: Any) -> str:
 
 
 def prepare() -> Path:
-    """Install what is missing; return the folder of an unpacked Debian kernel that holds `vmlinux` too."""
+    """Install what is missing; return the directory of an unpacked Debian kernel that holds `vmlinux` too."""
     missing = [package for tool, package in PACKAGES.items() if not shutil.which(tool)]
     kernel = CACHE / "kernel"
     if missing or not kernel.exists():
@@ -73,17 +73,17 @@ def prepare() -> Path:
         quietly("apt-get", "update")
         quietly("apt-get", "install", "-y", "--no-install-recommends", *missing)
     if not kernel.exists():
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            unpack_kernel(Path(folder)).rename(kernel)
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            unpack_kernel(Path(directory)).rename(kernel)
     return kernel
 
 
-def unpack_kernel(folder: Path) -> Path:
-    """Get the newest Debian kernel and unpack it below a folder."""
+def unpack_kernel(directory: Path) -> Path:
+    """Get the newest Debian kernel and unpack it below a directory."""
     package = re.search(r"Depends: (linux-image-\S+)", quietly("apt-cache", "depends", "linux-image-amd64"))[1]
-    quietly("apt-get", "download", package, cwd=folder)
-    kernel = folder / "kernel"
-    quietly("dpkg", "-x", str(next(folder.glob("*.deb"))), str(kernel))
+    quietly("apt-get", "download", package, cwd=directory)
+    kernel = directory / "kernel"
+    quietly("dpkg", "-x", str(next(directory.glob("*.deb"))), str(kernel))
     quietly("depmod", "-b", str(kernel), package.removeprefix("linux-image-"))
     image = next(kernel.glob("boot/vmlinuz-*")).read_bytes()  # unpacked here, or the guest takes seconds to
     offset, length = struct.unpack_from("<II", image, 0x248)  # payload_offset, payload_length: boot protocol 2.08
@@ -95,8 +95,8 @@ def unpack_kernel(folder: Path) -> Path:
 def write_initramfs(scratch: Path, kernel: Path, options: argparse.Namespace) -> None:
     """Write what the guest begins with: busybox, the modules to find its disks, and the job."""
     root, modules = scratch / "initramfs", kernel.resolve() / "lib/modules"
-    for folder in ("before", "bin", "dev", "disk", "host", "job", "modules", "proc", "root", "sys"):
-        (root / folder).mkdir(parents=True)
+    for directory in ("before", "bin", "dev", "disk", "host", "job", "modules", "proc", "root", "sys"):
+        (root / directory).mkdir(parents=True)
     shutil.copy(shutil.which("busybox"), root / "bin/busybox")
     wanted = quietly("modprobe", "-d", str(kernel), "-S", os.listdir(modules)[0], "--show-depends", "-a", *BOOT_MODULES)
     for number, path in enumerate(dict.fromkeys(re.findall(r"^insmod (\S+)", wanted, re.MULTILINE))):
@@ -195,13 +195,13 @@ def main() -> int:
         kernel = prepare()
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder, tempfile.TemporaryFile(dir=CACHE) as disk:
-            write_initramfs(Path(folder), kernel, options)
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory, tempfile.TemporaryFile(dir=CACHE) as disk:
+            write_initramfs(Path(directory), kernel, options)
             disk.truncate(20 << 30)  # sparse
             target = f"/proc/self/fd/{disk.fileno()}"
             form = ("-qF", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
             quietly("mkfs.ext4", *form, target, pass_fds=[disk.fileno()])
-            return boot(Path(folder), options, disk.fileno())
+            return boot(Path(directory), options, disk.fileno())
     except SystemError as problem:
         print(f"the virtual machine: {problem}", file=sys.stderr)
         return 125

@@ -15,11 +15,10 @@ may be told twice, of what the extension never heard of, and (a container that e
 """
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.hooks import broadcast
 from crinoid.core.api.values.adjustment import OciDevice, OciDeviceRule, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import ContainerConfig, DeviceMapping, VolumeMount

@@ -34,7 +34,7 @@ class RegistryHooks:
 
     @hookspec
     async def status(self) -> SourceStatus:  # type: ignore[empty-body]
-        """Tell whether the source can be asked, without asking it. Shown by verbose Status."""
+        """Return whether the source can be asked, without asking it. Shown by verbose Status."""
 
     @hookspec
     async def close(self) -> None:

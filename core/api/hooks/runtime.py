@@ -82,11 +82,11 @@ class RuntimeHooks:
 
     @hookspec
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:  # type: ignore[empty-body]
-        """Run a further process to its end. Raises DeadlineExceeded after killing its process tree."""
+        """Run an exec process to its end. Raises DeadlineExceeded after killing its process tree."""
 
     @hookspec
     async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:  # type: ignore[empty-body]
-        """Optional. Start a further process, with a terminal if its description says so, and return its streams.
+        """Optional. Start an exec process, with a terminal if its description says so, and return its streams.
 
         Raises as ``exec_sync`` does when it can't be started. The caller closes the session; see :class:`ExecSession`
         for what that does to the process. When cancelled, nothing of the process is left.
@@ -133,10 +133,11 @@ class RuntimeHooks:
 
     @hookspec
     async def checkpoint(self, request: CheckpointRequest) -> None:
-        """Optional. Write down what the processes of a paused container do, to its folders; it stays as it is, paused.
+        """Optional. Write down what the processes of a paused container do, to its directories; it stays as it is,
+        paused.
 
         Raises Unsupported where the host or the container can't be checkpointed, CommandFailed or DeadlineExceeded;
-        what is in the folders then is the caller's to remove.
+        what is in the directories then is the caller's to remove.
         """
 
     @hookspec

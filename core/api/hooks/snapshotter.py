@@ -1,13 +1,13 @@
 """The snapshotter role: keeps unpacked layers, and makes root file systems of them (``crinoid.snapshotters``).
 
-The story of an image: for each layer from the bottom, ``prepare_layer`` gives a folder, the kernel unpacks into it,
+The story of an image: for each layer from the bottom, ``prepare_layer`` gives a directory, the kernel unpacks into it,
 ``commit_layer`` names the result by its chain id. A chain id (OCI image-spec, config.md, "ChainID") names a layer
 together with all those below it. Of a container: ``create_snapshot`` stacks a writable part on a chain id and returns
 mounts; the kernel makes and undoes the mounts; ``remove_snapshot`` drops the writable part.
 
 For a pod with a user namespace the kernel maps the owners of files in these mounts: of a bind mount as a whole, of an
-overlay's lower layers, whose new upper folder it gives to the pod's root. Layers keep the image's owners on disk, and
-``SnapshotterFeatures.root`` must be on a file system with id-mapped mounts, or the handler has no user namespaces.
+overlay's lower layers, whose new upper directory it gives to the pod's root. Layers keep the image's owners on disk,
+and ``SnapshotterFeatures.root`` must be on a file system with id-mapped mounts, or the handler has no user namespaces.
 
 Everything survives a restart, and a kill at any moment leaves only what ``list_unfinished`` names.
 """
@@ -21,7 +21,7 @@ class SnapshotterHooks:
 
     @hookspec
     def features(self) -> SnapshotterFeatures:  # type: ignore[empty-body]  # a specification
-        """Tell how this snapshotter can be used; no coroutine. Constant for the slot's life."""
+        """Return how this snapshotter can be used; no coroutine. Constant for the slot's life."""
 
     @hookspec
     async def probe(self) -> None:
@@ -29,20 +29,20 @@ class SnapshotterHooks:
 
     @hookspec
     async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:  # type: ignore[empty-body]
-        """Make a folder to unpack the layer ``chain_id`` into, on top of the committed chain id ``parent``.
+        """Make a directory to unpack the layer ``chain_id`` into, on top of the committed chain id ``parent``.
 
         Several preparations of one chain id may be under way. With ``parallel_unpack`` the parent need not be committed
         yet. The layer's blob may still be coming from a registry: it may take its time until the layer is committed, or
         discarded because of what came. Raises NotFound for a parent that is needed and not there.
 
-        For ``WhiteoutForm.OVERLAY`` the folder is empty, root's and of mode 0755, whether the parent is there or not:
-        the kernel gives it what the parent shows before it commits, unless the layer has an entry for its root.
+        For ``WhiteoutForm.OVERLAY`` the directory is empty, root's and of mode 0755, whether the parent is there or
+        not: the kernel gives it what the parent shows before it commits, unless the layer has an entry for its root.
         """
 
     @hookspec
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
         """Make a prepared layer permanent under its chain id, synced to disk. If the chain id is there already, the
-        prepared folder is dropped and the old one stays, unless its files were lost. Raises NotFound for an unknown
+        prepared directory is dropped and the old one stays, unless its files were lost. Raises NotFound for an unknown
         key."""
 
     @hookspec
@@ -51,8 +51,8 @@ class SnapshotterHooks:
 
     @hookspec
     async def has_layer(self, chain_id: str) -> bool:  # type: ignore[empty-body]
-        """Tell whether the chain id is committed, and all that it stands on is still there: of what was lost the kernel
-        prepares and commits a layer again."""
+        """Return whether the chain id is committed, and all that it stands on is still there: of what was lost the
+        kernel prepares and commits a layer again."""
 
     @hookspec
     async def list_layers(self) -> tuple[tuple[str, str | None], ...]:  # type: ignore[empty-body]

@@ -32,11 +32,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from crinoid.core.api.errors import ResourceExhausted, Unavailable
-from crinoid.core.api.frozen import dataclass
 
 T = TypeVar("T")
 _OWN = 16
@@ -72,7 +72,7 @@ def on_behalf_of(owner: str, subject: str = "") -> Iterator[None]:
 
 
 def has_owner() -> bool:
-    """Tell whether the caller works on somebody's behalf, so that its calls may be left behind."""
+    """Return whether the caller works on somebody's behalf, so that its calls may be left behind."""
     return bool(_behalf.get().owner)
 
 

@@ -17,7 +17,7 @@ _REST_S = 10.0
 """How long the thread waits for somebody to want it again: to start one takes longer than to wake it."""
 
 
-class Haste:
+class CgroupWarmup:
     """One thread that keeps the kernel ready as long as somebody wants it; nobody waits for it."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Haste:
             if not self._is_wanted():
                 return
             if self._thread is None:
-                self._thread = threading.Thread(target=self._keep_ready, name="haste", daemon=True)
+                self._thread = threading.Thread(target=self._keep_ready, name="warmup", daemon=True)
                 self._thread.start()
             else:
                 self._changed.notify()
@@ -56,11 +56,11 @@ class Haste:
 
     def _keep_ready(self) -> None:
         while self._wait_until_wanted():
-            cgroups.hasten()
+            cgroups.warm_up()
             time.sleep(_PAUSE_S)
 
     def _wait_until_wanted(self) -> bool:
-        """Tell whether somebody wants it within a while; if not, the thread is to end."""
+        """Return whether somebody wants it within a while; if not, the thread is to end."""
         with self._changed:
             wanted = self._changed.wait_for(self._is_wanted, _REST_S)
             if not wanted:

@@ -7,8 +7,8 @@ hugetlb) and cgroup-v2.rst.
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.stats import CgroupDetails, DeviceUsage, HugepageUsage
 

@@ -58,8 +58,8 @@ _MAX_PATH_BYTES = 4000  # what the mount point and a file in it leave of the ker
 
 @dataclass(frozen=True, slots=True)
 class Hierarchies:
-    """Where cgroups are mounted. Version 1: a folder per controller, and ``others`` without one (systemd's, the unified
-    one). Version 2: ``unified`` alone."""
+    """Where cgroups are mounted. Version 1: a directory per controller, and ``others`` without one (systemd's, the
+    unified one). Version 2: ``unified`` alone."""
 
     version: int
     by_controller: Mapping[str, str] = field(default_factory=dict)
@@ -143,8 +143,8 @@ class Hierarchies:
                 if self.version == 2:
                     _delegate(root, path)
         except OSError as error:
-            for folder in made:
-                _remove_folder(folder)
+            for directory in made:
+                _remove_directory(directory)
             if error.errno == errno.EEXIST:
                 raise AlreadyExists(
                     f"cgroup {path} is there already ({error.filename}), so it is somebody else's"
@@ -184,36 +184,36 @@ class Hierarchies:
         """Most often all but the last is there; but a cpuset can't take processors from one above that has none yet."""
         with contextlib.suppress(FileNotFoundError):
             if root != self.by_controller.get("cpuset"):
-                self._make_folder(root, root + path)
+                self._make_directory(root, root + path)
                 return
-        for folder in _levels(root, path):
-            self._make_folder(root, folder)
+        for directory in _levels(root, path):
+            self._make_directory(root, directory)
 
-    def _make_folder(self, root: str, folder: str) -> None:
+    def _make_directory(self, root: str, directory: str) -> None:
         try:
-            rights.make_directory(folder, rights.SHOWN_DIRECTORY)
+            rights.make_directory(directory, rights.SHOWN_DIRECTORY)
         except FileExistsError:
-            if not stat.S_ISDIR(os.stat(folder).st_mode):  # noqa: PTH116  # one that has gone meanwhile is no file
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
+            if not stat.S_ISDIR(os.stat(directory).st_mode):  # noqa: PTH116  # one that has gone meanwhile is no file
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory) from None
         else:
             with contextlib.suppress(OSError):  # without the right to mark it: it stays when it is not used any more
-                os.setxattr(folder, _MARK, _ANYBODY.encode())
+                os.setxattr(directory, _MARK, _ANYBODY.encode())
         if root == self.by_controller.get("cpuset"):
-            _inherit_cpuset(folder)
+            _inherit_cpuset(directory)
 
     def remove(self, path: str) -> None:
         """See the function of the same name."""
         _check(path)
         for root in self.all:
-            for folder in reversed(list(_tree(root + path))):
-                _remove_folder(folder)
+            for directory in reversed(list(_tree(root + path))):
+                _remove_directory(directory)
 
     def processes(self, path: str) -> tuple[int, ...]:
         """See the function of the same name."""
         found: set[int] = set()
         for root in self.all:
-            for folder in _tree(root + path):
-                found.update(map(int, (_read(f"{folder}/cgroup.procs") or "").split()))
+            for directory in _tree(root + path):
+                found.update(map(int, (_read(f"{directory}/cgroup.procs") or "").split()))
         return tuple(sorted(found - {0, os.getpid()}))
 
     def join(self, path: str, pid: int) -> None:
@@ -228,7 +228,7 @@ class Hierarchies:
         for root in self.made:
             _write(f"{root}{path}/tasks", "0")
 
-    def hasten(self) -> None:
+    def warm_up(self) -> None:
         """See the function of the same name."""
         own = self._own_path()
         if own is not None:
@@ -270,8 +270,8 @@ class Hierarchies:
             if self.version == 2:
                 _write(f"{self.unified}{path}/cgroup.kill", "1")
             elif freezer := self.by_controller.get("freezer"):
-                for folder in _tree(freezer + path):
-                    _write(f"{folder}/freezer.state", "THAWED")
+                for directory in _tree(freezer + path):
+                    _write(f"{directory}/freezer.state", "THAWED")
 
     def read_usage(self, path: str) -> CgroupUsage:
         """See the function of the same name."""
@@ -280,8 +280,8 @@ class Hierarchies:
     def read_file(self, path: str, name: str) -> str | None:
         """See the function of the same name."""
         _check(path)
-        folders = (self.by_controller.get(name.split(".", 1)[0], ""), self.unified)
-        found = (_read(f"{folder}{path}/{name}") for folder in folders if folder)
+        directories = (self.by_controller.get(name.split(".", 1)[0], ""), self.unified)
+        found = (_read(f"{directory}{path}/{name}") for directory in directories if directory)
         return next((text for text in found if text is not None), None)
 
     def write_resources(self, path: str, resources: LinuxResources) -> None:
@@ -329,7 +329,7 @@ def make_new(path: str, owner: str) -> None:
 
 
 def belongs_to(path: str, owner: str) -> bool:
-    """Tell whether a cgroup is the owner's, so that what runs in it may be killed and it may be removed.
+    """Return whether a cgroup is the owner's, so that what runs in it may be killed and it may be removed.
 
     It is if its name is the owner's id, 64 hexadecimal digits that crinoid has drawn and nobody could know before (with
     systemd ``PREFIX-ID.scope``), or if it is there and has been made for this owner by ``make_new``.
@@ -338,12 +338,12 @@ def belongs_to(path: str, owner: str) -> bool:
 
 
 def is_named_by_owner(path: str) -> bool:
-    """Tell whether a cgroup has the id of a pod or container for its name, which it then belongs to."""
+    """Return whether a cgroup has the id of a pod or container for its name, which it then belongs to."""
     return _DRAWN_ID.fullmatch(owner_in_name(path)) is not None
 
 
 def is_marked(path: str) -> bool:
-    """Tell whether crinoid has made a cgroup, for whomever."""
+    """Return whether crinoid has made a cgroup, for whomever."""
     return _host().is_marked(path)
 
 
@@ -359,15 +359,15 @@ def find_named(owners: Collection[str]) -> list[str]:
     """Return the paths of the cgroups that have the id of one of these owners for a name, inner ones last."""
     found: dict[str, None] = {}
     for root in _host().made:
-        for folder in _tree(root):
-            if owner_in_name(folder) in owners:
-                found[folder.removeprefix(root)] = None
+        for directory in _tree(root):
+            if owner_in_name(directory) in owners:
+                found[directory.removeprefix(root)] = None
     return list(found)
 
 
 def is_path(path: object) -> bool:
-    """Tell whether this can be the path of a cgroup below the root: text, absolute, without ``..`` or a newline, which
-    the kernel refuses, and not too deep."""
+    """Return whether this can be the path of a cgroup below the root: text, absolute, without ``..`` or a newline,
+    which the kernel refuses, and not too deep."""
     if not isinstance(path, str) or not path.startswith("/") or not {"\0", "\n"}.isdisjoint(path):
         return False
     parts = [part for part in path.split("/") if part]
@@ -384,7 +384,7 @@ def remove(path: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Tell whether there is such a cgroup, in any hierarchy that ``make`` makes one in."""
+    """Return whether there is such a cgroup, in any hierarchy that ``make`` makes one in."""
     return any(Path(root + path).is_dir() for root in _host().made)
 
 
@@ -414,7 +414,7 @@ def remove_unused(path: str) -> bool:
 
 
 def accounts_swap() -> bool:
-    """Tell whether the kernel can limit swap: version 1 only where it was switched on at boot."""
+    """Return whether the kernel can limit swap: version 1 only where it was switched on at boot."""
     host = _host()
     return host.version == 2 or Path(f"{host.by_controller.get('memory', '')}/memory.memsw.limit_in_bytes").exists()
 
@@ -423,7 +423,7 @@ def hugepage_sizes() -> frozenset[str]:
     """Return the page sizes that can be limited, such as ``2MB``; none without the hugetlb controller in use."""
     if "hugetlb" not in controllers():
         return frozenset()
-    sizes = (int(folder.name[len("hugepages-") : -len("kB")]) for folder in _HUGEPAGES.glob("hugepages-*kB"))
+    sizes = (int(directory.name[len("hugepages-") : -len("kB")]) for directory in _HUGEPAGES.glob("hugepages-*kB"))
     return frozenset(f"{size >> 10}MB" if size < 1 << 20 else f"{size >> 20}GB" for size in sizes)
 
 
@@ -458,7 +458,7 @@ def enter(path: str) -> None:
     _host().enter(path)
 
 
-def hasten() -> None:
+def warm_up() -> None:
     """Let the kernel get ready to move processes between cgroups, as runtimes do; for a thread of nobody else.
 
     The first move waits for all processors to pass a point of rest (an RCU grace period, some ten milliseconds), those
@@ -466,7 +466,7 @@ def hasten() -> None:
     Where this can't be done nothing happens.
     """
     with contextlib.suppress(OSError):
-        _host().hasten()
+        _host().warm_up()
 
 
 def read_usage(path: str) -> CgroupUsage:
@@ -542,38 +542,38 @@ def owner_in_name(path: str) -> str:
     return name.removesuffix(".scope").rpartition("-")[2] if name.endswith(".scope") else name
 
 
-def _read_mark(folder: str) -> str:
+def _read_mark(directory: str) -> str:
     """Return whose a cgroup is; empty where there is none, or it is not of crinoid's making."""
     try:
-        return os.getxattr(folder, _MARK).decode(errors="replace")
+        return os.getxattr(directory, _MARK).decode(errors="replace")
     except OSError:
         return ""
 
 
 def _levels(root: str, path: str) -> Iterator[str]:
-    folder = root
+    directory = root
     for part in filter(None, path.split("/")):
-        folder = f"{folder}/{part}"
-        yield folder
+        directory = f"{directory}/{part}"
+        yield directory
 
 
-def _tree(folder: str) -> Iterator[str]:
-    """Yield a cgroup's folder and all below, from the top."""
+def _tree(directory: str) -> Iterator[str]:
+    """Yield a cgroup's directory and all below, from the top."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(directory) as entries:
             below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return
-    yield folder
+    yield directory
     for child in below:
         yield from _tree(child)
 
 
-def _remove_folder(folder: str) -> None:
+def _remove_directory(directory: str) -> None:
     """A cgroup stays busy for a moment after its last process ended."""
     for left in reversed(range(_REMOVE_TRIES)):
         try:
-            Path(folder).rmdir()
+            Path(directory).rmdir()
         except FileNotFoundError:
             return
         except OSError as error:
@@ -584,11 +584,11 @@ def _remove_folder(folder: str) -> None:
             return
 
 
-def _inherit_cpuset(folder: str) -> None:
+def _inherit_cpuset(directory: str) -> None:
     """Version 1: a new cpuset is empty, and no process can join it so."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        if not (_read(f"{folder}/{name}") or "").strip():
-            _write(f"{folder}/{name}", (_read(f"{Path(folder).parent}/{name}") or "").strip())
+        if not (_read(f"{directory}/{name}") or "").strip():
+            _write(f"{directory}/{name}", (_read(f"{Path(directory).parent}/{name}") or "").strip())
 
 
 def _delegate(root: str, path: str) -> None:
@@ -596,13 +596,13 @@ def _delegate(root: str, path: str) -> None:
 
     One that can't be switched on is left: a limit that needs it then says so.
     """
-    for folder in [root, *_levels(root, path)][:-1]:
-        there = (_read(f"{folder}/cgroup.controllers") or "").split()
-        on = (_read(f"{folder}/cgroup.subtree_control") or "").split()
+    for directory in [root, *_levels(root, path)][:-1]:
+        there = (_read(f"{directory}/cgroup.controllers") or "").split()
+        on = (_read(f"{directory}/cgroup.subtree_control") or "").split()
         for name in _DELEGATED:
             if name in there and name not in on:
                 with contextlib.suppress(OSError):
-                    _write(f"{folder}/cgroup.subtree_control", f"+{name}")
+                    _write(f"{directory}/cgroup.subtree_control", f"+{name}")
 
 
 def _usage_or_none(path: str) -> CgroupUsage | None:
@@ -614,11 +614,11 @@ def _usage_or_none(path: str) -> CgroupUsage | None:
 
 def _read_usage_v1(by_controller: Mapping[str, str], path: str) -> CgroupUsage:
     cpuacct = _read_bytes(f"{by_controller.get('cpuacct', '')}{path}/cpuacct.usage")
-    memory_folder = f"{by_controller.get('memory', '')}{path}"
-    usage = _read_bytes(f"{memory_folder}/memory.usage_in_bytes")
+    memory_directory = f"{by_controller.get('memory', '')}{path}"
+    usage = _read_bytes(f"{memory_directory}/memory.usage_in_bytes")
     if cpuacct is None and usage is None:
         raise NotFound(f"cgroup {path} does not exist")
-    memory = _lines(_read_bytes(f"{memory_folder}/memory.stat"))
+    memory = _lines(_read_bytes(f"{memory_directory}/memory.stat"))
     limit = _figure(memory, b"\nhierarchical_memory_limit ") or _NO_LIMIT
     both = _figure(memory, b"\nhierarchical_memsw_limit ") or _NO_LIMIT
     used = int(usage or 0)
@@ -637,27 +637,27 @@ def _read_usage_v1(by_controller: Mapping[str, str], path: str) -> CgroupUsage:
     )
 
 
-def _read_usage_v2(folder: str) -> CgroupUsage:
-    cpu = _read_bytes(f"{folder}/cpu.stat")
+def _read_usage_v2(directory: str) -> CgroupUsage:
+    cpu = _read_bytes(f"{directory}/cpu.stat")
     if cpu is None:
-        raise NotFound(f"cgroup {folder} does not exist")
-    memory = _lines(_read_bytes(f"{folder}/memory.stat"))
-    used = _number(_read(f"{folder}/memory.current")) or 0
+        raise NotFound(f"cgroup {directory} does not exist")
+    memory = _lines(_read_bytes(f"{directory}/memory.stat"))
+    used = _number(_read(f"{directory}/memory.current")) or 0
     return CgroupUsage(
         timestamp_ns=time.time_ns(),
         cpu_ns=(_figure(_lines(cpu), b"\nusage_usec ") or 0) * 1000,
         memory_usage_bytes=used,
         memory_working_set_bytes=max(0, used - (_figure(memory, b"\ninactive_file ") or 0)),
         memory_rss_bytes=_figure(memory, b"\nanon ") or 0,
-        memory_limit_bytes=_number(_read(f"{folder}/memory.max")),
+        memory_limit_bytes=_number(_read(f"{directory}/memory.max")),
         page_faults=_figure(memory, b"\npgfault ") or 0,
         major_page_faults=_figure(memory, b"\npgmajfault ") or 0,
-        swap_usage_bytes=_number(_read(f"{folder}/memory.swap.current")),
-        swap_limit_bytes=_number(_read(f"{folder}/memory.swap.max")),
-        pids=_number(_read(f"{folder}/pids.current")) or 0,
-        cpu_pressure=_pressure(_read(f"{folder}/cpu.pressure")),
-        memory_pressure=_pressure(_read(f"{folder}/memory.pressure")),
-        io_pressure=_pressure(_read(f"{folder}/io.pressure")),
+        swap_usage_bytes=_number(_read(f"{directory}/memory.swap.current")),
+        swap_limit_bytes=_number(_read(f"{directory}/memory.swap.max")),
+        pids=_number(_read(f"{directory}/pids.current")) or 0,
+        cpu_pressure=_pressure(_read(f"{directory}/cpu.pressure")),
+        memory_pressure=_pressure(_read(f"{directory}/memory.pressure")),
+        io_pressure=_pressure(_read(f"{directory}/io.pressure")),
     )
 
 
@@ -697,7 +697,7 @@ def _write_resources_v1(by_controller: Mapping[str, str], path: str, resources: 
         raise Unsupported(f"cgroup {path}: the host has cgroup v1, but unified settings ask for v2")
     _write_memory_v1(by_controller, path, resources)
     for name, value in _settings_v1(resources):
-        _set(f"{_controller_folder(by_controller, name, path)}/{name}", value)
+        _set(f"{_controller_directory(by_controller, name, path)}/{name}", value)
 
 
 def _settings_v1(resources: LinuxResources) -> Iterator[tuple[str, str]]:
@@ -719,7 +719,7 @@ def _write_memory_v1(by_controller: Mapping[str, str], path: str, resources: Lin
         ("memory.memsw.limit_in_bytes", resources.memory_swap_limit_bytes),
     ]
     wanted = [
-        (f"{_controller_folder(by_controller, name, path)}/{name}", str(value)) for name, value in settings if value
+        (f"{_controller_directory(by_controller, name, path)}/{name}", str(value)) for name, value in settings if value
     ]
     try:
         for file, value in wanted:
@@ -729,39 +729,39 @@ def _write_memory_v1(by_controller: Mapping[str, str], path: str, resources: Lin
             _set(file, value)
 
 
-def _controller_folder(by_controller: Mapping[str, str], name: str, path: str) -> str:
+def _controller_directory(by_controller: Mapping[str, str], name: str, path: str) -> str:
     controller = name.split(".", 1)[0]
     if controller not in by_controller:
         raise Unsupported(f"cgroup {path}: the host has no {controller} controller, which {name} needs")
     return by_controller[controller] + path
 
 
-def _check_setting(folder: str, name: str, *, is_root: bool) -> None:
+def _check_setting(directory: str, name: str, *, is_root: bool) -> None:
     """The root has few settings: of those below it nothing is known until there is one."""
     controller, dot, rest = name.partition(".")
     if "/" in name or not (controller and dot and rest):
-        raise InvalidArgument(f"cgroup {folder}: {name!r} is not the name of a setting")
-    if controller != "cgroup" and controller not in (_read(f"{folder}/cgroup.controllers") or "").split():
-        raise Unsupported(f"cgroup setting {name} does not exist in {folder}: controller {controller} is off")
-    if not is_root and not Path(f"{folder}/{name}").exists():
-        raise InvalidArgument(f"cgroup setting {name} does not exist in {folder}: this kernel has no such setting")
+        raise InvalidArgument(f"cgroup {directory}: {name!r} is not the name of a setting")
+    if controller != "cgroup" and controller not in (_read(f"{directory}/cgroup.controllers") or "").split():
+        raise Unsupported(f"cgroup setting {name} does not exist in {directory}: controller {controller} is off")
+    if not is_root and not Path(f"{directory}/{name}").exists():
+        raise InvalidArgument(f"cgroup setting {name} does not exist in {directory}: this kernel has no such setting")
 
 
-def _write_resources_v2(folder: str, resources: LinuxResources) -> None:
-    settings = tuple(_settings_v2(folder, resources))
-    if not Path(folder).is_dir():
-        raise NotFound(f"cgroup {folder} does not exist")
+def _write_resources_v2(directory: str, resources: LinuxResources) -> None:
+    settings = tuple(_settings_v2(directory, resources))
+    if not Path(directory).is_dir():
+        raise NotFound(f"cgroup {directory} does not exist")
     for name, _value in settings:
-        _check_setting(folder, name, is_root=False)
+        _check_setting(directory, name, is_root=False)
     for name, value in settings:
-        _set(f"{folder}/{name}", value)
+        _set(f"{directory}/{name}", value)
 
 
-def _settings_v2(folder: str, resources: LinuxResources) -> Iterator[tuple[str, str]]:
+def _settings_v2(directory: str, resources: LinuxResources) -> Iterator[tuple[str, str]]:
     if resources.cpu_shares:
         yield "cpu.weight", str(cpu_weight(resources.cpu_shares))
     if resources.cpu_quota or resources.cpu_period:
-        yield "cpu.max", _cpu_max(_read(f"{folder}/cpu.max") or "max 100000", resources)
+        yield "cpu.max", _cpu_max(_read(f"{directory}/cpu.max") or "max 100000", resources)
     if resources.memory_limit_bytes:
         yield "memory.max", _limit(resources.memory_limit_bytes)
     if resources.memory_swap_limit_bytes:
@@ -803,10 +803,10 @@ def _set(file: str, value: str) -> None:
     try:
         _write(file, value)
     except FileNotFoundError as error:
-        folder = Path(file).parent
-        if folder.is_dir():
+        directory = Path(file).parent
+        if directory.is_dir():
             raise Unsupported(f"cgroup setting {file} does not exist: its controller is off") from error
-        raise NotFound(f"cgroup {folder} does not exist") from error
+        raise NotFound(f"cgroup {directory} does not exist") from error
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ERANGE, errno.EBUSY):
             raise InvalidArgument(f"{file} can't be set to {value}: {error.strerror}") from error

@@ -42,12 +42,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_directory(path.parent)
 
 
-def remove_unfinished_writes(folder: Path) -> None:
-    """Remove what ``write_atomically`` leaves in a folder when its process is killed; nobody may write there now."""
-    for left in folder.glob(f".*{_TEMPORARY}"):
+def remove_unfinished_writes(directory: Path) -> None:
+    """Remove what ``write_atomically`` leaves in a directory when its process is killed; nobody may write there now."""
+    for left in directory.glob(f".*{_TEMPORARY}"):
         left.unlink(missing_ok=True)
 
 
@@ -57,8 +57,8 @@ def sync_file(path: Path) -> None:
         sync(fd, path)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
     with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         sync(fd, path)
 
@@ -133,22 +133,22 @@ def disk_usage(path: Path) -> DiskUsage:
 
 
 def _walk(path: Path, device: int) -> Iterator[os.stat_result]:
-    """Yield the status of all below a folder, however deep, with one folder open at a time."""
+    """Yield the status of all below a directory, however deep, with one directory open at a time."""
     with _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd:
         pending = [b"."]
         while pending:
-            folder = pending.pop()
-            for name, status in _entries(root_fd, folder):
+            directory = pending.pop()
+            for name, status in _entries(root_fd, directory):
                 if status.st_dev == device:
                     yield status
                     if stat.S_ISDIR(status.st_mode):
-                        pending.append(folder + b"/" + os.fsencode(name))
+                        pending.append(directory + b"/" + os.fsencode(name))
 
 
-def _entries(root_fd: int, folder: bytes) -> Iterator[tuple[str, os.stat_result]]:
+def _entries(root_fd: int, directory: bytes) -> Iterator[tuple[str, os.stat_result]]:
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        _opened(_open_below(root_fd, folder)) as fd,
+        _opened(_open_below(root_fd, directory)) as fd,
         os.scandir(fd) as entries,
     ):
         for entry in entries:
@@ -156,12 +156,12 @@ def _entries(root_fd: int, folder: bytes) -> Iterator[tuple[str, os.stat_result]
                 yield entry.name, entry.stat(follow_symlinks=False)
 
 
-def _open_below(root_fd: int, folder: bytes) -> int:
-    """Open a folder below another by a path of any length; a link on the way is an error."""
+def _open_below(root_fd: int, directory: bytes) -> int:
+    """Open a directory below another by a path of any length; a link on the way is an error."""
     fd = os.dup(root_fd)
-    while folder:
-        cut = len(folder) if len(folder) <= _HOP_BYTES else folder.rindex(b"/", 0, _HOP_BYTES)
-        hop, folder = folder[:cut], folder[cut + 1 :]
+    while directory:
+        cut = len(directory) if len(directory) <= _HOP_BYTES else directory.rindex(b"/", 0, _HOP_BYTES)
+        hop, directory = directory[:cut], directory[cut + 1 :]
         with _opened(fd):
             fd = _openat2(fd, hop, os.O_RDONLY | os.O_DIRECTORY, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
     return fd
@@ -184,7 +184,7 @@ def remove_tree(path: Path) -> None:
                 if os.path.lexists(path):
                     raise
                 return
-            failures = _remove_folder(path)
+            failures = _remove_directory(path)
         else:
             return
         if failures and failures[0].errno != errno.ENOTEMPTY:  # else another has parked something there meanwhile
@@ -193,10 +193,10 @@ def remove_tree(path: Path) -> None:
         raise failures[0]
 
 
-def _remove_folder(path: Path) -> list[OSError]:
+def _remove_directory(path: Path) -> list[OSError]:
     failures: list[OSError] = []
     try:
-        with _opened(_open_folder(os.O_RDONLY, None, path)) as fd:
+        with _opened(_open_directory(os.O_RDONLY, None, path)) as fd:
             park = _Park(fd)
             _empty(fd, park, 0, failures)
             while park.names:
@@ -211,24 +211,24 @@ def _remove_folder(path: Path) -> list[OSError]:
 
 
 class _Park:
-    """Where folders that lie too deep for the number of open descriptors are moved, to be emptied later."""
+    """Where directories that lie too deep for the number of open descriptors are moved, to be emptied later."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.names: list[str] = []
 
-    def take(self, folder_fd: int, name: str) -> None:
+    def take(self, directory_fd: int, name: str) -> None:
         parked = f"{_PARK}{secrets.token_hex(8)}"
-        os.rename(name, parked, src_dir_fd=folder_fd, dst_dir_fd=self.fd)
+        os.rename(name, parked, src_dir_fd=directory_fd, dst_dir_fd=self.fd)
         self.names.append(parked)
 
 
 def _empty(fd: int, park: _Park, depth: int, failures: list[OSError]) -> None:
     with os.scandir(fd) as entries:
         listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_folder in listed:
+    for name, is_directory in listed:
         try:
-            if not is_folder:
+            if not is_directory:
                 os.unlink(name, dir_fd=fd)
             elif depth < _MAX_DEPTH:
                 _remove_below(fd, name, park, depth + 1, failures)
@@ -241,10 +241,10 @@ def _empty(fd: int, park: _Park, depth: int, failures: list[OSError]) -> None:
 
 
 def _remove_below(fd: int, name: str, park: _Park, depth: int, failures: list[OSError]) -> None:
-    """Remove a folder; one in which something stays is no failure of its own."""
+    """Remove a directory; one in which something stays is no failure of its own."""
     known = len(failures)
     try:
-        with _opened(_open_folder(os.O_RDONLY, fd, name)) as below:
+        with _opened(_open_directory(os.O_RDONLY, fd, name)) as below:
             _empty(below, park, depth, failures)
         os.rmdir(name, dir_fd=fd)
     except FileNotFoundError:
@@ -254,7 +254,7 @@ def _remove_below(fd: int, name: str, park: _Park, depth: int, failures: list[OS
             failures.append(error)
 
 
-def _open_folder(flags: int, dir_fd: int | None, name: Path | str) -> int:
+def _open_directory(flags: int, dir_fd: int | None, name: Path | str) -> int:
     if dir_fd is None:
         return os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     return _openat2(dir_fd, os.fsencode(name), flags | os.O_DIRECTORY, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS)

@@ -3,8 +3,8 @@
 Called by ``lifecycle`` for root file systems and volumes, whatever snapshotter or runtime is in use. Everything blocks.
 
 The kernel maps one mount, not a stack: a bind mount gets the maps itself; an overlay can't have any, so each of its
-lower layers gets them (Linux >= 5.19), and its upper folder starts out as the mapped root's. Those mounts of layers are
-made in a mount namespace that ends at once: the overlay keeps what it needs of them, and nothing is left to undo.
+lower layers gets them (Linux >= 5.19), and its upper directory starts out as the mapped root's. Those mounts of layers
+are made in a mount namespace that ends at once: the overlay keeps what it needs of them, and nothing is left to undo.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc, mount
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.namespaces import user_namespace
@@ -55,7 +55,7 @@ class IdMaps:
             os.close(fd)
 
     def chown(self, path: Path) -> None:
-        """Make a file or folder, not what is in it, belong to whom it would show as through the maps.
+        """Make a file or directory, not what is in it, belong to whom it would show as through the maps.
 
         An id outside of the maps stays as it is. Not idempotent.
         """
@@ -73,7 +73,7 @@ def to_host(number: int, mappings: Sequence[IdMapping]) -> int | None:
 
 
 def mount_mapped(wanted: Mount, target: Path, maps: IdMaps) -> None:
-    """As ``mount.mount``, with the owners mapped. An overlay's upper folder must be new: its own owner is changed.
+    """As ``mount.mount``, with the owners mapped. An overlay's upper directory must be new: its own owner is changed.
 
     Raises Unsupported where the file system or the kernel has no id-mapped mounts, naming what was to be mapped.
     """
@@ -88,19 +88,20 @@ def mount_mapped(wanted: Mount, target: Path, maps: IdMaps) -> None:
             _attach(call_in_fresh_thread(lambda: _mount_apart(wanted, target, fd)), target)
 
 
-def try_in(folder: Path) -> None:
-    """Try out a mapped bind mount and an overlay over mapped layers below a folder, where nobody sees; one at a time.
+def try_in(directory: Path) -> None:
+    """Try out a mapped bind mount and an overlay over mapped layers below a directory, where nobody sees; one at a
+    time.
 
     Raises Unsupported, saying which of them this file system and kernel can't do.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for stale in folder.glob(f"{_SCRATCH}*"):  # its maker was killed
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for stale in directory.glob(f"{_SCRATCH}*"):  # its maker was killed
         remove_tree(stale)
-    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=directory))
     try:
         call_in_fresh_thread(lambda: _try_apart(scratch))
     except OSError as error:
-        raise Unsupported(f"id-mapped mounts don't work in {folder}: {error}") from error
+        raise Unsupported(f"id-mapped mounts don't work in {directory}: {error}") from error
     finally:
         remove_tree(scratch)
 

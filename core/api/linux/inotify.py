@@ -1,4 +1,4 @@
-"""Watches a folder for files that are complete: closed after writing, or moved into it (inotify(7))."""
+"""Watches a directory for files that are complete: closed after writing, or moved into it (inotify(7))."""
 
 import asyncio
 import os
@@ -19,25 +19,25 @@ _EVENT = struct.Struct("iIII")
 _READ_BYTES = 1 << 16
 
 EVERYTHING = ""
-"""The name that stands for "look at the whole folder anew": the kernel dropped events."""
+"""The name that stands for "look at the whole directory anew": the kernel dropped events."""
 
 
 class DirectoryWatch:
     """An async iterator of file names; use it in ``with``, on the loop that reads it.
 
     The watch stands from construction on, so what is done after that is not missed. With ``removals`` names of removed
-    files come too. Iteration ends when the folder itself is gone, or at ``close``. One reader at a time. Raises OSError
-    for a path that is no folder.
+    files come too. Iteration ends when the directory itself is gone, or at ``close``. One reader at a time. Raises
+    OSError for a path that is no directory.
     """
 
-    def __init__(self, folder: Path, removals: bool = False) -> None:
+    def __init__(self, directory: Path, removals: bool = False) -> None:
         self._names: deque[str] = deque()
         self._changed = asyncio.Event()
         self._ended = False
         self._fd = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             mask = _CLOSE_WRITE | _MOVED_TO | _ONLYDIR | (_DELETE if removals else 0)
-            libc.call("inotify_add_watch", self._fd, os.fsencode(folder), mask, path=folder)
+            libc.call("inotify_add_watch", self._fd, os.fsencode(directory), mask, path=directory)
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._fd, self._read)
         except BaseException:

@@ -19,7 +19,7 @@ def names() -> tuple[str, ...]:
 
 
 def is_up(name: str) -> bool:
-    """Tell whether the interface is up; raise OSError when there is none of this name."""
+    """Return whether the interface is up; raise OSError when there is none of this name."""
     return bool(_flags(name) & _IFF_UP)
 
 

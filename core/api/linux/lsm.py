@@ -16,7 +16,7 @@ _LABEL = "security.selinux"
 
 
 def has_apparmor() -> bool:
-    """Tell whether the kernel confines by AppArmor."""
+    """Return whether the kernel confines by AppArmor."""
     try:
         return _APPARMOR.is_dir() and _APPARMOR_SWITCH.read_text().startswith("Y")
     except OSError:
@@ -30,7 +30,7 @@ def apparmor_profiles() -> frozenset[str]:
 
 
 def has_selinux() -> bool:
-    """Tell whether the kernel has an SELinux policy in force, enforcing or not."""
+    """Return whether the kernel has an SELinux policy in force, enforcing or not."""
     return (_SELINUX / "enforce").exists()
 
 
@@ -53,9 +53,9 @@ def relabel(path: Path, label: str, attribute: str = _LABEL) -> None:
 def _files_of(path: Path) -> Iterator[str]:
     top = path.lstat()
     yield str(path)
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if _device(f"{folder}/{name}") == top.st_dev]
-        yield from (f"{folder}/{name}" for name in (*folders, *names))
+    for directory, directories, names in os.walk(path):
+        directories[:] = [name for name in directories if _device(f"{directory}/{name}") == top.st_dev]
+        yield from (f"{directory}/{name}" for name in (*directories, *names))
 
 
 def _device(path: str) -> int:

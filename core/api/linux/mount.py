@@ -10,10 +10,9 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc
 from crinoid.core.api.linux.threads import call_in_fresh_thread
 from crinoid.core.api.values.snapshot import Mount
@@ -138,13 +137,13 @@ def mount(mount: Mount, target: Path) -> None:
 
 
 def bind(source: Path, target: Path, readonly: bool = False, recursive: bool = False) -> None:
-    """Show a folder or file at another place; read-only with all that is mounted below it, if asked."""
+    """Show a directory or file at another place; read-only with all that is mounted below it, if asked."""
     words = frozenset({"ro"}) if readonly else frozenset[str]()
     _bind(source, target, MountOptions(words=words, recursive=recursive))
 
 
 def bind_mapped(source: Path, target: Path, options: MountOptions, maps: int) -> None:
-    """Show a folder or file at another place with other owners, by the maps of the user namespace open as ``maps``.
+    """Show a directory or file at another place with other owners, by the maps of the user namespace open as ``maps``.
 
     Of what is mounted below the source, with ``recursive``, only the top is mapped where the rest can't be. Raises
     OSError: EINVAL when the file system or the kernel has no id-mapped mounts, EPERM for a mount that has maps already.
@@ -192,14 +191,14 @@ def unmount(target: Path, lazy: bool = True) -> None:
 
 
 def mountpoints(below: Path) -> tuple[Path, ...]:
-    """Name the mounts at and below a folder, in the order in which to undo them."""
+    """Name the mounts at and below a directory, in the order in which to undo them."""
     text = Path("/proc/self/mountinfo").read_bytes()
     paths = [Path(os.fsdecode(_unescape(line.split(b" ")[4]))) for line in text.split(b"\n")[:-1]]
     return tuple(reversed([path for path in paths if path.is_relative_to(below)]))
 
 
 def propagation(path: Path) -> tuple[bool, bool]:
-    """Tell whether the mount that holds a path is shared, and whether it is a slave (mount_namespaces(7))."""
+    """Return whether the mount that holds a path is shared, and whether it is a slave (mount_namespaces(7))."""
     best, fields = -1, ""
     for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
         words = line.split(b" ")
@@ -255,7 +254,7 @@ def _mount_overlay(source: str, target: Path, options: MountOptions) -> None:
 
 @functools.cache
 def takes_layers_one_by_one() -> bool:
-    """Tell whether the kernel's overlay has ``lowerdir+`` (Linux >= 6.7).
+    """Return whether the kernel's overlay has ``lowerdir+`` (Linux >= 6.7).
 
     Before 6.5 the new calls take any option whatever, and complain at the end: so a wrong one is tried, too.
     """
@@ -289,7 +288,7 @@ def _configure(context: int, source: str, options: MountOptions, stack: contextl
     for option in _lowers_apart(options.data):
         key, equals, value = option.partition("=")
         if equals:
-            _fsconfig(context, _FSCONFIG_SET_STRING, key, _folder_value(key, value, stack))
+            _fsconfig(context, _FSCONFIG_SET_STRING, key, _directory_value(key, value, stack))
         else:
             _fsconfig(context, _FSCONFIG_SET_FLAG, key, None)
     _fsconfig(context, _FSCONFIG_CMD_CREATE, "", None)
@@ -314,8 +313,8 @@ def lower_paths(options: Iterable[str]) -> list[str]:
     return found
 
 
-def _folder_value(key: str, value: str, stack: contextlib.ExitStack) -> str:
-    """Make a folder's name fit into one fsconfig value; a backslash escapes in all of them but ``lowerdir+``."""
+def _directory_value(key: str, value: str, stack: contextlib.ExitStack) -> str:
+    """Make a directory's name fit into one fsconfig value; a backslash escapes in all of them but ``lowerdir+``."""
     if key not in _FOLDERS:
         return value
     escaped = value if key == "lowerdir+" else value.replace("\\", "\\\\")
@@ -329,7 +328,7 @@ def _folder_value(key: str, value: str, stack: contextlib.ExitStack) -> str:
 def mount_overlay_by_string(source: str, target: Path, options: MountOptions) -> None:
     """Mount an overlay the old way, all layers in one string of at most a page.
 
-    Where absolute names do not fit, a thread goes to the folder above all of the layers and uses relative ones.
+    Where absolute names do not fit, a thread goes to the directory above all of the layers and uses relative ones.
     """
     lowers = lower_paths(options.data)
     rest = [_quoted(_escaped_option(option)) for option in options.data if not option.startswith("lowerdir")]

@@ -64,7 +64,7 @@ def unpin(path: Path) -> None:
 
 
 def is_pinned(path: Path) -> bool:
-    """Tell whether a namespace is held at the path."""
+    """Return whether a namespace is held at the path."""
     try:
         return path.stat().st_dev == Path("/proc/self/ns/uts").stat().st_dev
     except FileNotFoundError:
@@ -108,9 +108,9 @@ def user_namespace(uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> Iter
     Raises DriverError when none can be made, OSError (EINVAL) for maps that the kernel does not take.
     """
     with _unshared_child([]) as process:
-        folder = Path(f"/proc/{process.pid}")
-        _write_maps(folder, uids, gids)
-        fd = os.open(folder / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        directory = Path(f"/proc/{process.pid}")
+        _write_maps(directory, uids, gids)
+        fd = os.open(directory / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
             yield fd
         finally:
@@ -143,11 +143,11 @@ def _pin_with_user(
 ) -> None:
     """A thread can't make a user namespace: a child does, with all others so that they belong to it."""
     with _unshared_child([_KINDS[kind][2] for kind in kinds if kind != _USER]) as process:
-        folder = Path(f"/proc/{process.pid}")
-        _write_maps(folder, uids, gids)
+        directory = Path(f"/proc/{process.pid}")
+        _write_maps(directory, uids, gids)
         if hostname and "uts" in kinds:
             call_in_fresh_thread(lambda: _set_hostname_of(process.pid, hostname))
-        _bind_all(kinds, folder / "ns")
+        _bind_all(kinds, directory / "ns")
 
 
 @contextlib.contextmanager
@@ -172,9 +172,9 @@ def _unshared_child(options: list[str]) -> Iterator[Process]:
         yield process
 
 
-def _write_maps(folder: Path, uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> None:
-    (folder / "uid_map").write_text(_id_map(uids))
-    (folder / "gid_map").write_text(_id_map(gids))
+def _write_maps(directory: Path, uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> None:
+    (directory / "uid_map").write_text(_id_map(uids))
+    (directory / "gid_map").write_text(_id_map(gids))
 
 
 def _id_map(mappings: Sequence[IdMapping]) -> str:
@@ -195,11 +195,11 @@ def _set_hostname_of(pid: int, name: str) -> None:
     _set_hostname(name)
 
 
-def _bind_all(kinds: Mapping[str, Path], folder: Path) -> None:
+def _bind_all(kinds: Mapping[str, Path], directory: Path) -> None:
     with contextlib.ExitStack() as undo:
         for kind, path in kinds.items():
             name = _USER if kind == _USER else _KINDS[kind][1]
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
             undo.callback(unpin, path)
-            mount.bind(folder / name, path)
+            mount.bind(directory / name, path)
         undo.pop_all()

@@ -15,10 +15,10 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import Unavailable, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.mount import escape_mountinfo
 from crinoid.core.api.linux.process import Process, spawn
 

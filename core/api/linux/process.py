@@ -112,7 +112,7 @@ def spawn(
     ResourceExhausted as ``run`` does.
     """
 
-    # posix_spawn in Python knows no chdir: a thread with a working folder of its own does it.
+    # posix_spawn in Python knows no chdir: a thread with a working directory of its own does it.
     if cwd is not None:
         return call_in_fresh_thread(lambda: _spawn_in(command, env, fds, cwd, new_session))
     with _child_fds(fds) as actions:
@@ -223,7 +223,7 @@ class Process:
 def _spawn_in(
     command: Sequence[str], env: Mapping[str, str] | None, fds: Mapping[int, int], cwd: Path, new_session: bool = True
 ) -> Process:
-    """Spawn in a folder; call it in a fresh thread."""
+    """Spawn in a directory; call it in a fresh thread."""
     libc.call("unshare", _CLONE_FS)
     os.chdir(cwd)
     return spawn(command, env=env, fds=fds, new_session=new_session)
@@ -280,7 +280,7 @@ def _with_umask(start: Callable[[], int]) -> int:
 
     A fresh thread can do it itself. For all others of the daemon one thread does, which lives as long as they: a
     program that asked to die with its parent dies with the thread that started it (PR_SET_PDEATHSIG). Whoever has
-    entered a namespace or a folder meanwhile gets another thread, which begins there.
+    entered a namespace or a directory meanwhile gets another thread, which begins there.
     """
     if is_fresh():
         return _start_here(start)
@@ -301,12 +301,13 @@ def _start_here(start: Callable[[], int]) -> int:
 
 def _surroundings() -> tuple[str, ...]:
     """What a program inherits of the calling thread, but for its ``fs``' umask; 20 µs."""
-    # The folder as a link: getcwd() raises where it has been removed, and programs can be started there all the same.
+    # The directory as a link: getcwd() raises where it has been removed, and programs can be started there all the
+    # same.
     return tuple(os.readlink(f"/proc/thread-self/{name}") for name in _INHERITED)  # noqa: PTH115
 
 
 class _Starter:
-    """The thread that starts programs for the threads that it shares namespaces and folder with."""
+    """The thread that starts programs for the threads that it shares namespaces and directory with."""
 
     def __init__(self) -> None:
         self.surroundings = _surroundings()

@@ -3,9 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-
-from crinoid.core.api.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class SocketPlace:
             rights.make_directories(self.path.parent, self._directory_mode)
             self._turn = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise ConfigurationError(f"can't make the folder of the socket {self.path}: {error}") from error
+            raise ConfigurationError(f"can't make the directory of the socket {self.path}: {error}") from error
         try:
             self._take_turn()
             self.check(taking_over=taking_over)  # again, as another may have published its own

@@ -13,11 +13,11 @@ import re
 import secrets
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
-from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_folder
+from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_directory
 from crinoid.core.api.values.snapshot import DiskUsage
 
 FIRST_RETRY_S = 5.0
@@ -38,16 +38,16 @@ class _Failure:
 class Trash:
     """One trash directory, for one process at a time. Safe to use from several threads."""
 
-    def __init__(self, folder: Path, log: logging.Logger) -> None:
+    def __init__(self, directory: Path, log: logging.Logger) -> None:
         """Make the directory; nothing is removed before ``start`` or the first ``throw``."""
-        self.folder = folder
+        self.directory = directory
         self._log = log
         self._changed = threading.Condition()
         self._failures: dict[str, _Failure] = {}
         self._thread: threading.Thread | None = None
         self._unsynced = False
-        rights.make_directories(folder)
-        rights.correct(folder, rights.DIRECTORY)
+        rights.make_directories(directory)
+        rights.correct(directory, rights.DIRECTORY)
 
     def start(self) -> None:
         """Go on with what is there; return at once. Idempotent."""
@@ -62,7 +62,7 @@ class Trash:
         ``label``: whose it was, for the log, such as a container's id; it outlives the process.
         """
         name = f"{time.time_ns()}-{secrets.token_hex(4)}-{_UNSAFE.sub('_', label)[:_LABEL_CHARACTERS]}"
-        path.rename(self.folder / name.rstrip("-"))
+        path.rename(self.directory / name.rstrip("-"))
         with self._changed:
             self._unsynced |= durably
             self._wake()
@@ -72,13 +72,13 @@ class Trash:
         usages = []
         for name in self._names():
             with contextlib.suppress(OSError):  # it is gone by now
-                usages.append(disk_usage(self.folder / name))
+                usages.append(disk_usage(self.directory / name))
         return DiskUsage(sum(one.used_bytes for one in usages), sum(one.inodes for one in usages))
 
     def failures(self) -> dict[str, str]:
         """Return what could not be removed so far, each with the error."""
         with self._changed:
-            return {str(self.folder / name): failure.error for name, failure in self._failures.items()}
+            return {str(self.directory / name): failure.error for name, failure in self._failures.items()}
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is nothing more to do now; tell whether the trash is empty."""
@@ -98,7 +98,7 @@ class Trash:
         while (name := self._next()) is not None:
             try:
                 self._sync()
-                remove_tree(self.folder / name)
+                remove_tree(self.directory / name)
                 error = None
             except OSError as failed:
                 error = failed
@@ -115,7 +115,7 @@ class Trash:
             unsynced, self._unsynced = self._unsynced, False
         if unsynced:
             try:
-                sync_folder(self.folder)
+                sync_directory(self.directory)
             except OSError:
                 self._unsynced = True
                 raise
@@ -144,7 +144,7 @@ class Trash:
         self._log.warning(
             "%s%s, thrown away %.0f s ago, can't be removed: %s; tried again in %.0f s",
             f"what is left of {label}: " if (label := name.partition("-")[2].partition("-")[2]) else "",
-            self.folder / name,
+            self.directory / name,
             _age_s(name),
             error,
             wait_s,
@@ -152,7 +152,7 @@ class Trash:
 
     def _names(self) -> list[str]:
         try:
-            return sorted(os.listdir(self.folder))  # noqa: PTH208  # names alone
+            return sorted(os.listdir(self.directory))  # noqa: PTH208  # names alone
         except FileNotFoundError:  # with all that it belonged to
             return []
 

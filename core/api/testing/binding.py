@@ -37,7 +37,7 @@ class _Hooks:
         self._relay = relay
 
     def has(self, hook: str) -> bool:
-        """Tell whether the driver has a hook."""
+        """Return whether the driver has a hook."""
         return bool(getattr(self._relay, hook).get_hookimpls())
 
     def __getattr__(self, hook: str) -> Callable[..., Any]:

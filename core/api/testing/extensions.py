@@ -214,7 +214,7 @@ class ExtensionContract:
     """What every extension does; ``make_driver`` is the author's."""
 
     def make_driver(self, host: Host) -> object:
-        """Return a driver that takes part in every pod, over the host's folders, which may hold what is left."""
+        """Return a driver that takes part in every pod, over the host's directories, which may hold what is left."""
         raise NotImplementedError("say how a driver is made")
 
     def make_unwilling_driver(self, host: Host) -> object:
@@ -444,11 +444,11 @@ async def _cancel_after(turns: int, step: Awaitable[None]) -> None:
         raise error
 
 
-def _make_host(folder: Path, slot: str) -> Host:
-    folders = [folder / slot / name for name in ("state", "run")]
-    for path in folders:
+def _make_host(directory: Path, slot: str) -> Host:
+    directories = [directory / slot / name for name in ("state", "run")]
+    for path in directories:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Host(slot, folders[0], folders[1], logging.getLogger("contract"))
+    return Host(slot, directories[0], directories[1], logging.getLogger("contract"))
 
 
 def _spec(name: str) -> dict[str, Any]:

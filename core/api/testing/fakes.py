@@ -47,9 +47,9 @@ FIRST_FAKE_PID = 1 << 22
 """Fake processes have ids from here on, which no Linux kernel gives to a real one (its largest ``pid_max``)."""
 
 
-def fake_host(folder: Path, slot: str = "fake") -> Host:
-    """Return a host whose folders lie in ``folder`` and exist."""
-    state_dir, run_dir = folder / "state" / slot, folder / "run" / slot
+def fake_host(directory: Path, slot: str = "fake") -> Host:
+    """Return a host whose directories lie in ``directory`` and exist."""
+    state_dir, run_dir = directory / "state" / slot, directory / "run" / slot
     for path in (state_dir, run_dir):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Host(slot, state_dir, run_dir, logging.getLogger(f"crinoid.plugins.fake.{slot}"), "0")
@@ -424,7 +424,8 @@ class FakeNetwork(Recorder):
 
 
 class FakeSnapshotter(Recorder):
-    """Layers are folders that nobody stacks: the mounts of a snapshot are one bind of an empty folder of its own."""
+    """Layers are directories that nobody stacks: the mounts of a snapshot are one bind of an empty directory of its
+    own."""
 
     def __init__(self, config: NoOptions, host: Host) -> None:
         super().__init__(config, host)
@@ -446,7 +447,7 @@ class FakeSnapshotter(Recorder):
         await self._enter("prepare_layer", chain_id=chain_id, parent=parent)
         key = f"layer-{next(self._numbers)}"
         self.unfinished.add(key)
-        return LayerTarget(key, self._folder(key), WhiteoutForm.OVERLAY)
+        return LayerTarget(key, self._directory(key), WhiteoutForm.OVERLAY)
 
     @hookimpl
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
@@ -533,12 +534,12 @@ class FakeSnapshotter(Recorder):
         return self.snapshots[key]
 
     def _mounts(self, key: str) -> tuple[Mount, ...]:
-        return (Mount("bind", str(self._folder(key)), ("rbind", "rw")),)
+        return (Mount("bind", str(self._directory(key)), ("rbind", "rw")),)
 
-    def _folder(self, key: str) -> Path:
-        folder = self.host.state_dir / hashlib.sha256(key.encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def _directory(self, key: str) -> Path:
+        directory = self.host.state_dir / hashlib.sha256(key.encode()).hexdigest()[:16]
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
 
 
 class FakeRegistry(Recorder):

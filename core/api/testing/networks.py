@@ -162,10 +162,10 @@ class NetworkContract:
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
         """The driver's place on the node."""
-        folders = [tmp_path / name for name in ("state", "run")]
-        for folder in folders:
-            folder.mkdir(mode=0o700)
-        return Host("contract", folders[0], folders[1], logging.getLogger("contract"))
+        directories = [tmp_path / name for name in ("state", "run")]
+        for directory in directories:
+            directory.mkdir(mode=0o700)
+        return Host("contract", directories[0], directories[1], logging.getLogger("contract"))
 
     @pytest.fixture
     def network(self, host: Host) -> BoundNetwork:

@@ -112,7 +112,7 @@ class NoopNetwork(_Noop):
 
 
 class NoopSnapshotter(_Noop):
-    """A snapshotter that takes every layer, has none, and whose snapshots are one empty folder."""
+    """A snapshotter that takes every layer, has none, and whose snapshots are one empty directory."""
 
     @hookimpl
     def features(self) -> SnapshotterFeatures:

@@ -89,18 +89,18 @@ _WAIT_S = patient(20.0)
 _NOT_FOUND = re.compile(r"no such file|not found", re.IGNORECASE)
 
 
-def build_rootfs(folder: Path) -> Path:
-    """Make a root file system of busybox in ``folder``, which is made; skips the test where there is no busybox."""
+def build_rootfs(directory: Path) -> Path:
+    """Make a root file system of busybox in ``directory``, which is made; skips the test where there is no busybox."""
     busybox = next((path for path in _BUSYBOX if path.exists()), None)
     if busybox is None:
         pytest.skip("wants a static busybox: apt-get install busybox-static")
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
-        (folder / name).mkdir(parents=True)
-    shutil.copy(busybox, folder / "bin/busybox")
+        (directory / name).mkdir(parents=True)
+    shutil.copy(busybox, directory / "bin/busybox")
     for name in APPLETS:
-        (folder / "bin" / name).symlink_to("busybox")
-    (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n")
-    return folder
+        (directory / "bin" / name).symlink_to("busybox")
+    (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n")
+    return directory
 
 
 def minimal_process(*args: str, **changes: object) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class Workbench:
     """Where a test makes containers: each gets a bundle, a log and a cgroup below ``parent``."""
 
     runtime: BoundRuntime
-    folder: Path
+    directory: Path
     rootfs: Path
     parent: str
     made: list[ContainerHandle] = field(default_factory=list)
@@ -278,12 +278,12 @@ class Workbench:
     ) -> ContainerRequest:
         """Describe a container that runs ``args``; ``changes`` are fields of the request."""
         container_id = uuid.uuid4().hex * 2
-        bundle = self.folder / "bundles" / container_id
+        bundle = self.directory / "bundles" / container_id
         bundle.mkdir(parents=True)
         handle = ContainerHandle(container_id, "pod", bundle, f"{self.parent}/{container_id}")
         self.made.append(handle)
         spec = minimal_spec(self.rootfs, handle.cgroup, process or minimal_process(*args), resources)
-        log = self.folder / f"{container_id}.log"
+        log = self.directory / f"{container_id}.log"
         return replace(ContainerRequest(handle=handle, spec=spec, log_path=log), **changes)
 
     async def create(self, *args: str, **changes: Any) -> ContainerRequest:
@@ -303,7 +303,7 @@ class Workbench:
         return await self.start("sh", "-c", script, **changes)
 
     async def execute(self, request: ContainerRequest, *args: str, **changes: Any) -> ExecOutput:
-        """Run a further process in a container."""
+        """Run an exec process in a container."""
         exec_request = replace(ExecRequest(process=minimal_process(*args), timeout_s=_WAIT_S), **changes)
         return await self.runtime.exec_sync(request.handle, exec_request)
 
@@ -411,10 +411,10 @@ class RuntimeContract:
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
         """The driver's place on the node."""
-        folders = [tmp_path / name for name in ("state", "run")]
-        for folder in folders:
-            folder.mkdir(mode=0o700)
-        return Host("contract", folders[0], folders[1], logging.getLogger("contract"))
+        directories = [tmp_path / name for name in ("state", "run")]
+        for directory in directories:
+            directory.mkdir(mode=0o700)
+        return Host("contract", directories[0], directories[1], logging.getLogger("contract"))
 
     @pytest.fixture
     def runtime(self, host: Host) -> BoundRuntime:
@@ -432,7 +432,7 @@ class RuntimeContract:
 
     @pytest.fixture
     def restarted(self, host: Host, runtime: BoundRuntime) -> Callable[[], BoundRuntime]:
-        """Makes the driver anew over the same folders, as after a restart of the daemon."""
+        """Makes the driver anew over the same directories, as after a restart of the daemon."""
         return lambda: BoundRuntime(self.make_driver(host))
 
     # what it is
@@ -706,8 +706,8 @@ class RuntimeContract:
             await bench.runtime.create(request)
         assert (await bench.runtime.state(request.handle)).status is ContainerStatus.RUNNING, "the first one was hurt"
 
-    async def test_a_log_where_no_folder_is(self, bench: Workbench) -> None:
-        request = bench.request("true", log_path=bench.folder / "nowhere" / "log")
+    async def test_a_log_where_no_directory_is(self, bench: Workbench) -> None:
+        request = bench.request("true", log_path=bench.directory / "nowhere" / "log")
         with pytest.raises(CrinoidError, match="log"):
             await bench.runtime.create(request)
         self._nothing_is_left(bench, request)
@@ -743,7 +743,7 @@ class RuntimeContract:
     async def test_a_local_seccomp_profile(self, bench: Workbench) -> None:
         if not self.has_seccomp:
             pytest.skip("this driver has no seccomp")
-        profile = bench.folder / "profile.json"
+        profile = bench.directory / "profile.json"
         rule = '{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}'
         profile.write_text(f'{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}')
         chosen = SecurityProfile(ProfileType.LOCALHOST, str(profile))
@@ -755,7 +755,7 @@ class RuntimeContract:
     async def test_a_bad_local_seccomp_profile(self, bench: Workbench, content: str | None) -> None:
         if not self.has_seccomp:
             pytest.skip("this driver has no seccomp")
-        profile = bench.folder / "profile.json"
+        profile = bench.directory / "profile.json"
         if content is not None:
             profile.write_text(content)
         request = bench.request("true", seccomp=SecurityProfile(ProfileType.LOCALHOST, str(profile)))
@@ -1015,7 +1015,7 @@ class RuntimeContract:
             pytest.skip(str(error))
         request = await freezer.shell("i=0; while true; do i=$((i + 1)); echo $i; sleep 0.1; done")
         await freezer.until(lambda: len(read_log(_log(request))) > 3, "it counts")
-        images, work = freezer.folder / "images", freezer.folder / "work"
+        images, work = freezer.directory / "images", freezer.directory / "work"
         images.mkdir()
         work.mkdir()
         await runtime.pause(request.handle)
@@ -1040,7 +1040,7 @@ class RuntimeContract:
         assert (await runtime.wait(again.handle)).exit_code == 137
 
     async def test_what_can_not_be_restored(self, freezer: Workbench) -> None:
-        images = freezer.folder / "images"
+        images = freezer.directory / "images"
         images.mkdir()
         request = freezer.request("true")
         with pytest.raises(CrinoidError):

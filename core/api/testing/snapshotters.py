@@ -46,7 +46,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, owners and wh
 
 @dataclass(frozen=True, slots=True)
 class LayerContent:
-    """What a layer brings: files by path, names it takes away, folders whose lower content it hides."""
+    """What a layer brings: files by path, names it takes away, directories whose lower content it hides."""
 
     files: Mapping[str, str] = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class BoundSnapshotter:
         assert await self._hook.probe() is None
 
     async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
-        """Prepare a layer, and check that there is a folder."""
+        """Prepare a layer, and check that there is a directory."""
         target = await self._hook.prepare_layer(chain_id=chain_id, parent=parent)
         assert isinstance(target, LayerTarget), f"prepare_layer returned {target!r}"
         assert target.directory.is_dir()
@@ -203,7 +203,7 @@ class SnapshotterContract:
     """What every snapshotter does; ``make_driver`` is the author's."""
 
     def make_driver(self, host: Host) -> object:
-        """Return a driver over the host's folders, which may hold what an earlier one left."""
+        """Return a driver over the host's directories, which may hold what an earlier one left."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -215,7 +215,7 @@ class SnapshotterContract:
 
     @pytest.fixture
     def target(self, tmp_path: Path) -> Iterator[Path]:
-        """A folder to mount on; what is mounted below is undone after the test."""
+        """A directory to mount on; what is mounted below is undone after the test."""
         target = tmp_path / "root"
         target.mkdir()
         yield target
@@ -595,18 +595,18 @@ def _orders(layers: int, parallel: bool) -> Iterator[tuple[int, ...]]:
             yield order
 
 
-def _copy_looks(mounts: tuple[Mount, ...], folder: Path) -> None:
-    """Find the topmost lower folder of a view as the kernel does, without mounting it."""
+def _copy_looks(mounts: tuple[Mount, ...], directory: Path) -> None:
+    """Find the topmost lower directory of a view as the kernel does, without mounting it."""
     assert len(mounts) == 1
     named = [option.removeprefix("lowerdir+=") for option in mounts[0].options if option.startswith("lowerdir+=")]
     status = Path([*named, mounts[0].source][0]).stat()
-    os.chown(folder, status.st_uid, status.st_gid)
-    folder.chmod(stat.S_IMODE(status.st_mode))
+    os.chown(directory, status.st_uid, status.st_gid)
+    directory.chmod(stat.S_IMODE(status.st_mode))
 
 
-def _looks(folder: Path) -> tuple[int, int]:
+def _looks(directory: Path) -> tuple[int, int]:
     """Mode and owner."""
-    status = folder.stat()
+    status = directory.stat()
     return stat.S_IMODE(status.st_mode), status.st_uid
 
 
@@ -620,8 +620,8 @@ def _files(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 def _sync(path: Path) -> None:
@@ -639,35 +639,35 @@ async def _mounted(mounts: tuple[Mount, ...], target: Path) -> AsyncIterator[Non
         await asyncio.to_thread(system_mounts.unmount, target)
 
 
-def _make_odd_files(folder: Path) -> None:
+def _make_odd_files(directory: Path) -> None:
     """Files with everything that a careless copy loses."""
-    folder.chmod(0o751)
-    (folder / "setuid").write_text("program")
-    os.chown(folder / "setuid", 1000, 1001)
-    (folder / "setuid").chmod(0o4755)
-    os.setxattr(folder / "setuid", "user.note", b"kept")
-    os.link(folder / "setuid", folder / "linked")
-    (folder / "symlink").symlink_to("/nowhere")
-    os.mkfifo(folder / "fifo", 0o640)
-    with (folder / "sparse").open("wb") as file:
+    directory.chmod(0o751)
+    (directory / "setuid").write_text("program")
+    os.chown(directory / "setuid", 1000, 1001)
+    (directory / "setuid").chmod(0o4755)
+    os.setxattr(directory / "setuid", "user.note", b"kept")
+    os.link(directory / "setuid", directory / "linked")
+    (directory / "symlink").symlink_to("/nowhere")
+    os.mkfifo(directory / "fifo", 0o640)
+    with (directory / "sparse").open("wb") as file:
         file.truncate(1 << 30)
         os.pwrite(file.fileno(), b"data", 1 << 20)
-    (folder / "dated").mkdir()
-    (folder / "dated" / "file").touch()
-    os.utime(folder / "dated", ns=(_MTIME_NS, _MTIME_NS))
+    (directory / "dated").mkdir()
+    (directory / "dated" / "file").touch()
+    os.utime(directory / "dated", ns=(_MTIME_NS, _MTIME_NS))
 
 
-def _assert_odd_files(folder: Path) -> None:
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o751
-    setuid = (folder / "setuid").stat()
+def _assert_odd_files(directory: Path) -> None:
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o751
+    setuid = (directory / "setuid").stat()
     assert (stat.S_IMODE(setuid.st_mode), setuid.st_uid, setuid.st_gid) == (0o4755, 1000, 1001)
-    assert os.getxattr(folder / "setuid", "user.note") == b"kept"
-    assert (folder / "linked").stat().st_ino == setuid.st_ino
+    assert os.getxattr(directory / "setuid", "user.note") == b"kept"
+    assert (directory / "linked").stat().st_ino == setuid.st_ino
     assert setuid.st_nlink == 2
-    assert (folder / "symlink").readlink() == Path("/nowhere")
-    assert stat.S_ISFIFO((folder / "fifo").stat().st_mode)
-    sparse = (folder / "sparse").stat()
+    assert (directory / "symlink").readlink() == Path("/nowhere")
+    assert stat.S_ISFIFO((directory / "fifo").stat().st_mode)
+    sparse = (directory / "sparse").stat()
     assert sparse.st_size == 1 << 30 and sparse.st_blocks * 512 < 1 << 26
-    with (folder / "sparse").open("rb") as file:
+    with (directory / "sparse").open("rb") as file:
         assert os.pread(file.fileno(), 5, 1 << 20) == b"data\0"
-    assert (folder / "dated").stat().st_mtime_ns == _MTIME_NS
+    assert (directory / "dated").stat().st_mtime_ns == _MTIME_NS

@@ -1,6 +1,6 @@
 """Parts of an OCI specification that an extension may add to a container (OCI runtime-spec, config.md)."""
 
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

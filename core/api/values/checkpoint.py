@@ -1,8 +1,8 @@
 """What crosses the runtime's hooks to write down what a container's processes do, and to let them go on elsewhere."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 
 
@@ -10,9 +10,9 @@ from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 class CheckpointRequest:
     """A paused container whose processes are to be written down.
 
-    ``images`` is an empty folder for their state, in a form that only the driver's own ``restore`` has to know (criu's
-    image files); ``work`` is a folder for what is said meanwhile: ``dump.log``, ``stats-dump``. ``timeout_s`` bounds
-    the act.
+    ``images`` is an empty directory for their state, in a form that only the driver's own ``restore`` has to know
+    (criu's image files); ``work`` is a directory for what is said meanwhile: ``dump.log``, ``stats-dump``.
+    ``timeout_s`` bounds the act.
     """
 
     handle: ContainerHandle
@@ -23,7 +23,7 @@ class CheckpointRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRequest:
-    """A container to be made whose processes go on as ``images`` tells, a folder that ``checkpoint`` has filled.
+    """A container to be made whose processes go on as ``images`` tells, a directory that ``checkpoint`` has filled.
 
     ``former_cgroup`` is the cgroup that they were in then, in the form of ``ContainerHandle.cgroup``, maybe of another
     node: nothing of it may be left. Empty: nobody knows.

@@ -2,9 +2,8 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import (
     IdMapping,
     LinuxResources,

@@ -1,10 +1,9 @@
 """What crosses the network's hooks: a pod's wish for a network, and what it got."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import DnsConfig, PodMetadata, PortMapping
 
 DEFAULT_INTERFACE = "eth0"

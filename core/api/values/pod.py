@@ -2,9 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import field
-
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass, field
 
 
 class NamespaceMode(enum.Enum):

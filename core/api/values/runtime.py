@@ -2,11 +2,10 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import PodConfig, SecurityProfile
 
 OciSpec = Mapping[str, Any]
@@ -25,7 +24,7 @@ class ContainerStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ContainerHandle:
-    """Names a container in every hook; enough, together with the driver's own folders, to find it after a restart.
+    """Names a container in every hook; enough, together with the driver's own directories, to find it after a restart.
 
     ``cgroup`` is its cgroup path below the mount point (cgroupfs), or ``slice:prefix:name`` (systemd). It has the
     container's id for a name, or was made for the container: ``cgroups.belongs_to`` tells. A driver refuses any other,
@@ -86,7 +85,7 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecRequest:
-    """A further process in a running container: ``process`` is an OCI ``process`` object.
+    """An exec process in a running container: ``process`` is an OCI ``process`` object.
 
     When ``timeout_s`` passes (``None``: no limit) its whole process tree is killed. Output beyond
     ``max_output_bytes`` of each stream is dropped.
@@ -116,7 +115,7 @@ class TerminalSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecStreamRequest:
-    """A further process in a running container, and which of its streams are wanted.
+    """An exec process in a running container, and which of its streams are wanted.
 
     ``process`` is an OCI ``process`` object; its ``terminal`` says whether it gets a terminal, whose output is
     ``stdout``. An unwanted input is at its end, an unwanted output is discarded.

@@ -1,16 +1,15 @@
 """What crosses the snapshotter's hooks: mounts, targets to unpack a layer into, disk usage."""
 
 import enum
+from dataclasses import dataclass
 from pathlib import Path
-
-from crinoid.core.api.frozen import dataclass
 
 
 class WhiteoutForm(enum.Enum):
-    """What a layer's whiteouts become in the folder it is unpacked into.
+    """What a layer's whiteouts become in the directory it is unpacked into.
 
     ``DELETE``: they remove what the lower layers put into the same tree, so the parent must be unpacked first.
-    ``OVERLAY``: a character device 0:0, and ``trusted.overlay.opaque`` on an opaque folder, so that the folder
+    ``OVERLAY``: a character device 0:0, and ``trusted.overlay.opaque`` on an opaque directory, so that the directory
     serves as one lower layer of an overlay mount and can be unpacked without its parents.
     """
 
@@ -52,8 +51,9 @@ class DiskUsage:
 class SnapshotterFeatures:
     """``parallel_unpack``: layers of one image may be unpacked at the same time, in any order.
 
-    ``root``: a folder on the file system that holds layers and snapshots, which ImageFsInfo reports as theirs; ``None``
-    is the slot's ``state_dir``. ``max_layers``: images of more are refused, before anything of them is fetched.
+    ``root``: a directory on the file system that holds layers and snapshots, which ImageFsInfo reports as theirs;
+    ``None`` is the slot's ``state_dir``. ``max_layers``: images of more are refused, before anything of them is
+    fetched.
     """
 
     parallel_unpack: bool

@@ -1,8 +1,7 @@
 """What a container or pod uses, read from cgroups and network devices; times in ns since the epoch."""
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.network import DEFAULT_INTERFACE
 
 

@@ -83,4 +83,4 @@ def _try_one(root: str) -> Finding:
 
 
 def _exists(path: str) -> bool:
-    return any(Path(f"/sys/fs/cgroup{folder}{path}").is_dir() for folder in ("", "/memory", "/pids"))
+    return any(Path(f"/sys/fs/cgroup{directory}{path}").is_dir() for directory in ("", "/memory", "/pids"))

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
-from crinoid.core.lifecycle.cdi.spec_directories import Folders
+from crinoid.core.lifecycle.cdi.spec_directories import Directories
 
 _AREA = Area("devices")
 
 
 def examine_devices(config: Config) -> Iterator[Finding]:
-    """Examine the folders of CDI files."""
-    names, problems = Folders(config.pods.cdi_spec_dirs).survey()
+    """Examine the directories of CDI files."""
+    names, problems = Directories(config.pods.cdi_spec_dirs).survey()
     if names:
         yield _AREA.ok("CDI", f"{len(names)} devices, such as {min(names)}")
     for problem in problems:

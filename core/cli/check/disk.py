@@ -3,9 +3,9 @@
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
 
@@ -26,10 +26,10 @@ class Room:
 
 def examine_disk(config: Config) -> Iterator[Finding]:
     """Examine the file systems of root and run."""
-    folder = existing(config.root)
-    if not os.access(folder, os.W_OK):
-        yield _AREA.failure("root", f"{folder} can't be written", "run as root, or set root to another folder")
-    stats = os.statvfs(folder)
+    directory = existing(config.root)
+    if not os.access(directory, os.W_OK):
+        yield _AREA.failure("root", f"{directory} can't be written", "run as root, or set root to another directory")
+    stats = os.statvfs(directory)
     room = Room(stats.f_bavail * stats.f_frsize, stats.f_blocks * stats.f_frsize, stats.f_favail, stats.f_files)
     yield from judge_room(config.root, room)
     yield _judge_socket(config.server.socket)
@@ -53,8 +53,8 @@ def judge_room(path: Path, room: Room) -> Iterator[Finding]:
 
 
 def existing(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+    """Return the path, or the nearest directory above it that exists."""
+    return next(directory for directory in (path, *path.parents) if directory.is_dir())
 
 
 def _judge_socket(path: Path) -> Finding:

@@ -1,8 +1,7 @@
 """What an examination finds: a thing, a verdict, the facts, and what to do where it is not fit."""
 
 import enum
-
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass
 
 
 class Verdict(enum.Enum):

@@ -55,20 +55,20 @@ def _try_user_namespace(path: Path) -> Finding:
     return _AREA.ok("user namespace", "was made, held and let go")
 
 
-def _try_mapped_mounts(folder: Path) -> Finding:
+def _try_mapped_mounts(directory: Path) -> Finding:
     """Try them out where images are kept: the file system matters as much as the kernel."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=folder) as name:
+        with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=directory) as name:
             idmaps.try_in(Path(name))
     except (OSError, CrinoidError) as error:
         advice = "pods with hostUsers: false can't run; use Linux 5.19 or newer, and ext4, xfs or btrfs for root"
         return _AREA.warning("id-mapped mounts", str(error), advice)
-    return _AREA.ok("id-mapped mounts", f"work below {folder}")
+    return _AREA.ok("id-mapped mounts", f"work below {directory}")
 
 
-def _try_overlay(folder: Path, needed: bool) -> Finding:
+def _try_overlay(directory: Path, needed: bool) -> Finding:
     """Mount one where snapshots will lie: an overlay on an overlay, as in a container, is refused."""
-    with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=folder) as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=directory) as name, ExitStack() as stack:
         parts = {part: Path(name) / part for part in ("lower", "upper", "work", "merged")}
         for part in parts.values():
             part.mkdir()
@@ -81,5 +81,5 @@ def _try_overlay(folder: Path, needed: bool) -> Finding:
         except OSError as error:
             finding = _AREA.failure if needed else _AREA.warning
             advice = 'put root on another file system, or set [snapshotter] driver = "native"'
-            return finding("overlay", f"below {folder}: {error}", advice)
-    return _AREA.ok("overlay", f"works below {folder}")
+            return finding("overlay", f"below {directory}: {error}", advice)
+    return _AREA.ok("overlay", f"works below {directory}")

@@ -94,10 +94,10 @@ def _judge_apparmor(file: Path, profile: str) -> Finding:
 _INOTIFY = {"max_user_instances": 256, "max_user_watches": 65536}
 
 
-def _judge_inotify(folder: Path) -> Iterator[Finding]:
+def _judge_inotify(directory: Path) -> Iterator[Finding]:
     """Each container's monitor and many programs in containers take an instance; the default of 128 is used up soon."""
     for name, wanted in _INOTIFY.items():
-        value = int((folder / name).read_text())
+        value = int((directory / name).read_text())
         if value < wanted:
             advice = f"run: sysctl -w fs.inotify.{name}={wanted * 4}, and keep it in /etc/sysctl.d"
             yield _AREA.warning(f"inotify {name}", f"{value}; a full node needs more", advice)

@@ -3,10 +3,10 @@
 import os
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
@@ -67,11 +67,13 @@ async def _examine(program: Program) -> Finding:
     return _AREA.ok(program.name, f"{path}: {lines[0] if lines else 'tells no version'}")
 
 
-def judge_cni_plugins(folders: tuple[Path, ...]) -> Finding:
-    """Judge whether the usual CNI plugins are in one of their folders."""
-    found = {plugin: folder for folder in folders for plugin in _CNI_PLUGINS if (folder / plugin).is_file()}
+def judge_cni_plugins(directories: tuple[Path, ...]) -> Finding:
+    """Judge whether the usual CNI plugins are in one of their directories."""
+    found = {
+        plugin: directory for directory in directories for plugin in _CNI_PLUGINS if (directory / plugin).is_file()
+    }
     missing = [plugin for plugin in _CNI_PLUGINS if plugin not in found]
-    where = ", ".join(map(str, folders))
+    where = ", ".join(map(str, directories))
     if missing:
         advice = "install the CNI plugins that your network needs, such as apt-get install containernetworking-plugins"
         return _AREA.warning("CNI plugins", f"without {', '.join(missing)} in {where}", advice)

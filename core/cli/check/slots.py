@@ -1,6 +1,6 @@
 """The slots of the configuration: each driver is loaded, made and asked whether it can work on this host.
 
-The drivers are made with throw-away folders, so that a daemon that runs is not disturbed.
+The drivers are made with throw-away directories, so that a daemon that runs is not disturbed.
 """
 
 import tempfile
@@ -20,8 +20,8 @@ _AREA = Area("slots")
 async def examine_slots(loaded: Loaded) -> AsyncIterator[Finding]:
     """Ask every configured slot about itself."""
     with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=existing(loaded.config.root)) as name:
-        folder = Path(name)
-        config = loaded.config.model_copy(update={"root": folder / "root", "run": folder / "run"})
+        directory = Path(name)
+        config = loaded.config.model_copy(update={"root": directory / "root", "run": directory / "run"})
         try:
             slots = bind(config, loaded.origins, version=__version__)
         except ConfigurationError as error:

@@ -7,10 +7,10 @@ import click
 
 from crinoid.core.api.errors import FailedPrecondition
 from crinoid.core.cli.ctl.directory import Directory, find_pod, read_directory
-from crinoid.core.cli.ctl.figures import shorten_id, tell_age
+from crinoid.core.cli.ctl.figures import format_age, shorten_id
 from crinoid.core.cli.ctl.flags import flag
 from crinoid.core.cli.ctl.json_documents import print_answer
-from crinoid.core.cli.ctl.listing import Listing, listing, print_ids, tell_labels
+from crinoid.core.cli.ctl.listing import Listing, format_labels, listing, print_ids
 from crinoid.core.cli.ctl.pull import Pulling, provide_image, pulling
 from crinoid.core.cli.ctl.queries import ContainerQuery, container_query, list_containers
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
@@ -188,8 +188,8 @@ def _make_row(container: Json, directory: Directory, images: dict[str, str], ful
     return (
         shorten_id(container["id"], full),
         images.get(image) or (shorten_id(image, full) if image.startswith("sha256:") else image),
-        tell_age(int(container["created_at"])),
-        tell_state(container["state"]),
+        format_age(int(container["created_at"])),
+        format_state(container["state"]),
         container["metadata"]["name"],
         str(container["metadata"]["attempt"]),
         shorten_id(container["pod_sandbox_id"], full),
@@ -198,7 +198,7 @@ def _make_row(container: Json, directory: Directory, images: dict[str, str], ful
     )
 
 
-def tell_state(state: str) -> str:
+def format_state(state: str) -> str:
     """Name a container's state: ``CONTAINER_RUNNING`` is ``Running``."""
     return state.removeprefix("CONTAINER_").capitalize()
 
@@ -213,10 +213,10 @@ def _print_facts(container: Json, directory: Directory) -> None:
             ("Namespace", namespace),
             ("Name", container["metadata"]["name"]),
             ("Attempt", str(container["metadata"]["attempt"])),
-            ("State", tell_state(container["state"])),
+            ("State", format_state(container["state"])),
             ("Image", container["image"]["image"]),
-            ("Created", tell_age(int(container["created_at"]))),
-            *tell_labels(container),
+            ("Created", format_age(int(container["created_at"]))),
+            *format_labels(container),
         ]
     )
     click.echo()

@@ -1,9 +1,9 @@
 """What an argument of a verb means: a container or a pod by its id, the beginning of its id, or its name."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import InvalidArgument, NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.figures import shorten_id
 from crinoid.core.cli.ctl.session import Json, Session
 

@@ -10,11 +10,11 @@ import contextlib
 import functools
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import click
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, NotFound, NotImplementedHere
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import find_container
 from crinoid.core.cli.ctl.flags import flag, gather, labels
 from crinoid.core.cli.ctl.queries import CONTAINER_STATES, ContainerQuery, list_containers

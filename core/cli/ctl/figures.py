@@ -22,8 +22,8 @@ def shorten_id(text: str, full: bool = False) -> str:
     return text if full else text.removeprefix("sha256:")[:ID_LENGTH]
 
 
-def tell_age(since_ns: int, now_ns: int | None = None) -> str:
-    """Tell how long ago an instant in Unix nanoseconds was: ``3 minutes ago``."""
+def format_age(since_ns: int, now_ns: int | None = None) -> str:
+    """Return how long ago an instant in Unix nanoseconds was: ``3 minutes ago``."""
     seconds = ((time.time_ns() if now_ns is None else now_ns) - since_ns) // 1_000_000_000
     if seconds < 1:
         return "just now"
@@ -32,7 +32,7 @@ def tell_age(since_ns: int, now_ns: int | None = None) -> str:
     return f"{number} {unit}{'' if number == 1 else 's'} ago"
 
 
-def tell_size(size_bytes: float) -> str:
+def format_size(size_bytes: float) -> str:
     """Tell a size in decimal units with three digits: ``1.23MB``."""
     step = 0
     while size_bytes >= 1000 and step < len(_SIZES) - 1:

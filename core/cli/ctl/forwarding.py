@@ -5,11 +5,11 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import click
 
 from crinoid.core.api.errors import CrinoidError, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import find_pod
 from crinoid.core.cli.ctl.session import Session, in_session, tell
 from crinoid.core.cli.ctl.streams import dialing as dialing_options

@@ -7,7 +7,7 @@ import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
 from crinoid.core.api.values.image import ImageReference
-from crinoid.core.cli.ctl.figures import shorten_id, tell_size
+from crinoid.core.cli.ctl.figures import format_size, shorten_id
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, output
 from crinoid.core.cli.ctl.json_documents import print_answer, print_document, to_camel
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids
@@ -179,7 +179,7 @@ def _make_rows(image: Json, full: bool) -> list[dict[str, str]]:
     facts = {
         "DIGEST": shorten_id(digest, full),
         "IMAGE ID": shorten_id(image["id"], full),
-        "SIZE": tell_size(int(image["size"])),
+        "SIZE": format_size(int(image["size"])),
         "PINNED": str(image["pinned"]).lower(),
     }
     return [{"IMAGE": name, "TAG": tag, **facts} for name, tag in names]
@@ -203,4 +203,4 @@ def _print_facts(image: Json) -> None:
 def _measure(usage: Json) -> tuple[str, str, str]:
     used, inodes = usage.get("used_bytes", {}), usage.get("inodes_used", {})
     mountpoint = usage.get("fs_id", {}).get("mountpoint", "-")
-    return mountpoint, tell_size(int(used.get("value", 0))), str(inodes.get("value", "-"))
+    return mountpoint, format_size(int(used.get("value", 0))), str(inodes.get("value", "-"))

@@ -1,19 +1,19 @@
 """The verbs that show all there is to know: inspect, inspectp, inspecti."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import click
 
 from crinoid.core.api.errors import NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl import containers as container_verbs
 from crinoid.core.cli.ctl import pods as pod_verbs
 from crinoid.core.cli.ctl.directory import read_directory
-from crinoid.core.cli.ctl.figures import tell_age, tell_size, to_rfc3339
+from crinoid.core.cli.ctl.figures import format_age, format_size, to_rfc3339
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, output
 from crinoid.core.cli.ctl.images import find_images
 from crinoid.core.cli.ctl.json_documents import make_status, print_statuses
-from crinoid.core.cli.ctl.listing import tell_labels
+from crinoid.core.cli.ctl.listing import format_labels
 from crinoid.core.cli.ctl.queries import (
     ContainerQuery,
     PodQuery,
@@ -117,14 +117,14 @@ def _print_container(status: Json) -> None:
             ("ID", status["id"]),
             ("Name", status["metadata"]["name"]),
             ("Attempt", str(status["metadata"]["attempt"])),
-            ("State", container_verbs.tell_state(status["state"])),
+            ("State", container_verbs.format_state(status["state"])),
             ("Image", status["image"]["image"]),
-            ("Created", tell_age(int(status["created_at"]))),
-            *([("Started", tell_age(started))] if started else []),
-            *([("Finished", tell_age(finished)), ("Exit Code", str(status["exit_code"]))] if finished else []),
+            ("Created", format_age(int(status["created_at"]))),
+            *([("Started", format_age(started))] if started else []),
+            *([("Finished", format_age(finished)), ("Exit Code", str(status["exit_code"]))] if finished else []),
             *([("Reason", f"{status['reason']} {status['message']}".strip())] if status["reason"] else []),
             ("Log", status["log_path"] or "-"),
-            *tell_labels(status),
+            *format_labels(status),
         ]
     )
 
@@ -139,11 +139,11 @@ def _print_pod(status: Json) -> None:
             ("UID", status["metadata"]["uid"]),
             ("Namespace", status["metadata"]["namespace"]),
             ("Attempt", str(status["metadata"]["attempt"])),
-            ("Status", pod_verbs.tell_state(status["state"])),
+            ("Status", pod_verbs.format_state(status["state"])),
             ("Created", to_rfc3339(int(status["created_at"]))),
             ("IP Addresses", ", ".join(filter(None, addresses)) or "-"),
             ("Runtime", status["runtime_handler"] or "(default)"),
-            *tell_labels(status),
+            *format_labels(status),
         ]
     )
 
@@ -154,7 +154,7 @@ def _print_image(status: Json) -> None:
             ("ID", status["id"]),
             *(("Tag", tag) for tag in status["repo_tags"]),
             *(("Digest", digest) for digest in status["repo_digests"]),
-            ("Size", tell_size(int(status["size"]))),
+            ("Size", format_size(int(status["size"]))),
             ("User", status["username"] or status.get("uid", {}).get("value", "-")),
             ("Pinned", str(status["pinned"]).lower()),
         ]

@@ -1,10 +1,10 @@
 """How a list is shown, the same for ``ps``, ``pods`` and ``images``: table, ids only, facts, or a document."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import click
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.flags import TABLE, flag, gather, output
 
 
@@ -18,7 +18,7 @@ class Listing:
     no_trunc: bool = False
 
     def is_document(self) -> bool:
-        """Tell whether a program will read it."""
+        """Return whether a program will read it."""
         return self.output != TABLE
 
 
@@ -38,6 +38,6 @@ def print_ids(items: list[dict[str, str]]) -> None:
         click.echo(item["id"])
 
 
-def tell_labels(item: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str | Mapping[str, str]]]:
+def format_labels(item: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str | Mapping[str, str]]]:
     """Return the facts that all objects have."""
     return [("Labels", item["labels"]), ("Annotations", item["annotations"])]

@@ -7,10 +7,10 @@ and asking the runtime to open it anew.
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import NotFound, PermissionDenied
-from crinoid.core.api.frozen import dataclass
 
 _FIRST_SPAN_BYTES = 1 << 16
 
@@ -109,7 +109,7 @@ class LogFile:
                 yield piece
 
     def _is_rotated(self) -> bool:
-        """Tell whether another file has the name now, or this one was cut."""
+        """Return whether another file has the name now, or this one was cut."""
         mine = os.fstat(self._file.fileno())
         try:
             there = self._path.stat()

@@ -3,13 +3,13 @@
 import asyncio
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import click
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import find_container
 from crinoid.core.cli.ctl.durations import INSTANT
 from crinoid.core.cli.ctl.flags import flag, gather

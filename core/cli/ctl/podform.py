@@ -19,7 +19,7 @@ from crinoid.core.config.validation import validate
 
 LOGS = Path("/var/log/pods")
 LOG_FOLDER = "io.crinoid.ctl.log-directory"
-"""Annotation of pods whose folder of logs was chosen here; it goes with the pod."""
+"""Annotation of pods whose directory of logs was chosen here; it goes with the pod."""
 _PORT = re.compile(
     r"(?:(?P<ip>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<host>[0-9]+):(?P<container>[0-9]+)(?:/(?P<protocol>\w+))?"
 )
@@ -86,7 +86,7 @@ class Form(BaseModel):
 
 
 class MountForm(Form):
-    """A folder or file of the host inside the container."""
+    """A directory or file of the host inside the container."""
 
     host: Text
     """Path on the host."""
@@ -147,7 +147,7 @@ class PodForm(Form):
     ports: tuple[Port, ...] = ()
     """Ports of the host that lead into the pod: [IP:]HOST:CONTAINER[/PROTOCOL]."""
     log_directory: Text = ""
-    """Folder of the logs; one below /var/log/pods where it is left out."""
+    """Directory of the logs; one below /var/log/pods where it is left out."""
     cgroup_parent: Text = ""
     """Cgroup that the pod's is made in."""
     containers: Annotated[tuple[ContainerForm, ...], Field(min_length=1)]
@@ -183,7 +183,7 @@ def make_form(table: dict[str, Any], origins: Origins, source: str) -> PodForm:
 def to_pod_config(form: PodForm) -> Json:
     """Return the PodSandboxConfig of a pod."""
     uid = form.uid or str(uuid.uuid4())
-    own_logs = str(name_log_folder(form.name, form.namespace, uid))
+    own_logs = str(name_log_directory(form.name, form.namespace, uid))
     return {
         "metadata": {"name": form.name, "namespace": form.namespace, "uid": uid, "attempt": 0},
         "hostname": form.hostname or (form.name if form.network == "pod" else ""),
@@ -201,16 +201,18 @@ def to_pod_config(form: PodForm) -> Json:
     }
 
 
-def name_log_folder(name: str, namespace: str, uid: str) -> Path:
-    """Return the folder of a pod's logs, named as the kubelet does."""
+def name_log_directory(name: str, namespace: str, uid: str) -> Path:
+    """Return the directory of a pod's logs, named as the kubelet does."""
     return LOGS / f"{namespace}_{name}_{uid}"
 
 
 def find_own_logs(metadata: Json, annotations: Mapping[str, str]) -> Path | None:
-    """Return the folder of logs that was chosen here for a pod, which may be removed with it; no other ever is."""
-    folder = name_log_folder(metadata["name"], metadata["namespace"], metadata["uid"])
-    is_own = annotations.get(LOG_FOLDER) == str(folder) and folder.parent == LOGS and folder.name not in ("", "..")
-    return folder if is_own else None
+    """Return the directory of logs that was chosen here for a pod, which may be removed with it; no other ever is."""
+    directory = name_log_directory(metadata["name"], metadata["namespace"], metadata["uid"])
+    is_own = (
+        annotations.get(LOG_FOLDER) == str(directory) and directory.parent == LOGS and directory.name not in ("", "..")
+    )
+    return directory if is_own else None
 
 
 def to_container_config(form: PodForm, container: ContainerForm) -> Json:

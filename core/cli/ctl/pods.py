@@ -10,10 +10,10 @@ from crinoid.core.api.errors import FailedPrecondition
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.durations import DURATION
-from crinoid.core.cli.ctl.figures import shorten_id, tell_age
+from crinoid.core.cli.ctl.figures import format_age, shorten_id
 from crinoid.core.cli.ctl.flags import flag
 from crinoid.core.cli.ctl.json_documents import print_answer
-from crinoid.core.cli.ctl.listing import Listing, listing, print_ids, tell_labels
+from crinoid.core.cli.ctl.listing import Listing, format_labels, listing, print_ids
 from crinoid.core.cli.ctl.queries import PodQuery, list_pods, pod_query
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
 from crinoid.core.cli.ctl.tables import print_facts, print_table
@@ -106,15 +106,15 @@ def _remove_logs(pod: Json) -> None:
     """Remove the logs of a pod that ``run`` made, if they are where it put them."""
     from crinoid.core.cli.ctl.podform import find_own_logs  # pydantic takes long to import
 
-    if (folder := find_own_logs(pod["metadata"], pod["annotations"])) is not None:
-        remove_tree(folder)
+    if (directory := find_own_logs(pod["metadata"], pod["annotations"])) is not None:
+        remove_tree(directory)
 
 
 def _make_row(pod: Json, full: bool) -> tuple[str, ...]:
     return (
         shorten_id(pod["id"], full),
-        tell_age(int(pod["created_at"])),
-        tell_state(pod["state"]),
+        format_age(int(pod["created_at"])),
+        format_state(pod["state"]),
         pod["metadata"]["name"],
         pod["metadata"]["namespace"],
         str(pod["metadata"]["attempt"]),
@@ -122,7 +122,7 @@ def _make_row(pod: Json, full: bool) -> tuple[str, ...]:
     )
 
 
-def tell_state(state: str) -> str:
+def format_state(state: str) -> str:
     """Name a pod's state."""
     return "Ready" if state == "SANDBOX_READY" else "NotReady"
 
@@ -135,9 +135,9 @@ def _print_facts(pod: Json) -> None:
             ("UID", pod["metadata"]["uid"]),
             ("Namespace", pod["metadata"]["namespace"]),
             ("Attempt", str(pod["metadata"]["attempt"])),
-            ("Status", tell_state(pod["state"])),
-            ("Created", tell_age(int(pod["created_at"]))),
-            *tell_labels(pod),
+            ("Status", format_state(pod["state"])),
+            ("Created", format_age(int(pod["created_at"]))),
+            *format_labels(pod),
             ("Runtime", pod["runtime_handler"] or "(default)"),
         ]
     )

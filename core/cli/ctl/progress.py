@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import click
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import ImageReference
-from crinoid.core.cli.ctl.figures import shorten_id, tell_size
+from crinoid.core.cli.ctl.figures import format_size, shorten_id
 from crinoid.core.cli.ctl.session import Session
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ class Lines:
             if layer.state != self._states.get(layer.digest, "waiting"):
                 _tell(layer, _STEPS.get(layer.state, layer.state))
             elif layer.state == FETCHING and quarter > self._quarters.get(layer.digest, 0):
-                _tell(layer, f"{tell_size(layer.fetched_bytes)} pulled")
+                _tell(layer, f"{format_size(layer.fetched_bytes)} pulled")
             self._states[layer.digest], self._quarters[layer.digest] = layer.state, quarter
 
 
 def _tell(layer: Layer, words: str) -> None:
-    click.echo(f"layer {shorten_id(layer.digest)} ({tell_size(layer.total_bytes)}): {words}", err=True)
+    click.echo(f"layer {shorten_id(layer.digest)} ({format_size(layer.total_bytes)}): {words}", err=True)
 
 
 class Bars:

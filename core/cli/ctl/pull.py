@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import click
 
 from crinoid.core.api.errors import InvalidArgument, NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.flags import PAIR, gather
 from crinoid.core.cli.ctl.progress import Display, open_display, read_progress

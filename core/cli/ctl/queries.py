@@ -1,12 +1,12 @@
 """The filters of lists: what ``ps``, ``pods``, ``inspect``, ``exec`` and others choose from, newest first."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import Directory, read_directory
 from crinoid.core.cli.ctl.flags import flag, gather, labels
 from crinoid.core.cli.ctl.session import Json, Session
@@ -31,7 +31,7 @@ class ContainerQuery:
     last: int = 0
 
     def is_any(self) -> bool:
-        """Tell whether anything was asked for."""
+        """Return whether anything was asked for."""
         return self != ContainerQuery()
 
 

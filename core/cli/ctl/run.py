@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.logs import Selection, show_log
@@ -70,12 +70,12 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is asked of the endpoint: the pod, its containers, and folders to make for their logs."""
+    """All that is asked of the endpoint: the pod, its containers, and directories to make for their logs."""
 
     pod: Json
     containers: tuple[Json, ...]
     runtime: str = ""
-    log_folders: tuple[Path, ...] = ()
+    log_directories: tuple[Path, ...] = ()
 
 
 _shape = gather(
@@ -87,7 +87,7 @@ _shape = gather(
     click.option("--network", type=click.Choice(("pod", "host")), default="pod", show_default=True, help="Network."),
     click.option("--port", "-p", multiple=True, metavar="HOST:CONTAINER[/PROTOCOL]", help="Port of the host."),
     click.option("--env", "-e", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Environment variable."),
-    click.option("--volume", "-v", multiple=True, metavar="HOST:CONTAINER[:ro]", help="Folder or file of the host."),
+    click.option("--volume", "-v", multiple=True, metavar="HOST:CONTAINER[:ro]", help="Directory or file of the host."),
     click.option("--label", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Label of the pod."),
     click.option("--user", default="", metavar="USER[:GROUP]", help="User by name or number, group by number."),
     click.option("--workdir", "-w", default="", metavar="PATH", help="Working directory."),
@@ -161,8 +161,8 @@ def _make_plan(arguments: Sequence[str], shape: Shape, manner: Manner) -> tuple[
 def _plan_form(form: PodForm, runtime: str = "") -> Plan:
     pod = to_pod_config(form)
     containers = tuple(to_container_config(form, container) for container in form.containers)
-    folders = tuple(Path(pod["log_directory"], container.name) for container in form.containers)
-    return Plan(pod, containers, runtime or form.runtime, folders)
+    directories = tuple(Path(pod["log_directory"], container.name) for container in form.containers)
+    return Plan(pod, containers, runtime or form.runtime, directories)
 
 
 def _make_form(command: Sequence[str], shape: Shape, manner: Manner) -> PodForm:
@@ -205,8 +205,8 @@ async def _start(session: Session, plan: Plan, policy: Policy, pulling: Pulling)
         await provide_image(session, image, policy, pulling)
     async with AsyncExitStack() as steps:
         steps.push_async_callback(_remove_logs, plan)
-        for folder in plan.log_folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        for directory in plan.log_directories:
+            directory.mkdir(parents=True, exist_ok=True)
         request = {"config": plan.pod, "runtime_handler": plan.runtime}
         pod_id = (await session.act("RunPodSandbox", request, pulling.cancel_timeout))["pod_sandbox_id"]
         steps.push_async_callback(_remove, session, pod_id)
@@ -247,7 +247,7 @@ async def _remove(session: Session, pod_id: str) -> None:
 
 
 async def _remove_logs(plan: Plan) -> None:
-    """Remove the pod's logs, unless the user chose the folder, which may hold more."""
-    folder = find_own_logs(plan.pod["metadata"], plan.pod.get("annotations") or {})
-    if folder is not None:
-        await asyncio.to_thread(remove_tree, folder)
+    """Remove the pod's logs, unless the user chose the directory, which may hold more."""
+    directory = find_own_logs(plan.pod["metadata"], plan.pod.get("annotations") or {})
+    if directory is not None:
+        await asyncio.to_thread(remove_tree, directory)

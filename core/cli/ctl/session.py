@@ -7,12 +7,12 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.config.paths import ConfigPaths
 
 if TYPE_CHECKING:

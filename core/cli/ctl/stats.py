@@ -3,14 +3,14 @@ metricdescs, the metrics that the kubelet passes on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.durations import DURATION
-from crinoid.core.cli.ctl.figures import shorten_id, tell_size
+from crinoid.core.cli.ctl.figures import format_size, shorten_id
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, labels, output
 from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.session import Json, Session, in_session
@@ -152,10 +152,10 @@ def _make_container_row(before: Json, now: Json, with_idle: bool) -> Row | None:
         shorten_id(now["attributes"]["id"]),
         now["attributes"]["metadata"]["name"],
         _tell_cpu(before, now),
-        tell_size(memory),
-        tell_size(_number(now, "writable_layer", "used_bytes")),
+        format_size(memory),
+        format_size(_number(now, "writable_layer", "used_bytes")),
         str(_number(now, "writable_layer", "inodes_used")),
-        tell_size(_number(now, "swap", "swap_usage_bytes")),
+        format_size(_number(now, "swap", "swap_usage_bytes")),
     )
 
 
@@ -166,9 +166,9 @@ def _make_pod_row(before: Json, now: Json) -> Row | None:
         now["attributes"]["metadata"]["name"],
         shorten_id(now["attributes"]["id"]),
         _tell_cpu(before.get("linux", {}), linux),
-        tell_size(_number(linux, "memory", "working_set_bytes")),
-        tell_size(_number(interface, "rx_bytes")),
-        tell_size(_number(interface, "tx_bytes")),
+        format_size(_number(linux, "memory", "working_set_bytes")),
+        format_size(_number(interface, "rx_bytes")),
+        format_size(_number(interface, "tx_bytes")),
         str(_number(linux, "process", "process_count")),
     )
 

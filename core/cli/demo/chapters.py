@@ -4,11 +4,11 @@ import json
 import shlex
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.cli.demo import image as demo_image
 from crinoid.core.cli.demo import registry
@@ -37,7 +37,7 @@ class Cast:
 
 async def tell(cast: Cast) -> None:
     """Tell the whole story; raise NotAsTold at the first line that is not true."""
-    async with registry.running_registry(cast.stage.folder / "registry") as host:
+    async with registry.running_registry(cast.stage.directory / "registry") as host:
         image = f"{host}/demo/busybox:1"
         await open_node(cast, host)
         await pull_both_ways(cast, image)
@@ -72,7 +72,7 @@ async def open_node(cast: Cast, registry_host: str) -> None:
 
 
 async def pull_both_ways(cast: Cast, image: str) -> None:
-    """Make the image, and pull it from a registry and from a folder."""
+    """Make the image, and pull it from a registry and from a directory."""
     story, stage, node = cast.story, cast.stage, cast.node
     story.chapter("One image, from two sources", "Debian's busybox in one layer, as an OCI layout on disk.")
     size = demo_image.write_layout(stage.layouts / "busybox", LAYOUT_IMAGE)
@@ -80,7 +80,10 @@ async def pull_both_ways(cast: Cast, image: str) -> None:
     story.ask(f"skopeo copy oci:{stage.layouts}/busybox docker://{image}")
     await registry.push(stage.layouts / "busybox", LAYOUT_IMAGE, image)
     ids = {}
-    for reference, source in ((image, "docker-registry on loopback"), (LAYOUT_IMAGE, "the folder, without any server")):
+    for reference, source in (
+        (image, "docker-registry on loopback"),
+        (LAYOUT_IMAGE, "the directory, without any server"),
+    ):
         story.ask(f"ctl pull {reference}")
         ids[reference] = await node.pull(reference)
         story.answer(f"{ids[reference][:19]} from {source}")

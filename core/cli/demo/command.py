@@ -33,23 +33,23 @@ PACKAGES = {
 }
 """What the demo runs, and Debian's packages for it."""
 
-_FOLDER = Path("/var/tmp")  # noqa: S108  # a private folder below it; /tmp may be a tmpfs
+_FOLDER = Path("/var/tmp")  # noqa: S108  # a private directory below it; /tmp may be a tmpfs
 _TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command()
 @click.option(
-    "--folder",
+    "--directory",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     default=_FOLDER,
     show_default=True,
-    help="Where the demo makes a folder of its own; on a file system that overlays work on.",
+    help="Where the demo makes a directory of its own; on a file system that overlays work on.",
 )
-def demo(folder: Path) -> None:
+def demo(directory: Path) -> None:
     """Show a node at work, from an image to an empty host.
 
-    Needs root and Debian's packages; works in folders and with names of its own, beside whatever runs on the host, and
-    exits with 1 when any step is not as told.
+    Needs root and Debian's packages; works in directories and with names of its own, beside whatever runs on the host,
+    and exits with 1 when any step is not as told.
     """
     _check_host()
     story = Story()
@@ -58,7 +58,10 @@ def demo(folder: Path) -> None:
         story.answer(
             "This host has cgroup v1 and v2 at once, which crun refuses: the demo hides v2 from its own daemon."
         )
-    with tempfile.TemporaryDirectory(prefix="crinoid-demo-", dir=folder.absolute()) as own, network.kept_forwarding():
+    with (
+        tempfile.TemporaryDirectory(prefix="crinoid-demo-", dir=directory.absolute()) as own,
+        network.kept_forwarding(),
+    ):
         try:
             asyncio.run(_play(story, Stage.choose(Path(own))))
         except asyncio.CancelledError:
@@ -80,8 +83,8 @@ async def _play(story: Story, stage: Stage) -> None:
     assert playing is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, playing.cancel)
     traces = Traces((stage.name, stage.bridge))
-    daemon = Daemon(stage.config, stage.socket, stage.folder / "daemon.log")
-    node = Node(daemon, stage.port, stage.folder / "logs")
+    daemon = Daemon(stage.config, stage.socket, stage.directory / "daemon.log")
+    node = Node(daemon, stage.port, stage.directory / "logs")
     async with _cleaned_up(story, node, traces, stage):
         await chapters.tell(chapters.Cast(story, stage, node, traces))
 

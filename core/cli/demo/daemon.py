@@ -1,4 +1,4 @@
-"""The demo's daemon: ``crinoid serve`` in a process of its own, over folders of its own."""
+"""The demo's daemon: ``crinoid serve`` in a process of its own, over directories of its own."""
 
 import asyncio
 import os

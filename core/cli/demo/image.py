@@ -19,9 +19,9 @@ _BUSYBOX = Path("/bin/busybox")
 _HEADER_BYTES = 4096
 
 
-def write_layout(folder: Path, reference: str) -> int:
+def write_layout(directory: Path, reference: str) -> int:
     """Make a layout that holds the image under the reference; return the size of its layer in bytes."""
-    (folder / "blobs/sha256").mkdir(parents=True)
+    (directory / "blobs/sha256").mkdir(parents=True)
     tree = _make_layer()
     layer = gzip.compress(tree, 6, mtime=0)
     config = {
@@ -33,13 +33,13 @@ def write_layout(folder: Path, reference: str) -> int:
     manifest = {
         "schemaVersion": 2,
         "mediaType": f"{_MEDIA}.manifest.v1+json",
-        "config": _add(folder, "config.v1+json", _write(config)),
-        "layers": [_add(folder, "layer.v1.tar+gzip", layer)],
+        "config": _add(directory, "config.v1+json", _write(config)),
+        "layers": [_add(directory, "layer.v1.tar+gzip", layer)],
     }
-    named = _add(folder, "manifest.v1+json", _write(manifest))
+    named = _add(directory, "manifest.v1+json", _write(manifest))
     named["annotations"] = {"org.opencontainers.image.ref.name": reference}
-    (folder / "index.json").write_bytes(_write({"schemaVersion": 2, "manifests": [named]}))
-    (folder / "oci-layout").write_bytes(_write({"imageLayoutVersion": "1.0.0"}))
+    (directory / "index.json").write_bytes(_write({"schemaVersion": 2, "manifests": [named]}))
+    (directory / "oci-layout").write_bytes(_write({"imageLayoutVersion": "1.0.0"}))
     return len(layer)
 
 
@@ -72,10 +72,10 @@ def _read_busybox() -> bytes:
     return content
 
 
-def _add(folder: Path, kind: str, content: bytes) -> dict[str, Any]:
+def _add(directory: Path, kind: str, content: bytes) -> dict[str, Any]:
     """Add a blob, and return its descriptor."""
     digest = _digest(content)
-    (folder / "blobs" / digest.replace(":", "/")).write_bytes(content)
+    (directory / "blobs" / digest.replace(":", "/")).write_bytes(content)
     return {"mediaType": f"{_MEDIA}.{kind}", "digest": digest, "size": len(content)}
 
 

@@ -25,7 +25,7 @@ def find_free_subnet() -> IPv4Network:
     raise ResourceExhausted(f"the host has routes into all of {_CANDIDATES}: the demo finds no subnet for its pods")
 
 
-def write_configuration(folder: Path, bridge: str, subnet: IPv4Network, state: Path) -> None:
+def write_configuration(directory: Path, bridge: str, subnet: IPv4Network, state: Path) -> None:
     """Write the network: a bridge with the first address as gateway, masquerading; addresses are kept in ``state``."""
     ipam = {
         "type": "host-local",
@@ -34,9 +34,9 @@ def write_configuration(folder: Path, bridge: str, subnet: IPv4Network, state: P
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     plugin = {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": True, "ipam": ipam}
-    folder.mkdir()
+    directory.mkdir()
     document = {"cniVersion": "1.0.0", "name": bridge, "plugins": [plugin]}
-    (folder / "10-demo.conflist").write_text(json.dumps(document, indent=2) + "\n")
+    (directory / "10-demo.conflist").write_text(json.dumps(document, indent=2) + "\n")
 
 
 @contextmanager

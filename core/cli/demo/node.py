@@ -4,11 +4,11 @@ import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cli.demo.daemon import Daemon
 
 T = TypeVar("T")

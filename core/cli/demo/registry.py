@@ -17,10 +17,10 @@ _PUSH_S = 120.0
 
 
 @asynccontextmanager
-async def running_registry(folder: Path) -> AsyncIterator[str]:
-    """Run a registry over a folder while the context lasts; yield where it listens: the kernel chose the port."""
-    log = folder / "registry.log"
-    server = _start(folder, log)
+async def running_registry(directory: Path) -> AsyncIterator[str]:
+    """Run a registry over a directory while the context lasts; yield where it listens: the kernel chose the port."""
+    log = directory / "registry.log"
+    server = _start(directory, log)
     try:
         yield await _find_address(log)
     finally:
@@ -35,12 +35,12 @@ async def push(layout: Path, reference: str, target: str) -> None:
     await process.run_checked((*command, f"oci:{layout}:{reference}", f"docker://{target}"), timeout_s=_PUSH_S)
 
 
-def _start(folder: Path, log: Path) -> process.Process:
-    folder.mkdir()
-    config = folder / "config.yml"
+def _start(directory: Path, log: Path) -> process.Process:
+    directory.mkdir()
+    config = directory / "config.yml"
     document = {
         "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}},
         "http": {"addr": "127.0.0.1:0", "secret": "demo"},
     }
     config.write_text(json.dumps(document))  # JSON is YAML

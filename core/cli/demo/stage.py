@@ -1,12 +1,12 @@
-"""Where the demo plays: folders, names and a configuration of its own, beside whatever else runs on the host."""
+"""Where the demo plays: directories, names and a configuration of its own, beside whatever else runs on the host."""
 
 import json
 import secrets
 import socket
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc, mount
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.cli.demo import network
@@ -48,7 +48,7 @@ driver = "overlay"
 driver = "native"
 
 [registries.layout]
-options = {{ folder = {layouts} }}
+options = {{ directory = {layouts} }}
 
 [registries.distribution]
 options = {{ plain_http = [{registry}] }}
@@ -57,20 +57,20 @@ options = {{ plain_http = [{registry}] }}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``folder`` holds all that is written; ``run`` is short, as sockets lie below; the ports are the pod's."""
+    """``directory`` holds all that is written; ``run`` is short, as sockets lie below; the ports are the pod's."""
 
     token: str
-    folder: Path
+    directory: Path
     subnet: IPv4Network
     port: int
     call_port: int
 
     @classmethod
-    def choose(cls, folder: Path) -> "Stage":
+    def choose(cls, directory: Path) -> "Stage":
         """Choose names, a subnet and ports that nobody else uses."""
         with socket.create_server(("", 0)) as first, socket.create_server(("", 0)) as second:
             ports = (int(each.getsockname()[1]) for each in (first, second))
-            return cls(secrets.token_hex(3), folder, network.find_free_subnet(), *ports)
+            return cls(secrets.token_hex(3), directory, network.find_free_subnet(), *ports)
 
     @property
     def name(self) -> str:
@@ -89,7 +89,7 @@ class Stage:
 
     @property
     def run(self) -> Path:
-        """The daemon's run folder."""
+        """The daemon's run directory."""
         return Path("/run", self.name)
 
     @property
@@ -100,27 +100,27 @@ class Stage:
     @property
     def root(self) -> Path:
         """The daemon's root."""
-        return self.folder / "root"
+        return self.directory / "root"
 
     @property
     def layouts(self) -> Path:
-        """The folder of image layouts."""
-        return self.folder / "layouts"
+        """The directory of image layouts."""
+        return self.directory / "layouts"
 
     @property
     def config(self) -> Path:
         """The configuration file."""
-        return self.folder / "config.toml"
+        return self.directory / "config.toml"
 
     def write_files(self, registry: str) -> None:
         """Write the configuration and the pod network."""
-        network.write_configuration(self.folder / "cni", self.bridge, self.subnet, self.folder / "addresses")
+        network.write_configuration(self.directory / "cni", self.bridge, self.subnet, self.directory / "addresses")
         values = {
             "root": self.root,
             "run": self.run,
             "socket": self.socket,
             "cgroup": f"/{self.name}",
-            "cni": self.folder / "cni",
+            "cni": self.directory / "cni",
             "layouts": self.layouts,
             "registry": registry,
         }
@@ -137,14 +137,14 @@ class Stage:
 
     def held_addresses(self) -> list[str]:
         """Name the addresses that the pod network's plugin keeps for somebody."""
-        return sorted(path.name for path in (self.folder / "addresses" / self.bridge).glob("[0-9]*"))
+        return sorted(path.name for path in (self.directory / "addresses" / self.bridge).glob("[0-9]*"))
 
 
 def hide_unified() -> bool:
     """On a host with cgroup v1 and v2 at once, leave v2 out of a mount table of our own, which our children get.
 
     crun refuses such hosts. The host's own mounts stay as they are, and what we mount elsewhere still shows there.
-    crun makes plain folders where v2 is missing: they go to a tmpfs that ends with the mount table.
+    crun makes plain directories where v2 is missing: they go to a tmpfs that ends with the mount table.
     Call it before any thread is made; returns whether there was something to hide.
     """
     if not Path(UNIFIED, "cgroup.controllers").exists():

@@ -29,7 +29,7 @@ async def ask_daemon(node: Node, stage: Stage) -> None:
 
 
 def clear(traces: Traces, stage: Stage) -> None:
-    """Remove by force what is still there, the bridge and the run folder included. Idempotent."""
+    """Remove by force what is still there, the bridge and the run directory included. Idempotent."""
     for _ in range(_ROUNDS):
         left = traces.left()
         if not left:

@@ -113,23 +113,23 @@ def _mount_lines() -> Iterator[str]:
 
 def _processes() -> Iterator[_Process]:
     """Read all processes but ourselves; one that ends meanwhile is left out."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        if int(folder.name) == os.getpid():
+    for directory in Path("/proc").glob("[0-9]*"):
+        if int(directory.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             yield _Process(
-                int(folder.name),
-                (folder / "stat").read_text().rpartition(")")[2].split()[19],
-                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
-                (folder / "cgroup").read_text(),
-                tuple(_read_namespaces(folder)),
+                int(directory.name),
+                (directory / "stat").read_text().rpartition(")")[2].split()[19],
+                (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+                (directory / "cgroup").read_text(),
+                tuple(_read_namespaces(directory)),
             )
 
 
-def _read_namespaces(folder: Path) -> Iterator[str]:
+def _read_namespaces(directory: Path) -> Iterator[str]:
     for kind in ("net", "ipc", "uts", "mnt", "pid"):
         with contextlib.suppress(OSError):
-            yield str((folder / "ns" / kind).readlink())
+            yield str((directory / "ns" / kind).readlink())
 
 
 def _links(bridges: Iterable[str] | None) -> Iterator[str]:
@@ -142,11 +142,11 @@ def _links(bridges: Iterable[str] | None) -> Iterator[str]:
 
 
 def _cgroups() -> Iterator[str]:
-    """Name all cgroups of all hierarchies that we see; folders beside them are no cgroups."""
+    """Name all cgroups of all hierarchies that we see; directories beside them are no cgroups."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, kind = line.partition(" - ")
         if kind.startswith("cgroup"):
-            yield from (folder for folder, _, _ in os.walk(fields.split()[4]))
+            yield from (directory for directory, _, _ in os.walk(fields.split()[4]))
 
 
 def _rules() -> list[str]:

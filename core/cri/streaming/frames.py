@@ -7,8 +7,7 @@ claims, is ever kept in memory.
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass
 
 MAX_CONTROL_BYTES = 1 << 14
 """A longer control frame is an error: the longest that Kubernetes' clients send has some hundred bytes."""

@@ -6,10 +6,10 @@ A library's server would keep the connection to itself, as none knows SPDY.
 import asyncio
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 
-from crinoid.core.api.frozen import dataclass
-from crinoid.core.cri.streaming.transports import TcpConduit
+from crinoid.core.cri.streaming.transports import TcpTransport
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_FIELDS = 200
@@ -48,15 +48,15 @@ class Request:
         return tuple(word.strip() for value in values for word in value.split(",") if word.strip())
 
     def upgrades_to(self, protocol: str) -> bool:
-        """Tell whether the client wants to go on with this protocol."""
+        """Return whether the client wants to go on with this protocol."""
         connection = {word.lower() for word in self.words("connection")}
         return "upgrade" in connection and protocol.lower() in {word.lower() for word in self.words("upgrade")}
 
 
-async def read_request(conduit: TcpConduit) -> Request | None:
+async def read_request(transport: TcpTransport) -> Request | None:
     """Read a request's head; ``None`` when the client goes away instead. Raises BadRequest."""
     try:
-        head = await conduit.read_until(b"\r\n\r\n", MAX_HEAD_BYTES)
+        head = await transport.read_until(b"\r\n\r\n", MAX_HEAD_BYTES)
     except asyncio.LimitOverrunError:
         raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too long") from None
     except (asyncio.IncompleteReadError, ConnectionError):

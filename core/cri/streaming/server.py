@@ -11,17 +11,17 @@ import logging
 import socket
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
 from crinoid.core.api.errors import ConfigurationError, ResourceExhausted
 from crinoid.core.api.exhaustion import exhausted
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.services import Streams
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket, Tickets
-from crinoid.core.cri.streaming.transports import TcpConduit, Tls
+from crinoid.core.cri.streaming.transports import TcpTransport, Tls
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.upgrades import Upgrades
 from crinoid.core.cri.trimming import Trimmer
@@ -164,13 +164,13 @@ class StreamingServer:
     async def _serve_to_the_end(self, connected: socket.socket, turns: Turns) -> None:
         """Serve a connection and close it. It is a stranger's, with a deadline, until its request is known."""
         tls = None if self._tls is None else Tls(self._tls, is_server=True)
-        conduit = TcpConduit(connected, turns, tls)
+        transport = TcpTransport(connected, turns, tls)
         try:
             async with asyncio.timeout(_HEAD_S):
-                await conduit.handshake()
-                request = await self._read(conduit)
+                await transport.handshake()
+                request = await self._read(transport)
             if request is not None:
-                await self._route(request, conduit)
+                await self._route(request, transport)
         except TimeoutError:
             LOG.debug("a streaming connection sent no request in %g s", _HEAD_S)
         except (ConnectionError, ssl.SSLError) as error:
@@ -178,30 +178,30 @@ class StreamingServer:
         except Exception as error:  # noqa: BLE001  # whatever it was, it was about this one connection
             self._log.error("a streaming connection failed in a way it should not", error=error)
         except asyncio.CancelledError:
-            conduit.abort()
+            transport.abort()
             raise
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEAD_S):
-                await conduit.close()
-        conduit.abort()
+                await transport.close()
+        transport.abort()
 
-    async def _read(self, conduit: TcpConduit) -> Request | None:
+    async def _read(self, transport: TcpTransport) -> Request | None:
         try:
-            return await read_request(conduit)
+            return await read_request(transport)
         except BadRequest as error:
-            await _refuse(conduit, error)
+            await _refuse(transport, error)
             return None
 
-    async def _route(self, request: Request, conduit: TcpConduit) -> None:
+    async def _route(self, request: Request, transport: TcpTransport) -> None:
         """Find the request's ticket and serve it."""
         try:
             ticket = self._redeem(request)
             with contextlib.suppress(KeyError):
                 del self._strangers[_current_task()]
             LOG.info("%s %s", _PATHS[type(ticket)], getattr(ticket, "container_id", getattr(ticket, "pod_id", "")))
-            await self._upgrades.serve(request, conduit, ticket)
+            await self._upgrades.serve(request, transport, ticket)
         except BadRequest as error:
-            await _refuse(conduit, error)
+            await _refuse(transport, error)
 
     def _redeem(self, request: Request) -> Ticket:
         if request.method not in ("GET", "POST"):
@@ -217,9 +217,9 @@ class StreamingServer:
         return ticket
 
 
-async def _refuse(conduit: TcpConduit, reason: BadRequest) -> None:
-    await conduit.write(make_answer(reason.status, reason.fields, str(reason)))
-    await conduit.part()
+async def _refuse(transport: TcpTransport, reason: BadRequest) -> None:
+    await transport.write(make_answer(reason.status, reason.fields, str(reason)))
+    await transport.part()
 
 
 def _current_task() -> "asyncio.Task[None]":

@@ -1,4 +1,4 @@
-"""A SPDY/3.1 connection as the server has it: streams that the client opens, over any conduit.
+"""A SPDY/3.1 connection as the server has it: streams that the client opens, over any transport.
 
 Flow control: Kubernetes' clients, all of which use one Go library, neither keep to windows nor open them; they are held
 back by TCP, and so is every stream of the connection by one that is not read. For a client that does count (it sends
@@ -8,12 +8,12 @@ SETTINGS or a WINDOW_UPDATE), windows are kept both ways.
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from crinoid.core.api.buffers import BufferShare
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.streaming import frames
 from crinoid.core.cri.streaming.inbox import CAPACITY_BYTES, Inbox
-from crinoid.core.cri.streaming.transports import Buffer, Conduit
+from crinoid.core.cri.streaming.transports import Buffer, Transport
 
 _DEFAULT_WINDOW = 1 << 16
 _LARGEST_WINDOW = (1 << 31) - 1
@@ -139,13 +139,13 @@ class SpdyConnection:
     PEER_PARITY = 1
     """The last bit of the numbers that the peer chooses for its pings: a client's are odd."""
 
-    def __init__(self, conduit: Conduit, accept: Accept, limits: SpdyLimits) -> None:
+    def __init__(self, transport: Transport, accept: Accept, limits: SpdyLimits) -> None:
         self.gone = asyncio.Event()
         self.limits = limits
         self.blocked: set[SpdyStream] = set()  # those that wait for their windows
         self.counts = False  # whether the client keeps windows
         self.send_window = _DEFAULT_WINDOW
-        self._conduit = conduit
+        self._transport = transport
         self._accept = accept
         self._reader = frames.FrameReader()
         self._writer = frames.FrameWriter()
@@ -157,9 +157,9 @@ class SpdyConnection:
         """Serve frames until the connection ends, for whatever reason."""
         try:
             await self.send(frames.initial_window(CAPACITY_BYTES))
-            while data := await self._conduit.read():
+            while data := await self._transport.read():
                 for frame in self._reader.feed(data):
-                    await self._conduit.turn()
+                    await self._transport.turn()
                     await self._take(frame)
         except frames.ProtocolError:
             with contextlib.suppress(ConnectionError):
@@ -174,7 +174,7 @@ class SpdyConnection:
 
     async def send(self, *parts: Buffer) -> None:
         """Send bytes of a frame. Raises ConnectionError."""
-        await self._conduit.write(*parts)
+        await self._transport.write(*parts)
 
     async def finish(self) -> None:
         """Take no new streams, drop what still comes, and wait a little for the client to leave first.
@@ -225,7 +225,7 @@ class SpdyConnection:
         stream.inbox.put(frame.data)
         if frame.fin:
             self._end(frame.stream_id)
-        await stream.inbox.wait_for_room(self._conduit.hold)
+        await stream.inbox.wait_for_room(self._transport.hold)
 
     async def _open(self, frame: frames.Opening) -> None:
         if frame.stream_id <= self._last_id or not frame.stream_id & 1:

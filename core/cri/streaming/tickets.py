@@ -3,9 +3,9 @@
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import ResourceExhausted
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.lifecycle.streams import StreamChoice
 
 MAX_TICKETS = 1000

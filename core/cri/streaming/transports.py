@@ -1,6 +1,6 @@
 """What lies below a streaming protocol: bytes both ways, with back-pressure, and when they last moved.
 
-SPDY runs over a ``TcpConduit``, or, tunnelled, over the one in ``websocket``.
+SPDY runs over a ``TcpTransport``, or, tunnelled, over the one in ``websocket``.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _PARTING_BYTES = 1 << 20
 _ESTABLISHED = 1  # the first byte of struct tcp_info, tcp(7)
 
 
-class Conduit(Protocol):
+class Transport(Protocol):
     """Bytes both ways; one reads, many may write, one after the other."""
 
     async def turn(self) -> None:
@@ -55,7 +55,7 @@ class Conduit(Protocol):
         ...
 
 
-class TcpConduit:
+class TcpTransport:
     """A TCP connection, with TLS or without; it takes the socket over, one that does not block.
 
     Nothing is read ahead: what is not fetched stays in the kernel, where it holds up the client, so that a connection

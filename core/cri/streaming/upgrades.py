@@ -34,10 +34,10 @@ from crinoid.core.cri.streaming.remotecommand import (
 from crinoid.core.cri.streaming.spdy import Accept, SpdyConnection, SpdyLimits
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket
-from crinoid.core.cri.streaming.transports import Conduit
+from crinoid.core.cri.streaming.transports import Transport
 from crinoid.core.cri.streaming.websocket import (
     Channels,
-    TunnelConduit,
+    TunnelTransport,
     WebSocket,
     accept_key,
     choose_protocol,
@@ -86,18 +86,18 @@ class Upgrades:
         self._buffers = BufferPool(limits.max_buffer_bytes // 2)  # drivers' sessions have the other half
         self._log = log
 
-    async def serve(self, request: Request, conduit: Conduit, ticket: Ticket) -> None:
+    async def serve(self, request: Request, transport: Transport, ticket: Ticket) -> None:
         """Serve a ticket to its end. Raises BadRequest as long as the connection has not been upgraded."""
         if request.upgrades_to(WEBSOCKET):
-            await self._serve_websocket(request, conduit, ticket)
+            await self._serve_websocket(request, transport, ticket)
         elif request.upgrades_to(SPDY):
-            await self._serve_spdy(request, conduit, ticket)
+            await self._serve_spdy(request, transport, ticket)
         else:
             raise BadRequest(HTTPStatus.BAD_REQUEST, f"upgrade the connection to {SPDY} or to a WebSocket")
 
     # SPDY
 
-    async def _serve_spdy(self, request: Request, conduit: Conduit, ticket: Ticket) -> None:
+    async def _serve_spdy(self, request: Request, transport: Transport, ticket: Ticket) -> None:
         known = {PROTOCOL: 1} if isinstance(ticket, ForwardTicket) else SPDY_PROTOCOLS
         offered = request.words(VERSION_FIELD.lower())
         protocol = choose_protocol(offered, known)
@@ -106,43 +106,43 @@ class Upgrades:
             raise BadRequest(HTTPStatus.FORBIDDEN, f"none of {', '.join(offered)} is known", accepted)
         fields = [("Connection", "Upgrade"), ("Upgrade", SPDY)]
         fields += [(VERSION_FIELD, protocol)] if protocol else []
-        await conduit.write(make_answer(HTTPStatus.SWITCHING_PROTOCOLS, fields))
+        await transport.write(make_answer(HTTPStatus.SWITCHING_PROTOCOLS, fields))
         if isinstance(ticket, ForwardTicket):
-            await self._forward(conduit, ticket)
+            await self._forward(transport, ticket)
         else:
-            await self._remote_command(conduit, ticket, SPDY_PROTOCOLS.get(protocol, 1))
+            await self._remote_command(transport, ticket, SPDY_PROTOCOLS.get(protocol, 1))
 
-    async def _remote_command(self, conduit: Conduit, ticket: ExecTicket | AttachTicket, version: int) -> None:
+    async def _remote_command(self, transport: Transport, ticket: ExecTicket | AttachTicket, version: int) -> None:
         collected = SpdyStreams(expected_streams(ticket.streams, version))
-        async with self._connected(conduit, collected.accept) as connection:
+        async with self._connected(transport, collected.accept) as connection:
             try:
                 async with asyncio.timeout(self._creation_timeout_s):
                     await _first(collected.complete.wait(), connection.gone.wait())
             except TimeoutError:
                 self._log.warning("a client did not open its streams in %g s", self._creation_timeout_s)
-                conduit.abort()
+                transport.abort()
                 return
             if collected.complete.is_set():
                 await self._run(Client(version, collected.streams, connection.gone), ticket)
 
-    async def _forward(self, conduit: Conduit, ticket: ForwardTicket) -> None:
+    async def _forward(self, transport: Transport, ticket: ForwardTicket) -> None:
         most = self._max_streams // 2
         forwarding = PortForward(self._connect(ticket), self._creation_timeout_s, most, self._log)
-        async with self._connected(conduit, forwarding.accept) as connection:
+        async with self._connected(transport, forwarding.accept) as connection:
             try:
                 await connection.gone.wait()
             finally:
                 await forwarding.close()
 
     @contextlib.asynccontextmanager
-    async def _connected(self, conduit: Conduit, accept: Accept) -> AsyncIterator[SpdyConnection]:
-        connection = SpdyConnection(conduit, accept, SpdyLimits(self._max_streams, self._share()))
-        async with self._running(conduit, connection.run(), connection.finish):
+    async def _connected(self, transport: Transport, accept: Accept) -> AsyncIterator[SpdyConnection]:
+        connection = SpdyConnection(transport, accept, SpdyLimits(self._max_streams, self._share()))
+        async with self._running(transport, connection.run(), connection.finish):
             yield connection
 
     # WebSocket
 
-    async def _serve_websocket(self, request: Request, conduit: Conduit, ticket: Ticket) -> None:
+    async def _serve_websocket(self, request: Request, transport: Transport, ticket: Ticket) -> None:
         forwards = isinstance(ticket, ForwardTicket)
         known: Mapping[str, int] = {TUNNEL_PROTOCOL: 1, **OLD_WEBSOCKET_PROTOCOLS} if forwards else WEBSOCKET_PROTOCOLS
         protocol = choose_protocol(request.words("sec-websocket-protocol"), known)
@@ -154,12 +154,12 @@ class Upgrades:
             raise BadRequest(HTTPStatus.UPGRADE_REQUIRED, "this is no WebSocket of version 13", upgrade)
         fields = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Accept", accept_key(key))]
         fields += [("Sec-WebSocket-Protocol", protocol)] if protocol else []
-        await conduit.write(make_answer(HTTPStatus.SWITCHING_PROTOCOLS, fields))
-        websocket = WebSocket(conduit)
+        await transport.write(make_answer(HTTPStatus.SWITCHING_PROTOCOLS, fields))
+        websocket = WebSocket(transport)
         if not isinstance(ticket, ForwardTicket):
             await self._remote_command_by_websocket(websocket, ticket, protocol)
         elif protocol == TUNNEL_PROTOCOL:
-            await self._forward(TunnelConduit(websocket), ticket)
+            await self._forward(TunnelTransport(websocket), ticket)
         else:
             channels = Channels(websocket, 2 * len(ticket.ports), protocol, self._share())
             async with self._running(websocket, channels.run(), channels.finish):

@@ -1,7 +1,7 @@
 """An end of a WebSocket (RFC 6455), the server's unless told otherwise: a connection of messages, and two uses of it.
 
 ``Channels`` carries several streams, each message beginning with the number of its channel (the remotecommand and old
-port forward protocols); ``TunnelConduit`` carries SPDY. Messages are handed on piece by piece as they come, so that
+port forward protocols); ``TunnelTransport`` carries SPDY. Messages are handed on piece by piece as they come, so that
 none is ever kept in memory, whatever its length.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from crinoid.core.api.buffers import BufferShare
 from crinoid.core.cri.streaming.inbox import Inbox
-from crinoid.core.cri.streaming.transports import Buffer, Conduit
+from crinoid.core.cri.streaming.transports import Buffer, Transport
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 NORMAL, PROTOCOL_ERROR = 1000, 1002
@@ -159,8 +159,8 @@ class PieceReader:
 class WebSocket:
     """A WebSocket over a connection that has been upgraded; one reads, many may send."""
 
-    def __init__(self, conduit: Conduit, *, is_client: bool = False) -> None:
-        self._conduit = conduit
+    def __init__(self, transport: Transport, *, is_client: bool = False) -> None:
+        self._transport = transport
         self._is_client = is_client
         self._reader = PieceReader(masked=not is_client)
         self._pieces: Iterator[Piece] = iter(())
@@ -169,14 +169,14 @@ class WebSocket:
     @property
     def moved_at(self) -> float:
         """The loop's time when bytes moved last."""
-        return self._conduit.moved_at
+        return self._transport.moved_at
 
     async def receive(self) -> Piece | None:
         """Return the next piece of a message; ``None`` at the end. Pings are answered here."""
         while True:
             try:
                 for piece in self._pieces:
-                    await self._conduit.turn()
+                    await self._transport.turn()
                     if piece.opcode < CLOSE:
                         return piece
                     if piece.opcode == CLOSE:
@@ -187,14 +187,14 @@ class WebSocket:
             except WebSocketError:
                 await self.say_close(PROTOCOL_ERROR)
                 return None
-            data = await self._conduit.read()
+            data = await self._transport.read()
             if not data:
                 return None
             self._pieces = self._reader.feed(data)
 
     async def turn(self) -> None:
-        """See ``Conduit``."""
-        await self._conduit.turn()
+        """See ``Transport``."""
+        await self._transport.turn()
 
     async def send(self, *parts: Buffer, opcode: int = BINARY) -> None:
         """Send the parts as one message. Raises ConnectionError."""
@@ -203,13 +203,13 @@ class WebSocket:
         length = sum(map(len, parts))
         if self._is_client:
             key = os.urandom(4)
-            await self._conduit.write(frame_head(opcode, length, key), mask(b"".join(parts), key))
+            await self._transport.write(frame_head(opcode, length, key), mask(b"".join(parts), key))
         else:
-            await self._conduit.write(frame_head(opcode, length), *parts)
+            await self._transport.write(frame_head(opcode, length), *parts)
 
     async def hold(self) -> None:
         """While nothing is read, no ping is answered: an unasked pong (section 5.5.3) keeps the client content."""
-        await self._conduit.hold()
+        await self._transport.hold()
         if not self._is_client:
             await self.send(opcode=PONG)
 
@@ -222,14 +222,14 @@ class WebSocket:
 
     async def close(self) -> None:
         """Close the connection below."""
-        await self._conduit.close()
+        await self._transport.close()
 
     def abort(self) -> None:
         """Close at once."""
-        self._conduit.abort()
+        self._transport.abort()
 
 
-class TunnelConduit:
+class TunnelTransport:
     """SPDY's bytes in binary messages."""
 
     def __init__(self, websocket: WebSocket) -> None:

@@ -1,8 +1,8 @@
 """Devices by the Container Device Interface: vendors describe them in files, containers name them, the spec gets them.
 
-``names`` reads what a container asks for, ``folders`` knows all files of the configured folders and keeps up with their
-changes, ``documents`` reads one file (with ``lines``, for errors), ``injection`` edits the OCI specification. Source:
-the CDI specification, versions 0.3.0 to 1.1.0.
+``names`` reads what a container asks for, ``directories`` knows all files of the configured directories and keeps up
+with their changes, ``image_config`` reads one file (with ``lines``, for errors), ``injection`` edits the OCI
+specification. Source: the CDI specification, versions 0.3.0 to 1.1.0.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from crinoid.core.lifecycle.cdi.names import requested_devices
 
 if TYPE_CHECKING:
     from crinoid.core.lifecycle.cdi.injection import JsonObject
-    from crinoid.core.lifecycle.cdi.spec_directories import Folders
+    from crinoid.core.lifecycle.cdi.spec_directories import Directories
 
 __all__ = ["CdiDevices", "requested_devices"]
 
@@ -22,10 +22,10 @@ __all__ = ["CdiDevices", "requested_devices"]
 class CdiDevices:
     """All devices of the node that have a CDI name."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
-        """``folders``: where vendors' files lie, the least important first."""
-        self._paths = tuple(folders)
-        self._folders: Folders | None = None
+    def __init__(self, directories: Iterable[Path]) -> None:
+        """``directories``: where vendors' files lie, the least important first."""
+        self._paths = tuple(directories)
+        self._directories: Directories | None = None
 
     def add(self, spec: "JsonObject", config: ContainerConfig) -> None:
         """Put the devices that a container asks for into its specification. Blocks: files are looked at.
@@ -37,8 +37,8 @@ class CdiDevices:
         if names := requested_devices(config):
             from crinoid.core.lifecycle.cdi.injection import inject
             from crinoid.core.lifecycle.cdi.spec_directories import (
-                Folders,  # with YAML; most nodes have no such devices
+                Directories,  # with YAML; most nodes have no such devices
             )
 
-            self._folders = self._folders or Folders(self._paths)
-            inject(spec, self._folders.find(names))
+            self._directories = self._directories or Directories(self._paths)
+            inject(spec, self._directories.find(names))

@@ -7,6 +7,7 @@ specification wants it: an older reader would leave that part out.
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.lifecycle.cdi.located import KeyPath, Located, Malformed, read_json, read_yaml
 from crinoid.core.lifecycle.cdi.names import DEVICE, KIND
@@ -48,9 +48,9 @@ def _check_inner(text: str) -> str:
 
 
 def _check_class(text: str) -> str:
-    """A class of service is a folder's name; a slash alone is the root's."""
+    """A class of service is a directory's name; a slash alone is the root's."""
     if text != "/" and (text in (".", "..") or "/" in text or "\n" in text or len(text) >= 4096):
-        raise ValueError("must be the name of a folder, or /")
+        raise ValueError("must be the name of a directory, or /")
     return text
 
 

@@ -7,11 +7,11 @@ A later edit of the same variable, device node or mount point replaces the earli
 import os
 import stat
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.lifecycle.cdi.cdi_files import CdiHook, CdiMount, DeviceNode, Document, Edits
 from crinoid.core.lifecycle.cdi.located import KeyPath
 from crinoid.core.lifecycle.cdi.spec_directories import FoundDevice

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
-
-from crinoid.core.api.frozen import dataclass
 
 KeyPath = tuple[str | int, ...]
 

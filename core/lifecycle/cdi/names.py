@@ -12,7 +12,7 @@ DEVICE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
 
 
 def is_qualified(name: str) -> bool:
-    """Tell whether this is the full name of a device."""
+    """Return whether this is the full name of a device."""
     kind, found, device = name.partition("=")
     return bool(found and KIND.fullmatch(kind) and DEVICE.fullmatch(device))
 

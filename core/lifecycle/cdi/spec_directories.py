@@ -1,18 +1,18 @@
-"""The folders of CDI files, as they are now: looked over at every use, only what changed is read again.
+"""The directories of CDI files, as they are now: looked over at every use, only what changed is read again.
 
-A look costs one ``stat`` a file, so there is no watch that could be lost with its folder, and a device that a vendor
-has just described can be used at once. Later folders win over earlier ones; two files of one folder that claim the same
-device make it unusable.
+A look costs one ``stat`` a file, so there is no watch that could be lost with its directory, and a device that a vendor
+has just described can be used at once. Later directories win over earlier ones; two files of one directory that claim
+the same device make it unusable.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.lifecycle.cdi.cdi_files import BrokenFile, CdiDevice, Document, read_document
 
@@ -54,18 +54,18 @@ class _Read:
     content: Document | BrokenFile
 
 
-class Folders:
-    """All devices of some folders. Any thread may ask."""
+class Directories:
+    """All devices of some directories. Any thread may ask."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
-        self._folders = tuple(folders)
+    def __init__(self, directories: Iterable[Path]) -> None:
+        self._directories = tuple(directories)
         self._known: dict[Path, _Read] = {}
         self._told: set[str] = set()
         self._lock = threading.Lock()
 
     def find(self, names: Iterable[str]) -> list[FoundDevice]:
         """Return the devices with these full names. Raises NotFound, and FailedPrecondition for a contested one."""
-        touching(", ".join(map(str, self._folders)))
+        touching(", ".join(map(str, self._directories)))
         with self._lock:
             layers = self._look()
             broken = set(self._broken_files())
@@ -90,15 +90,15 @@ class Folders:
         return names, problems
 
     def _look(self) -> list[list[Document]]:
-        """Bring what is known up to date; return the good files, by folder, the most important folder first."""
+        """Bring what is known up to date; return the good files, by directory, the most important directory first."""
         known: dict[Path, _Read] = {}
         layers = []
-        for folder in reversed(self._folders):
-            for path in _files(folder):
+        for directory in reversed(self._directories):
+            for path in _files(directory):
                 read = self._refreshed(path)
                 if read is not None:
                     known[path] = read
-            here = [known[path].content for path in sorted(known) if path.parent == folder]
+            here = [known[path].content for path in sorted(known) if path.parent == directory]
             layers.append([content for content in here if isinstance(content, Document)])
         self._known = known
         return layers
@@ -133,19 +133,19 @@ class Folders:
                 return found[0]
         broken = "; ".join(self._broken_files())
         hint = f"; files that can't be used: {broken}" if broken else ""
-        raise NotFound(f"CDI device {name} is in no file of {', '.join(map(str, self._folders))}{hint}")
+        raise NotFound(f"CDI device {name} is in no file of {', '.join(map(str, self._directories))}{hint}")
 
     def _broken_files(self) -> list[str]:
         return [str(read.content) for read in self._known.values() if isinstance(read.content, BrokenFile)]
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(directory: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
+        return sorted(path for path in directory.iterdir() if path.suffix in _ENDINGS)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        LOG.warning("CDI folder %s can't be listed: %s", folder, error.strerror)
+        LOG.warning("CDI directory %s can't be listed: %s", directory, error.strerror)
         return []
 
 

@@ -2,7 +2,7 @@
 
 A container's checkpoint is a tar: ``config.dump`` (where it comes from), ``spec.dump`` (its OCI specification),
 ``checkpoint/`` (criu's images), ``rootfs-diff.tar``, ``deleted.files``, ``bind.mounts``, criu's ``stats-dump`` and
-``dump.log``. A pod's is a folder with one such tar for each container and ``pod.options``, ``pod.dump`` beside them.
+``dump.log``. A pod's is a directory with one such tar for each container and ``pod.options``, ``pod.dump`` beside them.
 """
 
 import errno
@@ -63,7 +63,7 @@ Argument = Annotated[
 ]  # the kernel's MAX_ARG_STRLEN
 Id = Annotated[int, Field(strict=True, ge=0, lt=(1 << 32) - 1)]
 Truth = Annotated[bool, Field(strict=True)]
-Folder = Annotated[str, StringConstraints(strict=True, pattern=r"^/[^\x00]*$", max_length=4096)]
+Directory = Annotated[str, StringConstraints(strict=True, pattern=r"^/[^\x00]*$", max_length=4096)]
 
 
 class ContainerDump(Document):
@@ -89,7 +89,7 @@ class ProcessDump(Document):
 
     args: tuple[Argument, ...] = ()
     env: tuple[Argument, ...] = ()
-    cwd: Folder = "/"
+    cwd: Directory = "/"
     terminal: Truth = False
     user: UserDump = UserDump()
 
@@ -157,30 +157,30 @@ class Output:
         return self._file.tell()
 
 
-def pack(folder: Path, target: Path, given_up: threading.Event, keep_free_percent: float = 0.0) -> None:
-    """Write the archive of what lies in a folder, for root alone, synced to disk. Blocks."""
+def pack(directory: Path, target: Path, given_up: threading.Event, keep_free_percent: float = 0.0) -> None:
+    """Write the archive of what lies in a directory, for root alone, synced to disk. Blocks."""
     with Output(target, given_up, keep_free_percent).tar() as archive:
-        for name in [name for name in FILES if (folder / name).exists()]:
-            _add(archive, folder / name, name)
-        archive.add(folder / IMAGES, IMAGES, recursive=False)
-        for path in sorted((folder / IMAGES).iterdir()):
+        for name in [name for name in FILES if (directory / name).exists()]:
+            _add(archive, directory / name, name)
+        archive.add(directory / IMAGES, IMAGES, recursive=False)
+        for path in sorted((directory / IMAGES).iterdir()):
             _add(archive, path, f"{IMAGES}/{path.name}")
     sync_file(target)
 
 
-def check_folder(folder: Path, what: str) -> None:
+def check_directory(directory: Path, what: str) -> None:
     """Raise CorruptContent unless the parts of an unpacked checkpoint are there, and are plain files, no links. Blocks.
 
     An image's are what its layers made of them, so there may be anything.
     """
     for name in (CONFIG, SPEC):
-        if not os.path.lexists(folder / name):
+        if not os.path.lexists(directory / name):
             raise CorruptContent(f"{what} is no checkpoint of a container: it has no {name}")
     for name, _ in PARTS:
-        _check_kind(folder / name, stat.S_ISDIR if name.endswith("/") else stat.S_ISREG, what)
-    if not os.path.lexists(folder / IMAGES / "inventory.img"):
+        _check_kind(directory / name, stat.S_ISDIR if name.endswith("/") else stat.S_ISREG, what)
+    if not os.path.lexists(directory / IMAGES / "inventory.img"):
         raise CorruptContent(f"{what} holds no state of processes: {IMAGES}/inventory.img is missing")
-    with os.scandir(folder / IMAGES) as entries:
+    with os.scandir(directory / IMAGES) as entries:
         for count, entry in enumerate(entries):
             if count == _MAX_IMAGES:
                 raise CorruptContent(f"{what} holds more than {_MAX_IMAGES} files in {IMAGES}/")
@@ -216,7 +216,7 @@ def write_json(path: Path, document: object) -> None:
 
 
 def bind_mounts(spec: Mapping[str, Any]) -> Sequence[Mapping[str, object]]:
-    """Return what ``bind.mounts`` says of a specification: each bind mount, and whether a file or a folder."""
+    """Return what ``bind.mounts`` says of a specification: each bind mount, and whether a file or a directory."""
     found = []
     for mount in spec.get("mounts", ()):
         if mount.get("type") != "bind":

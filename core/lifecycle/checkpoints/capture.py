@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -29,10 +30,9 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of, touching
-from crinoid.core.api.linux.files import sync_folder
+from crinoid.core.api.linux.files import sync_directory
 from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_in_thread, call_within
 from crinoid.core.api.values.checkpoint import CheckpointRequest
@@ -40,7 +40,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.checkpoints import archive
 from crinoid.core.lifecycle.checkpoints.root_diff import write_diff
 from crinoid.core.lifecycle.concurrency.locks import Locks
-from crinoid.core.lifecycle.containers.exit_monitor import Exits
+from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.ownership import checkpoint_key
@@ -63,16 +63,16 @@ class CheckpointParts:
     resources: Resources
     locks: Locks
     paths: PathProbes
-    exits: Exits
+    exit_monitor: ExitMonitor
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """A container to be captured: into ``folder``, its files compared with those below ``base``."""
+    """A container to be captured: into ``directory``, its files compared with those below ``base``."""
 
     record: ContainerRecord
     slot: RuntimeSlot
-    folder: Path
+    directory: Path
     base: Path
 
 
@@ -88,7 +88,7 @@ class CheckpointService:
         self._locks = parts.locks
         self._path_s = config.pods.path_timeout_s
         self._paths = parts.paths
-        self._exits = parts.exits
+        self._exit_monitor = parts.exit_monitor
 
     async def container(self, container_id: str, location: str, timeout_s: float) -> None:
         """Write the archive of a running container to ``location``, which it replaces when it is whole.
@@ -109,13 +109,13 @@ class CheckpointService:
             ):
                 subject = await self._subject(owner, self._running(record.id), place, 0)
                 await self._capture(owner, [subject], limit_s)
-                await self._in_thread(archive.pack, subject.folder, place / "archive")
+                await self._in_thread(archive.pack, subject.directory, place / "archive")
                 await asyncio.to_thread(_publish, place / "archive", target)
 
     async def pod(self, pod_id: str, output: str, containers: Sequence[str], options: Mapping[str, str]) -> None:
-        """Write a checkpoint of these containers, all that run in the pod, into the empty folder ``output``.
+        """Write a checkpoint of these containers, all that run in the pod, into the empty directory ``output``.
 
-        Raises as ``container``, and Unsupported for any option; then the folder is empty again.
+        Raises as ``container``, and Unsupported for any option; then the directory is empty again.
         """
         pod = self._store.pods.find(pod_id)
         refuse_options(options)
@@ -123,35 +123,35 @@ class CheckpointService:
         limit_s = self._config.pods.checkpoint_timeout_s
         act = f"checkpoint of pod {pod.id}"
         with _on_its_own(act) as owner:
-            folder = await call_within(self._path_s, f"output_path {output}", lambda: _check_folder(output))
-            async with _within(limit_s, act), self._unless_written(owner, folder), self._locks.hold(pod.id, act):
-                records, work = self._chosen(pod.id, containers), _work_place(folder, owner)
+            directory = await call_within(self._path_s, f"output_path {output}", lambda: _check_directory(output))
+            async with _within(limit_s, act), self._unless_written(owner, directory), self._locks.hold(pod.id, act):
+                records, work = self._chosen(pod.id, containers), _work_place(directory, owner)
                 await self._resources.make(owner, directory_at(work))
-                self._resources.own_contents(owner, folder)
+                self._resources.own_contents(owner, directory)
                 await self._write_pod(owner, self._store.pods.find(pod.id), records, work, limit_s)
                 self._resources.keep(owner, CONTENTS)
 
     async def _write_pod(
         self, owner: str, pod: PodRecord, records: Sequence[ContainerRecord], work: Path, limit_s: float
     ) -> None:
-        folder = work.parent
+        directory = work.parent
         subjects = [await self._subject(owner, record, work, number) for number, record in enumerate(records)]
         await self._capture(owner, subjects, limit_s)
         names = {}
         for number, subject in enumerate(subjects):
             name = subject.record.config.metadata.name
             names[name] = f"{name}-{number}" if _FILE_NAME.fullmatch(name) else f"container-{number}"
-            await self._in_thread(archive.pack, subject.folder, folder / f"{names[name]}.tar")
+            await self._in_thread(archive.pack, subject.directory, directory / f"{names[name]}.tar")
         options = {"version": archive.POD_VERSION, "containers": names, "annotations": {}}
         documents = {archive.POD_DUMP: self._describe_pod(pod), archive.POD_OPTIONS: options}
-        await call_in_thread(lambda: _write_documents(folder, documents))
-        await asyncio.to_thread(sync_folder, folder)
+        await call_in_thread(lambda: _write_documents(directory, documents))
+        await asyncio.to_thread(sync_directory, directory)
 
     @asynccontextmanager
-    async def _work(self, owner: str, folder: Path) -> AsyncIterator[None]:
-        """A folder for the time of a checkpoint."""
-        async with self._unless_written(owner, folder):
-            await self._resources.make(owner, directory_at(folder))
+    async def _work(self, owner: str, directory: Path) -> AsyncIterator[None]:
+        """A directory for the time of a checkpoint."""
+        async with self._unless_written(owner, directory):
+            await self._resources.make(owner, directory_at(directory))
             yield
 
     @asynccontextmanager
@@ -186,8 +186,8 @@ class CheckpointService:
             raise FailedPrecondition(f"container {record.id} is {record.state.value}, so it can't be checkpointed")
         return record
 
-    async def _subject(self, owner: str, record: ContainerRecord, folder: Path, number: int) -> _Subject:
-        """Make ready what needs no frozen container: the folder, and the image's files to compare with."""
+    async def _subject(self, owner: str, record: ContainerRecord, directory: Path, number: int) -> _Subject:
+        """Make ready what needs no frozen container: the directory, and the image's files to compare with."""
         pod = self._store.pods.find(record.pod_id)
         if pod.runtime not in self._slots.runtimes or pod.snapshotter not in self._slots.snapshotters:
             raise FailedPrecondition(f"a slot that container {record.id} was made with is no longer configured")
@@ -195,7 +195,7 @@ class CheckpointService:
             raise Unsupported(f"container {record.id} is in a user namespace: such can't be checkpointed")
         slot = self._slots.runtimes[pod.runtime]
         await slot.check_checkpoint()
-        own, base = folder / str(number), self._config.run / "checkpoints" / f"{folder.name}-{number}"
+        own, base = directory / str(number), self._config.run / "checkpoints" / f"{directory.name}-{number}"
         await asyncio.to_thread(rights.make_directories, own / archive.IMAGES)
         await self._resources.make_directory(owner, base)
         await self._mount_base(owner, record, pod.snapshotter, base)
@@ -213,27 +213,27 @@ class CheckpointService:
         """Freeze all, capture each, let all go on."""
         try:
             for subject in subjects:
-                async with self._exits.acting_on(subject.record, "checkpoint"):
+                async with self._exit_monitor.acting_on(subject.record, "checkpoint"):
                     await self._resources.pause(owner, subject.slot, subject.record.handle)
             for subject in subjects:
-                async with self._exits.acting_on(subject.record, "checkpoint"):
+                async with self._exit_monitor.acting_on(subject.record, "checkpoint"):
                     await self._capture_one(subject, limit_s)
         finally:
             await asyncio.shield(self._resources.resume(owner))
 
     async def _capture_one(self, subject: _Subject, limit_s: float) -> None:
-        record, folder = subject.record, subject.folder
+        record, directory = subject.record, subject.directory
         spec = await asyncio.to_thread(_read_spec, record)
         documents = {archive.CONFIG: self._describe(subject), archive.SPEC: spec}
         binds = await asyncio.to_thread(archive.bind_mounts, spec)
-        await call_in_thread(lambda: _write_documents(folder, documents, {archive.BIND_MOUNTS: binds}))
+        await call_in_thread(lambda: _write_documents(directory, documents, {archive.BIND_MOUNTS: binds}))
         request = CheckpointRequest(
-            handle=record.handle, images=folder / archive.IMAGES, work=folder, timeout_s=limit_s
+            handle=record.handle, images=directory / archive.IMAGES, work=directory, timeout_s=limit_s
         )
         await subject.slot.checkpoint(request)
         root = record.handle.bundle / _ROOTFS
-        deleted = await self._in_thread(write_diff, subject.base, root, folder / archive.ROOT_DIFF)
-        await call_in_thread(lambda: _write_documents(folder, {}, {archive.DELETED: list(deleted)}))
+        deleted = await self._in_thread(write_diff, subject.base, root, directory / archive.ROOT_DIFF)
+        await call_in_thread(lambda: _write_documents(directory, {}, {archive.DELETED: list(deleted)}))
 
     async def _in_thread(self, function: Any, *arguments: object) -> Any:  # Any: they have little in common
         """Run a function that writes much; its last arguments are an event, which is set when nobody wants it any more,
@@ -297,9 +297,9 @@ async def _within(limit_s: float, what: str) -> AsyncIterator[None]:
         raise
 
 
-def _work_place(folder: Path, owner: str) -> Path:
-    """A folder's name has the owner's token: the ledger's row is believed by it."""
-    return folder / f".crinoid-{owner.rpartition('/')[2]}"
+def _work_place(directory: Path, owner: str) -> Path:
+    """A directory's name has the owner's token: the ledger's row is believed by it."""
+    return directory / f".crinoid-{owner.rpartition('/')[2]}"
 
 
 def _check_location(location: str) -> Path:
@@ -309,7 +309,7 @@ def _check_location(location: str) -> Path:
         raise InvalidArgument(f"location {location!r} is not the absolute path of a file")
     try:
         if not target.parent.is_dir():
-            raise InvalidArgument(f"location: {target.parent} is no folder")
+            raise InvalidArgument(f"location: {target.parent} is no directory")
         if target.is_symlink() or (target.exists() and not target.is_file()):
             raise InvalidArgument(f"location {location} is there already, and is no plain file")
     except (OSError, ValueError) as error:  # a name that is too long, a NUL in it
@@ -317,20 +317,20 @@ def _check_location(location: str) -> Path:
     return target
 
 
-def _check_folder(output: str) -> Path:
-    folder = Path(output)
+def _check_directory(output: str) -> Path:
+    directory = Path(output)
     touching(output)
-    if not folder.is_absolute():
+    if not directory.is_absolute():
         raise InvalidArgument(f"output_path {output!r} is not absolute")
     try:
-        if folder.is_symlink() or not folder.is_dir():
-            raise InvalidArgument(f"output_path {output} is no folder")
-        with os.scandir(folder) as entries:
+        if directory.is_symlink() or not directory.is_dir():
+            raise InvalidArgument(f"output_path {output} is no directory")
+        with os.scandir(directory) as entries:
             if next(entries, None) is not None:
                 raise InvalidArgument(f"output_path {output} is not empty")
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"output_path {output!r}: {error}") from error
-    return folder
+    return directory
 
 
 def _unwritten(place: Path, error: OSError) -> CrinoidError:
@@ -340,16 +340,16 @@ def _unwritten(place: Path, error: OSError) -> CrinoidError:
 
 
 def _write_documents(
-    folder: Path, documents: Mapping[str, object], if_any: Mapping[str, Sequence[object]] = MappingProxyType({})
+    directory: Path, documents: Mapping[str, object], if_any: Mapping[str, Sequence[object]] = MappingProxyType({})
 ) -> None:
     """Write documents, of ``if_any`` those that hold something."""
     for name, document in {**documents, **{name: found for name, found in if_any.items() if found}}.items():
-        archive.write_json(folder / name, document)
+        archive.write_json(directory / name, document)
 
 
 def _publish(made: Path, target: Path) -> None:
     made.replace(target)
-    sync_folder(target.parent)
+    sync_directory(target.parent)
 
 
 def _read_spec(record: ContainerRecord) -> dict[str, Any]:

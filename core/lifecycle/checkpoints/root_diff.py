@@ -50,20 +50,22 @@ def write_diff(
         if error.errno != errno.ENAMETOOLONG:
             raise
         near = os.fsdecode(name[:200])
-        raise Unsupported(f"the root file system has folders nested too deeply to be copied, near {near!a}") from error
+        raise Unsupported(
+            f"the root file system has directories nested too deeply to be copied, near {near!a}"
+        ) from error
     return tuple(os.fsdecode(b"/" + name) for name in deleted)
 
 
 def changes(base: bytes, rootfs: bytes, deleted: Callable[[bytes], None]) -> Iterator[bytes]:
-    """Yield the names, relative to the roots, that are new or different; folders before what is in them.
+    """Yield the names, relative to the roots, that are new or different; directories before what is in them.
 
     Neither recursion nor all of a tree in memory: how deep and how wide it is, the container has chosen.
     """
     pending = [(b"", True)]
     while pending:
-        below, is_folder_in_base = pending.pop()
+        below, is_directory_in_base = pending.pop()
         ours = _names(_join(rootfs, below))
-        theirs = set(_names(_join(base, below))) if is_folder_in_base else set()
+        theirs = set(_names(_join(base, below))) if is_directory_in_base else set()
         for name in sorted(theirs.difference(ours)):
             deleted(_join(below, name))
         for name in ours:
@@ -114,8 +116,8 @@ def _describe(path: bytes, name: str, found: os.stat_result) -> tarfile.TarInfo:
     return member
 
 
-def _names(folder: bytes) -> list[bytes]:
-    return sorted(os.listdir(folder))  # noqa: PTH208  # a Path has no bytes
+def _names(directory: bytes) -> list[bytes]:
+    return sorted(os.listdir(directory))  # noqa: PTH208  # a Path has no bytes
 
 
 def _differs(base: bytes, was: os.stat_result, path: bytes, found: os.stat_result) -> bool:
@@ -126,8 +128,8 @@ def _differs(base: bytes, was: os.stat_result, path: bytes, found: os.stat_resul
     return _attributes(base) != _attributes(path)
 
 
-def _join(folder: bytes, name: bytes) -> bytes:
-    return b"%b/%b" % (folder, name) if folder else name
+def _join(directory: bytes, name: bytes) -> bytes:
+    return b"%b/%b" % (directory, name) if directory else name
 
 
 def _link(path: bytes) -> bytes:

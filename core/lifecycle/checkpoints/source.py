@@ -1,6 +1,6 @@
 """Where a container's checkpoint comes from when CreateContainer is given one, and what becomes of it.
 
-``assembly`` asks ``find`` whether an image name stands for a checkpoint: the path of an archive on this node, or an
+``builder`` asks ``find`` whether an image name stands for a checkpoint: the path of an archive on this node, or an
 image whose manifest has a checkpoint's annotation (a layer with the archive's parts). The root file system is brought
 to the state that it had; the processes go on when the container is started.
 """
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from io import FileIO
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import files, mount
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.checkpoint import RestoreRequest
@@ -55,10 +55,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class OpenedCheckpoint:
-    """A checkpoint whose parts lie in ``folder``: ``base`` is the image that its container was made of."""
+    """A checkpoint whose parts lie in ``directory``: ``base`` is the image that its container was made of."""
 
     name: str
-    folder: Path
+    directory: Path
     base: ImageRecord
     process: archive.ProcessDump
     exact: bool
@@ -103,17 +103,17 @@ class CheckpointSources:
         if user_namespaces.wanted_by(pod.config) is not None:
             raise Unsupported(f"checkpoint {found.name}: nothing can be restored in a pod with a user namespace")
         await slot.check_checkpoint()
-        folder = self._config.root / "checkpoints" / owner
-        await self._resources.make_directory(owner, folder)
+        directory = self._config.root / "checkpoints" / owner
+        await self._resources.make_directory(owner, directory)
         if found.archive is not None:
-            await unpack_archive(found.archive, folder, self._config)
+            await unpack_archive(found.archive, directory, self._config)
         else:
             assert found.image is not None, "a checkpoint is an archive or an image"
-            await self._mount(owner, found.image, snapshotter, folder)
-        await asyncio.to_thread(archive.check_folder, folder, found.name)
-        dump = await asyncio.to_thread(archive.read_dump, archive.ContainerDump, folder / archive.CONFIG, found.name)
-        spec = await asyncio.to_thread(archive.read_dump, archive.SpecDump, folder / archive.SPEC, found.name)
-        return OpenedCheckpoint(found.name, folder, self._base(found.name, dump), spec.process, found.exact)
+            await self._mount(owner, found.image, snapshotter, directory)
+        await asyncio.to_thread(archive.check_directory, directory, found.name)
+        dump = await asyncio.to_thread(archive.read_dump, archive.ContainerDump, directory / archive.CONFIG, found.name)
+        spec = await asyncio.to_thread(archive.read_dump, archive.SpecDump, directory / archive.SPEC, found.name)
+        return OpenedCheckpoint(found.name, directory, self._base(found.name, dump), spec.process, found.exact)
 
     async def apply(self, opened: OpenedCheckpoint, rootfs: Path) -> None:
         """Bring a mounted root file system, of the base image alone, to the state that it had: in confined children,
@@ -121,9 +121,9 @@ class CheckpointSources:
         forms: tuple[tuple[str, Literal["layer", "deleted"]], ...]
         forms = ((archive.DELETED, "deleted"), (archive.ROOT_DIFF, "layer"))
         for part, form in forms:
-            if (opened.folder / part).exists():
+            if (opened.directory / part).exists():
                 name = f"checkpoint {opened.name}, {part}"
-                request = _request(opened.folder / part, rootfs, name, self._config)
+                request = _request(opened.directory / part, rootfs, name, self._config)
                 most = dict(archive.PARTS)[part] or request.max_bytes
                 await unpack_alone(dataclasses.replace(request, form=form, max_bytes=most))
 
@@ -190,14 +190,14 @@ async def restore(record: ContainerRecord, slot: RuntimeSlot, resources: Resourc
     return process
 
 
-def _drop_images(folder: Path) -> None:
+def _drop_images(directory: Path) -> None:
     """Give back the room that the memory of the processes took, unless an image holds it. The rest goes with the
     container; so does this, where it fails."""
-    if not mount.mountpoints(folder):
+    if not mount.mountpoints(directory):
         try:
-            files.remove_tree(folder / archive.IMAGES)
+            files.remove_tree(directory / archive.IMAGES)
         except OSError as error:
-            LOG.warning("%s is not needed any more, but could not be removed: %s", folder / archive.IMAGES, error)
+            LOG.warning("%s is not needed any more, but could not be removed: %s", directory / archive.IMAGES, error)
 
 
 def _shown(value: object) -> str:
@@ -212,13 +212,13 @@ def _environment(process: archive.ProcessDump) -> dict[str, str]:
     return {name: value for name, value in pairs if name != "HOSTNAME"}
 
 
-async def unpack_archive(source: Path, folder: Path, config: Config) -> None:
-    """Unpack the parts of an archive that are known into an empty folder; what else it has is passed over.
+async def unpack_archive(source: Path, directory: Path, config: Config) -> None:
+    """Unpack the parts of an archive that are known into an empty directory; what else it has is passed over.
 
     In a confined child, as a layer. Raises CorruptContent for what is no such archive, ResourceExhausted for one beyond
     the limits, Unsupported, NotFound, InvalidArgument where it can't be read, DeadlineExceeded.
     """
-    request = _request(source, folder, f"checkpoint archive {source}", config)
+    request = _request(source, directory, f"checkpoint archive {source}", config)
     with ExitStack() as opened:
         # By the thread, so that it is closed as well where the caller is cancelled before it has the file.
         file = await call_in_thread(lambda: opened.enter_context(_open_archive(source)))

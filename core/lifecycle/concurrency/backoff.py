@@ -25,5 +25,5 @@ class Backoff:
         return max(0.0, due_s - time.monotonic())
 
     def is_due(self, key: Hashable) -> bool:
-        """Tell whether it is time to try."""
+        """Return whether it is time to try."""
         return key not in self._tries or self._tries[key][0] <= time.monotonic()

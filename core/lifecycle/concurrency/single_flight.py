@@ -34,7 +34,7 @@ class SharedTasks:
         self._closed = False
 
     def __contains__(self, key: Hashable) -> bool:
-        """Tell whether work of this key is under way."""
+        """Return whether work of this key is under way."""
         return key in self._shared
 
     def __len__(self) -> int:

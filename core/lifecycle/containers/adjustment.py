@@ -1,6 +1,6 @@
 """What extensions change in a container that is about to be created.
 
-The slot has checked that it makes sense. ``assembly`` calls ``adjust_config`` for what a container's configuration can
+The slot has checked that it makes sense. ``builder`` calls ``adjust_config`` for what a container's configuration can
 say, builds the specification from that, and then ``adjust_spec`` for the rest. Adjustments follow one another: a later
 one removes or replaces what an earlier one added.
 """

@@ -29,7 +29,7 @@ from crinoid.core.api.errors import (
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
-from crinoid.core.api.linux.cgroup_warmup import Haste
+from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
@@ -53,7 +53,7 @@ from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of, path_below_mount
 from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.sandbox import pod_files
-from crinoid.core.lifecycle.sandbox.pod_files import PodFolder
+from crinoid.core.lifecycle.sandbox.pod_files import PodDirectory
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
 from crinoid.core.lifecycle.spec.device_binds import bind_devices
 from crinoid.core.lifecycle.spec.exec_limits import check_process
@@ -85,7 +85,7 @@ class _Order:
     stop_signal: str
 
 
-class Assembly:
+class ContainerBuilder:
     """Makes containers."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Assembly:
         self._adjusters: dict[str, str] = {}
         """By container that is being made: who has changed it, for messages."""
         self._features: dict[str, bool] = {}
-        self._haste = Haste()
+        self._warmup = CgroupWarmup()
         self._path_s = config.pods.path_timeout_s
         self.paths = PathProbes(self._path_s)
 
@@ -131,7 +131,7 @@ class Assembly:
         self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
     ) -> ContainerRecord:
         try:
-            with self._haste.lasting():
+            with self._warmup.lasting():
                 record = await self._make(await self._order(container_id, pod, config, checkpoint))
             record = self._store.containers.put(dataclasses.replace(record, config=config))
             await self._slots.extensions.container_created(await self._views.of(record))
@@ -219,11 +219,11 @@ class Assembly:
         paths = select_paths(self._images.config_of(image).config.volumes, config.mounts)
         if not paths:
             return ()
-        folder = self._config.root / "containers" / container_id
-        await self._resources.make_directory(container_id, folder)
-        rights.make_directory(folder / "volumes")
-        rights.spread(folder / "volumes")
-        places = ((path, folder / "volumes" / str(number)) for number, path in enumerate(paths))
+        directory = self._config.root / "containers" / container_id
+        await self._resources.make_directory(container_id, directory)
+        rights.make_directory(directory / "volumes")
+        rights.spread(directory / "volumes")
+        places = ((path, directory / "volumes" / str(number)) for number, path in enumerate(paths))
         made = [VolumeMount(container_path=path, host_path=str(place)) for path, place in places]
         for volume in made:
             await fill_volume(rootfs, volume.container_path, Path(volume.host_path))
@@ -233,7 +233,7 @@ class Assembly:
         """Return what makes the input of the specification: it looks into the image, so call it in a thread."""
         pod, config = order.pod, order.config
         image_config = self._images.config_of(order.image).config
-        folder = PodFolder(self._config.run / "pods" / pod.id)
+        directory = PodDirectory(self._config.run / "pods" / pod.id)
         given = functools.partial(
             SpecInput,
             container_id=order.container_id,
@@ -245,7 +245,7 @@ class Assembly:
             hostname=pod_files.hostname_of(pod.config, "uts" not in pod.namespaces),
             namespaces=pod.namespaces,
             target_pid=self._target_pid(pod, config),
-            pod_files=folder.files(pod.config),
+            pod_files=directory.files(pod.config),
             cgroup=self._cgroups.of_container(pod.cgroup_parent, order.container_id),
             site=self._config.pods,
             recursive_read_only=await self._has_recursive_read_only(pod.runtime),
@@ -378,14 +378,14 @@ class Assembly:
         )
 
     async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:
-        """Take changes into what the specification is built from; their volumes are staged in a folder of their own."""
+        """Take changes into what the specification is built from; their volumes are staged in a directory of their own."""
         if any(mount.image for change in changes for mount in change.mounts):
             raise InvalidArgument(f"container {given.config.metadata.name!r}: extensions can't add image volumes")
         owner, maps = given.container_id, user_namespaces.maps_of(pod)
-        folder = self._config.run / "containers" / owner / "extensions"
+        directory = self._config.run / "containers" / owner / "extensions"
         staged = []
         for number, change in enumerate(changes):
-            here = folder / str(number)
+            here = directory / str(number)
             rights.make_directories(here, rights.PASSAGE)
             await self.paths.require([one.host_path for one in change.mounts], f"container {owner}")
             mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources, self._path_s)
@@ -497,7 +497,7 @@ def _record(order: _Order, handle: ContainerHandle, process: ContainerProcess) -
         pid=process.pid,
         log_path=str(log_path(order.pod, order.config) or ""),
         stop_signal=order.stop_signal,
-        checkpoint=None if order.opened is None else order.opened.folder,
+        checkpoint=None if order.opened is None else order.opened.directory,
     )
 
 

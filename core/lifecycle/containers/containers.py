@@ -1,7 +1,7 @@
 """Containers: create, start, stop, remove, exec, update, and what is told of them.
 
 Reached from ``cri`` with values, and from ``pods`` when a pod ends. Everything that outlives a call is made through
-``resources``; ``assembly`` puts a container together, ``exits`` watches for its end.
+``resources``; ``builder`` puts a container together, ``exit_monitor`` watches for its end.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import (
     AlreadyExists,
@@ -21,7 +22,6 @@ from crinoid.core.api.errors import (
     NotFound,
     Unavailable,
 )
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.threads import call_in_thread
@@ -32,8 +32,8 @@ from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.checkpoints.source import Checkpoint, restore
 from crinoid.core.lifecycle.concurrency.locks import Locks
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
-from crinoid.core.lifecycle.containers.builder import Assembly, exec_process, foreign_paths
-from crinoid.core.lifecycle.containers.exit_monitor import Exits
+from crinoid.core.lifecycle.containers.builder import ContainerBuilder, exec_process, foreign_paths
+from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
 from crinoid.core.lifecycle.events.events import EventBus, EventType
 from crinoid.core.lifecycle.events.views import ContainerViews
@@ -60,10 +60,10 @@ _Name = tuple[str, str, int]
 class ContainerParts:
     """The other organs of the lifecycle that containers need."""
 
-    assembly: Assembly
+    builder: ContainerBuilder
     images: ImageService
     init: PodInit
-    exits: Exits
+    exit_monitor: ExitMonitor
     resources: Resources
     locks: Locks
     events: EventBus
@@ -76,11 +76,11 @@ class ContainerService:
         self._config = config
         self._store = store
         self._slots = slots
-        self._assembly = parts.assembly
-        self.paths = parts.assembly.paths
+        self._builder = parts.builder
+        self.paths = parts.builder.paths
         self._images = parts.images
         self._init = parts.init
-        self._exits = parts.exits
+        self._exit_monitor = parts.exit_monitor
         self._resources = parts.resources
         self._locks = parts.locks
         self._events = parts.events
@@ -152,10 +152,10 @@ class ContainerService:
         slot = self.slot_of(record)
         if record.reason == LOST_FILES and record.state is ContainerState.UNKNOWN:  # which its runtime would go by
             await call_in_thread(lambda: end_by_cgroup(record))
-        self._exits.watch(record)
+        self._exit_monitor.watch(record)
         if timeout_s > 0:
             await slot.kill(record.handle, signal_number(record.stop_signal), False)
-            if await self._exits.happened(record.id, timeout_s):
+            if await self._exit_monitor.happened(record.id, timeout_s):
                 return
         await self._kill(slot, record)
 
@@ -164,7 +164,7 @@ class ContainerService:
         async with self._locks.hold(container_id, f"StopContainer of {container_id}", END_PATIENCE_S):
             record = self._store.containers.get(container_id)
             if record is not None and record.state is ContainerState.CREATED and record.checkpoint is not None:
-                self._exits.note(record.id, ExitStatus(128 + SIGKILL, time.time_ns()))
+                self._exit_monitor.note(record.id, ExitStatus(128 + SIGKILL, time.time_ns()))
             return record is None or record.state is not ContainerState.RUNNING
 
     async def end_all(self, pod_id: str) -> None:
@@ -184,11 +184,11 @@ class ContainerService:
         async with self._locks.hold(record.id, f"RemoveContainer of {record.id}", END_PATIENCE_S):
             if (current := self._store.containers.get(record.id)) is None:
                 return
-            self._exits.forget(current.id)
+            self._exit_monitor.forget(current.id)
             view = await self._views.of(current)
             await self._resources.undo(current.id)
             self._store.containers.drop(current.id)
-            self._events.tell_container(EventType.DELETED, current)
+            self._events.notify_container(EventType.DELETED, current)
         await self._slots.extensions.container_removed(view)
         if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
             await self._images.collect_garbage()
@@ -245,7 +245,7 @@ class ContainerService:
         with on_behalf_of(record.pod_id, record.id):
             async with self._locks.hold(record.id, act):
                 record = self._changeable(record.id)
-                async with self._exits.acting_on(record, act):
+                async with self._exit_monitor.acting_on(record, act):
                     await self.slot_of(record).update(record.handle, resources)
                 merged = merge_resources(record.resources, resources)
                 self._store.containers.put_fact(dataclasses.replace(self.get(record.id), resources=merged))
@@ -274,8 +274,8 @@ class ContainerService:
                 return await self.slot_of(record).exec_sync(record.handle, request)
 
     def acting_on(self, record: ContainerRecord, act: str) -> contextlib.AbstractAsyncContextManager[None]:
-        """See ``Exits.acting_on``."""
-        return self._exits.acting_on(record, act)
+        """See ``ExitMonitor.acting_on``."""
+        return self._exit_monitor.acting_on(record, act)
 
     def _changeable(self, container_id: str) -> ContainerRecord:
         record = self._store.containers.find(container_id)
@@ -329,10 +329,10 @@ class ContainerService:
                     pod = self._ready_pod(name[0])
                     if config.security.namespaces.pid is NamespaceMode.POD:
                         pod = await self._init.ensure(pod)
-                    record = await self._assembly.make(pod, config, checkpoint)
-            self._events.tell_container(EventType.CREATED, record)
+                    record = await self._builder.make(pod, config, checkpoint)
+            self._events.notify_container(EventType.CREATED, record)
             if record.checkpoint is None:
-                self._exits.watch(record)
+                self._exit_monitor.watch(record)
             return record.id
         finally:
             del self._wanted[name]
@@ -347,16 +347,16 @@ class ContainerService:
         slot, started = self.slot_of(record), time.time_ns()
         try:
             await self._slots.extensions.container_starting(await self._views.of(record))
-            async with self._exits.acting_on(record, "StartContainer", is_start=True):
+            async with self._exit_monitor.acting_on(record, "StartContainer", is_start=True):
                 await self._let_run(slot, record)
         except CrinoidError as error:
-            if not self._exits.is_expected(record.id):  # else its end is noted as what it is
+            if not self._exit_monitor.is_expected(record.id):  # else its end is noted as what it is
                 await self._note_start_error(slot, record, error)
             raise
         current = self.get(record.id)
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
         current = self._store.containers.put_fact(dataclasses.replace(current, state=state, started_at_ns=started))
-        self._events.tell_container(EventType.STARTED, current)
+        self._events.notify_container(EventType.STARTED, current)
 
     async def _let_run(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
         """Start the container's process, or let those of a checkpoint go on."""
@@ -365,11 +365,11 @@ class ContainerService:
             return
         process = await restore(record, slot, self._resources, self._config.checkpoint_timeout_s)
         current = dataclasses.replace(self.get(record.id), pid=process.pid, checkpoint=None)
-        self._exits.watch(self._store.containers.put_fact(current))
+        self._exit_monitor.watch(self._store.containers.put_fact(current))
 
     async def _note_start_error(self, slot: RuntimeSlot, record: ContainerRecord, error: CrinoidError) -> None:
         """A container that did not start has ended, as the kubelet expects, with what the runtime said."""
-        self._exits.forget(record.id)
+        self._exit_monitor.forget(record.id)
         now = time.time_ns()
         ended = self._store.containers.put_fact(
             dataclasses.replace(
@@ -383,17 +383,17 @@ class ContainerService:
                 pid=0,
             )
         )
-        self._events.tell_container(EventType.STOPPED, ended)
+        self._events.notify_container(EventType.STOPPED, ended)
         await slot.kill(record.handle, SIGKILL, True)
         await self._slots.extensions.container_exited(await self._views.of(ended), ExitStatus(128, now))
 
     async def _kill(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
         """Kill the container; a shared PID namespace does not end the other processes by itself."""
         everyone = record.config.security.namespaces.pid is not NamespaceMode.CONTAINER
-        self._exits.expect(record.id)
+        self._exit_monitor.expect(record.id)
         await slot.kill(record.handle, SIGKILL, everyone)
         timeout_s, since_s = self._config.kill_timeout_s, time.monotonic()
-        if not await self._exits.happened(record.id, timeout_s):
+        if not await self._exit_monitor.happened(record.id, timeout_s):
             if time.monotonic() - since_s < timeout_s:
                 why = self.get(record.id).message or "see crinoid's log"
                 raise Unavailable(f"container {record.id} was sent SIGKILL, and its end can't be seen: {why}")

@@ -26,7 +26,7 @@ _MISTAKEN = (DriverError.grpc_status, InvalidArgument.grpc_status)
 UNSEEN = ExitStatus(255, 0, known=False)
 
 
-class Exits:
+class ExitMonitor:
     """The tasks that wait for containers, and the events that others wait for."""
 
     def __init__(self, store: Store, slots: Slots, events: EventBus) -> None:
@@ -42,7 +42,7 @@ class Exits:
         self._being_ended.add(container_id)
 
     def is_expected(self, container_id: str) -> bool:
-        """Tell whether a container is being ended, or was."""
+        """Return whether a container is being ended, or was."""
         return container_id in self._being_ended
 
     @contextlib.asynccontextmanager
@@ -115,7 +115,7 @@ class Exits:
                 pid=0,
             )
         )
-        self._events.tell_container(EventType.STOPPED, changed)
+        self._events.notify_container(EventType.STOPPED, changed)
         return changed
 
     async def close(self) -> None:

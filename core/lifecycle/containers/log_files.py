@@ -50,7 +50,7 @@ def prepare_log(directory: Path, log_path: str) -> None:
             except FileNotFoundError:
                 return
     except OSError as error:
-        raise FailedPrecondition(f"log folder {log.parent} can't be made: {error.strerror}") from error
+        raise FailedPrecondition(f"log directory {log.parent} can't be made: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
         raise FailedPrecondition(f"log {log} can't be written: it is {kind}; remove it")

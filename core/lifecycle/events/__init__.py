@@ -1,1 +1,2 @@
-"""What happens to pods and containers, for those who follow it: the kubelet (``events``) and extensions (``views``)."""
+"""What happens to pods and containers, for those who follow it: the kubelet (``events``) and extensions
+(``events.views``)."""

@@ -1,8 +1,8 @@
 """What happens to pods and containers, told to whoever follows: the kubelet's evented PLEG, by GetContainerEvents.
 
-``pods``, ``podinit``, ``containers`` and ``exits`` publish here once the record is written; every reader has a bounded
-queue of its own. A reader that falls behind loses nothing silently: it gets what was queued, then an error, at which
-the kubelet lists everything anew. Records are frozen, so an event holds the state as it was.
+``pods``, ``pod_init``, ``containers`` and ``exit_monitor`` publish here once the record is written; every reader has a
+bounded queue of its own. A reader that falls behind loses nothing silently: it gets what was queued, then an error, at
+which the kubelet lists everything anew. Records are frozen, so an event holds the state as it was.
 
 After a takeover (``daemon.takeover``) what happens is kept for a minute, so that a client of the earlier daemon, whose
 stream had all events up to its end, misses none when it subscribes again.
@@ -16,10 +16,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from weakref import WeakSet
 
 from crinoid.core.api.errors import CrinoidError, ResourceExhausted, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.state.records import ContainerRecord, PodRecord
 from crinoid.core.state.store import Store
 
@@ -73,7 +73,7 @@ class EventReader:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether an error comes after what is queued."""
+        """Return whether an error comes after what is queued."""
         return self._end is not None
 
     def put(self, event: Event) -> None:
@@ -122,11 +122,11 @@ class EventBus:
         self._readers.add(reader)
         return reader
 
-    def tell_pod(self, kind: EventType, pod: PodRecord) -> None:
+    def notify_pod(self, kind: EventType, pod: PodRecord) -> None:
         """Publish a step of a pod; ``pod`` is its record after it, or the last one."""
         self._publish(kind, pod.id, pod)
 
-    def tell_container(self, kind: EventType, container: ContainerRecord) -> None:
+    def notify_container(self, kind: EventType, container: ContainerRecord) -> None:
         """Publish a step of a container, whose pod is there still."""
         self._publish(kind, container.id, self._store.pods.get(container.pod_id))
 

@@ -11,10 +11,10 @@ from crinoid.core.api.linux import rights
 
 
 def place_file(blob: Path, root: Path, name: str) -> None:
-    """Link or copy a blob to ``name`` below a folder that holds nothing but such files. Blocks."""
+    """Link or copy a blob to ``name`` below a directory that holds nothing but such files. Blocks."""
     target = root / name
-    for folder in reversed(target.relative_to(root).parents[:-1]):
-        rights.make_directories(root / folder, rights.SHOWN_DIRECTORY)
+    for directory in reversed(target.relative_to(root).parents[:-1]):
+        rights.make_directories(root / directory, rights.SHOWN_DIRECTORY)
     try:
         os.link(blob, target)
     except OSError:  # another file system, or too many links

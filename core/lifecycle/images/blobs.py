@@ -4,13 +4,13 @@ Pulls that need the same blob at the same time share its transfer.
 """
 
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.faults import while_doing
-from crinoid.core.lifecycle.images.inflight_blobs import Arrivals
+from crinoid.core.lifecycle.images.inflight_blobs import InflightBlobs
 from crinoid.core.lifecycle.images.progress import LayerTracker, Transfer
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.state.content import ContentStore
@@ -32,9 +32,9 @@ class BlobSource:
 class Blobs:
     """Fetches blobs that are not in the content store."""
 
-    def __init__(self, content: ContentStore, arrivals: Arrivals) -> None:
+    def __init__(self, content: ContentStore, inflight: InflightBlobs) -> None:
         self._content = content
-        self._arrivals = arrivals
+        self._inflight = inflight
         self._shared = SharedTasks("transfer of blob", orphans="cancel")
         self._transfers: dict[str, Transfer] = {}
 
@@ -69,7 +69,7 @@ class Blobs:
         try:
             with (
                 while_doing(f'blob {blob.digest} fetch from "{source.slot.name}"'),
-                self._arrivals.announce(blob) as tell,
+                self._inflight.announce(blob) as tell,
             ):
 
                 def advance(stored: int) -> None:

@@ -2,20 +2,20 @@
 
 Run after an image was removed, when what failed pulls left is kept no longer, and at start, which alone looks at all
 there is. Otherwise only that is looked at which an image or a pull has let go of: one image's removal costs the same
-however many there are. What a pull under way has claimed stays, and what a container stands on, until the next time.
+however many there are. What a pull under way has leased stays, and what a container stands on, until the next time.
 """
 
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.lifecycle.images.catalog import Catalog
 from crinoid.core.lifecycle.images.index import blobs_of
-from crinoid.core.lifecycle.images.leases import Claims
+from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.leftovers import Leftover, Leftovers
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
@@ -35,11 +35,11 @@ class GarbageCollector:
     """Removes layers and blobs; one collection at a time is the caller's affair."""
 
     def __init__(
-        self, catalog: Catalog, content: ContentStore, claims: Claims, snapshotters: Mapping[str, SnapshotterSlot]
+        self, catalog: Catalog, content: ContentStore, leases: Leases, snapshotters: Mapping[str, SnapshotterSlot]
     ) -> None:
         self._catalog = catalog
         self._content = content
-        self._claims = claims
+        self._leases = leases
         self._snapshotters = snapshotters
         self._layers: dict[str, dict[str, _Layer]] = {name: {} for name in snapshotters}
         self._blobs: dict[str, None] = {}
@@ -105,7 +105,7 @@ class GarbageCollector:
                 del layers[chain_id]
 
     async def _remove_layer(self, slot: SnapshotterSlot, chain_id: str) -> bool:
-        with self._claims.removal(chain_id) as allowed:
+        with self._leases.removal(chain_id) as allowed:
             if not allowed:
                 return False
             try:
@@ -125,7 +125,7 @@ class GarbageCollector:
             for digest in tuple(self._blobs):
                 if digest in kept or self._catalog.index.needs_blob(digest):
                     del self._blobs[digest]
-                elif removals.enter_context(self._claims.removal(digest)):
+                elif removals.enter_context(self._leases.removal(digest)):
                     digests.append(digest)
             for digest in await call_in_thread(lambda: self._remove_blobs(digests)):
                 del self._blobs[digest]

@@ -16,7 +16,7 @@ LOG = logging.getLogger(__name__)
 
 
 async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> None:
-    """Discard every layer that was being unpacked and strike it from the ledger. No pull is under way.
+    """Discard every layer that was being unpacked and delete it from the ledger. No pull is under way.
 
     What a snapshotter can't discard now is logged, and stays in the ledger for the next start; so does what is of a
     snapshotter that is no longer configured.
@@ -27,7 +27,7 @@ async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, Snapshot
         if slot is None:
             LOG.warning("%s %s is left in snapshotter %s, which is not configured", entry.kind, entry.key, entry.data)
         elif entry.kind == LAYER and slot.name not in failed:
-            ledger.strike(entry)
+            ledger.delete(entry)
         elif entry.kind == VIEW:
             await _remove_view(ledger, slot, entry)
 
@@ -43,13 +43,13 @@ async def discard_left(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlo
             continue
         try:
             await slot.discard_layer(str(entry.data["key"]))
-            ledger.strike(entry)
+            ledger.delete(entry)
         except CrinoidError as error:
             LOG.warning("layer %s could not be discarded: %s", entry.data["key"], error.message)
 
 
 async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Mapping[str, SnapshotterSlot]) -> bool:
-    """Tell whether containers can be made of the image: some snapshotter has it, or all its blobs are there.
+    """Return whether containers can be made of the image: some snapshotter has it, or all its blobs are there.
 
     A snapshotter that can't answer may have it.
     """
@@ -80,6 +80,6 @@ async def _discard_all(slot: SnapshotterSlot) -> bool:
 async def _remove_view(ledger: Ledger, slot: SnapshotterSlot, entry: LedgerEntry) -> None:
     try:
         await slot.remove_snapshot(entry.key)
-        ledger.strike(entry)
+        ledger.delete(entry)
     except CrinoidError as error:
         LOG.warning("snapshot %s could not be removed: %s", entry.key, error.message)

@@ -1,7 +1,7 @@
 """Images as ``cri`` and the pods' services see them: pull, find, list, remove, and layers ready for a container.
 
-It joins requests that are alike and hands them on: ``pull`` for the way in, ``catalog`` for names, ``garbage`` for the
-way out, ``recovery`` for the start.
+It shares runs between requests that are alike and hands them on: ``pull`` for the way in, ``catalog`` for names,
+``garbage`` for the way out, ``recovery`` for the start.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from crinoid.core.lifecycle.images.filesystems import Filesystems
 from crinoid.core.lifecycle.images.garbage import GarbageCollector
 from crinoid.core.lifecycle.images.image_config import ImageConfig
 from crinoid.core.lifecycle.images.image_recovery import discard_left, discard_unfinished, is_usable
-from crinoid.core.lifecycle.images.inflight_blobs import Arrivals
+from crinoid.core.lifecycle.images.inflight_blobs import InflightBlobs
 from crinoid.core.lifecycle.images.layers import Layers
-from crinoid.core.lifecycle.images.leases import Claims
+from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of
 from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
 from crinoid.core.lifecycle.images.pull import Puller, PullRequest
@@ -68,11 +68,11 @@ class ImageService:
         self._config = config
         self._platform = parse_platform(config.platform) if config.platform else host_platform()
         self._catalog = Catalog(store, config.pinned)
-        self._claims = Claims()
-        arrivals = Arrivals(content, config.max_early_unpacks)
-        self._layers = Layers(store.ledger, content, arrivals, config.max_parallel_unpacks, config.keep_free_percent)
-        self._garbage = GarbageCollector(self._catalog, content, self._claims, slots.snapshotters)
-        self._puller = Puller(slots, content, self._catalog, self._claims, self._layers, self._garbage)
+        self._leases = Leases()
+        inflight = InflightBlobs(content, config.max_early_unpacks)
+        self._layers = Layers(store.ledger, content, inflight, config.max_parallel_unpacks, config.keep_free_percent)
+        self._garbage = GarbageCollector(self._catalog, content, self._leases, slots.snapshotters)
+        self._puller = Puller(slots, content, self._catalog, self._leases, self._layers, self._garbage)
         self.writables = WritableLayers(slots.snapshotters)
         self._filesystems = Filesystems(content, slots.snapshotters.values(), self.writables)
         self._exports = Exports(content)
@@ -175,7 +175,7 @@ class ImageService:
         return self._configs[record.id]
 
     def progress(self) -> tuple[PullProgress, ...]:
-        """Tell how far each pull is that is under way."""
+        """Return how far each pull is that is under way."""
         return tuple(tracker.report() for tracker in self._trackers.values())
 
     async def remove(self, reference: str) -> None:
@@ -205,7 +205,7 @@ class ImageService:
         with while_doing(_name(record)):
             self._layers.check(slot, plans)
         names = [name for plan in plans for name in (plan.chain_id, plan.blob.digest)]
-        async with self._claims.hold(names):
+        async with self._leases.hold(names):
             missing = await self._layers.select_missing(slot, plans)
             gone = [plan.blob.digest for plan in missing if not self._content.has(plan.blob)]
             if gone:

@@ -1,10 +1,11 @@
-"""What of an overlay layer only the layers below decide: how implied folders look, and which whiteouts hide something.
+"""What of an overlay layer only the layers below decide: how implied directories look, and which whiteouts hide
+something.
 
-An overlay layer is unpacked without its parents, so the unpacker makes a folder that entries lie in, but that has no
+An overlay layer is unpacked without its parents, so the unpacker makes a directory that entries lie in, but that has no
 entry of its own, as root's with mode 0755, which would hide the owner and mode (say, of a sticky ``/tmp``) that a lower
-layer gave it. The root is such a folder, too: the last layer with an entry ``./`` decides. Called by ``layers`` between
-unpacking and commit, when all lower layers are there. What overlayfs would show is read from the lower folders, so
-nothing needs to be mounted.
+layer gave it. The root is such a directory, too: the last layer with an entry ``./`` decides. Called by ``layers``
+between unpacking and commit, when all lower layers are there. What overlayfs would show is read from the lower
+directories, so nothing needs to be mounted.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ async def settle(
 ) -> None:
     """Give an unpacked layer what only the layers below it decide, now that all of them are committed.
 
-    Its implied folders get the owner, mode and attributes that ``parent`` shows for them, and whiteouts that hide
+    Its implied directories get the owner, mode and attributes that ``parent`` shows for them, and whiteouts that hide
     nothing there go. Nothing to do for layers that were unpacked into a copy of those below.
     """
     if target.whiteouts is not WhiteoutForm.OVERLAY:
@@ -53,14 +54,14 @@ async def settle(
             await asyncio.to_thread(settle_tree, (), target.directory, unpacked)
     elif unpacked.implied or unpacked.hiding:
         async with _view(ledger, slot, parent) as mounts:
-            if lowers := lower_folders(mounts):  # of mounts of another kind, nothing is known
+            if lowers := lower_directories(mounts):  # of mounts of another kind, nothing is known
                 await asyncio.to_thread(settle_tree, lowers, target.directory, unpacked)
 
 
 @asynccontextmanager
 async def _view(ledger: Ledger, slot: SnapshotterSlot, parent: str) -> AsyncIterator[tuple[Mount, ...]]:
     key = f"view-{uuid.uuid4().hex}"
-    entry = ledger.intend(OWNER, VIEW, key, {"snapshotter": slot.name})
+    entry = ledger.record(OWNER, VIEW, key, {"snapshotter": slot.name})
     try:
         yield await slot.create_snapshot(key, parent, readonly=True)
     finally:
@@ -70,14 +71,14 @@ async def _view(ledger: Ledger, slot: SnapshotterSlot, parent: str) -> AsyncIter
 async def _close_view(ledger: Ledger, slot: SnapshotterSlot, key: str, entry: LedgerEntry) -> None:
     try:
         await slot.remove_snapshot(key)
-        ledger.strike(entry)
+        ledger.delete(entry)
     except CrinoidError as error:
-        ledger.amend(entry, {**entry.data, LEFT: True})
+        ledger.update(entry, {**entry.data, LEFT: True})
         LOG.warning("a read-only snapshot is left until the next garbage collection: %s", error.message)
 
 
-def lower_folders(mounts: Sequence[Mount]) -> tuple[Path, ...]:
-    """Return the folders that a snapshot's mounts stack, topmost first; none for mounts of another kind."""
+def lower_directories(mounts: Sequence[Mount]) -> tuple[Path, ...]:
+    """Return the directories that a snapshot's mounts stack, topmost first; none for mounts of another kind."""
     if len(mounts) != 1:
         return ()
     mount = mounts[0]
@@ -89,58 +90,59 @@ def lower_folders(mounts: Sequence[Mount]) -> tuple[Path, ...]:
 
 
 def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) -> None:
-    """Do ``settle``'s work; ``lowers`` are the folders below, topmost first. Blocks.
+    """Do ``settle``'s work; ``lowers`` are the directories below, topmost first. Blocks.
 
-    overlayfs looks for whiteouts only in folders that it merges with a lower one: anywhere else they would be listed
-    as files that can't be opened. Folders that were made for such whiteouts alone go with them, the deepest first.
+    overlayfs looks for whiteouts only in directories that it merges with a lower one: anywhere else they would be
+    listed as files that can't be opened. Directories that were made for such whiteouts alone go with them, the deepest
+    first.
     """
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(_opened(os.open(target, _FOLDER)))
         roots = [stack.enter_context(_opened(os.open(lower, _FOLDER))) for lower in lowers]
         if unpacked.hiding:
-            for folder in set(unpacked.hiding).intersection(unpacked.implied) if lowers else ():
+            for directory in set(unpacked.hiding).intersection(unpacked.implied) if lowers else ():
                 with _passed_over():
-                    _hide_by_link(roots, root, folder)
-            for folder in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
+                    _hide_by_link(roots, root, directory)
+            for directory in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
                 with _passed_over():
-                    _remove_idle_whiteouts(roots, root, folder)
-            for folder in sorted(unpacked.implied, key=lambda path: path.count("/"), reverse=True):
+                    _remove_idle_whiteouts(roots, root, directory)
+            for directory in sorted(unpacked.implied, key=lambda path: path.count("/"), reverse=True):
                 with _passed_over():
-                    _remove_if_idle(roots, root, folder, folder in unpacked.renewed)
+                    _remove_if_idle(roots, root, directory, directory in unpacked.renewed)
         renewed = frozenset(unpacked.renewed)
-        for folder in unpacked.implied:
-            if folder not in renewed:
+        for directory in unpacked.implied:
+            if directory not in renewed:
                 with _passed_over():
-                    _copy_attributes(roots, root, folder)
+                    _copy_attributes(roots, root, directory)
 
 
 def _passed_over() -> AbstractContextManager[None]:
-    """A folder of the target that a later entry has replaced is left alone."""
+    """A directory of the target that a later entry has replaced is left alone."""
     return contextlib.suppress(FileNotFoundError, NotADirectoryError, _LinkError)
 
 
-def _without_links(root: int, folders: Iterable[str]) -> Iterator[str]:
-    """Say where in the target folders are that entries may have named by way of links."""
+def _without_links(root: int, directories: Iterable[str]) -> Iterator[str]:
+    """Say where in the target directories are that entries may have named by way of links."""
     top = Path(f"/proc/self/fd/{root}").readlink()
-    for folder in folders:
-        with contextlib.suppress(OSError), _opened(open_in_root(root, folder, _FOLDER & ~os.O_NOFOLLOW)) as found:
+    for directory in directories:
+        with contextlib.suppress(OSError), _opened(open_in_root(root, directory, _FOLDER & ~os.O_NOFOLLOW)) as found:
             yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
 
 
-def _hide_by_link(lowers: Sequence[int], root: int, folder: str) -> None:
+def _hide_by_link(lowers: Sequence[int], root: int, directory: str) -> None:
     """Hide where it is what whiteouts name by way of a link of lower layers: ``lib/.wh.x`` above ``lib -> usr/lib``.
 
-    What was made in ``folder`` for them is idle then, and goes with the other idle whiteouts.
+    What was made in ``directory`` for them is idle then, and goes with the other idle whiteouts.
     """
-    place = _follow(lowers, root, folder)
-    if place is None or place == folder:
+    place = _follow(lowers, root, directory)
+    if place is None or place == directory:
         return
-    with _opened(_open_folder(root, folder)) as found, merged_folders(lowers, root, place) as below:
+    with _opened(_open_directory(root, directory)) as found, merged_directories(lowers, root, place) as below:
         hidden = [name for name in os.listdir(found) if _is_whiteout(found, name) and _is_shown(below, name)]  # noqa: PTH208
         is_opaque = _is_opaque(found)
     if not hidden and not is_opaque:
         return
-    with _opened(_make_folders(lowers, root, place)) as target, _times_kept(target):
+    with _opened(_make_directories(lowers, root, place)) as target, _times_kept(target):
         for name in hidden:
             if not _exists(target, name):
                 os.mknod(name, stat.S_IFCHR, 0, dir_fd=target)
@@ -148,9 +150,9 @@ def _hide_by_link(lowers: Sequence[int], root: int, folder: str) -> None:
             os.setxattr(target, _OPAQUE, b"y")
 
 
-def _follow(lowers: Sequence[int], root: int, folder: str) -> str | None:
-    """Return the path without links of a folder of lower layers; None where they have none."""
-    pending, done, links = list(reversed(Path(folder).parts)), list[str](), 0
+def _follow(lowers: Sequence[int], root: int, directory: str) -> str | None:
+    """Return the path without links of a directory of lower layers; None where they have none."""
+    pending, done, links = list(reversed(Path(directory).parts)), list[str](), 0
     while pending:
         match pending.pop():
             case "/":
@@ -158,7 +160,7 @@ def _follow(lowers: Sequence[int], root: int, folder: str) -> str | None:
             case "..":
                 done = done[:-1]
             case part:
-                with merged_folders(lowers, root, "/".join(done) or ".") as below:
+                with merged_directories(lowers, root, "/".join(done) or ".") as below:
                     top = next((one for one in below if _exists(one, part)), None)
                     mode = 0 if top is None else os.stat(part, dir_fd=top, follow_symlinks=False).st_mode
                     if stat.S_ISLNK(mode) and links < _MAX_LINKS:
@@ -171,10 +173,10 @@ def _follow(lowers: Sequence[int], root: int, folder: str) -> str | None:
     return "/".join(done) or "."
 
 
-def _make_folders(lowers: Sequence[int], root: int, folder: str) -> int:
-    """Open a folder of the target, making what is missing on the way as it looks below."""
+def _make_directories(lowers: Sequence[int], root: int, directory: str) -> int:
+    """Open a directory of the target, making what is missing on the way as it looks below."""
     current, made = os.dup(root), list[str]()
-    parts = Path(folder).parts
+    parts = Path(directory).parts
     for number, part in enumerate(parts, 1):
         with _opened(current), _times_kept(current):
             with contextlib.suppress(FileExistsError):
@@ -186,9 +188,12 @@ def _make_folders(lowers: Sequence[int], root: int, folder: str) -> int:
     return current
 
 
-def _remove_idle_whiteouts(lowers: Sequence[int], root: int, folder: str) -> None:
-    """Remove the whiteouts in a folder of the target that hide nothing of lower layers."""
-    with _opened(_open_folder(root, folder)) as found, merged_folders(lowers, root, folder, found) as below:
+def _remove_idle_whiteouts(lowers: Sequence[int], root: int, directory: str) -> None:
+    """Remove the whiteouts in a directory of the target that hide nothing of lower layers."""
+    with (
+        _opened(_open_directory(root, directory)) as found,
+        merged_directories(lowers, root, directory, found) as below,
+    ):
         whiteouts = [name for name in os.listdir(found) if _is_whiteout(found, name)]  # noqa: PTH208
         idle = [name for name in whiteouts if not _is_shown(below, name)]
         with _times_kept(found):
@@ -196,16 +201,16 @@ def _remove_idle_whiteouts(lowers: Sequence[int], root: int, folder: str) -> Non
                 os.unlink(name, dir_fd=found)
 
 
-def _remove_if_idle(lowers: Sequence[int], root: int, folder: str, is_renewed: bool) -> None:
-    """Remove an implied folder that is empty by now, unless it is that of a lower layer.
+def _remove_if_idle(lowers: Sequence[int], root: int, directory: str, is_renewed: bool) -> None:
+    """Remove an implied directory that is empty by now, unless it is that of a lower layer.
 
     One that was made anew leaves the whiteout that it had replaced.
     """
-    if folder == ".":
+    if directory == ".":
         return
-    parent, name = str(Path(folder).parent), Path(folder).name
-    with _opened(_open_folder(root, parent)) as above, merged_folders(lowers, root, parent, above) as below:
-        with _opened(_open_folder(above, name)) as found:
+    parent, name = str(Path(directory).parent), Path(directory).name
+    with _opened(_open_directory(root, parent)) as above, merged_directories(lowers, root, parent, above) as below:
+        with _opened(_open_directory(above, name)) as found:
             if os.listdir(found):  # noqa: PTH208  # of a descriptor
                 return
         top = next((one for one in below if _exists(one, name)), None)
@@ -218,21 +223,23 @@ def _remove_if_idle(lowers: Sequence[int], root: int, folder: str, is_renewed: b
 
 
 @contextlib.contextmanager
-def merged_folders(lowers: Sequence[int], root: int, folder: str, itself: int | None = None) -> Iterator[list[int]]:
-    """Open the lower folders that a folder of the target is merged with, topmost first.
+def merged_directories(
+    lowers: Sequence[int], root: int, directory: str, itself: int | None = None
+) -> Iterator[list[int]]:
+    """Open the lower directories that a directory of the target is merged with, topmost first.
 
     There are none where the target hides them: where it is opaque on the way, its root too, or ``itself`` is.
     """
     with contextlib.ExitStack() as stack:
         found: list[int] = []
         hides = False
-        if folder != ".":
-            above, hides = _look(root, str(Path(folder).parent))
+        if directory != ".":
+            above, hides = _look(root, str(Path(directory).parent))
             if above is not None:
                 os.close(above)
         if not hides and not (itself is not None and _is_opaque(itself)):
             for lower in lowers:
-                one, hides = _look(lower, folder)
+                one, hides = _look(lower, directory)
                 if one is not None:
                     found.append(stack.enter_context(_opened(one)))
                 if hides:
@@ -240,39 +247,39 @@ def merged_folders(lowers: Sequence[int], root: int, folder: str, itself: int | 
         yield found
 
 
-def _is_shown(folders: Sequence[int], name: str) -> bool:
-    """Tell whether a name is in folders that overlayfs merges, topmost first."""
-    top = next((folder for folder in folders if _exists(folder, name)), None)
+def _is_shown(directories: Sequence[int], name: str) -> bool:
+    """Return whether a name is in directories that overlayfs merges, topmost first."""
+    top = next((directory for directory in directories if _exists(directory, name)), None)
     return top is not None and not _is_whiteout(top, name)
 
 
-def _exists(folder: int, name: str) -> bool:
+def _exists(directory: int, name: str) -> bool:
     try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return True
 
 
-def _is_whiteout(folder: int, name: str) -> bool:
-    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+def _is_whiteout(directory: int, name: str) -> bool:
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
 @contextlib.contextmanager
-def _times_kept(folder: int) -> Iterator[None]:
-    before = os.fstat(folder)
+def _times_kept(directory: int) -> Iterator[None]:
+    before = os.fstat(directory)
     yield
-    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 class _LinkError(OSError):
-    """A symbolic link where a folder was expected."""
+    """A symbolic link where a directory was expected."""
 
 
-def _copy_attributes(lowers: Sequence[int], root: int, folder: str) -> None:
-    """Make a folder of the target look as it does below, where it is there."""
-    with _opened(_open_folder(root, folder)) as target, merged_folders(lowers, root, folder) as below:
+def _copy_attributes(lowers: Sequence[int], root: int, directory: str) -> None:
+    """Make a directory of the target look as it does below, where it is there."""
+    with _opened(_open_directory(root, directory)) as target, merged_directories(lowers, root, directory) as below:
         if not below:
             return
         facts = os.fstat(below[0])
@@ -284,12 +291,12 @@ def _copy_attributes(lowers: Sequence[int], root: int, folder: str) -> None:
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def _look(lower: int, folder: str) -> tuple[int | None, bool]:
-    """Walk into one layer; return the folder if it is there, and whether lower layers are hidden."""
+def _look(lower: int, directory: str) -> tuple[int | None, bool]:
+    """Walk into one layer; return the directory if it is there, and whether lower layers are hidden."""
     hides = _is_opaque(lower)
     current = os.dup(lower)
     try:
-        for part in Path(folder).parts:
+        for part in Path(directory).parts:
             following = os.open(part, _FOLDER, dir_fd=current)
             os.close(current)
             current = following
@@ -305,21 +312,21 @@ def _look(lower: int, folder: str) -> tuple[int | None, bool]:
     return current, hides
 
 
-def _is_opaque(folder: int) -> bool:
+def _is_opaque(directory: int) -> bool:
     try:
-        return os.getxattr(folder, _OPAQUE) == b"y"
+        return os.getxattr(directory, _OPAQUE) == b"y"
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.ENOTSUP):
             return False
         raise
 
 
-def _open_folder(root: int, folder: str) -> int:
+def _open_directory(root: int, directory: str) -> int:
     try:
-        return open_in_root(root, folder, _FOLDER)
+        return open_in_root(root, directory, _FOLDER)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _LinkError(error.errno, "is a link", folder) from error
+            raise _LinkError(error.errno, "is a link", directory) from error
         raise
 
 

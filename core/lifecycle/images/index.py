@@ -46,11 +46,11 @@ class ImageIndex:
         return tuple(self._named.get(name, ()))
 
     def needs_layer(self, chain_id: str) -> bool:
-        """Tell whether an image consists of the layer, among others."""
+        """Return whether an image consists of the layer, among others."""
         return chain_id in self._layers
 
     def needs_blob(self, digest: str) -> bool:
-        """Tell whether an image consists of the blob: configuration, manifest, index or layer."""
+        """Return whether an image consists of the blob: configuration, manifest, index or layer."""
         return digest in self._blobs
 
 

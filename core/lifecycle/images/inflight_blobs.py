@@ -1,7 +1,7 @@
 """Blobs on their way in: so that a large layer is unpacked while it is fetched.
 
 ``blobs`` tells how much of each is stored, ``layers`` asks for one to unpack behind the writer. None of what is read so
-is verified: only when an arrival has become whole may the layer that was made of it be committed.
+is verified: only when an inflight_blob has become whole may the layer that was made of it be committed.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ LEAST_BYTES = 4 << 20
 """Smaller blobs are there before an unpacker has begun."""
 
 
-class Arrivals:
+class InflightBlobs:
     """What is coming into the content store. Belongs to the event loop's thread.
 
     At most ``max_followers`` are followed at a time; none of 0.
@@ -30,11 +30,11 @@ class Arrivals:
         self._places = max_followers
         self._is_off = not max_followers
         self._expected: Counter[str] = Counter()
-        self._arrivals: dict[str, _Arrival] = {}
+        self._inflight: dict[str, _InflightBlob] = {}
         self._change = asyncio.Event()
 
     def follows(self, blob: Descriptor) -> bool:
-        """Tell whether a blob is worth being followed."""
+        """Return whether a blob is worth being followed."""
         return blob.size >= LEAST_BYTES and not self._is_off
 
     @contextmanager
@@ -66,29 +66,29 @@ class Arrivals:
         ``None``: nobody brings it any more, which should mean that it is in the store.
         """
         while self._expected[blob.digest] and not self._content.has(blob):
-            arrival = self._arrivals.get(blob.digest)
-            if arrival is not None and self._places and (descriptors := _open_both(arrival.fd)) is not None:
+            inflight_blob = self._inflight.get(blob.digest)
+            if inflight_blob is not None and self._places and (descriptors := _open_both(inflight_blob.fd)) is not None:
                 self._places -= 1
-                return Follower(arrival, descriptors, self._give_back)
+                return Follower(inflight_blob, descriptors, self._give_back)
             await self._change.wait()
         return None
 
     def _advance(self, blob: Descriptor, stored: int) -> None:
-        arrival = self._arrivals.get(blob.digest)
-        if arrival is not None and stored < arrival.stored:
+        inflight_blob = self._inflight.get(blob.digest)
+        if inflight_blob is not None and stored < inflight_blob.stored:
             self._end(blob, is_whole=False)
-            arrival = None
-        if arrival is not None:
-            arrival.advance(stored)
+            inflight_blob = None
+        if inflight_blob is not None:
+            inflight_blob.advance(stored)
         elif self.follows(blob) and stored < blob.size:
             with contextlib.suppress(OSError):  # it is unpacked when it is whole, then
-                self._arrivals[blob.digest] = _Arrival(blob, self._content.open_partial(blob.digest), stored)
+                self._inflight[blob.digest] = _InflightBlob(blob, self._content.open_partial(blob.digest), stored)
                 self._tell()
 
     def _end(self, blob: Descriptor, is_whole: bool) -> None:
-        arrival = self._arrivals.pop(blob.digest, None)
-        if arrival is not None:
-            arrival.end(is_whole)
+        inflight_blob = self._inflight.pop(blob.digest, None)
+        if inflight_blob is not None:
+            inflight_blob.end(is_whole)
         self._tell()
 
     def _give_back(self) -> None:
@@ -100,7 +100,7 @@ class Arrivals:
         self._change = asyncio.Event()
 
 
-class _Arrival:
+class _InflightBlob:
     """One try to bring one blob in."""
 
     def __init__(self, blob: Descriptor, fd: int, stored: int) -> None:
@@ -123,28 +123,30 @@ class _Arrival:
 class Follower:
     """One reader behind the writer of a blob. Close it at the end."""
 
-    def __init__(self, arrival: _Arrival, descriptors: tuple[int, int], give_back: Callable[[], None]) -> None:
-        self._arrival = arrival
+    def __init__(
+        self, inflight_blob: _InflightBlob, descriptors: tuple[int, int], give_back: Callable[[], None]
+    ) -> None:
+        self._inflight_blob = inflight_blob
         self._fd, self._counter = descriptors
         self._give_back = give_back
-        os.eventfd_write(self._counter, arrival.stored)
-        arrival.counters.add(self._counter)
+        os.eventfd_write(self._counter, inflight_blob.stored)
+        inflight_blob.counters.add(self._counter)
         self._is_open = True
 
     @property
     def growing(self) -> Growing:
         """The blob, for the unpacker; good until ``close``."""
-        return Growing(self._fd, self._arrival.size, self._counter, self._arrival.whole)
+        return Growing(self._fd, self._inflight_blob.size, self._counter, self._inflight_blob.whole)
 
     async def wait(self) -> bool:
         """Wait until nothing more comes; tell whether the blob is whole and verified."""
-        return await asyncio.shield(self._arrival.whole)
+        return await asyncio.shield(self._inflight_blob.whole)
 
     def close(self) -> None:
         """Give the place to another. Idempotent."""
         if self._is_open:
             self._is_open = False
-            self._arrival.counters.discard(self._counter)
+            self._inflight_blob.counters.discard(self._counter)
             os.close(self._counter)
             os.close(self._fd)
             self._give_back()

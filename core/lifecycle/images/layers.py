@@ -20,7 +20,7 @@ from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.artifacts import place_file
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import LEFT, OWNER, settle
-from crinoid.core.lifecycle.images.inflight_blobs import Arrivals, Follower
+from crinoid.core.lifecycle.images.inflight_blobs import Follower, InflightBlobs
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
@@ -42,12 +42,12 @@ class Layers:
     """Unpacks layers, at most ``max_unpacks`` at a time besides those whose blobs are still coming in."""
 
     def __init__(
-        self, ledger: Ledger, content: ContentStore, arrivals: Arrivals, max_unpacks: int, keep_free_percent: float
+        self, ledger: Ledger, content: ContentStore, inflight: InflightBlobs, max_unpacks: int, keep_free_percent: float
     ) -> None:
         self._ledger = ledger
         self._keep_free_percent = keep_free_percent
         self._content = content
-        self.arrivals = arrivals
+        self.inflight = inflight
         self._turns = asyncio.Semaphore(max_unpacks)
         self._launcher = Launcher()
         self._shared = SharedTasks("unpacking of layer", orphans="cancel")
@@ -74,7 +74,7 @@ class Layers:
         self._launcher.warm_up()
 
     async def install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
-        """Return when the layer is committed; its blob is in the store, or is brought and expected (``arrivals``).
+        """Return when the layer is committed; its blob is in the store, or is brought and expected (``inflight``).
 
         Its parent is committed, or is being installed by another call: this one waits for that at the latest moment
         that the snapshotter allows. Raises what ``unpack_layer`` and the snapshotter raise.
@@ -82,8 +82,8 @@ class Layers:
         await self._shared.join((slot.name, plan.chain_id), lambda: self._install(slot, plan))
 
     def follows(self, plan: LayerPlan) -> bool:
-        """Tell whether the layer is better installed while its blob is fetched than after that."""
-        return not plan.file and self.arrivals.follows(plan.blob)
+        """Return whether the layer is better installed while its blob is fetched than after that."""
+        return not plan.file and self.inflight.follows(plan.blob)
 
     async def close(self) -> None:
         """Give up what is under way, and discard it."""
@@ -101,7 +101,7 @@ class Layers:
 
     async def _make(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
         """Make the layer, behind the writer of its blob where there is one; when that breaks off, begin anew."""
-        while (follower := await self.arrivals.follow(plan.blob)) is not None:
+        while (follower := await self.inflight.follow(plan.blob)) is not None:
             try:
                 return await self._make_of(slot, plan, follower)
             except _BrokenOffError:
@@ -155,22 +155,22 @@ class Layers:
     async def _prepared(self, slot: SnapshotterSlot, plan: LayerPlan) -> AsyncIterator[LayerTarget]:
         """Give a prepared layer to a block that commits it; discard it when the block fails or is cancelled."""
         facts = {"snapshotter": slot.name, "parent": plan.parent}
-        entry = self._ledger.intend(OWNER, LAYER, plan.chain_id, facts)
+        entry = self._ledger.record(OWNER, LAYER, plan.chain_id, facts)
         preparing = asyncio.create_task(slot.prepare_layer(plan.chain_id, plan.parent))
         try:
             target = await asyncio.shield(preparing)
-            entry = self._ledger.amend(entry, facts | {"key": target.key})
+            entry = self._ledger.update(entry, facts | {"key": target.key})
             yield target
         except BaseException:
             await finish(self._give_up(slot, preparing, entry))
             raise
-        self._ledger.strike(entry)
+        self._ledger.delete(entry)
 
     async def _give_up(self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry) -> None:
         if await _discard(slot, preparing):
-            self._ledger.strike(entry)
+            self._ledger.delete(entry)
         elif not preparing.cancelled() and preparing.exception() is None:
-            self._ledger.amend(entry, {**entry.data, "key": preparing.result().key, LEFT: True})
+            self._ledger.update(entry, {**entry.data, "key": preparing.result().key, LEFT: True})
 
     async def _await_commit(self, slot: SnapshotterSlot, chain_id: str | None) -> None:
         if chain_id is None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 
-class Claims:
-    """Counts claims on digests of blobs and on chain ids.
+class Leases:
+    """Counts leases on digests of blobs and on chain ids.
 
-    A claim waits for a removal of the same name that has begun, and a removal is refused while there is a claim. So
-    whoever holds a claim and then looks what is there will find it there until the claim ends.
+    A lease waits for a removal of the same name that has begun, and a removal is refused while there is a lease. So
+    whoever holds a lease and then looks what is there will find it there until the lease ends.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Claims:
 
     @contextmanager
     def removal(self, name: str) -> Iterator[bool]:
-        """Tell whether a name may be removed; nobody can claim it while the block runs."""
+        """Return whether a name may be removed; nobody can lease it while the block runs."""
         if self._counts[name]:
             yield False
             return

@@ -6,8 +6,7 @@ so that a node whose pulls fail over and over does not fill its disk with them.
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass
 
 KEPT_S = 3600.0
 """The kubelet tries again within five minutes, as long as the pod is there."""

@@ -6,10 +6,9 @@ and mounted as images are.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.lifecycle.images.image_config import chain_ids
 from crinoid.core.state.records import ImageRecord

@@ -69,7 +69,7 @@ class LayerTracker:
         self._touched_s = time.monotonic()
 
     def report(self) -> LayerProgress:
-        """Tell how far it is."""
+        """Return how far it is."""
         done = self.state is LayerState.DONE
         fetched = self.transfer.total_bytes if done else self.transfer.fetched_bytes
         return LayerProgress(self.transfer.digest, self.transfer.total_bytes, fetched, self.state)
@@ -105,5 +105,5 @@ class PullTracker:
         return time.monotonic() - max([self._touched_s, *(layer.touched_s for layer in self._layers)])
 
     def report(self) -> PullProgress:
-        """Tell how far it is."""
+        """Return how far it is."""
         return PullProgress(self._reference, self._started_at_ns, tuple(layer.report() for layer in self._layers))

@@ -9,11 +9,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, ResourceExhausted, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
@@ -26,7 +26,7 @@ from crinoid.core.lifecycle.images.garbage import GarbageCollector
 from crinoid.core.lifecycle.images.image_config import MAX_CONFIG_BYTES, ImageConfig, artifact_type
 from crinoid.core.lifecycle.images.index import blobs_of
 from crinoid.core.lifecycle.images.layers import Layers
-from crinoid.core.lifecycle.images.leases import Claims
+from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.leftovers import Leftover
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
@@ -66,7 +66,7 @@ class Puller:
         slots: Slots,
         content: ContentStore,
         catalog: Catalog,
-        claims: Claims,
+        leases: Leases,
         layers: Layers,
         garbage: GarbageCollector,
     ) -> None:
@@ -74,9 +74,9 @@ class Puller:
         self._garbage = garbage
         self._content = content
         self._catalog = catalog
-        self._claims = claims
+        self._leases = leases
         self._layers = layers
-        self._blobs = Blobs(content, layers.arrivals)
+        self._blobs = Blobs(content, layers.inflight)
 
     async def pull(self, request: PullRequest, config: ImagesConfig, tracker: PullTracker) -> ImageRecord:
         """Return the image's record, written when all of it was there."""
@@ -98,7 +98,7 @@ class Puller:
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
         blobs = tuple(layer.descriptor() for layer in resolution.manifest.layers)
         digests = _digests_of(resolution, blobs)
-        async with self._claims.hold(digests):
+        async with self._leases.hold(digests):
             with self._leaving(Leftover(digests)):
                 if request.verify:
                     await self._remove_damaged(digests, tracker)
@@ -106,7 +106,7 @@ class Puller:
                 self._layers.check(self._slots.snapshotters[request.snapshotter], plans)
             chain_ids = tuple(plan.chain_id for plan in plans)
             image_id = _id_of(resolution, artifact)
-            async with self._claims.hold(chain_ids):
+            async with self._leases.hold(chain_ids):
                 with self._leaving(Leftover(digests, chain_ids)):
                     slot, old = self._slots.snapshotters[request.snapshotter], self._catalog.get(image_id)
                     await self._provide(slot, plans, old, tracker, fetch)
@@ -214,7 +214,7 @@ class Puller:
         self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
     ) -> None:
         if self._layers.follows(plan):
-            with self._layers.arrivals.expect(plan.blob):
+            with self._layers.inflight.expect(plan.blob):
                 await run_together((_fetch_layer(plan, tracker, fetch), self._layers.install(slot, plan)))
         else:
             await _fetch_layer(plan, tracker, fetch)

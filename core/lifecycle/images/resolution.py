@@ -4,6 +4,7 @@ Between ``pull`` and the registry slots. A source that has no such image, or fai
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import (
     CorruptContent,
@@ -17,7 +18,6 @@ from crinoid.core.api.errors import (
     Unavailable,
     Unsupported,
 )
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.manifests import INDEX_TYPES, ManifestDocument, read_index
 from crinoid.core.api.values.image import ResolvedImage, ResolveRequest
 from crinoid.core.lifecycle.images.faults import restate

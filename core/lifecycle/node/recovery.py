@@ -18,7 +18,7 @@ from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.checkpoints.source import REQUEST_FILE
-from crinoid.core.lifecycle.containers.exit_monitor import Exits
+from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.resources.ownership import owner_of
@@ -46,7 +46,7 @@ class Recovery:
         store: Store,
         slots: Slots,
         resources: Resources,
-        exits: Exits,
+        exit_monitor: ExitMonitor,
         init: PodInit,
     ) -> None:
         self._stand_ins = stand_ins
@@ -55,7 +55,7 @@ class Recovery:
         self._store = store
         self._slots = slots
         self._resources = resources
-        self._exits = exits
+        self._exit_monitor = exit_monitor
         self._init = init
 
     def prepare(self) -> None:
@@ -145,12 +145,12 @@ class Recovery:
                 unknown = dataclasses.replace(record, state=ContainerState.UNKNOWN, reason=LOST_FILES, message=why)
                 self._store.containers.put(unknown)
                 return
-            self._exits.note(record.id, ExitStatus(255, time.time_ns(), known=False))
+            self._exit_monitor.note(record.id, ExitStatus(255, time.time_ns(), known=False))
             return
         alive = state is not None and state.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED)
         if state is not None and alive and record.id not in self._store.containers.damaged:
             record = self._note_running(record, state.pid)
-        self._exits.watch(record)
+        self._exit_monitor.watch(record)
 
     def _note_running(self, record: ContainerRecord, pid: int) -> ContainerRecord:
         """The daemon died between the start of the container and its record."""
@@ -213,6 +213,6 @@ def _processes_of(record: ContainerRecord) -> tuple[int, ...]:
 
 
 def _waits_for_restore(record: ContainerRecord) -> bool:
-    """Tell whether a container is to be restored when it is started, and can be: its bundle outlived no reboot."""
+    """Return whether a container is to be restored when it is started, and can be: its bundle outlived no reboot."""
     waits = record.state is ContainerState.CREATED and record.checkpoint is not None
     return waits and (record.handle.bundle / REQUEST_FILE).exists()

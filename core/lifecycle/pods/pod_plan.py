@@ -6,17 +6,17 @@ The first step of ``pods``: a request that gets through here fails only by what 
 import ipaddress
 import re
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, UserNamespace
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
 from crinoid.core.lifecycle.sandbox import pod_files
 from crinoid.core.lifecycle.sandbox.bandwidth import limits_of
-from crinoid.core.lifecycle.sandbox.pod_files import NAMESPACE_KINDS, PodFolder
+from crinoid.core.lifecycle.sandbox.pod_files import NAMESPACE_KINDS, PodDirectory
 from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
@@ -36,7 +36,7 @@ class PodPlan:
     runtime: RuntimeSlot
     network: NetworkSlot
     snapshotter: SnapshotterSlot
-    folder: PodFolder
+    directory: PodDirectory
     host_network: bool
     hostname: str
     cgroup_parent: str
@@ -51,7 +51,7 @@ class PodPlan:
     @property
     def pins(self) -> dict[str, Path]:
         """Paths of the namespaces that the pod has to itself."""
-        return {kind: self.folder.pin(kind) for kind in own_namespaces(self.config, self.host_network)}
+        return {kind: self.directory.pin(kind) for kind in own_namespaces(self.config, self.host_network)}
 
 
 class PodPlanner:
@@ -76,7 +76,7 @@ class PodPlanner:
             runtime=runtime,
             network=network,
             snapshotter=self._slots.snapshotter_of(handler),
-            folder=PodFolder(self._config.run / "pods" / pod_id),
+            directory=PodDirectory(self._config.run / "pods" / pod_id),
             host_network=host_network,
             hostname=pod_files.hostname_of(config, host_network),
             cgroup_parent=self._cgroups.pod_parent(config.cgroup_parent, pod_id),

@@ -24,7 +24,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,255}")
 
 
 class PodRestorer:
-    """Makes pods from the folders that CheckpointPod has written."""
+    """Makes pods from the directories that CheckpointPod has written."""
 
     def __init__(self, slots: Slots, pods: PodService, containers: ContainerService) -> None:
         self._slots = slots
@@ -72,29 +72,29 @@ class PodRestorer:
 
 def read_pod(checkpoint: str, driver: str) -> Mapping[str, Path]:
     """Return the archive of each container in a pod's checkpoint. Raises FailedPrecondition for another runtime's."""
-    folder = Path(checkpoint)
-    if not folder.is_absolute() or not _is_folder(folder):
-        raise InvalidArgument(f"checkpoint_path {checkpoint!r} is not the absolute path of a folder")
-    options = archive.read_dump(archive.PodOptions, folder / archive.POD_OPTIONS, checkpoint)
+    directory = Path(checkpoint)
+    if not directory.is_absolute() or not _is_directory(directory):
+        raise InvalidArgument(f"checkpoint_path {checkpoint!r} is not the absolute path of a directory")
+    options = archive.read_dump(archive.PodOptions, directory / archive.POD_OPTIONS, checkpoint)
     if options.version != archive.POD_VERSION:
         raise FailedPrecondition(f"checkpoint {checkpoint} is of version {options.version}; known is 1")
-    dump = archive.read_dump(archive.PodDump, folder / archive.POD_DUMP, checkpoint)
+    dump = archive.read_dump(archive.PodDump, directory / archive.POD_DUMP, checkpoint)
     if dump.driver != driver:
         raise FailedPrecondition(f"checkpoint {checkpoint} was made by driver {dump.driver!r}, not {driver!r}")
-    return {name: _archive_in(folder, base) for name, base in options.containers.items()}
+    return {name: _archive_in(directory, base) for name, base in options.containers.items()}
 
 
-def _is_folder(path: Path) -> bool:
+def _is_directory(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # such as a name that is too long
         return False
 
 
-def _archive_in(folder: Path, base: str) -> Path:
-    path = folder / f"{base}.tar"
+def _archive_in(directory: Path, base: str) -> Path:
+    path = directory / f"{base}.tar"
     if not _FILE_NAME.fullmatch(base) or path.is_symlink() or not path.is_file():
-        raise CorruptContent(f"checkpoint {folder} names archive {base!r}, which it does not hold")
+        raise CorruptContent(f"checkpoint {directory} names archive {base!r}, which it does not hold")
     return path
 
 

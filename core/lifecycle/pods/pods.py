@@ -2,7 +2,7 @@
 
 Reached from ``cri`` with values; makes everything through ``resources``, so that an error at any step, or a kill of the
 daemon, ends in the same undoing. A pod has no process of its own: its namespaces are pinned by bind mounts, and only a
-pod that shares its PID namespace gets an init process (``podinit``).
+pod that shares its PID namespace gets an init process (``pod_init``).
 """
 
 import asyncio
@@ -13,12 +13,12 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
-from crinoid.core.api.linux.cgroup_warmup import Haste
+from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
@@ -87,7 +87,7 @@ class PodService:
         self._user_namespaces = user_namespaces.UserNamespaces(slots)
         self._cgroups = cgroups
         self._planner = PodPlanner(config, slots, cgroups)
-        self._haste = Haste()
+        self._warmup = CgroupWarmup()
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
         self._going_down: set[str] = set()
@@ -130,7 +130,7 @@ class PodService:
             await self._take_apart(current.id)
             last = self._store.pods.get(current.id) or current
             self._store.pods.drop(current.id)
-            self._events.tell_pod(EventType.DELETED, last)
+            self._events.notify_pod(EventType.DELETED, last)
         await self._slots.extensions.pod_removed(view_pod(last))
 
     @contextlib.asynccontextmanager
@@ -192,7 +192,7 @@ class PodService:
         return self._store.pods.find(pod_id)
 
     def is_up(self, pod_id: str) -> bool:
-        """Tell whether the pod is ready and whole: no longer so once a stop begins to take away what the pod has.
+        """Return whether the pod is ready and whole: no longer so once a stop begins to take away what the pod has.
 
         Its record says READY until the network is gone, which takes a CNI plugin a tenth of a second. Statistics that
         are read meanwhile would show a pod with half a network.
@@ -257,8 +257,8 @@ class PodService:
                     await asyncio.shield(self._undo(plan.pod_id))
                     raise
             self._init.watch(record)
-            self._events.tell_pod(EventType.CREATED, record)
-            self._events.tell_pod(EventType.STARTED, record)
+            self._events.notify_pod(EventType.CREATED, record)
+            self._events.notify_pod(EventType.STARTED, record)
             return record.id
         finally:
             del self._wanted[config.metadata]
@@ -279,7 +279,7 @@ class PodService:
     async def _make(self, plan: PodPlan) -> PodRecord:
         """Make everything, each step in the ledger first; return the record to be."""
         await self._resources.make(plan.pod_id, *self._steps(plan))
-        self._haste.linger(_CONTAINER_FOLLOWS_S)
+        self._warmup.linger(_CONTAINER_FOLLOWS_S)
         if plan.user is not None:  # whose namespaces no thread of ours stood in
             sysctls = user_namespaces.host_sysctls(plan.user, plan.sysctls)
             await asyncio.to_thread(write_sysctls_in, plan.pins, sysctls)
@@ -287,14 +287,14 @@ class PodService:
         if plan.config.security.namespaces.pid is NamespaceMode.POD:
             record = await self._init.start(record)
         if (maps := user_namespaces.maps_of(record)) is not None:
-            pod_files.give_files(plan.folder, maps)
+            pod_files.give_files(plan.directory, maps)
         await plan.runtime.start_pod(_sandbox(record))
         return record
 
     def _steps(self, plan: PodPlan) -> Sequence[Step]:
-        """What stands before the network: folder, namespaces with their sysctls, shared memory, cgroup."""
+        """What stands before the network: directory, namespaces with their sysctls, shared memory, cgroup."""
         group = user_namespaces.root_group_of(plan.config)
-        steps = [directory_at(plan.folder.path, group, lambda: self._fill_folder(plan))]
+        steps = [directory_at(plan.directory.path, group, lambda: self._fill_directory(plan))]
         if plan.pins:
             steps.append(self._namespaces(plan))
         if "ipc" in plan.pins:
@@ -309,18 +309,18 @@ class PodService:
             plan.pod_id, plan.pins, plan.hostname, plan.user, functools.partial(write_sysctls, plan.sysctls)
         )
 
-    def _fill_folder(self, plan: PodPlan) -> None:
-        rights.make_directory(plan.folder.path / "ns")
+    def _fill_directory(self, plan: PodPlan) -> None:
+        rights.make_directory(plan.directory.path / "ns")
         if "ipc" in plan.pins:
-            rights.make_directory(plan.folder.shm, rights.PASSAGE)  # the mount on it has a mode of its own
-        pod_files.write_files(plan.folder, plan.config, plan.hostname, plan.host_network)
+            rights.make_directory(plan.directory.shm, rights.PASSAGE)  # the mount on it has a mode of its own
+        pod_files.write_files(plan.directory, plan.config, plan.hostname, plan.host_network)
 
     def _shm(self, plan: PodPlan) -> Step:
         options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
         if plan.user is not None:
             options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
         labels = selinux_labels(plan.pod_id, plan.config, None)
-        return mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.folder.shm)
+        return mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.directory.shm)
 
     def _record(self, plan: PodPlan) -> PodRecord:
         return PodRecord(
@@ -355,9 +355,9 @@ class PodService:
         )
         attachment = await self._resources.attach(plan.pod_id, plan.network, request)
         if not plan.host_network:
-            pod_files.write_hosts(plan.folder, plan.hostname, attachment.addresses)
+            pod_files.write_hosts(plan.directory, plan.hostname, attachment.addresses)
         if config.dns is None and attachment.dns is not None and attachment.dns.servers:
-            pod_files.write_small(plan.folder.path / "resolv.conf", pod_files.resolv_conf(attachment.dns))
+            pod_files.write_small(plan.directory.path / "resolv.conf", pod_files.resolv_conf(attachment.dns))
         return dataclasses.replace(record, attachment=attachment)
 
     def pod_cidrs(self) -> tuple[str, ...]:
@@ -380,7 +380,7 @@ class PodService:
         await self._resources.undo(pod_id, {NETWORK})
         if record.state is PodState.READY:
             record = self._store.pods.put_fact(dataclasses.replace(record, state=PodState.NOT_READY))
-            self._events.tell_pod(EventType.STOPPED, record)
+            self._events.notify_pod(EventType.STOPPED, record)
             await self._slots.extensions.pod_stopped(view_pod(record))
         self._going_down.discard(pod_id)
 

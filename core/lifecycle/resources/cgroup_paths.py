@@ -4,10 +4,10 @@ With cgroupfs a cgroup is a path below the mount point; with systemd a parent is
 container ``slice:prefix:name``, as the OCI runtimes take it. Source: runc, docs/systemd.md; the kubelet's two forms.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.state.store import Store

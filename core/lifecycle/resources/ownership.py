@@ -47,7 +47,7 @@ def require_absolute(path: object) -> None:
 
 
 def is_own(path: str, owner: str) -> bool:
-    """Tell whether one of a path's names, or a name alone, holds the owner's part."""
+    """Return whether one of a path's names, or a name alone, holds the owner's part."""
     return drawn_part(owner) in path
 
 
@@ -66,11 +66,11 @@ def require_snapshot(key: str, owner: str) -> None:
         require_id(owner_of(key), owner)
 
 
-def own_directory(folder: Path, owner: str) -> bool:
-    """Tell whether a directory lies there that has the owner's part in its name."""
-    if folder.is_symlink() or not folder.is_dir():
+def own_directory(directory: Path, owner: str) -> bool:
+    """Return whether a directory lies there that has the owner's part in its name."""
+    if directory.is_symlink() or not directory.is_dir():
         return False
-    return any(is_own(path.name, owner) and path.is_dir() and not path.is_symlink() for path in folder.iterdir())
+    return any(is_own(path.name, owner) and path.is_dir() and not path.is_symlink() for path in directory.iterdir())
 
 
 def owner_of(snapshot_key: str) -> str:

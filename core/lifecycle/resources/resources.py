@@ -1,4 +1,4 @@
-"""Host resources of pods and containers: each is in the ledger before it is made, and struck once it is undone.
+"""Host resources of pods and containers: each is in the ledger before it is made, and deleted once it is undone.
 
 ``pods`` and ``containers`` make resources here one after the other, for an owner (a pod's or container's id);
 undoing an owner walks its entries backwards. Nothing else makes or removes what outlives a call, so a start after
@@ -6,7 +6,7 @@ undoing an owner walks its entries backwards. Nothing else makes or removes what
 configuration. An entry that names what is not its owner's, as a damaged row does, is put in quarantine instead
 (``ownership``).
 
-What can't be undone now and harms nobody (an address, a folder, a snapshot) passes to the owner ``DEFERRED``, with
+What can't be undone now and harms nobody (an address, a directory, a snapshot) passes to the owner ``DEFERRED``, with
 whose it was, since when and why, and is tried again in the background: a broken plugin never holds up a pod's end. A
 process that can't be ended, or a mount that can't be undone, is an error. So is a call in a thread that hangs and was
 left behind (``bulkheads``): what it is about to make is not undone under its feet. The ledger keeps such an owner's
@@ -19,11 +19,11 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, cast
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DriverError, FailedPrecondition, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
@@ -106,22 +106,23 @@ class Resources:
 
     async def make(self, owner: str, *steps: "Step") -> None:
         """Make several resources, one after the other in one thread; all are in the ledger before the first is made."""
-        self._ledger.intend_all(owner, [(step.kind, step.key, step.data) for step in steps])
+        self._ledger.record_all(owner, [(step.kind, step.key, step.data) for step in steps])
         await call_in_thread(lambda: [step.make() for step in steps])
 
     async def make_directory(self, owner: str, path: Path, group: int | None = None) -> None:
-        """Make a private folder of the owner's own, with a way through it for a group; undone with all that is in it.
+        """Make a private directory of the owner's own, with a way through it for a group; undone with all that is in
+        it.
 
         In crinoid's own directories only: it is made at once. One that is somewhere else is made by ``directory_at``.
 
         ``group``: that of a pod's mapped root, which opens its root file system below by its path.
         """
-        self._ledger.intend(owner, DIRECTORY, str(path), {})
+        self._ledger.record(owner, DIRECTORY, str(path), {})
         _make_private(path, group)
 
     async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
         """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
-        self._ledger.intend(owner, NAMESPACES, str(pin), {"paths": [str(pin)]})
+        self._ledger.record(owner, NAMESPACES, str(pin), {"paths": [str(pin)]})
         await call_in_thread(lambda: _bind_file(source, pin))
 
     async def mount(self, owner: str, mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> None:
@@ -134,35 +135,35 @@ class Resources:
         Raises AlreadyExists, Unsupported.
         """
         above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent))]
-        self._ledger.intend(owner, CGROUP, path, {"made": [path], "above": above})
+        self._ledger.record(owner, CGROUP, path, {"made": [path], "above": above})
         await call_in_thread(lambda: cgroups.make_new(path, owner))
 
     async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
         """Attach a pod to its network."""
         plan = await slot.plan(request)
         data = {"slot": slot.name, "request": bodies.dump_value(request), "data": dict(plan)}
-        entry = self._ledger.intend(owner, NETWORK, slot.name, data)
+        entry = self._ledger.record(owner, NETWORK, slot.name, data)
         attachment = await slot.attach(request, plan)
-        self._ledger.amend(entry, data | {"data": dict(attachment.data)})
+        self._ledger.update(entry, data | {"data": dict(attachment.data)})
         return attachment
 
     async def create_snapshot(
         self, owner: str, key: str, slot: SnapshotterSlot, parent: str | None, readonly: bool = False
     ) -> tuple[Mount, ...]:
         """Make a snapshot on a chain id; ``key`` is the pod's or container's id."""
-        self._ledger.intend(owner, SNAPSHOT, key, {"slot": slot.name})
+        self._ledger.record(owner, SNAPSHOT, key, {"slot": slot.name})
         return await slot.create_snapshot(key, parent, readonly)
 
     async def create_container(self, owner: str, slot: RuntimeSlot, request: ContainerRequest) -> ContainerProcess:
         """Have the runtime make a container."""
         handle = bodies.dump_value(request.handle)
-        self._ledger.intend(owner, CONTAINER, request.handle.container_id, {"slot": slot.name, "handle": handle})
+        self._ledger.record(owner, CONTAINER, request.handle.container_id, {"slot": slot.name, "handle": handle})
         return await slot.create(request)
 
     async def restore_container(self, owner: str, slot: RuntimeSlot, request: RestoreRequest) -> ContainerProcess:
         """Have the runtime make a container whose processes go on where a checkpoint has left them."""
         handle = bodies.dump_value(request.container.handle)
-        self._ledger.intend(
+        self._ledger.record(
             owner, CONTAINER, request.container.handle.container_id, {"slot": slot.name, "handle": handle}
         )
         return await slot.restore(request)
@@ -170,7 +171,7 @@ class Resources:
     async def pause(self, owner: str, slot: RuntimeSlot, handle: ContainerHandle) -> None:
         """Freeze a container for a while; undoing lets it go on."""
         data = {"slot": slot.name, "handle": bodies.dump_value(handle)}
-        self._ledger.intend(owner, PAUSE, handle.container_id, data)
+        self._ledger.record(owner, PAUSE, handle.container_id, data)
         await slot.pause(handle)
 
     async def resume(self, owner: str) -> None:
@@ -178,16 +179,16 @@ class Resources:
         with on_behalf_of(f"cleanup of {owner}", owner):
             await self._undo_entries([entry for entry in self._ledger.entries(owner) if entry.kind == PAUSE])
 
-    def own_contents(self, owner: str, folder: Path) -> None:
-        """Take over a folder of somebody else's, empty but for a directory that the owner has there by its own name:
-        undoing removes all beside that one. Where there is none, the folder is not the owner's (any more)."""
-        self._ledger.intend(owner, CONTENTS, str(folder), {})
+    def own_contents(self, owner: str, directory: Path) -> None:
+        """Take over a directory of somebody else's, empty but for a directory that the owner has there by its own name:
+        undoing removes all beside that one. Where there is none, the directory is not the owner's (any more)."""
+        self._ledger.record(owner, CONTENTS, str(directory), {})
 
     def keep(self, owner: str, kind: str) -> None:
         """Strike the owner's entries of a kind: what they stand for is to stay."""
         for entry in self._ledger.entries(owner):
             if entry.kind == kind:
-                self._ledger.strike(entry)
+                self._ledger.delete(entry)
 
     def put_nonsense_aside(self) -> None:
         """Put every entry in quarantine that names what is not its owner's. Once, before any is read."""
@@ -213,7 +214,7 @@ class Resources:
                 undone = self._undone_in_thread if in_thread else self._undone
                 failures += await undone(list(group), gone)
         finally:  # a kill before this lets the next start undo them again
-            self._ledger.strike(*gone)
+            self._ledger.delete(*gone)
         if failures:
             raise failures[0]
 
@@ -339,7 +340,7 @@ class Resources:
                     self._put_off(entry, error)
 
     async def _undone(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
-        """Undo entries and note or strike those that are gone; return what stands against the others."""
+        """Undo entries and note or delete those that are gone; return what stands against the others."""
         failures: list[CrinoidError | None] = []
         for entry in entries:
             try:
@@ -351,7 +352,7 @@ class Resources:
         return [failure for failure in failures if failure is not None]
 
     def _is_true(self, entry: LedgerEntry) -> bool:
-        """Tell whether what an entry names is its owner's; put it aside where not: nobody knows what it stood for."""
+        """Return whether what an entry names is its owner's; put it aside where not: nobody knows what it stood for."""
         try:
             if entry.kind in self._check_of:
                 self._check_of[entry.kind](entry, _owner(entry))
@@ -361,9 +362,9 @@ class Resources:
         return True
 
     def _note_gone(self, entry: LedgerEntry, gone: list[LedgerEntry]) -> None:
-        """Leave an entry to be struck with its owner's others, unless what it stood for may soon be another's."""
+        """Leave an entry to be deleted with its owner's others, unless what it stood for may soon be another's."""
         if entry.kind == NETWORK or entry.owner == DEFERRED:  # an address; whatever waits for something slow
-            self._ledger.strike(entry)
+            self._ledger.delete(entry)
         else:
             gone.append(entry)
 
@@ -412,7 +413,7 @@ class Resources:
         self._backoff.note_failure(entry.id)
         if reason != deferred.reason:
             with contextlib.suppress(CrinoidError):  # the log has it
-                self._ledger.amend(entry, {**entry.data, "reason": reason})
+                self._ledger.update(entry, {**entry.data, "reason": reason})
 
     def _undo_cgroup(self, entry: LedgerEntry) -> None:
         """End what the owner has made: told by the cgroup itself, since a row may be old, or damaged.
@@ -498,7 +499,7 @@ class Step:
 
 
 def directory_at(path: Path, group: int | None = None, fill: Callable[[], object] = lambda: None) -> Step:
-    """As ``Resources.make_directory``, but in a thread, and what comes into the folder at once."""
+    """As ``Resources.make_directory``, but in a thread, and what comes into the directory at once."""
 
     def make() -> None:
         _make_private(path, group)
@@ -573,7 +574,7 @@ def _check_network(entry: LedgerEntry, owner: str) -> None:
 
 
 def _check_contents(entry: LedgerEntry, owner: str) -> None:
-    """More is known only once the folder is looked at."""
+    """More is known only once the directory is looked at."""
     ownership.require_absolute(entry.key)
     ownership.drawn_part(owner)
 
@@ -599,10 +600,10 @@ def _undo_mount(entry: LedgerEntry) -> None:
 
 
 def _undo_contents(entry: LedgerEntry) -> None:
-    """The folder is somebody else's, whatever it is called: the owner's directory in it says that it was taken over."""
-    folder, owner = Path(entry.key), _owner(entry)
-    if ownership.own_directory(folder, owner):
-        for path in folder.iterdir():
+    """The directory is somebody else's, whatever it is called: the owner's directory in it says that it was taken over."""
+    directory, owner = Path(entry.key), _owner(entry)
+    if ownership.own_directory(directory, owner):
+        for path in directory.iterdir():
             if not ownership.is_own(path.name, owner):
                 files.remove_tree(path)
 

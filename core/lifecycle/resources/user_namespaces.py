@@ -1,6 +1,6 @@
 """User namespaces: the rules for pods that ask for one, and what follows from their maps.
 
-``pods`` and ``assembly`` ask here before anything is made. The kubelet gives a pod one range of the host's ids; in the
+``pods`` and ``builder`` ask here before anything is made. The kubelet gives a pod one range of the host's ids; in the
 pod it begins with 0. Files of images and volumes keep their owners on disk and show with the pod's ids (``idmaps``), so
 no runtime, snapshotter or volume plugin has to know. Sources: api.proto, UserNamespace, IDMapping, NamespaceOption,
 RuntimeHandlerFeatures; user_namespaces(7).
@@ -91,7 +91,7 @@ def host_sysctls(user: UserNamespace | None, sysctls: Mapping[str, str]) -> dict
 def root_group_of(pod: PodConfig) -> int | None:
     """Return the host's group that the root of the pod's user namespace is in; ``None``: the pod has none of its own.
 
-    It has no power over files of the host's root, and must pass through folders of ours (``rights.let_in``).
+    It has no power over files of the host's root, and must pass through directories of ours (``rights.let_in``).
     """
     wanted = wanted_by(pod)
     return None if wanted is None else wanted.gids[0].host_id
@@ -152,9 +152,9 @@ class UserNamespaces:
 
 async def _try(snapshotter: SnapshotterSlot) -> str:
     """Try out id-mapped mounts where the layers lie; return what stands against it, which no restart changes."""
-    folder = snapshotter.features().root or snapshotter.state_dir
+    directory = snapshotter.features().root or snapshotter.state_dir
     try:
-        await asyncio.to_thread(try_in, folder)
+        await asyncio.to_thread(try_in, directory)
     except (CrinoidError, OSError) as error:
         return str(error)
     return ""

@@ -2,10 +2,10 @@
 
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.linux.idmaps import IdMaps
@@ -19,7 +19,7 @@ _HOST_SHM = Path("/dev/shm")  # noqa: S108  # the host's shared memory, which is
 
 
 @dataclass(frozen=True, slots=True)
-class PodFolder:
+class PodDirectory:
     """``run/pods/<id>``: all of a pod that a reboot takes away."""
 
     path: Path
@@ -50,29 +50,29 @@ def hostname_of(config: PodConfig, host_network: bool) -> str:
     return socket.gethostname() if host_network or not config.hostname else config.hostname
 
 
-def write_files(folder: PodFolder, config: PodConfig, hostname: str, host_network: bool) -> None:
+def write_files(directory: PodDirectory, config: PodConfig, hostname: str, host_network: bool) -> None:
     """Write host name, resolver configuration and hosts file; on the host's network the last is the host's own."""
-    write_small(folder.path / "hostname", f"{hostname}\n")
+    write_small(directory.path / "hostname", f"{hostname}\n")
     if config.dns is None:
-        _copy(Path("/etc/resolv.conf"), folder.path / "resolv.conf")
+        _copy(Path("/etc/resolv.conf"), directory.path / "resolv.conf")
     else:
-        write_small(folder.path / "resolv.conf", resolv_conf(config.dns))
+        write_small(directory.path / "resolv.conf", resolv_conf(config.dns))
     if host_network:
-        _copy(Path("/etc/hosts"), folder.path / "hosts")
+        _copy(Path("/etc/hosts"), directory.path / "hosts")
     else:
-        write_hosts(folder, hostname, ())
+        write_hosts(directory, hostname, ())
 
 
-def give_files(folder: PodFolder, maps: IdMaps) -> None:
+def give_files(directory: PodDirectory, maps: IdMaps) -> None:
     """Make the files belong to the root of the pod's user namespace; a tmpfs has id-mapped mounts only since 6.3."""
     for name in ("hostname", "resolv.conf", "hosts"):
-        maps.chown(folder.path / name)
+        maps.chown(directory.path / name)
 
 
-def write_hosts(folder: PodFolder, hostname: str, addresses: Iterable[str]) -> None:
+def write_hosts(directory: PodDirectory, hostname: str, addresses: Iterable[str]) -> None:
     """Write the pod's hosts file, with its own name for each address."""
     own = [f"{address}\t{hostname}\n" for address in addresses]
-    write_small(folder.path / "hosts", _HOSTS + "".join(own))
+    write_small(directory.path / "hosts", _HOSTS + "".join(own))
 
 
 def resolv_conf(dns: DnsConfig) -> str:
@@ -87,7 +87,7 @@ def resolv_conf(dns: DnsConfig) -> str:
 
 
 def write_small(path: Path, text: str) -> None:
-    """Write a file of the run folder, which needs no sync: it does not outlive the kernel."""
+    """Write a file of the run directory, which needs no sync: it does not outlive the kernel."""
     rights.write_file(path, text, rights.SHOWN_FILE)
 
 

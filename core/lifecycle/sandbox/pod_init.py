@@ -9,10 +9,10 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
@@ -22,7 +22,7 @@ from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
 from crinoid.core.lifecycle.resources.resources import Resources
-from crinoid.core.lifecycle.sandbox.pod_files import PodFolder
+from crinoid.core.lifecycle.sandbox.pod_files import PodDirectory
 from crinoid.core.lifecycle.spec.build import InitInput, build_init_spec
 from crinoid.core.lifecycle.spec.process import entry_point
 from crinoid.core.slots.binding import Slots
@@ -81,10 +81,10 @@ class PodInit:
 
     async def start(self, pod: PodRecord) -> PodRecord:
         """Make and start the init of a pod and pin its PID namespace; return the pod with it, not stored yet."""
-        runtime, folder = self._slots.runtimes[pod.runtime], PodFolder(self._config.run / "pods" / pod.id)
-        program = await self._prepare_root(pod, folder)
+        runtime, directory = self._slots.runtimes[pod.runtime], PodDirectory(self._config.run / "pods" / pod.id)
+        program = await self._prepare_root(pod, directory)
         cgroup = self._cgroups.of_container(pod.cgroup_parent, pod.id)
-        handle = ContainerHandle(pod.id, pod.id, folder.path / "bundle", cgroup)
+        handle = ContainerHandle(pod.id, pod.id, directory.path / "bundle", cgroup)
         await self._resources.make_directory(
             init_owner(pod.id), handle.bundle, user_namespaces.root_group_of(pod.config)
         )
@@ -92,7 +92,7 @@ class PodInit:
             InitInput(
                 pod_id=pod.id,
                 command=program.command,
-                rootfs=folder.init_root,
+                rootfs=directory.init_root,
                 binds=() if program.binary is None else (_bind(program.binary),),
                 namespaces=pod.namespaces,
                 cgroup=cgroup,
@@ -102,8 +102,10 @@ class PodInit:
         request = ContainerRequest(handle=handle, spec=spec)
         process = await self._resources.create_container(init_owner(pod.id), runtime, request)
         await runtime.start(handle)
-        await self._resources.pin_existing(init_owner(pod.id), Path(f"/proc/{process.pid}/ns/pid"), folder.pin("pid"))
-        return dataclasses.replace(pod, init=handle, namespaces={**pod.namespaces, "pid": folder.pin("pid")})
+        await self._resources.pin_existing(
+            init_owner(pod.id), Path(f"/proc/{process.pid}/ns/pid"), directory.pin("pid")
+        )
+        return dataclasses.replace(pod, init=handle, namespaces={**pod.namespaces, "pid": directory.pin("pid")})
 
     def watch(self, pod: PodRecord) -> None:
         """Note when the pod's init process ends: the pod is not ready from then on."""
@@ -122,7 +124,7 @@ class PodInit:
         if record is not None and record.state is PodState.READY:
             LOG.warning("pod %s is not ready any more: %s", pod_id, why)
             changed = self._store.pods.put_fact(dataclasses.replace(record, state=PodState.NOT_READY))
-            self._events.tell_pod(EventType.STOPPED, changed)
+            self._events.notify_pod(EventType.STOPPED, changed)
 
     async def close(self) -> None:
         """Stop watching; the processes live on."""
@@ -140,11 +142,11 @@ class PodInit:
             return
         self.note_not_ready(pod.id, "its init process ended")
 
-    async def _prepare_root(self, pod: PodRecord, folder: PodFolder) -> InitProgram:
+    async def _prepare_root(self, pod: PodRecord, directory: PodDirectory) -> InitProgram:
         owner = init_owner(pod.id)
-        await self._resources.make_directory(owner, folder.init_root)
+        await self._resources.make_directory(owner, directory.init_root)
         if (binary := self._binary()) is not None:
-            await asyncio.to_thread(_fill_root, folder.init_root, user_namespaces.maps_of(pod))
+            await asyncio.to_thread(_fill_root, directory.init_root, user_namespaces.maps_of(pod))
             return InitProgram((_INSIDE, "-P"), binary)
         name = self._config.pods.pause_image
         if (image := self._images.find(name)) is None:
@@ -154,7 +156,7 @@ class PodInit:
         snapshotter = self._slots.snapshotters[pod.snapshotter]
         parent = await self._images.ensure_unpacked(image, snapshotter.name)
         mounts = await self._resources.create_snapshot(owner, pod.id, snapshotter, parent)
-        await self._resources.mount(owner, mounts, folder.init_root, user_namespaces.maps_of(pod))
+        await self._resources.mount(owner, mounts, directory.init_root, user_namespaces.maps_of(pod))
         config = self._images.config_of(image).config
         return InitProgram((*entry_point(config), *config.cmd), None)
 

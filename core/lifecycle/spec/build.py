@@ -1,12 +1,11 @@
 """Puts the OCI specification together; the runtime driver adds what its slot says (seccomp, annotations)."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api import bounds
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import lsm
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.values.container import Capabilities, ContainerConfig

@@ -1,6 +1,6 @@
 """Devices of a container in a user namespace: nobody may make a node there (mknod(2), EPERM), so the host's is bound.
 
-Called by ``assembly`` when the specification is complete, CDI's devices included. The cgroup's rules stay as they are.
+Called by ``builder`` when the specification is complete, CDI's devices included. The cgroup's rules stay as they are.
 """
 
 import os

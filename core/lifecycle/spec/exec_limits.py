@@ -52,7 +52,7 @@ def _size(strings: Sequence[str], place: str) -> int:
 
 
 def _program_bytes(process: Mapping[str, Any]) -> int:
-    """Count the path of the program, which is copied too; a mere name may be found in the longest folder of PATH."""
+    """Count the path of the program, which is copied too; a mere name may be found in the longest directory of PATH."""
     name = process["args"][0]
     longest = 0
     if not posixpath.isabs(name):

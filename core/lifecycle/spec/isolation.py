@@ -25,7 +25,7 @@ _ALL_DEVICES = {"allow": True, "access": "rwm"}
 _NO_DEVICES = {"allow": False, "access": "rwm"}
 _MAX_SHARES = 262144
 MAX_ENTRIES = 1 << 16
-"""Of all kinds in a folder of devices: a large host's ``/dev`` has some thousands."""
+"""Of all kinds in a directory of devices: a large host's ``/dev`` has some thousands."""
 _OTHER_FOLDERS = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
 _OWN_DEVICES = frozenset({"console", "ptmx", "full", "null", "random", "tty", "urandom", "zero"})
 """What every container has of its own, so that a privileged one does not get the host's."""
@@ -52,7 +52,7 @@ def build_namespaces(
 
 
 def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[list[JsonObject], list[JsonObject]]:
-    """Return the device nodes to make and the cgroup rules that allow them; a folder stands for all devices in it."""
+    """Return the device nodes to make and the cgroup rules that allow them; a directory stands for all devices in it."""
     mappings = list(wanted)
     check_count(mappings, bounds.MAX_DEVICES, "devices")
     if privileged:
@@ -116,24 +116,24 @@ def _hugepages(limits: Mapping[str, int]) -> list[JsonObject]:
 
 
 def find_devices(top: Path, skipped: Collection[str] = ()) -> list[Path]:
-    """Return the devices in a folder and those below, by path; ``skipped`` are names in ``top`` itself.
+    """Return the devices in a directory and those below, by path; ``skipped`` are names in ``top`` itself.
 
     Follows no link, and stays on its file system but for devices that are mounted one by one. Left out is what belongs
-    to each container alone, as peers do. Raises InvalidArgument for a folder in which there is much else than devices:
-    somebody named the host's root, or a home.
+    to each container alone, as peers do. Raises InvalidArgument for a directory in which there is much else than
+    devices: somebody named the host's root, or a home.
     """
     found: list[Path] = []
     seen, pending = 0, [top]
     device = top.stat().st_dev
     while pending:
-        folder = pending.pop()
-        for entry in _entries(folder):
+        directory = pending.pop()
+        for entry in _entries(directory):
             seen += 1
             if seen > MAX_ENTRIES:
                 raise InvalidArgument(
-                    f"device {top}: it has more than {MAX_ENTRIES} files, so it is no folder of devices"
+                    f"device {top}: it has more than {MAX_ENTRIES} files, so it is no directory of devices"
                 )
-            if (folder == top and entry.name in skipped) or entry.name in _OTHER_FOLDERS:
+            if (directory == top and entry.name in skipped) or entry.name in _OTHER_FOLDERS:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 mode, number = entry.stat(follow_symlinks=False).st_mode, entry.stat(follow_symlinks=False).st_dev
@@ -144,15 +144,15 @@ def find_devices(top: Path, skipped: Collection[str] = ()) -> list[Path]:
     return sorted(found)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List a folder, up to one entry more than may be there; one that has just gone is empty."""
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    """List a directory, up to one entry more than may be there; one that has just gone is empty."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(directory) as entries:
             return list(itertools.islice(entries, MAX_ENTRIES + 1))
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise FailedPrecondition(f"device folder {folder} can't be listed: {error.strerror}") from error
+        raise FailedPrecondition(f"device directory {directory} can't be listed: {error.strerror}") from error
 
 
 def _expanded(mapping: DeviceMapping) -> list[tuple[JsonObject, str]]:
@@ -174,7 +174,7 @@ def _node(source: Path, target: Path) -> JsonObject:
     except OSError as error:
         raise NotFound(f"device {source} can't be looked at: {error.strerror}") from error
     if not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
-        raise InvalidArgument(f"{source} is neither a device nor a folder with devices")
+        raise InvalidArgument(f"{source} is neither a device nor a directory with devices")
     kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
     numbers = {"major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
     mode = {"fileMode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}

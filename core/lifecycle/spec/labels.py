@@ -8,11 +8,10 @@ Sources: api.proto, LinuxContainerSecurityContext; OCI runtime-spec, config.md, 
 """
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import lsm
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import ContainerConfig
@@ -84,7 +83,8 @@ def label_mounts(mounts: "tuple[Mount, ...]", labels: Labels | None) -> "tuple[M
 
 
 def relabel_volumes(config: ContainerConfig, labels: Labels | None) -> None:
-    """Give host folders that the container mounts its label, where the pod asks for that. Raises FailedPrecondition."""
+    """Give host directories that the container mounts its label, where the pod asks for that. Raises
+    FailedPrecondition."""
     for volume in config.mounts if labels is not None else ():
         if volume.selinux_relabel and volume.host_path:
             assert labels is not None

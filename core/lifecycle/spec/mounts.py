@@ -6,12 +6,12 @@ propagation). Mounts closer to the root come first, so that none hides another t
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import mount, rights
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.values.container import MountPropagation, VolumeMount
@@ -27,7 +27,7 @@ _SCRATCH = ("/run", "/tmp", "/var/tmp")  # noqa: S108  # in the container
 
 @dataclass(frozen=True, slots=True)
 class PodFiles:
-    """The pod's files on the host; ``shm`` is its shared memory folder."""
+    """The pod's files on the host; ``shm`` is its shared memory directory."""
 
     hostname: Path
     hosts: Path
@@ -148,13 +148,13 @@ def _destination(volume: VolumeMount) -> str:
 
 
 def find_source(volume: VolumeMount) -> Path:
-    """Resolve links, make an absent folder as peers do, and see that the propagation asked for is possible."""
+    """Resolve links, make an absent directory as peers do, and see that the propagation asked for is possible."""
     if not volume.host_path.startswith("/"):
         raise InvalidArgument(f"mount {volume.container_path}: host_path {volume.host_path!r} is not absolute")
     touching(volume.host_path)
     source = Path(os.path.realpath(volume.host_path))
     try:
-        if not source.exists():  # mkdir(2) would lock the folder above, which a call that hangs may hold
+        if not source.exists():  # mkdir(2) would lock the directory above, which a call that hangs may hold
             rights.make_directories(source, rights.SHOWN_DIRECTORY)
     except FileExistsError:
         pass

@@ -11,11 +11,11 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import open_regular
 from crinoid.core.api.values.container import ContainerSecurity
 from crinoid.core.lifecycle.spec.mounts import check_count
@@ -35,7 +35,7 @@ _SPACE = b" \t\r\n\v\f"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process's user, and its home folder."""
+    """A process's user, and its home directory."""
 
     user: ProcessUser
     home: str
@@ -148,7 +148,7 @@ def _memberships(name: bytes, rootfs: Path) -> Iterator[int]:
 
 
 def _home(row: _Row | None, uid: int) -> str:
-    """Return the home folder; a kernel's path has no NUL, and an environment neither."""
+    """Return the home directory; a kernel's path has no NUL, and an environment neither."""
     if row is None:
         return "/root" if uid == 0 else "/"
     home = row.fields[5] if len(row.fields) > 5 else b""

@@ -6,9 +6,8 @@ docs/storage/prometheus.md.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import procfs
 from crinoid.core.api.linux.procfs import OpenFiles
 from crinoid.core.api.values.pod import LinuxResources

@@ -1,4 +1,4 @@
-"""Metrics of pods and containers for the kubelet's cAdvisor endpoint: reads, and takes samples by ``metrictable``.
+"""Metrics of pods and containers for the kubelet's cAdvisor endpoint: reads, and takes samples by ``metric_table``.
 
 Descriptors and samples come from one table, so they can't differ. A pod has the figures of its whole cgroup, with
 empty ``container``, ``image`` and ``name``, and those of its network; a container has those of its cgroup, its
@@ -9,10 +9,10 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import procfs
 from crinoid.core.api.linux.cgroupdetails import read_details
 from crinoid.core.api.values.stats import CgroupDetails

@@ -8,9 +8,9 @@ where it took long to get. Each is told with the time it is of (api.proto, Files
 import logging
 import time
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -23,7 +23,7 @@ _MAX_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class LayerUsage:
-    """A measurement: ``usage`` is ``None`` where there was none; ``mountpoint`` is a folder of its file system."""
+    """A measurement: ``usage`` is ``None`` where there was none; ``mountpoint`` is a directory of its file system."""
 
     timestamp_ns: int
     mountpoint: str

@@ -10,10 +10,10 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerHandle

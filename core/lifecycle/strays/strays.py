@@ -13,11 +13,10 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import cgroups, files, mount, namespaces
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.runtime import ContainerHandle
@@ -38,7 +37,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """All that was found of one id. ``monitors`` maps process ids to the folder of the runtime slot that they name;
+    """All that was found of one id. ``monitors`` maps process ids to the directory of the runtime slot that they name;
     ``mounts`` are in the order in which to undo them, pins of namespaces among them."""
 
     id: str
@@ -150,34 +149,34 @@ class Repair:
         return told
 
     def _adopt_pod(self, stray: Stray) -> None:
-        folder, ledger = self._run / PODS / stray.id, self._store.ledger
-        ledger.intend(stray.id, DIRECTORY, str(folder), {})
-        ledger.intend(stray.id, NAMESPACES, stray.id, {"paths": [str(path) for path in stray.namespaces]})
+        directory, ledger = self._run / PODS / stray.id, self._store.ledger
+        ledger.record(stray.id, DIRECTORY, str(directory), {})
+        ledger.record(stray.id, NAMESPACES, stray.id, {"paths": [str(path) for path in stray.namespaces]})
         for path in reversed([path for path in stray.mounts if path not in stray.namespaces]):
-            ledger.intend(stray.id, MOUNT, str(path), {})
+            ledger.record(stray.id, MOUNT, str(path), {})
         own = [path for path in stray.cgroups if path.endswith(f"/{stray.id}")]
         outermost = min(own, key=len, default="")
         if outermost:
-            ledger.intend(stray.id, CGROUP, outermost, {"made": [outermost], "above": []})
-        if (folder / "bundle" / "config.json").exists():
-            handle = ContainerHandle(stray.id, stray.id, folder / "bundle", read_notes(folder / "bundle").cgroup)
-            ledger.intend(init_owner(stray.id), CONTAINER, stray.id, self._container(stray, handle))
+            ledger.record(stray.id, CGROUP, outermost, {"made": [outermost], "above": []})
+        if (directory / "bundle" / "config.json").exists():
+            handle = ContainerHandle(stray.id, stray.id, directory / "bundle", read_notes(directory / "bundle").cgroup)
+            ledger.record(init_owner(stray.id), CONTAINER, stray.id, self._container(stray, handle))
         self._store.pods.lose(stray.id)
 
     def _adopt_container(self, stray: Stray, handle: ContainerHandle) -> None:
         ledger = self._store.ledger
         for path in stray.directories:
-            ledger.intend(stray.id, DIRECTORY, str(path), {})
+            ledger.record(stray.id, DIRECTORY, str(path), {})
         for slot, key in stray.snapshots:
-            ledger.intend(stray.id, SNAPSHOT, key, {"slot": slot})
+            ledger.record(stray.id, SNAPSHOT, key, {"slot": slot})
         for path in reversed(stray.mounts):
-            ledger.intend(stray.id, MOUNT, str(path), {})
-        ledger.intend(stray.id, CONTAINER, stray.id, self._container(stray, handle))
+            ledger.record(stray.id, MOUNT, str(path), {})
+        ledger.record(stray.id, CONTAINER, stray.id, self._container(stray, handle))
         self._store.containers.lose(stray.id)
 
     def _container(self, stray: Stray, handle: ContainerHandle) -> dict[str, object]:
-        folders = {slot.run_dir.name: name for name, slot in self._slots.runtimes.items()}
-        slot = next((folders[folder] for folder in stray.monitors.values() if folder in folders), "")
+        directories = {slot.run_dir.name: name for name, slot in self._slots.runtimes.items()}
+        slot = next((directories[directory] for directory in stray.monitors.values() if directory in directories), "")
         return {"slot": slot or self._slots.runtime("").name, "handle": bodies.dump_value(handle)}
 
     def _handle(self, stray: Stray) -> ContainerHandle | None:
@@ -217,7 +216,8 @@ def _remove_from_host(stray: Stray) -> None:
 
 
 def _monitors(run: Path) -> Iterator[tuple[int, str, str]]:
-    """Give process id, container's id and folder of the runtime slot of each monitor whose bundle lies below ``run``.
+    """Give process id, container's id and directory of the runtime slot of each monitor whose bundle lies below
+    ``run``.
 
     What runs in a container could have any command line: it is not root of the host's process namespace.
     """
@@ -237,21 +237,21 @@ def _monitors(run: Path) -> Iterator[tuple[int, str, str]]:
         except (OSError, ValueError, IndexError):
             continue
         if kind in (PODS, CONTAINERS):
-            yield int(path.name), name, _slot_folder_in(words)
+            yield int(path.name), name, _slot_directory_in(words)
 
 
-def _slot_folder_in(words: Iterable[str]) -> str:
-    """The binary keeps its state in the slot's folder: run/rt/FOLDER/state."""
+def _slot_directory_in(words: Iterable[str]) -> str:
+    """The binary keeps its state in the slot's directory: run/rt/DIRECTORY/state."""
     for word in words:
         parts = Path(word.removeprefix("--runtime-arg=--root=")).parts
-        if word.startswith("--runtime-arg=--root=") and ROLES["runtime"].folder in parts[:-1]:
-            return parts[len(parts) - 1 - parts[::-1].index(ROLES["runtime"].folder) + 1]
+        if word.startswith("--runtime-arg=--root=") and ROLES["runtime"].directory in parts[:-1]:
+            return parts[len(parts) - 1 - parts[::-1].index(ROLES["runtime"].directory) + 1]
     return ""
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(directory: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return sorted(directory.iterdir())
     except OSError:
         return []
 

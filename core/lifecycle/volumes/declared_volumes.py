@@ -1,6 +1,6 @@
-"""The volumes that an image declares: for each a folder of the container's own, outside of its layers.
+"""The volumes that an image declares: for each a directory of the container's own, outside of its layers.
 
-Called by ``assembly`` between mounting the root and building the specification. As with containerd, a volume begins
+Called by ``builder`` between mounting the root and building the specification. As with containerd, a volume begins
 with what the image has at its path and goes with the container; a mount that the pod asks for there takes its place.
 Source: OCI image-spec, config.md, "Volumes".
 """
@@ -29,7 +29,7 @@ def select_paths(declared: Iterable[str], mounts: Iterable[VolumeMount]) -> tupl
 
     Left out is where the container mounts something itself, and what belongs to the kernel: images made for systemd
     declare ``/sys/fs/cgroup``. Raises InvalidArgument for the root itself, and for more than anybody has a use for, as
-    each is a folder and a copy.
+    each is a directory and a copy.
     """
     taken = {_normal(mount.container_path) for mount in mounts}
     wanted = {_normal(path): path for path in declared}
@@ -42,12 +42,12 @@ def select_paths(declared: Iterable[str], mounts: Iterable[VolumeMount]) -> tupl
     return tuple(sorted(path for path in wanted if path.split("/")[1] not in _KERNELS_OWN))
 
 
-async def fill_volume(rootfs: Path, path: str, folder: Path) -> None:
-    """Make ``folder`` and copy into it what the mounted image has at ``path``, with owners, modes and times.
+async def fill_volume(rootfs: Path, path: str, directory: Path) -> None:
+    """Make ``directory`` and copy into it what the mounted image has at ``path``, with owners, modes and times.
 
     Raises InvalidArgument where the image has a file there, and what the copying raises (a full disk).
     """
-    await asyncio.to_thread(rights.make_directory, folder, rights.SHOWN_DIRECTORY)
+    await asyncio.to_thread(rights.make_directory, directory, rights.SHOWN_DIRECTORY)
     with contextlib.ExitStack() as opened:
         try:
             # By the thread, so that it is closed as well where the caller is cancelled before it has the descriptor.
@@ -55,14 +55,14 @@ async def fill_volume(rootfs: Path, path: str, folder: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
-            raise InvalidArgument(f"volume {path} of the image is no folder in it: {error.strerror}") from error
-        command = ("cp", "--archive", "--reflink=auto", f"/proc/self/fd/{_SOURCE_FD}/.", str(folder))
+            raise InvalidArgument(f"volume {path} of the image is no directory in it: {error.strerror}") from error
+        command = ("cp", "--archive", "--reflink=auto", f"/proc/self/fd/{_SOURCE_FD}/.", str(directory))
         await run_checked(command, timeout_s=_COPY_S, fds={_SOURCE_FD: source})
 
 
 @contextlib.contextmanager
 def _opened_in_image(rootfs: Path, path: str) -> Iterator[int]:
-    """Open a folder as a process of the container would: no link leads out of the image."""
+    """Open a directory as a process of the container would: no link leads out of the image."""
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = files.open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY)

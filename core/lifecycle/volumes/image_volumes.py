@@ -1,6 +1,6 @@
 """Image volumes: mounts of a container that show an image's files, or a part of them, read-only.
 
-Called by ``assembly`` before the specification is built. Each image that a container mounts is one read-only snapshot
+Called by ``builder`` before the specification is built. Each image that a container mounts is one read-only snapshot
 of that container, mounted once below its bundle however many mounts show parts of it; both go by the ledger, with the
 container. The snapshot keeps the image's layers, also when the image is removed meanwhile.
 Source: api.proto, Mount (``image``, ``image_sub_path``).
@@ -11,10 +11,10 @@ import dataclasses
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import files, rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import VolumeMount
@@ -27,7 +27,7 @@ from crinoid.core.state.records import ImageRecord
 REASON = "ImageVolumeMountFailed"
 """The kubelet knows this word (cri-api, pkg/errors) and says so on the pod."""
 
-FOLDER = "image-volumes"
+DIRECTORY = "image-volumes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ class ImageVolumes:
         """Mount what image volumes show, below ``bundle``; the ledger's owner is the container, ``maps`` are its pod's.
 
         Raises NotFound for an image that is not on the node or a sub-path that it lacks, InvalidArgument for a
-        sub-path that is neither folder nor file, and what unpacking and mounting raise.
+        sub-path that is neither directory nor file, and what unpacking and mounting raise.
         """
         found = {mount.image: self._find(mount) for mount in mounts if mount.image}
         roots: dict[str, Path] = {}
         for number, record in enumerate({record.id: record for record in found.values()}.values()):
-            target = bundle / FOLDER / str(number)
+            target = bundle / DIRECTORY / str(number)
             rights.make_directories(target, rights.PASSAGE)  # on a tmpfs
             roots[record.id] = await self._mount(container_id, record, slot, target, maps)
         shown = {name: roots[record.id] for name, record in found.items()}
@@ -121,7 +121,7 @@ def _resolve(root_fd: int, mount: VolumeMount) -> Path:
     try:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            raise InvalidArgument(f"{_name(mount)}: {mount.image_sub_path!r} is neither a folder nor a file")
+            raise InvalidArgument(f"{_name(mount)}: {mount.image_sub_path!r} is neither a directory nor a file")
         return Path(f"/proc/self/fd/{fd}").readlink()
     finally:
         os.close(fd)

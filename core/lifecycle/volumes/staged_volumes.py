@@ -1,8 +1,8 @@
 """Volumes on their way into a container whose ids are mapped: each is mounted below the bundle first, with its owners.
 
-Called by ``assembly`` before the specification is built, for pods with a user namespace and for volumes that bring maps
+Called by ``builder`` before the specification is built, for pods with a user namespace and for volumes that bring maps
 of their own. A runtime then only binds what it finds and needs no id-mapped mounts itself (runc has them since 1.2),
-and the root of the pod, who may not pass through the kubelet's folders, reaches the volume all the same.
+and the root of the pod, who may not pass through the kubelet's directories, reaches the volume all the same.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.resources.user_namespaces import maps_of_volume
 from crinoid.core.lifecycle.spec.mounts import find_source
 
-FOLDER = "volumes"
+DIRECTORY = "volumes"
 
 
 async def stage_volumes(
@@ -42,7 +42,7 @@ async def stage_volumes(
         if maps is not None or own is not None:
             try:
                 async with asyncio.timeout(path_timeout_s):
-                    volume = await _stage(owner, volume, bundle / FOLDER / str(number), own, resources)
+                    volume = await _stage(owner, volume, bundle / DIRECTORY / str(number), own, resources)
             except TimeoutError:
                 late = f"{volume.host_path} has not answered for {path_timeout_s:g} s"
                 raise DeadlineExceeded(f"mount {volume.container_path}: {late}") from None

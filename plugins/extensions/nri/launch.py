@@ -1,13 +1,13 @@
-"""Plugins that lie in a folder and are started with the daemon, each with its end of a socket as descriptor 3."""
+"""Plugins that lie in a directory and are started with the daemon, each with its end of a socket as descriptor 3."""
 
 import asyncio
 import contextlib
 import os
 import re
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.api.linux.files import read_regular
 
@@ -27,10 +27,10 @@ class InstalledPlugin:
     config: str
 
 
-def installed_plugins(folder: Path, configs: Path) -> list[InstalledPlugin]:
-    """Return the plugins of a folder, in the order of their index. Blocks. Raises OSError for what can't be read."""
+def installed_plugins(directory: Path, configs: Path) -> list[InstalledPlugin]:
+    """Return the plugins of a directory, in the order of their index. Blocks. Raises OSError for what can't be read."""
     found = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         named = _FILE.fullmatch(path.name)
         if named and path.is_file() and os.access(path, os.X_OK):
             found.append(InstalledPlugin(path, named[1], named[2], _read_config(configs, named[1], named[2])))
@@ -77,8 +77,8 @@ async def open_socket(ours: socket.socket) -> tuple[asyncio.StreamReader, asynci
     return await asyncio.open_connection(sock=ours)
 
 
-def _read_config(folder: Path, index: str, name: str) -> str:
-    for path in (folder / f"{index}-{name}.conf", folder / f"{name}.conf"):
+def _read_config(directory: Path, index: str, name: str) -> str:
+    for path in (directory / f"{index}-{name}.conf", directory / f"{name}.conf"):
         if path.is_file():
             return read_regular(path, _MAX_CONFIG_BYTES).decode()
     return ""

@@ -67,7 +67,7 @@ class NriExtension:
 
     @hookimpl
     async def connect(self, kernel: Kernel) -> None:
-        """Start the plugins of the folder, wait until they are ready, and let others in.
+        """Start the plugins of the directory, wait until they are ready, and let others in.
 
         Raises ConfigurationError, before any plugin is started, when another daemon serves the socket.
         """
@@ -387,7 +387,7 @@ class NriExtension:
         return nri_pb2.UpdateContainersResponse(failed=await self._update(changes.of_others))
 
     async def _launch_all(self) -> None:
-        """Start the plugins of the folder and wait until each is ready or has failed, which is logged."""
+        """Start the plugins of the directory and wait until each is ready or has failed, which is logged."""
         config = self._config
         try:
             found = await asyncio.to_thread(launch.installed_plugins, config.plugin_dir, config.plugin_config_dir)

@@ -26,7 +26,7 @@ class PluginOptions(DriverConfig):
     """Only pods with an annotation whose key begins so are told to the plugin; empty is all."""
 
     def concerns(self, pod: PodConfig) -> bool:
-        """Tell whether a plugin is told of this pod."""
+        """Return whether a plugin is told of this pod."""
         if self.namespaces and pod.metadata.namespace not in self.namespaces:
             return False
         return not self.annotation or any(key.startswith(self.annotation) for key in pod.annotations)
@@ -40,9 +40,9 @@ class NriOptions(DriverConfig):
     listen: bool = True
     """Whether plugins may connect; without, only those in plugin_dir are used."""
     plugin_dir: Path = Path("/opt/nri/plugins")
-    """Folder of plugins to start with the daemon: executables called NN-NAME."""
+    """Directory of plugins to start with the daemon: executables called NN-NAME."""
     plugin_config_dir: Path = Path("/etc/nri/conf.d")
-    """Folder of the configuration of those plugins: NN-NAME.conf, else NAME.conf."""
+    """Directory of the configuration of those plugins: NN-NAME.conf, else NAME.conf."""
     registration_deadline_s: Seconds = 5.0
     """How long a plugin may take to register after it connected, in seconds."""
     synchronization_deadline_s: Seconds = 10.0

@@ -8,12 +8,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from crinoid.core.api.errors import Refused
-from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.extensions.nri.mux import PLUGIN_SERVICE, RUNTIME_SERVICE, ConnectionLost, Trunk
 from crinoid.plugins.extensions.nri.options import NriOptions, PluginOptions
 from crinoid.plugins.extensions.nri.ttrpc import (
@@ -110,7 +110,7 @@ class Plugin:
         return not self._trunk.closed.is_set()
 
     def wants(self, event: int) -> bool:
-        """Tell whether the plugin subscribed to an event."""
+        """Return whether the plugin subscribed to an event."""
         return bool(self._events & (1 << (event - 1)))
 
     async def serve(self) -> None:

@@ -22,9 +22,9 @@ _MOST_TRIED = 1 << 16  # an IPv6 range has more addresses than a node ever has p
 class AddressBook:
     """The addresses that are taken, by their owners. For one process and one thread at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        rights.make_directories(self._folder)
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        rights.make_directories(self._directory)
         self._owners: dict[Address, str] = {}
         self._last: dict[Network, Address] = {}
         self.reload()
@@ -32,7 +32,7 @@ class AddressBook:
     def reload(self) -> None:
         """Read the disk. What is no address, or no link, is none of ours."""
         self._owners = {}
-        for path in self._folder.iterdir():
+        for path in self._directory.iterdir():
             with contextlib.suppress(ValueError, OSError):
                 self._owners[ipaddress.ip_address(path.name)] = str(path.readlink())
 
@@ -60,7 +60,7 @@ class AddressBook:
             raise Unavailable(f"pod {owner} asks for address {address}, which pod {self._owners[address]} has")
 
     def adopt(self, owner: str, addresses: Collection[Address]) -> None:
-        """Note what a pod has by its record, as when the folder was lost. What another owner has stays theirs."""
+        """Note what a pod has by its record, as when the directory was lost. What another owner has stays theirs."""
         for address in addresses:
             if address not in self._owners:
                 self._claim(address, owner)
@@ -68,11 +68,11 @@ class AddressBook:
     def give_back(self, owner: str) -> None:
         """Free all addresses of an owner. Idempotent."""
         for address in self.owned_by(owner):
-            (self._folder / str(address)).unlink(missing_ok=True)
+            (self._directory / str(address)).unlink(missing_ok=True)
             del self._owners[address]
 
     def _claim(self, address: Address, owner: str) -> bool:
-        path = self._folder / str(address)
+        path = self._directory / str(address)
         try:
             path.symlink_to(owner)
         except FileExistsError:

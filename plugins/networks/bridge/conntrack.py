@@ -9,8 +9,8 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Collection
+from dataclasses import dataclass
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.networks.bridge.interfaces import Address
 from crinoid.plugins.networks.bridge.netlink import NETFILTER, Channel, Message, attribute, nest, parse
 

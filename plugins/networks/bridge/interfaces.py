@@ -9,8 +9,8 @@ import ipaddress
 import socket
 import struct
 import time
+from dataclasses import dataclass
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.networks.bridge.netlink import (
     CREATE,
     EXCL,
@@ -319,7 +319,7 @@ def _read_route(payload: bytes) -> Route:
 
 
 def has_neighbour(channel: Channel, index: int, address: Address) -> bool:
-    """Tell whether somebody on the link has answered for the address."""
+    """Return whether somebody on the link has answered for the address."""
     payload = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DESTINATION, address.packed)
     answer = channel.ask(Message(_GET_NEIGHBOUR, payload, 0, "look for neighbour", address))
     if answer is None:

@@ -10,9 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-
-from crinoid.core.api.frozen import dataclass
+from dataclasses import dataclass, replace
 
 ROUTE = 0
 NETFILTER = 12

@@ -12,10 +12,10 @@ import functools
 import struct
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from crinoid.core.api.errors import DriverError, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import memory
 from crinoid.plugins.networks.bridge.netlink import (
     ACK,
@@ -177,7 +177,7 @@ class Tables:
         return [element for element, data in elements.items() if found.get(element) != data]
 
     def are_there(self) -> bool:
-        """Tell whether the tables stand, whatever is in them; a kernel without nftables has none."""
+        """Return whether the tables stand, whatever is in them; a kernel without nftables has none."""
         try:
             with self._lock:
                 return self._are_there()
@@ -267,7 +267,7 @@ class Tables:
         return self._channel.ask(_message(_GET_TABLE, payload, f"look for nft table {self._name}")) is not None
 
     def _is_whole(self) -> bool:
-        """Tell whether the rules are all there: the marker's chain, and as many rules as there should be."""
+        """Return whether the rules are all there: the marker's chain, and as many rules as there should be."""
         ruleset = self._ruleset
         if ruleset is None:
             return self._are_there()

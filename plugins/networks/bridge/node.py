@@ -13,10 +13,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import libc
 from crinoid.core.api.values.pod import Protocol
 from crinoid.plugins.networks.bridge import conntrack, interfaces, nftables, rules, shaping, sysctls
@@ -272,7 +272,7 @@ class Node:
             self._limit(channel, record)
 
     def _is_left(self, record: Record) -> bool:
-        """Tell whether a link of this name is nobody's."""
+        """Return whether a link of this name is nobody's."""
         known = tuple(self._records.values())
         return exists(record.link) and all(r.link != record.link or r.pod_id == record.pod_id for r in known)
 
@@ -295,7 +295,7 @@ class Node:
                     raise AddressInUseError(address, f"a port of {bridge.name} that is no pod's")
 
     def _has_foreign_ports(self, bridge: Link) -> bool:
-        """Tell whether our bridge has a port that is no known pod's: somebody's link, or that of a pod on no record.
+        """Return whether our bridge has a port that is no known pod's: somebody's link, or that of a pod on no record.
 
         Each port's name is only looked up once.
         """
@@ -322,7 +322,7 @@ def _forget_datagrams(record: Record) -> None:
 
 
 def exists(name: str) -> bool:
-    """Tell whether there is a link of this name; microseconds."""
+    """Return whether there is a link of this name; microseconds."""
     try:
         return bool(socket.if_nametoindex(name))
     except OSError:

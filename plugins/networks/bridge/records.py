@@ -7,11 +7,11 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, IPvAnyAddress, IPvAnyNetwork, ValidationError
 
 from crinoid.core.api.errors import DriverError, InvalidArgument
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.host import Host
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import PortMapping, Protocol

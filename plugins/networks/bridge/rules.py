@@ -13,8 +13,8 @@ import hashlib
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.pod import Protocol
 from crinoid.plugins.networks.bridge.interfaces import Address, Network
 from crinoid.plugins.networks.bridge.netlink import pad

@@ -17,7 +17,7 @@ _ADVERTISED_DEFAULT = 0x00010000 | 0x00040000  # RTF_DEFAULT, RTF_ADDRCONF (linu
 
 
 def has_ipv6() -> bool:
-    """Tell whether the node speaks IPv6 at all."""
+    """Return whether the node speaks IPv6 at all."""
     try:
         return (_ROOT / "ipv6/conf/all/disable_ipv6").read_text().strip() == "0"
     except OSError:
@@ -76,9 +76,9 @@ def enable_ipv6(interface: str) -> None:
     Looking for duplicates takes seconds, in which a bridge can't even ask for its neighbours. Its addresses, and those
     of pods, are nobody else's by construction.
     """
-    folder = _ROOT / "ipv6/conf" / interface
-    (folder / "disable_ipv6").write_text("0")
-    (folder / "accept_dad").write_text("0")
+    directory = _ROOT / "ipv6/conf" / interface
+    (directory / "disable_ipv6").write_text("0")
+    (directory / "accept_dad").write_text("0")
 
 
 def _advertised_interfaces() -> list[str]:

@@ -7,11 +7,11 @@ every plugin. Nothing here looks at today's configuration: it works with what it
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, DriverError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import namespaces
 from crinoid.plugins.networks.cni import versions
 from crinoid.plugins.networks.cni.configuration import Network, declared_capabilities

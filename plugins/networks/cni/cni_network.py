@@ -17,7 +17,7 @@ from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.plugins.networks.cni import chains, results, versions
 from crinoid.plugins.networks.cni.chains import Chain
-from crinoid.plugins.networks.cni.configuration import ConfigurationFolder, Folder, Network
+from crinoid.plugins.networks.cni.configuration import ConfigurationDirectory, Directory, Network
 from crinoid.plugins.networks.cni.execution import Executable, SupportedVersions, find_plugin
 from crinoid.plugins.networks.cni.firsts import Firsts
 from crinoid.plugins.networks.cni.plans import (
@@ -28,7 +28,7 @@ from crinoid.plugins.networks.cni.plans import (
     plan_attachment,
     plan_network,
 )
-from crinoid.plugins.networks.cni.rwlock import Gate
+from crinoid.plugins.networks.cni.rwlock import ReadWriteLock
 
 _FIRST_FAMILY = {"result": None, "ipv4-first": 4, "ipv6-first": 6}
 
@@ -37,9 +37,9 @@ class CniOptions(DriverConfig):
     """Where configurations and plugins lie, and how long a plugin may take."""
 
     conf_dir: Path = Path("/etc/cni/net.d")
-    """The folder of network configurations (.conflist, .conf, .json); the first valid one by name is used."""
+    """The directory of network configurations (.conflist, .conf, .json); the first valid one by name is used."""
     bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
-    """The folders in which plugins are looked for, in this order."""
+    """The directories in which plugins are looked for, in this order."""
     max_conf_num: int = Field(1, ge=0)
     """How many of the configurations each pod is attached to; 0 for all. The first one gives the pod's addresses."""
     interface_prefix: str = Field("eth", pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]{0,11}$")
@@ -74,10 +74,10 @@ class CniNetwork:
         self._config = config
         self._log = host.log
         self._bin_dirs = tuple(str(directory) for directory in config.bin_dirs)
-        self._folder = ConfigurationFolder(config.conf_dir)
+        self._directory = ConfigurationDirectory(config.conf_dir)
         self._supported = SupportedVersions(config.status_timeout_s)
         self._timeouts = chains.Timeouts(config.add_timeout_s, config.delete_timeout_s)
-        self._gate = Gate()
+        self._gc_lock = ReadWriteLock()
         self._firsts = Firsts()
         self._pod_cidrs: tuple[str, ...] = ()
         self._attached: dict[str, Plan] = {}
@@ -88,18 +88,18 @@ class CniNetwork:
 
     @hookimpl
     async def status(self) -> NetworkStatus:
-        folder = await self._read_folder()
+        directory = await self._read_directory()
         try:
-            for network in self._choose(folder):
+            for network in self._choose(directory):
                 await self._ask_status(network)
         except NotReady as error:
             return NetworkStatus(ready=False, reason=error.status_reason, message=error.message)
-        return NetworkStatus(ready=True, message=_describe_problems(folder))
+        return NetworkStatus(ready=True, message=_describe_problems(directory))
 
     @hookimpl
     async def plan(self, request: NetworkRequest) -> Mapping[str, object]:
         capabilities = derive_capabilities(request, request.pod_cidrs or self._pod_cidrs)
-        chosen = self._choose(await self._read_folder())
+        chosen = self._choose(await self._read_directory())
         parts = []
         for index, network in enumerate(chosen):
             interface = request.interface if index == 0 else f"{self._config.interface_prefix}{index}"
@@ -110,7 +110,7 @@ class CniNetwork:
     @hookimpl
     async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
         written = Plan.read(plan)
-        async with self._gate.shared():
+        async with self._gc_lock.shared():
             self._attached[written.container_id] = written
             if written.kernel_loopback:
                 await _bring_up_loopback(written.netns)
@@ -123,7 +123,7 @@ class CniNetwork:
             return
         plan = Plan.read(data)
         plan.require_own(request)
-        async with self._gate.shared():
+        async with self._gc_lock.shared():
             errors = await self._delete_all(plan, plan.networks)
         if errors:
             raise _join(errors)
@@ -132,7 +132,7 @@ class CniNetwork:
     @hookimpl
     async def check(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
         plan = Plan.read(data)
-        async with self._gate.shared():
+        async with self._gc_lock.shared():
             for part in plan.networks:
                 await self._chain(plan, part).check()
 
@@ -147,33 +147,33 @@ class CniNetwork:
     async def collect_garbage(self, valid: tuple[tuple[NetworkRequest, Mapping[str, object]], ...]) -> None:
         plans = [Plan.read(data) for _, data in valid]
         errors = []
-        async with self._gate.exclusive():
+        async with self._gc_lock.exclusive():
             owned = _list_attachments([*plans, *self._attached.values()])
-            for network in self._selected(await self._read_folder()):
+            for network in self._selected(await self._read_directory()):
                 errors += await self._collect(network, owned.get(network.name, set()))
         if errors:
             raise _join(errors)
 
     # What the hooks are made of, in the order of their use.
 
-    async def _read_folder(self) -> Folder:
+    async def _read_directory(self) -> Directory:
         what = f"CNI configuration in {self._config.conf_dir}"
-        folder, is_new = await call_within(self._config.status_timeout_s, what, self._folder.read)
+        directory, is_new = await call_within(self._config.status_timeout_s, what, self._directory.read)
         if is_new:
-            names = ", ".join(f"{network.name} ({network.file})" for network in folder.networks) or "none"
+            names = ", ".join(f"{network.name} ({network.file})" for network in directory.networks) or "none"
             self._log.info("CNI networks in %s: %s", self._config.conf_dir, names)
-            for problem in folder.problems:
+            for problem in directory.problems:
                 self._log.warning("CNI configuration skipped: %s", problem)
-        return folder
+        return directory
 
-    def _selected(self, folder: Folder) -> tuple[Network, ...]:
-        return folder.networks[: self._config.max_conf_num or None]
+    def _selected(self, directory: Directory) -> tuple[Network, ...]:
+        return directory.networks[: self._config.max_conf_num or None]
 
-    def _choose(self, folder: Folder) -> tuple[Network, ...]:
+    def _choose(self, directory: Directory) -> tuple[Network, ...]:
         """Return the networks of a new pod; raise NotReady when there are none."""
-        if folder.networks:
-            return self._selected(folder)
-        problems = _describe_problems(folder)
+        if directory.networks:
+            return self._selected(directory)
+        problems = _describe_problems(directory)
         message = f"no CNI configuration in {self._config.conf_dir}: put a .conflist file there"
         raise NotReady("NoNetworkConfiguration", f"{message} ({problems})" if problems else message)
 
@@ -259,8 +259,8 @@ async def _bring_up_loopback(netns: str) -> None:
         raise DriverError(f"lo can't be brought up in {netns}: {error.strerror}") from error
 
 
-def _describe_problems(folder: Folder) -> str:
-    return f"skipped {'; '.join(folder.problems)}" if folder.problems else ""
+def _describe_problems(directory: Directory) -> str:
+    return f"skipped {'; '.join(directory.problems)}" if directory.problems else ""
 
 
 def _describe_versions(network: Network, supported: Mapping[str, frozenset[str] | None]) -> str:

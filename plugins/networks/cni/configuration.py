@@ -1,19 +1,19 @@
-"""The first step of every call: what the administrator wrote into the configuration folder.
+"""The first step of every call: what the administrator wrote into the configuration directory.
 
 Files are taken in the order of their names; the first valid ones are the networks of every pod (one, unless the slot's
-options say more). A file that can't be used is skipped and reported. The folder is read again whenever its files
+options say more). A file that can't be used is skipped and reported. The directory is read again whenever its files
 changed, found out by ``stat`` alone.
 """
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.plugins.networks.cni import versions
@@ -64,7 +64,7 @@ class ListConfiguration(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A valid configuration: ``text`` is all of it as JSON, with the plugins of its folder appended.
+    """A valid configuration: ``text`` is all of it as JSON, with the plugins of its directory appended.
 
     ``file`` is the file's name, ``versions`` the known CNI versions offered, the highest first.
     """
@@ -136,7 +136,7 @@ def _explain(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class Directory:
     """What was found: the valid networks, and of each file that is not used, its name and the reason."""
 
     networks: tuple[Network, ...] = ()
@@ -146,16 +146,16 @@ class Folder:
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
-class ConfigurationFolder:
-    """Reads the folder, and again only when a file of it changed."""
+class ConfigurationDirectory:
+    """Reads the directory, and again only when a file of it changed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._fingerprint: _Fingerprint | None = None
-        self._content = Folder()
+        self._content = Directory()
 
-    def read(self) -> tuple[Folder, bool]:
-        """Return what the folder holds, and whether it was read anew. Blocks for a moment; never raises."""
+    def read(self) -> tuple[Directory, bool]:
+        """Return what the directory holds, and whether it was read anew. Blocks for a moment; never raises."""
         touching(self._directory)
         fingerprint = self._take_fingerprint()
         if fingerprint == self._fingerprint:
@@ -164,11 +164,11 @@ class ConfigurationFolder:
         return self._content, True
 
     def _take_fingerprint(self) -> _Fingerprint:
-        """Name, inode, size and time of every file that counts, those of the plugin folders too."""
+        """Name, inode, size and time of every file that counts, those of the plugin directories too."""
         files = [*_list_files(self._directory, SUFFIXES), *self._directory.glob("*/*.conf")]
         return tuple(sorted(_stat(file) for file in files))
 
-    def _load(self) -> Folder:
+    def _load(self) -> Directory:
         networks: dict[str, Network] = {}
         problems = []
         for file in _list_files(self._directory, SUFFIXES):
@@ -179,7 +179,7 @@ class ConfigurationFolder:
                 networks[network.name] = network
             except InvalidConfiguration as error:
                 problems.append(f"{file.name}: {error}")
-        return Folder(tuple(networks.values()), tuple(problems))
+        return Directory(tuple(networks.values()), tuple(problems))
 
 
 def load_file(file: Path) -> Network:
@@ -193,7 +193,7 @@ def load_file(file: Path) -> Network:
 
 
 def _load_siblings(file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the plugins in the folder of the network's name beside the file (SPEC.md, loadOnlyInlinedPlugins)."""
+    """Read the plugins in the directory of the network's name beside the file (SPEC.md, loadOnlyInlinedPlugins)."""
     name = content.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         return []
@@ -222,7 +222,7 @@ def _read_text(file: Path) -> str:
 def _list_files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     try:
         return sorted(entry for entry in directory.iterdir() if entry.suffix in suffixes and not entry.is_dir())
-    except OSError:  # no such folder is the same as an empty one
+    except OSError:  # no such directory is the same as an empty one
         return []
 
 

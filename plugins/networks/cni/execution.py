@@ -9,14 +9,13 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.probes import may_hang
@@ -63,7 +62,7 @@ class PluginUnavailable(Unavailable):
 
 
 class PluginMissing(PluginFailed):
-    """The folders hold no executable of the plugin's name."""
+    """The directories hold no executable of the plugin's name."""
 
 
 class PluginTimeout(PluginFailed, DeadlineExceeded):
@@ -114,9 +113,9 @@ class Executable:
 
 
 async def find_plugin(plugin: str, bin_dirs: Sequence[str], timeout_s: float) -> Executable | None:
-    """Return the plugin's executable in the first folder that has one, as every runtime looks it up.
+    """Return the plugin's executable in the first directory that has one, as every runtime looks it up.
 
-    Raises DeadlineExceeded, naming the path, for a folder that does not answer.
+    Raises DeadlineExceeded, naming the path, for a directory that does not answer.
     """
     return await call_within(timeout_s, f"plugin {plugin}", lambda: _find(plugin, bin_dirs))
 

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 
-class Gate:
+class ReadWriteLock:
     """Lets any number in together (``shared``), or one alone (``exclusive``), who waits for those inside."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ def order(offered: Iterable[str]) -> tuple[str, ...]:
 
 
 def at_least(version: str, threshold: str) -> bool:
-    """Tell whether a known version is the threshold or later."""
+    """Return whether a known version is the threshold or later."""
     return KNOWN.index(version) >= KNOWN.index(threshold)
 
 

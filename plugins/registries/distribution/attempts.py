@@ -8,9 +8,9 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
-from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 
 MAX_WAIT_S = 60.0

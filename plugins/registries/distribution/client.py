@@ -4,13 +4,13 @@ Loaded by the driver at its first pull, for aiohttp takes a fifth of a second to
 """
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from aiohttp import ClientResponse
 
 from crinoid.core.api.errors import CorruptContent, NotFound, Unauthenticated, Unavailable, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.host import Host
 from crinoid.core.api.manifests import (
     DOCKER_LIST,

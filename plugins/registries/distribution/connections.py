@@ -8,12 +8,12 @@ import errno
 import os
 import socket
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 
 from crinoid.core.api.errors import ConfigurationError, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.plugins.registries.distribution.attempts import HostFault
 
 _UNTRUSTED = {2, 18, 19, 20, 21}

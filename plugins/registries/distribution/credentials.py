@@ -31,7 +31,7 @@ _IDENTITY_USER = "<token>"
 
 
 def applies(credentials: Credentials, endpoint: Endpoint, registry: str) -> bool:
-    """Tell whether a pull request's credentials are meant for this host."""
+    """Return whether a pull request's credentials are meant for this host."""
     if not credentials.server_address:
         return not endpoint.is_mirror
     named = _same_host(_host_of(credentials.server_address))
@@ -39,7 +39,7 @@ def applies(credentials: Credentials, endpoint: Endpoint, registry: str) -> bool
 
 
 def is_empty(credentials: Credentials) -> bool:
-    """Tell whether there is nothing in them but perhaps an address."""
+    """Return whether there is nothing in them but perhaps an address."""
     return not (credentials.username or credentials.identity_token or credentials.registry_token)
 
 

@@ -1,13 +1,14 @@
 """Which hosts are asked for a registry's images, and how: ``certs.d/<registry>/hosts.toml``, as containerd has it.
 
-Read at every pull, so that a change counts at once. Beside that form, a folder with ``*.crt``, ``*.cert`` and ``*.key``
-is read as Docker reads it. Plain http is used only for a URL that says so, or for a registry named in ``plain_http``.
+Read at every pull, so that a change counts at once. Beside that form, a directory with ``*.crt``, ``*.cert`` and
+``*.key`` is read as Docker reads it. Plain http is used only for a URL that says so, or for a registry named in
+``plain_http``.
 """
 
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -15,7 +16,6 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from crinoid.core.api.errors import ConfigurationError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.image import DEFAULT_REGISTRY
@@ -69,14 +69,14 @@ def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tu
 
     Raises ConfigurationError, naming the file, for a ``hosts.toml`` that can't be read.
     """
-    folder = next(_host_folders(registry, config_paths), None)
+    directory = next(_host_directories(registry, config_paths), None)
     own = _default_url(registry, plain_http)
-    if folder is None:
+    if directory is None:
         return (Endpoint(own),)
-    file = folder / "hosts.toml"
+    file = directory / "hosts.toml"
     if file.exists():
         return _read_hosts(file, registry, own)
-    return (Endpoint(own, tls=_docker_certificates(folder)),)
+    return (Endpoint(own, tls=_docker_certificates(directory)),)
 
 
 def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _host_folders(registry: str, config_paths: tuple[Path, ...]) -> Iterator[Path]:
+def _host_directories(registry: str, config_paths: tuple[Path, ...]) -> Iterator[Path]:
     host, colon, port = registry.rpartition(":")
     names = ([f"{host}_{port}_"] if colon and port.isdigit() else []) + [registry, "_default"]
     for name in names:
@@ -107,9 +107,9 @@ def _default_url(registry: str, plain_http: tuple[str, ...]) -> str:
     return f"{scheme}://{_HUB if registry == DEFAULT_REGISTRY else registry}/v2"
 
 
-def _docker_certificates(folder: Path) -> Tls:
-    pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(folder.glob("*.cert")))
-    return Tls(ca=tuple(sorted(folder.glob("*.crt"))), client=pairs)
+def _docker_certificates(directory: Path) -> Tls:
+    pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(directory.glob("*.cert")))
+    return Tls(ca=tuple(sorted(directory.glob("*.crt"))), client=pairs)
 
 
 def _as_list(value: Any) -> Any:
@@ -170,13 +170,13 @@ def _join(mirrors: list[Endpoint], server: Endpoint) -> tuple[Endpoint, ...]:
     return tuple(replace(mirror, is_mirror=mirror.url != server.url) for mirror in mirrors)
 
 
-def _endpoint(text: str, table: _HostTable, folder: Path, registry: str, is_mirror: bool) -> Endpoint:
+def _endpoint(text: str, table: _HostTable, directory: Path, registry: str, is_mirror: bool) -> Endpoint:
     parts = _split_url(text)
     return Endpoint(
         url=_api_root(parts, table.override_path),
         is_mirror=is_mirror,
         capabilities=frozenset(table.capabilities) or _ALL,
-        tls=_read_tls(table, folder),
+        tls=_read_tls(table, directory),
         headers=tuple(_headers(table)),
         dial_timeout_s=table.dial_timeout,
         namespace="" if parts.netloc == (_HUB if registry == DEFAULT_REGISTRY else registry) else registry,
@@ -200,12 +200,12 @@ def _api_root(parts: SplitResult, override_path: bool) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def _read_tls(table: _HostTable, folder: Path) -> Tls:
+def _read_tls(table: _HostTable, directory: Path) -> Tls:
     pairs = []
     for item in table.client:
         cert, key = (item, "") if isinstance(item, str) else item
-        pairs.append((folder / cert, folder / (key or cert)))
-    return Tls(tuple(folder / path for path in table.ca), tuple(pairs), table.skip_verify)
+        pairs.append((directory / cert, directory / (key or cert)))
+    return Tls(tuple(directory / path for path in table.ca), tuple(pairs), table.skip_verify)
 
 
 def _headers(table: _HostTable) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ class DistributionOptions(DriverConfig):
     """What a slot of this driver may be told; the defaults reach any public registry."""
 
     config_paths: tuple[Path, ...] = (Path("/etc/crinoid/certs.d"), Path("/etc/containerd/certs.d"))
-    """Folders with `<registry>/hosts.toml`: mirrors and TLS. The first that has one for the registry counts."""
+    """Directories with `<registry>/hosts.toml`: mirrors and TLS. The first that has one for the registry counts."""
 
     docker_configs: tuple[Path, ...] = (Path("/etc/crinoid/registry/config.json"), Path("~/.docker/config.json"))
     """Docker configuration files with the node's own credentials. The first that has some for the host counts."""

@@ -8,10 +8,10 @@ connection, which knows how to resume, to ask another host and to do without ran
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.frozen import dataclass
 
 
 class Span(Protocol):

@@ -10,10 +10,10 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.manifests import Document, parse
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.plugins.registries.distribution.attempts import HostFault

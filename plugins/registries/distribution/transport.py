@@ -13,7 +13,7 @@ import ssl
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,7 +30,6 @@ from crinoid.core.api.errors import (
     Unauthenticated,
     Unavailable,
 )
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.files import open_regular
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.connections import Route, connection_fault

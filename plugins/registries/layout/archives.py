@@ -11,13 +11,13 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, RootModel
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.manifests import (
     MAX_DOCUMENT_BYTES,
     OCI_CONFIG,
@@ -31,13 +31,13 @@ from crinoid.core.api.manifests import (
 )
 from crinoid.core.api.values.image import Descriptor
 from crinoid.plugins.registries.layout.layout_index import (
-    Shelf,
+    LayoutIndex,
     Span,
     Stamp,
     changed,
-    fill_shelf,
     full_name,
     open_regular,
+    read_layout,
 )
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
@@ -87,7 +87,7 @@ class _Members:
         raise CorruptContent(f"{self.path} has no file {name!r}, which its index names")
 
 
-def read_archive(path: Path) -> Shelf:
+def read_archive(path: Path) -> LayoutIndex:
     """Read an archive's index.
 
     Raises Unsupported for a compressed archive, CorruptContent for one that is no archive of images, Unavailable when
@@ -95,24 +95,24 @@ def read_archive(path: Path) -> Shelf:
     """
     members = _read_members(path)
     if "index.json" in members.spans:
-        return _oci_shelf(members)
+        return _oci_index(members)
     if "manifest.json" in members.spans:
-        return _docker_shelf(members)
+        return _docker_index(members)
     raise CorruptContent(f"{path} has neither an index.json (OCI layout) nor a manifest.json (docker save)")
 
 
-def _oci_shelf(members: _Members) -> Shelf:
+def _oci_index(members: _Members) -> LayoutIndex:
     what = f"{members.path}: index.json"
     index = parse(IndexDocument, members.find("index.json").read(MAX_DOCUMENT_BYTES), what)
     blobs = {digest: span for name, span in members.spans.items() if (digest := _digest_in(name))}
-    return fill_shelf(index, members.path, members.path.stem, blobs)
+    return read_layout(index, members.path, members.path.stem, blobs)
 
 
-def _docker_shelf(members: _Members) -> Shelf:
+def _docker_index(members: _Members) -> LayoutIndex:
     what = f"{members.path}: manifest.json"
     saved = _parse_saved(members.find("manifest.json").read(MAX_DOCUMENT_BYTES), what)
     names: dict[str, tuple[DescriptorDocument, ...]] = {}
-    shelf = Shelf(members.path, names, targets := {}, blobs := {}, documents := {})
+    layout = LayoutIndex(members.path, names, targets := {}, blobs := {}, documents := {})
     for image in saved:
         content, found = _make_manifest(members, image)
         target = Descriptor(OCI_MANIFEST, digest_of(content), len(content))
@@ -124,7 +124,7 @@ def _docker_shelf(members: _Members) -> Shelf:
         default = (f"{members.path.stem}:latest",) if len(saved) == 1 else ()
         for name in dict.fromkeys(filter(None, map(full_name, image.names or default))):
             names[name] = (*names.get(name, ()), entry)
-    return shelf
+    return layout
 
 
 def _parse_saved(content: bytes, what: str) -> tuple[_SavedImage, ...]:

@@ -1,4 +1,4 @@
-"""What the folder holds now: each layout and archive is read once, and again when it changed.
+"""What the directory holds now: each layout and archive is read once, and again when it changed.
 
 Looked at anew at every pull, by a ``stat`` of each entry; that takes microseconds and needs no restart, no watch.
 """
@@ -12,55 +12,57 @@ from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.manifests import MAX_DOCUMENT_BYTES, IndexDocument, parse
 from crinoid.plugins.registries.layout.archives import COMPRESSED, read_archive
-from crinoid.plugins.registries.layout.layout_index import Shelf, Stamp, fill_shelf, open_regular
+from crinoid.plugins.registries.layout.layout_index import LayoutIndex, Stamp, open_regular, read_layout
 
 _LAYOUT_NAMES = frozenset({"index.json", "oci-layout", "blobs"})
 _Stamp = tuple[Stamp, int]  # with the time of a change of owner or mode: what could not be read is tried again
 
 
 class Catalog:
-    """The shelves of a folder. Its methods block, and may be called from several threads."""
+    """The indexes of a directory. Its methods block, and may be called from several threads."""
 
-    def __init__(self, folder: Path, log: logging.Logger) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, log: logging.Logger) -> None:
+        self._directory = directory
         self._log = log
         self._lock = Lock()
-        self._read: dict[Path, tuple[_Stamp, Shelf | CrinoidError]] = {}
+        self._read: dict[Path, tuple[_Stamp, LayoutIndex | CrinoidError]] = {}
 
-    def shelves(self) -> tuple[Shelf, ...]:
+    def indexes(self) -> tuple[LayoutIndex, ...]:
         """Return what can be used now, in the order of the names."""
-        return tuple(found for found in self._refresh() if isinstance(found, Shelf))
+        return tuple(found for found in self._refresh() if isinstance(found, LayoutIndex))
 
     def problems(self) -> tuple[str, ...]:
         """Return what is wrong with each entry that can't be used, one sentence each."""
         return tuple(found.message for found in self._refresh() if isinstance(found, CrinoidError))
 
-    def _refresh(self) -> list[Shelf | CrinoidError]:
+    def _refresh(self) -> list[LayoutIndex | CrinoidError]:
         with self._lock:
             now = {path: self._look(path, stamp, read) for path, stamp, read in self._entries()}
             self._read = now
             return [found for _, found in now.values()]
 
-    def _entries(self) -> Iterator[tuple[Path, _Stamp, Callable[[Path], Shelf]]]:
+    def _entries(self) -> Iterator[tuple[Path, _Stamp, Callable[[Path], LayoutIndex]]]:
         """Yield each entry with the stamp that tells whether it changed, and what reads it."""
-        touching(self._folder)
+        touching(self._directory)
         try:
-            paths = sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
+            paths = sorted(path for path in self._directory.iterdir() if not path.name.startswith("."))
         except OSError:
             return
-        if self._folder / "index.json" in paths:  # the folder is a layout itself, and may hold others
-            paths = [self._folder, *(path for path in paths if path.name not in _LAYOUT_NAMES)]
+        if self._directory / "index.json" in paths:  # the directory is a layout itself, and may hold others
+            paths = [self._directory, *(path for path in paths if path.name not in _LAYOUT_NAMES)]
         for path in paths:
             touching(path)
             index = path / "index.json"
-            is_folder = path.is_dir()
+            is_directory = path.is_dir()
             try:
-                found = (index if is_folder and index.exists() else path).stat()
+                found = (index if is_directory and index.exists() else path).stat()
             except OSError:
                 continue  # removed this moment, or a link to nowhere
-            yield path, (Stamp.of(found), found.st_ctime_ns), read_folder if is_folder else _read_file
+            yield path, (Stamp.of(found), found.st_ctime_ns), read_directory if is_directory else _read_file
 
-    def _look(self, path: Path, stamp: _Stamp, read: Callable[[Path], Shelf]) -> tuple[_Stamp, Shelf | CrinoidError]:
+    def _look(
+        self, path: Path, stamp: _Stamp, read: Callable[[Path], LayoutIndex]
+    ) -> tuple[_Stamp, LayoutIndex | CrinoidError]:
         if (kept := self._read.get(path)) and kept[0] == stamp:
             return kept
         try:
@@ -73,19 +75,19 @@ class Catalog:
             return stamp, CorruptContent(f"{path}: {error.strerror}")
 
 
-def read_folder(path: Path) -> Shelf:
-    """Read the index of a layout folder. Raises CorruptContent."""
+def read_directory(path: Path) -> LayoutIndex:
+    """Read the index of a layout directory. Raises CorruptContent."""
     if not (path / "index.json").exists():
         raise CorruptContent(f"{path} is no image layout: it has no index.json")
     index = parse(IndexDocument, _read_small(path / "index.json"), f"{path}/index.json")
-    return fill_shelf(index, path, path.name, None)
+    return read_layout(index, path, path.name, None)
 
 
-def _read_file(path: Path) -> Shelf:
+def _read_file(path: Path) -> LayoutIndex:
     if path.name.endswith(COMPRESSED):
         raise Unsupported(f"{path} is compressed: unpack it to a plain .tar, to be read in place")
     if path.suffix != ".tar":
-        raise CorruptContent(f"{path} is neither a folder nor a .tar archive")
+        raise CorruptContent(f"{path} is neither a directory nor a .tar archive")
     return read_archive(path)
 
 

@@ -1,18 +1,18 @@
-"""One file or folder with images, as read once: which references it has, and where each blob's bytes are.
+"""One file or directory with images, as read once: which references it has, and where each blob's bytes are.
 
-A catalog holds one :class:`Shelf` for each layout folder and each archive, for as long as the file stays as it was.
+A catalog holds one :class:`LayoutIndex` for each layout directory and each archive, for as long as the file stays as it
+was.
 """
 
 import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import files
 from crinoid.core.api.manifests import (
     INDEX_TYPES,
@@ -71,12 +71,12 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
-    """The images of one layout folder or archive.
+class LayoutIndex:
+    """The images of one layout directory or archive.
 
     ``names`` has full references (``registry/repository:tag``), each with all that the layout calls so, such as one
     manifest for each platform; ``blobs`` the spans of an archive's blobs by digest,
-    ``documents`` those that are in no file, such as the manifest made for a docker-archive. Blobs of a folder are
+    ``documents`` those that are in no file, such as the manifest made for a docker-archive. Blobs of a directory are
     looked up when asked for.
     """
 
@@ -85,7 +85,7 @@ class Shelf:
     targets: Mapping[str, DescriptorDocument]
     blobs: Mapping[str, Span]
     documents: Mapping[str, bytes] = field(default_factory=dict)
-    is_folder: bool = False
+    is_directory: bool = False
 
     def find(self, reference: ImageReference) -> tuple[DescriptorDocument, ...]:
         """Return what the reference names here; a digest decides where there is one, whatever the name."""
@@ -95,7 +95,7 @@ class Shelf:
 
     def span(self, digest: str) -> Span | None:
         """Return where a blob is, ``None`` when it is not here."""
-        if not self.is_folder:
+        if not self.is_directory:
             return self.blobs.get(digest)
         path = self.path / "blobs" / digest.replace(":", "/")
         try:
@@ -112,28 +112,28 @@ class Shelf:
         return span.read(max_bytes) if span else None
 
 
-def fill_shelf(index: IndexDocument, path: Path, place: str, blobs: Mapping[str, Span] | None) -> Shelf:
-    """Return the shelf of an OCI layout; ``blobs`` ``None`` for a folder. What an index lists has a digest, too."""
+def read_layout(index: IndexDocument, path: Path, place: str, blobs: Mapping[str, Span] | None) -> LayoutIndex:
+    """Return the layout of an OCI layout; ``blobs`` ``None`` for a directory. What an index lists has a digest, too."""
     targets = {entry.digest: entry for entry in index.manifests}
-    shelf = Shelf(path, _name_entries(index.manifests, place), targets, blobs or {}, is_folder=blobs is None)
+    layout = LayoutIndex(path, _name_entries(index.manifests, place), targets, blobs or {}, is_directory=blobs is None)
     for entry in index.manifests:
         if entry.media_type in INDEX_TYPES:
-            targets.update(_listed(shelf, entry))
-    return shelf
+            targets.update(_listed(layout, entry))
+    return layout
 
 
-def _listed(shelf: Shelf, entry: DescriptorDocument) -> dict[str, DescriptorDocument]:
+def _listed(layout: LayoutIndex, entry: DescriptorDocument) -> dict[str, DescriptorDocument]:
     """Return what an index lists; one that is broken hides no other image of the layout."""
     try:
-        content = shelf.read(entry.digest, MAX_DOCUMENT_BYTES)
-        inner = read_index(content or b"{}", f"{shelf.path}: index {entry.digest}")
+        content = layout.read(entry.digest, MAX_DOCUMENT_BYTES)
+        inner = read_index(content or b"{}", f"{layout.path}: index {entry.digest}")
     except (CorruptContent, Unavailable):
         return {}
     return {item.digest: item for item in inner.manifests}
 
 
 def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[str, tuple[DescriptorDocument, ...]]:
-    """Return the references that the entries of an ``index.json`` have; ``place`` is the folder's or archive's name.
+    """Return the references that the entries of an ``index.json`` have; ``place`` is the directory's or archive's name.
 
     A full name counts as it is; a mere tag, as umoci and skopeo write it, is a tag of the place's name; a single
     entry without a name, or several for a platform each, are the place's ``latest``.

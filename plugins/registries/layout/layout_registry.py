@@ -1,7 +1,7 @@
 """The ``layout`` driver: serves images from OCI layouts and archives on the node's disk (image-spec, image-layout.md).
 
-The source for a node without a network: put a folder or a ``.tar`` into the configured folder, and it can be pulled at
-once, by the names it carries. Blobs are read in place; nothing is copied or unpacked here.
+The source for a node without a network: put a directory or a ``.tar`` into the configured directory, and it can be
+pulled at once, by the names it carries. Blobs are read in place; nothing is copied or unpacked here.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from crinoid.core.api.values.image import (
     SourceStatus,
 )
 from crinoid.plugins.registries.layout.catalog import Catalog
-from crinoid.plugins.registries.layout.layout_index import Shelf, Span, Stamp, changed
+from crinoid.plugins.registries.layout.layout_index import LayoutIndex, Span, Stamp, changed
 
 _PIECE_BYTES = 1 << 20
 _MAX_DEPTH = 3
@@ -45,20 +45,20 @@ _MAX_DEPTH = 3
 class LayoutOptions(DriverConfig):
     """What a slot of this driver may be told."""
 
-    folder: Path = Path("/var/lib/crinoid/layouts")
-    """Holds OCI layout folders, and `.tar` archives of such layouts or by `docker save`. It need not exist."""
+    directory: Path = Path("/var/lib/crinoid/layouts")
+    """Holds OCI layout directories, and `.tar` archives of such layouts or by `docker save`. It need not exist."""
 
 
 class LayoutRegistry:
-    """An image source: the layouts and archives of one folder. Of several with one name, that for the platform counts,
-    and the first by file name of those."""
+    """An image source: the layouts and archives of one directory. Of several with one name, that for the platform
+    counts, and the first by file name of those."""
 
     api_version = "1.0"
     Config = LayoutOptions
 
     def __init__(self, config: LayoutOptions, host: Host) -> None:
-        self._folder = config.folder
-        self._catalog = Catalog(config.folder, host.log)
+        self._directory = config.directory
+        self._catalog = Catalog(config.directory, host.log)
 
     @hookimpl
     async def resolve(self, request: ResolveRequest) -> ResolvedImage:
@@ -72,41 +72,41 @@ class LayoutRegistry:
 
     @hookimpl
     async def status(self) -> SourceStatus:
-        """Tell what of the folder can't be used; the source is ready as long as the folder can be read."""
+        """Tell what of the directory can't be used; the source is ready as long as the directory can be read."""
         return await asyncio.to_thread(self._status)
 
     def _resolve(self, request: ResolveRequest) -> ResolvedImage:
-        found = [(shelf, entry) for shelf in self._catalog.shelves() for entry in shelf.find(request.reference)]
+        found = [(layout, entry) for layout in self._catalog.indexes() for entry in layout.find(request.reference)]
         if not found:
             raise self._unknown(request.reference)
         if len(found) > 1 and not request.reference.digest:
             found = [_choose_among(found, request)]
-        shelf, entry = found[0]
-        return _resolve_in(shelf, entry.descriptor(), request)
+        layout, entry = found[0]
+        return _resolve_in(layout, entry.descriptor(), request)
 
     def _open(self, request: BlobRequest) -> "FileStream | DocumentStream":
         digest = request.blob.digest
-        for shelf in self._catalog.shelves():
-            if digest in shelf.documents:
-                return DocumentStream(shelf.documents[digest][request.offset :])
-            if span := shelf.span(digest):
+        for layout in self._catalog.indexes():
+            if digest in layout.documents:
+                return DocumentStream(layout.documents[digest][request.offset :])
+            if span := layout.span(digest):
                 return FileStream(_checked(span, request), request.offset)
-        raise NotFound(f"pull {request.reference}: no layout in {self._folder} has the blob {digest}")
+        raise NotFound(f"pull {request.reference}: no layout in {self._directory} has the blob {digest}")
 
     def _status(self) -> SourceStatus:
-        if self._folder.exists() and not os.access(self._folder, os.R_OK | os.X_OK):
-            return SourceStatus(ready=False, message=f"{self._folder} can't be read")
+        if self._directory.exists() and not os.access(self._directory, os.R_OK | os.X_OK):
+            return SourceStatus(ready=False, message=f"{self._directory} can't be read")
         return SourceStatus(ready=True, message="; ".join(self._catalog.problems()))
 
     def _unknown(self, reference: ImageReference) -> NotFound:
-        if not self._folder.exists():
-            return NotServed(f"pull {reference}: there is no directory {self._folder}")
+        if not self._directory.exists():
+            return NotServed(f"pull {reference}: there is no directory {self._directory}")
         problems = self._catalog.problems()
         skipped = f"; skipped there: {'; '.join(problems[:5])}" if problems else ""
-        return NotFound(f"pull {reference}: no layout in {self._folder} has it{skipped}")
+        return NotFound(f"pull {reference}: no layout in {self._directory} has it{skipped}")
 
 
-_Found = tuple[Shelf, DescriptorDocument]
+_Found = tuple[LayoutIndex, DescriptorDocument]
 
 
 def _choose_among(found: Sequence[_Found], request: ResolveRequest) -> _Found:
@@ -114,24 +114,24 @@ def _choose_among(found: Sequence[_Found], request: ResolveRequest) -> _Found:
 
     Raises Unsupported when nothing does. A single one is not asked: what it is for, its configuration says in the end.
     """
-    entries = [_placed(shelf, entry, request.platform) for shelf, entry in found]
-    what = f"pull {request.reference}: {', '.join(dict.fromkeys(str(shelf.path) for shelf, _ in found))}"
+    entries = [_placed(layout, entry, request.platform) for layout, entry in found]
+    what = f"pull {request.reference}: {', '.join(dict.fromkeys(str(layout.path) for layout, _ in found))}"
     chosen = choose(IndexDocument(manifests=tuple(entries)), request.platform, what)
     return next(one for one in found if one[1].digest == chosen.digest)
 
 
-def _placed(shelf: Shelf, entry: DescriptorDocument, platform: Platform) -> DescriptorDocument:
+def _placed(layout: LayoutIndex, entry: DescriptorDocument, platform: Platform) -> DescriptorDocument:
     """Return an entry with the platform that it is for, where the index does not say: an index for any it lists."""
     if entry.platform is not None:
         return entry
     try:
-        content = shelf.read(entry.digest, MAX_DOCUMENT_BYTES) or b"{}"
+        content = layout.read(entry.digest, MAX_DOCUMENT_BYTES) or b"{}"
         if entry.media_type in INDEX_TYPES:
             choose(read_index(content, entry.digest), platform, entry.digest)
             place = PlatformDocument(os=platform.os, architecture=platform.architecture, variant=platform.variant)
         else:
             config = read_manifest(content, entry.digest).config
-            place = parse(PlatformDocument, shelf.read(config.digest, MAX_DOCUMENT_BYTES) or b"{}", config.digest)
+            place = parse(PlatformDocument, layout.read(config.digest, MAX_DOCUMENT_BYTES) or b"{}", config.digest)
     except Unsupported:  # nothing in it is for this platform
         place = PlatformDocument(os="unknown", architecture="unknown")
     except (CorruptContent, Unavailable):  # it is chosen only when nothing else is there, and fails with its reason
@@ -139,9 +139,9 @@ def _placed(shelf: Shelf, entry: DescriptorDocument, platform: Platform) -> Desc
     return entry.model_copy(update={"platform": place}) if place.architecture else entry
 
 
-def _resolve_in(shelf: Shelf, target: Descriptor, request: ResolveRequest) -> ResolvedImage:
-    what = f"pull {request.reference}: {shelf.path}"
-    content = _read_document(shelf, target, what)
+def _resolve_in(layout: LayoutIndex, target: Descriptor, request: ResolveRequest) -> ResolvedImage:
+    what = f"pull {request.reference}: {layout.path}"
+    content = _read_document(layout, target, what)
     manifest, found = target, content
     for _ in range(_MAX_DEPTH):
         if manifest.media_type not in INDEX_TYPES:
@@ -149,12 +149,12 @@ def _resolve_in(shelf: Shelf, target: Descriptor, request: ResolveRequest) -> Re
             return ResolvedImage(target, content, manifest, found)
         index = f"{what}: index {manifest.digest}"
         manifest = choose(read_index(found, index), request.platform, index)
-        found = _read_document(shelf, manifest, what)
+        found = _read_document(layout, manifest, what)
     raise CorruptContent(f"{what}: more than {_MAX_DEPTH} indexes inside each other")
 
 
-def _read_document(shelf: Shelf, descriptor: Descriptor, what: str) -> bytes:
-    content = shelf.read(descriptor.digest, MAX_DOCUMENT_BYTES)
+def _read_document(layout: LayoutIndex, descriptor: Descriptor, what: str) -> bytes:
+    content = layout.read(descriptor.digest, MAX_DOCUMENT_BYTES)
     if content is None:
         raise CorruptContent(f"{what} names the manifest {descriptor.digest}, but does not have it")
     verify(content, descriptor.digest, f"{what}: manifest")

@@ -3,12 +3,12 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import Unsupported
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux.process import Finished, run
-from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, complaint
+from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, runtime_message
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.sealing import SealedPrograms
 
@@ -53,12 +53,12 @@ class Binary:
 
     async def run(self, arguments: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> Finished:
         """Run a command of the binary. Raises CommandFailed or InvalidArgument in the binary's own words."""
-        with self.scratch.folder() as folder:
-            log = folder / "log"
+        with self.scratch.temporary_directory() as directory:
+            log = directory / "log"
             command = (str(self.path), *self.global_options(log), *arguments)
             finished = await run(command, timeout_s=timeout_s, stdin=stdin, env=environment())
             if finished.exit_code != 0:
-                raise as_error(command, finished.exit_code, complaint(log, finished.stderr))
+                raise as_error(command, finished.exit_code, runtime_message(log, finished.stderr))
             return finished
 
     async def ask(self, argument: str, timeout_s: float) -> str:
@@ -71,7 +71,7 @@ async def ask(program: Path, argument: str, timeout_s: float) -> str:
     command = (str(program), argument)
     finished = await run(command, timeout_s=timeout_s, env=environment())
     if finished.exit_code != 0:
-        raise as_error(command, finished.exit_code, complaint(Path(os.devnull), finished.stderr))
+        raise as_error(command, finished.exit_code, runtime_message(Path(os.devnull), finished.stderr))
     return finished.stdout.decode(errors="replace")
 
 

@@ -1,6 +1,6 @@
-"""A container's folder: the spec that the runtime reads, and what conmon and the driver note beside it.
+"""A container's directory: the spec that the runtime reads, and what conmon and the driver note beside it.
 
-The folder itself and the root file system belong to the kernel of crinoid; ``remove_files`` takes away only what
+The directory itself and the root file system belong to the kernel of crinoid; ``remove_files`` takes away only what
 this role put there. Everything needed after a restart of the daemon is in these files.
 """
 
@@ -8,11 +8,10 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
 from crinoid.core.api.values.runtime import ExitStatus
 
@@ -34,7 +33,7 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The files in one container's folder."""
+    """The files in one container's directory."""
 
     directory: Path
 
@@ -126,7 +125,7 @@ class Bundle:
             return None
 
     def remove_files(self) -> None:
-        """Remove what this role, conmon and the runtime put into the folder, half-written files too. Idempotent."""
+        """Remove what this role, conmon and the runtime put into the directory, half-written files too. Idempotent."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             there = [path.name for path in self.directory.iterdir()]
             for name in (*filter(_is_half_written, there), *(name for name in _OURS if name in there)):

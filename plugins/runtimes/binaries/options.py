@@ -33,7 +33,7 @@ class Deadlines(DriverConfig):
     pause_s: Seconds = 10.0
     """How long the processes of a container may take to stand still."""
     exec_start_s: Seconds = 60.0
-    """Starting a further process, where the request itself has no timeout."""
+    """Starting an exec process, where the request itself has no timeout."""
     exec_drain_s: Annotated[float, Field(ge=0, le=60)] = 0.5
     """How long an exec's output is read on after its process has ended, if a background process keeps it open."""
 
@@ -55,7 +55,7 @@ class OciOptions(DriverConfig):
     binary: str = ""
     """Name (looked up on PATH) or absolute path of the runtime's binary; empty for the driver's own name."""
     state_root: Path | None = None
-    """Folder of the binary's own state (its ``--root``); by default below the slot's run folder."""
+    """Directory of the binary's own state (its ``--root``); by default below the slot's run directory."""
     systemd_cgroup: bool = False
     """Let systemd make the cgroups; cgroup paths have the form ``slice:prefix:name`` then."""
     seccomp_profile: Path | None = None

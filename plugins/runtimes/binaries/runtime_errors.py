@@ -26,7 +26,7 @@ _REQUEST_AT_FAULT = re.compile(
 )
 
 
-def complaint(log: Path, stderr: bytes = b"") -> str:
+def runtime_message(log: Path, stderr: bytes = b"") -> str:
     """Return the binary's last error as one sentence; its last words of stderr when the log has none; or nothing."""
     return last_error(log) or _sentence(stderr.decode(errors="replace"))
 

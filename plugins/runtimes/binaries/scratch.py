@@ -1,4 +1,4 @@
-"""Folders for the time of one command: logs, process descriptions. What a killed daemon leaves is swept."""
+"""Directories for the time of one command: logs, process descriptions. What a killed daemon leaves is swept."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from crinoid.core.api.linux import rights
 
 
 class Scratch:
-    """Makes short-lived folders in ``directory``, named after this process."""
+    """Makes short-lived directories in ``directory``, named after this process."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     @contextlib.contextmanager
-    def folder(self) -> Iterator[Path]:
-        """A new folder, removed at the end."""
+    def temporary_directory(self) -> Iterator[Path]:
+        """A new directory, removed at the end."""
         made = self.directory / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
             rights.make_directory(made)
@@ -38,11 +38,11 @@ class Scratch:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def _remove(folder: Path) -> None:
+def _remove(directory: Path) -> None:
     """Most often there are but a few files in it."""
     try:
-        for name in os.listdir(folder):  # noqa: PTH208  # at each command
-            os.unlink(folder / name)  # noqa: PTH108
-        folder.rmdir()
+        for name in os.listdir(directory):  # noqa: PTH208  # at each command
+            os.unlink(directory / name)  # noqa: PTH108
+        directory.rmdir()
     except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)

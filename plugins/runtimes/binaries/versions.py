@@ -34,7 +34,7 @@ def read_features(said: str) -> dict[str, Any]:
 
 
 def host_has_user_namespaces() -> bool:
-    """Tell whether the kernel lets user namespaces be made."""
+    """Return whether the kernel lets user namespaces be made."""
     try:
         return int(_USER_NAMESPACES.read_text()) > 0
     except (OSError, ValueError):

@@ -210,19 +210,19 @@ class _Input:
 
 
 def _connect(bundle: Bundle) -> socket.socket:
-    """Connect by way of the folder's descriptor: its path may be longer than a unix socket's may be."""
-    folder = os.open(bundle.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Connect by way of the directory's descriptor: its path may be longer than a unix socket's may be."""
+    directory = os.open(bundle.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         connected.setblocking(False)
-        connected.connect(f"/proc/self/fd/{folder}/attach")
+        connected.connect(f"/proc/self/fd/{directory}/attach")
     except OSError as error:
         connected.close()
         raise FailedPrecondition(
             f"nobody can attach: its monitor, conmon, does not answer ({error.strerror})"
         ) from error
     finally:
-        os.close(folder)
+        os.close(directory)
     return connected
 
 

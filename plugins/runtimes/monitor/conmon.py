@@ -139,21 +139,21 @@ def exec_command(
     monitor: Monitor,
     binary: Binary,
     container_id: str,
-    folder: Path,
+    directory: Path,
     options: Sequence[str],
     oom_score_adj: int | None,
 ) -> list[str]:
-    """Return the command line that runs the process described in ``folder``, its streams being conmon's own.
+    """Return the command line that runs the process described in ``directory``, its streams being conmon's own.
 
     conmon is only there to reap the process: it stays our child (``--sync``) and touches no output (``passthrough``).
     ``oom_score_adj`` is for a binary that does not heed the description's; ``None`` for others.
     """
     command = [str(find_program(monitor.binary, "conmon")), "--api-version", "--sync", "--exec"]
     command += ["--cid", container_id, "--cuuid", container_id, "--log-path", "passthrough"]
-    command += ["--exec-process-spec", str(folder / "process.json")]
-    command += ["--container-pidfile", str(folder / "pid"), "--log-level", monitor.log_level]
+    command += ["--exec-process-spec", str(directory / "process.json")]
+    command += ["--container-pidfile", str(directory / "pid"), "--log-level", monitor.log_level]
     command += [f"--runtime-opt={option}" for option in options]
-    runtime: tuple[str, ...] = (str(binary.program), *binary.global_options(folder / "log"))
+    runtime: tuple[str, ...] = (str(binary.program), *binary.global_options(directory / "log"))
     return command + _runtime(runtime if oom_score_adj is None else with_oom_score_adj(runtime, oom_score_adj))
 
 

@@ -19,13 +19,13 @@ _MAX_PATH_BYTES = 107  # of a unix socket, unix(7)
 
 
 class ConsoleSocket(contextlib.AbstractContextManager["ConsoleSocket"]):
-    """The socket, for the time that it takes; in ``folder`` if that leaves its path short enough, else below /tmp."""
+    """The socket, for the time that it takes; in ``directory`` if that leaves its path short enough, else below /tmp."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         with contextlib.ExitStack() as stack:
-            if len(os.fsencode(folder)) + len("/console") > _MAX_PATH_BYTES:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-", dir="/tmp")))
-            self.path = folder / "console"
+            if len(os.fsencode(directory)) + len("/console") > _MAX_PATH_BYTES:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-", dir="/tmp")))
+            self.path = directory / "console"
             self._socket = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC))
             self._socket.bind(str(self.path))
             self._socket.listen(1)

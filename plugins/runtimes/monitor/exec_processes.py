@@ -1,4 +1,4 @@
-"""A further process in a container as conmon starts and reaps it; ``execs`` and ``exec_streams`` deal with its streams.
+"""An exec process in a container as conmon starts and reaps it; ``execs`` and ``exec_streams`` deal with its streams.
 
 conmon is the nearest subreaper, so it gets the exit code although the runtime's binary has gone. The process runs in a
 cgroup of its own below the container's, so that whatever came from it, double forks and new sessions included, is found
@@ -10,19 +10,18 @@ import contextlib
 import json
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import rights
-from crinoid.core.api.linux.cgroup_warmup import Haste
+from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.plugins.runtimes.binaries.binary import Binary
 from crinoid.plugins.runtimes.binaries.bundle import read_pid
 from crinoid.plugins.runtimes.binaries.options import OciOptions
-from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, complaint, last_error
+from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, last_error, runtime_message
 from crinoid.plugins.runtimes.monitor import conmon
 from crinoid.plugins.runtimes.processes.exec_cgroups import ExecCgroup
 
@@ -36,21 +35,21 @@ class ExecSetup:
 
     options: OciOptions
     binary: Binary
-    haste: Haste = field(default_factory=Haste)
+    warmup: CgroupWarmup = field(default_factory=CgroupWarmup)
 
 
 @dataclass(frozen=True, slots=True)
 class ExecProcess:
     """One process, to be started from its description (an OCI ``process``) in a cgroup of its own.
 
-    ``folder`` is for its files, ``describe`` writes the first of them.
+    ``directory`` is for its files, ``describe`` writes the first of them.
     """
 
     setup: ExecSetup
     handle: ContainerHandle
     description: Mapping[str, Any]
     cgroup: ExecCgroup
-    folder: Path
+    directory: Path
 
     @property
     def name(self) -> str:
@@ -59,14 +58,14 @@ class ExecProcess:
 
     def describe(self) -> None:
         """Write the description down for the runtime."""
-        rights.write_file(self.folder / "process.json", json.dumps(dict(self.description)))
+        rights.write_file(self.directory / "process.json", json.dumps(dict(self.description)))
 
     def command(self, *options: str) -> list[str]:
         """Return conmon's command line, with further options of the binary's ``exec``."""
         monitor, binary = self.setup.options.monitor, self.setup.binary
         wanted = (*self.cgroup.runtime_options(), *options)
         oom_score_adj = self.description.get("oomScoreAdj") if binary.execs_inherit_oom_score else None
-        return conmon.exec_command(monitor, binary, self.handle.container_id, self.folder, wanted, oom_score_adj)
+        return conmon.exec_command(monitor, binary, self.handle.container_id, self.directory, wanted, oom_score_adj)
 
     async def started(self, monitor: conmon.Started, command: Sequence[str]) -> None:
         """Wait until the process runs. Raises DeadlineExceeded, and CommandFailed or InvalidArgument if it can't."""
@@ -90,7 +89,7 @@ class ExecProcess:
 
     async def kill(self, monitor: conmon.Started) -> None:
         """Kill the process with all that came from it, then conmon, which may still wait for the runtime's binary."""
-        pid, patience_s = read_pid(self.folder / "pid"), self.setup.options.deadlines.kill_s
+        pid, patience_s = read_pid(self.directory / "pid"), self.setup.options.deadlines.kill_s
         await self.cgroup.kill(pid, patience_s)
         monitor.process.kill(signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
@@ -102,7 +101,7 @@ class ExecProcess:
         code = -1  # conmon has said that it failed, and ends
         with contextlib.suppress(TimeoutError):
             code = await asyncio.wait_for(monitor.process.wait(), self.setup.options.deadlines.kill_s)
-        log = self.folder / "log"
-        said = last_error(log) or complaint(log)
+        log = self.directory / "log"
+        said = last_error(log) or runtime_message(log)
         what = (f"{self.setup.binary.path} exec", *command[1:])
         return as_error(what, code, said or f"no process was started in {self.name}, and it gave no reason")

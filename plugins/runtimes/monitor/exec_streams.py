@@ -1,4 +1,4 @@
-"""A further process in a container whose streams are ours: pipes, or a terminal that the runtime sends us.
+"""An exec process in a container whose streams are ours: pipes, or a terminal that the runtime sends us.
 
 As with ``execs``, only the kernel is between the process and us. When a session is closed, its process loses its
 streams, and that is all; conmon stays with it to its end.
@@ -30,10 +30,10 @@ class StreamedExecs:
     async def start(self, handle: ContainerHandle, request: ExecStreamRequest, cgroup: ExecCgroup) -> ExecSession:
         """Start a process and return its streams. On an error, and when cancelled, nothing of it is left."""
         async with contextlib.AsyncExitStack() as stack:
-            folder = stack.enter_context(self._setup.binary.scratch.folder())
+            directory = stack.enter_context(self._setup.binary.scratch.temporary_directory())
             await stack.enter_async_context(cgroup)
-            self._setup.haste.linger(STARTING_S)
-            process = ExecProcess(self._setup, handle, request.process, cgroup, folder)
+            self._setup.warmup.linger(STARTING_S)
+            process = ExecProcess(self._setup, handle, request.process, cgroup, directory)
             process.describe()
             begin = _begin_on_terminal if request.process.get("terminal") else _begin_on_pipes
             session, monitor = await begin(process, request, stack)
@@ -131,7 +131,7 @@ async def _begin_on_pipes(
 async def _begin_on_terminal(
     process: ExecProcess, request: ExecStreamRequest, stack: contextlib.AsyncExitStack
 ) -> tuple[StreamedExec, conmon.Started]:
-    with ConsoleSocket(process.folder) as console:
+    with ConsoleSocket(process.directory) as console:
         monitor = await _begin(process, process.command(f"--console-socket={console.path}"), {}, stack)
         try:
             terminal = console.receive()
@@ -147,13 +147,13 @@ async def _begin(
 ) -> conmon.Started:
     """Start the process; its ends of the pipes are closed here in any case, or they would never come to an end."""
     try:
-        monitor = stack.enter_context(conmon.started(command, theirs, process.folder))
+        monitor = stack.enter_context(conmon.started(command, theirs, process.directory))
     finally:
         for fd in theirs.values():
             os.close(fd)
     monitor.release()
     try:
-        with process.setup.haste.lasting():
+        with process.setup.warmup.lasting():
             await process.started(monitor, command)
     except BaseException:
         await finish(process.kill(monitor))

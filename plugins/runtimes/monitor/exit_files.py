@@ -1,7 +1,7 @@
 """How a container's end becomes known: conmon writes the exit code down and ends; if it is killed, the kernel is asked.
 
 Nothing runs in the background: whoever waits holds a pidfd of conmon and one of the container's first process. So a
-new daemon over the same folders waits as well as the one that made the container.
+new daemon over the same directories waits as well as the one that made the container.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """A rotated log opened anew: conmon is told by its control fifo, and watched until it has done it.
 
 conmon makes ``<log>.tmp``, moves it to the log's path whatever is there, and ends if it can't: a container without
-monitor. So all that could go wrong is tried before it is told. The log's folder is the pod's, and its file system may
-hang: so whatever goes there does so in a thread, with a deadline.
+monitor. So all that could go wrong is tried before it is told. The log's directory is the pod's, and its file system
+may hang: so whatever goes there does so in a thread, with a deadline.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ def _begin(bundle: Bundle, monitor: int, log: Path) -> bool:
 
 
 def _is_written(monitor: int, log: Path) -> bool:
-    """Tell whether conmon writes to what is at the path; raises FailedPrecondition when that is another file."""
+    """Return whether conmon writes to what is at the path; raises FailedPrecondition when that is another file."""
     try:
         there = log.lstat()
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def _prepare(log: Path) -> None:
     try:
         fd = os.open(f"{log}.tmp", flags, rights.LOG_FILE)
     except FileNotFoundError as error:
-        raise FailedPrecondition(f"log {log} can't be opened anew: its folder is gone") from error
+        raise FailedPrecondition(f"log {log} can't be opened anew: its directory is gone") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise FailedPrecondition(f"log {log} can't be opened anew: {log}.tmp is no regular file") from error

@@ -1,4 +1,4 @@
-"""A further process in a container, run to its end: its output comes straight through two pipes.
+"""An exec process in a container, run to its end: its output comes straight through two pipes.
 
 conmon passes its own streams on: nothing copies the output but the kernel, and a background process that keeps a pipe
 open holds up nobody.
@@ -26,10 +26,10 @@ _MOST_S = (1 << 31) - 1  # conmon reads a C int, and refuses more
 
 async def exec_sync(setup: ExecSetup, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
     """Run the process to its end. Raises DeadlineExceeded after killing all that came from it."""
-    with setup.binary.scratch.folder() as folder, _Output(request.max_output_bytes) as output:
+    with setup.binary.scratch.temporary_directory() as directory, _Output(request.max_output_bytes) as output:
         async with cgroup:
-            setup.haste.linger(STARTING_S)
-            process = ExecProcess(setup, handle, request.process, cgroup, folder)
+            setup.warmup.linger(STARTING_S)
+            process = ExecProcess(setup, handle, request.process, cgroup, directory)
             process.describe()
             return await _run(process, request, output)
 
@@ -39,7 +39,7 @@ async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") ->
     if timeout_s is not None:  # should the daemon be killed, conmon at least ends the process itself, some time later
         command.append(f"--timeout={min(math.ceil(timeout_s) + _LATER_S, _MOST_S)}")
     with ended_input() as nothing, output.writers() as fds:
-        starting = conmon.started_in_cgroup(command, {0: nothing, **fds}, process.folder, "")
+        starting = conmon.started_in_cgroup(command, {0: nothing, **fds}, process.directory, "")
         async with starting as monitor:
             output.close_writers()
             output.watch()
@@ -53,7 +53,7 @@ async def _outcome(process: ExecProcess, monitor: conmon.Started, command: Seque
     """Wait for the end; kill what is left of it when that takes too long or is given up."""
     try:
         async with asyncio.timeout(request.timeout_s or None):
-            with process.setup.haste.lasting():
+            with process.setup.warmup.lasting():
                 await process.started(monitor, command)
             return await process.exit_code(monitor)
     except BaseException as error:

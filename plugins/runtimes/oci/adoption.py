@@ -13,7 +13,7 @@ from pathlib import Path
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.procfs import read_lines
-from crinoid.plugins.runtimes.processes.cgroup_places import below_mount, folder
+from crinoid.plugins.runtimes.processes.cgroup_places import below_mount, cgroup_directory
 
 _ROUNDS = 50  # each finds what was forked meanwhile
 _CLOCK_S = 0.1
@@ -37,7 +37,7 @@ class Before:
         return cls(time.time(), former, gone)
 
     def covers(self, path: str) -> bool:
-        """Tell whether it is known of a cgroup that criu has made it, or that it was there."""
+        """Return whether it is known of a cgroup that criu has made it, or that it was there."""
         return path == self.former or (bool(self.gone) and f"{path}/".startswith(f"{self.gone}/"))
 
 
@@ -94,10 +94,10 @@ def _cgroups_of(pid: int) -> set[str]:
 
 def _remove_empty(path: str) -> None:
     """Remove a cgroup and all below it that have no process."""
-    directory = folder("freezer", path)
+    directory = cgroup_directory("freezer", path)
     if not path or directory is None:
         return
-    for below, _folders, _files in os.walk(directory, topdown=False):
+    for below, _directories, _files in os.walk(directory, topdown=False):
         cgroups.prune(path + below.removeprefix(str(directory)))
 
 
@@ -108,7 +108,7 @@ def _prune(path: str, since: float) -> None:
 
 
 def _is_new(path: str, since: float) -> bool:
-    directory = folder("freezer", path)
+    directory = cgroup_directory("freezer", path)
     try:
         return directory is not None and directory.stat().st_ctime >= since - _CLOCK_S
     except OSError:

@@ -1,7 +1,8 @@
 """The hooks of the runtime role, answered for any OCI runtime binary: what runc and crun do alike.
 
-One container, one bundle folder, one conmon. Ends, states and signals go by process id, start time and cgroup, without
-the binary; so a container can be stopped, watched and removed also when the binary is gone or its state is corrupt.
+One container, one bundle directory, one conmon. Ends, states and signals go by process id, start time and cgroup,
+without the binary; so a container can be stopped, watched and removed also when the binary is gone or its state is
+corrupt.
 """
 
 import abc
@@ -54,7 +55,7 @@ from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.plugins.runtimes.binaries.binary import Binary, ProgramIdentity, ask, find_program, identify
 from crinoid.plugins.runtimes.binaries.bundle import Bundle, Processes, read_pid
 from crinoid.plugins.runtimes.binaries.options import OciOptions
-from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, complaint, last_error
+from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, last_error, runtime_message
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.sealing import SealedPrograms
 from crinoid.plugins.runtimes.binaries.stdio import open_streams
@@ -128,7 +129,7 @@ class OciRuntime(abc.ABC):
         return {}
 
     def learn(self, state: Path, seccomp: Filter | None) -> None:  # noqa: B027  # optional
-        """Take from the state folder of a container just created what speeds up the next one. Optional."""
+        """Take from the state directory of a container just created what speeds up the next one. Optional."""
 
     @abc.abstractmethod
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
@@ -409,7 +410,11 @@ class OciRuntime(abc.ABC):
 
     def _create_failure(self, bundle: Bundle, report: conmon.Report | None) -> CrinoidError:
         said = last_error(bundle.runtime_log) or (report.message if report else "")
-        said = said or complaint(bundle.runtime_log) or complaint(bundle.monitor_log, _read(bundle.monitor_log))
+        said = (
+            said
+            or runtime_message(bundle.runtime_log)
+            or runtime_message(bundle.monitor_log, _read(bundle.monitor_log))
+        )
         command = (str(self._binary.path), "create", "--bundle", str(bundle.directory))
         silent = "it gave neither a process nor a reason; was it killed, or is it no OCI runtime? Try its --version"
         return explain(as_error(command, 1, said or silent), bundle.restore_log)
@@ -422,7 +427,8 @@ class OciRuntime(abc.ABC):
         return ContainerProcess(pid, monitor)
 
     def _is_plain(self, request: ContainerRequest) -> bool:
-        """Tell whether the binary has no part in a container's start and end but for its cgroup and its state folder.
+        """Return whether the binary has no part in a container's start and end but for its cgroup and its state
+        directory.
 
         The fifo shows that it keeps its state as runc and crun do.
         """
@@ -526,7 +532,7 @@ class OciRuntime(abc.ABC):
         return below_mount(handle.cgroup, self._config.systemd_cgroup)
 
     def _owns_cgroup(self, handle: ContainerHandle) -> bool:
-        """Tell whether what is in the container's cgroup may be killed, frozen and removed with it.
+        """Return whether what is in the container's cgroup may be killed, frozen and removed with it.
 
         A handle may come from an old record, or one that is damaged: the cgroup itself tells.
         """
@@ -583,7 +589,7 @@ async def _started(bundle: Bundle, cgroup: str, command: list[str]) -> AsyncIter
 
 
 def _has_ended(noted: Processes) -> bool:
-    """Tell whether neither the container's first process nor its monitor lives."""
+    """Return whether neither the container's first process nor its monitor lives."""
     processes = ((noted.pid, noted.pid_start), (noted.monitor_pid, noted.monitor_start))
     return not any(started and pidfds.start_time(pid) == started for pid, started in processes)
 

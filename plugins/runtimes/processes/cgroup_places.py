@@ -1,4 +1,4 @@
-"""Where a container's cgroup is: from the name that its runtime was given to the folders on this host."""
+"""Where a container's cgroup is: from the name that its runtime was given to the directories on this host."""
 
 import functools
 from pathlib import Path
@@ -11,7 +11,7 @@ from crinoid.core.api.linux.procfs import read_lines
 def below_mount(cgroup: str, systemd: bool) -> str:
     """Return the path of a container's cgroup below the mount point.
 
-    systemd's form ``slice:prefix:name`` names the unit ``prefix-name.scope`` in a slice whose dashes are folders
+    systemd's form ``slice:prefix:name`` names the unit ``prefix-name.scope`` in a slice whose dashes are directories
     (systemd.slice(5)). Raises InvalidArgument for a name that is not of the form the slot was configured for.
     """
     parts = cgroup.split(":")
@@ -33,34 +33,34 @@ def _slice_path(name: str) -> str:
     return "".join(f"/{'-'.join(steps[: count + 1])}.slice" for count in range(len(steps)))
 
 
-def folder(controller: str, path: str) -> Path | None:
-    """Return the folder of a cgroup in a controller's hierarchy (v2: in the only one); ``None`` without it."""
+def cgroup_directory(controller: str, path: str) -> Path | None:
+    """Return the directory of a cgroup in a controller's hierarchy (v2: in the only one); ``None`` without it."""
     hierarchies = _hierarchies()
     root = hierarchies.unified if hierarchies.version == 2 else hierarchies.by_controller.get(controller)
     return Path(root) / path.lstrip("/") if root else None
 
 
 def is_unified() -> bool:
-    """Tell whether the host has cgroup v2 alone."""
+    """Return whether the host has cgroup v2 alone."""
     return _hierarchies().version == 2
 
 
 def is_hybrid() -> bool:
-    """Tell whether the host has v2's hierarchy beside those of v1."""
+    """Return whether the host has v2's hierarchy beside those of v1."""
     return _hierarchies().version == 1 and bool(_hierarchies().unified)
 
 
 def oom_kills(path: str) -> int:
     """Return how often the kernel has killed in a cgroup for want of memory; 0 when the cgroup is gone."""
-    memory = folder("memory", path)
+    memory = cgroup_directory("memory", path)
     if memory is None:
         return 0
     return _counter(memory / ("memory.events" if is_unified() else "memory.oom_control"), "oom_kill")
 
 
 def is_frozen(path: str) -> bool:
-    """Tell whether a cgroup was paused."""
-    freezer = folder("freezer", path)
+    """Return whether a cgroup was paused."""
+    freezer = cgroup_directory("freezer", path)
     if freezer is None:
         return False
     if is_unified():

@@ -1,8 +1,8 @@
-"""A cgroup for each further process in a container, so that all that came from it can be found and killed.
+"""A cgroup for each exec process in a container, so that all that came from it can be found and killed.
 
 The runtime starts the process in it (``exec --cgroup``). cgroup v1: with runc one in the freezer hierarchy alone, so
-that accounts and limits stay the container's; crun takes a process out of every hierarchy where the folder is missing,
-so with it there is one in each, below the container's. cgroup v2: a child without controllers of its own.
+that accounts and limits stay the container's; crun takes a process out of every hierarchy where the directory is
+missing, so with it there is one in each, below the container's. cgroup v2: a child without controllers of its own.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pathlib import Path
 from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.plugins.runtimes.processes import pidfds
-from crinoid.plugins.runtimes.processes.cgroup_places import folder, is_unified
+from crinoid.plugins.runtimes.processes.cgroup_places import cgroup_directory, is_unified
 
 _PAUSE_S = 0.01
 _REAP_S = 0.25
@@ -28,7 +28,7 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
     """
 
     def __init__(self, container: str, name: str, *, everywhere: bool) -> None:
-        self._container = folder("freezer", container)
+        self._container = cgroup_directory("freezer", container)
         self._cgroup = f"{container}/{name}"
         self._name = name
         self._everywhere = everywhere and not is_unified()

@@ -8,7 +8,7 @@ import contextlib
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, Unsupported
-from crinoid.plugins.runtimes.processes.cgroup_places import folder, is_frozen, is_unified
+from crinoid.plugins.runtimes.processes.cgroup_places import cgroup_directory, is_frozen, is_unified
 
 _POLL_S = 0.002
 _MAX_POLL_S = 0.1
@@ -42,7 +42,7 @@ def thaw(cgroup: str) -> None:
 
 def _switch(cgroup: str) -> tuple[Path, tuple[str, str]]:
     """The file to write to, and what: to freeze, to thaw."""
-    directory = folder("freezer", cgroup)
+    directory = cgroup_directory("freezer", cgroup)
     if directory is None:
         raise Unsupported("this host has no freezer for cgroups: mount its hierarchy, or use cgroup v2")
     return (directory / "cgroup.freeze", ("1", "0")) if is_unified() else (directory / "freezer.state", _WORDS)

@@ -6,15 +6,15 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from crinoid.core.api.errors import DeadlineExceeded, InvalidArgument, PermissionDenied, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.cri.streaming.http import MAX_HEAD_BYTES
 from crinoid.core.cri.streaming.protocols import SPDY, VERSION_FIELD, WEBSOCKET
-from crinoid.core.cri.streaming.transports import TcpConduit, Tls
+from crinoid.core.cri.streaming.transports import TcpTransport, Tls
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.websocket import WebSocket, accept_key
 
@@ -44,11 +44,11 @@ class Dialing:
 class Dialed:
     """A connection that has been upgraded, and the protocol that the server chose; ``""`` where it chose none."""
 
-    conduit: TcpConduit
+    transport: TcpTransport
     protocol: str
 
 
-class _PatientConduit(TcpConduit):
+class _PatientTransport(TcpTransport):
     """A client's: when the server has gone, what it sent before is still worth reading."""
 
     async def hold(self) -> None:
@@ -57,8 +57,8 @@ class _PatientConduit(TcpConduit):
 
 async def dial_spdy(url: str, protocol: str, dialing: Dialing) -> Dialed:
     """Upgrade to SPDY. Raises Unavailable, DeadlineExceeded, PermissionDenied, InvalidArgument for a URL of no use."""
-    conduit, fields = await _dial(url, "POST", {"Upgrade": SPDY, VERSION_FIELD: protocol}, dialing)
-    return Dialed(conduit, fields.get(VERSION_FIELD.lower(), ""))
+    transport, fields = await _dial(url, "POST", {"Upgrade": SPDY, VERSION_FIELD: protocol}, dialing)
+    return Dialed(transport, fields.get(VERSION_FIELD.lower(), ""))
 
 
 async def dial_websocket(url: str, protocols: tuple[str, ...], dialing: Dialing) -> tuple[WebSocket, str]:
@@ -70,28 +70,28 @@ async def dial_websocket(url: str, protocols: tuple[str, ...], dialing: Dialing)
         "Sec-WebSocket-Version": "13",
         _PROTOCOL_FIELD: ", ".join(protocols),
     }
-    conduit, fields = await _dial(url, "GET", wanted, dialing)
+    transport, fields = await _dial(url, "GET", wanted, dialing)
     if fields.get("sec-websocket-accept") != accept_key(key):
-        conduit.abort()
+        transport.abort()
         raise Unavailable(f"the streaming server of {_place(urlsplit(url))} does not answer as a WebSocket's does")
-    return WebSocket(conduit, is_client=True), fields.get(_PROTOCOL_FIELD.lower(), "")
+    return WebSocket(transport, is_client=True), fields.get(_PROTOCOL_FIELD.lower(), "")
 
 
 async def _dial(
     url: str, method: str, fields: Mapping[str, str], dialing: Dialing
-) -> tuple[TcpConduit, Mapping[str, str]]:
+) -> tuple[TcpTransport, Mapping[str, str]]:
     """Connect and upgrade; return the connection and the fields of the answer, by lower-case names."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidArgument(f"the endpoint answered with {url!r}, which is no URL to stream from")
     try:
         async with asyncio.timeout(_DIAL_S):
-            conduit = await _connect(parts, dialing)
+            transport = await _connect(parts, dialing)
             try:
-                await conduit.handshake()
-                return conduit, await _upgrade(conduit, parts, method, fields)
+                await transport.handshake()
+                return transport, await _upgrade(transport, parts, method, fields)
             except BaseException:
-                conduit.abort()
+                transport.abort()
                 raise
     except TimeoutError:
         raise DeadlineExceeded(f"the streaming server of {_place(parts)} did not answer in {_DIAL_S:g} s") from None
@@ -104,7 +104,7 @@ async def _dial(
         raise Unavailable(f"the streaming server of {_place(parts)} can't be reached: {reason}") from error
 
 
-async def _connect(parts: SplitResult, dialing: Dialing) -> TcpConduit:
+async def _connect(parts: SplitResult, dialing: Dialing) -> TcpTransport:
     """Connect to the first of the host's addresses that answers. Raises OSError."""
     assert parts.hostname
     context = _tls_context(dialing) if parts.scheme == "https" else None
@@ -119,7 +119,7 @@ async def _connect(parts: SplitResult, dialing: Dialing) -> TcpConduit:
             connected.setblocking(False)
             await loop.sock_connect(connected, address)
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return _PatientConduit(connected, Turns(), tls)
+            return _PatientTransport(connected, Turns(), tls)
         except OSError as error:
             connected.close()
             failure = error
@@ -131,23 +131,23 @@ async def _connect(parts: SplitResult, dialing: Dialing) -> TcpConduit:
 
 
 async def _upgrade(
-    conduit: TcpConduit, parts: SplitResult, method: str, fields: Mapping[str, str]
+    transport: TcpTransport, parts: SplitResult, method: str, fields: Mapping[str, str]
 ) -> Mapping[str, str]:
     """Ask for the upgrade. Raises Unavailable with the server's words when it is refused."""
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade"]
     lines += ["Content-Length: 0"] if method == "POST" else []
     lines += [f"{name}: {value}" for name, value in fields.items()]
-    await conduit.write("\r\n".join((*lines, "", "")).encode("latin-1"))
+    await transport.write("\r\n".join((*lines, "", "")).encode("latin-1"))
     try:
-        head = (await conduit.read_until(b"\r\n\r\n", MAX_HEAD_BYTES)).decode("latin-1").split("\r\n")
+        head = (await transport.read_until(b"\r\n\r\n", MAX_HEAD_BYTES)).decode("latin-1").split("\r\n")
     except asyncio.LimitOverrunError:
         head = [""]
     status = head[0].partition(" ")[2]
     if not head[0].startswith("HTTP/1.") or not status:
         raise Unavailable(f"the streaming server of {_place(parts)} does not speak HTTP/1.1")
     if not status.startswith(str(HTTPStatus.SWITCHING_PROTOCOLS.value)):
-        text = (await conduit.read())[:_MAX_REFUSAL_BYTES].decode(errors="replace").strip()
+        text = (await transport.read())[:_MAX_REFUSAL_BYTES].decode(errors="replace").strip()
         raise Unavailable(f"the streaming server of {_place(parts)} refused: {status}{text and ': '}{text}")
     pairs = (line.partition(":") for line in head[1:] if line)
     return {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -10,8 +10,8 @@ from crinoid.core.cri.streaming.client.remotecommand import running
 from crinoid.core.cri.streaming.client.spdy import SpdyClient
 from crinoid.core.cri.streaming.portforward import DATA, ERROR, PROTOCOL, TUNNEL_PROTOCOL
 from crinoid.core.cri.streaming.spdy import SpdyStream
-from crinoid.core.cri.streaming.transports import READ_BYTES, Conduit
-from crinoid.core.cri.streaming.websocket import TunnelConduit
+from crinoid.core.cri.streaming.transports import READ_BYTES, Transport
+from crinoid.core.cri.streaming.websocket import TunnelTransport
 
 _REASON_S = 5.0
 _MAX_REASON_BYTES = 4000
@@ -58,23 +58,23 @@ class Forwarder:
 @contextlib.asynccontextmanager
 async def port_forwarder(url: str, dialing: Dialing) -> AsyncIterator[Forwarder]:
     """Connect to where ports are forwarded; leaving ends all connections. Raises as ``dialing``."""
-    conduit = await _dial(url, dialing)
-    connection = SpdyClient(conduit)
+    transport = await _dial(url, dialing)
+    connection = SpdyClient(transport)
     try:
         async with running(connection.run()):
             yield Forwarder(connection)
     finally:
-        conduit.abort()
+        transport.abort()
 
 
-async def _dial(url: str, dialing: Dialing) -> Conduit:
+async def _dial(url: str, dialing: Dialing) -> Transport:
     if dialing.transport != "websocket":
-        return (await dial_spdy(url, PROTOCOL, dialing)).conduit
+        return (await dial_spdy(url, PROTOCOL, dialing)).transport
     websocket, protocol = await dial_websocket(url, (TUNNEL_PROTOCOL,), dialing)
     if protocol != TUNNEL_PROTOCOL:
         websocket.abort()
         raise Unavailable("the streaming server forwards no ports over WebSocket; use SPDY")
-    return TunnelConduit(websocket)
+    return TunnelTransport(websocket)
 
 
 async def _both_ways(data: SpdyStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

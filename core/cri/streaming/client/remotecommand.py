@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from crinoid.core.api.buffers import BufferPool
 from crinoid.core.api.errors import DriverError, Unavailable
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.sessions import ByteSink, ByteSource
 from crinoid.core.api.values.runtime import TerminalSize
 from crinoid.core.cri.streaming.client.dialing import Dialing, dial_spdy, dial_websocket
@@ -103,14 +103,14 @@ def parse_status(text: bytes) -> int:
 @contextlib.asynccontextmanager
 async def _over_spdy(url: str, names: frozenset[str], dialing: Dialing) -> AsyncIterator[Mapping[str, Duplex]]:
     dialed = await dial_spdy(url, _SPDY_PROTOCOL, dialing)
-    connection = SpdyClient(dialed.conduit)
+    connection = SpdyClient(dialed.transport)
     try:
         _check_protocol(dialed.protocol, (_SPDY_PROTOCOL,))
         async with running(connection.run()):
             wanted = (ERROR, *(name for name in CHANNELS if name in names))
             yield {name: await _open(connection, name) for name in wanted}
     finally:
-        dialed.conduit.abort()
+        dialed.transport.abort()
 
 
 @contextlib.asynccontextmanager

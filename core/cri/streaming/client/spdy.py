@@ -2,7 +2,7 @@
 
 from crinoid.core.api.buffers import BufferPool
 from crinoid.core.cri.streaming.spdy import SpdyConnection, SpdyLimits, SpdyStream, StreamRefused
-from crinoid.core.cri.streaming.transports import Conduit
+from crinoid.core.cri.streaming.transports import Transport
 
 _MAX_STREAMS = 0  # of the server's: it opens none
 _BUFFER_BYTES = 64 << 20
@@ -13,8 +13,8 @@ class SpdyClient(SpdyConnection):
 
     PEER_PARITY = 0
 
-    def __init__(self, conduit: Conduit) -> None:
-        super().__init__(conduit, _refuse, SpdyLimits(_MAX_STREAMS, BufferPool(_BUFFER_BYTES).share()))
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport, _refuse, SpdyLimits(_MAX_STREAMS, BufferPool(_BUFFER_BYTES).share()))
 
     async def open(self, **headers: str) -> SpdyStream:
         """Open a stream; one that the server refuses is reset soon after. Raises ConnectionError."""

@@ -7,23 +7,25 @@ IMPLIED, RENEWED, HIDING = b"i", b"r", b"h"
 
 
 class Unpacked:
-    """The layer is in the target. ``folders``: paths of folders that need a look at lower layers, by kind.
+    """The layer is in the target. ``directories``: paths of directories that need a look at lower layers, by kind.
 
     A kind is ``IMPLIED`` (made without an entry of their own), ``RENEWED`` or ``HIDING``, as ``Tree`` has them.
     """
 
-    __slots__ = ("diff_id", "folders", "inodes", "used_bytes")
+    __slots__ = ("diff_id", "directories", "inodes", "used_bytes")
 
-    def __init__(self, diff_id: str, used_bytes: int, inodes: int, folders: tuple[tuple[bytes, bytes], ...]) -> None:
+    def __init__(
+        self, diff_id: str, used_bytes: int, inodes: int, directories: tuple[tuple[bytes, bytes], ...]
+    ) -> None:
         self.diff_id = diff_id
         self.used_bytes = used_bytes
         self.inodes = inodes
-        self.folders = folders
+        self.directories = directories
 
     def encode(self) -> bytes:
         """Write the answer."""
         head = (b"done", self.diff_id.encode(), b"%d" % self.used_bytes, b"%d" % self.inodes)
-        return b"\0".join((*head, *(kind + path for kind, path in self.folders)))
+        return b"\0".join((*head, *(kind + path for kind, path in self.directories)))
 
 
 class Failed:
@@ -47,8 +49,8 @@ class Failed:
 def decode(answer: bytes) -> Unpacked | Failed | None:
     """Read an answer; None where there is none, as when the child was killed."""
     match answer.split(b"\0"):
-        case [b"done", diff_id, used_bytes, inodes, *folders]:
-            return Unpacked(diff_id.decode(), int(used_bytes), int(inodes), tuple((f[:1], f[1:]) for f in folders))
+        case [b"done", diff_id, used_bytes, inodes, *directories]:
+            return Unpacked(diff_id.decode(), int(used_bytes), int(inodes), tuple((f[:1], f[1:]) for f in directories))
         case [b"failed", kind, number, entry, message]:
             return Failed(kind.decode(), int(number), entry, message.decode("utf-8", "backslashreplace"))
     return None

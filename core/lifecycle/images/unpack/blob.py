@@ -6,15 +6,15 @@ import os
 class Blob:
     """Reads ``fd`` from its start, by positions of its own: other unpackers may share the descriptor.
 
-    ``size``: the blob grows until it has so many bytes, and ``arrivals``, an eventfd, is added the bytes that came.
+    ``size``: the blob grows until it has so many bytes, and ``inflight``, an eventfd, is added the bytes that came.
     """
 
-    __slots__ = ("_arrivals", "_fd", "_size", "_there", "position")
+    __slots__ = ("_fd", "_inflight", "_size", "_there", "position")
 
-    def __init__(self, fd: int, size: int | None = None, arrivals: int = -1) -> None:
+    def __init__(self, fd: int, size: int | None = None, inflight: int = -1) -> None:
         self._fd = fd
         self._size = size
-        self._arrivals = arrivals
+        self._inflight = inflight
         self._there = 0
         self.position = 0
 
@@ -35,4 +35,4 @@ class Blob:
 
     def _wait_for(self, end: int) -> None:
         while self._there < end:
-            self._there += os.eventfd_read(self._arrivals)
+            self._there += os.eventfd_read(self._inflight)

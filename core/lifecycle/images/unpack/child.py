@@ -1,7 +1,7 @@
 """What the child does: shuts itself in the target, unpacks, verifies, syncs, answers, ends. ``forking`` forks it.
 
 Descriptors: 0 the blob, 1 a file in memory for the answer, 2 another for the last words of a crash, 3 the target
-folder; 4, of a blob that is still being written, the eventfd that counts its bytes. ``layer`` gives the rest as
+directory; 4, of a blob that is still being written, the eventfd that counts its bytes. ``layer`` gives the rest as
 arguments, in the order of ``main``.
 """
 
@@ -26,7 +26,7 @@ FOREIGN_FDS = 5
 #: What the blob is, besides a layer (``overlay`` and ``delete``, the forms of its whiteouts).
 PARTS, DELETED = "parts", "deleted"
 _LARGEST_ANSWER = 8 << 20
-_DEEPEST = 6000  # folders in a path of PATH_MAX, and some
+_DEEPEST = 6000  # directories in a path of PATH_MAX, and some
 
 
 def main(arguments: list[str]) -> None:
@@ -98,7 +98,7 @@ class _Job:
         self._flusher.finish()
         if self._sync:
             syscalls.sync_file_system(TARGET_FD)
-        return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(_folders_of(tree)))
+        return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(_directories_of(tree)))
 
     def _do(self, work: Extraction | Parts | Deletion) -> None:
         try:
@@ -112,15 +112,15 @@ def _parse_parts(text: str) -> dict[bytes, int | None]:
     return {name.encode(): _limit(most) for name, _, most in pairs}
 
 
-def _folders_of(tree: Tree) -> tuple[tuple[bytes, bytes], ...]:
+def _directories_of(tree: Tree) -> tuple[tuple[bytes, bytes], ...]:
     kinds = ((IMPLIED, tree.implied), (RENEWED, tree.renewed), (HIDING, tree.hiding))
     return tuple((kind, path) for kind, paths in kinds for path in paths)
 
 
-def _bounded(folders: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
-    if sum(len(path) + 2 for _, path in folders) > _LARGEST_ANSWER:
+def _bounded(directories: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    if sum(len(path) + 2 for _, path in directories) > _LARGEST_ANSWER:
         raise TooLarge("it has too many directories that have whiteouts, or no entry of their own")
-    return folders
+    return directories
 
 
 def _say(error: OSError) -> str:

@@ -1,7 +1,7 @@
-"""Shuts the child in the folder it unpacks into, before it reads a byte of what a stranger wrote.
+"""Shuts the child in the directory it unpacks into, before it reads a byte of what a stranger wrote.
 
-Two walls: after ``chroot`` and the loss of CAP_SYS_CHROOT no path leads out, and ``tree`` opens folders by
-``openat2(RESOLVE_IN_ROOT)`` anyhow. No descriptor to a folder outside is left open.
+Two walls: after ``chroot`` and the loss of CAP_SYS_CHROOT no path leads out, and ``tree`` opens directories by
+``openat2(RESOLVE_IN_ROOT)`` anyhow. No descriptor to a directory outside is left open.
 """
 
 import os

@@ -71,7 +71,7 @@ class _Input:
         return data
 
     def at_end(self) -> bool:
-        """Tell whether nothing follows but zeros, with which some programs fill up a block."""
+        """Return whether nothing follows but zeros, with which some programs fill up a block."""
         while not self.held.strip(b"\0"):
             self.held = self._blob.read(self._size)
             if not self.held:

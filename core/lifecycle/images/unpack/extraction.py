@@ -32,7 +32,7 @@ class Extraction:
         self.current = b""
         self._makers: dict[bytes, _Make] = {
             headers.FILE: tree.add_file,
-            headers.DIRECTORY: tree.add_folder,
+            headers.DIRECTORY: tree.add_directory,
             headers.SYMLINK: tree.add_symlink,
             headers.HARD_LINK: tree.add_hard_link,
             headers.CHARACTER_DEVICE: tree.add_node,
@@ -75,7 +75,7 @@ class Extraction:
             return
         if parents:
             raise Corrupt("a part of its path is a whiteout, which has no content")
-        if not base.startswith(_WHITEOUT):  # ".wh." in the middle of a folder's name means nothing
+        if not base.startswith(_WHITEOUT):  # ".wh." in the middle of a directory's name means nothing
             self._maker(entry)(parent, base, entry)
         elif base == _OPAQUE_WHITEOUT:
             self._tree.hide_below(parent)

@@ -13,11 +13,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import crinoid
 from crinoid.core.api.errors import ResourceExhausted
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.linux import process
 
 LOG = logging.getLogger(__name__)
@@ -52,14 +52,15 @@ class Launcher:
         self._forking: _Forking | None = None
         self._retirement: asyncio.TimerHandle | None = None
 
-    async def run(self, arguments: Sequence[str], blob: int, target: int, arrivals: int | None = None) -> Ended:
-        """Run an unpacker to its end, with a descriptor of the blob and of the target folder, which stay the caller's.
+    async def run(self, arguments: Sequence[str], blob: int, target: int, inflight: int | None = None) -> Ended:
+        """Run an unpacker to its end, with a descriptor of the blob and of the target directory, which stay the
+        caller's.
 
-        ``arrivals``: an eventfd that counts the bytes of a blob that still grows. The unpacker is killed when the
+        ``inflight``: an eventfd that counts the bytes of a blob that still grows. The unpacker is killed when the
         caller is cancelled. Raises ResourceExhausted when no process can be started.
         """
         with _Memory("answer", _ANSWER_BYTES) as answer, _Memory("words", _WORDS_BYTES) as words:
-            fds = [blob, answer.fd, words.fd, target, *([] if arrivals is None else [arrivals])]
+            fds = [blob, answer.fd, words.fd, target, *([] if inflight is None else [inflight])]
             exit_code, last_words = await self._run(arguments, fds)
             return Ended(exit_code, answer.read(), words.read() or last_words)
 
@@ -141,7 +142,7 @@ class _Forking:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether it is gone."""
+        """Return whether it is gone."""
         return self._end.done()
 
     def send(self, parts: Sequence[str], fds: Sequence[int] = ()) -> None:

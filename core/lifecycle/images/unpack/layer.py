@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,6 @@ from crinoid.core.api.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from crinoid.core.api.frozen import dataclass
 from crinoid.core.api.values.snapshot import WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked, decode
 from crinoid.core.lifecycle.images.unpack.launcher import Ended, Launcher
@@ -45,13 +45,13 @@ _ENTRYS_FAULT = frozenset(
 class Growing:
     """A blob that is still being written, by a process that may yet find that it is not what it should be.
 
-    ``fd`` is its file, open for reading; it is whole at ``size`` bytes. ``arrivals`` is an eventfd to which is added
+    ``fd`` is its file, open for reading; it is whole at ``size`` bytes. ``inflight`` is an eventfd to which is added
     what there is by and by. ``whole`` is done when nothing more comes: True when the blob was verified.
     """
 
     fd: int
     size: int
-    arrivals: int
+    inflight: int
     whole: "asyncio.Future[bool]"
 
 
@@ -59,7 +59,7 @@ class Growing:
 class UnpackRequest:
     """One layer to unpack.
 
-    ``blob`` is its file in the content store, ``target`` an existing folder: empty for ``WhiteoutForm.OVERLAY``, a
+    ``blob`` is its file in the content store, ``target`` an existing directory: empty for ``WhiteoutForm.OVERLAY``, a
     tree of all lower layers for ``DELETE``. ``expected_diff_id`` is ``sha256:…`` of the uncompressed bytes, from the
     image's configuration; empty where nobody knows. ``max_bytes`` bounds the uncompressed stream, ``max_entries`` the
     members of the archive, ``keep_free_percent`` what must stay free of the target's file system. ``sync``: put the
@@ -93,11 +93,13 @@ class UnpackRequest:
 
 @dataclass(frozen=True, slots=True)
 class UnpackResult:
-    """What was unpacked. ``used_bytes`` counts files and folders in blocks of 4 KiB; ``inodes`` counts what was made.
+    """What was unpacked. ``used_bytes`` counts files and directories in blocks of 4 KiB; ``inodes`` counts what was
+    made.
 
-    ``implied``: folders, relative to the target, that entries lie in and that have no entry of their own; "." is the
-    target. They are root's, with mode 0755, until ``core.lifecycle.images.implied`` gives them what lower layers say.
-    ``renewed``: those of them that whiteouts cut off from lower layers. ``hiding``: folders that may hold whiteouts.
+    ``implied``: directories, relative to the target, that entries lie in and that have no entry of their own; "." is
+    the target. They are root's, with mode 0755, until ``core.lifecycle.images.implied`` gives them what lower layers
+    say. ``renewed``: those of them that whiteouts cut off from lower layers. ``hiding``: directories that may hold
+    whiteouts.
     """
 
     diff_id: str
@@ -118,7 +120,7 @@ async def unpack_alone(request: UnpackRequest) -> UnpackResult:
 
 
 async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResult:
-    """Unpack a layer's blob into its target folder, in a child process that can reach nothing else.
+    """Unpack a layer's blob into its target directory, in a child process that can reach nothing else.
 
     The target is the caller's to remove when this raises or is cancelled: it may be half full. Cancelling kills the
     child. Raises CorruptContent for a damaged blob, another diffID or an entry that no layer may have; Unsupported for
@@ -130,7 +132,7 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
     answer = decode(ended.answer)
     if isinstance(answer, Unpacked):
         implied, renewed, hiding = (
-            tuple(os.fsdecode(path) for kind, path in answer.folders if kind == wanted)
+            tuple(os.fsdecode(path) for kind, path in answer.directories if kind == wanted)
             for wanted in (IMPLIED, RENEWED, HIDING)
         )
         return UnpackResult(answer.diff_id, answer.used_bytes, answer.inodes, implied, renewed, hiding)
@@ -141,11 +143,11 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
 
 
 async def _run(request: UnpackRequest, launcher: Launcher) -> Ended:
-    arrivals = request.growing.arrivals if request.growing else None
+    inflight = request.growing.inflight if request.growing else None
     with _blob_of(request) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
         try:
             async with _deadline(request):
-                return await launcher.run(_arguments(request), blob, target, arrivals)
+                return await launcher.run(_arguments(request), blob, target, inflight)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"

@@ -1,8 +1,8 @@
-"""Open folders of the tree that is being unpacked, by the parent's name as entries write it.
+"""Open directories of the tree that is being unpacked, by the parent's name as entries write it.
 
-Most entries have the parent of the entry before, so most cost no lookup at all. Folders that entries take for granted
-are made here. Every path goes through ``openat2(RESOLVE_IN_ROOT)``: a symbolic link may stand in for a folder, as
-``/lib`` does, and leads nowhere but into the tree.
+Most entries have the parent of the entry before, so most cost no lookup at all. Directories that entries take for
+granted are made here. Every path goes through ``openat2(RESOLVE_IN_ROOT)``: a symbolic link may stand in for a
+directory, as ``/lib`` does, and leads nowhere but into the tree.
 """
 
 import errno
@@ -20,8 +20,8 @@ _MOST_LINKS = 40  # as the kernel
 _ACCESS_LISTS = "system.posix_acl_default"
 
 
-class Folder:
-    """An open folder. The descriptor is closed with the last reference.
+class Directory:
+    """An open directory. The descriptor is closed with the last reference.
 
     ``inherits``: what is made in it gets its group or access list, unless told otherwise.
     """
@@ -38,59 +38,59 @@ class Folder:
         os.close(self.fd)
 
 
-class FolderCache:
-    """The folders of one tree.
+class DirectoryCache:
+    """The directories of one tree.
 
-    ``make_missing`` makes a folder of that name in a folder where there is none, or returns where the symbolic link
-    of that name points. ``implied`` holds the path of each folder that was made without an entry of its own, by
+    ``make_missing`` makes a directory of that name in a directory where there is none, or returns where the symbolic
+    link of that name points. ``implied`` holds the path of each directory that was made without an entry of its own, by
     inode; the root is there from the start.
     """
 
-    def __init__(self, root_fd: int, make_missing: Callable[[Folder, bytes], bytes | None]) -> None:
+    def __init__(self, root_fd: int, make_missing: Callable[[Directory, bytes], bytes | None]) -> None:
         self._root_fd = root_fd
         self._make_missing = make_missing
-        self._open: dict[bytes, Folder] = {}
+        self._open: dict[bytes, Directory] = {}
         self._room = min(_MOST_FOLDERS_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._last_name = b""
-        self.root = self._last = Folder(os.dup(root_fd))
+        self.root = self._last = Directory(os.dup(root_fd))
         self.implied: dict[int, bytes] = {self.root.inode: b"."}
 
-    def find_or_make(self, name: bytes) -> Folder:
-        """Return the folder of that name, made with its parents where missing. Raises Corrupt, OSError."""
+    def find_or_make(self, name: bytes) -> Directory:
+        """Return the directory of that name, made with its parents where missing. Raises Corrupt, OSError."""
         if name == self._last_name:
             return self._last
-        folder = self._open.pop(name, None)
-        if folder is None:
+        directory = self._open.pop(name, None)
+        if directory is None:
             parts = paths.parse(name)
-            folder = self._try_open(parts) or self._make(parts)
-        return self._remember(name, folder)
+            directory = self._try_open(parts) or self._make(parts)
+        return self._remember(name, directory)
 
-    def find(self, name: bytes) -> Folder | None:
-        """Return the folder of that name, or None where there is none."""
+    def find(self, name: bytes) -> Directory | None:
+        """Return the directory of that name, or None where there is none."""
         if name == self._last_name:
             return self._last
-        folder = self._open.pop(name, None) or self._try_open(paths.parse(name))
-        return None if folder is None else self._remember(name, folder)
+        directory = self._open.pop(name, None) or self._try_open(paths.parse(name))
+        return None if directory is None else self._remember(name, directory)
 
     def forget(self) -> None:
-        """Drop all that is open: a folder or a link to one was replaced, and names may mean something else now."""
+        """Drop all that is open: a directory or a link to one was replaced, and names may mean something else now."""
         self._open.clear()
         self._last_name, self._last = b"", self.root
 
-    def _remember(self, name: bytes, folder: Folder) -> Folder:
-        self._open[name] = folder  # at the end: the dict is ordered by last use
+    def _remember(self, name: bytes, directory: Directory) -> Directory:
+        self._open[name] = directory  # at the end: the dict is ordered by last use
         if len(self._open) > self._room:
             del self._open[next(iter(self._open))]
-        self._last_name, self._last = name, folder
-        return folder
+        self._last_name, self._last = name, directory
+        return directory
 
-    def _try_open(self, parts: list[bytes]) -> Folder | None:
+    def _try_open(self, parts: list[bytes]) -> Directory | None:
         try:
-            return Folder(open_directory_in_root(self._root_fd, b"/".join(parts) or b"."))
+            return Directory(open_directory_in_root(self._root_fd, b"/".join(parts) or b"."))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _make(self, wanted: list[bytes]) -> Folder:
+    def _make(self, wanted: list[bytes]) -> Directory:
         """Walk down from the root, making what is missing. A link that leads nowhere is followed, and its end made."""
         done: list[bytes] = []
         todo = wanted[::-1]
@@ -98,8 +98,8 @@ class FolderCache:
         links = 0
         while todo:
             part = todo.pop()
-            folder = self._try_open([*done, part])
-            if folder is None:
+            directory = self._try_open([*done, part])
+            if directory is None:
                 link = self._make_missing(parent, part)
                 if link is not None:
                     links = _count_link(links, wanted)
@@ -107,10 +107,10 @@ class FolderCache:
                     if link.startswith(b"/"):
                         done, parent = [], self.root
                     continue
-                folder = Folder(open_directory_in_root(parent.fd, part))
-                self.implied[folder.inode] = b"/".join([*done, part])
+                directory = Directory(open_directory_in_root(parent.fd, part))
+                self.implied[directory.inode] = b"/".join([*done, part])
             done.append(part)
-            parent = folder
+            parent = directory
         return parent
 
 

@@ -40,8 +40,8 @@ class Parts:
             if count == self._max_entries:
                 raise TooLarge(f"the archive has more than {self._max_entries} entries, the limit")
             name = entry.name.removeprefix(b"./").strip(b"/")
-            folder, slash, base = name.rpartition(b"/")
-            key = folder + slash if slash else name
+            directory, slash, base = name.rpartition(b"/")
+            key = directory + slash if slash else name
             if entry.kind == FILE and key in self._wanted and base not in (b"", b".", b".."):
                 self._write(name, entry, self._wanted[key])
         self.current = b""

@@ -6,54 +6,54 @@ from collections.abc import Mapping, Set
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: By inode of a folder, the names in it that this layer made: what a whiteout must leave.
+#: By inode of a directory, the names in it that this layer made: what a whiteout must leave.
 Kept = Mapping[int, Set[bytes]]
 _NOTHING: Kept = {}
 
 
-def remove(folder_fd: int, name: bytes, kept: Kept = _NOTHING) -> bool:
+def remove(directory_fd: int, name: bytes, kept: Kept = _NOTHING) -> bool:
     """Remove ``name`` and all below it but what is ``kept``. Returns whether it is gone. Absent is fine."""
     try:
-        os.unlink(name, dir_fd=folder_fd)
+        os.unlink(name, dir_fd=directory_fd)
     except FileNotFoundError:
         return True
     except IsADirectoryError:
-        return _remove_folder(folder_fd, name, kept)
+        return _remove_directory(directory_fd, name, kept)
     return True
 
 
-def empty(folder_fd: int, kept: Kept = _NOTHING) -> bool:
-    """Remove all in an open folder but what is ``kept``. Returns whether nothing is left."""
-    mine = kept.get(os.fstat(folder_fd).st_ino, frozenset()) if kept else frozenset()
+def empty(directory_fd: int, kept: Kept = _NOTHING) -> bool:
+    """Remove all in an open directory but what is ``kept``. Returns whether nothing is left."""
+    mine = kept.get(os.fstat(directory_fd).st_ino, frozenset()) if kept else frozenset()
     left = False
-    for name in list_names(folder_fd):
+    for name in list_names(directory_fd):
         if name not in mine:
-            left |= not remove(folder_fd, name, kept)
+            left |= not remove(directory_fd, name, kept)
         else:
             left = True
-            _empty_if_folder(folder_fd, name, kept)
+            _empty_if_directory(directory_fd, name, kept)
     return not left
 
 
-def list_names(folder_fd: int) -> list[bytes]:
-    """Return the names in an open folder."""
-    return [os.fsencode(name) for name in os.listdir(folder_fd)]
+def list_names(directory_fd: int) -> list[bytes]:
+    """Return the names in an open directory."""
+    return [os.fsencode(name) for name in os.listdir(directory_fd)]
 
 
-def _remove_folder(folder_fd: int, name: bytes, kept: Kept) -> bool:
-    fd = os.open(name, _OPEN_FOLDER, dir_fd=folder_fd)
+def _remove_directory(directory_fd: int, name: bytes, kept: Kept) -> bool:
+    fd = os.open(name, _OPEN_FOLDER, dir_fd=directory_fd)
     try:
         is_empty = empty(fd, kept)
     finally:
         os.close(fd)
     if is_empty:
-        os.rmdir(name, dir_fd=folder_fd)
+        os.rmdir(name, dir_fd=directory_fd)
     return is_empty
 
 
-def _empty_if_folder(folder_fd: int, name: bytes, kept: Kept) -> None:
-    if stat.S_ISDIR(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode):
-        fd = os.open(name, _OPEN_FOLDER, dir_fd=folder_fd)
+def _empty_if_directory(directory_fd: int, name: bytes, kept: Kept) -> None:
+    if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+        fd = os.open(name, _OPEN_FOLDER, dir_fd=directory_fd)
         try:
             empty(fd, kept)
         finally:

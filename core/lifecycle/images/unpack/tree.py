@@ -1,8 +1,8 @@
-"""Makes the entries of a layer in the target folder: one method a kind of entry.
+"""Makes the entries of a layer in the target directory: one method a kind of entry.
 
-Every call names one part of a path in an open folder and follows no link. What an entry replaces is removed first;
-a folder that is there already keeps its content. Metadata of folders waits for ``finish``, since whatever is made in a
-folder touches its times.
+Every call names one part of a path in an open directory and follows no link. What an entry replaces is removed first;
+a directory that is there already keeps its content. Metadata of directories waits for ``finish``, since whatever is
+made in a directory touches its times.
 """
 
 import errno
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotADirectory, NotSupported, show
 from crinoid.core.lifecycle.images.unpack.headers import BLOCK_DEVICE, CHARACTER_DEVICE, Entry
-from crinoid.core.lifecycle.images.unpack.open_directories import Folder, FolderCache, list_attributes
+from crinoid.core.lifecycle.images.unpack.open_directories import Directory, DirectoryCache, list_attributes
 from crinoid.core.lifecycle.images.unpack.paths import parse, split
 from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
@@ -27,7 +27,7 @@ _NODE_TYPES = {CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
 _LARGEST_MAJOR, _LARGEST_MINOR = 0xFFF, 0xFFFFF
 
 
-class _FolderMetadata:
+class _DirectoryMetadata:
     __slots__ = ("mode", "mtime_ns", "path", "xattrs")
 
     def __init__(self, path: bytes, entry: Entry) -> None:
@@ -47,8 +47,8 @@ class Tree:
         self._root_fd = root_fd
         self._overlay = overlay
         self._reader = reader
-        self._folders = FolderCache(root_fd, self._make_missing)
-        self._pending: dict[int, _FolderMetadata] = {}
+        self._directories = DirectoryCache(root_fd, self._make_missing)
+        self._pending: dict[int, _DirectoryMetadata] = {}
         self._made: dict[int, set[bytes]] = {}
         self._renewed: set[int] = set()
         self._hiding: dict[bytes, None] = {}
@@ -57,63 +57,63 @@ class Tree:
 
     @property
     def implied(self) -> list[bytes]:
-        """Paths of folders that were made because entries lie in them, with no entry of their own; "." is the root."""
-        return list(self._folders.implied.values())
+        """Paths of directories that were made because entries lie in them, with no entry of their own; "." is the root."""
+        return list(self._directories.implied.values())
 
     @property
     def renewed(self) -> list[bytes]:
-        """Those of the implied folders that take the place of a lower one, as a whiteout has its name."""
-        return [path for inode, path in self._folders.implied.items() if inode in self._renewed]
+        """Those of the implied directories that take the place of a lower one, as a whiteout has its name."""
+        return [path for inode, path in self._directories.implied.items() if inode in self._renewed]
 
     @property
     def hiding(self) -> list[bytes]:
-        """Paths, as entries write them, of folders in which whiteouts may be. Only where ``overlay``."""
+        """Paths, as entries write them, of directories in which whiteouts may be. Only where ``overlay``."""
         return list(self._hiding)
 
     def add_file(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a regular file, with the next ``entry.size`` bytes of the reader."""
-        folder = self._folders.find_or_make(parent)
+        directory = self._directories.find_or_make(parent)
         mode = entry.mode
         try:
-            fd = os.open(name, _NEW_FILE, mode, dir_fd=folder.fd)
+            fd = os.open(name, _NEW_FILE, mode, dir_fd=directory.fd)
         except FileExistsError:
-            self._replace(folder, name)
-            fd = os.open(name, _NEW_FILE, mode, dir_fd=folder.fd)
+            self._replace(directory, name)
+            fd = os.open(name, _NEW_FILE, mode, dir_fd=directory.fd)
         try:
             if entry.sparse is not None:
                 self._write_pieces(fd, entry.sparse)
             elif entry.size:
                 self._reader.write_to(fd, entry.size)
-            if entry.uid or entry.gid or folder.inherits or mode & _SPECIAL_BITS:
-                _own_file(fd, entry, folder)
+            if entry.uid or entry.gid or directory.inherits or mode & _SPECIAL_BITS:
+                _own_file(fd, entry, directory)
             if entry.xattrs:
                 _set_attributes(fd, entry)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
         self.used_bytes += entry.size + (-entry.size % _BLOCK_BYTES)
-        self._count(folder, name)
+        self._count(directory, name)
 
-    def add_folder(self, parent: bytes, name: bytes, entry: Entry) -> None:
-        """Make a folder, or give the one that is there its new metadata."""
-        folder = self._folders.find_or_make(parent)
-        is_new = self._make_folder(folder, name, entry.mode)
+    def add_directory(self, parent: bytes, name: bytes, entry: Entry) -> None:
+        """Make a directory, or give the one that is there its new metadata."""
+        directory = self._directories.find_or_make(parent)
+        is_new = self._make_directory(directory, name, entry.mode)
         path = b"%b/%b" % (parent, name) if parent else name
-        child = self._folders.find_or_make(path)
+        child = self._directories.find_or_make(path)
         if not is_new:
             _drop_attributes(child.fd)
         self._describe(child, path, entry, is_new)
-        self._note(folder, name)
+        self._note(directory, name)
 
     def describe_root(self, entry: Entry) -> None:
-        """Give the target folder itself the metadata of the entry ``./``."""
-        self._describe(self._folders.root, b"", entry, is_new=False)
+        """Give the target directory itself the metadata of the entry ``./``."""
+        self._describe(self._directories.root, b"", entry, is_new=False)
 
     def add_symlink(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a symbolic link. What it says is nobody's business here: nothing follows it out of the tree."""
-        folder = self._folders.find_or_make(parent)
-        self._make(folder, name, lambda: os.symlink(entry.link, name, dir_fd=folder.fd))
-        self._finish_node(folder, name, entry)
+        directory = self._directories.find_or_make(parent)
+        self._make(directory, name, lambda: os.symlink(entry.link, name, dir_fd=directory.fd))
+        self._finish_node(directory, name, entry)
 
     def add_node(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a device or a FIFO."""
@@ -123,65 +123,65 @@ class Tree:
         if entry.kind == CHARACTER_DEVICE and entry.device == (0, 0):
             self.hide(parent, name)  # what overlayfs takes it for
             return
-        folder = self._folders.find_or_make(parent)
+        directory = self._directories.find_or_make(parent)
         mode = entry.mode | _NODE_TYPES.get(entry.kind, stat.S_IFIFO)
         device = os.makedev(major, minor)
-        self._make(folder, name, lambda: os.mknod(name, mode, device, dir_fd=folder.fd))
-        if entry.uid or entry.gid or folder.inherits or entry.mode & _SPECIAL_BITS:
-            os.chown(name, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
-            os.chmod(name, entry.mode, dir_fd=folder.fd)  # just made, so no link
-        self._finish_node(folder, name, entry)
+        self._make(directory, name, lambda: os.mknod(name, mode, device, dir_fd=directory.fd))
+        if entry.uid or entry.gid or directory.inherits or entry.mode & _SPECIAL_BITS:
+            os.chown(name, entry.uid, entry.gid, dir_fd=directory.fd, follow_symlinks=False)
+            os.chmod(name, entry.mode, dir_fd=directory.fd)  # just made, so no link
+        self._finish_node(directory, name, entry)
 
     def add_hard_link(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make another name for a file of this layer or, where whiteouts remove, of those below."""
-        folder = self._folders.find_or_make(parent)
+        directory = self._directories.find_or_make(parent)
         source_parent, source = split(entry.link)
-        source_folder = self._folders.find(source_parent) if source else None
-        before = _status(source_folder, source) if source_folder else None
-        if source_folder is None or before is None or self._is_whiteout(before):
+        source_directory = self._directories.find(source_parent) if source else None
+        before = _status(source_directory, source) if source_directory else None
+        if source_directory is None or before is None or self._is_whiteout(before):
             raise self._missing_link(entry)
         if stat.S_ISDIR(before.st_mode):
-            raise Corrupt(f"it is a hard link to the folder {show(entry.link)}")
-        self._note(folder, name)
-        present = _status(folder, name)
+            raise Corrupt(f"it is a hard link to the directory {show(entry.link)}")
+        self._note(directory, name)
+        present = _status(directory, name)
         if present is not None:
             if os.path.samestat(present, before):
                 return
-            self._replace(folder, name)
-        os.link(source, name, src_dir_fd=source_folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
+            self._replace(directory, name)
+        os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
 
     def hide(self, parent: bytes, name: bytes) -> None:
         """Apply a whiteout of ``name``: what lower layers have there is gone, what this one has stays."""
         if not self._overlay:
-            folder = self._folders.find(parent)
-            if folder is not None:
-                self._remove_lower(folder, name)
+            directory = self._directories.find(parent)
+            if directory is not None:
+                self._remove_lower(directory, name)
             return
-        folder = self._find_hiding(parent)
-        if folder is None:
+        directory = self._find_hiding(parent)
+        if directory is None:
             return
-        present = _status(folder, name)
+        present = _status(directory, name)
         if present is None:
-            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=folder.fd)
+            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=directory.fd)
             self.inodes += 1
         elif stat.S_ISDIR(present.st_mode):
-            self._set_opaque(folder, name)
+            self._set_opaque(directory, name)
 
     def hide_below(self, parent: bytes) -> None:
-        """Apply an opaque whiteout: of all in the folder ``parent``, only what this layer has is left."""
+        """Apply an opaque whiteout: of all in the directory ``parent``, only what this layer has is left."""
         if self._overlay:
             if (hiding := self._find_hiding(parent)) is not None:
                 self._make_opaque(hiding)
             return
-        folder = self._folders.find(parent)
-        if folder is not None:
-            empty(folder.fd, self._made)
-            self._renew_below(folder.fd)
-            self._folders.forget()
+        directory = self._directories.find(parent)
+        if directory is not None:
+            empty(directory.fd, self._made)
+            self._renew_below(directory.fd)
+            self._directories.forget()
 
     def finish(self) -> None:
-        """Give the folders their modes, attributes and times."""
-        self._folders.forget()
+        """Give the directories their modes, attributes and times."""
+        self._directories.forget()
         for inode, metadata in self._pending.items():
             try:
                 fd = open_directory_in_root(self._root_fd, metadata.path)
@@ -189,145 +189,146 @@ class Tree:
                 continue  # replaced by a later entry
             try:
                 if os.fstat(fd).st_ino == inode:
-                    _finish_folder(fd, metadata)
+                    _finish_directory(fd, metadata)
             finally:
                 os.close(fd)
 
-    def _make(self, folder: Folder, name: bytes, make: Callable[[], None]) -> None:
+    def _make(self, directory: Directory, name: bytes, make: Callable[[], None]) -> None:
         try:
             make()
         except FileExistsError:
-            self._replace(folder, name)
+            self._replace(directory, name)
             make()
 
-    def _finish_node(self, folder: Folder, name: bytes, entry: Entry) -> None:
-        if entry.uid or entry.gid or folder.inherits:
-            os.chown(name, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
-        if entry.xattrs:  # there is no call that takes a folder and a name
-            os.fchdir(folder.fd)
+    def _finish_node(self, directory: Directory, name: bytes, entry: Entry) -> None:
+        if entry.uid or entry.gid or directory.inherits:
+            os.chown(name, entry.uid, entry.gid, dir_fd=directory.fd, follow_symlinks=False)
+        if entry.xattrs:  # there is no call that takes a directory and a name
+            os.fchdir(directory.fd)
             _set_attributes(name, entry)
             os.fchdir(self._root_fd)
         times = (entry.mtime_ns, entry.mtime_ns)
-        os.utime(name, ns=times, dir_fd=folder.fd, follow_symlinks=False)
-        self._count(folder, name)
+        os.utime(name, ns=times, dir_fd=directory.fd, follow_symlinks=False)
+        self._count(directory, name)
 
-    def _make_folder(self, folder: Folder, name: bytes, mode: int) -> bool:
-        """Make a folder unless there is one; return whether it was made."""
+    def _make_directory(self, directory: Directory, name: bytes, mode: int) -> bool:
+        """Make a directory unless there is one; return whether it was made."""
         try:
-            os.mkdir(name, mode & 0o777, dir_fd=folder.fd)
+            os.mkdir(name, mode & 0o777, dir_fd=directory.fd)
         except FileExistsError:
-            present = _status(folder, name)
+            present = _status(directory, name)
             if present is not None and stat.S_ISDIR(present.st_mode):
                 return False
-            self._replace(folder, name)
-            os.mkdir(name, mode & 0o777, dir_fd=folder.fd)
-            if self._overlay:  # what it replaces had hidden the lower folder of that name
-                self._set_opaque(folder, name)
+            self._replace(directory, name)
+            os.mkdir(name, mode & 0o777, dir_fd=directory.fd)
+            if self._overlay:  # what it replaces had hidden the lower directory of that name
+                self._set_opaque(directory, name)
         self.inodes += 1
         self.used_bytes += _BLOCK_BYTES
         return True
 
-    def _describe(self, folder: Folder, path: bytes, entry: Entry, is_new: bool) -> None:
-        if entry.uid or entry.gid or folder.inherits or not is_new:
-            os.fchown(folder.fd, entry.uid, entry.gid)
-        self._folders.implied.pop(folder.inode, None)
+    def _describe(self, directory: Directory, path: bytes, entry: Entry, is_new: bool) -> None:
+        if entry.uid or entry.gid or directory.inherits or not is_new:
+            os.fchown(directory.fd, entry.uid, entry.gid)
+        self._directories.implied.pop(directory.inode, None)
         path = b"/".join(parse(path)) or b"."
-        self._pending[folder.inode] = _FolderMetadata(path, entry)
+        self._pending[directory.inode] = _DirectoryMetadata(path, entry)
 
-    def _make_missing(self, folder: Folder, name: bytes) -> bytes | None:
-        """Make a folder that entries take for granted, or return where the link in its place points."""
-        present = _status(folder, name)
+    def _make_missing(self, directory: Directory, name: bytes) -> bytes | None:
+        """Make a directory that entries take for granted, or return where the link in its place points."""
+        present = _status(directory, name)
         if present is not None:
             if stat.S_ISLNK(present.st_mode):
-                return os.readlink(name, dir_fd=folder.fd)
-            if not self._is_whiteout(present) and (self._overlay or name in self._made.get(folder.inode, ())):
-                raise NotADirectory(f"{show(name)}, a part of its path, is no folder")
-        self._make_folder(folder, name, _IMPLIED_MODE)
-        if folder.inherits:
-            os.chown(name, 0, 0, dir_fd=folder.fd, follow_symlinks=False)
-            os.chmod(name, _IMPLIED_MODE, dir_fd=folder.fd)
-        self._note(folder, name)
+                return os.readlink(name, dir_fd=directory.fd)
+            if not self._is_whiteout(present) and (self._overlay or name in self._made.get(directory.inode, ())):
+                raise NotADirectory(f"{show(name)}, a part of its path, is no directory")
+        self._make_directory(directory, name, _IMPLIED_MODE)
+        if directory.inherits:
+            os.chown(name, 0, 0, dir_fd=directory.fd, follow_symlinks=False)
+            os.chmod(name, _IMPLIED_MODE, dir_fd=directory.fd)
+        self._note(directory, name)
         return None
 
-    def _replace(self, folder: Folder, name: bytes) -> None:
+    def _replace(self, directory: Directory, name: bytes) -> None:
         """Remove what stands in the way of an entry."""
-        present = _status(folder, name)
+        present = _status(directory, name)
         if present is None:
             return
-        remove(folder.fd, name)
+        remove(directory.fd, name)
         self._renewed.discard(present.st_ino)
         if stat.S_ISDIR(present.st_mode) or stat.S_ISLNK(present.st_mode):
-            self._folders.forget()
+            self._directories.forget()
 
-    def _remove_lower(self, folder: Folder, name: bytes) -> None:
-        """Remove what lower layers have of that name; a folder that this layer needs in its place is a new one."""
-        is_ours = name in self._made.get(folder.inode, ())
-        if is_ours or not remove(folder.fd, name, self._made):
-            present = _status(folder, name)
+    def _remove_lower(self, directory: Directory, name: bytes) -> None:
+        """Remove what lower layers have of that name; a directory that this layer needs in its place is a new one."""
+        is_ours = name in self._made.get(directory.inode, ())
+        if is_ours or not remove(directory.fd, name, self._made):
+            present = _status(directory, name)
             if present is not None and stat.S_ISDIR(present.st_mode):
-                kept = Folder(open_directory_in_root(folder.fd, name))
+                kept = Directory(open_directory_in_root(directory.fd, name))
                 empty(kept.fd, self._made)
                 self._renew(kept)
-        self._folders.forget()
+        self._directories.forget()
 
-    def _renew(self, folder: Folder) -> None:
-        """Give a lower folder the looks of an implied one, and so all below, unless this layer says how they look."""
-        if folder.inode not in self._pending:
-            _drop_attributes(folder.fd)
-            os.fchown(folder.fd, 0, 0)
-            os.fchmod(folder.fd, _IMPLIED_MODE)
-        self._renew_below(folder.fd)
+    def _renew(self, directory: Directory) -> None:
+        """Give a lower directory the looks of an implied one, and so all below, unless this layer says how they look."""
+        if directory.inode not in self._pending:
+            _drop_attributes(directory.fd)
+            os.fchown(directory.fd, 0, 0)
+            os.fchmod(directory.fd, _IMPLIED_MODE)
+        self._renew_below(directory.fd)
 
     def _renew_below(self, fd: int) -> None:
-        """As ``_renew``, in a folder of which nothing is left but what this layer has made."""
+        """As ``_renew``, in a directory of which nothing is left but what this layer has made."""
         for name in list_names(fd):
             if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                self._renew(Folder(open_directory_in_root(fd, name)))
+                self._renew(Directory(open_directory_in_root(fd, name)))
 
-    def _find_hiding(self, path: bytes) -> Folder | None:
-        """Return the folder that is to hold a whiteout; None where there is nothing that it could hide.
+    def _find_hiding(self, path: bytes) -> Directory | None:
+        """Return the directory that is to hold a whiteout; None where there is nothing that it could hide.
 
         That is so where this layer has a file on the way, or has hidden all that is there below. Whether lower layers
-        have such a folder is known once they are there: see ``core.lifecycle.images.implied``.
+        have such a directory is known once they are there: see ``core.lifecycle.images.implied``.
         """
         if self._is_hidden(path):
             return None
         try:
-            folder = self._folders.find_or_make(path)
+            directory = self._directories.find_or_make(path)
         except NotADirectory:
             return None
         self._hiding[path or b"."] = None
-        return folder
+        return directory
 
     def _is_hidden(self, path: bytes) -> bool:
-        """Tell whether this layer has hidden a lower folder ``path`` already, so that nothing below it needs hiding.
+        """Return whether this layer has hidden a lower directory ``path`` already, so that nothing below it needs
+        hiding.
 
-        overlayfs would show whiteouts there, as it looks for them only in folders that it merges.
+        overlayfs would show whiteouts there, as it looks for them only in directories that it merges.
         """
-        folder = self._folders.root
+        directory = self._directories.root
         parts = parse(path)
         for count, part in enumerate(parts, 1):
-            if _OPAQUE in list_attributes(folder.fd):
+            if _OPAQUE in list_attributes(directory.fd):
                 return True
-            child = self._folders.find(b"/".join(parts[:count]))
+            child = self._directories.find(b"/".join(parts[:count]))
             if child is None:
-                present = _status(folder, part)
+                present = _status(directory, part)
                 return present is not None and self._is_whiteout(present)
-            folder = child
-        return _OPAQUE in list_attributes(folder.fd)
+            directory = child
+        return _OPAQUE in list_attributes(directory.fd)
 
     def _is_whiteout(self, status: os.stat_result) -> bool:
         return self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
-    def _make_opaque(self, folder: Folder) -> None:
-        os.setxattr(folder.fd, _OPAQUE, b"y")
-        for name in list_names(folder.fd):
-            present = _status(folder, name)
+    def _make_opaque(self, directory: Directory) -> None:
+        os.setxattr(directory.fd, _OPAQUE, b"y")
+        for name in list_names(directory.fd):
+            present = _status(directory, name)
             if present is not None and self._is_whiteout(present):
-                os.unlink(name, dir_fd=folder.fd)
+                os.unlink(name, dir_fd=directory.fd)
 
-    def _set_opaque(self, folder: Folder, name: bytes) -> None:
-        hidden = Folder(open_directory_in_root(folder.fd, name))
+    def _set_opaque(self, directory: Directory, name: bytes) -> None:
+        hidden = Directory(open_directory_in_root(directory.fd, name))
         self._renewed.add(hidden.inode)
         self._make_opaque(hidden)
 
@@ -338,13 +339,13 @@ class Tree:
             self._reader.write_to(fd, length)
         os.ftruncate(fd, size)
 
-    def _count(self, folder: Folder, name: bytes) -> None:
+    def _count(self, directory: Directory, name: bytes) -> None:
         self.inodes += 1
-        self._note(folder, name)
+        self._note(directory, name)
 
-    def _note(self, folder: Folder, name: bytes) -> None:
+    def _note(self, directory: Directory, name: bytes) -> None:
         if not self._overlay:  # there, all that is in the target is of this layer
-            self._made.setdefault(folder.inode, set()).add(name)
+            self._made.setdefault(directory.inode, set()).add(name)
 
     def _missing_link(self, entry: Entry) -> Exception:
         if self._overlay:
@@ -355,21 +356,21 @@ class Tree:
         return Corrupt(f"it is a hard link to {show(entry.link)}, which does not exist")
 
 
-def _status(folder: Folder, name: bytes) -> os.stat_result | None:
+def _status(directory: Directory, name: bytes) -> os.stat_result | None:
     try:
-        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+        return os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
 
 
-def _own_file(fd: int, entry: Entry, folder: Folder) -> None:
-    if folder.inherits:
+def _own_file(fd: int, entry: Entry, directory: Directory) -> None:
+    if directory.inherits:
         _drop_attributes(fd)
     os.fchown(fd, entry.uid, entry.gid)
     os.fchmod(fd, entry.mode)  # after chown, which clears set-user-id
 
 
-def _finish_folder(fd: int, metadata: _FolderMetadata) -> None:
+def _finish_directory(fd: int, metadata: _DirectoryMetadata) -> None:
     for name, value in metadata.xattrs.items():
         _set_attribute(fd, name, value)
     os.fchmod(fd, metadata.mode)
@@ -377,7 +378,7 @@ def _finish_folder(fd: int, metadata: _FolderMetadata) -> None:
 
 
 def _drop_attributes(fd: int) -> None:
-    """Remove a lower layer's attributes from a folder: the upper layer's entry says all there is to say."""
+    """Remove a lower layer's attributes from a directory: the upper layer's entry says all there is to say."""
     for name in list_attributes(fd):
         if name.startswith(("user.", "trusted.", "system.posix_acl")) and name != _OPAQUE:
             os.removexattr(fd, name)
@@ -396,6 +397,6 @@ def _set_attribute(target: int | bytes, name: str, value: bytes) -> None:
             os.setxattr(target, name, value, follow_symlinks=False)
     except OSError as error:
         of_node = isinstance(target, bytes) and name.startswith("user.") and error.errno == errno.EPERM
-        if error.errno != errno.ENOTSUP and not of_node:  # xattr(7): user.* is for files and folders alone
+        if error.errno != errno.ENOTSUP and not of_node:  # xattr(7): user.* is for files and directories alone
             error.add_note(f"setting the extended attribute {name!a}")
             raise

@@ -130,7 +130,7 @@ def test_a_socket_path_that_is_too_long_or_taken_is_a_failure(tmp_path: Path) ->
     assert verdicts(examine_disk(taken))["socket"] == "failure"
 
 
-def test_the_nearest_folder_that_exists_is_examined(tmp_path: Path) -> None:
+def test_the_nearest_directory_that_exists_is_examined(tmp_path: Path) -> None:
     assert existing(tmp_path / "a/b") == tmp_path
 
 
@@ -152,9 +152,9 @@ def test_network_settings_are_told_unless_every_pod_is_on_the_host(tmp_path: Pat
     assert verdicts(examine_network(Config(network=SlotConfig(driver="host")), tmp_path)) == {"settings": "ok"}
 
 
-def _program(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
+def _program(directory: Path, name: str, script: str) -> None:
+    (directory / name).write_text(f"#!/bin/sh\n{script}\n")
+    (directory / name).chmod(0o755)
 
 
 async def test_programs_are_asked_for_their_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,18 +173,18 @@ async def test_programs_are_asked_for_their_versions(tmp_path: Path, monkeypatch
     assert found["conmon"].advice == "apt-get install conmon"
 
 
-def test_cni_plugins_may_lie_in_several_folders(tmp_path: Path) -> None:
-    folders = (tmp_path / "a", tmp_path / "b")
-    for folder, names in zip(folders, (("loopback", "bridge"), ("host-local",)), strict=True):
-        folder.mkdir()
+def test_cni_plugins_may_lie_in_several_directories(tmp_path: Path) -> None:
+    directories = (tmp_path / "a", tmp_path / "b")
+    for directory, names in zip(directories, (("loopback", "bridge"), ("host-local",)), strict=True):
+        directory.mkdir()
         for name in names:
-            (folder / name).touch()
-    assert judge_cni_plugins(folders).detail.startswith("without portmap")
-    (folders[1] / "portmap").touch()
-    assert judge_cni_plugins(folders).verdict is Verdict.OK
+            (directory / name).touch()
+    assert judge_cni_plugins(directories).detail.startswith("without portmap")
+    (directories[1] / "portmap").touch()
+    assert judge_cni_plugins(directories).verdict is Verdict.OK
 
 
-async def test_slots_are_asked_in_folders_of_their_own(quiet: Site, tmp_path: Path) -> None:
+async def test_slots_are_asked_in_directories_of_their_own(quiet: Site, tmp_path: Path) -> None:
     module = """\
 from crinoid.core.api.testing.fakes import FakeNetwork
 from crinoid.core.api.values.network import NetworkStatus
@@ -195,7 +195,7 @@ class Driver(FakeNetwork):
 """
     quiet.install("down", "[crinoid.networks]\ndown = down:Driver\n", module)
     file = tmp_path / "config.toml"
-    file.write_text(QUIET_CONFIG.format(folder=tmp_path) + '[network]\ndriver = "down"\n')
+    file.write_text(QUIET_CONFIG.format(directory=tmp_path) + '[network]\ndriver = "down"\n')
     found = {finding.name: finding async for finding in examine_slots(load(ConfigPaths.at(file)))}
     assert found["network default"].detail == "NoBridge: make one"
     assert found["runtime quiet"].verdict is Verdict.OK
@@ -204,7 +204,7 @@ class Driver(FakeNetwork):
 
 async def test_a_driver_that_is_not_installed_is_a_failure(quiet: Site, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text(QUIET_CONFIG.format(folder=tmp_path) + '[network]\ndriver = "gone"\n')
+    file.write_text(QUIET_CONFIG.format(directory=tmp_path) + '[network]\ndriver = "gone"\n')
     found = [finding async for finding in examine_slots(load(ConfigPaths.at(file)))]
     assert [(finding.verdict, finding.name) for finding in found] == [(Verdict.FAILURE, "drivers")]
 

@@ -23,7 +23,7 @@ def run(*arguments: str | Path) -> Result:
 def config(quiet: Site, tmp_path: Path) -> Path:
     """A configuration of noop drivers."""
     file = tmp_path / "config.toml"
-    file.write_text(QUIET_CONFIG.format(folder=tmp_path) + '[network]\ndriver = "quiet"\n')
+    file.write_text(QUIET_CONFIG.format(directory=tmp_path) + '[network]\ndriver = "quiet"\n')
     return file
 
 
@@ -99,7 +99,9 @@ def test_the_options_of_drivers_are_shown_with_their_defaults(site: Site, tmp_pa
     site.install("star-net", "[crinoid.networks]\nstar = star_net:Driver\n")
     site.install_quiet()
     file = tmp_path / "config.toml"
-    text = QUIET_CONFIG.format(folder=tmp_path) + '[network]\ndriver = "star"\noptions = { subnet = "a\\"\\u007f" }\n'
+    text = (
+        QUIET_CONFIG.format(directory=tmp_path) + '[network]\ndriver = "star"\noptions = { subnet = "a\\"\\u007f" }\n'
+    )
     file.write_text(text)
     shown = run("config", "show", "-c", file).output
     assert "mtu = 1500  # default" in shown

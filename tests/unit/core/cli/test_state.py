@@ -26,7 +26,7 @@ def run(*arguments: str | Path, text: str | None = None) -> Result:
 @pytest.fixture
 def config(quiet: Site, tmp_path: Path) -> Path:
     file = tmp_path / "config.toml"
-    file.write_text(QUIET_CONFIG.format(folder=tmp_path) + '[network]\ndriver = "quiet"\n')
+    file.write_text(QUIET_CONFIG.format(directory=tmp_path) + '[network]\ndriver = "quiet"\n')
     (tmp_path / "root").mkdir(exist_ok=True)
     store = Store(tmp_path / "root" / "state.db")
     store.pods.put(a_pod())

@@ -22,19 +22,19 @@ driver = "host"
 """
 
 
-def load_text(folder: Path, text: str, **drop_ins: str) -> Loaded:
-    main = folder / "config.toml"
+def load_text(directory: Path, text: str, **drop_ins: str) -> Loaded:
+    main = directory / "config.toml"
     main.write_text(text)
-    (folder / "conf.d").mkdir()
+    (directory / "conf.d").mkdir()
     for name, content in drop_ins.items():
-        (folder / "conf.d" / f"{name}.toml").write_text(content)
+        (directory / "conf.d" / f"{name}.toml").write_text(content)
     return load(ConfigPaths.at(main))
 
 
-def refusal(folder: Path, text: str, **drop_ins: str) -> str:
+def refusal(directory: Path, text: str, **drop_ins: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
-        load_text(folder, text, **drop_ins)
-    return str(caught.value).replace(f"{folder}/", "")
+        load_text(directory, text, **drop_ins)
+    return str(caught.value).replace(f"{directory}/", "")
 
 
 def test_no_file_at_all_gives_the_defaults(tmp_path: Path) -> None:

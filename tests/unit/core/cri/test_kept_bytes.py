@@ -76,8 +76,8 @@ class KeptBytes(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = Store(Path(self.folder.name) / "state.db")
+        self.directory = tempfile.TemporaryDirectory()
+        self.store = Store(Path(self.directory.name) / "state.db")
         self.images = Images(self.store)
         services: Any = SimpleNamespace(
             pods=pod_service(self.store), containers=container_service(self.store), images=self.images
@@ -90,7 +90,7 @@ class KeptBytes(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.store.close()
-        self.folder.cleanup()
+        self.directory.cleanup()
 
     def tick(self) -> int:
         self.clock += 1

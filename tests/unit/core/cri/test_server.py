@@ -515,7 +515,7 @@ class TestObservation:
 
 
 class TestSocket:
-    async def test_mode_group_and_folder(self, tmp_path: Path, services: SimpleNamespace) -> None:
+    async def test_mode_group_and_directory(self, tmp_path: Path, services: SimpleNamespace) -> None:
         gid = os.getgid()
         endpoint = Endpoint(tmp_path / "a" / "b" / "c.sock", 0o600, grp.getgrgid(gid).gr_name)
         server = Server(endpoint, services)
@@ -566,7 +566,7 @@ class TestSocket:
         for endpoint, words in (
             (Endpoint(tmp_path / ("x" * 120)), "too long"),
             (Endpoint(tmp_path / "a.sock", group="no-such-group"), "no-such-group"),
-            (Endpoint(Path("/proc/nowhere/a.sock")), "can't make the folder"),
+            (Endpoint(Path("/proc/nowhere/a.sock")), "can't make the directory"),
         ):
             with pytest.raises(ConfigurationError, match=words):
                 await Server(endpoint, services).start()

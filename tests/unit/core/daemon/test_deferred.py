@@ -10,7 +10,7 @@ import pytest
 from crinoid.core.api import frozen
 from crinoid.core.api.config import DriverConfig
 from crinoid.core.config.models import MetricsConfig, TracingConfig
-from crinoid.core.daemon.deferred import settling
+from crinoid.core.daemon.deferred import deferred_initialisation
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.slots.running import HookCalls
@@ -54,7 +54,7 @@ async def wait_until_enabled() -> None:
 async def test_what_the_first_pod_needs_is_made_and_then_the_garbage_collector_begins() -> None:
     assert not Options.__pydantic_complete__
     instruments = Opened()
-    async with settling(instruments):
+    async with deferred_initialisation(instruments):
         await wait_until_enabled()
     assert instruments.opened.is_set()
     assert Options.__pydantic_complete__
@@ -64,14 +64,14 @@ async def test_what_the_first_pod_needs_is_made_and_then_the_garbage_collector_b
 
 async def test_an_end_before_that_is_none_too_early() -> None:
     instruments = Opened()
-    async with settling(instruments):
+    async with deferred_initialisation(instruments):
         pass
     assert not instruments.opened.is_set()
 
 
 async def test_a_failure_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     instruments = Opened(RuntimeError("no"))
-    async with settling(instruments):
+    async with deferred_initialisation(instruments):
         await wait_until_enabled()
         await asyncio.sleep(0)
     assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [

@@ -20,18 +20,18 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="directories of a daem
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that everybody may enter."""
-    folder = Path("/run") / f"crt{secrets.token_hex(3)}"
-    folder.mkdir(mode=0o755)
-    yield folder
-    subprocess.run(["rm", "-r", "--one-file-system", folder], check=True)
+    directory = Path("/run") / f"crt{secrets.token_hex(3)}"
+    directory.mkdir(mode=0o755)
+    yield directory
+    subprocess.run(["rm", "-r", "--one-file-system", directory], check=True)
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def contents(folder: Path) -> list[tuple[str, int, int]]:
-    return sorted((str(path), mode(path), path.lstat().st_mtime_ns) for path in (folder, *folder.rglob("*")))
+def contents(directory: Path) -> list[tuple[str, int, int]]:
+    return sorted((str(path), mode(path), path.lstat().st_mtime_ns) for path in (directory, *directory.rglob("*")))
 
 
 def test_they_are_made_and_closed(place: Path) -> None:

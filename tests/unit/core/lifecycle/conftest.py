@@ -94,7 +94,7 @@ class FakeMachine:
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether nothing of any pod is left."""
+        """Return whether nothing of any pod is left."""
         return not (self.pins or self.mounts or self.cgroups)
 
 
@@ -102,7 +102,7 @@ class FakeMachine:
 class FakeNode:
     """Services over fakes; ``restart`` makes new ones over the same state and the same drivers, as after kill -9."""
 
-    folder: Path
+    directory: Path
     machine: FakeMachine
     runtime: FakeRuntime
     network: FakeNetwork
@@ -113,7 +113,7 @@ class FakeNode:
     @property
     def config(self) -> Config:
         """A node with one slot of each kind."""
-        root, run = self.folder / "root", self.folder / "run"
+        root, run = self.directory / "root", self.directory / "run"
         root.mkdir(exist_ok=True)
         (run / "pods").mkdir(parents=True, exist_ok=True)
         return Config(root=root, run=run, pods=PodsConfig(init_binary="/bin/true", kill_timeout_s=0.2))
@@ -149,7 +149,7 @@ class FakeNode:
         self.services = None
 
     def _bindings(self) -> list[Binding]:
-        registry = FakeRegistry(NoOptions(), fake_host(self.folder, "layout"))
+        registry = FakeRegistry(NoOptions(), fake_host(self.directory, "layout"))
         return [
             _bind("runtime", self.runtime, RuntimeSlotConfig(driver="fake")),
             _bind("network", self.network, SlotConfig(driver="fake")),
@@ -192,7 +192,7 @@ async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     monkeypatch.setattr(cgroups, "remove_marked", machine.remove_marked_cgroup)
     monkeypatch.setattr(cgroups, "kill", machine.killed.append)
     monkeypatch.setattr(pods, "write_sysctls_in", lambda _pins, _values: None)
-    monkeypatch.setattr(cgroups, "hasten", lambda: None)
+    monkeypatch.setattr(cgroups, "warm_up", lambda: None)
     options = NoOptions()
     node = FakeNode(
         tmp_path,

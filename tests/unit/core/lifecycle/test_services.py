@@ -124,7 +124,7 @@ async def test_a_crash_while_a_container_is_made(fake_node: FakeNode, role: str,
 
 @pytest.mark.parametrize(("role", "hook"), [("runtime", "delete"), ("snapshotter", "remove_snapshot")])
 async def test_a_kill_while_a_container_is_removed(fake_node: FakeNode, role: str, hook: str) -> None:
-    """What was undone by then is not struck yet, and is undone again."""
+    """What was undone by then is not deleted yet, and is undone again."""
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)
     before = fake_node.now.store.ledger.entries(container)
@@ -132,7 +132,7 @@ async def test_a_kill_while_a_container_is_removed(fake_node: FakeNode, role: st
     running = asyncio.create_task(fake_node.now.containers.remove(container))
     await eventually(lambda: hook in getattr(fake_node, role).hooks_called)
     assert fake_node.now.store.ledger.entries(container) == before
-    fake_node.now.store.ledger.strike = lambda *_: None  # type: ignore[method-assign]  # it was killed before that
+    fake_node.now.store.ledger.delete = lambda *_: None  # type: ignore[method-assign]  # it was killed before that
     await fake_node.crash()
     await asyncio.gather(running, return_exceptions=True)
     getattr(fake_node, role).hang(hook, False)
@@ -148,20 +148,20 @@ async def test_an_owner_is_struck_in_one_go(fake_node: FakeNode, monkeypatch: py
     """But an attachment at once: its address may soon be another's."""
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)
-    ledger, struck = fake_node.now.store.ledger, list[tuple[str, set[str]]]()
-    strike = ledger.strike
+    ledger, deleted = fake_node.now.store.ledger, list[tuple[str, set[str]]]()
+    strike = ledger.delete
 
     def note(*entries: LedgerEntry) -> None:
-        struck.extend([(entries[0].owner, {entry.kind for entry in entries})] if entries else [])
+        deleted.extend([(entries[0].owner, {entry.kind for entry in entries})] if entries else [])
         strike(*entries)
 
-    monkeypatch.setattr(ledger, "strike", note)
+    monkeypatch.setattr(ledger, "delete", note)
     await fake_node.now.pods.remove(pod)
-    kinds = dict(struck)
-    assert [owner for owner, _ in struck if owner == container] == [container]
+    kinds = dict(deleted)
+    assert [owner for owner, _ in deleted if owner == container] == [container]
     assert {"container", "snapshot", "directory"} <= kinds[container]
-    assert (pod, {"network"}) in struck
-    assert len(struck) == 3
+    assert (pod, {"network"}) in deleted
+    assert len(deleted) == 3
     assert_nothing_left(fake_node)
 
 
@@ -297,9 +297,9 @@ async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node:
 async def test_what_can_not_be_undone_at_the_start_is_no_reason_not_to_start(fake_node: FakeNode) -> None:
     """Rows that are damaged, and a snapshotter that fails."""
     for kind in (CONTAINER, NETWORK, SNAPSHOT, MOUNT):
-        fake_node.now.store.ledger.intend("damaged", kind, "key", {})
+        fake_node.now.store.ledger.record("damaged", kind, "key", {})
     await fake_node.crash()
-    fake_node.snapshotter.fail("list_snapshots", DriverError("its folder can't be read"))
+    fake_node.snapshotter.fail("list_snapshots", DriverError("its directory can't be read"))
     services = await fake_node.start()
     assert services.pods.list(PodFilter()) == []
 
@@ -309,7 +309,7 @@ async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_
 ) -> None:
     """A deferred directory on a dead server, or with more files than are removed in a minute."""
     owner, end, removed = "a" * 64, threading.Event(), []
-    dead, other = (fake_node.folder / owner / name for name in ("dead", "other"))
+    dead, other = (fake_node.directory / owner / name for name in ("dead", "other"))
     monkeypatch.setattr(resources, "_UNDO_S", 0.1)
     monkeypatch.setattr(resources, "_QUIET_S", 0.1)
     monkeypatch.setattr(backoff, "FIRST_S", 0.05)
@@ -321,7 +321,7 @@ async def test_what_hangs_while_it_is_undone_at_the_start_holds_up_nothing_else_
 
     monkeypatch.setattr(files, "remove_tree", remove)
     for path in (other, dead):
-        fake_node.now.store.ledger.intend(DEFERRED, DIRECTORY, str(path), {"owner": owner})
+        fake_node.now.store.ledger.record(DEFERRED, DIRECTORY, str(path), {"owner": owner})
     await fake_node.crash()
     try:
         services = await fake_node.start()
@@ -576,7 +576,7 @@ async def test_a_damaged_row_of_the_ledger_ends_nothing(fake_node: FakeNode, mad
     """Whatever it says, the cgroups that crinoid has not made stay, and the daemon starts."""
     fake_node.machine.cgroups.add("/foreign")
     for owner in ("f" * 64, "foreign", DEFERRED):
-        fake_node.now.store.ledger.intend(owner, CGROUP, "/foreign", {"made": made, "above": made, "owner": "foreign"})
+        fake_node.now.store.ledger.record(owner, CGROUP, "/foreign", {"made": made, "above": made, "owner": "foreign"})
     await fake_node.crash()
     await fake_node.start()
     assert fake_node.machine.cgroups == {"/foreign"}

@@ -1,4 +1,4 @@
-"""From a configuration to bound slots: options, folders, the hooks a driver has, and what stops the start."""
+"""From a configuration to bound slots: options, directories, the hooks a driver has, and what stops the start."""
 
 import importlib.metadata
 import re
@@ -18,21 +18,21 @@ from crinoid.core.slots.selection import check
 from support.distributions import NETWORK, QUIET_CONFIG, Site
 
 
-def load_text(folder: Path, text: str) -> Loaded:
-    file = folder / "config.toml"
-    file.write_text(QUIET_CONFIG.format(folder=folder) + text)
+def load_text(directory: Path, text: str) -> Loaded:
+    file = directory / "config.toml"
+    file.write_text(QUIET_CONFIG.format(directory=directory) + text)
     return load(ConfigPaths.at(file))
 
 
-def bind_text(folder: Path, text: str) -> Slots:
-    loaded = load_text(folder, text)
+def bind_text(directory: Path, text: str) -> Slots:
+    loaded = load_text(directory, text)
     return bind(loaded.config, loaded.origins, version="1")
 
 
-def refusal(folder: Path, text: str) -> str:
+def refusal(directory: Path, text: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
-        bind_text(folder, text)
-    return str(caught.value).replace(f"{folder}/", "")
+        bind_text(directory, text)
+    return str(caught.value).replace(f"{directory}/", "")
 
 
 QUIET_NETWORK = '[network]\ndriver = "quiet"\n'
@@ -44,7 +44,7 @@ def install_star(site: Site, body: str = "") -> None:
     site.install("star-net", "[crinoid.networks]\nstar = star_net:Driver\n", NETWORK + indent(body, "    "))
 
 
-def test_a_bound_slot_has_its_name_driver_and_private_folders(quiet: Site, tmp_path: Path) -> None:
+def test_a_bound_slot_has_its_name_driver_and_private_directories(quiet: Site, tmp_path: Path) -> None:
     install_star(quiet)
     slots = bind_text(tmp_path, STAR)
     assert repr(slots.network) == '<network "default" (star)>'
@@ -56,11 +56,11 @@ def test_a_bound_slot_has_its_name_driver_and_private_folders(quiet: Site, tmp_p
     assert [slot.role for slot in slots.all()] == ["runtime", "network", "snapshotter", "registry"]
 
 
-def test_a_folder_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:
-    folder = tmp_path / "run/net/default.quiet"
-    folder.mkdir(parents=True, mode=0o755)
+def test_a_directory_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:
+    directory = tmp_path / "run/net/default.quiet"
+    directory.mkdir(parents=True, mode=0o755)
     bind_text(tmp_path, '[network]\ndriver = "quiet"\n')
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_options_reach_the_driver_as_its_own_model(quiet: Site, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_metadata_of_what_is_installed_is_read_once(
     assert readings == [{}]
 
 
-def test_the_check_makes_no_driver_and_no_folder(quiet: Site, tmp_path: Path) -> None:
+def test_the_check_makes_no_driver_and_no_directory(quiet: Site, tmp_path: Path) -> None:
     install_star(quiet, "def __init__(self, config, host):\n    raise RuntimeError\n")
     loaded = load_text(tmp_path, STAR)
     assert [slot.selection.name for slot in check(loaded.config, loaded.origins)] == [
@@ -166,16 +166,16 @@ def test_a_forgotten_mark_stops_the_start_and_every_check_in_all_roles(quiet: Si
     quiet.install("bad-one", f"[crinoid.{ROLES[role].group.partition('.')[2]}]\nbad = bad_one:Driver\n", module)
     table = {"runtime": "runtimes.b", "network": "network", "snapshotter": "snapshotters.b", "registry": "registries.b"}
     text = f'[{table.get(role, "extensions.b")}]\ndriver = "bad"\n' + ("" if role == "network" else QUIET_NETWORK)
-    folder = tmp_path
+    directory = tmp_path
     if role == "registry":
-        folder.joinpath("conf.d").mkdir()
-        folder.joinpath("conf.d/1.toml").write_text('images.sources = ["b"]\n')
+        directory.joinpath("conf.d").mkdir()
+        directory.joinpath("conf.d/1.toml").write_text('images.sources = ["b"]\n')
     message = (
         f'{role} driver "bad" of distribution bad-one 1.0 does not fit its hooks, report it to its authors: '
         f"bad_one.Driver.{name} has the name of a hook but no @hookimpl"
     )
-    assert message in refusal(folder, text)
-    loaded = load_text(folder, text)
+    assert message in refusal(directory, text)
+    loaded = load_text(directory, text)
     with pytest.raises(ConfigurationError, match=re.escape(message)):  # as `crinoid config check` does
         check(loaded.config, loaded.origins)
     (plugin,) = [each for each in list_plugins(loaded.config, loaded.origins) if each.driver.name == "bad"]
@@ -261,7 +261,7 @@ class Driver(FakeRegistry):
     quiet.install("src", "[crinoid.registries]\nsrc = src:Driver\n", module)
     text = '[network]\ndriver = "quiet"\n[registries.a]\ndriver = "src"\n[registries.b]\ndriver = "src"\n'
     file = tmp_path / "config.toml"
-    file.write_text((QUIET_CONFIG + text).format(folder=tmp_path).replace('["quiet"]', '["b", "a"]'))
+    file.write_text((QUIET_CONFIG + text).format(directory=tmp_path).replace('["quiet"]', '["b", "a"]'))
     loaded = load(ConfigPaths.at(file))
     await bind(loaded.config, loaded.origins).close()
     import src as module_of_driver  # type: ignore[import-not-found]  # installed by this test

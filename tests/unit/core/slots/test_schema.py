@@ -67,7 +67,7 @@ def plugins(quiet: Site, tmp_path: Path) -> dict[tuple[str, str], Plugin]:
     text = (
         '[network]\ndriver = "quiet"\n[networks.s]\ndriver = "star"\noptions.mtuu = 1\n[networks.g]\ndriver = "gone"\n'
     )
-    file.write_text((QUIET_CONFIG + text).format(folder=tmp_path))
+    file.write_text((QUIET_CONFIG + text).format(directory=tmp_path))
     loaded = load(ConfigPaths.at(file))
     return {(p.driver.role, p.driver.name): p for p in list_plugins(loaded.config, loaded.origins)}
 

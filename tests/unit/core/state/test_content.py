@@ -230,7 +230,7 @@ def test_stale_partial_ingests_are_dropped(store: ContentStore) -> None:
     assert store.list_partial() == (new.digest,)
 
 
-def test_the_folder_is_an_oci_image_layout(store: ContentStore) -> None:
+def test_the_directory_is_an_oci_image_layout(store: ContentStore) -> None:
     target = store.put(b"{}", "application/vnd.oci.image.manifest.v1+json")
     assert json.loads((store.root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
     assert json.loads((store.root / "index.json").read_text())["manifests"] == []
@@ -243,8 +243,8 @@ def test_the_folder_is_an_oci_image_layout(store: ContentStore) -> None:
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 def test_what_a_killed_daemon_was_writing_is_removed(store: ContentStore) -> None:
     blob = store.put(b"document")
-    for folder in (store.root, store.path(blob.digest).parent):
-        (folder / ".some.0123abcd.tmp").touch()
+    for directory in (store.root, store.path(blob.digest).parent):
+        (directory / ".some.0123abcd.tmp").touch()
     opened = ContentStore(store.root)
     assert list(store.root.rglob("*.tmp")) == []
     assert opened.list() == (blob.digest,)

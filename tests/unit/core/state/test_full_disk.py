@@ -61,18 +61,18 @@ def test_a_reserve_that_was_used_is_whole_again_once_there_is_room(
 def test_a_full_disk_has_room_for_ends_and_removals_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(path)
     pod = store.pods.put(a_pod())
-    entry = store.ledger.intend("p1", "directory", "/x", {})
+    entry = store.ledger.record("p1", "directory", "/x", {})
     monkeypatch.setattr(Reserve, "is_whole", lambda _: False)
     for new in (
         lambda: store.pods.put(a_pod("p2")),
-        lambda: store.ledger.intend("p2", "directory", "/y", {}),
-        lambda: store.ledger.intend_all("p2", [("directory", "/y", {})]),
+        lambda: store.ledger.record("p2", "directory", "/y", {}),
+        lambda: store.ledger.record_all("p2", [("directory", "/y", {})]),
         lambda: store.set("a", "b"),
     ):
         with pytest.raises(ResourceExhausted, match="is full: free some space"):
             new()
     store.pods.put_fact(dataclasses.replace(pod, state=PodState.NOT_READY))
-    store.ledger.strike(store.ledger.hand_over(entry, "deferred", {"owner": "p1"}))
+    store.ledger.delete(store.ledger.hand_over(entry, "deferred", {"owner": "p1"}))
     store.pods.drop("p1")
     assert (len(store.pods), store.ledger.entries()) == (0, [])
 

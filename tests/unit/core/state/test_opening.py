@@ -104,7 +104,7 @@ def test_tables_that_are_not_as_they_should_be(path: Path, damage: str) -> None:
     store = Store(path)
     store.pods.put(a_pod(POD))
     store.set("a", "1")
-    store.ledger.intend(POD, "directory", f"/run/pods/{POD}", {})
+    store.ledger.record(POD, "directory", f"/run/pods/{POD}", {})
     store.close()
     with database(path) as connection:
         connection.executescript(damage)
@@ -124,10 +124,10 @@ def test_tables_that_are_not_as_they_should_be(path: Path, damage: str) -> None:
 def test_who_has_resources_and_lost_its_record_is_not_forgotten(path: Path) -> None:
     """Else the start would undo a pod that runs, as one that never came to be."""
     store = Store(path)
-    store.ledger.intend(POD, "directory", f"/run/crinoid/pods/{POD}", {})
-    store.ledger.intend(CONTAINER, "directory", f"/run/crinoid/containers/{CONTAINER}", {})
-    store.ledger.intend(CONTAINER, "container", CONTAINER, {})
-    store.ledger.intend("images", "layer", "sha256:1", {})
+    store.ledger.record(POD, "directory", f"/run/crinoid/pods/{POD}", {})
+    store.ledger.record(CONTAINER, "directory", f"/run/crinoid/containers/{CONTAINER}", {})
+    store.ledger.record(CONTAINER, "container", CONTAINER, {})
+    store.ledger.record("images", "layer", "sha256:1", {})
     store.close()
     with database(path) as connection:
         connection.executescript("DROP TABLE pods")

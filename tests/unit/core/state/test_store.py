@@ -100,14 +100,14 @@ def test_find_by_unique_prefix(path: Path) -> None:
 
 def test_ledger_is_undone_latest_first_and_by_what_was_amended(path: Path) -> None:
     ledger = Store(path).ledger
-    first = ledger.intend("p1", "mount", "/a", {})
-    second = ledger.intend("p1", "network", "default", {"plan": {"x": [1]}})
-    ledger.intend("p2", "mount", "/b", {})
-    ledger.amend(second, {"data": {"ip": "é"}})
+    first = ledger.record("p1", "mount", "/a", {})
+    second = ledger.record("p1", "network", "default", {"plan": {"x": [1]}})
+    ledger.record("p2", "mount", "/b", {})
+    ledger.update(second, {"data": {"ip": "é"}})
     again = Store(path).ledger
     assert [(e.key, e.data) for e in again.entries("p1")] == [("default", {"data": {"ip": "é"}}), ("/a", {})]
-    again.strike(first)
-    again.strike(first)
+    again.delete(first)
+    again.delete(first)
     assert [entry.key for entry in again.entries()] == ["/b", "default"]
 
 
@@ -115,21 +115,21 @@ def test_an_owners_entries_are_found_whatever_came_and_went(path: Path) -> None:
     """Who has none is not looked up, so how many there are must be right, after a restart too."""
     ledger = Store(path).ledger
     assert ledger.entries("p1") == []
-    first = ledger.intend("p1", "mount", "/a", {})
-    ledger.intend_all("p1", [("mount", "/b", {}), ("mount", "/c", {})])
-    ledger.intend_all("p2", [])
+    first = ledger.record("p1", "mount", "/a", {})
+    ledger.record_all("p1", [("mount", "/b", {}), ("mount", "/c", {})])
+    ledger.record_all("p2", [])
     ledger = Store(path).ledger
     assert [entry.key for entry in ledger.entries("p1")] == ["/c", "/b", "/a"]
     assert ledger.entries("p2") == []
-    ledger.strike(first)
-    ledger.strike(first)
+    ledger.delete(first)
+    ledger.delete(first)
     assert [entry.key for entry in ledger.entries("p1")] == ["/c", "/b"]
     rest = ledger.entries("p1")
-    ledger.strike(first, *rest)
+    ledger.delete(first, *rest)
     assert ledger.entries("p1") == []
-    ledger.strike(*rest)
+    ledger.delete(*rest)
     assert [ledger.entries("p1"), ledger.entries()] == [[], []]
-    ledger.intend("p1", "mount", "/d", {})
+    ledger.record("p1", "mount", "/d", {})
     assert [entry.key for entry in ledger.entries("p1")] == ["/d"]
 
 
@@ -195,7 +195,7 @@ def test_the_log_is_carried_over_now_and_then(path: Path, monkeypatch: pytest.Mo
     store = Store(path)
     before = path.stat().st_size
     for number in range(300):
-        store.ledger.intend("p", "mount", str(number), {"x": "y" * 500})
+        store.ledger.record("p", "mount", str(number), {"x": "y" * 500})
     store._database._checkpoint.join(5)
     assert path.stat().st_size > before + 50_000
     assert len(store.ledger.entries("p")) == 300
@@ -301,13 +301,13 @@ def test_what_a_killed_daemon_wrote_is_there_and_that_of_one_that_shared_the_fil
 
 @pytest.mark.parametrize("name", ["a b?c#d%20", "é"])
 def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name
-    folder.mkdir()
-    Store(folder / "state.db").set("a", "1")
-    assert (folder / "state.db").exists()
+    directory = tmp_path / name
+    directory.mkdir()
+    Store(directory / "state.db").set("a", "1")
+    assert (directory / "state.db").exists()
 
 
-def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> None:
+def test_a_directory_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "state.db").mkdir()
     with pytest.raises(StateUnavailable, match=r"can't be used: Is a directory\. Nothing has been changed"):
         Store(tmp_path / "state.db")

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
         if row["table"] != "ledger":
             store._database.execute(f"INSERT INTO {row['table']} VALUES (?, ?)", (row["id"], row["body"]))
     store._database.execute("INSERT INTO pods VALUES ('torn', ?)", (b"\xff\x00",))
-    store.ledger.intend("a" * 64, "mount", "/x", {"y": ["é"]})
+    store.ledger.record("a" * 64, "mount", "/x", {"y": ["é"]})
     store.set("pod_cidrs", "10.0.0.0/24")
     store._database.execute("INSERT INTO quarantine VALUES ('pods', 'p', ?, 'e', 5)", (b"\x00",))
     store.close()

@@ -39,7 +39,7 @@ def test_a_configuration_decides(file: str, chosen: str, node: Node, caplog: pyt
     assert f"network {chosen}: there is {'a' if chosen == 'cni' else 'no'} CNI configuration in" in caplog.text
 
 
-def test_no_folder_is_no_configuration(node: Node) -> None:
+def test_no_directory_is_no_configuration(node: Node) -> None:
     node.conf_dir.rmdir()
     assert make_driver(node).chosen == "bridge"
 

@@ -1,4 +1,4 @@
-"""Limits, versions, scratch folders and options."""
+"""Limits, versions, scratch directories and options."""
 
 import os
 from pathlib import Path
@@ -59,15 +59,15 @@ def test_features() -> None:
     assert read_features("[]") == read_features("unknown command features") == {}
 
 
-def test_scratch_folders_are_swept_after_those_who_are_gone(tmp_path: Path) -> None:
+def test_scratch_directories_are_swept_after_those_who_are_gone(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / "scratch")
     scratch.sweep()
-    with scratch.folder() as folder:
+    with scratch.temporary_directory() as directory:
         left = scratch.directory / "999999999-left"
         left.mkdir()
         scratch.sweep()
-        assert folder.is_dir()
-        assert folder.name.startswith(str(os.getpid()))
+        assert directory.is_dir()
+        assert directory.name.startswith(str(os.getpid()))
         assert not left.exists()
     assert list(scratch.directory.iterdir()) == []
 

@@ -20,8 +20,8 @@ ROOT = os.geteuid() == 0
 @pytest.fixture
 def trees(tmp_path: Path) -> tuple[Path, Path]:
     source, target = tmp_path / "source", tmp_path / "target"
-    for folder in (source, target):
-        folder.mkdir()
+    for directory in (source, target):
+        directory.mkdir()
     return source, target
 
 
@@ -36,10 +36,10 @@ def refuse(number: int) -> Callable[..., int]:
     return call
 
 
-def describe(folder: Path) -> dict[str, tuple[object, ...]]:
+def describe(directory: Path) -> dict[str, tuple[object, ...]]:
     """Everything about a tree that a copy must keep."""
     found: dict[str, tuple[object, ...]] = {}
-    for path in [folder, *folder.rglob("*")]:
+    for path in [directory, *directory.rglob("*")]:
         status = path.lstat()
         content: object = None
         if stat.S_ISREG(status.st_mode):
@@ -50,7 +50,7 @@ def describe(folder: Path) -> dict[str, tuple[object, ...]]:
             name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
         }
         facts = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev)
-        found[str(path.relative_to(folder))] = (*facts, status.st_nlink, content, xattrs)
+        found[str(path.relative_to(directory))] = (*facts, status.st_nlink, content, xattrs)
     return found
 
 
@@ -63,7 +63,7 @@ def make_everything(source: Path) -> None:
     os.link(source / "link", source / "link-linked", follow_symlinks=False)
     os.mkfifo(source / "fifo", 0o604)
     (source / "odd \udcff name").write_text("bytes that are no text")
-    os.setxattr(source / "a", "user.note", b"of a folder")
+    os.setxattr(source / "a", "user.note", b"of a directory")
     (source / "a").chmod(0o2750)
     if ROOT:
         os.mknod(source / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))

@@ -46,10 +46,10 @@ async def test_overlay_names_layers_topmost_first(host: Host) -> None:
     driver = OverlaySnapshotter(OverlayConfig(mount_options=("xino=off",)), host)
     base, top = await add(driver, "base"), await add(driver, "top", "base")
     (mounts,) = await driver.create_snapshot("container", "top", False)
-    folder = driver.storage.snapshot_folder(driver.storage.snapshot("container"))
+    directory = driver.storage.snapshot_directory(driver.storage.snapshot("container"))
     lowers = (f"lowerdir+={top}", f"lowerdir+={base}")
     assert mounts == Mount(
-        "overlay", "overlay", (*lowers, f"upperdir={folder}/fs", f"workdir={folder}/work", "xino=off")
+        "overlay", "overlay", (*lowers, f"upperdir={directory}/fs", f"workdir={directory}/work", "xino=off")
     )
     (view,) = await driver.create_snapshot("view", "top", True)
     assert view == Mount("overlay", "overlay", (*lowers, "xino=off", "ro"))
@@ -123,7 +123,7 @@ async def test_probe_leaves_nothing(host: Host, tmp_path: Path) -> None:
 
 
 async def test_native_probe_wants_reflink_only_if_asked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "can_reflink", lambda folder: False)
+    monkeypatch.setattr(native, "can_reflink", lambda directory: False)
     await NativeSnapshotter(NativeConfig(), host).probe()
     with pytest.raises(Unsupported, match="btrfs"):
         await NativeSnapshotter(NativeConfig(reflink=Reflink.ALWAYS), host).probe()

@@ -1,4 +1,4 @@
-"""Folders and records: what a kill at any moment leaves, damaged records, rubbish of processes that are gone."""
+"""Directories and records: what a kill at any moment leaves, damaged records, rubbish of processes that are gone."""
 
 import errno
 import json
@@ -31,10 +31,10 @@ import logging, random, sys
 from pathlib import Path
 from crinoid.plugins.snapshotters.storage import Storage
 
-def fill(folder):
+def fill(directory):
     for number in range(5):
-        (folder / str(number)).mkdir()
-        (folder / str(number) / "file").write_text("x" * 5000)
+        (directory / str(number)).mkdir()
+        (directory / str(number) / "file").write_text("x" * 5000)
 
 storage, rng = Storage(Path(sys.argv[1]), logging.getLogger()), random.Random(int(sys.argv[2]))
 print("ready", flush=True)
@@ -51,8 +51,8 @@ while True:
 """
 
 
-def nothing(folder: Path) -> None:
-    """Leave the folder empty."""
+def nothing(directory: Path) -> None:
+    """Leave the directory empty."""
 
 
 def add(storage: Storage, chain_id: str, parent: str | None = None) -> None:
@@ -78,7 +78,7 @@ def test_a_kill_at_any_moment_leaves_layers_whole_or_absent(tmp_path: Path, seed
     for key in storage.unfinished():
         storage.discard(key)
     for snapshot in storage.snapshots():
-        assert len(list(storage.snapshot_folder(snapshot).glob("fs/*/file"))) == 5
+        assert len(list(storage.snapshot_directory(snapshot).glob("fs/*/file"))) == 5
         storage.remove_snapshot(snapshot.key)
     for layer in storage.layers():
         storage.remove_layer(layer.chain_id)
@@ -151,8 +151,8 @@ def test_removing_is_a_rename_and_what_can_not_be_emptied_harms_nobody(
 
     monkeypatch.setattr(trash_module, "remove_tree", refuse)
     storage = Storage(tmp_path, LOG)
-    key, folder = storage.prepare(None, nothing)
-    (folder / "file").write_bytes(b"x" * 5000)
+    key, directory = storage.prepare(None, nothing)
+    (directory / "file").write_bytes(b"x" * 5000)
     storage.commit(key, "chain", None)
     storage.create("container", "chain", False, nothing)
     before = storage.total_usage()
@@ -211,8 +211,8 @@ def test_a_layer_is_not_committed_before_its_parent(tmp_path: Path) -> None:
 def test_what_fails_to_be_filled_is_not_there(tmp_path: Path) -> None:
     storage = Storage(tmp_path, LOG)
 
-    def fail(folder: Path) -> None:
-        (folder / "half").touch()
+    def fail(directory: Path) -> None:
+        (directory / "half").touch()
         raise OSError(5, "the disk is ill")
 
     with pytest.raises(OSError, match="ill"):
@@ -228,8 +228,8 @@ def test_what_fails_to_be_filled_is_not_there(tmp_path: Path) -> None:
 
 def test_a_layer_is_measured_when_asked_for_and_then_remembered(tmp_path: Path) -> None:
     storage = Storage(tmp_path, LOG)
-    key, folder = storage.prepare(None, nothing)
-    (folder / "file").write_bytes(b"x" * 5000)
+    key, directory = storage.prepare(None, nothing)
+    (directory / "file").write_bytes(b"x" * 5000)
     storage.commit(key, "chain", None)
     assert storage.layer("chain").usage == NOT_MEASURED
     (tree,) = storage.stack("chain")

@@ -11,10 +11,10 @@ from crinoid.core.api.linux.cgroups import Hierarchies, cpu_weight
 from crinoid.core.api.values.stats import DeviceUsage, HugepageUsage
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def write(directory: Path, files: dict[str, str]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        (folder / name).write_text(text)
+        (directory / name).write_text(text)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Cgroups: both versions over folders that look like them, and the host's own where there is root."""
+"""Cgroups: both versions over directories that look like them, and the host's own where there is root."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def v1(tmp_path: Path) -> Hierarchies:
     write(tmp_path / "cpu/pod", {"cpuacct.usage": "777\n", "cpu.shares": "1024\n", "cpu.cfs_quota_us": "-1\n"})
     write(tmp_path / "pids/pod", {"pids.current": "3\n"})
     named = {"cpu": "cpu", "cpuacct": "cpu", "memory": "memory", "pids": "pids"}
-    return Hierarchies(1, {name: str(tmp_path / folder) for name, folder in named.items()})
+    return Hierarchies(1, {name: str(tmp_path / directory) for name, directory in named.items()})
 
 
 @pytest.fixture
@@ -281,14 +281,14 @@ def test_real_limits_go_up_and_down(path: str) -> None:
         cgroups.write_resources(path, LinuxResources(cpuset_cpus="9999", cpu_quota=1))
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def write(directory: Path, files: dict[str, str]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / name).write_text(content)
+        (directory / name).write_text(content)
 
 
-def read(folder: Path, *names: str) -> list[str]:
-    return [(folder / name).read_text().strip() for name in names]
+def read(directory: Path, *names: str) -> list[str]:
+    return [(directory / name).read_text().strip() for name in names]
 
 
 def test_a_thread_of_version_1_enters_alone(v1: Hierarchies) -> None:
@@ -339,7 +339,7 @@ def test_a_child_of_a_thread_that_entered_begins_there(tmp_path: Path) -> None:
 def test_hastening_moves_nobody() -> None:
     def moved() -> tuple[str, str]:
         before = Path("/proc/thread-self/cgroup").read_text()
-        cgroups.hasten()
+        cgroups.warm_up()
         return before, Path("/proc/thread-self/cgroup").read_text()
 
     before, after = call_in_fresh_thread(moved)

@@ -56,8 +56,13 @@ def test_links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
 def test_traps_for_readers_are_errors(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "long").write_bytes(b"x" * 11)
-    (tmp_path / "folder").mkdir()
-    for name, code in (("fifo", errno.EINVAL), ("long", errno.EFBIG), ("folder", errno.EINVAL), ("none", errno.ENOENT)):
+    (tmp_path / "directory").mkdir()
+    for name, code in (
+        ("fifo", errno.EINVAL),
+        ("long", errno.EFBIG),
+        ("directory", errno.EINVAL),
+        ("none", errno.ENOENT),
+    ):
         with pytest.raises(OSError) as caught:
             files.read_regular(name, 10, tmp_path)
         assert caught.value.errno == code
@@ -123,10 +128,10 @@ def test_a_tree_deeper_than_path_max_is_measured_and_removed(tmp_path: Path) -> 
 def test_what_can_not_be_removed_stays_and_all_else_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An immutable file, as ``chattr +i`` makes one."""
     top = tmp_path / "top"
-    for folder in ("a", "b/c", "d"):
-        (top / folder).mkdir(parents=True)
-        for name in ("stays" if folder == "b/c" else "x", "y"):
-            (top / folder / name).touch()
+    for directory in ("a", "b/c", "d"):
+        (top / directory).mkdir(parents=True)
+        for name in ("stays" if directory == "b/c" else "x", "y"):
+            (top / directory / name).touch()
     unlink = os.unlink
 
     def refuse(path: str, *, dir_fd: int | None = None) -> None:
@@ -144,7 +149,7 @@ def test_what_can_not_be_removed_stays_and_all_else_goes(tmp_path: Path, monkeyp
 
 
 def test_several_threads_remove_the_same_tree(tmp_path: Path) -> None:
-    """Deep enough for folders to be moved up on the way, which the others find there, or find gone."""
+    """Deep enough for directories to be moved up on the way, which the others find there, or find gone."""
     for round_ in range(8):
         top = tmp_path / str(round_)
         for branch in range(4):
@@ -164,8 +169,8 @@ def test_removing_follows_no_link_and_is_idempotent(tmp_path: Path) -> None:
     kept.mkdir()
     (kept / "file").touch()
     top = tmp_path / "top"
-    (top / "folder").mkdir(parents=True)
-    (top / "folder" / "file").touch()
+    (top / "directory").mkdir(parents=True)
+    (top / "directory" / "file").touch()
     (top / "link").symlink_to(kept)
     (tmp_path / "direct").symlink_to(kept)
     for path in (top, top, tmp_path / "direct"):

@@ -18,7 +18,7 @@ MAPS = IdMaps((IdMapping(100_000, 0, 1000),), (IdMapping(200_000, 0, 1000),))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def directory(tmp_path: Path) -> Iterator[Path]:
     try:
         idmaps.try_in(tmp_path / "tried")
     except Unsupported as error:
@@ -38,62 +38,62 @@ def owners(path: Path) -> tuple[int, int]:
     return found.st_uid, found.st_gid
 
 
-def test_a_bind_mount(folder: Path) -> None:
-    idmaps.mount_mapped(Mount("bind", str(folder / "low"), ("rbind", "ro")), folder / "shown", MAPS)
-    assert owners(folder / "shown/file") == (100_005, 200_006)
-    assert owners(folder / "low/file") == (5, 6)
+def test_a_bind_mount(directory: Path) -> None:
+    idmaps.mount_mapped(Mount("bind", str(directory / "low"), ("rbind", "ro")), directory / "shown", MAPS)
+    assert owners(directory / "shown/file") == (100_005, 200_006)
+    assert owners(directory / "low/file") == (5, 6)
     with pytest.raises(OSError, match="Read-only"):
-        (folder / "shown/new").touch()
+        (directory / "shown/new").touch()
 
 
-def test_a_pinned_namespace_has_the_maps(folder: Path) -> None:
-    pin = folder / "user"
+def test_a_pinned_namespace_has_the_maps(directory: Path) -> None:
+    pin = directory / "user"
     namespaces.pin({"user": pin}, uids=MAPS.uids, gids=MAPS.gids)
-    idmaps.mount_mapped(Mount("bind", str(folder / "low/file")), folder / "high/other", IdMaps((), (), pin))
-    assert owners(folder / "high/other") == (100_005, 200_006)
+    idmaps.mount_mapped(Mount("bind", str(directory / "low/file")), directory / "high/other", IdMaps((), (), pin))
+    assert owners(directory / "high/other") == (100_005, 200_006)
 
 
-def test_an_overlay(folder: Path) -> None:
-    lowers = (f"lowerdir+={folder / 'high'}", f"lowerdir+={folder / 'low'}")
-    parts = (f"upperdir={folder / 'upper'}", f"workdir={folder / 'work'}", "index=off")
-    idmaps.mount_mapped(Mount("overlay", "overlay", (*lowers, *parts)), folder / "shown", MAPS)
-    shown = folder / "shown"
+def test_an_overlay(directory: Path) -> None:
+    lowers = (f"lowerdir+={directory / 'high'}", f"lowerdir+={directory / 'low'}")
+    parts = (f"upperdir={directory / 'upper'}", f"workdir={directory / 'work'}", "index=off")
+    idmaps.mount_mapped(Mount("overlay", "overlay", (*lowers, *parts)), directory / "shown", MAPS)
+    shown = directory / "shown"
     assert [owners(shown / name) for name in (".", "file", "other")] == [
         (100_000, 200_000),
         (100_005, 200_006),
         (100_000, 200_000),
     ]
     (shown / "file").write_text("changed")
-    assert owners(folder / "upper/file") == (100_005, 200_006)
-    assert (folder / "low/file").read_text() == "low"
-    assert mount.mountpoints(folder) == (shown,), "the layers' own mounts are gone"
+    assert owners(directory / "upper/file") == (100_005, 200_006)
+    assert (directory / "low/file").read_text() == "low"
+    assert mount.mountpoints(directory) == (shown,), "the layers' own mounts are gone"
 
 
-def test_an_overlay_of_a_hundred_layers(folder: Path) -> None:
-    layers = [folder / f"layer-with-a-name-of-some-length-{number}" for number in range(100)]
+def test_an_overlay_of_a_hundred_layers(directory: Path) -> None:
+    layers = [directory / f"layer-with-a-name-of-some-length-{number}" for number in range(100)]
     for number, layer in enumerate(layers):
         layer.mkdir()
         (layer / str(number)).touch()
     options = tuple(f"lowerdir+={layer}" for layer in layers)
-    idmaps.mount_mapped(Mount("overlay", "overlay", (*options, "ro")), folder / "shown", MAPS)
-    assert {owners(path) for path in (folder / "shown").iterdir()} == {(100_000, 200_000)}
-    assert len(list((folder / "shown").iterdir())) == 100
+    idmaps.mount_mapped(Mount("overlay", "overlay", (*options, "ro")), directory / "shown", MAPS)
+    assert {owners(path) for path in (directory / "shown").iterdir()} == {(100_000, 200_000)}
+    assert len(list((directory / "shown").iterdir())) == 100
 
 
-def test_a_mount_below_that_can_not_be_mapped_does_not_hinder(folder: Path) -> None:
-    (folder / "low/below").mkdir()
-    mount.mount(Mount("proc", "proc"), folder / "low/below")
-    idmaps.mount_mapped(Mount("bind", str(folder / "low"), ("rbind", "rprivate")), folder / "shown", MAPS)
-    assert owners(folder / "shown/file") == (100_005, 200_006)
-    assert owners(folder / "shown/below/version") == (0, 0)
+def test_a_mount_below_that_can_not_be_mapped_does_not_hinder(directory: Path) -> None:
+    (directory / "low/below").mkdir()
+    mount.mount(Mount("proc", "proc"), directory / "low/below")
+    idmaps.mount_mapped(Mount("bind", str(directory / "low"), ("rbind", "rprivate")), directory / "shown", MAPS)
+    assert owners(directory / "shown/file") == (100_005, 200_006)
+    assert owners(directory / "shown/below/version") == (0, 0)
 
 
-def test_what_can_not_be_mapped_is_named(folder: Path) -> None:
+def test_what_can_not_be_mapped_is_named(directory: Path) -> None:
     with pytest.raises(Unsupported, match=r"/proc/sys: its file system has no id-mapped mounts with this kernel"):
-        idmaps.mount_mapped(Mount("bind", "/proc/sys"), folder / "shown", MAPS)
+        idmaps.mount_mapped(Mount("bind", "/proc/sys"), directory / "shown", MAPS)
     with pytest.raises(Unsupported, match="the proc file system"):
-        idmaps.mount_mapped(Mount("proc", "proc"), folder / "shown", MAPS)
-    assert mount.mountpoints(folder) == ()
+        idmaps.mount_mapped(Mount("proc", "proc"), directory / "shown", MAPS)
+    assert mount.mountpoints(directory) == ()
 
 
 def test_nothing_runs_on() -> None:

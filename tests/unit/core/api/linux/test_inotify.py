@@ -1,4 +1,4 @@
-"""A watched folder tells of files when they are complete, and of its own end."""
+"""A watched directory tells of files when they are complete, and of its own end."""
 
 import asyncio
 from pathlib import Path
@@ -14,14 +14,14 @@ async def take(watch: DirectoryWatch, count: int) -> list[str]:
 
 
 async def test_names_of_written_and_moved_files_come_in_order(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with DirectoryWatch(folder) as watch:
-        (folder / "written").write_text("x")
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    with DirectoryWatch(directory) as watch:
+        (directory / "written").write_text("x")
         (tmp_path / "other").write_text("y")
-        (tmp_path / "other").rename(folder / "moved")
-        (folder / "moved").unlink()
-        (folder / "last").touch()
+        (tmp_path / "other").rename(directory / "moved")
+        (directory / "moved").unlink()
+        (directory / "last").touch()
         assert await take(watch, 3) == ["written", "moved", "last"]
 
 
@@ -42,11 +42,11 @@ async def test_removals_come_when_asked_for(tmp_path: Path) -> None:
         assert await take(watch, 1) == ["a"]
 
 
-async def test_iteration_ends_with_the_folder_and_at_close(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with DirectoryWatch(folder) as watch:
-        folder.rmdir()
+async def test_iteration_ends_with_the_directory_and_at_close(tmp_path: Path) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    with DirectoryWatch(directory) as watch:
+        directory.rmdir()
         async with asyncio.timeout(60):
             assert [name async for name in watch] == []
     watch = DirectoryWatch(tmp_path)
@@ -58,6 +58,6 @@ async def test_iteration_ends_with_the_folder_and_at_close(tmp_path: Path) -> No
         await waiting
 
 
-async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none"):
         DirectoryWatch(tmp_path / "none")

@@ -14,9 +14,9 @@ def labels(*paths: Path) -> list[bytes]:
     return [os.getxattr(path, ATTRIBUTE, follow_symlinks=False) for path in paths]
 
 
-def has_attributes(folder: Path) -> bool:
+def has_attributes(directory: Path) -> bool:
     try:
-        os.setxattr(folder, ATTRIBUTE, b"x")
+        os.setxattr(directory, ATTRIBUTE, b"x")
     except OSError:
         return False
     return True
@@ -31,10 +31,10 @@ def test_a_tree_is_relabelled_and_links_are_not_followed(tmp_path: Path) -> None
     outside.mkdir()
     (outside / "file").touch()
     os.setxattr(outside / "file", ATTRIBUTE, b"kept")
-    (tree / "folder").symlink_to(outside)
+    (tree / "directory").symlink_to(outside)
     with pytest.raises(OSError, match="not permitted"):  # links keep none of these attributes: here the walk came by
         lsm.relabel(tree, "a:b:c:s0", ATTRIBUTE)
-    (tree / "folder").unlink()
+    (tree / "directory").unlink()
     lsm.relabel(tree, "a:b:c:s0", ATTRIBUTE)
     assert labels(tree, tree / "below", tree / "below" / "file") == [b"a:b:c:s0\0"] * 3
     assert labels(outside / "file") == [b"kept"]

@@ -60,9 +60,9 @@ def test_a_recursive_readonly_bind_reaches_the_mounts_below(tmp_path: Path, targ
     (source / "sub").mkdir(parents=True)
     mounts.mount(Mount("tmpfs", "tmpfs"), source / "sub")
     mounts.mount(Mount("bind", str(source), ("rbind", "ro")), target)
-    for folder in (target, target / "sub"):
+    for directory in (target, target / "sub"):
         with pytest.raises(OSError) as caught:
-            (folder / "file").touch()
+            (directory / "file").touch()
         assert caught.value.errno == errno.EROFS
     (source / "sub" / "file").touch()  # the source itself stays as it was
     assert set(mounts.mountpoints(target)) == {target, target / "sub"}
@@ -87,7 +87,7 @@ def test_a_plain_bind_leaves_out_the_mounts_below_and_takes_files(tmp_path: Path
 @pytest.mark.parametrize("count", [1, 3, 150])
 @pytest.mark.parametrize("old_kernel", [False, True])
 def test_overlay_of_any_number_of_layers(tmp_path: Path, target: Path, count: int, old_kernel: bool) -> None:
-    odd = tmp_path / "a folder: with, odd\\ things"
+    odd = tmp_path / "a directory: with, odd\\ things"
     lowers = layers(odd, count)
     data = tuple(f"lowerdir+={path}" for path in lowers)
     for name in ("up", "work"):
@@ -162,10 +162,10 @@ def test_propagation(tmp_path: Path, target: Path) -> None:
     assert "shared:" in line_of(target)
 
 
-def layers(folder: Path, count: int) -> list[Path]:
+def layers(directory: Path, count: int) -> list[Path]:
     paths = []
     for number in range(count):
-        path = folder / f"layer-{number}"
+        path = directory / f"layer-{number}"
         path.mkdir(parents=True)
         (path / "same").write_text(str(number))
         (path / f"only-{number}").touch()

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     for point in mount.mountpoints(tmp_path):
         mount.unmount(point)
 
 
-def test_pin_enter_and_unpin(folder: Path) -> None:
-    kinds = {"network": folder / "net", "ipc": folder / "ipc", "uts": folder / "uts"}
+def test_pin_enter_and_unpin(directory: Path) -> None:
+    kinds = {"network": directory / "net", "ipc": directory / "ipc", "uts": directory / "uts"}
     ours = os.stat("/proc/self/ns/net").st_ino
     threads = threading.active_count()
     namespaces.pin(kinds)
@@ -42,16 +42,16 @@ def test_pin_enter_and_unpin(folder: Path) -> None:
         assert not path.exists()
 
 
-def test_the_hostname_is_of_the_new_namespace(folder: Path) -> None:
+def test_the_hostname_is_of_the_new_namespace(directory: Path) -> None:
     before = socket.gethostname()
-    namespaces.pin({"uts": folder / "uts"}, hostname="inside")
+    namespaces.pin({"uts": directory / "uts"}, hostname="inside")
     assert socket.gethostname() == before
-    assert uts_name(folder / "uts") == "inside"
+    assert uts_name(directory / "uts") == "inside"
 
 
-def test_a_user_namespace_owns_the_others(folder: Path) -> None:
+def test_a_user_namespace_owns_the_others(directory: Path) -> None:
     maps = (IdMapping(host_id=100_000, container_id=0, length=65_536),)
-    kinds = {"user": folder / "user", "network": folder / "net", "uts": folder / "uts"}
+    kinds = {"user": directory / "user", "network": directory / "net", "uts": directory / "uts"}
     namespaces.pin(kinds, uids=maps, gids=maps, hostname="mapped")
     with open(kinds["network"]) as file:
         owner = ioctl_user_namespace(file.fileno())
@@ -59,30 +59,30 @@ def test_a_user_namespace_owns_the_others(folder: Path) -> None:
     assert uts_name(kinds["uts"]) == "mapped"
 
 
-def test_a_failure_leaves_nothing(folder: Path) -> None:
-    (folder / "ipc").touch()
+def test_a_failure_leaves_nothing(directory: Path) -> None:
+    (directory / "ipc").touch()
     with pytest.raises(FileExistsError):
-        namespaces.pin({"network": folder / "net", "ipc": folder / "ipc"})
-    assert not (folder / "net").exists()
-    assert mount.mountpoints(folder) == ()
+        namespaces.pin({"network": directory / "net", "ipc": directory / "ipc"})
+    assert not (directory / "net").exists()
+    assert mount.mountpoints(directory) == ()
 
 
-def test_what_needs_a_process_is_refused(folder: Path) -> None:
+def test_what_needs_a_process_is_refused(directory: Path) -> None:
     with pytest.raises(ValueError, match="mount, pid"):
-        namespaces.pin({"pid": folder / "pid", "mount": folder / "mount"})
+        namespaces.pin({"pid": directory / "pid", "mount": directory / "mount"})
 
 
-def test_errors_come_out_of_the_thread(folder: Path) -> None:
-    namespaces.pin({"network": folder / "net"})
+def test_errors_come_out_of_the_thread(directory: Path) -> None:
+    namespaces.pin({"network": directory / "net"})
     with pytest.raises(ZeroDivisionError):
-        namespaces.call_in(folder / "net", lambda: 1 // 0)
+        namespaces.call_in(directory / "net", lambda: 1 // 0)
     with pytest.raises(FileNotFoundError, match="none"):
-        namespaces.call_in(folder / "none", lambda: 1)
-    assert not namespaces.is_pinned(folder / "none")
+        namespaces.call_in(directory / "none", lambda: 1)
+    assert not namespaces.is_pinned(directory / "none")
 
 
-def test_one_thread_enters_many(folder: Path) -> None:
-    pins = [folder / name for name in ("a", "b", "c")]
+def test_one_thread_enters_many(directory: Path) -> None:
+    pins = [directory / name for name in ("a", "b", "c")]
     for pin in (pins[0], pins[2]):
         namespaces.pin({"network": pin})
     pins[1].touch()  # no namespace
@@ -95,9 +95,9 @@ def test_one_thread_enters_many(folder: Path) -> None:
     assert namespaces.call_in_each("network", [], os.getpid) == []
 
 
-def test_one_thread_enters_namespaces_of_one_kind_only(folder: Path) -> None:
-    namespaces.pin({"ipc": folder / "ipc", "network": folder / "net"})
-    wrong, right = namespaces.call_in_each("network", [folder / "ipc", folder / "net"], lambda: 7)
+def test_one_thread_enters_namespaces_of_one_kind_only(directory: Path) -> None:
+    namespaces.pin({"ipc": directory / "ipc", "network": directory / "net"})
+    wrong, right = namespaces.call_in_each("network", [directory / "ipc", directory / "net"], lambda: 7)
     assert isinstance(wrong, OSError)
     assert right == 7
 

@@ -89,7 +89,7 @@ def test_links_are_followed(monkeypatch: pytest.MonkeyPatch, target: str, safe: 
 
 
 def touches(monkeypatch: pytest.MonkeyPatch, links: dict[str, str]) -> list[str]:
-    """Have a world of folders and these links; return what is gone to."""
+    """Have a world of directories and these links; return what is gone to."""
     touched: list[str] = []
 
     def readlink(path: bytes) -> bytes:
@@ -168,22 +168,22 @@ async def test_a_path_where_not_even_a_kill_helps_costs_one_process(monkeypatch:
     """As in an uninterruptible wait: the signal changes nothing until the wait is over."""
     look_at_all(monkeypatch)
     monkeypatch.setattr(probes, "_LOOK", 'read -r _ <"$1.fifo"; echo')
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"probe-{os.getpid()}"
-    fifo = Path(f"{folder}.fifo")
+    directory = Path(os.environ.get("TMPDIR", "/tmp")) / f"probe-{os.getpid()}"
+    fifo = Path(f"{directory}.fifo")
     os.mkfifo(fifo)
     monkeypatch.setattr("crinoid.core.api.linux.process.Process.kill", lambda *_: None)
     looks = PathProbes(0.2)
     try:
-        said = await looks.describe_hung([str(folder)])
+        said = await looks.describe_hung([str(directory)])
         assert said is not None
         async with asyncio.timeout(0.1):  # at once
-            said = await looks.describe_hung(["/other", str(folder)])
+            said = await looks.describe_hung(["/other", str(directory)])
         assert said is not None
-        assert said.startswith(f"{folder} has not answered for 0 s")
+        assert said.startswith(f"{directory} has not answered for 0 s")
     finally:
         fifo.write_text("go on\n")
         fifo.unlink()
     async with asyncio.timeout(patient(10)):
-        while str(folder) in looks._hung:  # noqa: ASYNC110
+        while str(directory) in looks._hung:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await looks.describe_hung(["/other"]) is None

@@ -54,7 +54,7 @@ async def test_a_missing_program_is_named() -> None:
         await run(["no-such-program-here"], timeout_s=10)
 
 
-async def test_the_environment_and_folder_are_the_given_ones(tmp_path: Path) -> None:
+async def test_the_environment_and_directory_are_the_given_ones(tmp_path: Path) -> None:
     finished = await run(["/bin/sh", "-c", "echo $A; pwd"], timeout_s=10, env={"A": "b"}, cwd=tmp_path)
     assert finished.stdout.decode().split() == ["b", str(tmp_path)]
     assert Path.cwd() != tmp_path
@@ -156,7 +156,7 @@ def cgroup() -> Iterator[str]:
     cgroups.remove(path)
 
 
-async def test_a_program_is_spawned_in_a_folder_and_a_cgroup(tmp_path: Path, cgroup: str) -> None:
+async def test_a_program_is_spawned_in_a_directory_and_a_cgroup(tmp_path: Path, cgroup: str) -> None:
     """Made if need be; the daemon itself stays where it is."""
     reader, writer = os.pipe()
     with open(reader, "rb") as output:
@@ -312,17 +312,19 @@ def test_a_program_is_in_the_namespaces_of_whoever_starts_it(fresh: bool) -> Non
     assert codes == [0]
 
 
-async def test_a_program_is_in_the_folder_of_whoever_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_is_in_the_directory_of_whoever_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await run(["true"], timeout_s=20)
     monkeypatch.chdir(tmp_path)
     assert (await run(["pwd", "-P"], timeout_s=20)).stdout.decode() == f"{tmp_path.resolve()}\n"
 
 
-async def test_programs_are_started_though_the_daemons_folder_was_removed(
+async def test_programs_are_started_though_the_daemons_directory_was_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "gone"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    folder.rmdir()
+    directory = tmp_path / "gone"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    directory.rmdir()
     assert (await run(["true"], timeout_s=20)).exit_code == 0

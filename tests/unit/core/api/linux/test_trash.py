@@ -17,10 +17,10 @@ from crinoid.core.api.values.snapshot import DiskUsage
 LOG = logging.getLogger("test")
 
 
-def make_tree(folder: Path) -> Path:
-    (folder / "below").mkdir(parents=True)
-    (folder / "below/file").write_bytes(b"x" * 5000)
-    return folder
+def make_tree(directory: Path) -> Path:
+    (directory / "below").mkdir(parents=True)
+    (directory / "below/file").write_bytes(b"x" * 5000)
+    return directory
 
 
 def test_what_is_thrown_away_is_gone_and_removed(tmp_path: Path) -> None:

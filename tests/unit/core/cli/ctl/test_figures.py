@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from crinoid.core.cli.ctl.figures import shorten_id, tell_age, tell_size, to_rfc3339
+from crinoid.core.cli.ctl.figures import format_age, format_size, shorten_id, to_rfc3339
 
 DAY = 86400
 
@@ -27,7 +27,7 @@ DAY = 86400
     ],
 )
 def test_an_age_has_one_unit(seconds: int, text: str) -> None:
-    assert tell_age(0, seconds * 1_000_000_000) == text
+    assert format_age(0, seconds * 1_000_000_000) == text
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_an_age_has_one_unit(seconds: int, text: str) -> None:
     [(0, "0B"), (999, "999B"), (1000, "1kB"), (1_234_567, "1.23MB"), (999_900, "1000kB"), (5 * 10**12, "5TB")],
 )
 def test_a_size_has_three_digits(size: int, text: str) -> None:
-    assert tell_size(size) == text
+    assert format_size(size) == text
 
 
 def test_an_id_is_cut_unless_it_is_asked_for_in_full() -> None:

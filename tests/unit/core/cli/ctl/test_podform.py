@@ -48,8 +48,8 @@ containers:
 GUIDE = Path(__file__).parents[5].joinpath("docs/ctl.md").read_text()
 
 
-def write(folder: Path, text: str, name: str = "pod.yaml") -> Path:
-    path = folder / name
+def write(directory: Path, text: str, name: str = "pod.yaml") -> Path:
+    path = directory / name
     path.write_text(text)
     return path
 
@@ -108,14 +108,14 @@ def test_a_privileged_container_is_not_confined(form: PodForm) -> None:
     assert not context.keys() & {"masked_paths", "readonly_paths", "seccomp"}
 
 
-def test_a_log_folder_of_the_user_is_not_marked_as_ours(tmp_path: Path) -> None:
+def test_a_log_directory_of_the_user_is_not_marked_as_ours(tmp_path: Path) -> None:
     text = f"name: a\nlog_directory: {tmp_path}\nnetwork: host\ncontainers: [{{name: b, image: c}}]\n"
     config = to_pod_config(read_form(write(tmp_path, text)))
     assert (config["log_directory"], config["annotations"]) == (str(tmp_path), {})
     assert (config["hostname"], config["linux"]["security_context"]["namespace_options"]["network"]) == ("", "NODE")
 
 
-def test_only_a_folder_that_was_chosen_here_is_removed_with_its_pod() -> None:
+def test_only_a_directory_that_was_chosen_here_is_removed_with_its_pod() -> None:
     metadata = {"name": "web", "namespace": "shop", "uid": "u"}
     assert find_own_logs(metadata, {LOG_FOLDER: "/var/log/pods/shop_web_u"}) == Path("/var/log/pods/shop_web_u")
     assert find_own_logs(metadata, {}) is None

@@ -36,14 +36,14 @@ def test_a_fact_that_does_not_hold_ends_the_story(capsys: pytest.CaptureFixture[
 
 @pytest.mark.skipif(not Path("/bin/busybox").exists(), reason="no busybox")
 def test_the_image_is_one_that_others_can_read(tmp_path: Path) -> None:
-    folder = tmp_path / "layout"
-    image.write_layout(folder, "demo.example/x:1")
-    (named,) = json.loads((folder / "index.json").read_text())["manifests"]
-    manifest = json.loads((folder / "blobs" / named["digest"].replace(":", "/")).read_text())
-    with tarfile.open(folder / "blobs" / manifest["layers"][0]["digest"].replace(":", "/")) as layer:
+    directory = tmp_path / "layout"
+    image.write_layout(directory, "demo.example/x:1")
+    (named,) = json.loads((directory / "index.json").read_text())["manifests"]
+    manifest = json.loads((directory / "blobs" / named["digest"].replace(":", "/")).read_text())
+    with tarfile.open(directory / "blobs" / manifest["layers"][0]["digest"].replace(":", "/")) as layer:
         assert {"bin/busybox", "bin/sh", "proc", "www", "etc/passwd"} <= set(layer.getnames())
     if shutil.which("skopeo"):
-        command = ["skopeo", "inspect", f"oci:{folder}:demo.example/x:1"]
+        command = ["skopeo", "inspect", f"oci:{directory}:demo.example/x:1"]
         assert json.loads(subprocess.check_output(command, text=True))["Os"] == "linux"
 
 

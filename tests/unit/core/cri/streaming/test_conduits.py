@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from crinoid.core.api.linux.descriptors import readable
-from crinoid.core.cri.streaming.transports import TcpConduit
+from crinoid.core.cri.streaming.transports import TcpTransport
 from crinoid.core.cri.streaming.turns import Turns
 from support.patience import patient
 
@@ -18,19 +18,19 @@ MANY = 8 << 20
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[tuple[TcpConduit, socket.socket]]:
-    """A conduit and its peer's socket."""
+async def connected() -> AsyncIterator[tuple[TcpTransport, socket.socket]]:
+    """A transport and its peer's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         peer = socket.create_connection(server.getsockname())
         ours, _ = server.accept()
     ours.setblocking(False)
     peer.setblocking(False)
-    conduit = TcpConduit(ours, Turns())
+    transport = TcpTransport(ours, Turns())
     try:
         async with asyncio.timeout(patient(30)):
-            yield conduit, peer
+            yield transport, peer
     finally:
-        conduit.abort()
+        transport.abort()
         peer.close()
 
 
@@ -44,32 +44,32 @@ async def receive(peer: socket.socket, count: int) -> bytes:
 
 async def test_a_writer_that_is_cancelled_cuts_nothing() -> None:
     """Others' frames come after its own, whole: a port forward that ends is no end of its neighbours."""
-    async with connected() as (conduit, peer):
-        first = asyncio.create_task(conduit.write(b"1" * MANY))
+    async with connected() as (transport, peer):
+        first = asyncio.create_task(transport.write(b"1" * MANY))
         await asyncio.sleep(0.05)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        second = asyncio.create_task(conduit.write(b"22"))
+        second = asyncio.create_task(transport.write(b"22"))
         assert await receive(peer, MANY + 2) == b"1" * MANY + b"22"
         await second
 
 
 async def test_the_end_tells_whoever_waits() -> None:
-    async with connected() as (conduit, _):
-        reading = asyncio.create_task(conduit.read())
-        writing = asyncio.create_task(conduit.write(bytes(MANY)))
-        later = asyncio.create_task(conduit.write(b"x"))
+    async with connected() as (transport, _):
+        reading = asyncio.create_task(transport.read())
+        writing = asyncio.create_task(transport.write(bytes(MANY)))
+        later = asyncio.create_task(transport.write(b"x"))
         await asyncio.sleep(0.05)
-        conduit.abort()
+        transport.abort()
         assert await reading == b""
         for task in (writing, later):
             with pytest.raises(ConnectionResetError):
                 await task
-        assert await conduit.read() == b""
+        assert await transport.read() == b""
         with pytest.raises(ConnectionResetError):
-            await conduit.hold()
-        await conduit.close()
+            await transport.hold()
+        await transport.close()
 
 
 async def test_its_number_is_anothers_once_it_is_closed() -> None:
@@ -92,24 +92,24 @@ async def test_its_number_is_anothers_once_it_is_closed() -> None:
 
 
 async def test_what_follows_a_head_is_read_next() -> None:
-    async with connected() as (conduit, peer):
+    async with connected() as (transport, peer):
         for piece in (b"head\r", b"\n\r", b"\nrest"):
             peer.send(piece)
             await asyncio.sleep(0.01)
-        assert await conduit.read_until(b"\r\n\r\n", 100) == b"head\r\n\r\n"
-        assert await conduit.read() == b"rest"
+        assert await transport.read_until(b"\r\n\r\n", 100) == b"head\r\n\r\n"
+        assert await transport.read() == b"rest"
         peer.send(b"x" * 200)
         with pytest.raises(asyncio.LimitOverrunError):
-            await conduit.read_until(b"\r\n\r\n", 100)
+            await transport.read_until(b"\r\n\r\n", 100)
         peer.close()
         with pytest.raises(asyncio.IncompleteReadError):
-            await conduit.read_until(b"\r\n\r\n", 100)
+            await transport.read_until(b"\r\n\r\n", 100)
 
 
 async def test_a_connection_that_times_out_is_broken() -> None:
     """What the kernel says of it is a ConnectionError, as the protocols above expect, and no TimeoutError."""
-    async with connected() as (conduit, _):
-        ours = conduit._socket
+    async with connected() as (transport, _):
+        ours = transport._socket
 
         class TimedOut(socket.socket):
             def recv(self, *_: object) -> bytes:
@@ -118,8 +118,8 @@ async def test_a_connection_that_times_out_is_broken() -> None:
             def send(self, *_: object) -> int:
                 raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
-        conduit._socket = TimedOut(fileno=ours.detach())
+        transport._socket = TimedOut(fileno=ours.detach())
         with pytest.raises(ConnectionResetError, match="timed out"):
-            await conduit.read()
+            await transport.read()
         with pytest.raises(ConnectionResetError, match="timed out"):
-            await conduit.write(b"x")
+            await transport.write(b"x")

@@ -594,11 +594,11 @@ class TestAddresses:
             await StreamingServer(StreamingOptions(address="192.0.2.1"), streams).start()
 
 
-def make_certificates(folder: Path) -> None:
+def make_certificates(directory: Path) -> None:
     """An authority, and a certificate of it for 127.0.0.1 that serves both ends."""
     openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     openssl += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
-    openssl += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    openssl += ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
     subprocess.run(openssl, check=True, capture_output=True)
 
 

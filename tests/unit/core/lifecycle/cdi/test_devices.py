@@ -1,4 +1,4 @@
-"""CDI: names, files with their faults, folders that change, and what ends up in the specification."""
+"""CDI: names, files with their faults, directories that change, and what ends up in the specification."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
 from crinoid.core.lifecycle.cdi.cdi_files import VERSIONS, BrokenFile, read_document
 from crinoid.core.lifecycle.cdi.located import Malformed, read_yaml
-from crinoid.core.lifecycle.cdi.spec_directories import Folders
+from crinoid.core.lifecycle.cdi.spec_directories import Directories
 
 Json = dict[str, Any]
 
@@ -261,7 +261,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         read_document(path)
 
 
-def test_later_folders_win_and_one_folder_may_not_contradict_itself(tmp_path: Path) -> None:
+def test_later_directories_win_and_one_directory_may_not_contradict_itself(tmp_path: Path) -> None:
     low, high = tmp_path / "low", tmp_path / "high"
     devices = CdiDevices([low, high])
     write(low / "a.json", a_file(device(env=["X=low"])))
@@ -301,18 +301,18 @@ def test_a_survey_tells_devices_and_what_is_wrong(tmp_path: Path) -> None:
     write(low / "b.json", a_file(device(), device("two"), device("three")))
     write(high / "a.json", a_file(device()))
     write(high / "bad.yaml", "kind: [")
-    names, problems = Folders([low, high]).survey()
+    names, problems = Directories([low, high]).survey()
     assert names == {f"acme.com/gpu={name}" for name in ("one", "two", "three")}
     assert [problem.split(":")[0] for problem in problems] == [str(high / "bad.yaml"), problems[1].split(":")[0]]
     assert "two is described twice" in problems[1]
 
 
-def test_folders_are_followed(tmp_path: Path) -> None:
-    folder = tmp_path / "cdi"
-    devices, spec = CdiDevices([folder]), a_spec()
+def test_directories_are_followed(tmp_path: Path) -> None:
+    directory = tmp_path / "cdi"
+    devices, spec = CdiDevices([directory]), a_spec()
     with pytest.raises(NotFound):
         devices.add(spec, wants("acme.com/gpu=one"))
-    path = write(folder / "a.json", a_file(device(env=["X=1"])))
+    path = write(directory / "a.json", a_file(device(env=["X=1"])))
     for value in ("1", "2", "3"):  # as long as each other and written at once: size and time alone don't tell
         write(path, a_file(device(env=[f"X={value}"])))
         devices.add(spec, wants("acme.com/gpu=one"))

@@ -1,4 +1,4 @@
-"""An archive is taken apart only into the files that are known, and never beyond the folder meant for them."""
+"""An archive is taken apart only into the files that are known, and never beyond the directory meant for them."""
 
 import asyncio
 import contextlib
@@ -55,28 +55,28 @@ def write(path: Path, files: dict[str, bytes], mode: str = "w", *members: tarfil
 
 
 def unpack(source: Path, tmp_path: Path, **pods: Any) -> Path:
-    folder = tmp_path / "unpacked"
-    folder.mkdir()
+    directory = tmp_path / "unpacked"
+    directory.mkdir()
     config = Config(root=tmp_path, run=tmp_path, pods=PodsConfig(**pods), images=ImagesConfig(keep_free_percent=0))
-    asyncio.run(unpack_archive(source, folder, config))
-    return folder
+    asyncio.run(unpack_archive(source, directory, config))
+    return directory
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_what_is_packed_comes_back(tmp_path: Path) -> None:
-    folder = tmp_path / "parts"
-    (folder / "checkpoint").mkdir(parents=True)
+    directory = tmp_path / "parts"
+    (directory / "checkpoint").mkdir(parents=True)
     for name, content in (WHOLE | {"rootfs-diff.tar": b"r", "dump.log": b"l"}).items():
-        (folder / name).write_bytes(content)
-    (folder / "of-somebody-else").touch()
-    archive.pack(folder, tmp_path / "packed.tar", threading.Event())
+        (directory / name).write_bytes(content)
+    (directory / "of-somebody-else").touch()
+    archive.pack(directory, tmp_path / "packed.tar", threading.Event())
     assert (tmp_path / "packed.tar").stat().st_mode & 0o777 == 0o600
     unpacked = unpack(tmp_path / "packed.tar", tmp_path)
     assert files_in(unpacked) == WHOLE | {"rootfs-diff.tar": b"r", "dump.log": b"l"}
-    archive.check_folder(unpacked, "it")
+    archive.check_directory(unpacked, "it")
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])  # what Podman offers
@@ -96,8 +96,8 @@ def test_a_compression_that_nobody_writes_is_named(tmp_path: Path) -> None:
     "name", ["../evil", "/etc/evil", "checkpoint/../../evil", "checkpoint/a/b", "config.dump/x", "checkpoint/..", "x"]
 )
 def test_names_that_lead_elsewhere_are_passed_over(tmp_path: Path, name: str) -> None:
-    folder = unpack(write(tmp_path / "a", WHOLE | {name: b"evil"}), tmp_path)
-    assert files_in(folder) == WHOLE
+    directory = unpack(write(tmp_path / "a", WHOLE | {name: b"evil"}), tmp_path)
+    assert files_in(directory) == WHOLE
     assert not list(tmp_path.rglob("*evil*"))
 
 
@@ -119,7 +119,7 @@ def test_one_name_twice(tmp_path: Path) -> None:
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(CorruptContent):
-        archive.check_folder(unpack(tmp_path / "a", tmp_path), "it")
+        archive.check_directory(unpack(tmp_path / "a", tmp_path), "it")
 
 
 def test_an_archive_that_is_cut_short(tmp_path: Path) -> None:
@@ -132,16 +132,16 @@ def test_an_archive_that_is_cut_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", ["config.dump", "spec.dump", "checkpoint/inventory.img"])
 def test_a_part_is_missing(tmp_path: Path, missing: str) -> None:
     rest = {name: content for name, content in WHOLE.items() if name != missing}
-    folder = unpack(write(tmp_path / "a", rest), tmp_path)
+    directory = unpack(write(tmp_path / "a", rest), tmp_path)
     with pytest.raises(CorruptContent, match=missing.rpartition("/")[2]):
-        archive.check_folder(folder, "it")
+        archive.check_directory(directory, "it")
 
 
 def test_links_in_an_image_are_refused(tmp_path: Path) -> None:
-    folder = unpack(write(tmp_path / "a", WHOLE), tmp_path)
-    (folder / "checkpoint/link.img").symlink_to("/etc/passwd")
+    directory = unpack(write(tmp_path / "a", WHOLE), tmp_path)
+    (directory / "checkpoint/link.img").symlink_to("/etc/passwd")
     with pytest.raises(CorruptContent, match="link"):
-        archive.check_folder(folder, "it")
+        archive.check_directory(directory, "it")
 
 
 def raw(*pieces: bytes) -> bytes:
@@ -314,7 +314,7 @@ def test_whatever_the_bytes_it_is_unpacked_or_an_error_says_why(
         content[place % len(content)] = value
     (tmp_path / "a").write_bytes(compress(bytes(content)) if early else content)
     with contextlib.suppress(CorruptContent, ResourceExhausted, Unsupported):
-        archive.check_folder(unpack(tmp_path / "a", tmp_path, checkpoint_max_bytes=64 << 20), "it")
+        archive.check_directory(unpack(tmp_path / "a", tmp_path, checkpoint_max_bytes=64 << 20), "it")
     assert {path.name for path in (tmp_path / "unpacked").iterdir()} <= {*archive.FILES, archive.IMAGES}
 
 
@@ -391,17 +391,17 @@ def test_a_document_that_is_no_file(tmp_path: Path) -> None:
 
 def test_a_sparse_file_without_end_is_not_written_for_ever(tmp_path: Path) -> None:
     """Neither beyond the time nor beyond the disk that there is."""
-    folder = tmp_path / "parts"
-    (folder / "checkpoint").mkdir(parents=True)
-    with (folder / "checkpoint/pages-1.img").open("wb") as file:
+    directory = tmp_path / "parts"
+    (directory / "checkpoint").mkdir(parents=True)
+    with (directory / "checkpoint/pages-1.img").open("wb") as file:
         file.truncate(1 << 42)
     given_up = threading.Event()
     timer = threading.Timer(0.3, given_up.set)
     timer.start()
     with pytest.raises(CrinoidError, match="not needed any more"):
-        archive.pack(folder, tmp_path / "packed.tar", given_up)
+        archive.pack(directory, tmp_path / "packed.tar", given_up)
     with pytest.raises(ResourceExhausted, match="keep_free_percent"):
-        archive.pack(folder, tmp_path / "again.tar", threading.Event(), 100)
+        archive.pack(directory, tmp_path / "again.tar", threading.Event(), 100)
     assert (tmp_path / "again.tar").stat().st_size < 32 << 20
 
 

@@ -13,9 +13,9 @@ from crinoid.core.lifecycle.checkpoints.root_diff import write_diff
 
 
 def make_tree(root: Path) -> None:
-    for folder in ("same", "gone/deep", "was-folder", "proc"):
-        (root / folder).mkdir(parents=True)
-    for file in ("same/file", "gone/deep/file", "was-folder/file", "changed", "touched", "mode", "was-file"):
+    for directory in ("same", "gone/deep", "was-directory", "proc"):
+        (root / directory).mkdir(parents=True)
+    for file in ("same/file", "gone/deep/file", "was-directory/file", "changed", "touched", "mode", "was-file"):
         (root / file).write_text("as it was")
     (root / "link").symlink_to("same")
     for path in [root, *root.rglob("*")]:
@@ -49,9 +49,9 @@ def test_each_kind_of_change(root: Path, tmp_path: Path) -> None:
     os.utime(root / "touched", ns=(5, 10**18 + 123456790))
     (root / "mode").chmod(0o4755)
     (root / "gone/deep/file").unlink()
-    (root / "was-folder/file").unlink()
-    (root / "was-folder").rmdir()
-    (root / "was-folder").write_text("a file now")
+    (root / "was-directory/file").unlink()
+    (root / "was-directory").rmdir()
+    (root / "was-directory").write_text("a file now")
     (root / "was-file").unlink()
     (root / "was-file").mkdir()
     (root / "was-file/new").write_text("new")
@@ -60,10 +60,10 @@ def test_each_kind_of_change(root: Path, tmp_path: Path) -> None:
     keep_times(root / "link")
     (root / "proc/1").mkdir()
     os.mkfifo(root / "pipe")
-    for folder in (root, root / "gone/deep", root / "gone", root / "proc"):
-        keep_times(folder)
+    for directory in (root, root / "gone/deep", root / "gone", root / "proc"):
+        keep_times(directory)
     found, deleted = diff(tmp_path)
-    assert sorted(found) == ["changed", "link", "mode", "pipe", "touched", "was-file", "was-file/new", "was-folder"]
+    assert sorted(found) == ["changed", "link", "mode", "pipe", "touched", "was-directory", "was-file", "was-file/new"]
     assert deleted == ("/gone/deep/file",)
     assert found["link"].linkname == "else"
     assert found["mode"].mode == 0o4755
@@ -95,18 +95,18 @@ def test_it_can_be_given_up(root: Path, tmp_path: Path) -> None:
 
 
 def nest(root: Path, depth: int) -> None:
-    """Make folders in each other, and a file in the last; neither by paths, which are bounded, nor by recursion."""
-    folder = os.open(root, os.O_RDONLY)
+    """Make directories in each other, and a file in the last; neither by paths, which are bounded, nor by recursion."""
+    directory = os.open(root, os.O_RDONLY)
     for _ in range(depth):
-        os.mkdir("d", dir_fd=folder)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
-        os.close(folder)
-        folder = deeper
-    os.close(os.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=folder))
-    os.close(folder)
+        os.mkdir("d", dir_fd=directory)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = deeper
+    os.close(os.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=directory))
+    os.close(directory)
 
 
-def test_folders_deeper_than_python_recurses(root: Path, tmp_path: Path) -> None:
+def test_directories_deeper_than_python_recurses(root: Path, tmp_path: Path) -> None:
     nest(root, 1500)
     try:
         found, _ = diff(tmp_path)
@@ -115,7 +115,7 @@ def test_folders_deeper_than_python_recurses(root: Path, tmp_path: Path) -> None
     assert "/".join(["d"] * 1500 + ["new"]) in found
 
 
-def test_folders_deeper_than_any_path_are_named(root: Path, tmp_path: Path) -> None:
+def test_directories_deeper_than_any_path_are_named(root: Path, tmp_path: Path) -> None:
     nest(root, 2200)
     try:
         with pytest.raises(Unsupported, match=r"nested too deeply to be copied, near 'd/d"):

@@ -63,9 +63,9 @@ def owners(node: FakeNode) -> list[str]:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    folder = tmp_path / "output"
-    folder.mkdir()
-    return folder
+    directory = tmp_path / "output"
+    directory.mkdir()
+    return directory
 
 
 async def test_the_whole_way_of_a_container(fake_node: FakeNode, output: Path) -> None:
@@ -129,7 +129,10 @@ async def test_no_thread_of_the_daemons_own_goes_where_a_request_says(
         return call
 
     for module, names in (
-        (capture, ("_check_location", "_check_folder", "_write_documents", "_publish", "write_diff", "sync_folder")),
+        (
+            capture,
+            ("_check_location", "_check_directory", "_write_documents", "_publish", "write_diff", "sync_directory"),
+        ),
         (archive, ("pack",)),
     ):
         for name in names:

@@ -55,10 +55,10 @@ async def take(reader: EventReader, count: int) -> list[tuple[str, EventType]]:
 async def test_every_reader_gets_all_from_its_subscription_on_in_order(store: Store) -> None:
     bus = EventBus(store)
     first = bus.subscribe()
-    bus.tell_pod(EventType.CREATED, POD)
+    bus.notify_pod(EventType.CREATED, POD)
     second = bus.subscribe()
-    bus.tell_container(EventType.CREATED, CONTAINER)
-    bus.tell_container(EventType.STARTED, CONTAINER)
+    bus.notify_container(EventType.CREATED, CONTAINER)
+    bus.notify_container(EventType.STARTED, CONTAINER)
     expected = [("p1", EventType.CREATED), ("c1", EventType.CREATED), ("c1", EventType.STARTED)]
     assert await take(first, 3) == expected
     assert await take(second, 2) == expected[1:]
@@ -69,16 +69,16 @@ async def test_a_reader_waits_for_the_next_event(store: Store) -> None:
     reader = bus.subscribe()
     waiting = asyncio.create_task(take(reader, 1))
     await asyncio.sleep(0)
-    bus.tell_pod(EventType.STOPPED, POD)
+    bus.notify_pod(EventType.STOPPED, POD)
     assert await waiting == [("p1", EventType.STOPPED)]
 
 
 async def test_an_event_holds_the_pod_and_its_containers_as_they_were(store: Store) -> None:
     bus = EventBus(store)
     reader = bus.subscribe()
-    bus.tell_container(EventType.CREATED, CONTAINER)
+    bus.notify_container(EventType.CREATED, CONTAINER)
     store.containers.drop("c1")
-    bus.tell_container(EventType.DELETED, CONTAINER)
+    bus.notify_container(EventType.DELETED, CONTAINER)
     created, deleted = await anext(reader), await anext(reader)
     assert (created.pod, created.containers) == (POD, (CONTAINER,))
     assert (deleted.pod, deleted.containers) == (POD, ())
@@ -89,13 +89,13 @@ async def test_a_slow_reader_is_told_that_it_lost_events_and_the_others_are_not_
     bus = EventBus(store, queue_length=2)
     slow, quick = bus.subscribe(), bus.subscribe()
     for _ in range(3):
-        bus.tell_pod(EventType.STARTED, POD)
+        bus.notify_pod(EventType.STARTED, POD)
         assert await take(quick, 1) == [("p1", EventType.STARTED)]
     assert len(await take(slow, 2)) == 2
     for _ in range(2):
         with pytest.raises(ResourceExhausted, match=r"more than 2 events behind.*subscribe again"):
             await anext(slow)
-    bus.tell_pod(EventType.STOPPED, POD)
+    bus.notify_pod(EventType.STOPPED, POD)
     with pytest.raises(ResourceExhausted):
         await anext(slow)
 
@@ -116,9 +116,9 @@ async def test_the_end_of_a_container_comes_after_its_start(store: Store) -> Non
     bus = EventBus(store)
     reader = bus.subscribe()
     with bus.starting("c1"):
-        bus.tell_container(EventType.STOPPED, CONTAINER)
-        bus.tell_pod(EventType.STOPPED, POD)
-        bus.tell_container(EventType.STARTED, CONTAINER)
+        bus.notify_container(EventType.STOPPED, CONTAINER)
+        bus.notify_pod(EventType.STOPPED, POD)
+        bus.notify_container(EventType.STARTED, CONTAINER)
     assert await take(reader, 3) == [
         ("p1", EventType.STOPPED),
         ("c1", EventType.STARTED),
@@ -133,21 +133,21 @@ async def test_after_a_takeover_what_happens_is_kept_for_those_who_come_back(
     monkeypatch.setattr(events.time, "monotonic", lambda: now_s)
     bus = EventBus(store)
     bus.keep(60)
-    bus.tell_container(EventType.STOPPED, CONTAINER)
+    bus.notify_container(EventType.STOPPED, CONTAINER)
     first = bus.subscribe()
-    bus.tell_pod(EventType.STOPPED, POD)
+    bus.notify_pod(EventType.STOPPED, POD)
     wanted = [("c1", EventType.STOPPED), ("p1", EventType.STOPPED)]
     assert await take(first, 2) == await take(bus.subscribe(), 2) == wanted
     now_s += 61
     late = bus.subscribe()
-    bus.tell_pod(EventType.DELETED, POD)
+    bus.notify_pod(EventType.DELETED, POD)
     assert await take(late, 1) == await take(first, 1) == [("p1", EventType.DELETED)]
 
 
 async def test_a_reader_that_nobody_holds_is_forgotten(store: Store) -> None:
     bus = EventBus(store)
     gone = weakref.ref(bus.subscribe())
-    bus.tell_pod(EventType.CREATED, POD)
+    bus.notify_pod(EventType.CREATED, POD)
     assert gone() is None
 
 

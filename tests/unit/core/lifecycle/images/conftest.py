@@ -116,21 +116,21 @@ def _decompress(request: UnpackRequest) -> bytes:
 class Node:
     """The daemon's part that has to do with images; drivers outlive its restarts as their files would."""
 
-    def __init__(self, folder: Path, unpacker: FakeUnpacker) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, unpacker: FakeUnpacker) -> None:
+        self.directory = directory
         self.unpacker = unpacker
-        self.source = FakeRegistry(NoOptions(), fake_host(folder, "near"))
-        self.other_source = FakeRegistry(NoOptions(), fake_host(folder, "far"))
-        self.snapshotters = {"default": FakeSnapshotter(NoOptions(), fake_host(folder, "default"))}
-        self.extension = FakeExtension(NoOptions(), fake_host(folder, "observer"))
+        self.source = FakeRegistry(NoOptions(), fake_host(directory, "near"))
+        self.other_source = FakeRegistry(NoOptions(), fake_host(directory, "far"))
+        self.snapshotters = {"default": FakeSnapshotter(NoOptions(), fake_host(directory, "default"))}
+        self.extension = FakeExtension(NoOptions(), fake_host(directory, "observer"))
         self.config = ImagesConfig(platform="linux/amd64")
         self._dead: list[tuple[ImageService, Store]] = []
         self.start()
 
     def start(self) -> None:
         """Open everything as the daemon does at its start."""
-        self.store = Store(self.folder / "state.db")
-        self.content = ContentStore(self.folder / "content")
+        self.store = Store(self.directory / "state.db")
+        self.content = ContentStore(self.directory / "content")
         self.service = ImageService(self.store, self.content, self._bind(), self.config)
 
     def die(self) -> None:
@@ -146,13 +146,13 @@ class Node:
             store.close()
 
     async def restart(self) -> None:
-        """Come back over the same folders."""
+        """Come back over the same directories."""
         self.start()
         await self.service.recover()
 
     def add_snapshotter(self, name: str, kind: type[FakeSnapshotter] = FakeSnapshotter) -> FakeSnapshotter:
         """Configure a further snapshotter, used by a handler of the same name; a replaced one keeps nothing."""
-        self.snapshotters[name] = kind(NoOptions(), fake_host(self.folder, name))
+        self.snapshotters[name] = kind(NoOptions(), fake_host(self.directory, name))
         self.reconfigure()
         return self.snapshotters[name]
 
@@ -179,7 +179,7 @@ class Node:
         runtimes = {"runc": RuntimeSlotConfig(driver="fake")} | {
             name: RuntimeSlotConfig(driver="fake", snapshotter=name) for name in self.snapshotters if name != "default"
         }
-        runtime = FakeRuntime(NoOptions(), fake_host(self.folder, "runc"))
+        runtime = FakeRuntime(NoOptions(), fake_host(self.directory, "runc"))
         observer = _bound(self.extension, "extension", ExtensionSlotConfig(driver="fake"))
         return Slots(
             {
@@ -216,8 +216,8 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 class Publisher:
     """Builds images and puts them into sources."""
 
-    def __init__(self, folder: Path) -> None:
-        self.layout = folder / "layout"
+    def __init__(self, directory: Path) -> None:
+        self.layout = directory / "layout"
 
     def build(self, *contents: str, config: ImageConfig | None = None, **kind: str) -> BuiltImage:
         """Build an image of one layer for each text, without a name."""

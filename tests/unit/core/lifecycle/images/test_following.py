@@ -27,7 +27,7 @@ class GatedRegistry(FakeRegistry):
     """Sends the last byte of a layer when the test says so, or breaks there; ``held`` are those that wait."""
 
     def __init__(self, node: Node) -> None:
-        super().__init__(NoOptions(), fake_host(node.folder, "near"))
+        super().__init__(NoOptions(), fake_host(node.directory, "near"))
         self.gate = asyncio.Event()
         self.layers: set[bytes] = set()
         self.held = 0

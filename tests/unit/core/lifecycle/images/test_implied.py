@@ -1,4 +1,4 @@
-"""Which lower folder gives an implied folder its looks, as overlayfs would see it."""
+"""Which lower directory gives an implied directory its looks, as overlayfs would see it."""
 
 import os
 import stat
@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.images.implied import lower_folders, merged_folders, settle_tree
+from crinoid.core.lifecycle.images.implied import lower_directories, merged_directories, settle_tree
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners, whiteouts and trusted attributes need root")
 
 
 @contextmanager
-def opened(*folders: Path) -> Iterator[list[int]]:
+def opened(*directories: Path) -> Iterator[list[int]]:
     with ExitStack() as stack:
         found = []
-        for folder in folders:
-            found.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        for directory in directories:
+            found.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
             stack.callback(os.close, found[-1])
         yield found
 
@@ -37,19 +37,19 @@ def lower(tmp_path: Path) -> Path:
     return tmp_path / "lower"
 
 
-def implying(*folders: str) -> UnpackResult:
-    return UnpackResult("", 0, 0, folders)
+def implying(*directories: str) -> UnpackResult:
+    return UnpackResult("", 0, 0, directories)
 
 
-def found_in(upper: Path, lower: Path, folder: str) -> Path | None:
-    """Return the folder of which layer gives its looks to a further layer's, which is empty."""
+def found_in(upper: Path, lower: Path, directory: str) -> Path | None:
+    """Return the directory of which layer gives its looks to a further layer's, which is empty."""
     (target := upper.parent / "further").mkdir(exist_ok=True)
-    with opened(upper, lower, target) as (*lowers, root), merged_folders(lowers, root, folder) as found:
+    with opened(upper, lower, target) as (*lowers, root), merged_directories(lowers, root, directory) as found:
         if not found:
             return None
         inode = os.fstat(found[0]).st_ino
     return next(
-        layer for layer in (upper, lower) if (layer / folder).exists() and (layer / folder).stat().st_ino == inode
+        layer for layer in (upper, lower) if (layer / directory).exists() and (layer / directory).stat().st_ino == inode
     )
 
 
@@ -81,7 +81,7 @@ def test_a_whiteout_hides_what_is_below(upper: Path, lower: Path) -> None:
 
 
 @needs_root
-def test_an_opaque_folder_hides_what_is_below(upper: Path, lower: Path) -> None:
+def test_an_opaque_directory_hides_what_is_below(upper: Path, lower: Path) -> None:
     (upper / "a").mkdir()
     os.setxattr(upper / "a", "trusted.overlay.opaque", b"y")
     assert found_in(upper, lower, "a/b") is None
@@ -134,5 +134,5 @@ def test_a_link_in_the_layer_is_not_followed(tmp_path: Path, lower: Path) -> Non
         ([], []),
     ],
 )
-def test_lower_folders(mounts: list[Mount], expected: list[str]) -> None:
-    assert [str(folder) for folder in lower_folders(mounts)] == expected
+def test_lower_directories(mounts: list[Mount], expected: list[str]) -> None:
+    assert [str(directory) for directory in lower_directories(mounts)] == expected

@@ -11,7 +11,7 @@ import pytest
 
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.lifecycle.images import inflight_blobs as module
-from crinoid.core.lifecycle.images.inflight_blobs import Arrivals, Follower
+from crinoid.core.lifecycle.images.inflight_blobs import Follower, InflightBlobs
 from crinoid.core.state.content import ContentStore
 
 CONTENT = bytes(range(256)) * 16_384
@@ -49,11 +49,11 @@ def content(tmp_path: Path) -> ContentStore:
 
 
 @pytest.fixture
-def arrivals(content: ContentStore) -> Iterator[Arrivals]:
+def inflight(content: ContentStore) -> Iterator[InflightBlobs]:
     """With two places, and a pull that brings the blob."""
-    arrivals = Arrivals(content, 2)
-    with arrivals.expect(BLOB):
-        yield arrivals
+    inflight = InflightBlobs(content, 2)
+    with inflight.expect(BLOB):
+        yield inflight
 
 
 def store(content: ContentStore, data: bytes = CONTENT) -> None:
@@ -68,8 +68,8 @@ def finish(content: ContentStore) -> None:
     (content.root / "ingest" / BLOB.digest).rename(path)
 
 
-async def followed(arrivals: Arrivals) -> Follower:
-    follower = await arrivals.follow(BLOB)
+async def followed(inflight: InflightBlobs) -> Follower:
+    follower = await inflight.follow(BLOB)
     assert follower is not None
     return follower
 
@@ -82,42 +82,42 @@ async def stays_pending(task: "asyncio.Task[object]") -> bool:
 
 def test_only_large_blobs_are_followed(content: ContentStore) -> None:
     small = Descriptor("application/x", BLOB.digest, module.LEAST_BYTES - 1)
-    assert Arrivals(content, 1).follows(BLOB)
-    assert not Arrivals(content, 1).follows(small)
-    assert not Arrivals(content, 0).follows(BLOB)
+    assert InflightBlobs(content, 1).follows(BLOB)
+    assert not InflightBlobs(content, 1).follows(small)
+    assert not InflightBlobs(content, 0).follows(BLOB)
 
 
-async def test_what_is_there_needs_no_follower(arrivals: Arrivals, content: ContentStore) -> None:
+async def test_what_is_there_needs_no_follower(inflight: InflightBlobs, content: ContentStore) -> None:
     store(content)
     finish(content)
-    assert await arrivals.follow(BLOB) is None
+    assert await inflight.follow(BLOB) is None
 
 
 async def test_nobody_waits_for_what_nobody_brings(content: ContentStore) -> None:
-    arrivals = Arrivals(content, 2)
-    assert await arrivals.follow(BLOB) is None
-    with arrivals.expect(BLOB):
-        with arrivals.expect(BLOB):
-            waiting = asyncio.create_task(arrivals.follow(BLOB))
+    inflight = InflightBlobs(content, 2)
+    assert await inflight.follow(BLOB) is None
+    with inflight.expect(BLOB):
+        with inflight.expect(BLOB):
+            waiting = asyncio.create_task(inflight.follow(BLOB))
             assert await stays_pending(waiting)
         assert await stays_pending(waiting)
     assert await waiting is None
 
 
-async def test_bytes_are_told_as_they_come(arrivals: Arrivals, content: ContentStore) -> None:
-    waiting = asyncio.create_task(followed(arrivals))
+async def test_bytes_are_told_as_they_come(inflight: InflightBlobs, content: ContentStore) -> None:
+    waiting = asyncio.create_task(followed(inflight))
     assert await stays_pending(waiting)
-    with arrivals.announce(BLOB) as tell:
+    with inflight.announce(BLOB) as tell:
         store(content, CONTENT[:1000])
         tell(1000)
         follower = await waiting
         growing = follower.growing
-        assert (growing.size, os.eventfd_read(growing.arrivals)) == (len(CONTENT), 1000)
+        assert (growing.size, os.eventfd_read(growing.inflight)) == (len(CONTENT), 1000)
         assert os.pread(growing.fd, 5000, 0) == CONTENT[:1000]
         store(content)
         tell(3000)
         tell(len(CONTENT))
-        assert os.eventfd_read(growing.arrivals) == len(CONTENT) - 1000
+        assert os.eventfd_read(growing.inflight) == len(CONTENT) - 1000
         assert not growing.whole.done()
         finish(content)
     assert await follower.wait()
@@ -126,58 +126,58 @@ async def test_bytes_are_told_as_they_come(arrivals: Arrivals, content: ContentS
     follower.close()
 
 
-async def test_one_that_comes_late_is_told_all_at_once(arrivals: Arrivals, content: ContentStore) -> None:
+async def test_one_that_comes_late_is_told_all_at_once(inflight: InflightBlobs, content: ContentStore) -> None:
     store(content, CONTENT[:3000])
-    with arrivals.announce(BLOB) as tell:
+    with inflight.announce(BLOB) as tell:
         tell(1000)
         tell(3000)
-        follower = await followed(arrivals)
-        assert os.eventfd_read(follower.growing.arrivals) == 3000
+        follower = await followed(inflight)
+        assert os.eventfd_read(follower.growing.inflight) == 3000
         follower.close()
         store(content)
         finish(content)
 
 
-async def test_a_failure_is_told(arrivals: Arrivals, content: ContentStore) -> None:
+async def test_a_failure_is_told(inflight: InflightBlobs, content: ContentStore) -> None:
     store(content, b"")
-    with pytest.raises(RuntimeError), arrivals.announce(BLOB) as tell:
+    with pytest.raises(RuntimeError), inflight.announce(BLOB) as tell:
         tell(0)
-        follower = await followed(arrivals)
+        follower = await followed(inflight)
         raise RuntimeError
     assert not await follower.wait()
     follower.close()
-    waiting = asyncio.create_task(arrivals.follow(BLOB))
+    waiting = asyncio.create_task(inflight.follow(BLOB))
     assert await stays_pending(waiting), "until somebody tries again"
     store(content)
     finish(content)
-    with arrivals.announce(BLOB):
+    with inflight.announce(BLOB):
         pass
     assert await waiting is None
 
 
-async def test_what_begins_anew_is_another_arrival(arrivals: Arrivals, content: ContentStore) -> None:
+async def test_what_begins_anew_is_another_inflight_blob(inflight: InflightBlobs, content: ContentStore) -> None:
     store(content, bytes(2000))
-    with arrivals.announce(BLOB) as tell:
+    with inflight.announce(BLOB) as tell:
         tell(2000)
-        torn = await followed(arrivals)
+        torn = await followed(inflight)
         store(content, CONTENT)
         tell(0)
         assert not await torn.wait()
-        fresh = await followed(arrivals)
+        fresh = await followed(inflight)
         tell(500)
-        assert os.eventfd_read(fresh.growing.arrivals) == 500
+        assert os.eventfd_read(fresh.growing.inflight) == 500
         finish(content)
     assert await fresh.wait()
     torn.close()
     fresh.close()
 
 
-async def test_places_are_bounded_and_given_on(arrivals: Arrivals, content: ContentStore) -> None:
+async def test_places_are_bounded_and_given_on(inflight: InflightBlobs, content: ContentStore) -> None:
     store(content)
-    with arrivals.announce(BLOB) as tell:
+    with inflight.announce(BLOB) as tell:
         tell(1)
-        first, second = [await followed(arrivals) for _ in range(2)]
-        third, fourth = [asyncio.create_task(arrivals.follow(BLOB)) for _ in range(2)]
+        first, second = [await followed(inflight) for _ in range(2)]
+        third, fourth = [asyncio.create_task(inflight.follow(BLOB)) for _ in range(2)]
         assert await stays_pending(third) and await stays_pending(fourth)
         first.close()
         third_follower = await third
@@ -190,16 +190,16 @@ async def test_places_are_bounded_and_given_on(arrivals: Arrivals, content: Cont
 
 
 async def test_without_descriptors_nobody_follows(
-    arrivals: Arrivals, content: ContentStore, monkeypatch: pytest.MonkeyPatch
+    inflight: InflightBlobs, content: ContentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
         raise OSError(24, "too many open files")
 
     store(content)
-    with arrivals.announce(BLOB) as tell:
+    with inflight.announce(BLOB) as tell:
         monkeypatch.setattr(os, "eventfd", refuse)
         tell(1)
-        waiting = asyncio.create_task(arrivals.follow(BLOB))
+        waiting = asyncio.create_task(inflight.follow(BLOB))
         assert await stays_pending(waiting)
         finish(content)
     assert await waiting is None

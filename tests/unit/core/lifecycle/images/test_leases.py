@@ -1,27 +1,27 @@
 import asyncio
 
-from crinoid.core.lifecycle.images.leases import Claims
+from crinoid.core.lifecycle.images.leases import Leases
 
 
-async def test_what_is_claimed_is_not_removed() -> None:
-    claims = Claims()
-    async with claims.hold(["a", "b"]), claims.hold(["a"]):
-        with claims.removal("a") as allowed:
+async def test_what_is_leased_is_not_removed() -> None:
+    leases = Leases()
+    async with leases.hold(["a", "b"]), leases.hold(["a"]):
+        with leases.removal("a") as allowed:
             assert not allowed
-        with claims.removal("c") as allowed:
+        with leases.removal("c") as allowed:
             assert allowed
-    with claims.removal("a") as allowed:
+    with leases.removal("a") as allowed:
         assert allowed
 
 
-async def test_a_claim_waits_for_a_removal_that_has_begun() -> None:
-    claims, held = Claims(), asyncio.Event()
+async def test_a_lease_waits_for_a_removal_that_has_begun() -> None:
+    leases, held = Leases(), asyncio.Event()
 
     async def hold(name: str) -> None:
-        async with claims.hold([name]):
+        async with leases.hold([name]):
             held.set()
 
-    with claims.removal("a") as allowed:
+    with leases.removal("a") as allowed:
         assert allowed
         holder = asyncio.create_task(hold("a"))
         await hold("b")

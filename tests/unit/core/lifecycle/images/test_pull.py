@@ -265,7 +265,7 @@ async def test_without_blobs_another_snapshotter_asks_for_a_pull(node: Node, ima
 
 
 def unpacking(node: Node) -> bool:
-    """Tell whether all layers have come to be unpacked."""
+    """Return whether all layers have come to be unpacked."""
     return {layer.state for pull in node.service.progress() for layer in pull.layers} == {LayerState.UNPACKING}
 
 

@@ -197,7 +197,7 @@ async def test_a_start_drops_what_an_ingest_left_a_day_ago(node: Node, image: Bu
 
 async def test_a_view_of_a_killed_daemon_is_removed(node: Node, image: BuiltImage) -> None:
     await node.pull()
-    node.store.ledger.intend("images", "view", "view-1", {"snapshotter": "default"})
+    node.store.ledger.record("images", "view", "view-1", {"snapshotter": "default"})
     node.snapshotter.snapshots["view-1"] = chain(image.diff_ids)[0]
     node.die()
     await node.restart()
@@ -205,7 +205,7 @@ async def test_a_view_of_a_killed_daemon_is_removed(node: Node, image: BuiltImag
 
 
 async def test_a_snapshotter_that_is_configured_no_more_keeps_its_entries(node: Node) -> None:
-    entry = node.store.ledger.intend("images", "layer", "sha256:abc", {"snapshotter": "gone"})
+    entry = node.store.ledger.record("images", "layer", "sha256:abc", {"snapshotter": "gone"})
     await node.restart()
     assert [found.id for found in node.store.ledger.entries()] == [entry.id]
 

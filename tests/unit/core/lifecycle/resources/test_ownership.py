@@ -106,8 +106,8 @@ async def test_damaged_rows_end_nothing(fake_node: FakeNode, tmp_path: Path) -> 
     rows = _rows(foreign)
     for kind, key, data in rows:
         for owner in (OWNER, "nobody", f"checkpoint/{TOKEN}", pod):
-            fake_node.now.store.ledger.intend(owner, kind, key, data)
-        fake_node.now.store.ledger.intend(DEFERRED, kind, key, {**data, "owner": OWNER})
+            fake_node.now.store.ledger.record(owner, kind, key, data)
+        fake_node.now.store.ledger.record(DEFERRED, kind, key, {**data, "owner": OWNER})
     await fake_node.crash()
     asked = {driver: len(driver.calls) for driver in fake_node.drivers}
     await fake_node.start()

@@ -158,13 +158,13 @@ def test_sysctls_with_groups_are_the_pods() -> None:
 
 
 class Handlers:
-    """One handler: a runtime that has user namespaces or not, over a folder of layers."""
+    """One handler: a runtime that has user namespaces or not, over a directory of layers."""
 
-    def __init__(self, folder: Path, has_them: bool) -> None:
+    def __init__(self, directory: Path, has_them: bool) -> None:
         self.probes = 0
         self.has_them = has_them
         self._runtime = SimpleNamespace(name="fast", driver="crun", probe=self._probe)
-        features = SimpleNamespace(root=folder)
+        features = SimpleNamespace(root=directory)
         self._snapshotter = SimpleNamespace(name="default", features=lambda: features)
 
     async def _probe(self) -> Any:
@@ -179,7 +179,7 @@ class Handlers:
 
 
 async def test_a_handler_needs_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_namespaces, "try_in", lambda _folder: None)
+    monkeypatch.setattr(user_namespaces, "try_in", lambda _directory: None)
     handlers = Handlers(tmp_path, has_them=False)
     namespaces = user_namespaces.UserNamespaces(cast("Slots", handlers))
     with pytest.raises(Unsupported, match=r"handler 'fast' .*runtime or the kernel lacks them .*crun"):
@@ -193,8 +193,8 @@ async def test_a_handler_needs_its_runtime(tmp_path: Path, monkeypatch: pytest.M
 async def test_a_handler_needs_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def refuse(folder: Path) -> None:
-        tried.append(folder)
+    def refuse(directory: Path) -> None:
+        tried.append(directory)
         raise Unsupported("no id-mapped mounts here")
 
     monkeypatch.setattr(user_namespaces, "try_in", refuse)

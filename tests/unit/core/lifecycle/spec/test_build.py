@@ -195,14 +195,14 @@ def test_mounts_are_ordered_by_depth_and_replace_the_defaults(tmp_path: Path) ->
     volumes = (
         VolumeMount(container_path="/data/a/b", host_path=str(tmp_path), readonly=True),
         VolumeMount(container_path="/data", host_path=str(tmp_path)),
-        VolumeMount(container_path="/etc/hosts", host_path=str(tmp_path / "new/folder")),
+        VolumeMount(container_path="/etc/hosts", host_path=str(tmp_path / "new/directory")),
     )
     spec = build_spec(given(mounts=volumes))
     order = [entry["destination"] for entry in spec["mounts"]]
     assert order.index("/data") < order.index("/data/a/b")
     assert order.count("/etc/hosts") == 1
     assert mount_at(spec, "/data/a/b")["options"] == ["rbind", "rprivate", "ro"]
-    assert (tmp_path / "new/folder").is_dir()
+    assert (tmp_path / "new/directory").is_dir()
     assert mount_at(spec, "/dev/shm")["source"] == "/p/shm"
     assert mount_at(spec, "/sys")["options"][-1] == "ro"
 

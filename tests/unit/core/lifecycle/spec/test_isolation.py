@@ -1,4 +1,4 @@
-"""Folders of devices: what is found in one, and that it leads nowhere else and has an end."""
+"""Directories of devices: what is found in one, and that it leads nowhere else and has an end."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ def null(path: Path) -> Path:
 
 
 @needs_root
-def test_what_is_found_in_a_folder(tmp_path: Path) -> None:
+def test_what_is_found_in_a_directory(tmp_path: Path) -> None:
     top = tmp_path / "top"
     devices = [null(top / "b"), null(top / "a/deep/er"), null(top / "own")]
     null(tmp_path / "outside/x")
@@ -47,7 +47,9 @@ def test_other_file_systems_are_not_entered() -> None:
     assert all(path.parent.stat().st_dev == own for path in find_devices(Path("/dev")))
 
 
-def test_a_folder_of_everything_is_refused_before_it_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_everything_is_refused_before_it_is_walked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolation, "MAX_ENTRIES", 100)
     for number in range(101):
         (tmp_path / f"f{number}").touch()
@@ -56,7 +58,7 @@ def test_a_folder_of_everything_is_refused_before_it_is_walked(tmp_path: Path, m
 
 
 def test_the_host_is_not_walked() -> None:
-    with pytest.raises((InvalidArgument, FailedPrecondition), match=r"device (folder )?/"):
+    with pytest.raises((InvalidArgument, FailedPrecondition), match=r"device (directory )?/"):
         build_devices([DeviceMapping("/x", "/")], privileged=False)
 
 

@@ -38,11 +38,11 @@ def pod(selinux: SelinuxOptions | None = None) -> PodConfig:
 @pytest.fixture
 def securityfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A kernel with AppArmor."""
-    folder = tmp_path / "apparmor"
-    folder.mkdir()
-    (folder / "profiles").write_text("crinoid-default (enforce)\nmy profile (x) (complain)\n")
+    directory = tmp_path / "apparmor"
+    directory.mkdir()
+    (directory / "profiles").write_text("crinoid-default (enforce)\nmy profile (x) (complain)\n")
     (tmp_path / "enabled").write_text("Y\n")
-    monkeypatch.setattr(lsm, "_APPARMOR", folder)
+    monkeypatch.setattr(lsm, "_APPARMOR", directory)
     monkeypatch.setattr(lsm, "_APPARMOR_SWITCH", tmp_path / "enabled")
     return tmp_path
 

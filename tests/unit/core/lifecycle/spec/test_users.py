@@ -204,7 +204,7 @@ def _device(path: Path) -> None:
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero, which has no end
 
 
-def _folder(path: Path) -> None:
+def _directory(path: Path) -> None:
     path.mkdir()
 
 
@@ -212,7 +212,7 @@ def _loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-@pytest.mark.parametrize("make", [_fifo, _device, _folder, _loop])
+@pytest.mark.parametrize("make", [_fifo, _device, _directory, _loop])
 @pytest.mark.parametrize(("file", "user"), [("passwd", "alice"), ("passwd", "1000"), ("group", "alice")])
 def test_what_is_no_file_is_named_and_blocks_nobody(rootfs: Path, make: object, file: str, user: str) -> None:
     (rootfs / "etc" / file).unlink()

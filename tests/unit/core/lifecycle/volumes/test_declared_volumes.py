@@ -47,7 +47,7 @@ async def test_a_volume_begins_as_the_image_has_it(tmp_path: Path) -> None:
     assert (tmp_path / "volume/link").readlink() == Path("/etc/passwd")
 
 
-async def test_a_path_that_the_image_has_not_is_an_empty_folder(tmp_path: Path) -> None:
+async def test_a_path_that_the_image_has_not_is_an_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     await fill_volume(tmp_path / "root", "/none/such", tmp_path / "volume")
     assert list((tmp_path / "volume").iterdir()) == []
@@ -91,5 +91,5 @@ async def test_a_cancellation_while_the_image_is_looked_into_leaves_nothing_open
 async def test_a_file_is_no_volume(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root/file").touch()
-    with pytest.raises(InvalidArgument, match="volume /file of the image is no folder"):
+    with pytest.raises(InvalidArgument, match="volume /file of the image is no directory"):
         await fill_volume(tmp_path / "root", "/file", tmp_path / "volume")

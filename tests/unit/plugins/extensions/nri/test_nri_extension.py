@@ -73,10 +73,14 @@ async def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> A
 class Nri:
     """An extension over a fake kernel, and its plugins."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        paths = {"socket": folder / "nri.sock", "plugin_dir": folder / "plugins", "plugin_config_dir": folder / "conf"}
+    def __init__(self, directory: Path, **options: Any) -> None:
+        paths = {
+            "socket": directory / "nri.sock",
+            "plugin_dir": directory / "plugins",
+            "plugin_config_dir": directory / "conf",
+        }
         self.config = NriOptions(**{**paths, "deadline_s": 30, "registration_deadline_s": 30, **options})
-        self.driver = NriExtension(self.config, fake_host(folder, "nri"))
+        self.driver = NriExtension(self.config, fake_host(directory, "nri"))
         self.kernel = FakeKernel()
         self.plugins: list[NriPlugin] = []
 
@@ -1068,17 +1072,17 @@ plugin.closed.wait()
 """
 
 
-async def test_plugins_of_the_folder_are_started_and_ready_at_once(make: Any, tmp_path: Path) -> None:
-    folder, out = tmp_path / "plugins", tmp_path / "out"
-    folder.mkdir()
+async def test_plugins_of_the_directory_are_started_and_ready_at_once(make: Any, tmp_path: Path) -> None:
+    directory, out = tmp_path / "plugins", tmp_path / "out"
+    directory.mkdir()
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "mine.conf").write_text("level: 3")
     script = LAUNCHED.format(python=sys.executable, path=[path for path in sys.path if path], out=str(out))
-    (folder / "05-mine").write_text(script)
-    (folder / "05-mine").chmod(0o755)
-    (folder / "06-broken").write_text("#!/no/such/program\n")
-    (folder / "06-broken").chmod(0o755)
-    (folder / "README").write_text("no plugin")
+    (directory / "05-mine").write_text(script)
+    (directory / "05-mine").chmod(0o755)
+    (directory / "06-broken").write_text("#!/no/such/program\n")
+    (directory / "06-broken").chmod(0o755)
+    (directory / "README").write_text("no plugin")
     await make(registration_deadline_s=20)
     await eventually(out.exists)
     assert out.read_text().startswith("level: 3 ")
@@ -1110,7 +1114,7 @@ async def test_plugins_learn_that_the_daemon_stops(tmp_path: Path) -> None:
 
 
 async def test_a_served_socket_is_left_to_the_daemon_that_serves_it(make: Any, tmp_path: Path) -> None:
-    """The second starts no plugin either: those of a folder would be asked twice."""
+    """The second starts no plugin either: those of a directory would be asked twice."""
     first = await make()
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins/05-mine").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")

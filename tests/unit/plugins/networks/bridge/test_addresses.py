@@ -45,9 +45,9 @@ def test_a_restart_remembers(book: AddressBook, tmp_path: Path) -> None:
 
 
 def test_what_is_no_address_is_left_alone(book: AddressBook, tmp_path: Path) -> None:
-    folder = tmp_path / "addresses"
-    (folder / "README").write_text("hello")
-    (folder / "10.0.0.2").write_text("no link")
+    directory = tmp_path / "addresses"
+    (directory / "README").write_text("hello")
+    (directory / "10.0.0.2").write_text("no link")
     book.reload()
     assert book.owners == set()
     assert str(book.take("a", FOUR)) == "10.0.0.3"
@@ -66,7 +66,7 @@ def test_an_address_can_be_asked_for(book: AddressBook) -> None:
 
 
 def test_what_a_record_says_is_adopted(book: AddressBook, tmp_path: Path) -> None:
-    """The folder was lost, or the slot has another driver now."""
+    """The directory was lost, or the slot has another driver now."""
     first, second = ipaddress.ip_address("10.0.0.2"), ipaddress.ip_address("10.0.0.3")
     book.take_this("other", second)
     book.adopt("a", (first, second))
@@ -118,8 +118,8 @@ ACTS = st.lists(st.tuples(st.sampled_from(["take", "give back"]), st.sampled_fro
 @settings(max_examples=150, deadline=None)
 @given(ACTS, st.integers(0, 40))
 def test_whenever_the_daemon_dies(acts: list[Act], moment: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        book = AddressBook(Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        book = AddressBook(Path(directory))
         under_way = ""
         with contextlib.suppress(Death), dying(moment):
             for act, owner in acts:
@@ -131,7 +131,7 @@ def test_whenever_the_daemon_dies(acts: list[Act], moment: int) -> None:
                 elif act == "give back":
                     book.give_back(owner)
             under_way, before = "", {o: book.owned_by(o) for o in "abc"}
-        again = AddressBook(Path(folder))
+        again = AddressBook(Path(directory))
         held = {o: again.owned_by(o) for o in "abc"}
         for owner in "abc":
             if owner != under_way and acts:

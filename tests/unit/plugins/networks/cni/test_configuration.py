@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.plugins.networks.cni.configuration import ConfigurationFolder, InvalidConfiguration, Network, load_file
+from crinoid.plugins.networks.cni.configuration import ConfigurationDirectory, InvalidConfiguration, Network, load_file
 from support.cni import Node
 
 
@@ -15,8 +15,8 @@ def chain(name: str, **more: object) -> dict[str, object]:
 
 
 def read(node: Node) -> tuple[list[str], tuple[str, ...]]:
-    folder, _ = ConfigurationFolder(node.conf_dir).read()
-    return [network.name for network in folder.networks], folder.problems
+    directory, _ = ConfigurationDirectory(node.conf_dir).read()
+    return [network.name for network in directory.networks], directory.problems
 
 
 def test_files_come_in_the_order_of_their_names_whatever_their_ending(node: Node) -> None:
@@ -58,49 +58,49 @@ def test_two_networks_of_one_name_are_reported(node: Node) -> None:
     assert read(node) == (["same"], ("20-b.conflist: 10-a.conflist has a network 'same' already",))
 
 
-def test_a_dangling_link_and_a_missing_folder_do_no_harm(node: Node, tmp_path: Path) -> None:
+def test_a_dangling_link_and_a_missing_directory_do_no_harm(node: Node, tmp_path: Path) -> None:
     (node.conf_dir / "00-gone.conflist").symlink_to(tmp_path / "nowhere")
     assert read(node) == ([], ("00-gone.conflist: can't read 00-gone.conflist: No such file or directory",))
-    assert ConfigurationFolder(tmp_path / "no-such-folder").read()[0].networks == ()
+    assert ConfigurationDirectory(tmp_path / "no-such-directory").read()[0].networks == ()
 
 
-def test_the_folder_is_read_again_only_when_a_file_changed(node: Node) -> None:
-    folder = ConfigurationFolder(node.conf_dir)
+def test_the_directory_is_read_again_only_when_a_file_changed(node: Node) -> None:
+    directory = ConfigurationDirectory(node.conf_dir)
     node.configure("10-a.conflist", chain("a"))
-    assert folder.read()[1] is True
-    assert folder.read()[1] is False
+    assert directory.read()[1] is True
+    assert directory.read()[1] is False
     node.configure("10-a.conflist", chain("changed"))
-    content, is_new = folder.read()
+    content, is_new = directory.read()
     assert (is_new, content.networks[0].name) == (True, "changed")
     (node.conf_dir / "10-a.conflist").unlink()
-    assert folder.read()[0].networks == ()
+    assert directory.read()[0].networks == ()
 
 
 def test_a_replaced_file_of_the_same_size_and_time_is_seen(node: Node) -> None:
-    folder = ConfigurationFolder(node.conf_dir)
+    directory = ConfigurationDirectory(node.conf_dir)
     node.configure("10-a.conflist", chain("a"))
     times = (1_700_000_000, 1_700_000_000)
     os.utime(node.conf_dir / "10-a.conflist", times)
-    folder.read()
+    directory.read()
     node.configure("new", chain("b"))
     os.utime(node.conf_dir / "new", times)
     (node.conf_dir / "new").rename(node.conf_dir / "10-a.conflist")
-    assert folder.read()[0].networks[0].name == "b"
+    assert directory.read()[0].networks[0].name == "b"
 
 
-def test_plugins_of_the_folder_beside_are_appended_and_watched(node: Node) -> None:
+def test_plugins_of_the_directory_beside_are_appended_and_watched(node: Node) -> None:
     (node.conf_dir / "a").mkdir()
     node.configure("a/20-tuning.conf", {"type": "tuning"})
     node.configure("a/10-portmap.conf", {"type": "portmap"})
     node.configure("a/ignored.json", {"type": "ignored"})
     node.configure("10-a.conflist", chain("a"))
-    folder = ConfigurationFolder(node.conf_dir)
-    assert folder.read()[0].networks[0].plugin_types == ("bridge", "portmap", "tuning")
+    directory = ConfigurationDirectory(node.conf_dir)
+    assert directory.read()[0].networks[0].plugin_types == ("bridge", "portmap", "tuning")
     node.configure("a/30-bandwidth.conf", {"type": "bandwidth"})
-    assert folder.read()[0].networks[0].plugin_types == ("bridge", "portmap", "tuning", "bandwidth")
+    assert directory.read()[0].networks[0].plugin_types == ("bridge", "portmap", "tuning", "bandwidth")
 
 
-def test_a_list_may_have_all_its_plugins_in_the_folder_beside(node: Node) -> None:
+def test_a_list_may_have_all_its_plugins_in_the_directory_beside(node: Node) -> None:
     (node.conf_dir / "a").mkdir()
     node.configure("a/10-ptp.conf", {"type": "ptp"})
     node.configure("10-a.conflist", {"cniVersion": "1.1.0", "name": "a"})

@@ -17,7 +17,7 @@ from support.cni import Node, quote, result
 RACY = """#!/bin/sh
 if [ "$CNI_COMMAND" = VERSION ]; then printf '{{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}}'; exit 0; fi
 [ "$CNI_COMMAND" = ADD ] || exit 0
-grep -q '"hostPort"' && chain={folder}/ports || chain={folder}/chain
+grep -q '"hostPort"' && chain={directory}/ports || chain={directory}/chain
 [ -e "$chain" ] || {{ sleep 0.1; mkdir "$chain" || exit 1; }}
 printf '%s' {answer}
 """
@@ -32,7 +32,7 @@ def plan(*capabilities: str) -> Plan:
 
 
 async def test_many_first_pods_at_once(node: Node, make_request: Callable[..., NetworkRequest]) -> None:
-    script = RACY.format(folder=node.root, answer=quote(json.dumps(result("10.1.0.5/24"))))
+    script = RACY.format(directory=node.root, answer=quote(json.dumps(result("10.1.0.5/24"))))
     node.write_script("racy", script)
     node.configure_chain({"type": "racy", "capabilities": {"portMappings": True}})
     driver: Any = node.driver()

@@ -4,20 +4,20 @@ import asyncio
 
 import pytest
 
-from crinoid.plugins.networks.cni.rwlock import Gate
+from crinoid.plugins.networks.cni.rwlock import ReadWriteLock
 
 
 async def test_one_alone_waits_for_those_inside_and_keeps_others_out() -> None:
-    gate, seen, leave = Gate(), [], asyncio.Event()
+    lock, seen, leave = ReadWriteLock(), [], asyncio.Event()
 
     async def share(name: str, until: asyncio.Event) -> None:
-        async with gate.shared():
+        async with lock.shared():
             seen.append(f"{name} in")
             await until.wait()
             seen.append(f"{name} out")
 
     async def be_alone() -> None:
-        async with gate.exclusive():
+        async with lock.exclusive():
             seen.append("alone")
             await asyncio.sleep(0.01)
             seen.append("alone no more")
@@ -36,14 +36,14 @@ async def test_one_alone_waits_for_those_inside_and_keeps_others_out() -> None:
 
 
 async def test_a_cancelled_wait_lets_others_in_again() -> None:
-    gate, leave = Gate(), asyncio.Event()
+    lock, leave = ReadWriteLock(), asyncio.Event()
 
     async def share() -> None:
-        async with gate.shared():
+        async with lock.shared():
             await leave.wait()
 
     async def be_alone() -> None:
-        async with gate.exclusive():
+        async with lock.exclusive():
             raise AssertionError("nobody has left")
 
     inside = asyncio.create_task(share())

@@ -30,10 +30,10 @@ async def mirror() -> AsyncIterator[FaultRegistry]:
 
 @pytest.fixture
 def certs_d(tmp_path: Path) -> Path:
-    """The folder of the registries' settings."""
-    folder = tmp_path / "certs.d"
-    folder.mkdir()
-    return folder
+    """The directory of the registries' settings."""
+    directory = tmp_path / "certs.d"
+    directory.mkdir()
+    return directory
 
 
 @pytest.fixture

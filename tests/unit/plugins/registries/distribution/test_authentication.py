@@ -346,13 +346,13 @@ class TestWhoseCredentials:
 
 
 def write_hosts(certs_d: Path, server: FaultRegistry, text: str) -> None:
-    folder = certs_d / server.host
-    folder.mkdir()
-    (folder / "hosts.toml").write_text(f'server = "{server.url}"\n{text}\n')
+    directory = certs_d / server.host
+    directory.mkdir()
+    (directory / "hosts.toml").write_text(f'server = "{server.url}"\n{text}\n')
 
 
-def write_docker(folder: Path, **config: object) -> None:
-    (folder / "docker.json").write_text(json.dumps(config))
+def write_docker(directory: Path, **config: object) -> None:
+    (directory / "docker.json").write_text(json.dumps(config))
 
 
 def encode(pair: str) -> str:
@@ -367,10 +367,10 @@ class TestNodeCredentials:
     @pytest.fixture
     def helper(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """An executable ``docker-credential-test``, to be written."""
-        folder = tmp_path / "bin"
-        folder.mkdir()
-        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        path = folder / "docker-credential-test"
+        directory = tmp_path / "bin"
+        directory.mkdir()
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+        path = directory / "docker-credential-test"
         path.touch()
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return path

@@ -9,10 +9,10 @@ from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls, check_h
 
 
 def write(certs_d: Path, name: str, text: str) -> Path:
-    folder = certs_d / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "hosts.toml").write_text(text)
-    return folder
+    directory = certs_d / name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "hosts.toml").write_text(text)
+    return directory
 
 
 def find(registry: str, *paths: Path, plain_http: tuple[str, ...] = ()) -> tuple[Endpoint, ...]:
@@ -54,7 +54,7 @@ def test_mirrors_keep_their_order_and_the_registry_is_last(tmp_path: Path) -> No
 
 
 def test_every_field(tmp_path: Path) -> None:
-    folder = write(
+    directory = write(
         tmp_path,
         "example.com",
         """
@@ -82,8 +82,8 @@ def test_every_field(tmp_path: Path) -> None:
         is_mirror=True,
         capabilities=frozenset({"pull"}),
         tls=Tls(
-            (folder / "one.pem", folder / "two.pem"),
-            ((folder / "c.cert", folder / "c.key"), (folder / "both.pem", folder / "both.pem")),
+            (directory / "one.pem", directory / "two.pem"),
+            ((directory / "c.cert", directory / "c.key"), (directory / "both.pem", directory / "both.pem")),
             True,
         ),
         headers=(("X-One", "1"), ("X-Two", "a"), ("X-Two", "b")),
@@ -91,19 +91,19 @@ def test_every_field(tmp_path: Path) -> None:
         namespace="example.com",
     )
     assert second.url == "https://whole.test/v2/proxy"
-    assert second.tls.client == ((folder / "x.pem",) * 2, (folder / "y.pem",) * 2)
+    assert second.tls.client == ((directory / "x.pem",) * 2, (directory / "y.pem",) * 2)
     assert third.url == "https://given.test/v2"
     assert last == Endpoint("http://upstream.test:8080/v2", tls=Tls((Path("/abs/ca.pem"),)), namespace="example.com")
 
 
 def test_the_registry_listed_as_a_host_is_asked_once_with_that_tables_settings(tmp_path: Path) -> None:
-    folder = write(
+    directory = write(
         tmp_path,
         "example.com",
         'server = "https://example.com"\n[host."https://example.com"]\nca = "ca.pem"\n',
     )
     assert find("example.com", tmp_path) == (
-        Endpoint("https://example.com/v2", tls=Tls((folder / "ca.pem",)), namespace=""),
+        Endpoint("https://example.com/v2", tls=Tls((directory / "ca.pem",)), namespace=""),
     )
 
 
@@ -114,13 +114,13 @@ def test_docker_hub_is_asked_where_its_api_is(tmp_path: Path, name: str) -> None
     assert (endpoint.url, endpoint.namespace) == ("https://registry-1.docker.io/v2", "")
 
 
-@pytest.mark.parametrize("folder", ["example.com_5000_", "example.com:5000", "_default"])
-def test_the_folders_of_a_registry_with_a_port(tmp_path: Path, folder: str) -> None:
-    write(tmp_path, folder, '[host."https://m.test"]\n')
+@pytest.mark.parametrize("directory", ["example.com_5000_", "example.com:5000", "_default"])
+def test_the_directories_of_a_registry_with_a_port(tmp_path: Path, directory: str) -> None:
+    write(tmp_path, directory, '[host."https://m.test"]\n')
     assert urls(find("example.com:5000", tmp_path)) == ["https://m.test/v2", "https://example.com:5000/v2"]
 
 
-def test_a_registrys_own_folder_goes_before_the_default_of_any_path(tmp_path: Path) -> None:
+def test_a_registrys_own_directory_goes_before_the_default_of_any_path(tmp_path: Path) -> None:
     write(tmp_path / "a", "_default", '[host."https://default.test"]\n')
     write(tmp_path / "b", "example.com", '[host."https://own.test"]\n')
     assert urls(find("example.com", tmp_path / "a", tmp_path / "b"))[0] == "https://own.test/v2"
@@ -134,11 +134,11 @@ def test_the_first_path_goes_before_the_second(tmp_path: Path) -> None:
 
 
 def test_certificates_as_docker_has_them(tmp_path: Path) -> None:
-    folder = tmp_path / "example.com"
-    folder.mkdir()
+    directory = tmp_path / "example.com"
+    directory.mkdir()
     for name in ("b.crt", "a.crt", "client.cert", "client.key"):
-        (folder / name).touch()
-    tls = Tls((folder / "a.crt", folder / "b.crt"), ((folder / "client.cert", folder / "client.key"),))
+        (directory / name).touch()
+    tls = Tls((directory / "a.crt", directory / "b.crt"), ((directory / "client.cert", directory / "client.key"),))
     assert find("example.com", tmp_path) == (Endpoint("https://example.com/v2", tls=tls),)
 
 

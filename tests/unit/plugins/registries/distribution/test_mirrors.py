@@ -242,14 +242,14 @@ class TestTls:
             client = 'client = "../both.pem"'
         write_hosts(certs_d, demanding.host, f'ca = "{certificates.ca}"\n{client}\n')
         if form == "docker":
-            folder = certs_d / demanding.host
-            (folder / "hosts.toml").unlink()
+            directory = certs_d / demanding.host
+            (directory / "hosts.toml").unlink()
             for name, path in (
                 ("ca.crt", certificates.ca),
                 ("client.cert", certificates.client_cert),
                 ("client.key", certificates.client_key),
             ):
-                (folder / name).write_bytes(path.read_bytes())
+                (directory / name).write_bytes(path.read_bytes())
         assert (await resolve(make_registry(), demanding)).manifest_content == MANIFEST
 
     async def test_a_client_without_the_certificate_wanted(

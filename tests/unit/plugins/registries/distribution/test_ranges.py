@@ -276,9 +276,9 @@ class TestSignedAddresses:
 async def test_a_mirror_that_ends_in_the_middle(
     make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry, certs_d: Path
 ) -> None:
-    folder = certs_d / server.host
-    folder.mkdir()
-    (folder / "hosts.toml").write_text(f'server = "{server.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull"]\n')
+    directory = certs_d / server.host
+    directory.mkdir()
+    (directory / "hosts.toml").write_text(f'server = "{server.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull"]\n')
     mirror.on_blob(DIGEST, stream(BLOB), stream(BLOB), refuse(404))
     server.on_blob(DIGEST, stream(BLOB))
     registry = make_registry(**PATIENT)

@@ -1,4 +1,4 @@
-"""A container's folder: what is noted is read back, whole or not at all."""
+"""A container's directory: what is noted is read back, whole or not at all."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.errors import CommandFailed, InvalidArgument
-from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, complaint, last_error
+from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, last_error, runtime_message
 
 
 def entry(level: str, message: str) -> str:
@@ -17,19 +17,19 @@ def test_the_last_error_counts(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("\n".join([entry("error", "first"), entry("error", "second"), entry("warning", "third")]))
     assert last_error(log) == "second"
-    assert complaint(log, b"else") == "second"
+    assert runtime_message(log, b"else") == "second"
 
 
 @pytest.mark.parametrize("content", ["", "rubbish\n[1]\n7", '{"level": "error", "ms', entry("info", "all is well")])
 def test_stderr_counts_where_the_log_has_no_error(tmp_path: Path, content: str) -> None:
     log = tmp_path / "log"
     log.write_text(content)
-    assert complaint(log, b"  two\n words \x00\xff") == "two words ?\ufffd"
-    assert complaint(tmp_path / "nowhere") == ""
+    assert runtime_message(log, b"  two\n words \x00\xff") == "two words ?\ufffd"
+    assert runtime_message(tmp_path / "nowhere") == ""
 
 
 def test_a_long_complaint_is_cut_to_its_end(tmp_path: Path) -> None:
-    said = complaint(tmp_path / "nowhere", b"x" * 100_000 + b" the reason")
+    said = runtime_message(tmp_path / "nowhere", b"x" * 100_000 + b" the reason")
     assert len(said) == 2000
     assert said.endswith(" the reason")
 

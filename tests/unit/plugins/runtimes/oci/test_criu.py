@@ -15,11 +15,11 @@ LOG = """(00.005198) Warn  (criu/a.c:1): a warning
 """
 
 
-def install(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    program = folder / "criu"
+def install(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = directory / "criu"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
 
 async def test_a_kernel_that_lacks_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,14 +60,14 @@ def test_without_a_log_the_error_stays(tmp_path: Path) -> None:
 
 
 class Cgroup:
-    """A folder with the files of a freezer, of cgroup v1 or v2."""
+    """A directory with the files of a freezer, of cgroup v1 or v2."""
 
-    def __init__(self, folder: Path, unified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.file = folder / ("cgroup.freeze" if unified else "freezer.state")
+    def __init__(self, directory: Path, unified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file = directory / ("cgroup.freeze" if unified else "freezer.state")
         self.file.touch()
         self.frozen = True
         monkeypatch.setattr(freezing, "is_unified", lambda: unified)
-        monkeypatch.setattr(freezing, "folder", lambda _controller, _path: folder)
+        monkeypatch.setattr(freezing, "cgroup_directory", lambda _controller, _path: directory)
         monkeypatch.setattr(freezing, "is_frozen", lambda _path: self.frozen)
 
 
@@ -86,7 +86,7 @@ async def test_freezing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unified
 
 
 async def test_a_host_without_a_freezer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freezing, "folder", lambda _controller, _path: None)
+    monkeypatch.setattr(freezing, "cgroup_directory", lambda _controller, _path: None)
     with pytest.raises(Unsupported, match="no freezer"):
         await freezing.freeze("/c", 1)
     freezing.thaw("/c")

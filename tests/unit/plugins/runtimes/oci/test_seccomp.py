@@ -170,12 +170,12 @@ def test_the_sites_profile_is_the_default(tmp_path: Path) -> None:
 
 def test_a_profile_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     os.truncate(write(tmp_path / "large"), 5 << 20)
     for name, reason in (
         ("fifo", "not a regular file"),
-        ("folder", "not a regular file"),
+        ("directory", "not a regular file"),
         ("loop", "Too many levels"),
         ("large", "longer than 4194304 bytes"),
     ):

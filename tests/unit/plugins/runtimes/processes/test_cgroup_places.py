@@ -21,7 +21,7 @@ def test_systemds_form(cgroup: str, path: str) -> None:
     assert found.endswith("/cri-abc.scope")
 
 
-def test_a_slice_is_a_folder_in_each_of_its_parents() -> None:
+def test_a_slice_is_a_directory_in_each_of_its_parents() -> None:
     assert below_mount("a-b-c.slice:p:n", systemd=True) == "/a.slice/a-b.slice/a-b-c.slice/p-n.scope"
     assert below_mount("a.slice::n.scope", systemd=True) == "/a.slice/n.scope"
 

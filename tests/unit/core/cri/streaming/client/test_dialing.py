@@ -39,7 +39,7 @@ async def test_the_request_of_an_upgrade() -> None:
     async with answering(UPGRADED) as (url, heads):
         dialed = await dial_spdy(url, "v4.channel.k8s.io", Dialing())
         assert dialed.protocol == "v4.channel.k8s.io"
-        dialed.conduit.abort()
+        dialed.transport.abort()
     first, *fields = heads[0].strip().split("\r\n")
     assert first == "POST /exec/token?x=1 HTTP/1.1"
     assert {"Connection: Upgrade", "Upgrade: SPDY/3.1", "X-Stream-Protocol-Version: v4.channel.k8s.io"} <= set(fields)
@@ -97,9 +97,9 @@ async def test_nobody_listens() -> None:
         await dial_spdy(f"http://127.0.0.1:{port}/x", "v4.channel.k8s.io", Dialing())
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
+def make_certificate(directory: Path) -> tuple[Path, Path]:
     """A certificate for the name ``streams``, which is its own authority, and its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert, key = directory / "cert.pem", directory / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=DNS:streams"]
     subprocess.run([*command, "-keyout", key, "-out", cert], check=True, capture_output=True)
@@ -120,7 +120,7 @@ async def test_tls_trusts_whom_it_was_told_to(tmp_path: Path) -> None:
         (Dialing(tls_ca=key), InvalidArgument, "can't be used"),
     ]
     async with answering(UPGRADED, tls) as (url, _):
-        (await dial_spdy(url, "v4.channel.k8s.io", good)).conduit.abort()
+        (await dial_spdy(url, "v4.channel.k8s.io", good)).transport.abort()
         for dialing, kind, words in wrong:
             with pytest.raises(kind, match=words):
                 await dial_spdy(url, "v4.channel.k8s.io", dialing)

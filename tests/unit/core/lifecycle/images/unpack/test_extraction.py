@@ -28,7 +28,7 @@ def tree(path: Path) -> set[str]:
 
 
 def snapshot(path: Path) -> list[tuple[object, ...]]:
-    """All there is to see of a folder and what is in it; access times aside."""
+    """All there is to see of a directory and what is in it; access times aside."""
     seen = []
     for found in (path, *sorted(path.rglob("*"))):
         status = found.lstat()
@@ -61,14 +61,14 @@ def test_content_across_chunks(extract, target: Path, chunk: int) -> None:
     assert [(target / name).read_bytes() for name in "abc"] == [content, content[:512], b""]
 
 
-def test_folder_has_mode_and_time_after_what_is_made_in_it(extract, target: Path) -> None:
-    extract(layer().folder("d", mode=0o2751, mtime=99).file("d/f").folder("d/e", mode=0o1777, mtime=98).build())
+def test_directory_has_mode_and_time_after_what_is_made_in_it(extract, target: Path) -> None:
+    extract(layer().directory("d", mode=0o2751, mtime=99).file("d/f").directory("d/e", mode=0o1777, mtime=98).build())
     assert (stat.S_IMODE((target / "d").stat().st_mode), (target / "d").stat().st_mtime) == (0o2751, 99)
     assert (stat.S_IMODE((target / "d/e").stat().st_mode), (target / "d/e").stat().st_mtime) == (0o1777, 98)
 
 
 def test_root_entry_describes_the_target(extract, target: Path) -> None:
-    extract(layer().folder("./", mode=0o711, mtime=77).file("./f").build())
+    extract(layer().directory("./", mode=0o711, mtime=77).file("./f").build())
     assert (stat.S_IMODE(target.stat().st_mode), target.stat().st_mtime) == (0o711, 77)
 
 
@@ -86,7 +86,7 @@ def test_symlink_says_what_it_said(extract, target: Path) -> None:
 def test_hard_links_share_a_file(extract, target: Path) -> None:
     tree = extract(layer().file("d/a", b"x").hard_link("b", "d/a").hard_link("b", "./d/a").build())
     assert (target / "b").samefile(target / "d/a")
-    assert tree.inodes == 2  # the folder and one file
+    assert tree.inodes == 2  # the directory and one file
 
 
 def test_hard_link_to_a_symlink_is_one_to_the_link(extract, target: Path) -> None:
@@ -113,7 +113,7 @@ def test_devices(extract, target: Path) -> None:
 @needs_root
 def test_owners_of_all_kinds(extract, target: Path) -> None:
     archive = ArchiveBuilder(uid=1234, gid=4_000_000_000)
-    archive.folder("d").file("d/f", mode=0o6755).symlink("d/s", "nowhere").add("d/p", tarfile.FIFOTYPE)
+    archive.directory("d").file("d/f", mode=0o6755).symlink("d/s", "nowhere").add("d/p", tarfile.FIFOTYPE)
     extract(archive.build())
     owners = {(found.lstat().st_uid, found.lstat().st_gid) for found in target.rglob("*")}
     assert owners == {(1234, 4_000_000_000)}
@@ -121,11 +121,11 @@ def test_owners_of_all_kinds(extract, target: Path) -> None:
 
 
 @needs_root
-def test_nothing_is_inherited_from_a_lower_folder_with_set_group_id(extract, target: Path) -> None:
+def test_nothing_is_inherited_from_a_lower_directory_with_set_group_id(extract, target: Path) -> None:
     (target / "d").mkdir()
     os.chown(target / "d", 0, 77)
     (target / "d").chmod(0o2755)
-    extract(layer().file("d/f").folder("d/e").file("d/i/f").symlink("d/s", "x").build())
+    extract(layer().file("d/f").directory("d/e").file("d/i/f").symlink("d/s", "x").build())
     assert {(target / "d" / name).lstat().st_gid for name in ("f", "e", "i", "i/f", "s")} == {0}
     assert stat.S_IMODE((target / "d/e").stat().st_mode) == 0o755
     assert stat.S_IMODE((target / "d/i").stat().st_mode) == 0o755
@@ -167,7 +167,7 @@ def test_names_that_mean_the_same(extract, target: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b/", "a/b/.", "a/b//", "a/c/.."])
-def test_folder_names_with_tails(extract, target: Path, name: str) -> None:
+def test_directory_names_with_tails(extract, target: Path, name: str) -> None:
     extract(layer().raw(header(name.encode(), b"5")).build())
     assert "a" in tree(target)
     assert tree(target) <= {"a", "a/b"}
@@ -192,7 +192,7 @@ def test_names_the_kernel_does_not_take_raise(extract, name: str) -> None:
 
 
 def test_missing_parents_are_made_and_told(extract, target: Path) -> None:
-    result = extract(layer().file("a/b/c").folder("a").build())
+    result = extract(layer().file("a/b/c").directory("a").build())
     assert stat.S_IMODE((target / "a/b").stat().st_mode) == 0o755
     assert result.implied == [b".", b"a/b"]
 
@@ -200,26 +200,26 @@ def test_missing_parents_are_made_and_told(extract, target: Path) -> None:
 # What is there already
 
 
-@pytest.mark.parametrize("lower", ["file", "folder", "symlink", "link to a folder"])
-@pytest.mark.parametrize("upper", ["file", "folder", "symlink", "fifo", "hard link"])
+@pytest.mark.parametrize("lower", ["file", "directory", "symlink", "link to a directory"])
+@pytest.mark.parametrize("upper", ["file", "directory", "symlink", "fifo", "hard link"])
 def test_an_entry_replaces_what_is_there(extract, target: Path, lower: str, upper: str) -> None:
     (target / "kept").mkdir()
     (target / "kept/f").write_text("kept")
     match lower:
         case "file":
             (target / "e").write_text("lower")
-        case "folder":
+        case "directory":
             (target / "e/sub").mkdir(parents=True)
         case "symlink":
             (target / "e").symlink_to("nowhere")
-        case "link to a folder":
+        case "link to a directory":
             (target / "e").symlink_to("kept")
     archive = layer().file("other", b"other")
     match upper:
         case "file":
             archive.file("e", b"upper")
-        case "folder":
-            archive.folder("e", mode=0o700).file("e/new")
+        case "directory":
+            archive.directory("e", mode=0o700).file("e/new")
         case "symlink":
             archive.symlink("e", "upper")
         case "fifo":
@@ -228,10 +228,10 @@ def test_an_entry_replaces_what_is_there(extract, target: Path, lower: str, uppe
             archive.hard_link("e", "other")
     extract(archive.build())
     assert (target / "kept/f").read_text() == "kept"
-    kinds = {"file": stat.S_IFREG, "folder": stat.S_IFDIR, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO}
+    kinds = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO}
     assert stat.S_IFMT((target / "e").lstat().st_mode) == kinds.get(upper, stat.S_IFREG)
-    if upper == "folder":
-        assert tree(target / "e") == ({"new", "sub"} if lower == "folder" else {"new"})
+    if upper == "directory":
+        assert tree(target / "e") == ({"new", "sub"} if lower == "directory" else {"new"})
 
 
 def test_lower_hard_links_are_not_written_through(extract, target: Path) -> None:
@@ -242,30 +242,34 @@ def test_lower_hard_links_are_not_written_through(extract, target: Path) -> None
 
 
 def test_an_entry_twice_in_a_layer_counts_the_last_time(extract, target: Path) -> None:
-    extract(layer().file("a", b"1").folder("d").file("d/x").file("a", b"2").file("d", b"3").build())
+    extract(layer().file("a", b"1").directory("d").file("d/x").file("a", b"2").file("d", b"3").build())
     assert ((target / "a").read_text(), (target / "d").read_text()) == ("2", "3")
 
 
-def test_metadata_of_a_replaced_folder_goes_with_it(extract, target: Path) -> None:
-    archive = layer().folder("other", mode=0o750, mtime=7).folder("d", mode=0o777, mtime=8).folder("d/e", mtime=9)
-    extract(archive.folder("other/e", mtime=10).symlink("d", "other").build())
+def test_metadata_of_a_replaced_directory_goes_with_it(extract, target: Path) -> None:
+    archive = (
+        layer().directory("other", mode=0o750, mtime=7).directory("d", mode=0o777, mtime=8).directory("d/e", mtime=9)
+    )
+    extract(archive.directory("other/e", mtime=10).symlink("d", "other").build())
     assert (stat.S_IMODE((target / "other").stat().st_mode), (target / "other").stat().st_mtime) == (0o750, 7)
     assert (target / "other/e").stat().st_mtime == 10
 
 
-def test_a_file_of_this_layer_is_no_folder(extract) -> None:
-    with pytest.raises(Corrupt, match="no folder"):
+def test_a_file_of_this_layer_is_no_directory(extract) -> None:
+    with pytest.raises(Corrupt, match="no directory"):
         extract(layer().file("a").file("a/b").build())
 
 
-def test_a_lower_file_gives_way_to_a_folder(extract, target: Path) -> None:
+def test_a_lower_file_gives_way_to_a_directory(extract, target: Path) -> None:
     (target / "a").write_text("lower")
     extract(layer().file("a/b").build())
     assert tree(target) == {"a", "a/b"}
 
 
 def test_symlinked_parents_are_followed_inside(extract, target: Path) -> None:
-    archive = layer().folder("usr/lib").symlink("lib", "usr/lib").symlink("abs", "/usr/lib").symlink("up", "../../lib")
+    archive = (
+        layer().directory("usr/lib").symlink("lib", "usr/lib").symlink("abs", "/usr/lib").symlink("up", "../../lib")
+    )
     extract(archive.file("lib/a").file("abs/b").file("up/c").build())
     assert sorted(os.listdir(target / "usr/lib")) == ["a", "b", "c"]
 
@@ -281,7 +285,7 @@ def test_a_link_upwards_is_tried_again_while_others_rename(extract, target: Path
         return syscall(number, *arguments)
 
     monkeypatch.setattr(syscalls, "_libc", SimpleNamespace(syscall=interrupted))
-    extract(layer().folder("lib").symlink("up", "../../lib").file("up/c").build())
+    extract(layer().directory("lib").symlink("up", "../../lib").file("up/c").build())
     assert (os.listdir(target / "lib"), refusals) == (["c"], [])
 
 
@@ -304,7 +308,7 @@ def test_links_that_lead_nowhere_for_long_are_refused(extract) -> None:
         extract(archive.file("l0/f").build())
 
 
-def test_many_folders_outlive_the_cache(extract, target: Path) -> None:
+def test_many_directories_outlive_the_cache(extract, target: Path) -> None:
     archive = layer()
     for round_ in range(2):
         for number in range(400):
@@ -335,7 +339,7 @@ def test_whiteout_leaves_what_the_same_layer_has(extract, target: Path, whiteout
     archive = layer()
     if whiteout_first:
         archive.file(".wh.d")
-    archive.folder("d").file("d/upper")
+    archive.directory("d").file("d/upper")
     if not whiteout_first:
         archive.file(".wh.d")
     extract(archive.build())
@@ -354,7 +358,7 @@ def test_opaque_hides_lower_content_alone_in_any_order(extract, target: Path, po
         if number == position:
             archive.file("d/.wh..wh..opq")
         if number < 3:
-            (archive.file if "new" in entries[number] else archive.folder)(entries[number])
+            (archive.file if "new" in entries[number] else archive.directory)(entries[number])
     extract(archive.build())
     assert tree(target) == {"d", "d/both", "d/implied", "d/implied/new"}
 
@@ -376,7 +380,7 @@ def test_whiteout_of_no_name_is_refused(extract, target: Path, name: str, overla
 
 
 def test_aufs_files_are_passed_over(extract, target: Path) -> None:
-    archive = layer().folder(".wh..wh.plnk").file(".wh..wh.plnk/1.2", b"x").file(".wh..wh.aufs").file("a", b"y")
+    archive = layer().directory(".wh..wh.plnk").file(".wh..wh.plnk/1.2", b"x").file(".wh..wh.aufs").file("a", b"y")
     extract(archive.build())
     assert tree(target) == {"a"}
 
@@ -410,7 +414,7 @@ def test_overlay_whiteout_of_what_the_layer_makes_anew(
     if whiteout_first:
         archive.file(".wh.d").file(".wh.f")
     if not implied:
-        archive.folder("d")
+        archive.directory("d")
     archive.file("d/f").file("f", b"new")
     if not whiteout_first:
         archive.file(".wh.d").file(".wh.f")
@@ -481,11 +485,13 @@ ATTACKS = {
     "symlinked parent": lambda out: layer().symlink("l", out).file("l/secret", b"evil").file("l/new", b"evil"),
     "relative symlinked parent": lambda out: layer().symlink("l", "../outside").file("l/secret", b"evil"),
     "chain of links": lambda out: layer().symlink("x", "..").symlink("y", "x/outside").file("y/secret", b"evil"),
-    "link below a folder": lambda out: layer().folder("d").symlink("d/l", "../../outside").file("d/l/secret", b"e"),
+    "link below a directory": lambda out: (
+        layer().directory("d").symlink("d/l", "../../outside").file("d/l/secret", b"e")
+    ),
     "file over a link": lambda out: layer().symlink("l", f"{out}/secret").file("l", b"evil", mode=0o777),
-    "folder over a link": lambda out: layer().symlink("l", out).folder("l", mode=0o777, mtime=1).file("l/secret"),
-    "link over a folder": lambda out: layer().folder("l", mode=0o777, mtime=1).file("l/f").symlink("l", out),
-    "link over a parent": lambda out: layer().folder("a/sub", mode=0o700, mtime=1).symlink("a", out).file("a/sub/f"),
+    "directory over a link": lambda out: layer().symlink("l", out).directory("l", mode=0o777, mtime=1).file("l/secret"),
+    "link over a directory": lambda out: layer().directory("l", mode=0o777, mtime=1).file("l/f").symlink("l", out),
+    "link over a parent": lambda out: layer().directory("a/sub", mode=0o700, mtime=1).symlink("a", out).file("a/sub/f"),
     "hard link by ..": lambda out: layer().hard_link("h", "../outside/secret").file("h", b"evil"),
     "hard link by a link": lambda out: layer().symlink("l", out).hard_link("h", "l/secret"),
     "hard link by a path": lambda out: layer().hard_link("h", f"{out}/secret"),
@@ -532,9 +538,9 @@ def test_hard_links_that_lead_out_are_refused(extract, link: str) -> None:
         extract(layer().hard_link("h", link).build())
 
 
-def test_hard_link_to_a_folder_is_refused(extract) -> None:
-    with pytest.raises(Corrupt, match="folder"):
-        extract(layer().folder("d").hard_link("h", "d").build())
+def test_hard_link_to_a_directory_is_refused(extract) -> None:
+    with pytest.raises(Corrupt, match="directory"):
+        extract(layer().directory("d").hard_link("h", "d").build())
 
 
 def test_entries_are_limited(extract) -> None:
@@ -547,7 +553,9 @@ def test_nothing_is_left_to_the_garbage_collector(extract) -> None:
     """It is off in unpackers: a cycle an entry would cost memory without bound."""
     archive = layer().file("gone", b"x").symlink("to", "d")
     for number in range(300):
-        archive.folder(f"d{number % 7}").file(f"d{number % 7}/f", b"x", mtime=1.5).file(f"e/{'n' * 120}{number}", b"y")
+        archive.directory(f"d{number % 7}").file(f"d{number % 7}/f", b"x", mtime=1.5).file(
+            f"e/{'n' * 120}{number}", b"y"
+        )
         archive.file(f"d{number % 7}/.wh.f").symlink(f"s{number}", "d0").file(f"s{number}/{number}", b"z")
     blob = archive.build()
     extract(blob, overlay=True)

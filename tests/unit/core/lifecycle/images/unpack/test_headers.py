@@ -54,7 +54,7 @@ def test_gnu_header_keeps_times_where_posix_has_the_prefix() -> None:
     assert first(header(b"name", magic=b"ustar  \0", prefix=b"14524467400") + END).name == b"name"
 
 
-def test_old_unix_header_with_a_slash_is_a_folder() -> None:
+def test_old_unix_header_with_a_slash_is_a_directory() -> None:
     assert first(header(b"etc/", kind=b"\0", magic=b"") + END).kind == b"5"
 
 
@@ -113,7 +113,7 @@ def test_gnu_long_names() -> None:
     assert (entry.name, entry.link) == (name, link)
 
 
-def test_cut_name_that_ends_in_a_slash_is_no_folder() -> None:
+def test_cut_name_that_ends_in_a_slash_is_no_directory() -> None:
     name = "d" * 99 + "/file"
     assert first(ArchiveBuilder(tarfile.GNU_FORMAT).file(name).build()).kind == b"0"
 
@@ -174,7 +174,7 @@ def test_pax_value_with_a_length_that_grows_by_its_own_digits() -> None:
 
 _SEED = (
     ArchiveBuilder(tarfile.PAX_FORMAT)
-    .folder("d")
+    .directory("d")
     .file("d/" + "long" * 60, b"data" * 300, mtime=1.5, pax_headers={"SCHILY.xattr.user.k": "v"})
     .symlink("s", "d")
     .hard_link("h", "s")

@@ -61,7 +61,7 @@ def unpack(request_for) -> Unpack:
     return run
 
 
-ARCHIVE = ArchiveBuilder().folder("d").file("d/f", b"content" * 1000).file("implied/x", b"y").build()
+ARCHIVE = ArchiveBuilder().directory("d").file("d/f", b"content" * 1000).file("implied/x", b"y").build()
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: zstandard.compress(data)])
@@ -184,7 +184,7 @@ async def test_what_no_file_system_takes_is_the_layers_fault(unpack, archive: by
         await unpack(archive + END)
 
 
-async def test_folders_too_deep_to_be_removed(unpack, target: Path) -> None:
+async def test_directories_too_deep_to_be_removed(unpack, target: Path) -> None:
     """A link makes them deeper than any one path; the whiteout then has a long way to go."""
     deep = ArchiveBuilder().file("a/" * 2000 + "l").symlink("l", "a/" * 1900).file("l/" + "b/" * 1900 + "f")
     archive = deep.file("a").build()
@@ -395,11 +395,11 @@ _PATHS = st.lists(_NAMES, min_size=1, max_size=4).map("/".join)
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_tarfile_round_trip(tmp_path_factory, files: dict[str, tuple[bytes, int, int]], tar_format: int) -> None:
-    folders = {parent for path in files for parent in parents(path)}
-    files = {path: value for path, value in files.items() if path not in folders}
+    directories = {parent for path in files for parent in parents(path)}
+    files = {path: value for path, value in files.items() if path not in directories}
     builder = ArchiveBuilder(tar_format)
-    for path in sorted(folders):
-        builder.folder(path, mtime=5)
+    for path in sorted(directories):
+        builder.directory(path, mtime=5)
     for path, (content, mode, mtime) in files.items():
         builder.file(path, content, mode=mode, mtime=mtime)
     archive = builder.build()
