@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from crinoid.core.api.linux.bulkheads import OwnerThreads
 from crinoid.core.config.models import Config, ImagesConfig, StreamingConfig
+from crinoid.core.cri.services import Services
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.lifecycle.checkpoints.capture import CheckpointParts, CheckpointService
 from crinoid.core.lifecycle.concurrency.locks import Locks
@@ -31,22 +32,12 @@ from crinoid.core.state.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Composition:
+class Composition(Services):
     """The services that ``cri`` serves, and what has to be recovered before and closed after.
 
     ``threads`` are to be the loop's default executor.
     """
 
-    pods: PodService
-    containers: ContainerService
-    images: ImageService
-    stats: StatsService
-    metrics: MetricsService
-    node: NodeService
-    checkpoints: CheckpointService
-    restorer: PodRestorer
-    streams: StreamingServer
-    events: EventBus
     recovery: Recovery
     init: PodInit
     exit_monitor: ExitMonitor

@@ -142,7 +142,7 @@ class Slot:
         with self._watch(hook):
             return check(await self._finish(hook, self._start(hook, arguments), limit))
 
-    async def _tell(self, hook: str, /, **arguments: object) -> None:
+    async def _notify(self, hook: str, /, **arguments: object) -> None:
         """Call a hook that has no answer; one that the driver leaves out does nothing."""
         if self.implements(hook):
             await self._ask(hook, nothing, **arguments)

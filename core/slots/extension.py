@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from crinoid.core.api.adjustments import check_adjustment, check_resources
 from crinoid.core.api.errors import BadAdjustment, CrinoidError, InvalidArgument, Refused
 from crinoid.core.api.finishing import finish
-from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks
 from crinoid.core.api.values.pod import LinuxResources
-from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.config.models import Deadlines, ExtensionSlotConfig
 from crinoid.core.slots.answers import Check, T, nothing, one_or_none
 from crinoid.core.slots.calls import Binding, Slot
+from crinoid.core.slots.facades import calls_hooks
 
 _log = logging.getLogger("crinoid.slots.extension")
 
@@ -67,12 +67,16 @@ def _limits(answer: object) -> LinuxResources | None:
     return limits
 
 
-class ExtensionSlots:
-    """All extensions. Every method is the hook of its name: see :class:`ExtensionHooks` for what it means.
+_OF_ENDS = frozenset({"close", "pod_stopping", "pod_stopped", "pod_removed", "container_exited", "container_removed"})
+"""Hooks that tell of an end, which nothing may hold up."""
+
+
+@calls_hooks(ExtensionHooks)
+class ExtensionSlots(ExtensionHooks):
+    """All extensions. Every method is the hook of its name.
 
     Raises the error of the first extension that refuses, or that fails and whose ``on_failure`` is ``fail``; later ones
-    aren't told. What tells of an end (``pod_stopping``, ``…_stopped``, ``…_exited``, ``…_removed``, ``close``) raises
-    nothing: all are told, and what they raise is logged.
+    aren't notified. The hooks that tell of an end raise nothing: all are notified, and what they raise is logged.
     """
 
     def __init__(self, slots: Sequence[ExtensionSlot] = ()) -> None:
@@ -82,45 +86,9 @@ class ExtensionSlots:
         """Return whether there is any extension."""
         return bool(self.slots)
 
-    async def connect(self, kernel: Kernel) -> None:
-        """Tell that the node is about to serve, and hand over what an extension may ask."""
-        await self._tell_all("connect", kernel=kernel)
-
-    async def close(self) -> None:
-        """Tell that the daemon stops."""
-        await self._tell_end("close")
-
-    async def pod_starting(self, pod: PodView) -> None:
-        """Tell that a pod sandbox is made."""
-        await self._tell_all("pod_starting", pod=pod)
-
-    async def pod_started(self, pod: PodView) -> None:
-        """Tell that a pod sandbox is ready."""
-        await self._tell_all("pod_started", pod=pod)
-
-    async def pod_updating(
-        self, pod: PodView, resources: LinuxResources | None, overhead: LinuxResources | None
-    ) -> None:
-        """Tell that a pod's limits are about to change."""
-        await self._tell_all("pod_updating", pod=pod, resources=resources, overhead=overhead)
-
-    async def pod_updated(self, pod: PodView) -> None:
-        """Tell that a pod's limits were changed."""
-        await self._tell_all("pod_updated", pod=pod)
-
-    async def pod_stopping(self, pod: PodView) -> None:
-        """Tell that a pod sandbox is about to lose its network."""
-        await self._tell_end("pod_stopping", pod=pod)
-
-    async def pod_stopped(self, pod: PodView) -> None:
-        """Tell that a pod sandbox was stopped."""
-        await self._tell_end("pod_stopped", pod=pod)
-
-    async def pod_removed(self, pod: PodView) -> None:
-        """Tell that a pod sandbox was removed."""
-        await self._tell_end("pod_removed", pod=pod)
-
-    async def adjust_container(self, container: ContainerView) -> tuple[tuple[str, ContainerAdjustment], ...]:
+    async def adjust_container(  # type: ignore[override]  # many answer, each by its name
+        self, container: ContainerView
+    ) -> tuple[tuple[str, ContainerAdjustment], ...]:
         """Ask each extension what to change in a container; return what they gave, with the names of their slots."""
         found = []
         for slot in self.slots:
@@ -129,18 +97,6 @@ class ExtensionSlots:
                 found.append((slot.name, adjustment))
         return tuple(found)
 
-    async def container_created(self, container: ContainerView) -> None:
-        """Tell that a container was created."""
-        await self._tell_all("container_created", container=container)
-
-    async def container_starting(self, container: ContainerView) -> None:
-        """Tell that a container is about to run."""
-        await self._tell_all("container_starting", container=container)
-
-    async def container_started(self, container: ContainerView) -> None:
-        """Tell that a container runs."""
-        await self._tell_all("container_started", container=container)
-
     async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources:
         """Ask each extension what to change; return the last word."""
         for slot in self.slots:
@@ -148,35 +104,15 @@ class ExtensionSlots:
             resources = resources if changed is None else changed
         return resources
 
-    async def container_updated(self, container: ContainerView) -> None:
-        """Tell that a container's limits were changed."""
-        await self._tell_all("container_updated", container=container)
+    async def _notify(self, hook: str, **arguments: object) -> None:
+        """Call a hook of all. One that tells of an end goes on where the caller is cancelled: it is not told again."""
+        if hook in _OF_ENDS:
+            await finish(self._notify_of_end(hook, arguments))
+        else:
+            for slot in self.slots:
+                await slot.call(hook, nothing, **arguments)
 
-    async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
-        """Tell that a container ended."""
-        await self._tell_end("container_exited", container=container, status=status)
-
-    async def container_removed(self, container: ContainerView) -> None:
-        """Tell that a container was removed."""
-        await self._tell_end("container_removed", container=container)
-
-    async def image_pulled(self, reference: str, image_id: str) -> None:
-        """Tell that a pull completed."""
-        await self._tell_all("image_pulled", reference=reference, image_id=image_id)
-
-    async def image_removed(self, image_id: str) -> None:
-        """Tell that an image was removed."""
-        await self._tell_all("image_removed", image_id=image_id)
-
-    async def _tell_all(self, hook: str, **arguments: object) -> None:
-        for slot in self.slots:
-            await slot.call(hook, nothing, **arguments)
-
-    async def _tell_end(self, hook: str, **arguments: object) -> None:
-        """Tell all, also where the caller is cancelled meanwhile: what has ended is not told again."""
-        await finish(self._tell_each(hook, arguments))
-
-    async def _tell_each(self, hook: str, arguments: dict[str, object]) -> None:
+    async def _notify_of_end(self, hook: str, arguments: dict[str, object]) -> None:
         for slot in self.slots:
             try:
                 await slot.call(hook, nothing, **arguments)

@@ -1,4 +1,4 @@
-"""The registry role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/registry`` with their types."""
+"""The registry role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/registry``."""
 
 import asyncio
 import functools
@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from crinoid.core.api.errors import DriverError
-from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
-from crinoid.core.slots.answers import one
+from crinoid.core.api.hooks.registry import RegistryHooks
+from crinoid.core.api.values.image import BlobRequest
 from crinoid.core.slots.calls import Slot
+from crinoid.core.slots.facades import calls_hooks
 from crinoid.core.slots.running import HookCall, Outcome, contain
 
 
-class RegistrySlot(Slot):
-    """One image source. Every method is the hook of its name: see :class:`RegistryHooks` for what it means."""
+def _iterator(answer: object) -> AsyncIterator[bytes]:
+    if not isinstance(answer, AsyncIterator):
+        raise DriverError(f"returned {type(answer).__name__} where an asynchronous iterator of bytes is due")
+    return answer
 
-    async def resolve(self, request: ResolveRequest) -> ResolvedImage:
-        """Find what a reference means."""
-        return await self._ask("resolve", one(ResolvedImage), request=request)
+
+@calls_hooks(RegistryHooks)
+class RegistrySlot(Slot, RegistryHooks):
+    """One image source. Every method is the hook of its name."""
 
     async def open_blob(self, request: BlobRequest) -> "BlobStream":
         """Open a stream of a blob; the caller must ``aclose`` it, whether or not it came to its end."""
@@ -37,14 +41,6 @@ class RegistrySlot(Slot):
             if not isinstance(piece, bytes | bytearray | memoryview):
                 raise DriverError(f"its stream gave {type(piece).__name__} where bytes are due")
             return piece if isinstance(piece, bytes) else bytes(piece)
-
-    async def status(self) -> SourceStatus:
-        """Return whether the source can be asked."""
-        return await self._ask("status", one(SourceStatus))
-
-    async def close(self) -> None:
-        """Release connections and files."""
-        await self._tell("close")
 
 
 class BlobStream:
@@ -122,9 +118,3 @@ async def _take(make: Callable[[], Awaitable[Any]]) -> Any:
 async def _close(pieces: object) -> None:
     if (close := getattr(pieces, "aclose", None)) is not None:
         await close()
-
-
-def _iterator(answer: object) -> AsyncIterator[bytes]:
-    if not isinstance(answer, AsyncIterator):
-        raise DriverError(f"returned {type(answer).__name__} where an asynchronous iterator of bytes is due")
-    return answer

@@ -1,4 +1,4 @@
-"""The runtime role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/runtime`` with their types."""
+"""The runtime role as ``lifecycle`` calls it: the hooks of ``core/api/hooks/runtime``."""
 
 import asyncio
 import functools
@@ -6,73 +6,40 @@ import math
 from collections.abc import Sequence
 
 from crinoid.core.api.errors import NotFound, NotImplementedHere
+from crinoid.core.api.hooks.runtime import RuntimeHooks
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
-from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
     AttachRequest,
     ContainerHandle,
     ContainerProcess,
-    ContainerRequest,
     ExecOutput,
     ExecRequest,
     ExecStreamRequest,
     ExitStatus,
-    PodSandbox,
-    RuntimeFeatures,
-    RuntimeState,
 )
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.core.slots.answers import nothing, one, usage, usages
 from crinoid.core.slots.calls import Slot
+from crinoid.core.slots.facades import calls_hooks
 from crinoid.core.slots.sessions import NamedAttachSession, NamedExecSession
 
 _EXEC_SESSION = one(ExecSession)  # type: ignore[type-abstract]  # it is only asked whether it is one
 _ATTACH_SESSION = one(AttachSession)  # type: ignore[type-abstract]
 
 
-class RuntimeSlot(Slot):
-    """One runtime handler. Every method is the hook of its name: see :class:`RuntimeHooks` for what it means.
+@calls_hooks(RuntimeHooks, {"stats": usage})
+class RuntimeSlot(Slot, RuntimeHooks):
+    """One runtime handler. Every method is the hook of its name.
 
     Raises what the hook raises, with the slot's name before it; DriverError for what no hook may raise or return,
-    DeadlineExceeded when the driver takes too long.
+    DeadlineExceeded when the driver takes too long. What a driver may leave out and a request asks for is
+    NotImplementedHere.
     """
-
-    async def probe(self) -> RuntimeFeatures:
-        """Tell what the runtime can."""
-        return await self._ask("probe", one(RuntimeFeatures))
-
-    async def start_pod(self, pod: PodSandbox) -> None:
-        """Prepare for the pod's containers."""
-        await self._tell("start_pod", pod=pod)
-
-    async def stop_pod(self, pod: PodSandbox) -> None:
-        """Undo ``start_pod``."""
-        await self._tell("stop_pod", pod=pod)
-
-    async def create(self, request: ContainerRequest) -> ContainerProcess:
-        """Make the container; its process waits."""
-        return await self._ask("create", one(ContainerProcess), request=request)
-
-    async def start(self, handle: ContainerHandle) -> None:
-        """Let the container run."""
-        await self._tell("start", handle=handle)
 
     async def wait(self, handle: ContainerHandle) -> ExitStatus:
         """Wait for the container's end, however long that takes."""
         return await self._ask("wait", one(ExitStatus), math.inf, handle=handle)
-
-    async def state(self, handle: ContainerHandle) -> RuntimeState:
-        """Tell the container's state."""
-        return await self._ask("state", one(RuntimeState), handle=handle)
-
-    async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
-        """Send a signal."""
-        await self._tell("kill", handle=handle, signal=signal, everyone=everyone)
-
-    async def delete(self, handle: ContainerHandle) -> None:
-        """Remove what is left of the container."""
-        await self._tell("delete", handle=handle)
 
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
         """Run an exec process to its end, which the driver bounds by the request's own timeout."""
@@ -91,22 +58,10 @@ class RuntimeSlot(Slot):
         session = await self._ask("attach", _ATTACH_SESSION, handle=handle, request=request)
         return NamedAttachSession(session, functools.partial(self._contained, "attach"))
 
-    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
-        """Change the container's limits."""
-        await self._tell("update", handle=handle, resources=resources)
-
-    async def reopen_log(self, handle: ContainerHandle) -> None:
-        """Open the log path anew."""
-        await self._tell("reopen_log", handle=handle)
-
-    async def stats(self, handle: ContainerHandle) -> CgroupUsage:
-        """Read what the container uses."""
-        return await self._ask("stats", usage, handle=handle)
-
-    async def stats_many(self, handles: Sequence[ContainerHandle]) -> Sequence[CgroupUsage | None]:
+    async def stats_many(self, handles: Sequence[ContainerHandle]) -> tuple[CgroupUsage | None, ...]:
         """Read what many containers use, one by one where the driver can't at one look; ``None``: it has ended."""
         if not self.implements("stats_many"):
-            return await asyncio.gather(*(self._stats_or_none(handle) for handle in handles))
+            return tuple(await asyncio.gather(*map(self._stats_or_none, handles)))
         check = usages(len(handles))
         return await self._ask("stats_many", check, self._deadlines.of("stats"), handles=tuple(handles))
 
@@ -120,16 +75,12 @@ class RuntimeSlot(Slot):
         """Raise Unsupported, or NotImplementedHere, where containers can't be checkpointed and restored."""
         self._require("checkpoint", "can't checkpoint")
         self._require("restore", "can't restore")
-        await self._tell("check_checkpoint")
+        await self._notify("check_checkpoint")
 
     async def pause(self, handle: ContainerHandle) -> None:
         """Freeze the container. Raises NotImplementedHere where the driver can't."""
         self._require("pause", "can't pause")
-        await self._tell("pause", handle=handle)
-
-    async def resume(self, handle: ContainerHandle) -> None:
-        """Undo ``pause``."""
-        await self._tell("resume", handle=handle)
+        await self._notify("pause", handle=handle)
 
     async def checkpoint(self, request: CheckpointRequest) -> None:
         """Write down what the processes of a paused container do, which the driver bounds by the request's timeout."""

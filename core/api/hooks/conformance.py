@@ -23,7 +23,7 @@ def find_defects(driver: object, specification: type) -> tuple[str, ...]:
 
     An attribute that is ``None`` leaves a hook out, and so does a method that is inherited from the specification.
     """
-    hooks = _hooks_of(specification)
+    hooks = hooks_of(specification)
     found = []
     for name, (owner, attribute) in _members_of(driver).items():
         if name in hooks and attribute is not None and owner is not specification:
@@ -40,11 +40,12 @@ def find_defects(driver: object, specification: type) -> tuple[str, ...]:
 def find_missing(driver: object, specification: type, optional: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the hooks that a driver or its class lacks, and must have."""
     members = _members_of(driver)
-    missing = _hooks_of(specification).keys() - frozenset(optional)
+    missing = hooks_of(specification).keys() - frozenset(optional)
     return tuple(sorted(name for name in missing if not _is_marked(members.get(name, (None, None))[1])))
 
 
-def _hooks_of(specification: type) -> Mapping[str, FunctionType]:
+def hooks_of(specification: type) -> Mapping[str, FunctionType]:
+    """Return a specification's hooks by name."""
     return {name: value for name, value in vars(specification).items() if hasattr(value, f"{PROJECT}_spec")}
 
 

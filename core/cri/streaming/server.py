@@ -17,7 +17,6 @@ from pathlib import Path
 
 from crinoid.core.api.errors import ConfigurationError, ResourceExhausted
 from crinoid.core.api.exhaustion import exhausted
-from crinoid.core.cri.services import Streams
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer, read_request
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 from crinoid.core.cri.streaming.tickets import AttachTicket, ExecTicket, ForwardTicket, Ticket, Tickets
@@ -25,7 +24,7 @@ from crinoid.core.cri.streaming.transports import TcpTransport, Tls
 from crinoid.core.cri.streaming.turns import Turns
 from crinoid.core.cri.streaming.upgrades import Upgrades
 from crinoid.core.cri.trimming import Trimmer
-from crinoid.core.lifecycle.streams import StreamChoice
+from crinoid.core.lifecycle.streams import StreamChoice, StreamService
 
 LOG = logging.getLogger("crinoid.streaming")
 
@@ -60,7 +59,7 @@ class StreamingServer:
     can't keep others out, the oldest of too many has to go: a kubelet's shows its token within milliseconds.
     """
 
-    def __init__(self, options: StreamingOptions, streams: Streams) -> None:
+    def __init__(self, options: StreamingOptions, streams: StreamService) -> None:
         self._options = options
         self._streams = streams
         self._log = ThrottledLog(LOG)

@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Protocol
 
 from crinoid.core.api.buffers import BufferPool, BufferShare
-from crinoid.core.cri.services import Streams
 from crinoid.core.cri.streaming.http import BadRequest, Request, make_answer
 from crinoid.core.cri.streaming.portforward import (
     OLD_WEBSOCKET_PROTOCOLS,
@@ -42,6 +41,7 @@ from crinoid.core.cri.streaming.websocket import (
     accept_key,
     choose_protocol,
 )
+from crinoid.core.lifecycle.streams import StreamService
 
 _RESERVE_BYTES = 1 << 16
 """A connection may hold so much however much others hold: it gets on, if slowly."""
@@ -78,7 +78,7 @@ class Limits(Protocol):
 class Upgrades:
     """Serves tickets on connections."""
 
-    def __init__(self, streams: Streams, limits: Limits, log: ThrottledLog) -> None:
+    def __init__(self, streams: StreamService, limits: Limits, log: ThrottledLog) -> None:
         self._streams = streams
         self._idle_timeout_s = limits.idle_timeout_s
         self._creation_timeout_s = limits.creation_timeout_s
