@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 from pydantic import BaseModel
 
-from crinoid.core.api import frozen
 from crinoid.core.daemon.instruments import DaemonInstruments
 
 LOG = logging.getLogger(__name__)
@@ -17,9 +16,9 @@ _PAUSE_S = 0.25  # whoever waited for the socket goes first
 
 @asynccontextmanager
 async def deferred_initialisation(instruments: DaemonInstruments) -> AsyncIterator[None]:
-    """Settle in the background; give up what is not done at the end. A failure is logged: pods can do without."""
-    task = asyncio.create_task(_settle(instruments), name="deferred_initialisation")
-    task.add_done_callback(_tell)
+    """Initialise in the background; give up what is not done at the end. A failure is logged: pods can do without."""
+    task = asyncio.create_task(_initialise(instruments), name="deferred_initialisation")
+    task.add_done_callback(_log_failure)
     try:
         yield
     finally:
@@ -27,7 +26,7 @@ async def deferred_initialisation(instruments: DaemonInstruments) -> AsyncIterat
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _settle(instruments: DaemonInstruments) -> None:
+async def _initialise(instruments: DaemonInstruments) -> None:
     """Open the metrics, and make what the first pod would have to wait for, in small steps.
 
     Then let the garbage collector begin, which ``crinoid serve`` has held off since its start.
@@ -37,8 +36,6 @@ async def _settle(instruments: DaemonInstruments) -> None:
     try:
         await asyncio.sleep(_PAUSE_S)
         await instruments.open()
-        for _ in frozen.complete():
-            await asyncio.sleep(0)
         for model in tuple(_heirs(BaseModel)):
             model.model_rebuild(raise_errors=False)
             await asyncio.sleep(0)
@@ -53,6 +50,6 @@ def _heirs(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from _heirs(heir)
 
 
-def _tell(task: "asyncio.Task[None]") -> None:
+def _log_failure(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        LOG.error("the daemon serves, but could not settle", exc_info=error)
+        LOG.error("the daemon serves, but could not finish its deferred initialisation", exc_info=error)
