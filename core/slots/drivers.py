@@ -5,6 +5,7 @@ answer from a cache that is older than the installation. Here each of these is a
 but only for a driver that the configuration selects.
 """
 
+import re
 import importlib.metadata
 from dataclasses import dataclass, replace
 from typing import Any
@@ -143,7 +144,7 @@ def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]
     if not isinstance(factory, type):
         raise UnusableDriverError(f"{driver.title}: {driver.target} is no class; report it to its authors")
     version = getattr(factory, "api_version", None)
-    if not isinstance(version, str) or version.partition(".")[0] != API_VERSION.partition(".")[0]:
+    if not _is_served(version):
         raise UnusableDriverError(_say_version(driver, version))
     options = getattr(factory, "Config", None)
     if not (isinstance(options, type) and issubclass(options, DriverConfig)):
@@ -163,6 +164,15 @@ def check_hooks(factory_or_driver: object, driver: InstalledDriver) -> None:
         raise UnusableDriverError(
             f"{driver.title} lacks {', '.join(missing)}, which every {role.name} driver must have"
         )
+
+
+def _is_served(version: object) -> bool:
+    """Return whether a driver that was written for this version of the API may rely on ours: the same major one, and no
+    newer minor one."""
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", version):
+        return False
+    (major, minor), (our_major, our_minor) = (map(int, each.split(".")) for each in (version, API_VERSION))
+    return major == our_major and minor <= our_minor
 
 
 def _say_missing(role: Role, name: str, known: set[str]) -> str:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from crinoid.core.slots import drivers
 from crinoid.core.slots.drivers import Installation, UnusableDriverError
 from support.distributions import NETWORK, Site
 
@@ -79,7 +80,8 @@ def test_a_class_that_is_no_driver_of_this_api_is_refused(site: Site, line: str,
     assert f'network driver "star" of distribution star-net 1.0{":" if "Config" in line else ""} {why}' in refusal()
 
 
-def test_a_newer_minor_version_of_the_api_is_taken(site: Site) -> None:
+def test_an_older_minor_version_of_the_api_is_taken(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "API_VERSION", "1.10")
     site.install("star-net", ENTRY, NETWORK + '    api_version = "1.9"\n')
     assert Installation().load("network", "star").factory.api_version == "1.9"
 
