@@ -14,8 +14,15 @@ from crinoid.core.slots.roles import ROLES
 from crinoid.plugins.networks.cni.configuration import load_file
 
 REPOSITORY = Path(__file__).parents[2]
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CHANGELOG.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+_FILE = re.compile(r"[`*]((?:[\w.]+/)*\w+\.(?:py|proto))\b")
+TOPS = ("core", "plugins", "src", "tests", "tools")
 _TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 EXAMPLES = [
@@ -30,6 +37,21 @@ EXAMPLES = [
 def test_links_lead_somewhere(document: Path) -> None:
     dead = [link for link in _LINK.findall(document.read_text()) if not (document.parent / link).exists()]
     assert dead == []
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_file_that_the_map_names_is_there(document: str) -> None:
+    named = set(_FILE.findall((REPOSITORY / document).read_text()))
+    assert len(named) > 10
+    there = [str(path) for top in TOPS for path in (REPOSITORY / top).rglob("*") if "__pycache__" not in path.parts]
+    assert [name for name in sorted(named) if not any(path.endswith(f"/{name}") for path in there)] == []
+
+
+def test_every_room_of_the_lifecycle_is_on_the_map() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text()
+    rooms = [path.parent.name for path in (REPOSITORY / "core/lifecycle").glob("*/__init__.py")]
+    assert len(rooms) > 10
+    assert [room for room in rooms if f"| `{room}` |" not in text] == []
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
