@@ -20,6 +20,19 @@ import crinoid.core.api as api
 DOCUMENT = Path(__file__).parents[1] / "docs" / "api-surface.txt"
 UNRELEASED = " (unreleased)"
 
+TOOLKITS = (
+    "crinoid.plugins.runtimes.binaries.binary",
+    "crinoid.plugins.runtimes.binaries.bundle",
+    "crinoid.plugins.runtimes.binaries.options",
+    "crinoid.plugins.runtimes.monitor.monitor",
+    "crinoid.plugins.runtimes.oci.oci_runtime",
+    "crinoid.plugins.runtimes.oci.traits",
+    "crinoid.plugins.snapshotters.common_hooks",
+    "crinoid.plugins.snapshotters.records",
+    "crinoid.plugins.snapshotters.storage",
+)
+"""What a driver may build on of our own drivers' parts, by the same promise."""
+
 
 def render(version: str) -> str:
     """Return the whole document for this version."""
@@ -27,7 +40,12 @@ def render(version: str) -> str:
     for module in _modules():
         for name, value in sorted(vars(module).items()):
             if not name.startswith("_") and _is_defined_here(value, module):
-                lines += ["", *_describe(f"{module.__name__.removeprefix('crinoid.core.api.')}.{name}", value)]
+                lines += [
+                    "",
+                    *_describe(
+                        f"{module.__name__.removeprefix('crinoid.core.api.').removeprefix('crinoid.')}.{name}", value
+                    ),
+                ]
     return "\n".join(lines) + "\n"
 
 
@@ -40,6 +58,7 @@ def _modules() -> Iterator[ModuleType]:
     for found in pkgutil.walk_packages(api.__path__, "crinoid.core.api."):
         if not found.name.removeprefix("crinoid.core.api.").startswith(api.UNPROMISED):
             yield importlib.import_module(found.name)
+    yield from map(importlib.import_module, TOOLKITS)
 
 
 def _is_defined_here(value: object, module: ModuleType) -> bool:

@@ -5,8 +5,8 @@ answer from a cache that is older than the installation. Here each of these is a
 but only for a driver that the configuration selects.
 """
 
-import re
 import importlib.metadata
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -1,6 +1,5 @@
 """The driver ``crun``: a runtime in C, three times as fast as runc; it refuses hosts that mix cgroup v1 and v2."""
 
-import asyncio
 import base64
 import contextlib
 import json
@@ -9,11 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from crinoid.core.api.errors import Unsupported
-from crinoid.core.api.hooks import hookimpl
-from crinoid.core.api.host import Host
-from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.pod import LinuxResources
-from crinoid.core.api.values.runtime import ContainerHandle, RuntimeFeatures
+from crinoid.core.api.values.runtime import RuntimeFeatures
+from crinoid.plugins.runtimes.binaries.binary import Binary
 from crinoid.plugins.runtimes.binaries.bundle import Processes
 from crinoid.plugins.runtimes.binaries.options import OciOptions
 from crinoid.plugins.runtimes.binaries.versions import host_has_user_namespaces, numbers, read_version
@@ -21,6 +18,7 @@ from crinoid.plugins.runtimes.oci.limits import split_lifted
 from crinoid.plugins.runtimes.oci.oci_runtime import OciRuntime
 from crinoid.plugins.runtimes.oci.seccomp import Filter
 from crinoid.plugins.runtimes.oci.starting import start_reader
+from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes.cgroup_places import is_hybrid
 
 _RECURSIVE_READ_ONLY_SINCE = (1, 4)
@@ -38,28 +36,40 @@ class CrunOptions(OciOptions):
     """Options of the driver ``crun``."""
 
 
-class CrunRuntime(OciRuntime):
-    """Containers by crun and conmon."""
+class CrunTraits(BinaryTraits):
+    """The ways of crun."""
 
-    Config: ClassVar[type[OciOptions]] = CrunOptions
     package = "crun"
     log_option = "--log=file:{}"
-    command_annotations = (*OciRuntime.command_annotations, "run.oci.")
+    command_annotations = (*BinaryTraits.command_annotations, "run.oci.")
     gives_streams_away = True  # until 1.24
     execs_inherit_oom_score = True
     leaves_other_cgroups = True
 
-    def __init__(self, config: OciOptions, host: Host) -> None:
-        super().__init__(config, host)
+    def __init__(self, binary: Binary, options: OciOptions) -> None:
+        super().__init__(binary, options)
         self._programs: dict[str, str] = {}
 
-    @hookimpl
-    async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
-        """See the hook. crun (1.8) can't lift every limit, with either version of cgroups: that is written directly."""
-        changed, lifted = split_lifted(resources)
-        await super().update(handle, changed)
-        if lifted != LinuxResources():
-            await asyncio.to_thread(cgroups.write_resources, self._cgroup(handle), lifted)
+    async def features(self) -> RuntimeFeatures:
+        """Ask crun for its version; 1.8 has no ``features`` yet, so what it can is known by version."""
+        version = read_version("crun", await self.binary.ask("--version", self.probe_s))
+        if is_hybrid():
+            raise Unsupported(_HYBRID)
+        return RuntimeFeatures(
+            name="crun",
+            version=version,
+            recursive_read_only_mounts=numbers(version) >= _RECURSIVE_READ_ONLY_SINCE,
+            user_namespaces=host_has_user_namespaces(),
+        )
+
+    async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
+        """See the base."""
+        return start_reader(fifo, processes)
+
+    async def check_checkpoints(self) -> None:
+        """Ask crun how it was built: Debian's has no criu in it."""
+        if "+CRIU" not in await self.binary.ask("--version", self.probe_s):
+            raise Unsupported(f"{self.binary.path} was built without criu (crun --version names no +CRIU): use runc")
 
     def added_annotations(self, seccomp: Filter | None) -> Mapping[str, str]:
         """Give crun the program that it made of the same filter before: compiling takes 10 ms."""
@@ -75,23 +85,13 @@ class CrunRuntime(OciRuntime):
             if program:
                 self._programs[json.dumps(seccomp)] = base64.b64encode(program).decode()
 
-    async def check_binary_checkpoints(self) -> None:
-        """Ask crun how it was built: Debian's has no criu in it."""
-        if "+CRIU" not in await self._binary.ask("--version", self._deadlines.probe_s):
-            raise Unsupported(f"{self._binary.path} was built without criu (crun --version names no +CRIU): use runc")
+    def split_update(self, resources: LinuxResources) -> tuple[LinuxResources, LinuxResources]:
+        """See the base. crun (1.8) can't lift every limit, with either version of cgroups."""
+        return split_lifted(resources)
 
-    async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
-        """See the base."""
-        return start_reader(fifo, processes)
 
-    async def features(self) -> RuntimeFeatures:
-        """Ask crun for its version; 1.8 has no ``features`` yet, so what it can is known by version."""
-        version = read_version("crun", await self._binary.ask("--version", self._deadlines.probe_s))
-        if is_hybrid():
-            raise Unsupported(_HYBRID)
-        return RuntimeFeatures(
-            name="crun",
-            version=version,
-            recursive_read_only_mounts=numbers(version) >= _RECURSIVE_READ_ONLY_SINCE,
-            user_namespaces=host_has_user_namespaces(),
-        )
+class CrunRuntime(OciRuntime):
+    """Containers by crun and conmon."""
+
+    Config: ClassVar[type[OciOptions]] = CrunOptions
+    Traits = CrunTraits

@@ -10,6 +10,7 @@ from crinoid.plugins.runtimes.binaries.options import OciOptions
 from crinoid.plugins.runtimes.binaries.versions import host_has_user_namespaces, numbers, read_features, read_version
 from crinoid.plugins.runtimes.oci.oci_runtime import OciRuntime
 from crinoid.plugins.runtimes.oci.starting import start_writer
+from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 
 _OLDEST = (1, 1)  # the first with ``exec --cgroup`` and ``features``
 
@@ -18,12 +19,10 @@ class RuncOptions(OciOptions):
     """Options of the driver ``runc``."""
 
 
-class RuncRuntime(OciRuntime):
-    """Containers by runc and conmon."""
+class RuncTraits(BinaryTraits):
+    """The ways of runc."""
 
-    Config: ClassVar[type[OciOptions]] = RuncOptions
     package = "runc"
-    leaves_other_cgroups = False
 
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
         """See the base."""
@@ -31,10 +30,10 @@ class RuncRuntime(OciRuntime):
 
     async def features(self) -> RuntimeFeatures:
         """Ask runc for its version and features."""
-        version = read_version("runc", await self._binary.ask("--version", self._deadlines.probe_s))
+        version = read_version("runc", await self.binary.ask("--version", self.probe_s))
         if numbers(version) < _OLDEST:
-            raise Unsupported(f"runc {version} at {self._binary.path} is too old; 1.1 or later is needed")
-        said = read_features(await self._binary.ask("features", self._deadlines.probe_s))
+            raise Unsupported(f"runc {version} at {self.binary.path} is too old; 1.1 or later is needed")
+        said = read_features(await self.binary.ask("features", self.probe_s))
         namespaces = said.get("linux", {}).get("namespaces") or ()
         return RuntimeFeatures(
             name="runc",
@@ -42,3 +41,10 @@ class RuncRuntime(OciRuntime):
             recursive_read_only_mounts="rro" in (said.get("mountOptions") or ()),
             user_namespaces="user" in namespaces and host_has_user_namespaces(),
         )
+
+
+class RuncRuntime(OciRuntime):
+    """Containers by runc and conmon."""
+
+    Config: ClassVar[type[OciOptions]] = RuncOptions
+    Traits = RuncTraits

@@ -30,7 +30,8 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.testing.runtimes import BoundRuntime, RuntimeContract, Workbench, build_rootfs, joined_text
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import ContainerStatus
-from crinoid.plugins.runtimes.binaries.options import Deadlines, Monitor
+from crinoid.plugins.runtimes.any_oci import AnyOciOptions, AnyOciRuntime
+from crinoid.plugins.runtimes.binaries.options import Deadlines, MonitorOptions
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunRuntime
 from crinoid.plugins.runtimes.monitor import exit_files
 from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
@@ -46,6 +47,25 @@ class TestRunc(RuntimeContract):
 
     def make_driver(self, host: Host) -> object:
         return RuncRuntime(RuncOptions(), host)
+
+
+@needs_runc
+class TestAnyOci(RuntimeContract):
+    """runc behind the driver that knows nothing of it but that it is an OCI runtime."""
+
+    has_checkpoints = True
+
+    def make_driver(self, host: Host) -> object:
+        return AnyOciRuntime(AnyOciOptions(binary="runc", exec_cgroup=True), host)
+
+    async def test_an_exec_without_a_cgroup_of_its_own_is_killed_by_its_tree(
+        self, bench: Workbench, host: Host
+    ) -> None:
+        bench.runtime = BoundRuntime(AnyOciRuntime(AnyOciOptions(binary="runc"), host))
+        request = await bench.start("sleep", "1000")
+        with pytest.raises(DeadlineExceeded):
+            await bench.execute(request, "sh", "-c", "sleep 6007 & (sleep 6008 &); sleep 6009", timeout_s=1.0)
+        await bench.until(lambda: bench.commands(request) == ["sleep 1000"], "all of the tree is gone")
 
 
 @needs_crun
@@ -155,7 +175,7 @@ class TestBrokenRuntimes:
             await bench.create("true")
 
     async def test_a_missing_monitor(self, bench: Workbench, host: Host) -> None:
-        options = RuncOptions(monitor=Monitor(binary="conmon-of-nowhere"))
+        options = RuncOptions(monitor=MonitorOptions(binary="conmon-of-nowhere"))
         bench.runtime = BoundRuntime(RuncRuntime(options, host))
         with pytest.raises(Unsupported, match=r"conmon-of-nowhere .*apt-get install conmon"):
             await bench.runtime.probe()

@@ -94,6 +94,7 @@ def find_program(name: str, package: str) -> Path:
     """Return the absolute path of a program. Raises Unsupported, telling what to install."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_PATH}")
     if found is None:
-        hint = f"install it (apt-get install {package}) or name another in the configuration"
+        how = f"install it (apt-get install {package})" if package else "install it"
+        hint = f"{how} or name another in the configuration"
         raise Unsupported(f"program {name} is not there or can't be executed; {hint}")
     return Path(found).absolute()

@@ -1,4 +1,4 @@
-"""A container's directory: the spec that the runtime reads, and what conmon and the driver note beside it.
+"""A container's directory: the spec that the runtime reads, and what the driver notes beside it.
 
 The directory itself and the root file system belong to the kernel of crinoid; ``remove_files`` takes away only what
 this role put there. Everything needed after a restart of the daemon is in these files.
@@ -7,7 +7,7 @@ this role put there. Everything needed after a restart of the daemon is in these
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,6 @@ class Bundle:
         return self.directory / "pid"
 
     @property
-    def monitor_pid_file(self) -> Path:
-        """Written by conmon: itself."""
-        return self.directory / "conmon.pid"
-
-    @property
     def runtime_log(self) -> Path:
         """What the runtime has to say while it creates the container."""
         return self.directory / "runtime.log"
@@ -61,26 +56,6 @@ class Bundle:
     def restore_log(self) -> Path:
         """What criu says while it restores the container."""
         return self.directory / "restore.log"
-
-    @property
-    def monitor_log(self) -> Path:
-        """What conmon says before it detaches."""
-        return self.directory / "conmon.log"
-
-    @property
-    def control(self) -> Path:
-        """conmon's fifo for commands."""
-        return self.directory / "ctl"
-
-    @property
-    def exit_file(self) -> Path:
-        """Written by conmon when the container has ended: the exit code in decimal."""
-        return self.directory / "exit"
-
-    @property
-    def oom_file(self) -> Path:
-        """Made by conmon when the kernel killed in the container's cgroup for want of memory."""
-        return self.directory / "oom"
 
     @property
     def _processes(self) -> Path:
@@ -107,7 +82,7 @@ class Bundle:
         return None
 
     def write_unseen_exit(self, status: ExitStatus) -> None:
-        """Note an end that conmon did not live to write down, so that every later answer is the same."""
+        """Note an end that no monitor lived to write down, so that every later answer is the same."""
         if self.directory.is_dir():
             _replace(self._unseen_exit, json.dumps(asdict(status)))
 
@@ -116,31 +91,20 @@ class Bundle:
         found = _read_json(self._unseen_exit)
         return ExitStatus(**found) if found is not None else None
 
-    def read_exit(self) -> tuple[int, int] | None:
-        """Return exit code and time of the end (ns since the epoch) as conmon noted them, if it did."""
-        try:
-            code = int(self.exit_file.read_text())
-            return code & 0xFF, self.exit_file.stat().st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
+    def remove_files(self, monitors: Collection[str]) -> None:
+        """Remove what this role and the runtime put into the directory, and ``monitors``: the names of the monitor's.
 
-    def remove_files(self) -> None:
-        """Remove what this role, conmon and the runtime put into the directory, half-written files too. Idempotent."""
+        Half-written files go, too. Idempotent.
+        """
+        ours = (*monitors, *_OURS)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             there = [path.name for path in self.directory.iterdir()]
-            for name in (*filter(_is_half_written, there), *(name for name in _OURS if name in there)):
+            for name in (*(name for name in there if _is_half_written(name, ours)), *(n for n in ours if n in there)):
                 (self.directory / name).unlink(missing_ok=True)
 
 
 _OURS = (
-    "attach",
-    "winsz",
-    "ctl",
-    "oom",
-    "exit",
     "pid",
-    "conmon.pid",
-    "conmon.log",
     "runtime.log",
     "unseen-exit.json",
     "restore.log",
@@ -151,12 +115,9 @@ _OURS = (
 )
 
 
-_BEGINNINGS = tuple(f"{name}." for name in _OURS)
-
-
-def _is_half_written(name: str) -> bool:
+def _is_half_written(name: str, ours: Collection[str]) -> bool:
     """What was to be renamed when its writer was killed: most append to the final name, runc makes ``.pid``."""
-    return name.startswith(_BEGINNINGS) or name == ".pid"
+    return name == ".pid" or name.startswith(tuple(f"{each}." for each in ours))
 
 
 def read_pid(path: Path) -> int:

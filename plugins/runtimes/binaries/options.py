@@ -38,7 +38,7 @@ class Deadlines(DriverConfig):
     """How long an exec's output is read on after its process has ended, if a background process keeps it open."""
 
 
-class Monitor(DriverConfig):
+class MonitorOptions(DriverConfig):
     """How conmon is run, one for each container."""
 
     binary: str = "conmon"
@@ -67,7 +67,7 @@ class OciOptions(DriverConfig):
     shortcuts: bool = True
     """Run the binary only where it is needed: from a copy in memory, and not at all to start or to remove a container
     that has neither hooks nor a cgroup of systemd's. ``false`` runs the file itself for each of these."""
-    monitor: Monitor = Monitor()
+    monitor: MonitorOptions = MonitorOptions()
     """How conmon is run."""
     deadlines: Deadlines = Deadlines()
     """How long each act may take."""

@@ -15,7 +15,7 @@ from crinoid.core.api.buffers import BufferPool, BufferShare, ByteQueue
 from crinoid.core.api.errors import FailedPrecondition, ResourceExhausted
 from crinoid.core.api.sessions import AttachSession
 from crinoid.core.api.values.runtime import AttachRequest, TerminalSize
-from crinoid.plugins.runtimes.binaries.bundle import Bundle
+from crinoid.plugins.runtimes.monitor.conmon_files import ConmonFiles
 
 _STDOUT, _STDERR = 2, 3
 _PACKET_BYTES = 1 << 15  # conmon's are of 8 KiB and one byte
@@ -25,7 +25,7 @@ _RESERVE_BYTES = 1 << 18
 _JOINED_BYTES = 1 << 17
 
 
-async def attach(bundle: Bundle, request: AttachRequest, buffer_bytes: int, buffers: BufferPool) -> AttachSession:
+async def attach(bundle: ConmonFiles, request: AttachRequest, buffer_bytes: int, buffers: BufferPool) -> AttachSession:
     """Join the streams of a container that has not ended. Raises FailedPrecondition when its conmon is gone.
 
     ``buffer_bytes`` is how far this session may be behind, ``buffers`` what all sessions hold together.
@@ -209,7 +209,7 @@ class _Input:
             self._waiter.set_result(None)
 
 
-def _connect(bundle: Bundle) -> socket.socket:
+def _connect(bundle: ConmonFiles) -> socket.socket:
     """Connect by way of the directory's descriptor: its path may be longer than a unix socket's may be."""
     directory = os.open(bundle.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -226,7 +226,7 @@ def _connect(bundle: Bundle) -> socket.socket:
     return connected
 
 
-def _monitor_arguments(bundle: Bundle) -> frozenset[bytes]:
+def _monitor_arguments(bundle: ConmonFiles) -> frozenset[bytes]:
     """conmon's own command line tells what it was made for."""
     processes = bundle.read_processes()
     if processes is None:

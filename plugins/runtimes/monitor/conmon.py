@@ -15,11 +15,11 @@ from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux.process import Process, spawn, spawn_in_cgroup
 from crinoid.core.api.values.runtime import ContainerRequest
 from crinoid.plugins.runtimes.binaries.binary import Binary, environment, find_program
-from crinoid.plugins.runtimes.binaries.bundle import Bundle
 from crinoid.plugins.runtimes.binaries.oom import with_oom_score_adj
-from crinoid.plugins.runtimes.binaries.options import Monitor
+from crinoid.plugins.runtimes.binaries.options import MonitorOptions
 from crinoid.plugins.runtimes.binaries.readiness import readable
 from crinoid.plugins.runtimes.binaries.stdio import without_null_input, without_null_streams
+from crinoid.plugins.runtimes.monitor.conmon_files import ConmonFiles
 
 _SYNC_FD = 3
 _START_FD = 4
@@ -112,7 +112,7 @@ class _Pipes(contextlib.AbstractContextManager["_Pipes"]):
 
 
 def create_command(
-    monitor: Monitor, binary: Binary, bundle: Bundle, request: ContainerRequest, systemd: bool
+    monitor: MonitorOptions, binary: Binary, bundle: ConmonFiles, request: ContainerRequest, systemd: bool
 ) -> list[str]:
     """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it."""
     container_id = request.handle.container_id
@@ -136,7 +136,7 @@ def create_command(
 
 
 def exec_command(
-    monitor: Monitor,
+    monitor: MonitorOptions,
     binary: Binary,
     container_id: str,
     directory: Path,

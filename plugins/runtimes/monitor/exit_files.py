@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 from crinoid.core.api.values.runtime import ExitStatus
-from crinoid.plugins.runtimes.binaries.bundle import Bundle, Processes
+from crinoid.plugins.runtimes.binaries.bundle import Processes
+from crinoid.plugins.runtimes.monitor.conmon_files import ConmonFiles
 from crinoid.plugins.runtimes.processes import pidfds
 
 UNKNOWN_CODE = 255
@@ -20,7 +21,7 @@ OomKills = Callable[[], bool]
 """Tells whether the kernel has killed in the container's cgroup for want of memory."""
 
 
-def known_end(bundle: Bundle, oom_killed: OomKills) -> ExitStatus | None:
+def known_end(bundle: ConmonFiles, oom_killed: OomKills) -> ExitStatus | None:
     """Return the end that is on record; ``None`` when there is none (yet)."""
     unseen = bundle.read_unseen_exit()
     if unseen is not None:
@@ -33,7 +34,7 @@ def known_end(bundle: Bundle, oom_killed: OomKills) -> ExitStatus | None:
     return ExitStatus(code, finished_at_ns, oom_killed=code != 0 and (bundle.oom_file.exists() or oom_killed()))
 
 
-async def wait_for_end(bundle: Bundle, processes: Processes, oom_killed: OomKills) -> ExitStatus:
+async def wait_for_end(bundle: ConmonFiles, processes: Processes, oom_killed: OomKills) -> ExitStatus:
     """Wait, with no deadline, for the container's end and return it; any number may wait."""
     with (
         pidfds.opened(processes.monitor_pid, processes.monitor_start) as monitor,
@@ -66,7 +67,7 @@ async def _monitor_or_lost(monitor: int, container: int | None) -> None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-def _unseen_end(bundle: Bundle, processes: Processes, container: int | None, oom_killed: OomKills) -> ExitStatus:
+def _unseen_end(bundle: ConmonFiles, processes: Processes, container: int | None, oom_killed: OomKills) -> ExitStatus:
     """The end of a container that had lost its monitor: as the kernel tells it, else unknown."""
     code = None if container is None else pidfds.exit_code(container, processes.pid)
     noted = known_end(bundle, oom_killed)  # by conmon after all, or by another who waits

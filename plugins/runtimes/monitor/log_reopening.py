@@ -16,13 +16,13 @@ from crinoid.core.api.errors import DeadlineExceeded, FailedPrecondition, Resour
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.threads import call_within
-from crinoid.plugins.runtimes.binaries.bundle import Bundle
+from crinoid.plugins.runtimes.monitor.conmon_files import ConmonFiles
 
 _REOPEN = b"2 0 0\n"
 _LONGEST_PAUSE_S = 0.02
 
 
-async def reopen_log(bundle: Bundle, timeout_s: float) -> None:
+async def reopen_log(bundle: ConmonFiles, timeout_s: float) -> None:
     """Have the log opened anew where it was moved away; nothing happens for a container that has ended or has no log.
 
     One at a time for each container. Raises FailedPrecondition when another file took the log's place or no conmon
@@ -36,7 +36,7 @@ async def reopen_log(bundle: Bundle, timeout_s: float) -> None:
         await _opened_anew(bundle, log, timeout_s)
 
 
-def _begin(bundle: Bundle, monitor: int, log: Path) -> bool:
+def _begin(bundle: ConmonFiles, monitor: int, log: Path) -> bool:
     """Have conmon begin where there is anything to do; tell whether there is."""
     touching(log)
     if bundle.read_exit() is not None or _is_written(monitor, log):
@@ -87,7 +87,7 @@ def _prepare(log: Path) -> None:
         os.close(fd)
 
 
-def _tell(bundle: Bundle, log: Path) -> bool:
+def _tell(bundle: ConmonFiles, log: Path) -> bool:
     """Write the command; tell whether there is anyone to do it, and the container has not ended."""
     try:
         control = os.open(bundle.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,7 +105,7 @@ def _tell(bundle: Bundle, log: Path) -> bool:
     return True
 
 
-async def _opened_anew(bundle: Bundle, log: Path, timeout_s: float) -> None:
+async def _opened_anew(bundle: ConmonFiles, log: Path, timeout_s: float) -> None:
     deadline = asyncio.get_running_loop().time() + timeout_s
     pause_s = 0.001
     while not await call_within(timeout_s, f"log {log}", lambda: _is_settled(bundle, log)):
@@ -115,6 +115,6 @@ async def _opened_anew(bundle: Bundle, log: Path, timeout_s: float) -> None:
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def _is_settled(bundle: Bundle, log: Path) -> bool:
+def _is_settled(bundle: ConmonFiles, log: Path) -> bool:
     touching(log)
     return log.exists() or bundle.read_exit() is not None

@@ -22,7 +22,7 @@ _REAP_S = 0.25
 
 
 class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
-    """The cgroup ``name`` below a container's; where it can't be made, the tree of processes must do.
+    """The cgroup ``name`` below a container's; where it can't be made, or has no name, the tree of processes must do.
 
     ``everywhere``: in every hierarchy of cgroup v1, as crun wants it.
     """
@@ -36,7 +36,7 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
         self._killed: set[int] = set()
 
     async def __aenter__(self) -> "ExecCgroup":
-        if self._container is not None:
+        if self._container is not None and self._name:
             try:
                 await call_in_thread(self._make)
             except BaseException:

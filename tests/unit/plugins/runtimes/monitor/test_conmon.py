@@ -10,10 +10,10 @@ import pytest
 from crinoid.core.api.errors import InvalidArgument, Unsupported
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.plugins.runtimes.binaries.binary import Binary
-from crinoid.plugins.runtimes.binaries.bundle import Bundle
-from crinoid.plugins.runtimes.binaries.options import Monitor
+from crinoid.plugins.runtimes.binaries.options import MonitorOptions
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.monitor import conmon
+from crinoid.plugins.runtimes.monitor.conmon_files import ConmonFiles
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def binary(tmp_path: Path) -> Binary:
 
 
 @pytest.fixture
-def monitor(binary: Binary) -> Monitor:
-    return Monitor(binary=binary.name)  # any program will do
+def monitor(binary: Binary) -> MonitorOptions:
+    return MonitorOptions(binary=binary.name)  # any program will do
 
 
 @pytest.fixture
@@ -35,11 +35,13 @@ def request_(tmp_path: Path) -> ContainerRequest:
     return ContainerRequest(handle=handle, spec={}, log_path=tmp_path / "log")
 
 
-def command(monitor: Monitor, binary: Binary, request: ContainerRequest, systemd: bool = False) -> tuple[str, ...]:
-    return tuple(conmon.create_command(monitor, binary, Bundle(request.handle.bundle), request, systemd))
+def command(
+    monitor: MonitorOptions, binary: Binary, request: ContainerRequest, systemd: bool = False
+) -> tuple[str, ...]:
+    return tuple(conmon.create_command(monitor, binary, ConmonFiles(request.handle.bundle), request, systemd))
 
 
-def test_create(monitor: Monitor, binary: Binary, request_: ContainerRequest) -> None:
+def test_create(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
     made = command(monitor, binary, request_)
     assert ("--cid", "c1") in itertools.pairwise(made)
     assert ("--log-path", f"k8s-file:{request_.log_path}") in itertools.pairwise(made)
@@ -59,28 +61,28 @@ def test_create(monitor: Monitor, binary: Binary, request_: ContainerRequest) ->
     ],
 )
 def test_options_of_a_request(
-    monitor: Monitor, binary: Binary, request_: ContainerRequest, changes: dict[str, object], options: set[str]
+    monitor: MonitorOptions, binary: Binary, request_: ContainerRequest, changes: dict[str, object], options: set[str]
 ) -> None:
     made = command(monitor, binary, replace(request_, **changes))
     assert options == {"--terminal", "--stdin", "--leave-stdin-open", "none"} & {*made}
 
 
-def test_systemd(monitor: Monitor, binary: Binary, request_: ContainerRequest) -> None:
+def test_systemd(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
     """conmon passes it on to ``create``; the runtimes keep it in their state for all later commands."""
     assert "--systemd-cgroup" in command(monitor, binary, request_, systemd=True)
 
 
-def test_a_log_path_that_conmon_would_cut(monitor: Monitor, binary: Binary, request_: ContainerRequest) -> None:
+def test_a_log_path_that_conmon_would_cut(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
     with pytest.raises(InvalidArgument, match="colon"):
         command(monitor, binary, replace(request_, log_path=Path("/logs/a:b")))
 
 
 def test_a_monitor_that_is_not_there(binary: Binary, request_: ContainerRequest) -> None:
     with pytest.raises(Unsupported, match="apt-get install conmon"):
-        command(Monitor(binary="conmon-of-nowhere"), binary, request_)
+        command(MonitorOptions(binary="conmon-of-nowhere"), binary, request_)
 
 
-def test_crun_wants_its_log_named_otherwise(binary: Binary, monitor: Monitor, tmp_path: Path) -> None:
+def test_crun_wants_its_log_named_otherwise(binary: Binary, monitor: MonitorOptions, tmp_path: Path) -> None:
     crun = replace(binary, log_option="--log=file:{}")
     made = conmon.exec_command(monitor, crun, "c1", tmp_path, ["--cgroup=x"], None)
     assert f"--runtime-arg=--log=file:{tmp_path}/log" in made

@@ -1,0 +1,89 @@
+"""What the hooks know of a monitor: the process that stays beside a container while the daemon comes and goes.
+
+The story of one container: ``create`` runs the runtime's binary under a new monitor and returns what was started;
+``wait``, ``attach``, ``reopen_log``, ``exec_sync`` and ``exec_stream`` follow, in the same daemon or a later one, by
+what lies in the bundle; ``end`` waits for the monitor's own end. ``find`` and ``stop_creating`` are for a daemon that
+was killed in the middle of ``create``.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from crinoid.core.api.buffers import BufferPool
+from crinoid.core.api.sessions import AttachSession, ExecSession
+from crinoid.core.api.values.runtime import (
+    AttachRequest,
+    ContainerHandle,
+    ContainerRequest,
+    ExecOutput,
+    ExecRequest,
+    ExecStreamRequest,
+    ExitStatus,
+)
+from crinoid.plugins.runtimes.binaries.binary import Binary
+from crinoid.plugins.runtimes.binaries.bundle import Bundle, Processes
+from crinoid.plugins.runtimes.binaries.options import OciOptions
+from crinoid.plugins.runtimes.processes.exec_cgroups import ExecCgroup
+
+
+class Monitor(abc.ABC):
+    """One kind of monitor, for the containers of one slot. Coroutines may be cancelled at any await."""
+
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    """Names of its files in a bundle, which are removed with the container."""
+
+    @abc.abstractmethod
+    def __init__(self, options: OciOptions, binary: Binary) -> None:
+        """Keep what it takes to run the binary for the slot's containers; touch nothing."""
+
+    @property
+    @abc.abstractmethod
+    def program(self) -> Path:
+        """Its program. Raises Unsupported when there is none, saying what to install."""
+
+    @abc.abstractmethod
+    async def version(self) -> str:
+        """Ask the program for its version. Raises CommandFailed when it can't be run."""
+
+    @abc.abstractmethod
+    async def create(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str] = ()) -> Processes:
+        """Have the runtime make the container under a new monitor; the spec is written. Return what was started.
+
+        ``options`` are what a restore adds. Raises CommandFailed in the runtime's own words, DeadlineExceeded when the
+        monitor itself does not come to run it. The caller removes what is left then.
+        """
+
+    @abc.abstractmethod
+    def find(self, bundle: Bundle, is_in_container: Callable[[int], bool]) -> Processes | None:
+        """Return what a ``create`` that did not come to its end has started; ``None``: nothing."""
+
+    @abc.abstractmethod
+    async def stop_creating(self, bundle: Bundle) -> None:
+        """Kill monitor and runtime that still work on a bundle. Raises DeadlineExceeded for what does not end."""
+
+    @abc.abstractmethod
+    async def wait(self, bundle: Bundle, processes: Processes, oom_killed: Callable[[], bool]) -> ExitStatus:
+        """Wait, with no deadline, for the container's end, also when the monitor was killed before it."""
+
+    @abc.abstractmethod
+    async def end(self, processes: Processes) -> None:
+        """Wait until the monitor has ended, as it does once its container has; kill it when that takes too long."""
+
+    @abc.abstractmethod
+    async def exec_sync(self, handle: ContainerHandle, request: ExecRequest, cgroup: ExecCgroup) -> ExecOutput:
+        """Run an exec process to its end; see the hook."""
+
+    @abc.abstractmethod
+    async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest, cgroup: ExecCgroup) -> ExecSession:
+        """Start an exec process and return its streams; see the hook."""
+
+    @abc.abstractmethod
+    async def attach(self, bundle: Bundle, request: AttachRequest, buffers: BufferPool) -> AttachSession:
+        """Join the container's streams. Raises FailedPrecondition when nobody keeps them any more."""
+
+    @abc.abstractmethod
+    async def reopen_log(self, bundle: Bundle) -> None:
+        """Open the log anew where it was rotated away; no line is lost or torn. See the hook."""

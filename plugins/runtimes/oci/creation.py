@@ -1,0 +1,129 @@
+"""The making of a container: the spec is completed with what the slot adds, and the binary runs under a monitor.
+
+``oci_runtime`` comes here for ``create``, ``checkpoints`` for ``restore``.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded
+from crinoid.core.api.finishing import finish
+from crinoid.core.api.linux.threads import call_within
+from crinoid.core.api.values.runtime import ContainerProcess, ContainerRequest, ContainerStatus, OciSpec
+from crinoid.plugins.runtimes.binaries.bundle import Bundle
+from crinoid.plugins.runtimes.binaries.options import OciOptions
+from crinoid.plugins.runtimes.binaries.stdio import open_streams
+from crinoid.plugins.runtimes.monitor.monitor import Monitor
+from crinoid.plugins.runtimes.oci.criu import explain
+from crinoid.plugins.runtimes.oci.deletion import Deletion
+from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
+from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters
+from crinoid.plugins.runtimes.oci.starting import FIFO
+from crinoid.plugins.runtimes.oci.traits import BinaryTraits
+
+
+class Creation:
+    """Makes containers of one slot."""
+
+    def __init__(
+        self,
+        options: OciOptions,
+        traits: BinaryTraits,
+        monitor: Monitor,
+        known: KnownContainers,
+        deletion: Deletion,
+    ) -> None:
+        self._options = options
+        self._traits = traits
+        self._binary = traits.binary
+        self._monitor = monitor
+        self._known = known
+        self._deletion = deletion
+        self._seccomp = SeccompFilters(options.seccomp_profile)
+
+    def check(self) -> None:
+        """Raise ConfigurationError or Unsupported where the slot's seccomp profile can't be used. Blocks."""
+        self._seccomp.check()
+
+    async def create(self, request: ContainerRequest) -> ContainerProcess:
+        """Make a container whose process waits before its entry point. On an error nothing is left of it."""
+        self._known.require_own_cgroup(request.handle, "create")
+        process, spec = await self.make(request, self._options.deadlines.create_s)
+        state = self._binary.state_directory(request.handle.container_id)
+        self._traits.learn(state, spec["linux"].get("seccomp"))
+        return process
+
+    async def make(
+        self, request: ContainerRequest, timeout_s: float, options: Sequence[str] = (), act: str = "create"
+    ) -> tuple[ContainerProcess, OciSpec]:
+        """Make a container under a monitor; return its process and its spec in full. On an error nothing is left.
+
+        ``options`` are what a restore adds to the monitor's command.
+        """
+        handle, bundle = request.handle, Bundle(request.handle.bundle)
+        if (await self._known.state(handle)).status is not ContainerStatus.ABSENT:
+            raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
+        try:
+            # in a thread: a profile is the request's to name, and a specification may have megabytes
+            spec = await call_within(timeout_s, act, lambda: self._complete(request))
+            await asyncio.to_thread(bundle.write_spec, spec)
+            async with asyncio.timeout(timeout_s):
+                process = await self._run(bundle, request, options)
+            if spec["linux"].get("uidMappings"):
+                open_streams(process.pid)
+            return process, spec
+        except BaseException as error:
+            why = error
+            if isinstance(error, TimeoutError):
+                why = DeadlineExceeded(
+                    f"{self._binary.name} {act} of {handle.container_id} was given up after {timeout_s:g} s"
+                )
+            try:
+                await finish(self._deletion.remove(handle))
+            except CrinoidError as left:  # such as a process that hangs: ``delete`` is going to try again
+                why.add_note(f"what was made of it is left for now: {left.message}")
+            if why is not error:
+                raise why from None
+            raise
+
+    async def _run(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str]) -> ContainerProcess:
+        try:
+            started = await self._monitor.create(bundle, request, options)
+        except CrinoidError as error:
+            if (explained := explain(error, bundle.restore_log)) is not error:
+                raise explained from error
+            raise
+        # Only once this is written does ``delete`` know what to look for without asking the monitor's files.
+        log_path = str(request.log_path or "")
+        bundle.write_processes(replace(started, log_path=log_path, plain=self._is_plain(request)))
+        return ContainerProcess(started.pid, started.monitor_pid)
+
+    def _complete(self, request: ContainerRequest) -> OciSpec:
+        """The spec with what the slot adds: seccomp and annotations."""
+        spec: dict[str, Any] = dict(request.spec)
+        process = spec.get("process") or {}
+        capabilities = frozenset((process.get("capabilities") or {}).get("bounding") or ())
+        # The binary kills and removes what this names, so it is the handle's, whatever the spec says.
+        linux = dict(spec.get("linux") or {}) | {"cgroupsPath": request.handle.cgroup}
+        own_seccomp = linux.pop("seccomp", None)  # of an extension, which knows what it does
+        seccomp = self._seccomp.resolve(request.seccomp, capabilities) or own_seccomp
+        asked = {
+            name: value
+            for name, value in (spec.get("annotations") or {}).items()
+            if not name.startswith(self._traits.command_annotations)
+        }
+        annotations = {**asked, **self._traits.added_annotations(seccomp), **self._options.annotations}
+        spec["linux"] = {**linux, "seccomp": seccomp} if seccomp else linux
+        return {**spec, "annotations": annotations}
+
+    def _is_plain(self, request: ContainerRequest) -> bool:
+        """Return whether the binary has no part in a container's start and end but for its cgroup and its state
+        directory.
+
+        The fifo shows that it keeps its state as runc and crun do.
+        """
+        fifo = self._binary.state_directory(request.handle.container_id) / FIFO
+        others = request.spec.get("hooks") or (request.spec.get("linux") or {}).get("intelRdt")
+        return self._options.shortcuts and not self._options.systemd_cgroup and not others and fifo.exists()
