@@ -87,7 +87,7 @@ def _describe(name: str, value: type | object) -> Iterator[str]:
 
 
 def _signature(function: object) -> str:
-    """Return parameters with their annotations; of a default only that there is one, as its text may hold an address."""
+    """Return parameters with their annotations; of a default only that there is one: its text may hold addresses."""
     parameters = []
     for parameter in inspect.signature(function).parameters.values():  # type: ignore[arg-type]  # a function
         default = "" if parameter.default is parameter.empty else " = …"

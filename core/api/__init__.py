@@ -6,8 +6,8 @@ this package alone. ``API_VERSION`` is the version of that promise: a driver nam
 may not be here. What is removed warns for two minor versions first.
 
 The promise covers what docs/api-surface.txt lists. Modules in ``UNPROMISED`` may be used, as our own drivers do,
-and may change in any release. It has, too, the parts of our own drivers that others build on: an OCI runtime's hooks with
-their monitor, and a snapshotter's storage.
+and may change in any release. It has, too, the parts of our own drivers that others build on: an OCI runtime's hooks
+with their monitor, and a snapshotter's storage.
 """
 
 API_VERSION = "1.0"

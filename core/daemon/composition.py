@@ -10,8 +10,8 @@ from crinoid.core.lifecycle.checkpoints.capture import CheckpointParts, Checkpoi
 from crinoid.core.lifecycle.concurrency.locks import Locks
 from crinoid.core.lifecycle.containers.builder import ContainerBuilder
 from crinoid.core.lifecycle.containers.containers import ContainerParts, ContainerService
-from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.events import EventBus
+from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.views import describe_owner
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.node.extension_kernel import ExtensionKernel

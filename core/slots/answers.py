@@ -99,7 +99,7 @@ def nothing(answer: object) -> None:
 
 
 def _is_figure(value: object) -> bool:
-    """Return whether a reading's field fits: a whole number, an average that is a number, nothing, or lines of those."""
+    """Return whether a reading's field fits: a whole number, an average that is a number, nothing, lines of those."""
     match value:
         case None:
             return True

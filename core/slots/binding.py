@@ -209,7 +209,7 @@ class _Binder:
 
 
 def _directory_name(selection: Selection) -> str:
-    """Give each driver of a slot a directory of its own: what one made must not meet another after a change of driver."""
+    """Give each driver of a slot a directory of its own: what one made must not meet another's."""
     name, driver = selection.name, selection.config.driver
     return name if name == driver else f"{name}.{driver}"
 

@@ -34,7 +34,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ContentStore:
-    """Blobs below one directory, for one process at a time. ``ingest`` is for the loop, the rest blocks for a moment."""
+    """Blobs below one directory, for one process at a time. ``ingest`` is for the loop, the rest blocks briefly."""
 
     def __init__(self, root: Path) -> None:
         """Open the store, making what is missing of it."""

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A committed layer; ``number`` names its directory. ``usage`` counts no inode as long as nobody has measured it."""
+    """A committed layer; ``number`` names its directory. ``usage`` counts no inode until somebody has measured it."""
 
     number: int
     chain_id: str

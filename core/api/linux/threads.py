@@ -1,4 +1,4 @@
-"""Threads: a fresh one for what changes the thread itself (namespaces, directory), a pooled one for what only blocks."""
+"""Threads: a fresh one for what changes the thread itself (namespaces, directory), a pooled one for what blocks."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _here = threading.local()
 
 
 def is_fresh() -> bool:
-    """Return whether this thread ends with the function that it was made for: what it changes of itself ends with it."""
+    """Return whether this thread ends with the function it was made for: what it changes of itself ends with it."""
     return getattr(_here, "fresh", False)
 
 

@@ -40,7 +40,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.checkpoints import archive
 from crinoid.core.lifecycle.checkpoints.root_diff import write_diff
 from crinoid.core.lifecycle.concurrency.locks import Locks
-from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
+from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.ownership import checkpoint_key

@@ -378,7 +378,7 @@ class ContainerBuilder:
         )
 
     async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:
-        """Take changes into what the specification is built from; their volumes are staged in a directory of their own."""
+        """Take changes into what the specification is built from; their volumes are staged in their own directory."""
         if any(mount.image for change in changes for mount in change.mounts):
             raise InvalidArgument(f"container {given.config.metadata.name!r}: extensions can't add image volumes")
         owner, maps = given.container_id, user_namespaces.maps_of(pod)

@@ -33,9 +33,9 @@ from crinoid.core.lifecycle.checkpoints.source import Checkpoint, restore
 from crinoid.core.lifecycle.concurrency.locks import Locks
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.containers.builder import ContainerBuilder, exec_process, foreign_paths
-from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
 from crinoid.core.lifecycle.events.events import EventBus, EventType
+from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.views import ContainerViews
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.queries import ContainerFilter

@@ -1,2 +1,3 @@
-"""What happens to pods and containers, for those who follow it: the kubelet (``events``) and extensions
-(``events.views``)."""
+"""What happens to pods and containers: ``exit_monitor`` waits for the ends of containers, ``events`` tells the kubelet
+(GetContainerEvents), and ``views`` are pods and containers as extensions see them.
+"""

@@ -18,7 +18,7 @@ from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.checkpoints.source import REQUEST_FILE
-from crinoid.core.lifecycle.containers.exit_monitor import ExitMonitor
+from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.resources.ownership import owner_of

@@ -600,7 +600,7 @@ def _undo_mount(entry: LedgerEntry) -> None:
 
 
 def _undo_contents(entry: LedgerEntry) -> None:
-    """The directory is somebody else's, whatever it is called: the owner's directory in it says that it was taken over."""
+    """The directory is somebody else's, whatever it is called: the owner's directory in it says it was taken over."""
     directory, owner = Path(entry.key), _owner(entry)
     if ownership.own_directory(directory, owner):
         for path in directory.iterdir():

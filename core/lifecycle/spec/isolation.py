@@ -52,7 +52,7 @@ def build_namespaces(
 
 
 def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[list[JsonObject], list[JsonObject]]:
-    """Return the device nodes to make and the cgroup rules that allow them; a directory stands for all devices in it."""
+    """Return the device nodes to make and the cgroup rules that allow them; a directory means all devices in it."""
     mappings = list(wanted)
     check_count(mappings, bounds.MAX_DEVICES, "devices")
     if privileged:

@@ -19,7 +19,7 @@ _MAX_PATH_BYTES = 107  # of a unix socket, unix(7)
 
 
 class ConsoleSocket(contextlib.AbstractContextManager["ConsoleSocket"]):
-    """The socket, for the time that it takes; in ``directory`` if that leaves its path short enough, else below /tmp."""
+    """The socket, for the time that it takes; in ``directory`` if that leaves its path short enough, else in /tmp."""
 
     def __init__(self, directory: Path) -> None:
         with contextlib.ExitStack() as stack:

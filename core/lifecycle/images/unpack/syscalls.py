@@ -22,7 +22,7 @@ _DIRECTORY_HOW = _OpenHow(os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOL
 
 
 def open_directory_in_root(root_fd: int, path: bytes) -> int:
-    """Open the directory ``path`` with the directory ``root_fd`` as the root that no link and no ``..`` leads out of."""
+    """Open the directory ``path`` with the directory ``root_fd`` as the root that no link or ``..`` leads out of."""
     while True:
         fd: int = _libc.syscall(
             ctypes.c_long(_SYS_OPENAT2),

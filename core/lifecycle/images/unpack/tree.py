@@ -57,7 +57,7 @@ class Tree:
 
     @property
     def implied(self) -> list[bytes]:
-        """Paths of directories that were made because entries lie in them, with no entry of their own; "." is the root."""
+        """Paths of directories that were made since entries lie in them, with no entry themselves; "." is the root."""
         return list(self._directories.implied.values())
 
     @property
@@ -271,7 +271,7 @@ class Tree:
         self._directories.forget()
 
     def _renew(self, directory: Directory) -> None:
-        """Give a lower directory the looks of an implied one, and so all below, unless this layer says how they look."""
+        """Give a lower directory the looks of an implied one, and all below, unless this layer says how they look."""
         if directory.inode not in self._pending:
             _drop_attributes(directory.fd)
             os.fchown(directory.fd, 0, 0)
