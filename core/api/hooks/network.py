@@ -20,7 +20,7 @@ class NetworkHooks:
 
     @hookspec
     async def status(self) -> NetworkStatus:  # type: ignore[empty-body]
-        """Return whether a pod could be attached now: Status shows it as NetworkReady. Never raises for a bad set-up."""
+        """Return whether a pod could be attached now; Status shows it as NetworkReady. Never raises for bad set-up."""
 
     @hookspec
     async def plan(self, request: NetworkRequest) -> Mapping[str, object]:  # type: ignore[empty-body]
