@@ -33,6 +33,7 @@ LOG = logging.getLogger(__name__)
 PODS, CONTAINERS = "pods", "containers"
 _ID = re.compile(r"[0-9a-f]{64}")
 _MOST_NAMED = 5
+_MAX_HOSTS_BYTES = 1 << 20  # a container may write its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,7 @@ def _entries(directory: Path) -> list[Path]:
 def _addresses(hosts: Path) -> Iterator[str]:
     """The pod's own addresses, as its hosts file has them."""
     with contextlib.suppress(OSError, ValueError):
-        for line in hosts.read_text().splitlines():
+        for line in files.read_regular(hosts, _MAX_HOSTS_BYTES).decode(errors="replace").splitlines():
             word = line.split("#")[0].split()
             if word and not word[0].startswith(("127.", "::1", "fe00::", "ff02::")):
                 yield word[0]

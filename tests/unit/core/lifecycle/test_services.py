@@ -349,7 +349,7 @@ async def test_what_fails_in_a_container_that_ends_meanwhile_is_no_failure_of_th
     for name in ("exec", "update"):
         with pytest.raises(DriverError, match="is not running"):
             await act(name)
-    services.exits.expect(container)
+    services.exit_monitor.expect(container)
     for name in ("exec", "update"):
         with pytest.raises(FailedPrecondition, match=f"container {container} has ended meanwhile .*is not running"):
             await act(name)
@@ -359,7 +359,7 @@ async def test_a_start_that_a_stop_comes_before_notes_no_error_of_the_start(fake
     services = fake_node.now
     container = await services.containers.create(await services.pods.run(a_pod(), ""), a_container(), None)
     fake_node.runtime.fail("start", DriverError("cannot start a container that has stopped"))
-    services.exits.expect(container)
+    services.exit_monitor.expect(container)
     with pytest.raises(FailedPrecondition, match="has ended meanwhile"):
         await services.containers.start(container)
     assert services.containers.get(container).reason != "StartError"
