@@ -6,8 +6,10 @@ pulled at once, by the names it carries. Blobs are read in place; nothing is cop
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+
+from pydantic import model_validator
 
 from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import CorruptContent, NotFound, NotServed, Unavailable, Unsupported
@@ -47,6 +49,14 @@ class LayoutOptions(DriverConfig):
 
     directory: Path = Path("/var/lib/crinoid/layouts")
     """Holds OCI layout directories, and `.tar` archives of such layouts or by `docker save`. It need not exist."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_former_name(cls, options: object) -> object:
+        """``directory`` was called ``folder`` in 0.1."""
+        if isinstance(options, Mapping) and "folder" in options and "directory" not in options:
+            return {("directory" if name == "folder" else name): value for name, value in options.items()}
+        return options
 
 
 class LayoutRegistry:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from crinoid.core.api.errors import CorruptContent, NotFound, NotServed, Unavailable, Unsupported
 from crinoid.core.api.host import Host
@@ -24,6 +25,7 @@ from crinoid.core.api.values.image import (
     ResolveRequest,
 )
 from crinoid.plugins.registries.layout import LayoutRegistry
+from crinoid.plugins.registries.layout.layout_registry import LayoutOptions
 from support.images import (
     OCI_INDEX,
     BuiltImage,
@@ -448,3 +450,9 @@ async def test_no_stream_is_left_open(registry: BoundRegistry, directory: Path) 
     await anext(stream)
     await stream.aclose()
     assert set(os.listdir("/proc/self/fd")) <= before  # what earlier tests left open may be closed meanwhile
+
+
+def test_the_directorys_former_name_is_taken_and_both_are_refused() -> None:
+    assert LayoutOptions.model_validate({"folder": "/a"}).directory == Path("/a")
+    with pytest.raises(ValidationError, match="folder"):
+        LayoutOptions.model_validate({"folder": "/a", "directory": "/b"})
