@@ -27,6 +27,7 @@ _MARKS = {"root": "state.db", "run": "pods"}
 """What lies beside the lock where crinoid has run."""
 _FALLBACK = Path("/run")
 _PASSAGE_FILE = "passage"
+TAKEOVER_SOCKET = "takeover.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ RULES: Sequence[Rule] = (
     Rule("run", ".", rights.PASSAGE),
     Rule("run", _LOCK, rights.FILE),
     Rule("run", _PASSAGE_FILE, rights.FILE),
+    Rule("run", TAKEOVER_SOCKET, rights.FILE),
     Rule("run", "pods", rights.PASSAGE),
     Rule("run", "pods/*", rights.DIRECTORY, gated=True),
     Rule("run", "containers", rights.PASSAGE),

@@ -11,7 +11,9 @@ import contextlib
 import logging
 from pathlib import Path
 
+from crinoid.core.api.linux import rights
 from crinoid.core.config.models import Config
+from crinoid.core.daemon.directories import TAKEOVER_SOCKET
 
 LOG = logging.getLogger(__name__)
 _GO, _GONE, _WHO = b"go\n", b"gone\n", b"who\n"
@@ -21,7 +23,7 @@ _ANSWER_S = 2.0
 
 
 def _place(config: Config) -> Path:
-    return config.run / "takeover.sock"
+    return config.run / TAKEOVER_SOCKET
 
 
 class Handover:
@@ -38,6 +40,7 @@ class Handover:
         """Be there for a successor. Nobody else than root can connect, by the umask; ``run`` is locked by us."""
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, self._path)
+        rights.correct(self._path, rights.FILE)
 
     def finish(self) -> None:
         """Tell the successor that all is let go of, and make room for its own socket."""

@@ -190,7 +190,7 @@ class LayoutContract(RegistryContract):
         raise NotImplementedError
 
     @pytest.fixture
-    def temporary_directory(self, source: tuple[Path, BuiltImage], directories: Path) -> Path:
+    def directory(self, source: tuple[Path, BuiltImage], directories: Path) -> Path:
         directory = directories / type(self).__name__
         if not directory.exists():
             directory.mkdir()

@@ -121,8 +121,7 @@ class CniNetwork:
     async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
         if not data:
             return
-        plan = Plan.read(data)
-        plan.require_own(request)
+        plan = Plan.read(data).of_pod(request)
         async with self._gc_lock.shared():
             errors = await self._delete_all(plan, plan.networks)
         if errors:

@@ -70,12 +70,17 @@ class Plan(_Recorded):
         except ValidationError as error:
             raise DriverError(f"the recorded plan of a CNI attachment does not parse: {error}") from error
 
-    def require_own(self, request: NetworkRequest) -> None:
-        """Raise DriverError unless this is the plan of that pod: plugins change the namespace that it names."""
-        if (self.container_id, self.netns) != (request.pod_id, str(request.netns)):
+    def of_pod(self, request: NetworkRequest) -> "Plan":
+        """Return what is to be undone by this plan; raise DriverError unless it is that pod's.
+
+        Plugins change the namespace that it names: where the pod has none any more, none is named to them.
+        """
+        netns = "" if request.netns is None else str(request.netns)
+        if self.container_id != request.pod_id or (netns and self.netns != netns):
             raise DriverError(
                 f"the recorded plan of pod {request.pod_id} is for {self.container_id} in {self.netns}: nothing is done"
             )
+        return self.model_copy(update={"netns": netns})
 
     def write(self) -> dict[str, object]:
         """Return the plan as a JSON object."""
