@@ -32,6 +32,17 @@ class InvalidArgument(CrinoidError):
     reason = "InvalidArgument"
 
 
+class RuntimeRefused(InvalidArgument):
+    """A runtime was given a container, or an exec process, and says that it can't be: no such program, no such user.
+
+    Raised by the hook ``create``, it becomes the end of the container at its start (``StartError``, exit code 128), as
+    with containerd: a pod that is not to be restarted fails, rather than to wait for ever. Every other error of
+    ``create`` is that of CreateContainer, which the kubelet tries again.
+    """
+
+    reason = "RuntimeRefused"
+
+
 class NotFound(CrinoidError):
     """The pod, container, image or file that was named does not exist."""
 

@@ -88,7 +88,7 @@ class ContainerRecord:
     ``resources`` is what is in force, which UpdateContainerResources changes. ``volume_images`` maps the name of each
     image volume's image, as asked for, to the image's id.
     ``checkpoint`` is the directory that its processes are restored from when it is started; ``None`` from then on, and
-    for every other container.
+    for every other container. ``start_error`` is why the runtime refused to make it, which is told when it is started.
     """
 
     id: str
@@ -111,7 +111,13 @@ class ContainerRecord:
     stop_signal: str = "SIGTERM"
     volume_images: Mapping[str, str] = field(default_factory=dict)
     checkpoint: Path | None = None
+    start_error: str = ""
     answered: bool = False
+
+    @property
+    def waits_without_process(self) -> bool:
+        """Whether it is created and has no process: one to be restored, or one that the runtime refused."""
+        return self.state is ContainerState.CREATED and (self.checkpoint is not None or bool(self.start_error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -265,3 +265,23 @@ def test_the_log_outlives_the_container(node: Node, pod: Pod) -> None:
 
 def test_windows_settings_are_no_hindrance(node: Node, pod: Pod) -> None:
     assert node.script(pod, "echo runs", windows={"resources": {"cpu_shares": 5}}) == "runs"
+
+
+@pytest.mark.parametrize("command", ["/no/such/program", "no-such-program", "/etc"])
+def test_a_command_that_can_not_be_executed_fails_at_the_start(node: Node, pod: Pod, command: str) -> None:
+    """By this a kubelet knows that the container has ended: a pod that is not to be restarted fails."""
+    container = node.create(pod, command)
+    assert node.status(container)["state"] == "CONTAINER_CREATED"
+    message = node.refuse("StartContainer", "INVALID_ARGUMENT", "UNKNOWN", container_id=container)
+    assert command in message
+    status = node.status(container)
+    ended = {"state": "CONTAINER_EXITED", "exit_code": 128, "reason": "StartError", "message": message}
+    assert {name: status[name] for name in ended} == ended
+    assert 0 < int(status["finished_at"]) <= time.time_ns()
+
+
+def test_a_container_that_can_not_start_is_stopped_and_removed(node: Node, pod: Pod) -> None:
+    container = node.create(pod, "/no/such/program")
+    node.call("StopContainer", container_id=container, timeout=10)
+    node.call("RemoveContainer", container_id=container)
+    assert node.call("ListContainers", filter={"id": container})["containers"] == []

@@ -169,8 +169,8 @@ def test_runtimes_that_fail(clean_node: Node, handler: str, words: tuple[str, ..
 
 def test_an_entry_point_that_is_not_there(clean_node: Node) -> None:
     pod = clean_node.run_pod()
+    container = clean_node.create(pod, "/no/such/program")
     with refused("INVALID_ARGUMENT", 'runtime "runc"', "/no/such/program", "no such file"):
-        container = clean_node.create(pod, "/no/such/program")
         clean_node.call("StartContainer", container_id=container)
 
 

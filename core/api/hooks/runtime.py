@@ -53,7 +53,7 @@ class RuntimeHooks:
         """Make the container; return when its process waits before the entry point.
 
         On any error, and when cancelled, nothing of the container is left but what ``delete`` removes. Raises
-        CommandFailed with the runtime's own words, InvalidArgument when the spec names what does not exist.
+        CommandFailed with the runtime's own words, RuntimeRefused when the spec names what does not exist.
         """
 
     @hookspec

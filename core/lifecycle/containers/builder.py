@@ -24,6 +24,7 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
     Refused,
+    RuntimeRefused,
     Unsupported,
 )
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
@@ -175,11 +176,16 @@ class ContainerBuilder:
         order = dataclasses.replace(order, config=dataclasses.replace(order.config, mounts=mounts))
         given, spec = await self._specify(order, rootfs)
         handle = ContainerHandle(order.container_id, order.pod.id, order.bundle, given.cgroup)
-        process = await self._create(given, handle, order.pod, spec, order.opened)
+        process, start_error = ContainerProcess(0), ""
+        try:
+            process = await self._create(given, handle, order.pod, spec, order.opened)
+        except RuntimeRefused as error:  # a container for the kubelet to see the end of, instead of one it waits for
+            start_error = error.message
         record = _record(order, handle, process)
         return dataclasses.replace(
             record,
             user=given.identity.user,
+            start_error=start_error,
             resources=given.config.resources,
             volume_images=volume_images,
         )

@@ -20,6 +20,7 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    RuntimeRefused,
     Unavailable,
 )
 from crinoid.core.api.linux import cgroups
@@ -95,7 +96,8 @@ class ContainerService:
 
         Retries join or claim as those of RunPodSandbox do. ``pod_config`` is what the kubelet sends along; the pod's
         own record counts. Raises NotFound for pod or image, FailedPrecondition for a pod that is not ready,
-        AlreadyExists for a name that is taken, and what snapshotter and runtime raise; then nothing is left.
+        AlreadyExists for a name that is taken, and what snapshotter and runtime raise, but for RuntimeRefused, which is
+        told when the container is started; then nothing is left.
         """
         pod = self._store.pods.find(pod_id)
         name = (pod.id, config.metadata.name, config.metadata.attempt)
@@ -115,8 +117,8 @@ class ContainerService:
     async def start(self, container_id: str) -> None:
         """Let a created container run.
 
-        Raises FailedPrecondition in any other state. When its entry point can't be executed, the container has ended
-        with reason StartError and exit code 128, and the runtime's words are raised.
+        Raises FailedPrecondition in any other state. When its entry point can't be executed, or the runtime has refused
+        to make it, the container has ended with reason StartError and exit code 128, and the runtime's words are raised.
         """
         record = self._store.containers.find(container_id)
         with on_behalf_of(record.pod_id, record.id):
@@ -147,7 +149,7 @@ class ContainerService:
     async def _stop(self, record: ContainerRecord, timeout_s: float) -> None:
         if record.state is ContainerState.CREATED:
             timeout_s = 0
-            if record.checkpoint is not None and await self._ended_unborn(record.id):
+            if record.waits_without_process and await self._ended_unborn(record.id):
                 return
         slot = self.slot_of(record)
         if record.reason == LOST_FILES and record.state is ContainerState.UNKNOWN:  # which its runtime would go by
@@ -160,10 +162,10 @@ class ContainerService:
         await self._kill(slot, record)
 
     async def _ended_unborn(self, container_id: str) -> bool:
-        """A container that was not restored yet has no process to kill: note its end, unless it has one meanwhile."""
+        """A container without a process has none to kill: note its end, unless it has one meanwhile."""
         async with self._locks.hold(container_id, f"StopContainer of {container_id}", END_PATIENCE_S):
             record = self._store.containers.get(container_id)
-            if record is not None and record.state is ContainerState.CREATED and record.checkpoint is not None:
+            if record is not None and record.waits_without_process:
                 self._exit_monitor.note(record.id, ExitStatus(128 + SIGKILL, time.time_ns()))
             return record is None or record.state is not ContainerState.RUNNING
 
@@ -331,7 +333,7 @@ class ContainerService:
                         pod = await self._init.ensure(pod)
                     record = await self._builder.make(pod, config, checkpoint)
             self._events.notify_container(EventType.CREATED, record)
-            if record.checkpoint is None:
+            if not record.waits_without_process:
                 self._exit_monitor.watch(record)
             return record.id
         finally:
@@ -346,6 +348,8 @@ class ContainerService:
     async def _start(self, record: ContainerRecord) -> None:
         slot, started = self.slot_of(record), time.time_ns()
         try:
+            if record.start_error:
+                raise RuntimeRefused(record.start_error)
             await self._slots.extensions.container_starting(await self._views.of(record))
             async with self._exit_monitor.acting_on(record, "StartContainer", is_start=True):
                 await self._let_run(slot, record)

@@ -137,7 +137,7 @@ class Recovery:
             LOG.error("container %s: its state can't be read: %s", record.id, error.message)
             state = None
         if state is not None and state.status is ContainerStatus.ABSENT:
-            if _waits_for_restore(record):
+            if record.start_error or _waits_for_restore(record):
                 return
             if left := await asyncio.to_thread(_processes_of, record):
                 why = f"its files below run are gone, and {len(left)} of its processes live: {left[0]} and others"

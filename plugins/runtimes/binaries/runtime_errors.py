@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from crinoid.core.api.errors import CommandFailed, CrinoidError, InvalidArgument
+from crinoid.core.api.errors import CommandFailed, CrinoidError, RuntimeRefused
 
 _TAIL_BYTES = 1 << 20  # the last line of all, with an argument that it quotes
 _SENTENCE_CHARACTERS = 2000
@@ -43,7 +43,7 @@ def last_error(log: Path) -> str:
 def as_error(command: Sequence[str], exit_code: int, said: str) -> CrinoidError:
     """Return the error for a failed command: the request's fault if it names what does not exist."""
     if said and _REQUEST_AT_FAULT.search(said):
-        return InvalidArgument(f"{command[0]}: {said}")
+        return RuntimeRefused(f"{command[0]}: {said}")
     return CommandFailed(tuple(command), exit_code, said)
 
 

@@ -17,6 +17,7 @@ from crinoid.core.api.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    RuntimeRefused,
 )
 from crinoid.core.api.linux import files, mount
 from crinoid.core.api.values.network import Attachment, NetworkRequest
@@ -436,6 +437,24 @@ async def test_a_start_that_fails_ends_the_container(fake_node: FakeNode) -> Non
     assert "no such file" in record.message
     with pytest.raises(FailedPrecondition, match="exited"):
         await fake_node.now.containers.start(container)
+
+
+async def test_what_the_runtime_refuses_to_make_fails_at_the_start(fake_node: FakeNode) -> None:
+    """Also where the daemon was restarted meanwhile. A node at fault is told at once, and leaves no container."""
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    fake_node.runtime.fail("create", RuntimeRefused("exec: no such file"))
+    container = await fake_node.now.containers.create(pod, a_container(), None)
+    await fake_node.crash()
+    await fake_node.start()
+    assert fake_node.now.containers.get(container).state is ContainerState.CREATED
+    with pytest.raises(RuntimeRefused, match="no such file"):
+        await fake_node.now.containers.start(container)
+    record = fake_node.now.containers.get(container)
+    assert (record.state, record.exit_code, record.reason) == (ContainerState.EXITED, 128, "StartError")
+    fake_node.runtime.fail("create", DriverError("no memory"))
+    with pytest.raises(DriverError):
+        await fake_node.now.containers.create(pod, a_container("other"), None)
+    assert [one.id for one in fake_node.now.containers.list(ContainerFilter())] == [container]
 
 
 async def test_stops_may_overlap_and_the_shortest_decides(fake_node: FakeNode) -> None:
