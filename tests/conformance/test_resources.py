@@ -73,6 +73,31 @@ def test_status_tells_the_limits(node: Node, pod: Pod, resources: Any, name: str
     assert told["cpu_shares"] == "100"
 
 
+def _both(node: Node, container: str) -> int | None:
+    """Read the limit of memory and swap together; ``None`` where swap is not accounted for."""
+    old, new = "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", "/sys/fs/cgroup/memory.swap.max"
+    text = node.execute(container, "sh", "-c", f"cat {old} 2>/dev/null || cat {new} 2>/dev/null")[1].strip()
+    if not text:
+        return None
+    more = 0 if node.execute(container, "test", "-e", old)[0] == 0 else int(_limit(node, container, "memory"))
+    return int(text.replace("max", "-1")) + more
+
+
+def test_a_memory_limit_alone_is_one_of_swap_too(node: Node, pod: Pod) -> None:
+    """And may be raised above the older limit of both; the status tells them."""
+    container = node.idle(pod, resources={"memory_limit_in_bytes": 64 * MIB})
+    if _both(node, container) is None:
+        pytest.skip("the kernel does not account for swap")
+    assert _both(node, container) == 64 * MIB
+    for limit in (128 * MIB, 32 * MIB):
+        node.call("UpdateContainerResources", container_id=container, linux={"memory_limit_in_bytes": limit})
+        assert (int(_limit(node, container, "memory")), _both(node, container)) == (limit, limit)
+        told = node.status(container)["resources"]["linux"]
+        assert int(told["memory_limit_in_bytes"]) == int(told["memory_swap_limit_in_bytes"]) == limit
+    node.call("UpdateContainerResources", container_id=container, linux={"memory_swap_limit_in_bytes": 96 * MIB})
+    assert (int(_limit(node, container, "memory")), _both(node, container)) == (32 * MIB, 96 * MIB)
+
+
 def test_cpuset(node: Node, pod: Pod) -> None:
     container = node.idle(pod, resources={"cpuset_cpus": "0", "cpuset_mems": "0"})
     assert [_limit(node, container, name) for name in ("cpus", "mems")] == ["0", "0"]

@@ -58,6 +58,7 @@ from crinoid.core.lifecycle.sandbox.pod_files import PodDirectory
 from crinoid.core.lifecycle.spec.build import SpecInput, build_spec, seccomp_choice
 from crinoid.core.lifecycle.spec.device_binds import bind_devices
 from crinoid.core.lifecycle.spec.exec_limits import check_process
+from crinoid.core.lifecycle.spec.isolation import settle_swap
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
 from crinoid.core.lifecycle.spec.users import identify
 from crinoid.core.lifecycle.volumes.declared_volumes import fill_volume, select_paths
@@ -186,7 +187,7 @@ class ContainerBuilder:
             record,
             user=given.identity.user,
             start_error=start_error,
-            resources=given.config.resources,
+            resources=settle_swap(given.config.resources),
             volume_images=volume_images,
         )
 

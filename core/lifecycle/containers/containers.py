@@ -43,6 +43,7 @@ from crinoid.core.lifecycle.queries import ContainerFilter
 from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.sandbox.pod_init import PodInit
+from crinoid.core.lifecycle.spec.isolation import settle_swap
 from crinoid.core.lifecycle.strays.stand_ins import LOST_FILES
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -247,9 +248,10 @@ class ContainerService:
         with on_behalf_of(record.pod_id, record.id):
             async with self._locks.hold(record.id, act):
                 record = self._changeable(record.id)
+                settled = settle_swap(resources, record.resources)
                 async with self._exit_monitor.acting_on(record, act):
-                    await self.slot_of(record).update(record.handle, resources)
-                merged = merge_resources(record.resources, resources)
+                    await self.slot_of(record).update(record.handle, settled)
+                merged = merge_resources(record.resources, settled)
                 self._store.containers.put_fact(dataclasses.replace(self.get(record.id), resources=merged))
 
     async def reopen_log(self, container_id: str) -> None:

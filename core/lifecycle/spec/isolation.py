@@ -4,6 +4,7 @@ Sources: OCI runtime-spec, config-linux.md; api.proto, NamespaceOption, Device, 
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import stat
@@ -24,6 +25,7 @@ JsonObject = dict[str, Any]
 _ALL_DEVICES = {"allow": True, "access": "rwm"}
 _NO_DEVICES = {"allow": False, "access": "rwm"}
 _MAX_SHARES = 262144
+_NO_LIMITS = LinuxResources()
 MAX_ENTRIES = 1 << 16
 """Of all kinds in a directory of devices: a large host's ``/dev`` has some thousands."""
 _OTHER_FOLDERS = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
@@ -72,7 +74,8 @@ def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> 
 
     Raises InvalidArgument and Unsupported for what the cgroup to be made will not have.
     """
-    memory = {"limit": resources.memory_limit_bytes, "swap": _swap_limit(resources)}
+    resources = settle_swap(resources)
+    memory = {"limit": resources.memory_limit_bytes, "swap": resources.memory_swap_limit_bytes}
     cpu = {
         "shares": min(resources.cpu_shares, _MAX_SHARES),
         "quota": resources.cpu_quota,
@@ -90,13 +93,23 @@ def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> 
     return {name: value for name, value in parts.items() if value}
 
 
+def settle_swap(wanted: LinuxResources, now: LinuxResources = _NO_LIMITS) -> LinuxResources:
+    """Return limits with what they say of swap, as containerd does; ``now`` are those in force.
+
+    A limit of memory alone is one of memory and swap together: a container does not swap unless it was asked for. So it
+    may also be raised above an older limit of both. One of both alone goes with the limit of memory in force, from which
+    cgroup v2 needs it to be told. Where the kernel doesn't account for swap, there is none.
+    """
+    if not cgroups.accounts_swap():
+        return dataclasses.replace(wanted, memory_swap_limit_bytes=0)
+    memory, both = wanted.memory_limit_bytes, wanted.memory_swap_limit_bytes
+    if both and not memory:
+        memory = now.memory_limit_bytes
+    return dataclasses.replace(wanted, memory_limit_bytes=memory, memory_swap_limit_bytes=both or memory)
+
+
 def _joined(kind: str, path: str) -> JsonObject:
     return {"type": kind, "path": path}
-
-
-def _swap_limit(resources: LinuxResources) -> int:
-    """Leave swap alone where the kernel doesn't account for it, as peers do: the limit could not be set."""
-    return resources.memory_swap_limit_bytes if cgroups.accounts_swap() else 0
 
 
 def _unified(settings: Mapping[str, str], cgroup: str) -> dict[str, str]:

@@ -309,6 +309,8 @@ def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     resources = build_spec(given(resources=limits))["linux"]["resources"]
     assert resources["cpu"] == {"shares": 512, "quota": 5000, "period": 10000}
     assert resources["memory"] == {"limit": 1 << 20, "swap": 1 << 21}
+    alone = build_spec(given(resources=LinuxResources(memory_limit_bytes=1 << 20)))["linux"]["resources"]
+    assert alone["memory"] == {"limit": 1 << 20, "swap": 1 << 20}
     monkeypatch.setattr(cgroups, "accounts_swap", lambda: False)
     assert build_spec(given(resources=limits))["linux"]["resources"]["memory"] == {"limit": 1 << 20}
 
