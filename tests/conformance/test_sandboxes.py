@@ -94,6 +94,9 @@ def test_hosts_has_the_pod(node: Node, pod: Pod) -> None:
         ("kernel.shm_rmid_forced", "1"),
         ("kernel.msgmax", "9000"),
         ("kernel.sem", "32000\t1024000000\t500\t32001"),
+        ("net.ipv4.conf.eth0.arp_filter", "1"),
+        ("net.ipv4.conf.all.arp_ignore", "1"),
+        ("net/ipv4/neigh/eth0/gc_stale_time", "61"),
     ],
 )
 def test_sysctls(node: Node, name: str, value: str) -> None:

@@ -1,5 +1,6 @@
 """A node without any network configuration: the daemon chooses the bridge, and pods are reached through its lives."""
 
+import base64
 import contextlib
 import os
 import socket
@@ -99,5 +100,19 @@ def test_a_pod_is_reached_through_the_daemons_lives(node: BridgeNode, daemon: Da
     assert daemon.cri.call("Status")["status"]["conditions"][1]["status"] is True
     assert "hello from a pod" in fetch(node, NODE[4])
     daemon.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+    _check_that_ipv6_stays_off(daemon)
     daemon.stop()
     assert (links.names(), run("nft", "list", "ruleset")) == before
+
+
+def _check_that_ipv6_stays_off(daemon: Daemon) -> None:
+    """A pod's own sysctls hold for the interface that the bridge has set up."""
+    wanted = {"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.conf.eth0.arp_filter": "1"}
+    pod = str(daemon.cri.call("RunPodSandbox", config=pod_config("four", linux={"sysctls": wanted}))["pod_sandbox_id"])
+    config = container_config("idle", BUSYBOX, "sleep", "1000")
+    container = daemon.cri.call("CreateContainer", pod_sandbox_id=pod, config=config)["container_id"]
+    daemon.cri.call("StartContainer", container_id=container)
+    read = ["cat", "/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "/proc/net/if_inet6"]
+    answer = daemon.cri.call("ExecSync", container_id=container, cmd=read, timeout=int(patient(20)))
+    assert base64.b64decode(answer["stdout"]) == b"1\n"
+    daemon.cri.call("RemovePodSandbox", pod_sandbox_id=pod)

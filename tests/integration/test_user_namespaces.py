@@ -209,13 +209,17 @@ def test_a_privileged_container_has_power_over_its_pod_alone(handler: str, node:
 
 def test_a_sysctl_of_the_pod(handler: str, node: Node) -> None:
     linux = in_user_namespace() | {
-        "sysctls": {"net.ipv4.ip_unprivileged_port_start": "500", "kernel.shm_rmid_forced": "1"}
+        "sysctls": {
+            "net.ipv4.ip_unprivileged_port_start": "500",
+            "kernel.shm_rmid_forced": "1",
+            "net.ipv4.conf.lo.arp_filter": "1",
+        }
     }
     pod = Pod(node, node.run_pod("mapped", handler, linux=linux))
     out = pod.sh(
-        "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shm_rmid_forced net/ipv4/ping_group_range"
+        "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shm_rmid_forced net/ipv4/ping_group_range net/ipv4/conf/lo/arp_filter"
     )
-    assert out.split() == ["500", "1", "0", str(LENGTH - 1)]
+    assert out.split() == ["500", "1", "0", str(LENGTH - 1), "1"]
 
 
 def test_an_image_as_a_volume(handler: str, node: Node) -> None:

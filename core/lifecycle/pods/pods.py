@@ -48,7 +48,7 @@ from crinoid.core.lifecycle.resources.resources import (
 )
 from crinoid.core.lifecycle.sandbox import pod_files
 from crinoid.core.lifecycle.sandbox.pod_init import PodInit
-from crinoid.core.lifecycle.sandbox.pod_sysctls import write_sysctls, write_sysctls_in
+from crinoid.core.lifecycle.sandbox.pod_sysctls import part_sysctls, write_sysctls, write_sysctls_in
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import PodRecord, PodState
@@ -278,12 +278,15 @@ class PodService:
 
     async def _make(self, plan: PodPlan) -> PodRecord:
         """Make everything, each step in the ledger first; return the record to be."""
+        early, late = part_sysctls(plan.sysctls)
         await self._resources.make(plan.pod_id, *self._steps(plan))
         self._warmup.linger(_CONTAINER_FOLLOWS_S)
         if plan.user is not None:  # whose namespaces no thread of ours stood in
-            sysctls = user_namespaces.host_sysctls(plan.user, plan.sysctls)
+            sysctls = user_namespaces.host_sysctls(plan.user, early)
             await asyncio.to_thread(write_sysctls_in, plan.pins, sysctls)
         record = await self._attach(plan, self._record(plan))
+        if late:
+            await asyncio.to_thread(write_sysctls_in, plan.pins, late)
         if plan.config.security.namespaces.pid is NamespaceMode.POD:
             record = await self._init.start(record)
         if (maps := user_namespaces.maps_of(record)) is not None:
@@ -305,9 +308,8 @@ class PodService:
 
     @staticmethod
     def _namespaces(plan: PodPlan) -> Step:
-        return namespaces_at(
-            plan.pod_id, plan.pins, plan.hostname, plan.user, functools.partial(write_sysctls, plan.sysctls)
-        )
+        early, _ = part_sysctls(plan.sysctls)
+        return namespaces_at(plan.pod_id, plan.pins, plan.hostname, plan.user, functools.partial(write_sysctls, early))
 
     def _fill_directory(self, plan: PodPlan) -> None:
         rights.make_directory(plan.directory.path / "ns")

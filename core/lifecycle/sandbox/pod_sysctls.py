@@ -16,6 +16,7 @@ from crinoid.core.api.linux.process import spawn
 _NAME = re.compile(r"[a-z0-9_.-]+(?:[./][A-Za-z0-9_.*@:-]+)*")
 _IPC = ("kernel.shm", "kernel.msg", "fs.mqueue.")
 _IPC_EXACT = frozenset({"kernel.sem"})
+_OF_INTERFACES = re.compile(r"net/[^/]+/(conf|neigh)/")
 _ROOT = Path("/proc/sys")
 
 
@@ -25,6 +26,16 @@ def check_sysctls(sysctls: Mapping[str, str], own: Collection[str]) -> dict[str,
     Raises InvalidArgument for one that is not of such a namespace, as it would change the host.
     """
     return {_path(name, own): value for name, value in sysctls.items()}
+
+
+def part_sysctls(sysctls: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Part sysctls into those to write before the pod's network is made, and those after it.
+
+    Those of interfaces come after: ``eth0`` is not there before, and what is for ``all`` has to hold for it whatever the
+    network driver has set, such as ``net.ipv6.conf.all.disable_ipv6``. Peers write all of them after the network.
+    """
+    late = {path: value for path, value in sysctls.items() if _OF_INTERFACES.match(path)}
+    return {path: value for path, value in sysctls.items() if path not in late}, late
 
 
 def write_sysctls(values: Mapping[str, str], pins: Mapping[str, Path] = MappingProxyType({})) -> None:
