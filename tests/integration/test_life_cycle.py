@@ -1,12 +1,15 @@
 """The basic life of pods and containers with every combination of drivers and sources."""
 
 import itertools
+import json
+import time
 from pathlib import Path
 
 import pytest
 
+from crinoid.plugins.runtimes.processes.cgroup_places import cgroup_directory
 from integration.conftest import BUSYBOX, NETWORKS, RUNTIMES, SNAPSHOTTERS, Node
-from integration.pods import until
+from integration.pods import QUICK, until
 from support.patience import patient
 
 RANGES = {"cni": "10.89.", "bridge": "10.90."}
@@ -141,6 +144,30 @@ def test_stop_waits_for_the_grace_period(node: Node) -> None:
     node.call("StopContainer", container_id=stubborn, timeout=1)
     assert time.monotonic() - began >= 1
     assert node.status(stubborn)["exit_code"] == 137
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["paused", "below"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_is_frozen_can_be_stopped(node: Node, runtime: str, *, below: bool) -> None:
+    """Somebody paused the container, or a privileged one has frozen a cgroup of its own: SIGKILL waits for the thaw."""
+    pod = node.run_pod(handler=QUICK[runtime])
+    container = node.run_container(pod, "sh", "-c", "sleep 1000 & echo $!; exec sleep 1000")
+    info = json.loads(node.call("ContainerStatus", container_id=container, verbose=True)["info"]["info"])
+    freezer = cgroup_directory("freezer", info["cgroup"])
+    assert freezer is not None
+    frozen = freezer / "own" if below else freezer
+    frozen.mkdir(exist_ok=True)
+    if below:
+        until(lambda: len((freezer / "cgroup.procs").read_text().split()) == 2)
+        (frozen / "cgroup.procs").write_text((freezer / "cgroup.procs").read_text().split()[-1])
+    old, new = frozen / "freezer.state", frozen / "cgroup.freeze"
+    old.write_text("FROZEN") if old.exists() else new.write_text("1")
+    begun = time.monotonic()
+    node.call("StopContainer", container_id=container, timeout=1)
+    assert time.monotonic() - begun < patient(15), "it was given up instead of thawed"
+    assert node.status(container)["exit_code"] == 137
+    node.call("RemoveContainer", container_id=container)
+    assert not freezer.exists()
 
 
 def test_stop_signal_of_the_container(node: Node) -> None:

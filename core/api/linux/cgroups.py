@@ -248,11 +248,14 @@ class Hierarchies:
         _check(path)
         self._require_outside(path)
         deadline = time.monotonic() + timeout_s
-        self._kill_at_once(path)
+        if self.version == 2:  # the kernel kills all, also what is forked meanwhile (Linux 5.14)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                _write(f"{self.unified}{path}/cgroup.kill", "1")
         while left := self.processes(path):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            self.thaw(path)
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"cgroup {path}: processes {left} have not ended {timeout_s:g} s after SIGKILL")
             time.sleep(_PAUSE_S)
@@ -264,14 +267,15 @@ class Hierarchies:
             if f"{own.rstrip('/')}/".startswith(f"{path.rstrip('/')}/"):
                 raise InvalidArgument(f"cgroup {path} holds this very process: nothing in it is killed")
 
-    def _kill_at_once(self, path: str) -> None:
-        """Let the kernel kill all where it can (version 2, Linux 5.14); thaw what else would never die (version 1)."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if self.version == 2:
-                _write(f"{self.unified}{path}/cgroup.kill", "1")
-            elif freezer := self.by_controller.get("freezer"):
-                for directory in _tree(freezer + path):
-                    _write(f"{directory}/freezer.state", "THAWED")
+    def thaw(self, path: str) -> None:
+        """See the function of the same name."""
+        _check(path)
+        root, name, word = self.unified, "cgroup.freeze", "0"
+        if self.version == 1:
+            root, name, word = self.by_controller.get("freezer", ""), "freezer.state", "THAWED"
+        for directory in _tree(root + path) if root else ():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                _write(f"{directory}/{name}", word)
 
     def read_usage(self, path: str) -> CgroupUsage:
         """See the function of the same name."""
@@ -433,6 +437,15 @@ def kill(path: str, timeout_s: float = _KILL_S) -> None:
     Raises DeadlineExceeded, naming the processes, when some do not end.
     """
     _host().kill(path, timeout_s)
+
+
+def thaw(path: str) -> None:
+    """Let frozen processes of a cgroup and those below go on. Idempotent.
+
+    On version 1 a signal, SIGKILL too, has no effect on a frozen process before that: send it first, so that the process
+    does nothing else any more.
+    """
+    _host().thaw(path)
 
 
 def processes(path: str) -> tuple[int, ...]:

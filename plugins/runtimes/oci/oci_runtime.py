@@ -54,6 +54,7 @@ from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
 from crinoid.plugins.runtimes.processes.cgroup_places import oom_kills
 
+_KILL = signal.SIGKILL
 _ALIVE = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
 
 
@@ -143,15 +144,19 @@ class OciRuntime(CheckpointHooks):
 
     @hookimpl
     async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
-        """See the hook. Without the binary: by pidfd, or for everyone by cgroup."""
+        """See the hook. Without the binary: by pidfd, or for everyone by cgroup.
+
+        What is frozen, by whomever, is thawed to be killed: the first process ends only after those of its PID namespace.
+        """
         processes = self._known.processes(handle)
         if processes is None:
             return
         with pidfds.opened(processes.pid, processes.pid_start) as first:
-            if everyone and self._known.owns_cgroup(handle):
-                await asyncio.to_thread(_signal_cgroup, self._known.cgroup(handle), signal)
             if first is not None:
                 pidfds.send(first, signal)
+            if (everyone or signal == _KILL) and self._known.owns_cgroup(handle):
+                reach = _signal_cgroup if everyone else _thaw
+                await asyncio.to_thread(reach, self._known.cgroup(handle), signal)
 
     @hookimpl
     async def delete(self, handle: ContainerHandle) -> None:
@@ -222,8 +227,12 @@ class OciRuntime(CheckpointHooks):
         return found
 
 
+def _thaw(cgroup: str, _number: int) -> None:
+    cgroups.thaw(cgroup)
+
+
 def _signal_cgroup(cgroup: str, number: int) -> None:
-    if number == signal.SIGKILL:
+    if number == _KILL:
         cgroups.kill(cgroup)
         return
     for pid in cgroups.processes(cgroup):
