@@ -132,14 +132,6 @@ def test_what_an_exec_leaves_running_is_killed_at_its_deadline(pod: Pod) -> None
     assert not any("555" in name or "777" in name for name in names)
 
 
-def test_limits_of_a_pod(node: Node) -> None:
-    pod = Pod(node, node.run_pod())
-    resources = {"memory_limit_in_bytes": 96 * MIB, "cpu_quota": 50_000, "cpu_period": 100_000}
-    overhead = {"memory_limit_in_bytes": 32 * MIB}
-    node.call("UpdatePodSandboxResources", pod_sandbox_id=pod.id, resources=resources, overhead=overhead)
-    assert files(pod, "", "memory.max", "cpu.max") == [str(128 * MIB), "50000 100000"]
-
-
 def test_no_cgroup_is_left(pod: Pod) -> None:
     container = pod.start("sleep", "1000")
     pod.node.execute(container, "true")

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from crinoid.core.api.linux import cgroups, rights
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.values.network import NetworkRequest
@@ -29,7 +29,6 @@ from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.containers.containers import END_PATIENCE_S, ContainerService, end_of
 from crinoid.core.lifecycle.events.events import EventBus, EventType
 from crinoid.core.lifecycle.events.views import view_pod
-from crinoid.core.lifecycle.pods.pod_limits import add_resources
 from crinoid.core.lifecycle.pods.pod_plan import PodPlan, PodPlanner
 from crinoid.core.lifecycle.queries import PodFilter
 from crinoid.core.lifecycle.resources import user_namespaces
@@ -161,10 +160,11 @@ class PodService:
         await self._resources.undo(pod_id)
 
     async def update(self, pod_id: str, resources: LinuxResources | None, overhead: LinuxResources | None) -> None:
-        """Take the sum of the limits of the pod's containers, and what the pod costs beside them; absent ones stay.
+        """Keep the limits of the pod's containers together, and what the pod costs beside them; absent ones stay.
 
-        Their sum goes to the pod's cgroup, in which every container lies; zero and empty fields stay as they are.
-        Raises NotFound, FailedPrecondition for a pod that is not ready, and what ``cgroups.write_resources`` raises.
+        The kubelet tells them after it has set the pod's cgroup, which is its own (api.proto,
+        UpdatePodSandboxResources): nothing of the host changes. Raises NotFound, FailedPrecondition for a pod that is
+        not ready, Refused by an extension.
         """
         extensions = self._slots.extensions
         await extensions.pod_updating(view_pod(self._changeable(pod_id)), resources, overhead)
@@ -176,8 +176,6 @@ class PodService:
                 resources=resources or record.resources or record.config.resources,
                 overhead=overhead or record.overhead or record.config.overhead,
             )
-            limits = add_resources(record.resources or LinuxResources(), record.overhead or LinuxResources())
-            await asyncio.to_thread(cgroups.write_resources, path_below_mount(record.cgroup_parent), limits)
             self._store.pods.put_fact(record)
         await extensions.pod_updated(view_pod(record))
 

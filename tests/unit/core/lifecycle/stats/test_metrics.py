@@ -15,7 +15,6 @@ from crinoid.core.api.values.stats import (
     Pressure,
     PressureStats,
 )
-from crinoid.core.lifecycle.pods.pod_limits import add_resources
 from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.stats.metric_table import LABELS, METRICS, DiskFigures, Reading
 from crinoid.core.lifecycle.stats.metrics import take_samples
@@ -140,35 +139,3 @@ def test_processes_tell_their_files_and_limits() -> None:
 )
 def test_cgroups_of_both_drivers_have_a_path(cgroup: str, path: str) -> None:
     assert path_below_mount(cgroup) == path
-
-
-@pytest.mark.parametrize(
-    ("resources", "overhead", "limits"),
-    [
-        (
-            LinuxResources(memory_limit_bytes=10, cpu_shares=100, cpuset_cpus="0"),
-            LinuxResources(memory_limit_bytes=5, cpu_shares=7),
-            LinuxResources(memory_limit_bytes=15, cpu_shares=107, cpuset_cpus="0"),
-        ),
-        (LinuxResources(), LinuxResources(memory_limit_bytes=5, cpu_quota=5, cpu_period=10), LinuxResources()),
-        (
-            LinuxResources(memory_limit_bytes=-1, cpu_quota=-1, cpu_period=100),
-            LinuxResources(memory_limit_bytes=5, cpu_quota=5, cpu_period=10),
-            LinuxResources(memory_limit_bytes=-1, cpu_quota=-1, cpu_period=100),
-        ),
-        (
-            LinuxResources(cpu_quota=50, cpu_period=100),
-            LinuxResources(cpu_quota=10, cpu_period=200),
-            LinuxResources(cpu_quota=55, cpu_period=100),
-        ),
-        (
-            LinuxResources(memory_limit_bytes=10, memory_swap_limit_bytes=20, hugepage_limits={"2MB": 4, "1GB": 1}),
-            LinuxResources(memory_limit_bytes=5, hugepage_limits={"2MB": 2}),
-            LinuxResources(memory_limit_bytes=15, memory_swap_limit_bytes=25, hugepage_limits={"2MB": 6, "1GB": 1}),
-        ),
-    ],
-)
-def test_limits_of_a_pod_include_its_overhead(
-    resources: LinuxResources, overhead: LinuxResources, limits: LinuxResources
-) -> None:
-    assert add_resources(resources, overhead) == limits
