@@ -237,8 +237,9 @@ class PodsConfig(Section):
     """Images that may be restored as checkpoints: patterns such as registry.example/forensics/*, of which one must fit
     a tag or digest of the image. A restored process has the user, capabilities and mounts that its checkpoint says,
     so name only images that you trust as you would a privileged container's."""
-    exec_output_max_bytes: Annotated[int, Field(ge=1 << 10)] = 16 << 20
-    """Output of one synchronous exec that is kept, each of stdout and stderr, in bytes."""
+    exec_output_max_bytes: Annotated[int, Field(ge=1 << 10)] = (16 << 20) - (1 << 10)
+    """Output of one synchronous exec that is kept, stdout and stderr together, in bytes. The kubelet and crictl take no
+    answer above 16 MiB."""
 
 
 class Deadlines(Section):

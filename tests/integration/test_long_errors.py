@@ -14,8 +14,9 @@ def test_an_error_that_quotes_a_long_command(node: Node, runtime: str) -> None:
     """conmon reads the error only once the runtime has ended, which waits for somebody to read it."""
     pod = Pod(node, node.run_pod("long", QUICK[runtime]))
     began = time.monotonic()
+    container = pod.create("x" * 100_000)
     with refused("INVALID_ARGUMENT", rf"\({runtime}\) create: .*was to run 'xxx"):
-        pod.create("x" * 100_000)
+        node.call("StartContainer", container_id=container)
     assert time.monotonic() - began < patient(20)
     assert pod.sh("echo fine") == "fine\n"
 

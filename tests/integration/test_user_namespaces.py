@@ -217,7 +217,8 @@ def test_a_sysctl_of_the_pod(handler: str, node: Node) -> None:
     }
     pod = Pod(node, node.run_pod("mapped", handler, linux=linux))
     out = pod.sh(
-        "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shm_rmid_forced net/ipv4/ping_group_range net/ipv4/conf/lo/arp_filter"
+        "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shm_rmid_forced net/ipv4/ping_group_range "
+        "net/ipv4/conf/lo/arp_filter"
     )
     assert out.split() == ["500", "1", "0", str(LENGTH - 1), "1"]
 

@@ -442,8 +442,8 @@ def kill(path: str, timeout_s: float = _KILL_S) -> None:
 def thaw(path: str) -> None:
     """Let frozen processes of a cgroup and those below go on. Idempotent.
 
-    On version 1 a signal, SIGKILL too, has no effect on a frozen process before that: send it first, so that the process
-    does nothing else any more.
+    On version 1 a signal, SIGKILL too, has no effect on a frozen process before that: send it first, so that the
+    process does nothing else any more.
     """
     _host().thaw(path)
 

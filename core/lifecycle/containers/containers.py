@@ -118,8 +118,9 @@ class ContainerService:
     async def start(self, container_id: str) -> None:
         """Let a created container run.
 
-        Raises FailedPrecondition in any other state. When its entry point can't be executed, or the runtime has refused
-        to make it, the container has ended with reason StartError and exit code 128, and the runtime's words are raised.
+        Raises FailedPrecondition in any other state. When its entry point can't be executed, or the runtime has
+        refused to make it, the container has ended with reason StartError and exit code 128, and the runtime's words
+        are raised.
         """
         record = self._store.containers.find(container_id)
         with on_behalf_of(record.pod_id, record.id):
@@ -263,7 +264,10 @@ class ContainerService:
                 await self.slot_of(record).reopen_log(record.handle)
 
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout_s: float | None) -> ExecOutput:
-        """Run a command in a running container to its end, at most ``timeout_s`` (``None``: no limit)."""
+        """Run a command in a running container to its end, at most ``timeout_s`` (``None``: no limit).
+
+        Output beyond what fits into the answer is cut.
+        """
         if not command or not command[0]:
             raise InvalidArgument("the command to execute is empty")
         record = self.running(container_id, "nothing can be executed in it")
@@ -275,7 +279,8 @@ class ContainerService:
                 max_output_bytes=self._config.exec_output_max_bytes,
             )
             async with self.acting_on(record, "ExecSync"):
-                return await self.slot_of(record).exec_sync(record.handle, request)
+                output = await self.slot_of(record).exec_sync(record.handle, request)
+        return cut_output(output, self._config.exec_output_max_bytes)
 
     def acting_on(self, record: ContainerRecord, act: str) -> contextlib.AbstractAsyncContextManager[None]:
         """See ``ExitMonitor.acting_on``."""
@@ -430,6 +435,12 @@ def end_by_cgroup(record: ContainerRecord) -> None:
 def end_of(pod_id: str) -> str:
     """Name the owner of the threads that end a pod and its containers: those of the pod itself may all hang."""
     return f"the end of {pod_id}"
+
+
+def cut_output(output: ExecOutput, most: int) -> ExecOutput:
+    """Return what an exec has written, cut to so many bytes in sum: each stream has half of them, or what is left."""
+    errors = output.stderr[: max(most // 2, most - len(output.stdout))]
+    return dataclasses.replace(output, stdout=output.stdout[: most - len(errors)], stderr=errors)
 
 
 def merge_resources(old: LinuxResources, new: LinuxResources) -> LinuxResources:

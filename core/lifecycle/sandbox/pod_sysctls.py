@@ -31,8 +31,8 @@ def check_sysctls(sysctls: Mapping[str, str], own: Collection[str]) -> dict[str,
 def part_sysctls(sysctls: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Part sysctls into those to write before the pod's network is made, and those after it.
 
-    Those of interfaces come after: ``eth0`` is not there before, and what is for ``all`` has to hold for it whatever the
-    network driver has set, such as ``net.ipv6.conf.all.disable_ipv6``. Peers write all of them after the network.
+    Those of interfaces come after: ``eth0`` is not there before, and what is for ``all`` has to hold for it whatever
+    the network driver has set, such as ``net.ipv6.conf.all.disable_ipv6``. Peers write all of them after the network.
     """
     late = {path: value for path, value in sysctls.items() if _OF_INTERFACES.match(path)}
     return {path: value for path, value in sysctls.items() if path not in late}, late

@@ -96,9 +96,9 @@ def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> 
 def settle_swap(wanted: LinuxResources, now: LinuxResources = _NO_LIMITS) -> LinuxResources:
     """Return limits with what they say of swap, as containerd does; ``now`` are those in force.
 
-    A limit of memory alone is one of memory and swap together: a container does not swap unless it was asked for. So it
-    may also be raised above an older limit of both. One of both alone goes with the limit of memory in force, from which
-    cgroup v2 needs it to be told. Where the kernel doesn't account for swap, there is none.
+    A limit of memory alone is one of memory and swap together: a container does not swap unless it was asked for. So
+    it may also be raised above an older limit of both. One of both alone goes with the limit of memory in force, as
+    cgroup v2 has one of swap alone. Where the kernel doesn't account for swap, there is none.
     """
     if not cgroups.accounts_swap():
         return dataclasses.replace(wanted, memory_swap_limit_bytes=0)

@@ -34,8 +34,9 @@ class Deadlines(DriverConfig):
     """How long the processes of a container may take to stand still."""
     exec_start_s: Seconds = 60.0
     """Starting an exec process, where the request itself has no timeout."""
-    exec_drain_s: Annotated[float, Field(ge=0, le=60)] = 0.5
-    """How long an exec's output is read on after its process has ended, if a background process keeps it open."""
+    exec_drain_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """How long an exec's output is read on after its process has ended, if a background process keeps it open; for a
+    synchronous one no longer than the request's timeout."""
 
 
 class MonitorOptions(DriverConfig):

@@ -1,7 +1,7 @@
 """An exec process in a container, run to its end: its output comes straight through two pipes.
 
-conmon passes its own streams on: nothing copies the output but the kernel, and a background process that keeps a pipe
-open holds up nobody.
+conmon passes its own streams on: nothing copies the output but the kernel. A background process that keeps a pipe open
+is read for a while, and holds up nobody for longer than the request's own timeout.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 
 from crinoid.core.api.errors import DeadlineExceeded
@@ -44,8 +45,10 @@ async def _run(process: ExecProcess, request: ExecRequest, output: "_Output") ->
             output.close_writers()
             output.watch()
             monitor.release()
+            begun_s = time.monotonic()
             code = await _outcome(process, monitor, command, request)
-            await output.drained(process.setup.options.deadlines.exec_drain_s)
+            left_s = math.inf if timeout_s is None else begun_s + timeout_s - time.monotonic()
+            await output.drained(max(0, min(process.setup.options.deadlines.exec_drain_s, left_s)))
             return ExecOutput(code, output.stdout, output.stderr)
 
 

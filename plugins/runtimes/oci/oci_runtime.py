@@ -146,7 +146,8 @@ class OciRuntime(CheckpointHooks):
     async def kill(self, handle: ContainerHandle, signal: int, everyone: bool) -> None:
         """See the hook. Without the binary: by pidfd, or for everyone by cgroup.
 
-        What is frozen, by whomever, is thawed to be killed: the first process ends only after those of its PID namespace.
+        What is frozen, by whomever, is thawed to be killed: the first process ends only after those of its PID
+        namespace.
         """
         processes = self._known.processes(handle)
         if processes is None:
