@@ -179,6 +179,21 @@ def test_readonly_paths(node: Node, pod: Pod, path: str) -> None:
     assert node.script(pod, script, security={"readonly_paths": [path]}) == "refused"
 
 
+def test_sys_of_a_privileged_container_beside_others(node: Node) -> None:
+    """A network namespace has one sysfs: it must not become read-only by who mounts it first, nor writable for all."""
+    pod = node.run_pod(security={"privileged": True})
+    change = "echo changed > /sys/class/net/eth0/ifalias && cat /sys/class/net/eth0/ifalias"
+    able = {"capabilities": {"add_capabilities": ["NET_ADMIN"]}}
+    first = node.idle(pod, security=able)
+    assert node.execute(first, "sh", "-c", change)[0] != 0
+    privileged = node.idle(pod, security={"privileged": True})
+    assert node.execute(privileged, "sh", "-c", change) == (0, "changed\n", "")
+    for container in (first, node.idle(pod, security=able)):
+        code, _out, errors = node.execute(container, "sh", "-c", change)
+        assert code != 0
+        assert "Read-only" in errors
+
+
 def test_without_masked_paths_nothing_is_masked(node: Node, pod: Pod) -> None:
     assert node.script(pod, "head -c 5 /proc/version; mount | grep -c /proc/", security={}).startswith("Linux")
 

@@ -58,13 +58,14 @@ def build_spec(given: SpecInput) -> JsonObject:
         host_network="network" not in given.namespaces,
     )
     labels = selinux_labels(given.pod_id, given.pod, given.config)
+    made = mounts.build_mounts(given.config.mounts, given.pod_files, traits)
     spec: JsonObject = {
         "ociVersion": OCI_VERSION,
         "hostname": given.hostname,
         "root": {"path": str(given.rootfs), "readonly": security.readonly_rootfs},
         "process": build_process(given),
-        "mounts": mounts.build_mounts(given.config.mounts, given.pod_files, traits),
-        "linux": _linux(given),
+        "mounts": made,
+        "linux": _linux(given, mounts.shared_sysfs(made, traits)),
         "annotations": _annotations(given),
     }
     if "uts" not in given.namespaces:
@@ -151,7 +152,7 @@ def seccomp_choice(config: ContainerConfig, site: PodsConfig) -> SecurityProfile
     return None if security.seccomp.type is ProfileType.UNCONFINED else security.seccomp
 
 
-def _linux(given: SpecInput) -> JsonObject:
+def _linux(given: SpecInput, readable: tuple[str, ...]) -> JsonObject:
     security = given.config.security
     nodes, rules = isolation.build_devices(given.config.devices, security.privileged)
     limits = isolation.build_resources(given.config.resources, given.site.pids_limit, given.cgroup)
@@ -167,7 +168,7 @@ def _linux(given: SpecInput) -> JsonObject:
     if not security.privileged:
         mounts.check_count(security.masked_paths, bounds.MAX_MOUNTS, "masked_paths")
         mounts.check_count(security.readonly_paths, bounds.MAX_MOUNTS, "readonly_paths")
-        linux |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
+        linux |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": [*security.readonly_paths, *readable]}
     if (propagation := mounts.rootfs_propagation(given.config.mounts)) is not None:
         linux["rootfsPropagation"] = propagation
     return linux

@@ -98,11 +98,24 @@ def _pod_files(files: PodFiles, traits: MountTraits) -> list[JsonObject]:
 
 
 def _sys(traits: MountTraits) -> JsonObject:
-    """The host's network shows in its own sysfs alone, which no other user namespace may mount: it is bound then."""
+    """The host's network shows in its own sysfs alone, which no other user namespace may mount: it is bound then.
+
+    A network namespace has one sysfs. Mounted read-only before anybody else has mounted it (runc 1.1 does), all of it is
+    so, for a privileged container of the pod, too. So it is mounted writable, and ``shared_sysfs`` says what to protect.
+    """
     guarded = ["nosuid", "noexec", "nodev"]
-    if not (traits.user_namespace and traits.host_network):
+    if not traits.host_network:
+        return _entry("/sys", "sysfs", "sysfs", *guarded, "rw")
+    if not traits.user_namespace:  # the host has mounted its own
         return _entry("/sys", "sysfs", "sysfs", *guarded, "rw" if traits.privileged else "ro")
     return _entry("/sys", "bind", "/sys", "rbind", "rslave", *guarded, "rro" if traits.recursive_read_only else "ro")
+
+
+def shared_sysfs(made: Iterable[JsonObject], traits: MountTraits) -> tuple[str, ...]:
+    """Return the paths, among the mounts that were made, of the pod's sysfs that this container may only read."""
+    if traits.privileged or traits.host_network:
+        return ()
+    return tuple(entry["destination"] for entry in made if entry["type"] == "sysfs")
 
 
 def check_count(items: Collection[object], most: int, field: str) -> None:

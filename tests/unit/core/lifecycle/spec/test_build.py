@@ -204,7 +204,7 @@ def test_mounts_are_ordered_by_depth_and_replace_the_defaults(tmp_path: Path) ->
     assert mount_at(spec, "/data/a/b")["options"] == ["rbind", "rprivate", "ro"]
     assert (tmp_path / "new/directory").is_dir()
     assert mount_at(spec, "/dev/shm")["source"] == "/p/shm"
-    assert mount_at(spec, "/sys")["options"][-1] == "ro"
+    assert "/sys" in spec["linux"]["readonlyPaths"]
 
 
 def test_links_of_host_paths_are_resolved(tmp_path: Path) -> None:
@@ -298,7 +298,17 @@ def test_privileged() -> None:
 
 def test_paths_are_passed_on_as_they_are() -> None:
     linux = build_spec(given(security=secure(masked_paths=("/a",), readonly_paths=("/b",))))["linux"]
-    assert (linux["maskedPaths"], linux["readonlyPaths"]) == (["/a"], ["/b"])
+    assert (linux["maskedPaths"], linux["readonlyPaths"]) == (["/a"], ["/b", "/sys"])
+
+
+def test_a_pods_sysfs_is_writable_for_a_privileged_container_alone() -> None:
+    """Also where somebody else of the pod mounts it first: so it is never mounted read-only."""
+
+    def sysfs(spec: dict[str, Any]) -> list[str]:
+        return [mount_at(spec, "/sys")["options"][-1], *spec["linux"].get("readonlyPaths", ())]
+
+    assert sysfs(build_spec(given())) == ["rw", "/sys"]
+    assert sysfs(build_spec(given(security=secure(privileged=True)))) == ["rw"]
 
 
 def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
