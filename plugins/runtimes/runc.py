@@ -23,6 +23,7 @@ class RuncTraits(BinaryTraits):
     """The ways of runc."""
 
     package = "runc"
+    answers_new_calls = True
 
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
         """See the base."""

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -494,6 +495,28 @@ NEW_USER_NAMESPACE = """
 )
 def test_seccomp(pod: Pod, security: dict[str, Any], words: str, mode: int) -> None:
     assert pod.sh(NEW_USER_NAMESPACE, linux=confined(**security)).split() == [words, "Seccomp:", str(mode)]
+
+
+# Numbers of x86_64: statmount and one that no kernel has; keyctl, unshare of a user namespace, clone with one; getpid.
+CALLS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for call in ((457, 0, 0, 0, 0), (1900,), (250, 0), (272, 0x10000000), (56, 0x10000011, 0, 0, 0, 0), (39,)):
+    done = libc.syscall(*map(ctypes.c_long, call))
+    print(ctypes.get_errno() if done < 0 else "done")
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="wants this machine's numbers of system calls")
+def test_newer_calls_do_not_exist_for_the_default_filter(pod: Pod) -> None:
+    """ENOSYS, not EPERM, makes a C library fall back to what is older; what is refused on purpose is EPERM."""
+    root = {"host_path": "/", "container_path": "/host", "readonly": True}
+    command = ("busybox", "chroot", "/host", str(Path(sys.executable).resolve()), "-c", CALLS)
+    security = confined(seccomp={"profile_type": "RuntimeDefault"})
+    for _ in range(2):  # crun is given its own compiled program the second time
+        container = pod.start(*command, mounts=[root], linux=security)
+        pod.node.wait_exit(container)
+        assert pod.node.log(container).split() == ["38", "38", "1", "1", "1", "done"]
 
 
 def test_seccomp_by_a_local_profile(pod: Pod, tmp_path: Path) -> None:

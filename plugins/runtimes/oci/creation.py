@@ -41,7 +41,7 @@ class Creation:
         self._monitor = monitor
         self._known = known
         self._deletion = deletion
-        self._seccomp = SeccompFilters(options.seccomp_profile)
+        self._seccomp = SeccompFilters(options.seccomp_profile, by_name=not traits.answers_new_calls)
 
     def check(self) -> None:
         """Raise ConfigurationError or Unsupported where the slot's seccomp profile can't be used. Blocks."""

@@ -1,12 +1,15 @@
 """The seccomp profile that RuntimeDefault means where a site names none: what a program in a container may ask.
 
 An allow-list: a call that is on none of these lists fails with EPERM (``clone3`` with ENOSYS, so that a C library falls
-back to ``clone``, whose flags a filter can see). It leaves out what reaches beyond the container or is there for the
+back to ``clone``, whose flags a filter can see). One that is newer than the lists, or than the libseccomp on a host, has to
+fail with ENOSYS, or C libraries would not fall back to older calls: runc sees to it, for others ``refuse_by_name`` turns
+the default around. It leaves out what reaches beyond the container or is there for the
 host's administration: mounts, modules, clocks, keyrings, swap, io_uring, userfaultfd; most of these are allowed again
 to a container that has the capability for them anyway. A name that the libseccomp on a host does not know is passed
 over by runc and crun.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 _FILES = """
@@ -96,6 +99,20 @@ _ON_ARCHITECTURE = {
     "riscv64": "riscv_flush_icache riscv_hwprobe",
 }
 
+_REFUSED = " ".join(
+    (
+        *_WITH_CAPABILITY.values(),
+        """
+        _sysctl acct add_key afs_syscall bdflush break create_module ftime get_kernel_syms getpmsg gtty idle
+        io_uring_enter io_uring_register io_uring_setup kexec_file_load kexec_load keyctl lock modify_ldt mpx nfsservctl
+        open_tree_attr pciconfig_iobase pciconfig_read pciconfig_write pivot_root prof profil process_vm_readv
+        process_vm_writev ptrace putpmsg query_module request_key rtas security sgetmask ssetmask stty swapoff swapon
+        sys_debug_setcontext sysfs tuxcall ulimit uselib userfaultfd ustat vm86 vm86old vserver
+        """,
+    )
+)
+"""What Linux 5.16 and older have and the lists above leave out, unless a capability allows it."""
+
 _PTRACE_SAFE_SINCE = "4.8"  # before it, a tracer could change a call after the filter had seen it
 _EPERM = 1
 _ENOSYS = 38
@@ -130,3 +147,25 @@ def default_profile() -> dict[str, Any]:
         {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS, **without_admin},
     ]
     return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": _EPERM, "syscalls": rules}
+
+
+def refuse_by_name(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a filter that was made of the profile with ENOSYS for what it does not name, and EPERM for what it refuses.
+
+    ``personality`` with other values than those allowed gives ENOSYS, too: no rule can say "none of these".
+    """
+    rules = list(made["syscalls"])
+    named = {name for rule in rules for name in rule["names"]}
+    refused = [name for name in sorted(set(_REFUSED.split())) if name not in named]
+    eperm = {"action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM}
+    rules += [{"names": refused, **eperm}] if refused else []
+    rules.append({"names": ["socket"], **eperm, "args": [_argument(0, _AF_VSOCK, "SCMP_CMP_EQ")]})
+    for rule in made["syscalls"]:
+        if rule["names"] == ["clone"] and "args" in rule:
+            index, flags = rule["args"][0]["index"], _NAMESPACE_FLAGS
+            bits = [1 << bit for bit in range(flags.bit_length()) if flags >> bit & 1]
+            rules += [
+                {"names": ["clone"], **eperm, "args": [_argument(index, bit, "SCMP_CMP_MASKED_EQ", bit)]}
+                for bit in bits
+            ]
+    return {**made, "defaultErrnoRet": _ENOSYS, "syscalls": rules}

@@ -17,7 +17,7 @@ from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArg
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
-from crinoid.plugins.runtimes.oci.default_seccomp import default_profile
+from crinoid.plugins.runtimes.oci.default_seccomp import default_profile, refuse_by_name
 
 Filter = Mapping[str, Any]
 Unsigned = Annotated[int, Field(ge=0, lt=1 << 64)]
@@ -90,10 +90,14 @@ class _Profile(_Json):
 
 
 class SeccompFilters:
-    """Finds and makes the filters of one slot; ``site_default`` is the site's profile for RuntimeDefault."""
+    """Finds and makes the filters of one slot; ``site_default`` is the site's profile for RuntimeDefault.
 
-    def __init__(self, site_default: Path | None = None) -> None:
+    ``by_name``: the runtime does not answer ENOSYS to calls newer than its libseccomp, so the default filter has to.
+    """
+
+    def __init__(self, site_default: Path | None = None, *, by_name: bool = False) -> None:
         self._site_default = site_default
+        self._by_name = by_name
 
     def check(self) -> None:
         """Raise ConfigurationError when the site's profile can't be used."""
@@ -110,12 +114,13 @@ class SeccompFilters:
             return _from_file(Path(profile.localhost_ref), capabilities, InvalidArgument)
         if self._site_default is not None:
             return _from_file(self._site_default, capabilities, ConfigurationError)
-        return _default_filter(capabilities)
+        return _default_filter(capabilities, self._by_name)
 
 
 @functools.lru_cache(maxsize=64)
-def _default_filter(capabilities: frozenset[str]) -> Filter:
-    return _filter(_Profile.model_validate(default_profile()), capabilities)
+def _default_filter(capabilities: frozenset[str], by_name: bool) -> Filter:
+    made = _filter(_Profile.model_validate(default_profile()), capabilities)
+    return refuse_by_name(made) if by_name else made
 
 
 def _from_file(path: Path, capabilities: frozenset[str], failure: type[CrinoidError]) -> Filter:

@@ -30,6 +30,8 @@ class BinaryTraits(abc.ABC):
     execs_in_cgroups: bool = True
     """Whether the binary has ``exec --cgroup``, so that all that came from an exec process can be found."""
 
+    answers_new_calls: ClassVar[bool] = False
+    """Whether the binary makes a seccomp filter answer ENOSYS to system calls newer than its libseccomp."""
     keeps_fifo: ClassVar[bool] = True
     """Whether a created container waits at ``exec.fifo`` in the binary's state directory, as with runc and crun."""
 

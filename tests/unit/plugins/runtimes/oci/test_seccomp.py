@@ -74,6 +74,20 @@ def test_clone_may_make_no_namespaces() -> None:
     assert (newer["action"], newer["errnoRet"]) == ("SCMP_ACT_ERRNO", 38)
 
 
+def test_what_a_runtime_has_to_be_told_of_newer_calls() -> None:
+    """Where the binary does not see to it: ENOSYS is the default, and what is refused is named."""
+    made = SeccompFilters(by_name=True).resolve(DEFAULT, NOTHING)
+    assert made is not None
+    assert made["defaultErrnoRet"] == 38
+    refused = {name for rule in made["syscalls"] if rule.get("errnoRet") == 1 for name in rule["names"]}
+    assert {"mount", "keyctl", "io_uring_setup", "bpf", "clone", "socket"} <= refused
+    assert not refused & allowed(NOTHING)
+    able = SeccompFilters(by_name=True).resolve(DEFAULT, frozenset({"CAP_SYS_ADMIN"}))
+    assert able is not None
+    refused = {name for rule in able["syscalls"] if rule.get("errnoRet") == 1 for name in rule["names"]}
+    assert not refused & {"mount", "bpf", "clone"}
+
+
 def test_filters_are_kept() -> None:
     filters = SeccompFilters()
     assert filters.resolve(DEFAULT, NOTHING) is filters.resolve(DEFAULT, frozenset())
