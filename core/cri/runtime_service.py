@@ -4,8 +4,9 @@ The method of an RPC has its name in snake case; one that answers with a stream 
 An RPC without one here answers UNIMPLEMENTED.
 """
 
+import json
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from crinoid.core.cri.calls import once_delivered
 from crinoid.core.cri.decode.checks import check_least, check_path, require_field, require_text
@@ -24,6 +25,7 @@ from crinoid.core.cri.decode.queries import (
     decode_pod_stats_filter,
 )
 from crinoid.core.cri.decode.streams import decode_ports, decode_streams
+from crinoid.core.cri.encode.configs import describe_container_config, describe_pod_config
 from crinoid.core.cri.encode.containers import encode_container, encode_container_status
 from crinoid.core.cri.encode.events import encode_event
 from crinoid.core.cri.encode.metrics import encode_descriptor, encode_pod_metrics
@@ -108,7 +110,7 @@ class RuntimeService:
     async def pod_sandbox_status(self, request: api_pb2.PodSandboxStatusRequest) -> bytes:
         record = self._pods.get(_pod_id(request))
         containers = self._containers.list(ContainerFilter(pod_id=record.id))
-        info = self._pods.info(record.id) if request.verbose else {}
+        info = _info(self._pods.info(record.id), describe_pod_config(record.config)) if request.verbose else {}
         rest = encode_pod_status_rest(time.time_ns(), info).SerializeToString()
         statuses = (frame(_CONTAINERS_STATUSES, self._status(one)) for one in containers)
         return b"".join((frame(_STATUS, self._pod_statuses.encode(record)), *statuses, rest))
@@ -161,7 +163,7 @@ class RuntimeService:
         status = frame(_STATUS, self._status(record))
         if not request.verbose:
             return status
-        info = encode_info(self._containers.info(record.id))
+        info = encode_info(_info(self._containers.info(record.id), describe_container_config(record.config)))
         return status + api_pb2.ContainerStatusResponse(info=info).SerializeToString()
 
     async def list_containers(self, request: api_pb2.ListContainersRequest) -> bytes:
@@ -332,6 +334,11 @@ _ContainerRequest = (
     | api_pb2.AttachRequest
     | api_pb2.CheckpointContainerRequest
 )
+
+
+def _info(known: Mapping[str, object], config: Mapping[str, object]) -> dict[str, str]:
+    """Verbose status: one JSON document under the name ``info``, as containerd has it."""
+    return {"info": json.dumps({**known, "config": config})}
 
 
 def _pod_id(request: _PodRequest) -> str:

@@ -68,7 +68,10 @@ def test_the_image_is_named_as_the_manifest_does(node: Node, pod: Pod) -> None:
 def test_verbose_status_has_more(node: Node, idle: str) -> None:
     assert node.call("ContainerStatus", container_id=idle)["info"] == {}
     info = node.call("ContainerStatus", container_id=idle, verbose=True)["info"]
-    assert json.loads(info["info"])["pid"] > 0
+    told = json.loads(info["info"])
+    assert told["pid"] > 0
+    assert told["config"]["metadata"]["name"].startswith("c")
+    assert told["runtimeSpec"]["process"]["args"][0] == told["config"]["command"][0] == "sh"
 
 
 def test_ids_may_be_shortened(node: Node, idle: str) -> None:

@@ -242,6 +242,12 @@ def test_verbose_status(node: Node) -> None:
     assert {"network", "ipc", "uts"} == set(info["namespaces"])
     assert all(Path(path).exists() for path in info["namespaces"].values())
     assert answer["status"]["network"]["ip"] in json.dumps(info["attachment"])
+    spaces = {one["type"]: one["path"] for one in info["runtimeSpec"]["linux"]["namespaces"]}
+    assert spaces == info["namespaces"]
+    assert info["config"]["metadata"]["name"] == answer["status"]["metadata"]["name"]
+    container = Pod(node, pod).start("sleep", "1000")
+    again = node.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True)["info"]["info"]
+    assert (info["pid"], json.loads(again)["pid"]) == (0, Pod(node, pod).pid(container))
     assert answer["status"]["runtime_handler"] == "crun"
     with refused("NOT_FOUND", "f" * 64):
         node.call("PodSandboxStatus", pod_sandbox_id="f" * 64)

@@ -211,23 +211,25 @@ class ContainerService:
         found = [record for record in self._store.containers if _fits(record, wanted)]
         return sorted(found, key=lambda record: record.created_at_ns, reverse=True)
 
-    def info(self, container_id: str) -> dict[str, str]:
-        """Return what verbose status adds: pod, process, bundle, cgroup, and the OCI specification in force."""
+    def info(self, container_id: str) -> dict[str, object]:
+        """Return what verbose status adds, by containerd's names where it has one: pod, process, bundle, cgroup, and
+        the OCI specification in force."""
         record = self.get(container_id)
         pod = self._store.pods.get(record.pod_id)
         try:
             spec = json.loads((record.handle.bundle / "config.json").read_text())
         except (OSError, ValueError):
             spec = None
-        info = {
+        return {
             "sandboxID": record.pod_id,
             "pid": record.pid,
+            "snapshotKey": record.id,
+            "snapshotter": None if pod is None else pod.snapshotter,
             "runtimeSlot": None if pod is None else pod.runtime,
             "bundle": str(record.handle.bundle),
             "cgroup": record.handle.cgroup,
             "runtimeSpec": spec,
         }
-        return {"info": json.dumps(info)}
 
     async def update(self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str]) -> None:
         """Change limits of a created or running container as extensions agree; what is 0 or empty stays.

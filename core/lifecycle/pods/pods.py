@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -208,10 +207,22 @@ class PodService:
         found = [record for record in self._store.pods if _fits(record, wanted)]
         return sorted(found, key=lambda record: record.created_at_ns, reverse=True)
 
-    def info(self, pod_id: str) -> dict[str, str]:
-        """Return what verbose status adds: slots, pins, cgroup, and the network's own result."""
+    def info(self, pod_id: str) -> dict[str, object]:
+        """Return what verbose status adds, by containerd's names where it has one: slots, cgroup, the network's own
+        result, a process in the pod's namespaces, and these in the form of an OCI specification."""
         record = self.get(pod_id)
-        info = {
+        return {
+            "pid": next((one.pid for one in self._store.containers_of(record.id) if one.pid), 0),
+            "runtimeHandler": record.runtime_handler,
+            "runtimeSpec": {
+                "hostname": record.config.hostname,
+                "linux": {
+                    "namespaces": [{"type": kind, "path": str(path)} for kind, path in record.namespaces.items()],
+                    "cgroupsPath": record.cgroup_parent,
+                    "sysctl": dict(record.config.sysctls),
+                },
+                "annotations": dict(record.config.annotations),
+            },
             "runtimeSlot": record.runtime,
             "networkSlot": record.network,
             "snapshotterSlot": record.snapshotter,
@@ -221,7 +232,6 @@ class PodService:
             "overhead": _shown(record.overhead or record.config.overhead),
             "attachment": None if record.attachment is None else dict(record.attachment.data),
         }
-        return {"info": json.dumps(info)}
 
     async def close(self) -> None:
         """Give up what is under way; the next start undoes it."""
