@@ -89,6 +89,7 @@ class ContainerService:
         self._views = ContainerViews(store, slots)
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
+        """How many stops of each container are under way."""
 
     async def create(
         self, pod_id: str, config: ContainerConfig, pod_config: PodConfig | None, checkpoint: Checkpoint | None = None

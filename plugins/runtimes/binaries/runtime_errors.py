@@ -17,9 +17,10 @@ _SENTENCE_CHARACTERS = 2000
 # sending it again can't help.
 _REQUEST_AT_FAULT = re.compile(
     r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
-    r"|file name too long|argument list too long|exec.*permission denied|open executable: "
-    r"|unable to find user|cannot find user"
-    r"|unknown capability|seccomp.*(invalid|unknown)"
+    r"|file name too long|argument list too long|exec.*permission denied|unable to find user|cannot find user"
+    r"|open executable: |unknown capability"
+    r"|seccomp.*(invalid|unknown)|(valid|unknown|adding)\b.*seccomp|seccomp flags|get_seccomp_operator|SCMP_ACT_NOTIFY"
+    r"|listenerPath is not set|not a valid syscall"
     r"|(minimum|maximum) allowed|unable to set memory limit|memory limit (could be )?too low"
     r"|writ(e|ing) .*: (invalid argument|numerical result out of range|device or resource busy|permission denied)",
     re.IGNORECASE,

@@ -457,6 +457,23 @@ async def test_what_the_runtime_refuses_to_make_fails_at_the_start(fake_node: Fa
     assert [one.id for one in fake_node.now.containers.list(ContainerFilter())] == [container]
 
 
+async def test_a_stop_that_is_faster_than_the_start(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the runtime's that there is nothing to start any more."""
+    containers, slot = fake_node.now.containers, fake_node.now.slots.runtime("")
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    container = await containers.create(pod, a_container(), None)
+
+    async def start(*_: object) -> None:
+        await containers.stop(container, 0)
+        raise DriverError("cannot start a container that has stopped")
+
+    monkeypatch.setattr(slot, "start", start)
+    with pytest.raises(FailedPrecondition, match="was stopped before it was started"):
+        await containers.start(container)
+    record = containers.get(container)
+    assert (record.state, record.exit_code, record.reason) == (ContainerState.EXITED, 137, "Error")
+
+
 async def test_stops_may_overlap_and_the_shortest_decides(fake_node: FakeNode) -> None:
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)

@@ -43,6 +43,12 @@ def test_a_long_complaint_is_cut_to_its_end(tmp_path: Path) -> None:
         "exec: /bin/x: permission denied",
         "open executable: Operation not permitted",
         "OOM: the memory limit could be too low: read from sync socket: Connection reset by peer",
+        "string SCMP_ARCH_NONSENSE is not a valid arch for seccomp",
+        "unable to start container process: error adding seccomp filter rule for syscall mkdir: two checks",
+        "seccomp flags are not yet supported by runc",
+        "SCMP_ACT_NOTIFY cannot be used as default action",
+        "unknown seccomp option NONSENSE",
+        "get_seccomp_operator",
     ],
 )
 def test_what_is_not_there_is_the_requests_fault(said: str) -> None:
