@@ -286,6 +286,7 @@ class _Container(_Body):
     stop_signal: str = "SIGTERM"
     volume_images: Mapping[str, str] = Field(default_factory=dict)
     checkpoint: Path | None = None
+    start_error: str = ""
     answered: bool = False
 
 

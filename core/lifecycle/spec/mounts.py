@@ -100,8 +100,9 @@ def _pod_files(files: PodFiles, traits: MountTraits) -> list[JsonObject]:
 def _sys(traits: MountTraits) -> JsonObject:
     """The host's network shows in its own sysfs alone, which no other user namespace may mount: it is bound then.
 
-    A network namespace has one sysfs. Mounted read-only before anybody else has mounted it (runc 1.1 does), all of it is
-    so, for a privileged container of the pod, too. So it is mounted writable, and ``shared_sysfs`` says what to protect.
+    A network namespace has one sysfs. Mounted read-only before anybody else has mounted it (runc 1.1 does), all of it
+    is so, for a privileged container of the pod, too. So it is mounted writable, and ``shared_sysfs`` says what to
+    protect.
     """
     guarded = ["nosuid", "noexec", "nodev"]
     if not traits.host_network:

@@ -1,9 +1,9 @@
 """The seccomp profile that RuntimeDefault means where a site names none: what a program in a container may ask.
 
-An allow-list: a call that is on none of these lists fails with EPERM (``clone3`` with ENOSYS, so that a C library falls
-back to ``clone``, whose flags a filter can see). One that is newer than the lists, or than the libseccomp on a host, has to
-fail with ENOSYS, or C libraries would not fall back to older calls: runc sees to it, for others ``refuse_by_name`` turns
-the default around. It leaves out what reaches beyond the container or is there for the
+An allow-list: a call that is on none of these lists fails with EPERM (``clone3`` with ENOSYS, so that a C library
+falls back to ``clone``, whose flags a filter can see). One that is newer than the lists, or than the libseccomp on a
+host, has to fail with ENOSYS, or C libraries would not fall back to older calls: runc sees to it, for others
+``refuse_by_name`` turns the default around. It leaves out what reaches beyond the container or is there for the
 host's administration: mounts, modules, clocks, keyrings, swap, io_uring, userfaultfd; most of these are allowed again
 to a container that has the capability for them anyway. A name that the libseccomp on a host does not know is passed
 over by runc and crun.
@@ -150,7 +150,7 @@ def default_profile() -> dict[str, Any]:
 
 
 def refuse_by_name(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a filter that was made of the profile with ENOSYS for what it does not name, and EPERM for what it refuses.
+    """Return a filter made of the profile, with ENOSYS for what it does not name and EPERM for what it refuses.
 
     ``personality`` with other values than those allowed gives ENOSYS, too: no rule can say "none of these".
     """

@@ -468,7 +468,7 @@ async def test_a_stop_that_is_faster_than_the_start(fake_node: FakeNode, monkeyp
         raise DriverError("cannot start a container that has stopped")
 
     monkeypatch.setattr(slot, "start", start)
-    with pytest.raises(FailedPrecondition, match="was stopped before it was started"):
+    with pytest.raises(FailedPrecondition, match="has ended meanwhile"):
         await containers.start(container)
     record = containers.get(container)
     assert (record.state, record.exit_code, record.reason) == (ContainerState.EXITED, 137, "Error")

@@ -38,7 +38,11 @@ def test_every_version_has_golden_records() -> None:
 def test_what_a_version_wrote_is_what_this_one_would_write(version: int) -> None:
     """So a field that gets another name, type or meaning on disk fails here: it needs a new version, and an upgrade."""
     for old, new in zip(golden(version), golden(bodies.VERSION), strict=True):
-        assert written_again(old) == json.loads(new["body"])
+        again, due = written_again(old), json.loads(new["body"])
+        for later in due.keys() - json.loads(old["body"]).keys() - {"v"}:  # a field with a default came with it
+            assert not again.pop(later)
+            del due[later]
+        assert again == due
 
 
 def test_the_golden_records_have_every_field_with_a_value_of_its_own() -> None:
