@@ -179,6 +179,7 @@ def test_readonly_paths(node: Node, pod: Pod, path: str) -> None:
     assert node.script(pod, script, security={"readonly_paths": [path]}) == "refused"
 
 
+@differs(containerd="containerd 1.6 leaves /sys read-only")
 def test_sys_of_a_privileged_container_beside_others(node: Node) -> None:
     """A network namespace has one sysfs: it must not become read-only by who mounts it first, nor writable for all."""
     pod = node.run_pod(security={"privileged": True})

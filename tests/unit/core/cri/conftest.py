@@ -142,8 +142,8 @@ class FakePods:
         self.calls.append(("list", query))
         return [one for one in self.records.values() if query.state in (None, one.state)]
 
-    def info(self, pod_id: str, /) -> Mapping[str, str]:
-        return {"info": f'{{"pod": "{pod_id}"}}'}
+    def info(self, pod_id: str, /) -> Mapping[str, object]:
+        return {"pod": pod_id}
 
 
 class FakeContainers:
@@ -181,8 +181,8 @@ class FakeContainers:
         self.calls.append(("list", query))
         return list(self.records.values())
 
-    def info(self, container_id: str, /) -> Mapping[str, str]:
-        return {"info": '{"pid": 7}'}
+    def info(self, container_id: str, /) -> Mapping[str, object]:
+        return {"pid": 7}
 
     async def update(self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str], /) -> None:
         self.calls.append(("update", container_id, resources, annotations))

@@ -133,7 +133,8 @@ class TestPods:
         assert answer["info"] == {}
         assert services.containers.calls == [("list", ContainerFilter(pod_id="pod1"))]
         verbose = await client.call("PodSandboxStatus", {"pod_sandbox_id": "pod1", "verbose": True})
-        assert verbose["info"] == {"info": '{"pod": "pod1"}'}
+        told = json.loads(verbose["info"]["info"])
+        assert (told["pod"], told["config"]["metadata"]["name"]) == ("pod1", "web")
 
     async def test_list_newest_first(self, client: Client) -> None:
         items = (await client.call("ListPodSandbox"))["items"]
@@ -182,7 +183,8 @@ class TestContainers:
         assert status["resources"]["linux"]["cpu_shares"] == "512"
         assert answer["info"] == {}
         verbose = await client.call("ContainerStatus", {"container_id": "c1", "verbose": True})
-        assert verbose["info"] == {"info": '{"pid": 7}'}
+        told = json.loads(verbose["info"]["info"])
+        assert (told["pid"], told["config"]["metadata"]["name"]) == (7, "nginx")
 
     async def test_list(self, client: Client, services: SimpleNamespace) -> None:
         query = {"id": "c", "pod_sandbox_id": "p", "state": {"state": "CONTAINER_EXITED"}, "label_selector": {"l": "1"}}
