@@ -1,8 +1,8 @@
 """``crinoid ctl``: pods, containers and images of any CRI endpoint, for people at a node and for programs.
 
 Verbs, flags and documents are those of crictl where it has one. ``session`` talks to the endpoint, ``directory`` finds
-what an argument means, ``queries`` are the filters of lists; ``documents``, ``tables`` and ``figures`` are the output.
-The other modules are the verbs, one family each. A CrinoidError ends a verb with one line and exit code 1.
+what an argument means, ``queries`` are the filters of lists; ``json_documents``, ``tables`` and ``figures`` are the
+output. The other modules are the verbs, one family each. A CrinoidError ends a verb with one line and exit code 1.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Devices by the Container Device Interface: vendors describe them in files, containers name them, the spec gets them.
 
-``names`` reads what a container asks for, ``directories`` knows all files of the configured directories and keeps up
-with their changes, ``image_config`` reads one file (with ``lines``, for errors), ``injection`` edits the OCI
+``names`` reads what a container asks for, ``spec_directories`` knows all files of the configured directories and keeps
+up with their changes, ``cdi_files`` reads one file (with ``located``, for errors), ``injection`` edits the OCI
 specification. Source: the CDI specification, versions 0.3.0 to 1.1.0.
 """
 

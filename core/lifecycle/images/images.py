@@ -1,7 +1,7 @@
 """Images as ``cri`` and the pods' services see them: pull, find, list, remove, and layers ready for a container.
 
 It shares runs between requests that are alike and hands them on: ``pull`` for the way in, ``catalog`` for names,
-``garbage`` for the way out, ``recovery`` for the start.
+``garbage`` for the way out, ``image_recovery`` for the start.
 """
 
 import asyncio

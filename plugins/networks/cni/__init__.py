@@ -2,7 +2,7 @@
 
 Read in this order: ``configuration`` (what the administrator wrote), ``plans`` (what is written down before anything is
 done), ``execution`` (one plugin, run once), ``chains`` (a list of plugins, forwards and back), ``results`` (what they
-answer), ``driver`` (the hooks).
+answer), ``cni_network`` (the hooks).
 """
 
 from crinoid.plugins.networks.cni.cni_network import CniNetwork, CniOptions

@@ -1,4 +1,4 @@
-"""An exec process in a container as conmon starts and reaps it; ``execs`` and ``exec_streams`` deal with its streams.
+"""An exec process in a container as conmon starts and reaps it; ``sync_execs`` and ``exec_streams`` have its streams.
 
 conmon is the nearest subreaper, so it gets the exit code although the runtime's binary has gone. The process runs in a
 cgroup of its own below the container's, so that whatever came from it, double forks and new sessions included, is found

@@ -1,6 +1,6 @@
 """An exec process in a container whose streams are ours: pipes, or a terminal that the runtime sends us.
 
-As with ``execs``, only the kernel is between the process and us. When a session is closed, its process loses its
+As with ``sync_execs``, only the kernel is between the process and us. When a session is closed, its process loses its
 streams, and that is all; conmon stays with it to its end.
 """
 
