@@ -17,9 +17,6 @@ from crinoid.core.api.linux import libc
 from crinoid.core.api.linux.threads import call_in_fresh_thread
 from crinoid.core.api.values.snapshot import Mount
 
-_MS_RDONLY = 1
-_MS_REMOUNT = 0x20
-_MS_BIND = 0x1000
 _MS_REC = 0x4000
 _UMOUNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -34,7 +31,6 @@ _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
-_ATTR_RDONLY = 1
 _ATTR_IDMAP = 0x100000
 _VALUE_BYTES = 255  # of one fsconfig string
 _DATA_BYTES = 4095  # of mount(2)'s last argument: a page with its closing zero
