@@ -1,4 +1,4 @@
-"""Talking netlink: a socket, messages, attributes (netlink(7), RFC 3549). The layer below ``interfaces`` and ``nftables``.
+"""Talking netlink: a socket, messages, attributes (netlink(7), RFC 3549); below ``interfaces`` and ``nftables``.
 
 A channel belongs to the network namespace in which its thread stood when it was opened, whoever uses it later. It is
 cheap to open, so each piece of work opens its own and closes it. All of it blocks, for as long as the Linux kernel
