@@ -40,6 +40,10 @@ class Catalog:
         """Return the image with exactly this id."""
         return self._store.images.get(image_id)
 
+    def get_whole(self, image_id: str) -> ImageRecord | None:
+        """As ``get``, but no record that stands in for one that can't be read: nobody knows what that lacks."""
+        return None if image_id in self.damaged else self.get(image_id)
+
     def find(self, reference: str) -> ImageRecord | None:
         """Return the image of a name in full or short form, of an id, or of a beginning of an id that is unique.
 
@@ -48,8 +52,14 @@ class Catalog:
         return self._find_named(reference) or self._find_by_id(reference)
 
     def add(self, record: ImageRecord) -> ImageRecord:
-        """Write an image that is complete, with the names it has already; a tag leaves the image that had it."""
+        """Write an image that is complete, with the names it has already; a tag leaves the image that had it.
+
+        A row that can't be read goes into quarantine, and a whole one takes its place.
+        """
         old = self._store.images.get(record.id)
+        if old is not None and record.id in self.damaged:
+            self.remove(old)
+            old = replace(old, manifests=())  # names are all that may be believed
         added = self._put(record if old is None else merge(old, record))
         others = {found for tag in added.tags for found in self.index.ids(tag)} - {added.id}
         for other in filter(None, map(self._store.images.get, others)):

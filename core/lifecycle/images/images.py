@@ -242,8 +242,10 @@ class ImageService:
         await discard_unfinished(self._store.ledger, self._slots.snapshotters)
         self._content.remove_stale(_KEPT_S)
         for record in self._store.images:
-            if record.id in self._store.images.damaged:
-                continue  # what it needs is not known
+            if record.id in self._catalog.damaged:  # what it needs is not known
+                if not self._is_complete(record):
+                    self._unusable.add(record.id)
+                continue
             if not await is_usable(record, self._content, self._slots.snapshotters):
                 LOG.error("%s has lost its layers and blobs and is forgotten: pull it again", _name(record))
                 self._drop(record)
@@ -277,6 +279,7 @@ class ImageService:
         finally:
             del self._trackers[request]
         LOG.info("pulled %s: %s", request.reference, record.id)
+        self._configs.pop(record.id, None)  # it may be that of a record that could not be read
         self._unusable.discard(record.id)
         await self._exports.write(self._store.images)
         await self._slots.extensions.image_pulled(str(request.reference), record.id)
@@ -306,6 +309,16 @@ class ImageService:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._left.wait()
+
+    def _is_complete(self, record: ImageRecord) -> bool:
+        """Return whether what can be read of an image's record is enough to make containers of it."""
+        if record.artifact:
+            return bool(record.layers)
+        try:
+            diff_ids = self.config_of(record).rootfs.diff_ids
+        except CrinoidError:
+            return False
+        return 0 < len(diff_ids) == len(record.layers) == len(record.chain_ids)
 
     def _drop(self, record: ImageRecord) -> None:
         self._catalog.remove(record)

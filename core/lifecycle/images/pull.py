@@ -108,7 +108,7 @@ class Puller:
             image_id = _id_of(resolution, artifact)
             async with self._leases.hold(chain_ids):
                 with self._leaving(Leftover(digests, chain_ids)):
-                    slot, old = self._slots.snapshotters[request.snapshotter], self._catalog.get(image_id)
+                    slot, old = self._slots.snapshotters[request.snapshotter], self._catalog.get_whole(image_id)
                     await self._provide(slot, plans, old, tracker, fetch)
                     await self._store_documents(resolution)
                     added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
@@ -252,7 +252,7 @@ class Puller:
 
     def _stored(self, image_id: str, blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
         """Return the blobs to be kept: those of an earlier pull, where only they are there (gzip, say, not zstd)."""
-        if (old := self._catalog.get(image_id)) is None:
+        if (old := self._catalog.get_whole(image_id)) is None:
             return blobs
         return tuple(
             earlier if self._content.has(earlier) and not self._content.has(blob) else blob

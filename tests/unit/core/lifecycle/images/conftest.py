@@ -37,6 +37,7 @@ from crinoid.core.lifecycle.images import layers
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult
+from crinoid.core.lifecycle.strays.stand_ins import StandIns
 from crinoid.core.slots.binding import Slots, adopt
 from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import InstalledDriver
@@ -148,6 +149,13 @@ class Node:
     async def restart(self) -> None:
         """Come back over the same directories."""
         self.start()
+        await self.service.recover()
+
+    async def restart_with_stand_ins(self) -> None:
+        """As ``restart``, with records in the place of those that can't be read, as the daemon has it."""
+        self.store.close()
+        self.start()
+        StandIns(self.store, self._bind(), self.directory).make()
         await self.service.recover()
 
     def add_snapshotter(self, name: str, kind: type[FakeSnapshotter] = FakeSnapshotter) -> FakeSnapshotter:

@@ -1,6 +1,7 @@
 """Blobs and layers that are damaged on disk: a pull fetches them again, and whoever needs them is told what to do."""
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +137,33 @@ async def test_a_damaged_manifest_takes_no_other_image_out_of_the_index(
         for entry in json.loads((node.content.root / "index.json").read_text())["manifests"]
     ]
     assert "registry.test/other:1" in names
+
+
+BODIES: dict[str, Callable[[str], str]] = {
+    "nonsense": lambda _body: "nonsense",
+    "no layers": lambda body: json.dumps({**json.loads(body), "layers": 7}),
+    "no configuration": lambda body: json.dumps({**json.loads(body), "config": 7}),
+    "no size": lambda body: json.dumps({**json.loads(body), "manifests": ["x"], "size_bytes": "x"}),
+}
+
+
+@pytest.mark.parametrize("damage", BODIES)
+async def test_a_pull_replaces_a_record_that_can_not_be_read(node: Node, image: BuiltImage, damage: str) -> None:
+    await node.pull()
+    whole = found(node)
+    node.store.close()
+    with sqlite3.connect(node.directory / "state.db") as connection:
+        (body,) = connection.execute("SELECT body FROM images").fetchone()
+        connection.execute("UPDATE images SET body = ?", (BODIES[damage](body),))
+    connection.close()
+    await node.restart_with_stand_ins()
+    assert list(node.store.images.damaged) == [whole.id]
+    usable = node.service.find_usable(whole.id)
+    assert (usable is not None) == (damage == "no size"), "a kubelet pulls what is absent"
+    await node.pull()
+    await node.restart_with_stand_ins()
+    assert not node.store.images.damaged
+    assert node.service.find_usable(NAME) is not None
+    assert (found(node).layers, found(node).config) == (whole.layers, whole.config)
+    assert node.service.config_of(found(node)).rootfs.diff_ids == tuple(image.diff_ids)
+    assert [(table, key) for table, key, _ in node.store.quarantined()] == [("images", whole.id)]
