@@ -239,7 +239,7 @@ class Storage:
             fill(making / "fs")
             making.rename(self.snapshot_directory(snapshot))
         except BaseException:
-            remove_tree(making)
+            self._remove_scratch(making, f"snapshot-{snapshot.key}")
             raise
 
     def snapshot(self, key: str) -> Snapshot:
@@ -272,12 +272,15 @@ class Storage:
             self._scrap(directory, f"snapshot-{snapshot.key}")
             return
         with contextlib.suppress(FileNotFoundError):
-            scratch = directory.rename(self.new_scratch())
-            try:
-                remove_tree(scratch)
-            except OSError as error:
-                self._log.debug("%s can't be removed now: %s", scratch, error)
-                self._scrap(scratch, f"snapshot-{snapshot.key}")
+            self._remove_scratch(directory.rename(self.new_scratch()), f"snapshot-{snapshot.key}")
+
+    def _remove_scratch(self, scratch: Path, label: str) -> None:
+        """Remove it here and now, and in the background where that fails."""
+        try:
+            remove_tree(scratch)
+        except OSError as error:
+            self._log.debug("%s can't be removed now: %s", scratch, error)
+            self._try_to_scrap(scratch, label)
 
     def snapshot_usage(self, key: str) -> DiskUsage:
         """Measure a snapshot's writable part. Raises NotFound."""
@@ -298,7 +301,7 @@ class Storage:
         """
         for directory in (self.root / "scratch").iterdir():
             if not _is_owner_alive(directory.name):
-                self._try_to_scrap(directory)
+                self._try_to_scrap(directory, directory.name)
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace") if self._damaged else ""
         founded = all(self._is_founded(snapshot.parent) for snapshot in self._snapshots.values())
         for directory in self._damaged:
@@ -307,7 +310,7 @@ class Storage:
                 self._log.error("%s has no readable record, and is left as a container may live on it", directory)
             else:
                 self._log.warning("%s has no readable record: it is removed", directory)
-                self._try_to_scrap(directory)
+                self._try_to_scrap(directory, directory.name)
         self._damaged.clear()
         self.trash.start()
 
@@ -317,9 +320,9 @@ class Storage:
             chain_id = self._layers[chain_id].parent
         return chain_id is None
 
-    def _try_to_scrap(self, directory: Path) -> None:
+    def _try_to_scrap(self, directory: Path, label: str) -> None:
         try:
-            self._scrap(directory, directory.name)
+            self._scrap(directory, label)
         except OSError as error:
             self._log.warning("%s can't be removed and is left until the next start: %s", directory, error)
 

@@ -226,6 +226,26 @@ def test_what_fails_to_be_filled_is_not_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "scratch") == []
 
 
+def test_what_of_a_failed_snapshot_can_not_be_removed_at_once_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path, LOG)
+
+    def fail(directory: Path) -> None:
+        raise OSError(errno.EIO, "the disk is ill")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage_module, "remove_tree", fail_to_remove)
+        with pytest.raises(OSError, match="the disk is ill"):
+            storage.create("container", None, False, fail)
+    assert os.listdir(tmp_path / "scratch") == []
+    assert storage.trash.wait(patient(30))
+
+
+def fail_to_remove(directory: Path) -> None:
+    raise OSError(errno.EBUSY, f"{directory} is in use")
+
+
 def test_a_layer_is_measured_when_asked_for_and_then_remembered(tmp_path: Path) -> None:
     storage = Storage(tmp_path, LOG)
     key, directory = storage.prepare(None, nothing)
