@@ -20,6 +20,7 @@ from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.core.lifecycle.resources.resources import (
     CGROUP,
     CONTAINER,
+    DEFERRED,
     DIRECTORY,
     MOUNT,
     NAMESPACES,
@@ -77,7 +78,7 @@ class StandIns:
                 LOG.error("pod %s has containers and no record: it is not ready, and can be removed", pod_id)
                 self._store.pods.stand_in(self._pod(pod_id, _LOST, by_owner))
         for entry in entries:
-            subject = _subject(entry)
+            subject = "" if entry.owner == DEFERRED else _subject(entry)  # also while its pod's record is there
             if self._is_known(subject) and not self._is_known(entry.owner.partition("/")[0]):
                 LOG.error("%s %s is %s's, and no %s's: its row in the ledger is mended", *_about(entry, subject))
                 self._store.ledger.give(entry, subject)

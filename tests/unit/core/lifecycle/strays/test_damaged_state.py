@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from crinoid.core.api.errors import AlreadyExists, CrinoidError
+from crinoid.core.api.errors import AlreadyExists, CrinoidError, DriverError
 from crinoid.core.api.values.runtime import ContainerStatus
 from crinoid.core.cri.encode.containers import encode_container, encode_container_status
 from crinoid.core.cri.encode.images import encode_image
 from crinoid.core.cri.encode.pods import encode_pod, encode_pod_status
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from crinoid.core.lifecycle.resources.resources import NETWORK
 from crinoid.core.lifecycle.strays.stand_ins import ANNOTATION, REASON
 from crinoid.core.state.migrations import COLUMNS
 from crinoid.core.state.records import ContainerState, PodState
@@ -229,3 +230,22 @@ async def test_address_ranges_that_were_kept_and_are_refused_now_do_not_end_the_
     assert "the node's address ranges, as told last, can't be used" in caplog.text
     await services.node.set_pod_cidrs(("10.1.0.0/24",))
     assert services.pods.pod_cidrs() == ("10.1.0.0/24",)
+
+
+async def test_what_waits_to_be_undone_of_a_pod_that_is_there_goes_on_waiting(
+    fake_node: FakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network that can't detach a pod at its stop: the record is there until the pod is removed."""
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    fake_node.network.fail("detach", DriverError("plugin is gone"))
+    await fake_node.now.pods.stop(pod)
+    await fake_node.crash()
+    fake_node.network.fail("detach", DriverError("plugin is gone"))
+    services = await fake_node.start()
+    assert [(one.kind, one.owner) for one in services.resources.deferred()] == [(NETWORK, pod)]
+    assert "is mended" not in caplog.text
+    await fake_node.crash()
+    services = await fake_node.start()
+    assert services.resources.count_deferred() == 0
+    await services.pods.remove(pod)
+    assert_nothing_left(fake_node)
