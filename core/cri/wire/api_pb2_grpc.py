@@ -486,14 +486,14 @@ class RuntimeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CheckpointPod(self, request, context):
-        """Freezes a pod's containers at one moment into a folder.
+        """Freezes a pod's containers at one moment into a directory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestorePod(self, request, context):
-        """A pod from such a folder, its containers created but not started.
+        """A pod from such a directory, its containers created but not started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
