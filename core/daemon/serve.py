@@ -23,7 +23,7 @@ from crinoid.core.daemon.deferred import deferred_initialisation
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify
-from crinoid.core.daemon.takeover import Handover, Predecessor
+from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.slots.binding import bind
 from crinoid.core.slots.running import HookCalls
@@ -55,12 +55,14 @@ def serve(paths: ConfigPaths, *, takeover: bool = False) -> None:
     if os.geteuid() != 0:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
     watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
-    with ExitStack() as ending:
+    with ExitStack() as ending, ExitStack() as taking_over:
         listener = None
         if takeover:
+            taking_over.enter_context(only_successor(loaded.config))
             runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
             listener = runner.run(_take_over(loaded))
         taken = ending.enter_context(directories.taken(loaded.config))
+        taking_over.close()
         if listener is None:
             SocketPlace(loaded.config.server.socket).check()  # a daemon that can't serve must not begin to tidy up
         if problem := nulldevice.find_problem():

@@ -8,9 +8,13 @@ the state and the directories, and says ``gone``. It lives on until its last cli
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.linux import rights
 from crinoid.core.config.models import Config
 from crinoid.core.daemon.directories import TAKEOVER_SOCKET
@@ -24,6 +28,30 @@ _ANSWER_S = 2.0
 
 def _place(config: Config) -> Path:
     return config.run / TAKEOVER_SOCKET
+
+
+@contextlib.contextmanager
+def only_successor(config: Config) -> Iterator[None]:
+    """Keep others from taking over until this one has, or has ended: a second would put its socket in the place of the
+    first one's and end without the state, and then nobody could reach the first.
+
+    The lock is one that only root can have. Raises ConfigurationError.
+    """
+    try:
+        descriptor = os.open(config.run / "pods", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # no daemon has run here
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"another crinoid is taking over from the daemon that runs over {config.run}: wait for it"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Handover:

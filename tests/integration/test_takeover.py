@@ -187,6 +187,24 @@ def test_what_outlasts_the_grace_is_told_to_ask_again(tmp_path: Path) -> None:
         assert node.execute(container, "true")[0] == 0
 
 
+def test_a_second_successor_is_refused_and_takes_nothing(node: Node) -> None:
+    container, before = node.run_container(node.run_pod(), "sleep", "600"), node.daemon.process
+    exec_under_way = threading.Thread(target=lambda: node.execute(container, "sleep", str(patient(6)), timeout=60))
+    exec_under_way.start()
+    until(lambda: node.execute(container, "pidof", "sleep")[1].count(" ") == 1)
+    node.daemon.launch("--takeover")
+    first = node.daemon.process
+    until(lambda: "taking over from the daemon that runs" in node.daemon.log.read_text())
+    node.daemon.launch("--takeover")
+    assert node.daemon.process is not None
+    assert node.daemon.process.wait(patient(30)) == 78
+    node.daemon.process = first
+    exec_under_way.join()
+    until(lambda: node.daemon.serving_pid() == first.pid)  # type: ignore[union-attr]
+    assert node.execute(container, "true")[0] == 0
+    end(before)
+
+
 def test_takeover_is_a_start_where_no_daemon_runs(node: Node) -> None:
     node.daemon.kill()
     node.daemon.launch("--takeover")

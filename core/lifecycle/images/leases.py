@@ -19,7 +19,7 @@ class Leases:
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Claim names for as long as the block runs."""
+        """Lease names for as long as the block runs."""
         names = tuple(names)
         while (removal := next((self._removals[name] for name in names if name in self._removals), None)) is not None:
             await removal.wait()
