@@ -11,13 +11,13 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 _PACKAGE = Path(__file__).absolute().parents[1] / "src" / "crinoid"
-_FOLDERS = (_PACKAGE, _PACKAGE / "core", _PACKAGE / "plugins")  # compileall does not follow links of itself
+_DIRECTORIES = (_PACKAGE, _PACKAGE / "core", _PACKAGE / "plugins")  # compileall does not follow links of itself
 
 
 def main() -> None:
     """Compile; exit with 1 and name the file when one can't be."""
     stamped = PycInvalidationMode.TIMESTAMP
-    compiled = [compileall.compile_dir(directory, quiet=1, invalidation_mode=stamped) for directory in _FOLDERS]
+    compiled = [compileall.compile_dir(directory, quiet=1, invalidation_mode=stamped) for directory in _DIRECTORIES]
     sys.exit(not all(compiled))
 
 

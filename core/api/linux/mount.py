@@ -36,7 +36,7 @@ _VALUE_BYTES = 255  # of one fsconfig string
 _DATA_BYTES = 4095  # of mount(2)'s last argument: a page with its closing zero
 _CLONE_FS = 0x200
 _MAX_STACKED = 100
-_FOLDERS = {"lowerdir+", "upperdir", "workdir"}
+_DIRECTORIES = {"lowerdir+", "upperdir", "workdir"}
 _SHOWN = 1000  # characters of the options, in an error
 
 # mount(8)'s words to the flags of mount(2) and the attributes of mount_setattr(2).
@@ -311,7 +311,7 @@ def lower_paths(options: Iterable[str]) -> list[str]:
 
 def _directory_value(key: str, value: str, stack: contextlib.ExitStack) -> str:
     """Make a directory's name fit into one fsconfig value; a backslash escapes in all of them but ``lowerdir+``."""
-    if key not in _FOLDERS:
+    if key not in _DIRECTORIES:
         return value
     escaped = value if key == "lowerdir+" else value.replace("\\", "\\\\")
     if len(os.fsencode(escaped)) <= _VALUE_BYTES:
@@ -354,7 +354,7 @@ def _overlay_data(lowers: Sequence[str], rest: Sequence[str]) -> str:
 
 def _escaped_option(option: str) -> str:
     key, _, value = option.partition("=")
-    return f"{key}={_escaped(value)}" if key in _FOLDERS else option
+    return f"{key}={_escaped(value)}" if key in _DIRECTORIES else option
 
 
 def _escaped(path: str) -> str:

@@ -13,7 +13,7 @@ from crinoid.core.config.models import Config
 
 _AREA = Area("programs")
 _TIMEOUT_S = 5.0
-_CNI_FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+_CNI_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 _CNI_PLUGINS = ("loopback", "bridge", "host-local", "portmap")
 _NETFILTER_ADVICE = "host ports and masquerading of bridge networks need it: apt-get install"
 
@@ -32,7 +32,7 @@ async def examine_programs(config: Config) -> AsyncIterator[Finding]:
     for program in _list_programs(config):
         yield await _examine(program)
     if "cni" in {config.network.driver, *(slot.driver for slot in config.networks.values())}:
-        yield judge_cni_plugins(_CNI_FOLDERS)
+        yield judge_cni_plugins(_CNI_DIRECTORIES)
 
 
 def _list_programs(config: Config) -> list[Program]:

@@ -18,7 +18,7 @@ from crinoid.core.config.origins import Origins
 from crinoid.core.config.validation import validate
 
 LOGS = Path("/var/log/pods")
-LOG_FOLDER = "io.crinoid.ctl.log-directory"
+LOG_DIRECTORY = "io.crinoid.ctl.log-directory"
 """Annotation of pods whose directory of logs was chosen here; it goes with the pod."""
 _PORT = re.compile(
     r"(?:(?P<ip>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<host>[0-9]+):(?P<container>[0-9]+)(?:/(?P<protocol>\w+))?"
@@ -190,7 +190,7 @@ def to_pod_config(form: PodForm) -> Json:
         "log_directory": form.log_directory or own_logs,
         "port_mappings": [_to_port_mapping(port) for port in form.ports],
         "labels": form.labels,
-        "annotations": form.annotations | ({} if form.log_directory else {LOG_FOLDER: own_logs}),
+        "annotations": form.annotations | ({} if form.log_directory else {LOG_DIRECTORY: own_logs}),
         "linux": {
             "cgroup_parent": form.cgroup_parent,
             "security_context": {
@@ -210,7 +210,9 @@ def find_own_logs(metadata: Json, annotations: Mapping[str, str]) -> Path | None
     """Return the directory of logs that was chosen here for a pod, which may be removed with it; no other ever is."""
     directory = name_log_directory(metadata["name"], metadata["namespace"], metadata["uid"])
     is_own = (
-        annotations.get(LOG_FOLDER) == str(directory) and directory.parent == LOGS and directory.name not in ("", "..")
+        annotations.get(LOG_DIRECTORY) == str(directory)
+        and directory.parent == LOGS
+        and directory.name not in ("", "..")
     )
     return directory if is_own else None
 

@@ -33,7 +33,7 @@ PACKAGES = {
 }
 """What the demo runs, and Debian's packages for it."""
 
-_FOLDER = Path("/var/tmp")  # noqa: S108  # a private directory below it; /tmp may be a tmpfs
+_DIRECTORY = Path("/var/tmp")  # noqa: S108  # a private directory below it; /tmp may be a tmpfs
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -41,7 +41,7 @@ _TERMINATED = 128 + signal.SIGTERM
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default=_FOLDER,
+    default=_DIRECTORY,
     show_default=True,
     help="Where the demo makes a directory of its own; on a file system that overlays work on.",
 )

@@ -14,7 +14,7 @@ from crinoid.core.api.errors import Unsupported
 _MEDIA = "application/vnd.oci.image"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _APPLETS = ("cat", "grep", "hostname", "httpd", "id", "kill", "nc", "ps", "readlink", "sh", "sleep", "uname", "wget")
-_FOLDERS = ("bin", "dev", "etc", "proc", "run", "sys", "tmp", "www")
+_DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sys", "tmp", "www")
 _BUSYBOX = Path("/bin/busybox")
 _HEADER_BYTES = 4096
 
@@ -46,7 +46,7 @@ def write_layout(directory: Path, reference: str) -> int:
 def _make_layer() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in _FOLDERS:
+        for name in _DIRECTORIES:
             archive.addfile(_member(name, tarfile.DIRTYPE, 0o755))
         for name in _APPLETS:
             archive.addfile(_member(f"bin/{name}", tarfile.SYMTYPE, 0o777, linkname="busybox"))

@@ -36,7 +36,7 @@ LEFT = "left"
 """In the data of an entry: nothing uses it any more, and its snapshotter could not discard it."""
 _MAX_LINKS = 40  # as in the kernel
 _OPAQUE = "trusted.overlay.opaque"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 async def settle(
@@ -97,8 +97,8 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
     first.
     """
     with contextlib.ExitStack() as stack:
-        root = stack.enter_context(_opened(os.open(target, _FOLDER)))
-        roots = [stack.enter_context(_opened(os.open(lower, _FOLDER))) for lower in lowers]
+        root = stack.enter_context(_opened(os.open(target, _DIRECTORY)))
+        roots = [stack.enter_context(_opened(os.open(lower, _DIRECTORY))) for lower in lowers]
         if unpacked.hiding:
             for directory in set(unpacked.hiding).intersection(unpacked.implied) if lowers else ():
                 with _passed_over():
@@ -125,7 +125,7 @@ def _without_links(root: int, directories: Iterable[str]) -> Iterator[str]:
     """Say where in the target directories are that entries may have named by way of links."""
     top = Path(f"/proc/self/fd/{root}").readlink()
     for directory in directories:
-        with contextlib.suppress(OSError), _opened(open_in_root(root, directory, _FOLDER & ~os.O_NOFOLLOW)) as found:
+        with contextlib.suppress(OSError), _opened(open_in_root(root, directory, _DIRECTORY & ~os.O_NOFOLLOW)) as found:
             yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
 
 
@@ -182,7 +182,7 @@ def _make_directories(lowers: Sequence[int], root: int, directory: str) -> int:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=current)
                 made.append("/".join(parts[:number]))
-            current = os.open(part, _FOLDER, dir_fd=current)
+            current = os.open(part, _DIRECTORY, dir_fd=current)
     for path in reversed(made):
         _copy_attributes(lowers, root, path)
     return current
@@ -297,7 +297,7 @@ def _look(lower: int, directory: str) -> tuple[int | None, bool]:
     current = os.dup(lower)
     try:
         for part in Path(directory).parts:
-            following = os.open(part, _FOLDER, dir_fd=current)
+            following = os.open(part, _DIRECTORY, dir_fd=current)
             os.close(current)
             current = following
             hides = hides or _is_opaque(current)
@@ -323,7 +323,7 @@ def _is_opaque(directory: int) -> bool:
 
 def _open_directory(root: int, directory: str) -> int:
     try:
-        return open_in_root(root, directory, _FOLDER)
+        return open_in_root(root, directory, _DIRECTORY)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _LinkError(error.errno, "is a link", directory) from error

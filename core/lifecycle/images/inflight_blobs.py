@@ -1,7 +1,7 @@
 """Blobs on their way in: so that a large layer is unpacked while it is fetched.
 
 ``blobs`` tells how much of each is stored, ``layers`` asks for one to unpack behind the writer. None of what is read so
-is verified: only when an inflight_blob has become whole may the layer that was made of it be committed.
+is verified: only when an in-flight blob has become whole may the layer that was made of it be committed.
 """
 
 import asyncio

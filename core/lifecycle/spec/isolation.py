@@ -28,7 +28,7 @@ _MAX_SHARES = 262144
 _NO_LIMITS = LinuxResources()
 MAX_ENTRIES = 1 << 16
 """Of all kinds in a directory of devices: a large host's ``/dev`` has some thousands."""
-_OTHER_FOLDERS = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
+_OTHER_DIRECTORIES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
 _OWN_DEVICES = frozenset({"console", "ptmx", "full", "null", "random", "tty", "urandom", "zero"})
 """What every container has of its own, so that a privileged one does not get the host's."""
 
@@ -146,7 +146,7 @@ def find_devices(top: Path, skipped: Collection[str] = ()) -> list[Path]:
                 raise InvalidArgument(
                     f"device {top}: it has more than {MAX_ENTRIES} files, so it is no directory of devices"
                 )
-            if (directory == top and entry.name in skipped) or entry.name in _OTHER_FOLDERS:
+            if (directory == top and entry.name in skipped) or entry.name in _OTHER_DIRECTORIES:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 mode, number = entry.stat(follow_symlinks=False).st_mode, entry.stat(follow_symlinks=False).st_dev

@@ -15,7 +15,7 @@ from crinoid.core.lifecycle.images.unpack import paths
 from crinoid.core.lifecycle.images.unpack.faults import Corrupt, show
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
-_MOST_FOLDERS_OPEN = 4096
+_MOST_DIRECTORIES_OPEN = 4096
 _MOST_LINKS = 40  # as the kernel
 _ACCESS_LISTS = "system.posix_acl_default"
 
@@ -50,7 +50,7 @@ class DirectoryCache:
         self._root_fd = root_fd
         self._make_missing = make_missing
         self._open: dict[bytes, Directory] = {}
-        self._room = min(_MOST_FOLDERS_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._room = min(_MOST_DIRECTORIES_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._last_name = b""
         self.root = self._last = Directory(os.dup(root_fd))
         self.implied: dict[int, bytes] = {self.root.inode: b"."}

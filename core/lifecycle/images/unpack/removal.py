@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Mapping, Set
 
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: By inode of a directory, the names in it that this layer made: what a whiteout must leave.
 Kept = Mapping[int, Set[bytes]]
@@ -41,7 +41,7 @@ def list_names(directory_fd: int) -> list[bytes]:
 
 
 def _remove_directory(directory_fd: int, name: bytes, kept: Kept) -> bool:
-    fd = os.open(name, _OPEN_FOLDER, dir_fd=directory_fd)
+    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory_fd)
     try:
         is_empty = empty(fd, kept)
     finally:
@@ -53,7 +53,7 @@ def _remove_directory(directory_fd: int, name: bytes, kept: Kept) -> bool:
 
 def _empty_if_directory(directory_fd: int, name: bytes, kept: Kept) -> None:
     if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
-        fd = os.open(name, _OPEN_FOLDER, dir_fd=directory_fd)
+        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory_fd)
         try:
             empty(fd, kept)
         finally:

@@ -10,7 +10,7 @@ import pytest
 from crinoid.core.api.errors import InvalidArgument, NotFound
 from crinoid.core.cli.ctl.manifests import read_container_config, read_mapping, read_pod_config
 from crinoid.core.cli.ctl.podform import (
-    LOG_FOLDER,
+    LOG_DIRECTORY,
     ContainerForm,
     MountForm,
     PodForm,
@@ -72,7 +72,7 @@ def test_a_pod_becomes_the_message_of_the_cri(form: PodForm) -> None:
             {"protocol": "TCP", "host_port": 8443, "container_port": 50, "host_ip": ""},
         ],
         "labels": {"tier": "1"},
-        "annotations": {"a": "b", LOG_FOLDER: logs},
+        "annotations": {"a": "b", LOG_DIRECTORY: logs},
         "linux": {
             "cgroup_parent": "",
             "security_context": {"namespace_options": {"network": "POD", "pid": "CONTAINER"}, "privileged": True},
@@ -117,11 +117,11 @@ def test_a_log_directory_of_the_user_is_not_marked_as_ours(tmp_path: Path) -> No
 
 def test_only_a_directory_that_was_chosen_here_is_removed_with_its_pod() -> None:
     metadata = {"name": "web", "namespace": "shop", "uid": "u"}
-    assert find_own_logs(metadata, {LOG_FOLDER: "/var/log/pods/shop_web_u"}) == Path("/var/log/pods/shop_web_u")
+    assert find_own_logs(metadata, {LOG_DIRECTORY: "/var/log/pods/shop_web_u"}) == Path("/var/log/pods/shop_web_u")
     assert find_own_logs(metadata, {}) is None
-    assert find_own_logs(metadata, {LOG_FOLDER: "/"}) is None
+    assert find_own_logs(metadata, {LOG_DIRECTORY: "/"}) is None
     outside = {**metadata, "uid": "/../../../../etc"}
-    assert find_own_logs(outside, {LOG_FOLDER: "/var/log/pods/shop_web_/../../../../etc"}) is None
+    assert find_own_logs(outside, {LOG_DIRECTORY: "/var/log/pods/shop_web_/../../../../etc"}) is None
 
 
 @pytest.mark.parametrize(
