@@ -343,6 +343,10 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
 }
 """Which value each body is of."""
 
+LATER: Mapping[type[_Body], tuple[str, ...]] = {_Container: ("start_error",)}
+"""Fields that came after their version of the body: at their default they aren't written, so that a program from before
+them reads the body, too."""
+
 LEFT_OUT: Mapping[type[Any], frozenset[str]] = {}
 """Fields of values that are not kept, by the value's class. They come back as their defaults."""
 
@@ -363,10 +367,16 @@ def dump(record: object) -> str:
     pydantic's own writer refuses text with bytes that are no UTF-8 (surrogateescape).
     """
     body = _BODIES[type(record)].model_validate(record)
+    without = _unset(body)
     try:
-        return body.model_dump_json()
+        return body.model_dump_json(exclude=without)
     except PydanticSerializationError:
-        return json.dumps(body.model_dump(mode="json"))
+        return json.dumps(body.model_dump(mode="json", exclude=without))
+
+
+def _unset(body: _Body) -> set[str] | None:
+    fields = type(body).model_fields
+    return {name for name in LATER.get(type(body), ()) if getattr(body, name) == fields[name].default} or None
 
 
 def dump_value(value: object) -> Json:
