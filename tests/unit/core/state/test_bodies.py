@@ -173,7 +173,7 @@ def test_an_id_that_leads_somewhere_is_none(key: object) -> None:
 
 def test_a_field_that_came_later_is_written_only_where_it_says_something() -> None:
     """So a body without it reads the same to a program from before the field, which refuses what it does not know."""
-    (row,) = [row for row in golden(bodies.VERSION) if "start_error" in row["body"]]
+    row = next(row for row in golden(bodies.VERSION) if row["table"] == "containers" and "start_error" in row["body"])
     record = bodies.parse(row["table"], row["id"], row["body"])
     assert "start_error" in bodies.dump(record)
     plain = dataclasses.replace(record, start_error="")
