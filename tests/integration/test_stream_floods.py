@@ -67,11 +67,11 @@ def pouring(flooding: Flooding, node: Node, pod: str, idle: str, name: str) -> I
 
 
 def check_latency(node: Node, seconds: float) -> None:
-    """Without what the daemon waited for a processor the median is 20 ms, and the most 50; without turns on the loop it
-    is seconds to minutes."""
+    """On a quiet machine the median is 40 ms at most and no call takes 100; without turns on the loop it is seconds to
+    minutes."""
     latency = probe(node, seconds)
-    assert latency.own_p50 < patient(250), latency
-    assert latency.own_most < patient(1500), latency
+    assert latency.p50 < patient(250), latency
+    assert latency.most < patient(1500), latency
 
 
 async def test_without_descriptors_an_exec_says_so_and_later_ones_go_on(flooded: Node, idle: str) -> None:
