@@ -12,6 +12,7 @@ import click
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
 from crinoid.core.cli.options import config_option, output_option
+from crinoid.core.cli.tables import print_table
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.slots.listing import Plugin, list_plugins
 
@@ -83,25 +84,22 @@ def _describe(plugin: Plugin, errors: Errors) -> dict[str, Any]:
     }
 
 
-_COLOURS = {"selected": "green", "available": "", "broken": "red", "missing": "red", "misconfigured": "red"}
-
-
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the plugins as a table, and their errors, which are long, as lines below it."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("ROLE", "NAME", "DISTRIBUTION", "API", "SLOTS", "STATE"):
-        table.add_column(title, no_wrap=True)
-    for row in rows:
-        distribution = f"{row['distribution']} {row['version']}".strip() or "-"
-        state = Text(row["state"], style=_COLOURS[row["state"]])
-        cells = (row["role"], row["name"], distribution, row["apiVersion"] or "-", ", ".join(row["slots"]) or "-")
-        table.add_row(*map(Text, cells), state)
-    console = Console()
-    console.print(table)
+    print_table(
+        ("ROLE", "NAME", "DISTRIBUTION", "API", "SLOTS", "STATE"),
+        (
+            (
+                row["role"],
+                row["name"],
+                f"{row['distribution']} {row['version']}".strip() or "-",
+                row["apiVersion"] or "-",
+                ", ".join(row["slots"]) or "-",
+                row["state"],
+            )
+            for row in rows
+        ),
+    )
     for row in rows:
         if row["lastError"]:
-            console.print(Text(f"\nlast error of {row['role']} {row['name']}: {row['lastError']}"), soft_wrap=True)
+            click.echo(f"\nlast error of {row['role']} {row['name']}: {row['lastError']}")

@@ -1,3 +1,3 @@
 """crinoid: a Kubernetes container runtime whose every organ is a plugin."""
 
-__version__ = "0.1.0"
+from crinoid._version import __version__ as __version__  # written by setuptools-scm when it is installed or built

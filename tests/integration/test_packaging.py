@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from crinoid import __version__
 from crinoid.core.slots.roles import ROLES
 from support.patience import patient
 
@@ -24,17 +23,21 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy without fetching a build tool."""
+    """A wheel, built from a copy that knows of no git, without fetching a build tool."""
     copy, built = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    copy_sources(copy)
+    command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
+    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=patient(100))
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def copy_sources(copy: Path) -> None:
     for name in PARTS:
         if (REPOSITORY / name).is_dir():
             shutil.copytree(REPOSITORY / name, copy / name, symlinks=True, ignore=IGNORED)
         else:
             shutil.copy(REPOSITORY / name, copy / name)
-    command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
-    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=patient(100))
-    (found,) = built.glob("*.whl")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def run(program: Path, *arguments: str, cwd: Path) -> str:
 
 def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"crinoid/__init__.py", "crinoid/__main__.py", "crinoid/py.typed"}
+    expected = {"crinoid/__init__.py", "crinoid/__main__.py", "crinoid/_version.py", "crinoid/py.typed"}
     for top in ("core", "plugins"):
         files = [path for path in (REPOSITORY / top).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         expected |= {f"crinoid/{path.relative_to(REPOSITORY)}" for path in files}
@@ -71,8 +74,32 @@ def test_the_wheel_carries_the_licence(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git, whose commits name versions, is not on this machine")
+def test_a_version_names_the_commit_since_the_last_tag(tmp_path: Path) -> None:
+    copy_sources(tmp_path)
+    (tmp_path / "src/crinoid/_version.py").unlink()
+    (tmp_path / ".gitignore").write_text("_version.py\n*.egg-info/\n")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    def version() -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "setuptools_scm"], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    git("tag", "-am", "a release", "v3.2.0")
+    assert version() == "3.2.0"
+    git("commit", "-qm", "second", "--allow-empty")
+    assert version() == f"3.2.1.dev1+g{git('rev-parse', 'HEAD')[:9]}"
+
+
 def test_it_runs_from_any_directory(crinoid: Path, tmp_path: Path) -> None:
-    assert run(crinoid, "--version", cwd=tmp_path) == f"crinoid, version {__version__}\n"
+    assert run(crinoid, "--version", cwd=tmp_path) == "crinoid, version 0.1.0\n"
     config = tmp_path / "config.toml"
     config.write_text('[runtimes.fast]\ndriver = "crun"\n')
     assert "the configuration is valid" in run(crinoid, "config", "check", "--config", str(config), cwd=tmp_path)

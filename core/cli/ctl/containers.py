@@ -14,7 +14,7 @@ from crinoid.core.cli.ctl.listing import Listing, format_labels, listing, print_
 from crinoid.core.cli.ctl.pull import Pulling, provide_image, pulling
 from crinoid.core.cli.ctl.queries import ContainerQuery, container_query, list_containers
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
-from crinoid.core.cli.ctl.tables import print_facts, print_table
+from crinoid.core.cli.tables import print_facts, print_table
 
 _TITLES = ("CONTAINER", "IMAGE", "CREATED", "STATE", "NAME", "ATTEMPT", "POD ID", "POD", "NAMESPACE")
 

@@ -13,7 +13,7 @@ from crinoid.core.cli.ctl.json_documents import print_answer, print_document, to
 from crinoid.core.cli.ctl.listing import Listing, listing, print_ids
 from crinoid.core.cli.ctl.queries import find_image_id
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
-from crinoid.core.cli.ctl.tables import print_facts, print_table
+from crinoid.core.cli.tables import print_facts, print_table
 
 NONE = "<none>"
 _FILTERS_HELP = "One of dangling=true|false, reference=REGEX, before=IMAGE, since=IMAGE; several are combined."

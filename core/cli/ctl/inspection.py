@@ -23,7 +23,7 @@ from crinoid.core.cli.ctl.queries import (
     pod_query,
 )
 from crinoid.core.cli.ctl.session import Json, Session, in_session
-from crinoid.core.cli.ctl.tables import print_facts
+from crinoid.core.cli.tables import print_facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 from crinoid.core.cli.ctl.flags import JSON, TABLE, YAML, flag, output
 from crinoid.core.cli.ctl.json_documents import print_answer, print_document, to_camel, unfold
 from crinoid.core.cli.ctl.session import Json, Session, in_session
-from crinoid.core.cli.ctl.tables import print_table
+from crinoid.core.cli.tables import print_table
 
 
 @click.command()

@@ -16,7 +16,7 @@ from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.listing import Listing, format_labels, listing, print_ids
 from crinoid.core.cli.ctl.queries import PodQuery, list_pods, pod_query
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
-from crinoid.core.cli.ctl.tables import print_facts, print_table
+from crinoid.core.cli.tables import print_facts, print_table
 
 _TITLES = ("POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "RUNTIME")
 

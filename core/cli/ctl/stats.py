@@ -14,7 +14,7 @@ from crinoid.core.cli.ctl.figures import format_size, shorten_id
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, labels, output
 from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.session import Json, Session, in_session
-from crinoid.core.cli.ctl.tables import make_table, print_table
+from crinoid.core.cli.tables import make_table, print_table
 
 _CONTAINER_TITLES = ("CONTAINER", "NAME", "CPU %", "MEM", "DISK", "INODES", "SWAP")
 _POD_TITLES = ("POD", "POD ID", "CPU %", "MEM", "RX", "TX", "PIDS")

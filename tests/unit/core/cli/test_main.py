@@ -113,7 +113,10 @@ def test_the_schema_is_json() -> None:
     assert "runtimes" in json.loads(run("config", "schema").output)["properties"]
 
 
-def test_the_plugins_are_listed_for_people_and_programs(config: Path, quiet: Site) -> None:
+def test_the_plugins_are_listed_for_people_and_programs(
+    config: Path, quiet: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")  # a line is never cut
     quiet.install("bad-net", "[crinoid.networks]\nbad = bad_net:Driver\n", "import not_there\n")
     table = run("plugins", "-c", config)
     assert table.exit_code == 0

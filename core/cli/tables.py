@@ -16,6 +16,10 @@ _COLOURS = {
     "Exited": "yellow",
     "NotReady": "yellow",
     "Unknown": "red",
+    "selected": "green",
+    "broken": "red",
+    "missing": "red",
+    "misconfigured": "red",
     "true": "green",
     "false": "red",
 }
