@@ -17,15 +17,6 @@ from crinoid.core.api.values.container import DeviceMapping, VolumeMount
 from crinoid.core.api.values.pod import LinuxResources
 
 HOOK_STAGES = frozenset({"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"})
-_RLIMITS = frozenset(
-    f"RLIMIT_{name}"
-    for name in (
-        *("AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE"),
-        *("NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "RTTIME", "SIGPENDING", "STACK"),
-    )
-)
-
-
 _NAMESPACES = frozenset({"pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"})
 _OBJECTS = ("process", "root", "linux", "hooks", "annotations")
 _MOST = {
@@ -33,7 +24,7 @@ _MOST = {
     **dict.fromkeys(("devices", "oci_devices", "removed_devices", "cdi_devices"), bounds.MAX_DEVICES),
     "oci_device_rules": bounds.MAX_RULES,
     "oci_hooks": bounds.MAX_HOOKS,
-    "rlimits": 2 * len(_RLIMITS),
+    "rlimits": 2 * len(bounds.RLIMITS),
 }
 _MAX_ID = (1 << 32) - 2
 
@@ -195,8 +186,8 @@ def _hook(hook: OciHook) -> Iterator[str]:
 
 
 def _rlimit(limit: Rlimit) -> Iterator[str]:
-    if limit.type not in _RLIMITS:
-        yield f"{limit.type!r} is none of {', '.join(sorted(_RLIMITS))}"
+    if limit.type not in bounds.RLIMITS:
+        yield f"{limit.type!r} is none of {', '.join(sorted(bounds.RLIMITS))}"
     if not 0 <= limit.soft <= limit.hard < 1 << 64:
         yield f"{limit.type}: soft {limit.soft} and hard {limit.hard} are no limits"
 

@@ -40,6 +40,14 @@ MAX_RULES = 4096
 MAX_PATCH_BYTES = 4 << 20
 """A merge patch of an OCI specification; a seccomp profile has some 20 KiB."""
 
+RLIMITS = frozenset(
+    f"RLIMIT_{name}"
+    for name in (
+        *("AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE"),
+        *("NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "RTTIME", "SIGPENDING", "STACK"),
+    )
+)
+"""The resource limits of Linux, by their names in the OCI runtime specification."""
 SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:@-]+)*")
 HUGEPAGE = re.compile(r"[0-9]{1,20}[KMG]?B")
 _CPUSET = re.compile(r"[,:/ \n-]*[0-9][0-9,:/ \n-]*|all")  # none at all can't have processes

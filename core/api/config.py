@@ -4,12 +4,14 @@ import ast
 import functools
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Described(BaseModel):
@@ -41,6 +43,29 @@ class DriverConfig(Described):
     ``crinoid config schema`` prints the fields with their descriptions; ``config check`` reports what does
     not validate with file, line and the nearest valid name.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An annotation of a string option that must match ``pattern``, as a whole; people are told ``words`` instead.
+
+    ``Annotated[str, Form(r"[a-z]+:[0-9]+", "a host and a port, such as localhost:9090")]`` refuses another value with
+    "must be a host and a port, such as localhost:9090"; the pattern stands in the schema.
+    """
+
+    pattern: str
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": f"^({self.pattern})$"}
+
+    def _check(self, value: str) -> str:
+        if re.fullmatch(self.pattern, value) is None:
+            raise ValueError(f"must be {self.words}")
+        return value
 
 
 class NoOptions(DriverConfig):

@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from crinoid.core.cli.options import config_option, output_option
-from crinoid.core.config.loader import ConfigPaths, Loaded, load
-from crinoid.core.config.origins import name_key
+from crinoid.core.config.loader import ConfigPaths, Loaded, examine, load
+from crinoid.core.config.origins import name_key, refuse
 from crinoid.core.config.positions import KeyPath
 from crinoid.core.slots.schema import make_schema
 from crinoid.core.slots.selection import ValidSlot
 from crinoid.core.slots.selection import check as check_slots
+from crinoid.core.slots.selection import examine as examine_slots
 
 
 @click.group()
@@ -28,8 +29,9 @@ def check(paths: ConfigPaths) -> None:
     Tells every mistake with its file, line, key and the nearest valid name, and exits with 78 for any. Nothing on the
     host is touched.
     """
-    loaded = load(paths)
-    slots = check_slots(loaded.config, loaded.origins)
+    loaded, problems = examine(paths)
+    slots, of_drivers = examine_slots(loaded.config, loaded.origins)
+    refuse([*problems, *of_drivers])
     files = ", ".join(str(file) for file in loaded.files) or "no file, so all defaults"
     click.echo(f"the configuration is valid: {files}; {len(slots)} slots")
 

@@ -5,8 +5,10 @@ names; tables are merged key by key, everything else is replaced. Every file is 
 """
 
 import copy
+import itertools
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,43 +35,78 @@ def load(paths: ConfigPaths | None = None) -> Loaded:
 
     Drivers and their options are not looked at here, but in ``slots``.
     """
+    loaded, problems = examine(paths)
+    refuse(problems)
+    return loaded
+
+
+def examine(paths: ConfigPaths | None = None) -> tuple[Loaded, list[Problem]]:
+    """Read all files; return every problem, and the configuration without the keys that have one.
+
+    So that whoever checks drivers and their options next can tell what is wrong there in the same run. Raises
+    ConfigurationError where a file can't be read at all.
+    """
     files = find_files(paths or ConfigPaths())
     merging = _Merging(copy.deepcopy(BUILT_IN))
-    problems = [problem for file in files if (problem := merging.add_file(file))]
-    refuse(problems)
+    refuse([problem for file in files if (problem := merging.add_file(file))])
     origins = Origins(merging.origins)
-    config = validate(Config, merging.table, origins)
-    if isinstance(config, list):
-        refuse(config)
-        raise AssertionError("refuse raises")
-    refuse(find_conflicts(config, origins))
-    return Loaded(config, origins, files)
+    problems: list[Problem] = []
+    while isinstance(config := validate(Config, merging.table, origins), list):
+        problems += config
+        removed = [_remove(merging.table, problem.key) for problem in config]
+        if not any(removed):
+            refuse(problems)
+    refused = {(str(problem.key[0]), str(problem.key[1])) for problem in problems if len(problem.key) > 1}
+    problems += find_conflicts(config, origins, refused)
+    return Loaded(config, origins, files), problems
+
+
+def _remove(table: dict[str, Any], key: KeyPath) -> bool:
+    """Take out the innermost part of a key path that is there: a list for its element, a table that lacks a key."""
+    holder = table
+    for name, below in itertools.pairwise(key):
+        found = holder.get(str(name))
+        if not isinstance(found, dict) or below not in found:
+            return holder.pop(str(name), None) is not None
+        holder = found
+    return holder.pop(str(key[-1]), None) is not None
 
 
 def find_files(paths: ConfigPaths) -> tuple[Path, ...]:
     """Return the files that exist, in the order in which they are read."""
-    if paths.required and not paths.main.is_file():
+    try:
+        has_main = stat.S_ISREG(paths.main.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        has_main = False
+    except OSError as error:
+        raise ConfigurationError(f"{paths.main}: can't be read: {error.strerror}") from error
+    if paths.required and not has_main:
         raise ConfigurationError(f"{paths.main}: there is no such file; --config must name one")
-    main = (paths.main,) if paths.main.is_file() else ()
-    return (*main, *sorted(file for file in paths.drop_ins.glob("*.toml") if file.is_file()))
+    try:
+        drop_ins = sorted(path for path in paths.drop_ins.iterdir() if path.suffix == ".toml" and path.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        drop_ins = []
+    except OSError as error:  # what is in there could change anything: leaving it out is not for us
+        raise ConfigurationError(f"{error.filename}: can't be read: {error.strerror}") from error
+    return (*((paths.main,) if has_main else ()), *drop_ins)
 
 
-def find_conflicts(config: Config, origins: Origins) -> list[Problem]:
-    """Return every name in the configuration that names nothing in it."""
+def find_conflicts(config: Config, origins: Origins, refused: Collection[tuple[str, str]] = ()) -> list[Problem]:
+    """Return every name in the configuration that names nothing in it; ``refused``: tables and slots left out of it."""
     runtimes = config.enabled_runtimes
+    networks, snapshotters = {DEFAULT_SLOT, *config.networks}, {DEFAULT_SLOT, *config.snapshotters}
     names: list[tuple[KeyPath, str, set[str], str]] = [
-        (("images", "sources", index), source, set(config.registries), "[registries]")
+        (("images", "sources", index), source, set(config.registries), "registries")
         for index, source in enumerate(config.images.sources)
     ]
-    names.append((("pods", "default_runtime"), config.pods.default_runtime, set(runtimes), "[runtimes]"))
+    names.append((("pods", "default_runtime"), config.pods.default_runtime, set(runtimes), "runtimes"))
     for handler, slot in runtimes.items():
-        names.append((("runtimes", handler, "network"), slot.network, {DEFAULT_SLOT, *config.networks}, "[networks]"))
-        snapshotters = {DEFAULT_SLOT, *config.snapshotters}
-        names.append((("runtimes", handler, "snapshotter"), slot.snapshotter, snapshotters, "[snapshotters]"))
+        names.append((("runtimes", handler, "network"), slot.network, networks, "networks"))
+        names.append((("runtimes", handler, "snapshotter"), slot.snapshotter, snapshotters, "snapshotters"))
     problems = [
-        Problem(key, f'there is no slot "{name}" in {table}{suggest(name, known)}', origins.nearest(key))
+        Problem(key, f'there is no slot "{name}" in [{table}]{suggest(name, known)}', origins.nearest(key))
         for key, name, known, table in names
-        if name not in known
+        if name not in known and (table, name) not in refused
     ]
     return problems + _find_shadowed(config, origins)
 
@@ -97,7 +134,7 @@ class _Merging:
     def add_file(self, file: Path) -> Problem | None:
         """Lay a file over what is there; return why it can't be read, if it can't."""
         try:
-            text = file.read_bytes().decode()
+            text = file.read_bytes().decode("utf-8-sig")  # editors of Windows put a mark before the text
             table = tomllib.loads(text)
         except OSError as error:
             return Problem((), f"{file}: can't be read: {error.strerror}")

@@ -6,25 +6,120 @@ Every table and every field has a default, so that no file at all makes a workin
 
 # ruff: noqa: RUF012  # pydantic copies its models' defaults; ruff does not see that these are models
 
-from pathlib import Path
+import ipaddress
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from crinoid.core.api.config import Described
+from crinoid.core.api.bounds import RLIMITS, SYSCTL
+from crinoid.core.api.config import Described, Form
+from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux import capabilities
+from crinoid.core.api.values.image import ImageReference
+from crinoid.core.config.origins import suggest
 
 DEFAULT_SLOT = "default"
 """The name of the slot that the tables ``[network]`` and ``[snapshotter]`` make."""
 
 
 def _be_absolute(path: Path) -> Path:
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise ValueError("must be an absolute path; ~ is not expanded")
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
     return path
 
 
+def _check_capability(name: str) -> str:
+    if name not in capabilities.NAMES:
+        raise ValueError("is no capability of Linux" + suggest(name, capabilities.NAMES))
+    return name
+
+
+def _check_ulimit(text: str) -> str:
+    """``nofile=1024:4096``: getrlimit(2)'s names in lower case; -1 is no limit."""
+    match = re.fullmatch(r"([a-z]+)=(-?[0-9]+)(?::(-?[0-9]+))?", text)
+    if match is None:
+        raise ValueError("must be name=soft[:hard], such as nofile=1024:4096")
+    known = {name.removeprefix("RLIMIT_").lower() for name in RLIMITS}
+    if match[1] not in known:
+        raise ValueError(f"there is no limit {match[1]!r}" + suggest(match[1], known))
+    soft, hard = (int(value) for value in (match[2], match[3] or match[2]))
+    if min(soft, hard) < -1 or max(soft, hard) >= 1 << 64 or (hard != -1 and not -1 < soft <= hard):
+        raise ValueError("the soft limit must be at most the hard one; -1 is no limit")
+    return text
+
+
+def _check_sysctls(sysctls: dict[str, str]) -> dict[str, str]:
+    for name in sysctls:
+        if not SYSCTL.fullmatch(name):
+            raise ValueError(f"{name!r} is not a sysctl's name")
+    return sysctls
+
+
+def _check_environment(variables: dict[str, str]) -> dict[str, str]:
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"{name!r} is not the name of a variable, or its value holds a NUL")
+    return variables
+
+
+def _check_references(references: Iterable[str]) -> None:
+    for reference in references:
+        try:
+            ImageReference.parse(reference)
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from error
+
+
+def _check_reference(reference: str) -> str:
+    _check_references([reference])
+    return reference
+
+
+def _check_pinned(references: tuple[str, ...]) -> tuple[str, ...]:
+    _check_references(references)
+    return references
+
+
+def _check_cgroup(path: str) -> str:
+    if path and (not path.startswith("/") or ".." in PurePosixPath(path).parts):
+        raise ValueError("must be a cgroup's path from the root of the hierarchy, such as /crinoid, without ..")
+    return path
+
+
+def _check_listen(listen: str) -> str:
+    host, colon, port = listen.rpartition(":")
+    if listen and not (colon and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError("must be host:port with a port of at most 65535, such as 127.0.0.1:9090")
+    if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
+        raise ValueError("must be host:port with an IPv6 address in brackets, such as [::1]:9090")
+    return listen
+
+
+def _check_address(address: str) -> str:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as error:
+        raise ValueError("must be an IP address, such as 127.0.0.1 or ::1") from error
+    return address
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_be_absolute)]
-SlotName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")]
+Cgroup = Annotated[str, AfterValidator(_check_cgroup)]
+Reference = Annotated[str, AfterValidator(_check_reference)]
+Capability = Annotated[str, AfterValidator(_check_capability)]
+Ulimit = Annotated[str, AfterValidator(_check_ulimit)]
+SlotName = Annotated[
+    str,
+    Form(
+        r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?",
+        "a name of at most 63 letters, digits, dots, hyphens and underscores, with a letter or digit at both ends",
+    ),
+]
 DriverName = Annotated[str, StringConstraints(min_length=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(ge=0)]
@@ -39,7 +134,7 @@ class ServerConfig(Section):
 
     socket: AbsolutePath = Path("/run/crinoid/crinoid.sock")
     """Path of the unix socket that serves the CRI."""
-    mode: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")] = "0660"
+    mode: Annotated[str, Form("0?[0-7]{3}", "octal permissions, such as 0660")] = "0660"
     """Permissions of the socket, octal."""
     group: str = "root"
     """Group that owns the socket: a name or a number."""
@@ -69,7 +164,7 @@ class ServerConfig(Section):
 class StreamingConfig(Section):
     """The server of Exec, Attach and PortForward, which the kubelet connects to."""
 
-    address: str = "127.0.0.1"
+    address: Annotated[str, AfterValidator(_check_address)] = "127.0.0.1"
     """Address to listen on. Keep it on loopback unless TLS with client certificates is set up: it grants what the
     kubelet may do in pods, to whoever knows a token."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -121,7 +216,7 @@ class LogConfig(Section):
 class MetricsConfig(Section):
     """Prometheus metrics of the daemon."""
 
-    listen: Annotated[str, StringConstraints(pattern=r"^$|^.*:[0-9]{1,5}$")] = ""
+    listen: Annotated[str, AfterValidator(_check_listen)] = ""
     """host:port to serve /metrics and /healthz on; empty turns it off."""
 
 
@@ -135,7 +230,7 @@ class WatchdogConfig(Section):
 class TracingConfig(Section):
     """OpenTelemetry traces: a span for each RPC and each hook."""
 
-    endpoint: str = ""
+    endpoint: Annotated[str, Form("(https?://[^/ ]+.*)?", "a URL, such as http://127.0.0.1:4317")] = ""
     """OTLP gRPC endpoint such as http://127.0.0.1:4317; empty turns tracing off."""
     sampling_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the requests without a parent span that are traced."""
@@ -155,15 +250,14 @@ class ImagesConfig(Section):
     keep_free_percent: Annotated[float, Field(ge=0, le=50)] = 2.0
     """Share of a file system's space and inodes that unpacking layers and checkpoints leaves free, in percent: a few
     kilobytes of gzip can become gigabytes. 0 lets them fill it."""
-    platform: Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$")] = ""
+    platform: Annotated[
+        str, Form("([a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?)?", "os/architecture[/variant], such as linux/arm64/v8")
+    ] = ""
     """os/architecture[/variant] to choose from an index; empty is the host's own."""
-    pinned: tuple[str, ...] = ()
+    pinned: Annotated[tuple[str, ...], AfterValidator(_check_pinned)] = ()
     """References that are reported as pinned, so that the kubelet's garbage collection leaves them."""
     pull_idle_timeout_s: Seconds = 300.0
     """A pull that makes no progress for so long is given up, in seconds."""
-
-
-Capability = Annotated[str, StringConstraints(pattern=r"^CAP_[A-Z_]+$")]
 
 
 class PodsConfig(Section):
@@ -171,15 +265,15 @@ class PodsConfig(Section):
 
     cgroup_driver: Literal["auto", "cgroupfs", "systemd"] = "auto"
     """Who makes cgroups; auto is systemd where it runs and cgroup v2 is used, else cgroupfs. The kubelet must agree."""
-    cgroup_root: Annotated[str, StringConstraints(pattern=r"^/.*$")] = "/crinoid"
+    cgroup_root: Annotated[Cgroup, StringConstraints(min_length=1)] = "/crinoid"
     """Parent cgroup of pods that come without one."""
-    monitor_cgroup: str = ""
+    monitor_cgroup: Cgroup = ""
     """Cgroup path that containers' monitors run in; empty is one below the pod's own."""
     default_runtime: SlotName = "runc"
     """Slot of [runtimes] for pods that name no runtime handler."""
     init_binary: str = ""
     """Init process of a pod that shares its PID namespace; empty looks for catatonit and falls back to pause_image."""
-    pause_image: str = "registry.k8s.io/pause:3.10.2"
+    pause_image: Reference = "registry.k8s.io/pause:3.10.2"
     """Image whose process is the init of a shared PID namespace where there is no init binary."""
     default_capabilities: tuple[Capability, ...] = (
         "CAP_CHOWN",
@@ -198,11 +292,11 @@ class PodsConfig(Section):
         "CAP_AUDIT_WRITE",
     )
     """Capabilities of a container before its own additions and drops."""
-    default_ulimits: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]+=-?[0-9]+(:-?[0-9]+)?$")], ...] = ()
+    default_ulimits: tuple[Ulimit, ...] = ()
     """Resource limits as name=soft[:hard], such as nofile=1024:4096; -1 is no limit."""
-    default_sysctls: dict[str, str] = {}
+    default_sysctls: Annotated[dict[str, str], AfterValidator(_check_sysctls)] = {}
     """Sysctls of every pod with namespaces of its own; a pod's own ones win."""
-    default_env: dict[str, str] = {}
+    default_env: Annotated[dict[str, str], AfterValidator(_check_environment)] = {}
     """Environment variables of every container; the image's and the container's own win."""
     enable_unprivileged_ports: bool = True
     """Let any user in a pod bind ports below 1024 (net.ipv4.ip_unprivileged_port_start = 0)."""

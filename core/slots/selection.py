@@ -45,6 +45,8 @@ def select(config: Config) -> Iterator[Selection]:
     for name, slot in config.snapshotters.items():
         yield Selection("snapshotter", name, slot, ("snapshotters", name))
     for name in dict.fromkeys(config.images.sources):
+        if name not in config.registries:
+            continue  # ``config`` tells it
         yield Selection("registry", name, config.registries[name], ("registries", name))
     for name, extension in config.extensions.items():
         if extension.enabled:
@@ -56,10 +58,17 @@ def check(config: Config, origins: Origins) -> tuple[ValidSlot, ...]:
 
     The host is not touched and no driver is made.
     """
+    slots, problems = examine(config, origins)
+    refuse(problems)
+    return slots
+
+
+def examine(config: Config, origins: Origins) -> tuple[tuple[ValidSlot, ...], list[Problem]]:
+    """As ``check``, but return the problems."""
     installation = Installation()
     results = [check_slot(selection, origins, installation) for selection in select(config)]
-    refuse(problem for result in results if isinstance(result, list) for problem in result)
-    return tuple(result for result in results if isinstance(result, ValidSlot))
+    problems = [problem for result in results if isinstance(result, list) for problem in result]
+    return tuple(result for result in results if isinstance(result, ValidSlot)), problems
 
 
 def check_slot(selection: Selection, origins: Origins, installation: Installation) -> ValidSlot | list[Problem]:

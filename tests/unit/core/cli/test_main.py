@@ -109,6 +109,27 @@ def test_the_options_of_drivers_are_shown_with_their_defaults(site: Site, tmp_pa
     assert tomllib.loads(shown)["network"]["options"]["subnet"] == 'a"\x7f'
 
 
+def test_mistakes_of_all_kinds_are_told_in_one_run(quiet: Site, tmp_path: Path) -> None:
+    """Those of the kernel's own tables, of names, drivers and their options; none of what follows from another."""
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[pods]\ndefault_ulimits = ["nofile"]\n[runtimes.x]\ndriver = "rnc"\nnetwork = "absent"\n'
+        '[networks.n]\noptions = {}\n[network]\ndriver = "bridge"\noptions = { subnets = 5 }\n'
+        '[runtimes.y]\ndriver = "runc"\nnetwork = "n"\n[images]\nsources = ["layout", "gone"]\n'
+    )
+    result = run("config", "check", "-c", file)
+    assert result.exit_code == 78
+    found = [line.removeprefix(f"crinoid: {file}:").split(": ")[:2] for line in result.output.splitlines()]
+    assert found == [
+        ["2", "pods.default_ulimits[0]"],
+        ["4", "runtimes.x.driver"],
+        ["5", "runtimes.x.network"],
+        ["6", "networks.n.driver"],
+        ["10", "network.options.subnets"],
+        ["15", "images.sources[1]"],
+    ]
+
+
 def test_the_schema_is_json() -> None:
     assert "runtimes" in json.loads(run("config", "schema").output)["properties"]
 

@@ -1,5 +1,6 @@
 """Reading configuration files: merging, places, and what is said of mistakes."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -111,9 +112,30 @@ def test_options_of_a_default_slot_need_no_driver_key(tmp_path: Path) -> None:
         ('[runtimes.x]\nnetwork = "default"\n', "config.toml:1: runtimes.x.driver: this key is missing"),
         ('root = "var"\n', 'config.toml:1: root: must be an absolute path, not "var"'),
         ('[images]\nsources = ["layout", 3]\n', "config.toml:2: images.sources[1]: should be a valid string, not 3"),
-        ('[server]\nmode = "999"\n', "config.toml:2: server.mode: String should match pattern"),
+        ('[server]\nmode = "999"\n', "config.toml:2: server.mode: must be octal permissions, such as 0660, not"),
         ("network = 5\n", "config.toml:1: network: should be a table, not 5"),
-        ('[runtimes."a/b"]\ndriver = "runc"\n', 'config.toml:1: runtimes."a/b": String should match pattern'),
+        ('[runtimes."a/b"]\ndriver = "runc"\n', 'config.toml:1: runtimes."a/b": must be a name of at most 63 letters'),
+        ('root = "~/x"\n', "config.toml:1: root: must be an absolute path; ~ is not expanded"),
+        (
+            '[pods]\ndefault_ulimits = ["nofiles=1024"]\n',
+            "config.toml:2: pods.default_ulimits[0]: there is no limit 'nofiles'; did you mean \"nofile\"?",
+        ),
+        ('[pods]\ndefault_ulimits = ["nofile=2:1"]\n', "the soft limit must be at most the hard one"),
+        ('[pods]\ndefault_ulimits = ["nofile"]\n', "must be name=soft[:hard], such as nofile=1024:4096"),
+        (
+            '[pods]\ndefault_capabilities = ["CAP_CHOWNN"]\n',
+            'pods.default_capabilities[0]: is no capability of Linux; did you mean "CAP_CHOWN"?',
+        ),
+        ('[pods]\ncgroup_root = "/a/../b"\n', "config.toml:2: pods.cgroup_root: must be a cgroup's path"),
+        ('[pods]\nmonitor_cgroup = "a"\n', "config.toml:2: pods.monitor_cgroup: must be a cgroup's path"),
+        ('[pods]\npause_image = "A b"\n', "config.toml:2: pods.pause_image: "),
+        ('[images]\npinned = ["a", "B:"]\n', "config.toml:2: images.pinned: "),
+        ('[pods.default_env]\n"A=B" = "c"\n', "config.toml:1: pods.default_env: 'A=B' is not the name of a variable"),
+        ('[pods.default_sysctls]\n"a b" = "c"\n', "config.toml:1: pods.default_sysctls: 'a b' is not a sysctl's name"),
+        ('[metrics]\nlisten = "localhost:99999"\n', "metrics.listen: must be host:port with a port of at most 65535"),
+        ('[metrics]\nlisten = "::1:9090"\n', "metrics.listen: must be host:port with an IPv6 address in brackets"),
+        ('[streaming]\naddress = "localhost"\n', "streaming.address: must be an IP address, such as 127.0.0.1"),
+        ('[tracing]\nendpoint = "here:4317"\n', "tracing.endpoint: must be a URL, such as http://127.0.0.1:4317"),
         (
             '[images]\nsources = ["layuot"]\n',
             'config.toml:2: images.sources[0]: there is no slot "layuot" in [registries]; did you mean "layout"?',
@@ -154,6 +176,25 @@ def test_a_file_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(b"# fine\nroot = '\xff'\n")
     with pytest.raises(ConfigurationError, match=r"config\.toml:2: this is no UTF-8 text"):
         load(ConfigPaths.at(tmp_path / "config.toml"))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(b"\xef\xbb\xbfroot = '/x'\n")
+    assert load(ConfigPaths.at(tmp_path / "config.toml")).config.root == Path("/x")
+
+
+@pytest.mark.parametrize("closed", ["", "conf.d"])
+def test_a_directory_that_can_not_be_read_is_told(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root can read everything, the refusal of the kernel is a fake's."""
+    (tmp_path / "conf.d").mkdir()
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir" if closed else "stat", refuse)
+    name = "conf.d" if closed else "config.toml"
+    with pytest.raises(ConfigurationError, match=f"{name}: can't be read: Permission denied"):
+        load(ConfigPaths(tmp_path / "config.toml", tmp_path / "conf.d"))
 
 
 def test_a_drop_in_that_can_not_be_read_is_told(tmp_path: Path) -> None:
