@@ -1,6 +1,7 @@
 """``crinoid upgrade``: the crinoid that is installed now takes over from the daemon that runs; see docs/upgrades.md."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ def upgrade(paths: ConfigPaths, timeout_s: float) -> None:
     Returns once it serves. Where it can't start, the daemon that runs serves on.
     """
     from crinoid.core.config.loader import load
+    from crinoid.core.daemon.notify import watchdog_of
     from crinoid.core.daemon.takeover import serving_pid
 
     config = load(paths).config
@@ -35,7 +37,10 @@ def upgrade(paths: ConfigPaths, timeout_s: float) -> None:
         )
     chosen = ("--config", str(paths.main)) if paths.required else ()
     command = [sys.executable, "-m", "crinoid", "serve", "--takeover", *chosen]
-    successor = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    environment = {**os.environ, **watchdog_of(before)}
+    successor = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
     deadline_s = time.monotonic() + timeout_s
     while asyncio.run(serving_pid(config)) != successor.pid:
         if successor.poll() is not None:

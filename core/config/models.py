@@ -210,7 +210,8 @@ class LogConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
     format: Literal["auto", "json", "console"] = "auto"
-    """How a line looks; auto is console on a terminal and json elsewhere."""
+    """How a line looks; auto is console on a terminal, plain lines with their priority in systemd's journal, and json
+    elsewhere."""
 
 
 class MetricsConfig(Section):
@@ -292,8 +293,10 @@ class PodsConfig(Section):
         "CAP_AUDIT_WRITE",
     )
     """Capabilities of a container before its own additions and drops."""
-    default_ulimits: tuple[Ulimit, ...] = ()
-    """Resource limits as name=soft[:hard], such as nofile=1024:4096; -1 is no limit."""
+    default_ulimits: tuple[Ulimit, ...] = ("nofile=1024:524288",)
+    """Resource limits as name=soft[:hard]; -1 is no limit. What is not named here containers have from the daemon. The
+    default is what systemd gives services: programs that need more files raise the soft limit themselves, and ones that
+    close every descriptor up to it don't take minutes."""
     default_sysctls: Annotated[dict[str, str], AfterValidator(_check_sysctls)] = {}
     """Sysctls of every pod with namespaces of its own; a pod's own ones win."""
     default_env: Annotated[dict[str, str], AfterValidator(_check_environment)] = {}

@@ -1,7 +1,8 @@
-"""The daemon's own log, on standard error: one JSON object a line, or a line for a person."""
+"""The daemon's own log, on standard error: JSON, a line for a person, or lines for systemd's journal."""
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -27,12 +28,43 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str, ensure_ascii=False)
 
 
+class JournalFormatter(logging.Formatter):
+    """Another form with the record's priority before each line, ``<4>``, which the journal takes off (sd-daemon(3)).
+
+    So ``journalctl -p warning`` finds warnings, with each line of a traceback.
+    """
+
+    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in self._PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).split("\n"))
+
+
 def set_up(config: LogConfig) -> None:
     """Direct all logging to standard error, in the form and from the level that the configuration names."""
     handler = logging.StreamHandler(sys.stderr)
-    console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
-    line = logging.Formatter("{asctime} {levelname:<7} {name}: {message}", style="{")
-    handler.setFormatter(line if console else JsonFormatter())
+    handler.setFormatter(_formatter(config.format, in_journal=_is_journal(sys.stderr.fileno())))
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
     for library in ("asyncio", "grpc", "stevedore"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _formatter(wanted: str, *, in_journal: bool) -> logging.Formatter:
+    if in_journal:  # which has its own time of each line
+        return JournalFormatter(
+            JsonFormatter() if wanted == "json" else logging.Formatter("{name}: {message}", style="{")
+        )
+    if wanted == "console" or (wanted == "auto" and sys.stderr.isatty()):
+        return logging.Formatter("{asctime} {levelname:<7} {name}: {message}", style="{")
+    return JsonFormatter()
+
+
+def _is_journal(stream: int) -> bool:
+    """Tell whether a descriptor is the journal's: systemd names its device and inode in ``JOURNAL_STREAM``."""
+    status = os.fstat(stream)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

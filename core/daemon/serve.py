@@ -22,7 +22,7 @@ from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.daemon.deferred import deferred_initialisation
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
-from crinoid.core.daemon.notify import notify
+from crinoid.core.daemon.notify import notify, ping_watchdog
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.slots.binding import bind
@@ -137,8 +137,10 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Lis
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         watchdog.phase = "serving"
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {config.server.socket}")
+        pings = asyncio.create_task(ping_watchdog(), name="systemd's watchdog")
         async with deferred_initialisation(instruments):
             await _first_of(stopping, handover.requested)
+        pings.cancel()  # a successor has its own; and an end may take long
         watchdog.phase = "stopping"
         if handover.requested.is_set():
             LOG.info("another daemon takes over")

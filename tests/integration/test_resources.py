@@ -1,5 +1,6 @@
 """Limits of containers, their changes while running, and what is measured of them (cgroup v1 here)."""
 
+import resource
 import secrets
 import socket
 from collections.abc import Iterator
@@ -28,9 +29,14 @@ LIMITS = {
 
 
 @pytest.fixture(params=RUNTIMES)
-def pod(node: Node, request: pytest.FixtureRequest) -> Pod:
+def runtime(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def pod(node: Node, runtime: str) -> Pod:
     """A pod of each runtime."""
-    return Pod(node, node.run_pod(handler=QUICK[request.param]))
+    return Pod(node, node.run_pod(handler=QUICK[runtime]))
 
 
 def directory(pod: Pod, container: str, controller: str) -> Path:
@@ -131,6 +137,20 @@ def test_limits_that_the_kernel_refuses(pod: Pod) -> None:
     pod.node.call("RemoveContainer", container_id=container)
     assert pod.node.daemon.query("SELECT count(*) FROM ledger") == before
     pod.create("true", name="app", linux=confined({"cpuset_cpus": "0"}))
+
+
+def test_open_files_are_limited_as_services_are(pod: Pod, runtime: str) -> None:
+    """Neither the daemon's own limit, which it raises to all it may have, nor that of the shell it was started from.
+
+    What is executed gets the hard one alone here: runc before 1.2 sets the limits before Go's start in the child, which
+    raises the soft one, or after it.
+    """
+    container = pod.node.run_container(pod.id, "sleep", "1000")
+    hard = min(524288, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    soft, found = pod.node.execute(container, "sh", "-c", "ulimit -Sn; ulimit -Hn")[1].split()
+    assert (found, soft) == (str(hard), "1024" if runtime == "crun" else soft)
+    (pid,) = cgroups.processes(f"{pod.node.daemon.cgroup}/{pod.id}/{container}")
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (1024, hard)
 
 
 # What the site says

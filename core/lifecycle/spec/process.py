@@ -5,6 +5,7 @@ OCI image-spec, config.md; OCI runtime-spec, config.md, "process".
 """
 
 import re
+import resource
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from crinoid.core.lifecycle.images.image_config import ContainerDefaults
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UNLIMITED = (1 << 64) - 1
+_RLIMIT_LOCKS = 10  # the one that the module resource lacks
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -75,13 +77,18 @@ def environment(
 
 
 def rlimits(ulimits: Iterable[str]) -> list[dict[str, Any]]:
-    """Turn ``nofile=1024:4096`` into the OCI form; -1 is no limit, and one number is both soft and hard."""
+    """Turn ``nofile=1024:4096`` into the OCI form; -1 is no limit, and one number is both soft and hard.
+
+    Without CAP_SYS_RESOURCE nobody can raise a hard limit above the daemon's own (setrlimit(2)): so much it is then.
+    """
+    may_raise = "CAP_SYS_RESOURCE" in kernel.effective()
     found = []
     for ulimit in ulimits:
         name, _, values = ulimit.partition("=")
         soft, _, hard = values.partition(":")
-        numbers = {"soft": _limit(soft), "hard": _limit(hard or soft)}
-        found.append({"type": f"RLIMIT_{name.upper()}", **numbers})
+        kind = f"RLIMIT_{name.upper()}"
+        most = _UNLIMITED if may_raise else _limit(resource.getrlimit(getattr(resource, kind, _RLIMIT_LOCKS))[1])
+        found.append({"type": kind, "soft": min(_limit(soft), most), "hard": min(_limit(hard or soft), most)})
     return found
 
 
@@ -118,5 +125,5 @@ def _refuse_unknown(names: set[str]) -> None:
         raise InvalidArgument(f"capability {unknown[0]!r} is not known to this kernel")
 
 
-def _limit(text: str) -> int:
+def _limit(text: str | int) -> int:
     return int(text) if int(text) >= 0 else _UNLIMITED

@@ -99,7 +99,7 @@ async def test_an_address_that_is_taken_stops_the_start(instruments: DaemonInstr
         make(port)
 
 
-@pytest.mark.parametrize("listen", ["nowhere.invalid:1", "127.0.0.1:99999", "192.0.2.1:0"])
+@pytest.mark.parametrize("listen", ["nowhere.invalid:1", "192.0.2.1:0"])
 def test_an_address_that_can_not_be_had_stops_the_start(listen: str) -> None:
     with pytest.raises(ConfigurationError, match=r"metrics\.listen"):
         DaemonInstruments(MetricsConfig(listen=listen), TracingConfig(), "1", WATCHDOG)

@@ -1,6 +1,7 @@
 """The OCI specification: what of the CRI configuration ends up where, and what is refused."""
 
 import dataclasses
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_bytes_that_json_can_not_carry_are_replaced() -> None:
     assert "R=a\ufffd\ufffdé" in build_spec(given(envs=(("R", "a\udcff\udc80é"),)))["process"]["env"]
 
 
-def test_site_defaults() -> None:
+def test_site_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset(capabilities.known()))
     site = PodsConfig(
         default_env={"A": "site", "S": "site"}, default_ulimits=("nofile=1024:4096", "core=-1"), pids_limit=5
     )
@@ -143,6 +145,17 @@ def test_site_defaults() -> None:
         {"type": "RLIMIT_CORE", "soft": (1 << 64) - 1, "hard": (1 << 64) - 1},
     ]
     assert spec["linux"]["resources"]["pids"] == {"limit": 5}
+
+
+def test_limits_of_a_daemon_that_can_not_raise_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_ADMIN"}))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: {resource.RLIMIT_NOFILE: (512, 2000)}.get(kind, (-1, -1)))
+    site = PodsConfig(default_ulimits=("nofile=1024:524288", "locks=5", "core=-1"))
+    assert build_spec(dataclasses.replace(given(), site=site))["process"]["rlimits"] == [
+        {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 2000},
+        {"type": "RLIMIT_LOCKS", "soft": 5, "hard": 5},
+        {"type": "RLIMIT_CORE", "soft": (1 << 64) - 1, "hard": (1 << 64) - 1},
+    ]
 
 
 @pytest.mark.parametrize(
