@@ -15,6 +15,7 @@ import click
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
+from crinoid.core.cli.groups import SuggestingGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class StateRefusal(Refusal):
     exit_code = os.EX_TEMPFAIL
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """A group whose commands are imported one by one, and whose CrinoidErrors need no traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -86,6 +86,7 @@ def test_a_pod_from_flags_lives_and_leaves_nothing(node: Node, ctl: Ctl, name: s
         "POD ID": pod[:13],
         "POD": name,
         "NAMESPACE": "default",
+        "EXIT": "-",
     }
     assert row["CREATED"].endswith(("just now", "ago"))
     assert ctl("pods", "-q", "--label", "made=by-ctl").stdout.split() == [pod]
@@ -96,7 +97,9 @@ def test_a_pod_from_flags_lives_and_leaves_nothing(node: Node, ctl: Ctl, name: s
     assert "made: by-ctl" in facts
     assert ctl("rm", name, code=1).stderr == f"crinoid: container {container} runs; stop it first, or use --force\n"
     assert ctl("stop", container[:10]).stdout.split() == [container]
-    assert [row["STATE"] for row in rows(ctl("ps", "-a"))] == ["Exited"]
+    assert [(row["STATE"], row["EXIT"]) for row in rows(ctl("ps", "-a"))] == [("Exited", "137 Error")]
+    assert ctl("wait", name).stdout == "137\n"
+    assert f'ContainerStatus {{"container_id": "{container}"}}' in ctl("-D", "wait", name).stderr
     assert ctl("rm", name).stdout.split() == [container]
     assert ctl("rmp", "-f", name).stdout == f"Stopped sandbox {pod}\nRemoved sandbox {pod}\n"
     assert rows(ctl("pods")) == rows(ctl("ps", "-a")) == []

@@ -190,6 +190,20 @@ def test_attach_shows_what_comes_and_ends_with_the_container(node: Node, transpo
     assert node.wait_exit(container)["exit_code"] == 0
 
 
+def test_a_container_without_a_terminal_is_not_attached_to_with_one(node: Node, container: str) -> None:
+    code, out, err = run(node, "attach", "-it", container)
+    assert (code, out) == (1, b"")
+    assert b"was made without a terminal: attach without --tty" in err
+
+
+def test_a_shell_without_a_terminal_at_this_end_sees_the_end_of_input(node: Node, container: str) -> None:
+    """With one at the other end it would wait for keys for ever."""
+    code, out, err = run(node, "exec", "-it", container, "sh", stdin=b"test -t 0 || echo none; exit 4\n")
+    assert (code, out) == (4, b"none\n")
+    assert b"standard input is no terminal" in err
+    assert run(node, "exec", "-it", container, "sh")[0] == 0
+
+
 def test_an_attached_terminal_can_be_left(node: Node) -> None:
     container = node.run_container(node.run_pod(), "sh", tty=True, stdin=True)
     for number in (b"1", b"2"):

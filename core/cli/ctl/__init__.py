@@ -10,14 +10,17 @@ from collections.abc import Mapping
 
 import click
 
+from crinoid import __version__
 from crinoid.core.cli.ctl.durations import DURATION
+from crinoid.core.cli.ctl.flags import flag
 from crinoid.core.cli.ctl.session import Target
+from crinoid.core.cli.groups import SuggestingGroup
 from crinoid.core.cli.options import config_option
 from crinoid.core.config.paths import ConfigPaths
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "pods": ("pods", "runp", "stopp", "rmp"),
-    "containers": ("ps", "create", "start", "stop", "rm", "update", "checkpoint"),
+    "containers": ("ps", "create", "start", "stop", "kill", "wait", "rm", "update", "checkpoint"),
     "run": ("run",),
     "execution": ("exec", "attach"),
     "forwarding": ("port-forward",),
@@ -33,7 +36,7 @@ ALIASES: Mapping[str, str] = {"image": "images", "img": "images", "event": "even
 """crictl's second names of verbs; they work without being listed."""
 
 
-class VerbGroup(click.Group):
+class VerbGroup(SuggestingGroup):
     """A group that finds its verbs in their families."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -76,7 +79,9 @@ class VerbGroup(click.Group):
     metavar="DURATION",
     help="How long one call may take, such as 2s; by default 10s for a question and 5m for an act.",
 )
+@flag("--debug", "-D", help="Show each call, its answer and how long it took, on standard error.")
 @config_option
+@click.version_option(__version__, "--version", "-v", prog_name="crinoid ctl")
 @click.pass_context
 def ctl(
     ctx: click.Context,
@@ -84,10 +89,11 @@ def ctl(
     runtime_endpoint: str | None,
     image_endpoint: str | None,
     timeout: float | None,
+    debug: bool,
 ) -> None:
     """Work with the pods, containers and images of a CRI endpoint.
 
     Containers and pods are named by their id, by the beginning of it, or by their name where that is unique;
     POD/CONTAINER means a container by its pod's name.
     """
-    ctx.obj = Target(paths, runtime_endpoint, image_endpoint, timeout or None)
+    ctx.obj = Target(paths, runtime_endpoint, image_endpoint, timeout or None, debug)

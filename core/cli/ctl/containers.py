@@ -1,11 +1,12 @@
-"""The verbs of containers: ps, create, start, stop, rm, update, checkpoint."""
+"""The verbs of containers: ps, create, start, stop, kill, wait, rm, update, checkpoint."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
 
-from crinoid.core.api.errors import FailedPrecondition
+from crinoid.core.api.errors import FailedPrecondition, NotFound
 from crinoid.core.cli.ctl.directory import Directory, find_pod, read_directory
 from crinoid.core.cli.ctl.figures import format_age, shorten_id
 from crinoid.core.cli.ctl.flags import flag
@@ -16,7 +17,8 @@ from crinoid.core.cli.ctl.queries import ContainerQuery, container_query, list_c
 from crinoid.core.cli.ctl.session import Json, Session, for_each, in_session, tell
 from crinoid.core.cli.tables import print_facts, print_table
 
-_TITLES = ("CONTAINER", "IMAGE", "CREATED", "STATE", "NAME", "ATTEMPT", "POD ID", "POD", "NAMESPACE")
+_POLL_S = 0.1
+_TITLES = ("CONTAINER", "IMAGE", "CREATED", "STATE", "NAME", "ATTEMPT", "POD ID", "POD", "NAMESPACE", "EXIT")
 
 
 @click.command()
@@ -36,7 +38,9 @@ async def ps(session: Session, query: ContainerQuery, listing: Listing, resolve_
             _print_facts(container, directory)
     else:
         images = await _name_images(session, found) if resolve_image_path else {}
-        print_table(_TITLES, [_make_row(container, directory, images, listing.no_trunc) for container in found])
+        ends = await asyncio.gather(*(_describe_end(session, one) for one in found))
+        rows = (_make_row(one, directory, images, listing.no_trunc) for one in found)
+        print_table(_TITLES, [(*row, end) for row, end in zip(rows, ends, strict=True)])
 
 
 @click.command()
@@ -82,6 +86,30 @@ async def stop(session: Session, containers: tuple[str, ...], timeout: int, **fl
 
 
 @click.command()
+@click.argument("containers", nargs=-1, required=True)
+@click.option("--signal", "-s", default="KILL", show_default=True, help="KILL; the CRI can send no other.")
+@in_session
+async def kill(session: Session, containers: tuple[str, ...], signal: str) -> int:
+    """Kill containers: the same as stop without a grace."""
+    if signal.upper().removeprefix("SIG") not in ("KILL", "9"):
+        raise click.UsageError(
+            f"the CRI can't send {signal}: `stop --timeout SECONDS` sends the container's own stop signal, and "
+            "`exec CONTAINER kill -s SIGNAL 1` any, where the image has a kill"
+        )
+    return await _act_on_each(
+        session, containers, lambda container: _act(session, "StopContainer", container, timeout=0)
+    )
+
+
+@click.command()
+@click.argument("containers", nargs=-1, required=True)
+@in_session
+async def wait(session: Session, containers: tuple[str, ...]) -> int:
+    """Wait for the end of containers, and print the exit code of each."""
+    return await _act_on_each(session, containers, lambda container: _wait(session, container))
+
+
+@click.command()
 @click.argument("containers", nargs=-1)
 @flag("--all", "-a", help="All containers.")
 @flag("--force", "-f", help="Those that run too.")
@@ -121,7 +149,7 @@ async def checkpoint(session: Session, containers: tuple[str, ...], location: st
     )
 
 
-VERBS = (ps, create, start, stop, rm, update, checkpoint)
+VERBS = (ps, create, start, stop, kill, wait, rm, update, checkpoint)
 
 
 async def _list_ids(session: Session, wanted: bool, **query: object) -> tuple[str, ...]:
@@ -151,6 +179,10 @@ async def _act(session: Session, rpc: str, container: Json, **fields: object) ->
     click.echo(container["id"])
 
 
+async def _wait(session: Session, container: Json) -> None:
+    click.echo(str(await wait_for_end(session, container["id"])))
+
+
 async def _remove(session: Session, container: Json, force: bool, keep_logs: bool) -> None:
     request = {"container_id": container["id"]}
     status = (await session.ask("ContainerStatus", request))["status"]
@@ -171,6 +203,17 @@ def _remove_logs(path: Path) -> None:
             file.unlink(missing_ok=True)
         except OSError as error:
             tell(f"the log {file} is left: {error.strerror}")
+
+
+async def _describe_end(session: Session, container: Json) -> str:
+    """Return exit code and reason of a container that has ended; the list does not tell them."""
+    if container["state"] != "CONTAINER_EXITED":
+        return "-"
+    try:
+        status = (await session.ask("ContainerStatus", {"container_id": container["id"]}))["status"]
+    except NotFound:
+        return "removed"
+    return f"{status['exit_code']} {status['reason']}".rstrip()
 
 
 async def _name_images(session: Session, containers: list[Json]) -> dict[str, str]:
@@ -196,6 +239,15 @@ def _make_row(container: Json, directory: Directory, images: dict[str, str], ful
         pod,
         namespace,
     )
+
+
+async def wait_for_end(session: Session, container_id: str) -> int:
+    """Return a container's exit code once it has ended."""
+    while True:
+        status = (await session.ask("ContainerStatus", {"container_id": container_id}))["status"]
+        if status["state"] == "CONTAINER_EXITED":
+            return int(status["exit_code"])
+        await asyncio.sleep(_POLL_S)
 
 
 def format_state(state: str) -> str:

@@ -32,7 +32,8 @@ class Directory:
             pod_id = self.find_pod(pod)["id"]
             named = [one for one in named if one["pod_sandbox_id"] == pod_id]
         newest = _newest(named, lambda one: one["pod_sandbox_id"])
-        return _choose("container", reference, newest or _begin_with(self.containers, reference))
+        found = newest or _begin_with(self.containers, reference)
+        return _choose("container", reference, found, lambda one: "/".join(reversed(self.owner(one))))
 
     def find_pod(self, reference: str) -> Json:
         """Return the one pod that is meant; ``NAMESPACE/NAME`` and the newest attempt work as for containers."""
@@ -45,7 +46,8 @@ class Directory:
             if one["metadata"]["name"] == name and (not slash or one["metadata"]["namespace"] == namespace)
         ]
         newest = _newest(named, lambda one: one["metadata"]["uid"])
-        return _choose("pod", reference, newest or _begin_with(self.pods, reference))
+        found = newest or _begin_with(self.pods, reference)
+        return _choose("pod", reference, found, lambda one: one["metadata"]["namespace"])
 
     def owner(self, container: Json) -> tuple[str, str]:
         """Return name and namespace of a container's pod."""
@@ -86,11 +88,12 @@ def _begin_with(items: Mapping[str, Json], prefix: str) -> list[Json]:
     return [item for key, item in items.items() if prefix and key.startswith(prefix)]
 
 
-def _choose(kind: str, reference: str, found: list[Json]) -> Json:
+def _choose(kind: str, reference: str, found: list[Json], place: Callable[[Json], str]) -> Json:
+    """Return the only one; ``place`` is what tells several of one name apart: a namespace, and a pod in it."""
     if not found:
         listing = "ctl ps -a" if kind == "container" else "ctl pods"
         raise NotFound(f"there is no {kind} {reference!r}; `crinoid {listing}` lists those there are")
     if len(found) > 1:
-        ids = ", ".join(shorten_id(one["id"]) for one in found)
-        raise InvalidArgument(f"{kind} {reference!r} could be any of {ids}; name it by its id")
+        several = "".join(f"\n  {shorten_id(one['id'])}  {place(one)}/{one['metadata']['name']}" for one in found)
+        raise InvalidArgument(f"{kind} {reference!r} could be any of these; name it by its id:{several}")
     return found[0]

@@ -8,19 +8,21 @@ import asyncio
 import base64
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import click
 
-from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, NotFound, NotImplementedHere
+from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, NotFound, NotImplementedHere
 from crinoid.core.cli.ctl.directory import find_container
 from crinoid.core.cli.ctl.flags import flag, gather, labels
+from crinoid.core.cli.ctl.json_documents import unfold
 from crinoid.core.cli.ctl.queries import CONTAINER_STATES, ContainerQuery, list_containers
 from crinoid.core.cli.ctl.session import Session, in_session, tell
+from crinoid.core.cli.ctl.streams import STDIN_DESCRIPTOR, stream
 from crinoid.core.cli.ctl.streams import dialing as dialing_options
-from crinoid.core.cli.ctl.streams import stream
 from crinoid.core.cri.streaming.client.dialing import Dialing
 
 
@@ -114,10 +116,20 @@ async def execute(
 async def attach(session: Session, container: str, stdin: bool, tty: bool, dialing: Dialing) -> int:
     """Attach to the streams of a container's first process until it ends."""
     found = await find_container(session, container)
+    if tty and not await _has_terminal(session, found["id"]):
+        raise FailedPrecondition(f"container {found['id']} was made without a terminal: attach without --tty")
     return await stream(session, "Attach", {"container_id": found["id"], "stdin": stdin, "tty": tty}, dialing)
 
 
 VERBS = (execute, attach)
+
+
+async def _has_terminal(session: Session, container_id: str) -> bool:
+    """Tell whether a container was made with a terminal, as far as the endpoint says: raw mode suits no other."""
+    answer = await session.ask("ContainerStatus", {"container_id": container_id, "verbose": True})
+    details = unfold(answer["info"].get("info", ""))
+    config = unfold(answer["info"].get("config", "")) or (details.get("config") if isinstance(details, dict) else None)
+    return bool(config.get("tty")) if isinstance(config, dict) else True
 
 
 async def _run_in_all(run: Callable[[str], Awaitable[int]], ids: list[str], manner: Manner) -> int:
@@ -147,7 +159,11 @@ async def _run_in_one(
 async def _stream(
     session: Session, container_id: str, command: tuple[str, ...], manner: Manner, dialing: Dialing, title: str
 ) -> int:
-    request = {"container_id": container_id, "cmd": command, "stdin": manner.interactive, "tty": manner.tty}
+    tty = manner.tty
+    if tty and manner.interactive and not os.isatty(STDIN_DESCRIPTOR):
+        tell("standard input is no terminal, so the command gets none: it would never see the end of its input")
+        tty = False
+    request = {"container_id": container_id, "cmd": command, "stdin": manner.interactive, "tty": tty}
     try:
         async with asyncio.timeout(manner.timeout or None):
             return await stream(session, "Exec", request, dialing, title)

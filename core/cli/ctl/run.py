@@ -11,6 +11,7 @@ import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument
 from crinoid.core.api.linux.files import remove_tree
+from crinoid.core.cli.ctl.containers import wait_for_end
 from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.logs import Selection, show_log
 from crinoid.core.cli.ctl.manifests import read_container_config, read_pod_config
@@ -230,11 +231,7 @@ async def _wait_for_one(session: Session, container_id: str, follow: bool) -> in
     status = (await session.ask("ContainerStatus", {"container_id": container_id}))["status"]
     if follow and status["log_path"]:
         await show_log(session, container_id, Path(status["log_path"]), Selection(), follow=True)
-    while True:
-        status = (await session.ask("ContainerStatus", {"container_id": container_id}))["status"]
-        if status["state"] == "CONTAINER_EXITED":
-            return int(status["exit_code"])
-        await asyncio.sleep(POLL_S)
+    return await wait_for_end(session, container_id)
 
 
 async def _remove(session: Session, pod_id: str) -> None:

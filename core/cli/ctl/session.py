@@ -5,6 +5,8 @@ A verb is a coroutine that takes a Session first; ``in_session`` makes a functio
 
 import asyncio
 import functools
+import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ class Target:
     runtime: str | None = None
     images: str | None = None
     timeout_s: float | None = None
+    debug: bool = False
 
     def find_endpoint(self) -> str:
         """Return the endpoint that was named, or the socket of the configuration."""
@@ -49,22 +52,36 @@ class Target:
 class Session:
     """Calls by the name of the RPC; requests and answers are those of ``cri.client``."""
 
-    def __init__(self, runtime: "Client", images: "Client", timeout_s: float | None) -> None:
+    def __init__(self, runtime: "Client", images: "Client", timeout_s: float | None, debug: bool = False) -> None:
         self._runtime = runtime
         self._images = images
         self._timeout_s = timeout_s
+        self._debug = debug
 
     async def ask(self, rpc: str, request: Mapping[str, Any] | None = None) -> Json:
         """Call an RPC that changes nothing and is soon answered."""
-        return await self._client(rpc).call(rpc, request, self._timeout_s or ASK_TIMEOUT_S)
+        return await self._call(rpc, request, self._timeout_s or ASK_TIMEOUT_S)
 
     async def act(self, rpc: str, request: Mapping[str, Any] | None = None, grace_s: float = 0.0) -> Json:
         """Call an RPC that does something, which may take ``grace_s`` longer than others."""
-        return await self._client(rpc).call(rpc, request, (self._timeout_s or ACT_TIMEOUT_S) + grace_s)
+        return await self._call(rpc, request, (self._timeout_s or ACT_TIMEOUT_S) + grace_s)
 
     async def wait_for(self, rpc: str, request: Mapping[str, Any], limit_s: float | None) -> Json:
         """Call an RPC that may take as long as the user lets it; ``None`` is for ever."""
-        return await self._client(rpc).call(rpc, request, limit_s)
+        return await self._call(rpc, request, limit_s)
+
+    async def _call(self, rpc: str, request: Mapping[str, Any] | None, limit_s: float | None) -> Json:
+        if not self._debug:
+            return await self._client(rpc).call(rpc, request, limit_s)
+        tell(f"{rpc} {_write(request or {})}")
+        began_s = time.monotonic()
+        try:
+            answer = await self._client(rpc).call(rpc, request, limit_s)
+        except CrinoidError as error:
+            tell(f"{rpc} failed after {time.monotonic() - began_s:.3f} s: {error.message}")
+            raise
+        tell(f"{rpc} answered after {time.monotonic() - began_s:.3f} s: {_write(answer)}")
+        return answer
 
     def stream(self, rpc: str, request: Mapping[str, Any] | None = None) -> AsyncIterator[Json]:
         """Call an RPC that answers until it is interrupted."""
@@ -106,6 +123,12 @@ def tell(message: str) -> None:
     click.echo(f"crinoid: {message}", err=True)
 
 
+def _write(message: Mapping[str, Any]) -> str:
+    """Write a message without what registries are logged in with."""
+    shown = {name: "(not shown)" if name == "auth" and value else value for name, value in message.items()}
+    return json.dumps(shown, ensure_ascii=False, default=str)
+
+
 async def _converse(
     target: Target | None,
     verb: Callable[..., Awaitable[int | None]],
@@ -119,4 +142,4 @@ async def _converse(
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(Client(endpoint))
         images = await stack.enter_async_context(Client(target.images)) if target.images else runtime
-        return await verb(Session(runtime, images, target.timeout_s), *arguments, **options)
+        return await verb(Session(runtime, images, target.timeout_s, target.debug), *arguments, **options)

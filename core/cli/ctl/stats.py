@@ -11,7 +11,7 @@ import click
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import format_size, shorten_id
-from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, labels, output
+from crinoid.core.cli.ctl.flags import JSON, TABLE, YAML, flag, gather, labels, output
 from crinoid.core.cli.ctl.json_documents import print_answer
 from crinoid.core.cli.ctl.session import Json, Session, in_session
 from crinoid.core.cli.tables import make_table, print_table
@@ -86,17 +86,24 @@ async def statsp(session: Session, pod: str, measuring: Measuring, **wanted: Any
 
 
 @click.command()
+@click.option("--output", "-o", type=click.Choice((JSON, YAML)), default=JSON, show_default=True, help="Form.")
+@click.option("--seconds", "-s", type=DURATION, default=1.0, help="With --watch, the time between two answers.")
+@flag("--watch", "-w", help="Show them until it is interrupted.")
 @in_session
-async def metricsp(session: Session) -> None:
+async def metricsp(session: Session, output: str, seconds: float, watch: bool) -> None:
     """Show the metrics of all pods."""
-    print_answer(await session.ask("ListPodSandboxMetrics"), JSON)
+    print_answer(await session.ask("ListPodSandboxMetrics"), output)
+    while watch:
+        await asyncio.sleep(seconds)
+        print_answer(await session.ask("ListPodSandboxMetrics"), output)
 
 
 @click.command()
+@click.option("--output", "-o", type=click.Choice((JSON, YAML)), default=JSON, show_default=True, help="Form.")
 @in_session
-async def metricdescs(session: Session) -> None:
+async def metricdescs(session: Session, output: str) -> None:
     """Show which metrics there are."""
-    print_answer(await session.ask("ListMetricDescriptors"), JSON)
+    print_answer(await session.ask("ListMetricDescriptors"), output)
 
 
 VERBS = (stats, statsp, metricsp, metricdescs)

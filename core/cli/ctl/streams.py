@@ -17,7 +17,7 @@ from crinoid.core.cri.streaming.client.dialing import TRANSPORTS, Dialing
 from crinoid.core.cri.streaming.client.remotecommand import Duplex, RemoteCommand, remote_command
 from crinoid.core.cri.streaming.protocols import RESIZE, STDERR, STDIN, STDOUT
 
-_STDIN_DESCRIPTOR = 0
+STDIN_DESCRIPTOR = 0
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 dialing = gather(
@@ -52,8 +52,8 @@ async def stream(session: Session, rpc: str, request: Json, dialing: Dialing, ti
 
 def _terminal(names: set[str]) -> contextlib.AbstractContextManager[None]:
     """Make the local terminal raw where keys are meant for the remote one."""
-    is_raw = {STDIN, RESIZE} <= names and os.isatty(_STDIN_DESCRIPTOR)
-    return raw(_STDIN_DESCRIPTOR) if is_raw else contextlib.nullcontext()
+    is_raw = {STDIN, RESIZE} <= names and os.isatty(STDIN_DESCRIPTOR)
+    return raw(STDIN_DESCRIPTOR) if is_raw else contextlib.nullcontext()
 
 
 async def _converse(command: RemoteCommand) -> int:
@@ -108,7 +108,7 @@ async def _until_detached(command: RemoteCommand) -> None:
 
 async def _copy_input(sink: Duplex, keys: DetachKeys | None) -> bool:
     """Copy to the end, and tell the end; return whether the user wants to detach."""
-    while typed := await read_input(_STDIN_DESCRIPTOR):
+    while typed := await read_input(STDIN_DESCRIPTOR):
         data, detaches = keys.feed(typed) if keys else (typed, False)
         if data:
             await sink.write(data)

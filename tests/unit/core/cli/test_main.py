@@ -51,7 +51,7 @@ def test_the_version_is_told() -> None:
 def test_an_unknown_command_is_a_wrong_use() -> None:
     result = run("sreve")
     assert result.exit_code == 2
-    assert "No such command 'sreve'" in result.output
+    assert "there is no command 'sreve'; did you mean \"serve\"?" in result.output
 
 
 def test_a_valid_configuration_passes(config: Path) -> None:

@@ -61,9 +61,9 @@ def test_a_container_is_found(directory: Directory, reference: str, container_id
 @pytest.mark.parametrize(
     ("reference", "error", "words"),
     [
-        ("store", InvalidArgument, "could be any of 210, 220"),
-        ("2", InvalidArgument, "could be any of 210, 220"),
-        ("db/store", InvalidArgument, "could be any of aaa2, bbb1"),
+        ("store", InvalidArgument, r"could be any of these.*\n  210  default/db/store\n  220  other/db/store$"),
+        ("2", InvalidArgument, r"could be any of these.*\n  210  default/db/store\n  220  other/db/store$"),
+        ("db/store", InvalidArgument, r"could be any of these.*\n  aaa2  default/db\n  bbb1  other/db$"),
         ("web/store", NotFound, "no container 'web/store'"),
         ("nobody/app", NotFound, "no pod 'nobody'"),
         ("", NotFound, "no container ''"),

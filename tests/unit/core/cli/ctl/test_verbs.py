@@ -70,6 +70,8 @@ def test_the_endpoint_comes_from_the_environment_or_the_configuration(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["stpo"], "there is no command 'stpo'; did you mean \"stop\"?"),
+        (["kill", "-s", "HUP", "x"], "the CRI can't send HUP"),
         (["stop"], "at least one container"),
         (["rmp"], "at least one pod"),
         (["rmi"], "at least one image"),
