@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import secrets
 import signal
 import socket
 import socketserver
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.linux import namespaces
-from integration.conftest import Node
+from integration.conftest import BUSYBOX, Node
 from support.patience import patient
 from support.terminal import on_terminal
 
@@ -202,6 +203,29 @@ def test_a_shell_without_a_terminal_at_this_end_sees_the_end_of_input(node: Node
     assert (code, out) == (4, b"none\n")
     assert b"standard input is no terminal" in err
     assert run(node, "exec", "-it", container, "sh")[0] == 0
+
+
+def test_an_image_is_run_with_its_streams_here(node: Node) -> None:
+    """All of the output, from the first byte on; options after the image are the command's."""
+    script = "echo first; read line; echo got $line >&2; exit 5"
+    options = ("--rm", "--name", f"run-{secrets.token_hex(2)}", "--network", "host")
+    assert run(node, "run", "-i", *options, BUSYBOX, "sh", "-e", "-c", script, stdin=b"it\n") == (
+        5,
+        b"first\n",
+        b"got it\n",
+    )
+    assert node.call("ListPodSandbox", filter={"label_selector": {}})["items"] == []
+
+
+def test_an_image_is_run_on_a_terminal(node: Node) -> None:
+    command = command_of(
+        node, "run", "-it", "--rm", "--name", f"run-{secrets.token_hex(2)}", "--network", "host", BUSYBOX, "sh"
+    )
+    with on_terminal(command) as terminal:
+        terminal.look(lambda: terminal.is_raw, "a terminal of a new container")
+        terminal.type(b"echo $((6*7)); exit 3\n")
+        terminal.see(b"42")
+        assert terminal.wait() == 3
 
 
 def test_an_attached_terminal_can_be_left(node: Node) -> None:

@@ -118,7 +118,7 @@ async def attach(session: Session, container: str, stdin: bool, tty: bool, diali
     found = await find_container(session, container)
     if tty and not await _has_terminal(session, found["id"]):
         raise FailedPrecondition(f"container {found['id']} was made without a terminal: attach without --tty")
-    return await stream(session, "Attach", {"container_id": found["id"], "stdin": stdin, "tty": tty}, dialing)
+    return await stream(session, "Attach", {"container_id": found["id"], "stdin": stdin, "tty": tty}, dialing) or 0
 
 
 VERBS = (execute, attach)
@@ -166,7 +166,7 @@ async def _stream(
     request = {"container_id": container_id, "cmd": command, "stdin": manner.interactive, "tty": tty}
     try:
         async with asyncio.timeout(manner.timeout or None):
-            return await stream(session, "Exec", request, dialing, title)
+            return await stream(session, "Exec", request, dialing, title) or 0
     except TimeoutError:
         raise DeadlineExceeded(f"the command had not ended after {manner.timeout} s; it may still run") from None
 

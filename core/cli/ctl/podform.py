@@ -123,6 +123,10 @@ class ContainerForm(Form):
     """Whether its root is read-only."""
     privileged: bool = False
     """Whether it may do all that root on the host may."""
+    stdin: bool = False
+    """Whether its standard input stays open for one who attaches."""
+    tty: bool = False
+    """Whether it has a terminal."""
 
 
 class PodForm(Form):
@@ -231,6 +235,9 @@ def to_container_config(form: PodForm, container: ContainerForm) -> Json:
             for mount in container.mounts
         ],
         "log_path": f"{container.name}/0.log",
+        "stdin": container.stdin,
+        "stdin_once": container.stdin,
+        "tty": container.tty,
         "linux": {
             "resources": _to_resources(container),
             "security_context": {

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from crinoid.core.cli.ctl.podform import (
 )
 from crinoid.core.cli.ctl.pull import Policy, Pulling, provide_image, pulling
 from crinoid.core.cli.ctl.session import Json, Session, in_session, tell
+from crinoid.core.cli.ctl.streams import stream
 from crinoid.core.config.origins import Origins
-
-POLL_S = 0.1
+from crinoid.core.cri.streaming.client.dialing import Dialing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Shape:
     cpus: float = 0.0
     read_only: bool = False
     privileged: bool = False
+    interactive: bool = False
+    tty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Manner:
     wait: bool = False
     follow: bool = False
     rm: bool = False
+    detach: bool = False
 
     def policy(self, default: Policy) -> Policy:
         """Return when images are pulled; crictl's two flags count as well."""
@@ -96,6 +99,8 @@ _shape = gather(
     click.option("--cpus", default=0.0, help="How many CPUs it may use, such as 0.5."),
     flag("--read-only", help="With a read-only root."),
     flag("--privileged", help="With all that root may."),
+    flag("--interactive", "-i", help="With standard input, and its output here until its end."),
+    flag("--tty", "-t", help="On a terminal; with -i, ctrl-p ctrl-q detaches."),
 )
 _manner = gather(
     "manner",
@@ -111,11 +116,26 @@ _manner = gather(
     flag("--wait", help="Wait for the containers' end, and exit with the first exit code that is not 0."),
     flag("--follow", "-f", help="Show their output meanwhile; implies --wait."),
     flag("--rm", help="Remove the pod and its logs at the end; implies --wait."),
+    flag("--detach", "-d", help="Don't wait for its end; so it is without any flag."),
 )
 
 
-@click.command()
-@click.argument("arguments", nargs=-1, metavar="[POD.yaml | CONTAINER.json POD.json | -- COMMAND [ARG]...]")
+class _Run(click.Command):
+    """Leaves all after an image to its command, options too; after a file they are run's own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse up to the first argument, and the whole where that is a file."""
+        ctx.allow_interspersed_args = False
+        rest = super().parse_args(ctx, list(args))
+        if ctx.params["arguments"] and _is_file(ctx.params["arguments"][0]) and not ctx.params["image"]:
+            ctx.params.clear()
+            ctx.allow_interspersed_args = True
+            rest = super().parse_args(ctx, list(args))
+        return rest
+
+
+@click.command(cls=_Run)
+@click.argument("arguments", nargs=-1, metavar="[IMAGE [COMMAND [ARG]...] | POD.yaml | CONTAINER.json POD.json]")
 @_shape
 @_manner
 @pulling
@@ -124,17 +144,33 @@ async def run(session: Session, arguments: tuple[str, ...], shape: Shape, manner
     """Run a pod, and print its id and those of its containers.
 
     \b
-    crinoid ctl run web.yaml                              a pod in the short form (see docs/ctl.md), - for stdin
-    crinoid ctl run --image busybox -- sh -c 'echo hi'    a pod of one container
-    crinoid ctl run container.json pod.json               crictl's two configurations; prints the container's id
+    crinoid ctl run busybox sh -c 'echo hi'     a pod of one container
+    crinoid ctl run -it --rm busybox            with a terminal here
+    crinoid ctl run web.yaml                    a pod in the short form (see docs/ctl.md), - for stdin
+    crinoid ctl run container.json pod.json     crictl's two configurations; prints the container's id
     """
-    plan, policy = _make_plan(arguments, shape, manner)
     waits = manner.wait or manner.follow or manner.rm
+    is_live = shape.interactive or shape.tty
+    if manner.detach and (waits or is_live):
+        raise click.UsageError("--detach can't be had with flags that wait for the end")
+    if is_live and manner.follow:
+        raise click.UsageError("--interactive and --tty show the output as it is; leave out --follow")
+    if not shape.image and arguments and not _is_file(arguments[0]):
+        shape, arguments = replace(shape, image=arguments[0]), arguments[1:]
+    plan, policy = _make_plan(arguments, shape, manner)
     async with AsyncExitStack() as undo:
-        pod_id, ids = await _start(session, plan, policy, pulling)
-        if manner.rm:
-            undo.push_async_callback(_remove_logs, plan)
-            undo.push_async_callback(_remove, session, pod_id)
+        pod_id, ids = await _make(session, plan, policy, pulling)
+        undo.push_async_callback(_remove_logs, plan)
+        undo.push_async_callback(_remove, session, pod_id)
+        if is_live:
+            code = await _converse(session, ids[0], shape)
+            if code is None or not manner.rm:
+                undo.pop_all()  # who detaches wants it to run on
+            return code or 0
+        for container_id in ids:
+            await session.act("StartContainer", {"container_id": container_id})
+        if not manner.rm:
+            undo.pop_all()
         is_crictl = not shape.image and len(arguments) == 2
         for one in ids if is_crictl else (pod_id, *ids):
             click.echo(one, err=manner.follow)
@@ -148,7 +184,7 @@ def _make_plan(arguments: Sequence[str], shape: Shape, manner: Manner) -> tuple[
     if shape.image:
         return _plan_form(_make_form(arguments, shape, manner)), manner.policy("missing")
     if shape != Shape():
-        raise click.UsageError("flags that describe a container need --image")
+        raise click.UsageError("flags that describe a container need an image, not a file")
     if len(arguments) == 1:
         form = read_form(Path(arguments[0]))
         return _plan_form(form, manner.runtime), manner.policy("missing")
@@ -156,7 +192,7 @@ def _make_plan(arguments: Sequence[str], shape: Shape, manner: Manner) -> tuple[
         container, pod = (Path(argument) for argument in arguments)
         plan = Plan(read_pod_config(pod), (read_container_config(container),), manner.runtime)
         return plan, manner.policy("always")
-    raise click.UsageError("name a pod's file, a container's and a pod's configuration, or an --image")
+    raise click.UsageError("name an image, a pod's file, or a container's and a pod's configuration")
 
 
 def _plan_form(form: PodForm, runtime: str = "") -> Plan:
@@ -179,6 +215,8 @@ def _make_form(command: Sequence[str], shape: Shape, manner: Manner) -> PodForm:
         "cpus": shape.cpus,
         "readonly": shape.read_only,
         "privileged": shape.privileged,
+        "stdin": shape.interactive,
+        "tty": shape.tty,
     } | ({"command": list(command)} if command else {})
     pod = {
         "name": name,
@@ -200,8 +238,13 @@ def _split_volume(volume: str) -> dict[str, object]:
     return {"host": host, "container": container, "readonly": options == "ro"}
 
 
-async def _start(session: Session, plan: Plan, policy: Policy, pulling: Pulling) -> tuple[str, list[str]]:
-    """Pull, make and start all; when any of it fails nothing is left but images."""
+def _is_file(argument: str) -> bool:
+    """Tell whether an argument of run means a file rather than an image."""
+    return argument == "-" or argument.endswith((".yaml", ".yml", ".json")) or Path(argument).is_file()
+
+
+async def _make(session: Session, plan: Plan, policy: Policy, pulling: Pulling) -> tuple[str, list[str]]:
+    """Pull and make all, so that it can be started; when any of it fails nothing is left but images."""
     for image in dict.fromkeys(container["image"]["image"] for container in plan.containers):
         await provide_image(session, image, policy, pulling)
     async with AsyncExitStack() as steps:
@@ -215,10 +258,23 @@ async def _start(session: Session, plan: Plan, policy: Policy, pulling: Pulling)
         for config in plan.containers:
             request = {"pod_sandbox_id": pod_id, "config": config, "sandbox_config": plan.pod}
             ids.append((await session.act("CreateContainer", request, pulling.cancel_timeout))["container_id"])
-        for container_id in ids:
-            await session.act("StartContainer", {"container_id": container_id})
         steps.pop_all()
     return pod_id, ids
+
+
+async def _converse(session: Session, container_id: str, shape: Shape) -> int | None:
+    """Start a container with its streams here; return its exit code, ``None`` once the user has detached.
+
+    Attached before it is started, so that nothing of its output is missed.
+    """
+    request = {"container_id": container_id, "stdin": shape.interactive, "tty": shape.tty}
+
+    async def start() -> None:
+        await session.act("StartContainer", {"container_id": container_id})
+
+    if await stream(session, "Attach", request, Dialing(), begin=start) is None:
+        return None
+    return await wait_for_end(session, container_id)
 
 
 async def _wait(session: Session, ids: Sequence[str], follow: bool) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TextIO
 
@@ -35,10 +35,17 @@ dialing = gather(
 )
 
 
-async def stream(session: Session, rpc: str, request: Json, dialing: Dialing, title: str = "") -> int:
-    """Ask for a URL with ``Exec`` or ``Attach``, stream to the end or until the user detaches; return the exit code.
+async def stream(
+    session: Session,
+    rpc: str,
+    request: Json,
+    dialing: Dialing,
+    title: str = "",
+    begin: Callable[[], Awaitable[object]] | None = None,
+) -> int | None:
+    """Ask for a URL with ``Exec`` or ``Attach`` and stream to the end; return the exit code, ``None`` after detaching.
 
-    ``title`` is shown before the output, once the endpoint has granted it.
+    ``title`` is shown before the output, once the endpoint has granted it; ``begin`` is called when all is connected.
     """
     request = {**request, "stdout": True, "stderr": not request["tty"]}
     names = {name for name in (STDIN, STDOUT, STDERR) if request[name]} | ({RESIZE} if request["tty"] else set())
@@ -46,6 +53,8 @@ async def stream(session: Session, rpc: str, request: Json, dialing: Dialing, ti
     async with remote_command(answer["url"], frozenset(names), dialing) as command:
         if title:
             click.echo(title)
+        if begin is not None:
+            await begin()
         with _terminal(names):
             return await _converse(command)
 
@@ -56,8 +65,8 @@ def _terminal(names: set[str]) -> contextlib.AbstractContextManager[None]:
     return raw(STDIN_DESCRIPTOR) if is_raw else contextlib.nullcontext()
 
 
-async def _converse(command: RemoteCommand) -> int:
-    """Copy until the command has ended, or the user detaches, for which 0 is returned."""
+async def _converse(command: RemoteCommand) -> int | None:
+    """Copy until the command has ended, or the user detaches, for which ``None`` is returned."""
     running = asyncio.create_task(_receive(command))
     leaving = asyncio.create_task(_until_detached(command))
     resizing = asyncio.create_task(_send_sizes(command))
@@ -71,7 +80,7 @@ async def _converse(command: RemoteCommand) -> int:
             task.cancel()
         await asyncio.gather(running, leaving, resizing, return_exceptions=True)
     tell("detached")
-    return 0
+    return None
 
 
 async def _receive(command: RemoteCommand) -> int:
