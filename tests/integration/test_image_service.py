@@ -22,7 +22,7 @@ from crinoid.core.config.models import (
     SlotConfig,
     SnapshotterDeadlines,
 )
-from crinoid.core.lifecycle.images import leftovers
+from crinoid.core.lifecycle.images import garbage
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.slots.binding import Slots, adopt
 from crinoid.core.slots.calls import Binding
@@ -179,7 +179,7 @@ async def test_many_layers_in_parallel_and_for_another_snapshotter_later(node: N
 async def test_a_layer_with_another_diff_id_leaves_nothing(
     node: Node, snapshotter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "KEPT_S", 0.0)  # as after that time
+    monkeypatch.setattr(garbage, "KEPT_S", 0.0)  # as after that time
     layers = [make_layer([Entry(path="one")]), make_layer([Entry(path="two")])]
     built = build_image(node.layout, NAME, layers)
     config = read_blob(node.layout, built.config.digest)

@@ -35,7 +35,7 @@ ALLOWED = {
     "core/lifecycle/checkpoints/root_diff.py": CONFINED,
     "core/lifecycle/checkpoints/source.py": OWN,
     "core/lifecycle/containers/containers.py": OWN,
-    "core/lifecycle/images/artifacts.py": OWN,
+    "core/lifecycle/images/layers.py": OWN,
     "core/lifecycle/spec/device_binds.py": KERNEL,
     "core/lifecycle/events/views.py": OWN,
     "core/lifecycle/strays/stand_ins.py": OWN,

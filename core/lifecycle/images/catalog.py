@@ -1,15 +1,17 @@
 """The names of images: which record a reference means, which names a pull adds, and which are pinned.
 
-Between the service and the store's table of images; all of it reads and writes records only.
+Between the service and the store's table of images; all of it reads and writes records only. An index in memory counts
+what images are called and what they need, so that neither a request nor a garbage collection looks through all of them.
 """
 
+import contextlib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.image import DEFAULT_REGISTRY, ImageReference
-from crinoid.core.lifecycle.images.index import ImageIndex, blobs_of, name_of
 from crinoid.core.state.records import ImageRecord
 from crinoid.core.state.store import Store
 
@@ -49,7 +51,19 @@ class Catalog:
 
         A name wins over an id that reads the same. What is no reference at all means no image.
         """
-        return self._find_named(reference) or self._find_by_id(reference)
+        with contextlib.suppress(InvalidArgument):
+            wanted = ImageReference.parse(reference)
+            name = f"{wanted.name}@{wanted.digest}" if wanted.digest else f"{wanted.name}:{wanted.tag}"
+            found = list(filter(None, map(self._store.images.get, self.index.ids(name))))
+            if found:  # an index may have been pulled for two platforms: the one pulled last
+                return max(found, key=lambda record: record.pulled_at_ns)
+        match = _ID.fullmatch(reference)
+        if match is None or len(match[1]) < _SHORTEST_PREFIX:
+            return None
+        if (exact := self._store.images.get(reference)) is not None:
+            return exact
+        begun = [record for record in self._store.images if record.id.partition(":")[2].startswith(match[1])]
+        return begun[0] if len(begun) == 1 else None
 
     def add(self, record: ImageRecord) -> ImageRecord:
         """Write an image that is complete, with the names it has already; a tag leaves the image that had it.
@@ -94,7 +108,7 @@ class Catalog:
                 self._put(tidied)
 
     @property
-    def index(self) -> ImageIndex:
+    def index(self) -> "ImageIndex":
         """The names and needs of all images as they are now; made anew where others have written records."""
         if self._indexed != self._store.images.version:
             self._index = ImageIndex(self._store.images)
@@ -106,32 +120,58 @@ class Catalog:
         new = self._store.images.put(self._pin(record))
         if old is not None:
             index.remove(old)
-            if not blobs_of(old) <= blobs_of(new):
+            if not blobs_of(old) <= blobs_of(new):  # as with other blobs for the same diffIDs, gzip for zstd
                 self._released.append(old)
         index.add(new)
         self._indexed = self._store.images.version
         return new
 
-    def _find_named(self, reference: str) -> ImageRecord | None:
-        try:
-            wanted = ImageReference.parse(reference)
-        except InvalidArgument:
-            return None
-        found = filter(None, map(self._store.images.get, self.index.ids(name_of(wanted))))
-        return max(found, key=lambda record: record.pulled_at_ns, default=None)
-
-    def _find_by_id(self, reference: str) -> ImageRecord | None:
-        match = _ID.fullmatch(reference)
-        if match is None or len(match[1]) < _SHORTEST_PREFIX:
-            return None
-        if (exact := self._store.images.get(reference)) is not None:
-            return exact
-        found = [record for record in self._store.images if record.id.partition(":")[2].startswith(match[1])]
-        return found[0] if len(found) == 1 else None
-
     def _pin(self, record: ImageRecord) -> ImageRecord:
         names = (*record.tags, *record.digests)
         return replace(record, pinned=any(_matches(name, pattern) for name in names for pattern in self._pinned))
+
+
+class ImageIndex:
+    """Images by name, and how many images need each layer and each blob."""
+
+    def __init__(self, records: Iterable[ImageRecord]) -> None:
+        self._named: dict[str, dict[str, None]] = {}
+        self._layers: Counter[str] = Counter()
+        self._blobs: Counter[str] = Counter()
+        for record in records:
+            self.add(record)
+
+    def add(self, record: ImageRecord) -> None:
+        """Count a record that is new."""
+        for name in _names(record):
+            self._named.setdefault(name, {})[record.id] = None
+        self._layers.update(set(record.chain_ids))
+        self._blobs.update(blobs_of(record))
+
+    def remove(self, record: ImageRecord) -> None:
+        """Count a record no more."""
+        for name in _names(record):
+            named = self._named[name]
+            del named[record.id]
+            if not named:
+                del self._named[name]
+        for counts, names in ((self._layers, set(record.chain_ids)), (self._blobs, blobs_of(record))):
+            counts.subtract(names)
+            for name in names:
+                if not counts[name]:
+                    del counts[name]
+
+    def ids(self, name: str) -> Iterable[str]:
+        """Return the ids of the images with a name: ``repository:tag``, or ``repository@digest``."""
+        return tuple(self._named.get(name, ()))
+
+    def needs_layer(self, chain_id: str) -> bool:
+        """Return whether an image consists of the layer, among others."""
+        return chain_id in self._layers
+
+    def needs_blob(self, digest: str) -> bool:
+        """Return whether an image consists of the blob: configuration, manifest, index or layer."""
+        return digest in self._blobs
 
 
 def names_of(reference: ImageReference, target_digest: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -172,3 +212,18 @@ def _matches(name: str, pattern: str) -> bool:
         return name == pattern
     short = name.removeprefix(f"{DEFAULT_REGISTRY}/")
     return any(form.startswith(pattern[:-1]) for form in (name, short, short.removeprefix("library/")))
+
+
+def blobs_of(record: ImageRecord) -> set[str]:
+    """Return the digests of all that an image consists of."""
+    return {record.id, *record.manifests, *(layer.digest for layer in record.layers)}
+
+
+def _names(record: ImageRecord) -> set[str]:
+    """A digest may be that of the index that was pulled, or of the manifest that was chosen from it."""
+    repositories = {name.partition("@")[0] for name in record.digests}
+    return {
+        *record.tags,
+        *record.digests,
+        *(f"{name}@{digest}" for name in repositories for digest in record.manifests),
+    }

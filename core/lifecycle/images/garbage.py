@@ -3,24 +3,37 @@
 Run after an image was removed, when what failed pulls left is kept no longer, and at start, which alone looks at all
 there is. Otherwise only that is looked at which an image or a pull has let go of: one image's removal costs the same
 however many there are. What a pull under way has leased stays, and what a container stands on, until the next time.
+
+What failed pulls have brought is kept for a while, so that the next try goes on from there. That is bounded in time and
+in space: a node whose pulls fail over and over does not fill its disk with it.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition
 from crinoid.core.api.linux.threads import call_in_thread
-from crinoid.core.lifecycle.images.catalog import Catalog
-from crinoid.core.lifecycle.images.index import blobs_of
+from crinoid.core.lifecycle.images.catalog import Catalog, blobs_of
 from crinoid.core.lifecycle.images.leases import Leases
-from crinoid.core.lifecycle.images.leftovers import Leftover, Leftovers
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 
 LOG = logging.getLogger(__name__)
+KEPT_S = 3600.0
+"""The kubelet tries again within five minutes, as long as the pod is there."""
+KEPT_BYTES = 1 << 30
+"""Blobs of failed pulls beyond that go, the oldest pull's first; those of the latest stay, however large they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What one pull left: digests of blobs, whole or not, and committed layers from the bottom up."""
+
+    blobs: tuple[str, ...]
+    chain_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,46 +112,46 @@ class GarbageCollector:
         for chain_id in sorted(layers, key=lambda one: layers[one].depth, reverse=True):
             if chain_id in kept or self._catalog.index.needs_layer(chain_id):
                 del layers[chain_id]  # whoever needs it lets go of it in time
-            elif chain_id in held or not await self._remove_layer(slot, chain_id):
-                held.add(layers[chain_id].parent)
-            else:
+                continue
+            is_removed = False
+            # While the block runs, a pull that wants the layer waits, and then finds that it is not there. Asking the
+            # leases first and removing later would pull it away from under a pull that came in between.
+            with self._leases.removal(chain_id) as allowed:
+                if allowed and chain_id not in held:
+                    try:
+                        await slot.remove_layer(chain_id)
+                        is_removed = True
+                    except FailedPrecondition:  # the snapshotter knows what containers stand on
+                        LOG.debug("%s: layer %s is in use", slot.label, chain_id)
+                    except CrinoidError as error:  # no reason to leave the others
+                        LOG.warning("layer %s, which no image needs, can't be removed: %s", chain_id, error.message)
+            if is_removed:
                 del layers[chain_id]
-
-    async def _remove_layer(self, slot: SnapshotterSlot, chain_id: str) -> bool:
-        with self._leases.removal(chain_id) as allowed:
-            if not allowed:
-                return False
-            try:
-                await slot.remove_layer(chain_id)
-            except FailedPrecondition:
-                LOG.debug("%s: layer %s is in use", slot.label, chain_id)
-                return False
-            except CrinoidError as error:  # no reason to leave the others
-                LOG.warning("layer %s, which no image needs, can't be removed: %s", chain_id, error.message)
-                return False
-        return True
+            else:
+                held.add(layers[chain_id].parent)
 
     async def _collect_blobs(self, kept: set[str]) -> None:
         """Remove blobs, all in one go in a thread: deleting a large file takes a while."""
-        with ExitStack() as removals:
+
+        def remove(digests: Sequence[str]) -> Sequence[str]:
+            removed = []
+            for digest in digests:
+                try:
+                    self._content.remove(digest)
+                    removed.append(digest)
+                except OSError as error:
+                    LOG.warning("blob %s that no image needs can't be removed: %s", digest, error)
+            return removed
+
+        with ExitStack() as removals:  # of all of them until the thread is done, see _collect_layers
             digests = []
             for digest in tuple(self._blobs):
                 if digest in kept or self._catalog.index.needs_blob(digest):
                     del self._blobs[digest]
                 elif removals.enter_context(self._leases.removal(digest)):
                     digests.append(digest)
-            for digest in await call_in_thread(lambda: self._remove_blobs(digests)):
+            for digest in await call_in_thread(lambda: remove(digests)):
                 del self._blobs[digest]
-
-    def _remove_blobs(self, digests: Sequence[str]) -> Iterable[str]:
-        removed = []
-        for digest in digests:
-            try:
-                self._content.remove(digest)
-                removed.append(digest)
-            except OSError as error:
-                LOG.warning("blob %s that no image needs can't be removed: %s", digest, error)
-        return removed
 
     def _list_ages(self) -> list[tuple[str, float]]:
         return [
@@ -148,6 +161,48 @@ class GarbageCollector:
 
     def _unneeded_bytes(self, digest: str) -> int:
         return 0 if self._catalog.index.needs_blob(digest) else self._content.size(digest)
+
+
+class Leftovers:
+    """The leftovers of failed pulls, the oldest first. ``size`` measures a blob, whole or not; 0 where it is needed."""
+
+    def __init__(self, size: Callable[[str], int]) -> None:
+        self._size = size
+        self._kept: dict[Leftover, float] = {}
+
+    def add(self, left: Leftover) -> None:
+        """Keep what a pull left; the same again begins anew."""
+        self._kept.pop(left, None)
+        self._kept[left] = time.monotonic()
+
+    def forget(self, blobs: Collection[str]) -> None:
+        """Keep nothing of a pull that went well in the end: an image has it now."""
+        self._kept = {left: since for left, since in self._kept.items() if not set(left.blobs).issubset(blobs)}
+
+    def names(self) -> set[str]:
+        """Return the blobs and layers that are kept."""
+        return {name for left in self._kept for name in (*left.blobs, *left.chain_ids)}
+
+    def next_s(self) -> float | None:
+        """Tell in how many seconds the next one is due; ``None``: nothing is kept."""
+        return max(0.0, min(self._kept.values()) + KEPT_S - time.monotonic()) if self._kept else None
+
+    def take_due(self) -> Sequence[Leftover]:
+        """Return what is kept no more, since it is old or there is too much of it."""
+        due: list[Leftover] = []
+        for left, since in tuple(self._kept.items()):
+            if time.monotonic() - since >= KEPT_S:
+                due.append(left)
+                del self._kept[left]
+        sizes: Mapping[Leftover, int] = {left: sum(map(self._size, left.blobs)) for left in self._kept}
+        total = sum(sizes.values())
+        for left in tuple(self._kept)[:-1]:
+            if total <= KEPT_BYTES:
+                break
+            total -= sizes[left]
+            due.append(left)
+            del self._kept[left]
+        return due
 
 
 def _measure_depths(layers: Sequence[tuple[str, str | None]]) -> dict[str, _Layer]:

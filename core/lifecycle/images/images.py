@@ -20,6 +20,7 @@ from crinoid.core.api.values.image import Credentials, ImageReference, Platform
 from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.concurrency.together import run_together
+from crinoid.core.lifecycle.images.blobs import InflightBlobs
 from crinoid.core.lifecycle.images.catalog import Catalog
 from crinoid.core.lifecycle.images.exports import Exports
 from crinoid.core.lifecycle.images.faults import while_doing
@@ -27,7 +28,6 @@ from crinoid.core.lifecycle.images.filesystems import Filesystems
 from crinoid.core.lifecycle.images.garbage import GarbageCollector
 from crinoid.core.lifecycle.images.image_config import ImageConfig
 from crinoid.core.lifecycle.images.image_recovery import discard_left, discard_unfinished, is_usable
-from crinoid.core.lifecycle.images.inflight_blobs import InflightBlobs
 from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of

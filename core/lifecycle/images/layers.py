@@ -7,20 +7,22 @@ that failed, was cancelled or died is left. Pulls that need the same layer at th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 from crinoid.core.api.errors import CrinoidError, Unsupported
 from crinoid.core.api.finishing import finish
+from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import LayerTarget
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
-from crinoid.core.lifecycle.images.artifacts import place_file
+from crinoid.core.lifecycle.images.blobs import Follower, InflightBlobs
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import LEFT, OWNER, settle
-from crinoid.core.lifecycle.images.inflight_blobs import Follower, InflightBlobs
 from crinoid.core.lifecycle.images.plans import LayerPlan
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
@@ -92,90 +94,96 @@ class Layers:
 
     async def _install(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
         with while_doing(f"layer {plan.blob.digest} unpack"):
-            if not slot.features().parallel_unpack:
+            if not slot.features().parallel_unpack:  # it prepares a copy of the parent, which has to be there
                 await self._await_commit(slot, plan.parent)
-            if not await slot.has_layer(plan.chain_id):
-                await self._make(slot, plan)
+            is_there = await slot.has_layer(plan.chain_id)
+            while not is_there:
+                # Behind the writer of its blob where there is one; None: the blob is in the store.
+                follower = await self.inflight.follow(plan.blob)
+                try:
+                    await self._make(slot, plan, follower)
+                    is_there = True
+                except _BrokenOffError:
+                    LOG.info("layer %s: what came of blob %s is dropped", plan.chain_id, plan.blob.digest)
+                finally:
+                    if follower is not None:
+                        follower.close()
         if (committed := self._commits.get((slot.name, plan.chain_id))) is not None:
             committed.set()
 
-    async def _make(self, slot: SnapshotterSlot, plan: LayerPlan) -> None:
-        """Make the layer, behind the writer of its blob where there is one; when that breaks off, begin anew."""
-        while (follower := await self.inflight.follow(plan.blob)) is not None:
-            try:
-                return await self._make_of(slot, plan, follower)
-            except _BrokenOffError:
-                LOG.info("layer %s: what came of blob %s is dropped", plan.chain_id, plan.blob.digest)
-            finally:
-                follower.close()
-        return await self._make_of(slot, plan, None)
-
-    async def _make_of(self, slot: SnapshotterSlot, plan: LayerPlan, follower: Follower | None) -> None:
-        async with self._prepared(slot, plan) as target:
+    async def _make(self, slot: SnapshotterSlot, plan: LayerPlan, follower: Follower | None) -> None:
+        """Prepare, fill and commit a layer; what was made of it is discarded when that fails or is cancelled."""
+        facts = {"snapshotter": slot.name, "parent": plan.parent}
+        entry = self._ledger.record(OWNER, LAYER, plan.chain_id, facts)
+        preparing = asyncio.create_task(slot.prepare_layer(plan.chain_id, plan.parent))
+        try:
+            # Shielded: whoever gives up here must yet learn what the driver made, to have it discarded.
+            target = await asyncio.shield(preparing)
+            entry = self._ledger.update(entry, facts | {"key": target.key})
             unpacked = await self._fill(plan, target, follower)
+            # Overlay layers are unpacked side by side, each without its parents; only the commit goes from the bottom
+            # up, since a layer that is there promises that all below it are.
             await self._await_commit(slot, plan.parent)
             await settle(self._ledger, slot, plan.parent, target, unpacked)
-            await slot.commit_layer(target.key, plan.chain_id, plan.parent)
+            await slot.commit_layer(target.key, plan.chain_id, plan.parent)  # syncs, then renames
+        except BaseException:
+            await finish(self._discard(slot, preparing, entry))
+            raise
+        self._ledger.delete(entry)
 
     async def _fill(self, plan: LayerPlan, target: LayerTarget, follower: Follower | None) -> UnpackResult:
         """Unpack the blob, or place it as a file."""
-        if follower is not None:
-            return await self._follow(self._request(plan, target), follower)
-        async with self._turns:
-            if not plan.file:
-                return await unpack_layer(self._request(plan, target), self._launcher)
-            blob = self._content.path(plan.blob.digest)
-            await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
-            return UnpackResult("", 0, 0, (".",))
-
-    async def _follow(self, request: UnpackRequest, follower: Follower) -> UnpackResult:
-        """Unpack behind the writer. What the unpacker makes of a blob is told only of one that was verified."""
-        unpacking = asyncio.create_task(unpack_layer(replace(request, growing=follower.growing), self._launcher))
-        try:
-            if not await follower.wait():
-                raise _BrokenOffError
-            return await unpacking
-        finally:
-            await finish(_end(unpacking))
-            follower.close()
-
-    def _request(self, plan: LayerPlan, target: LayerTarget) -> UnpackRequest:
-        """Ask for a layer without syncing it: ``commit_layer`` does that."""
-        return UnpackRequest(
+        request = UnpackRequest(
             blob=self._content.path(plan.blob.digest),
             media_type=plan.blob.media_type,
             target=target.directory,
             whiteouts=target.whiteouts,
             expected_diff_id=plan.diff_id,
             keep_free_percent=self._keep_free_percent,
-            sync=False,
+            sync=False,  # commit_layer does that
         )
+        if follower is not None:
+            unpacking = asyncio.create_task(unpack_layer(replace(request, growing=follower.growing), self._launcher))
+            try:
+                # The transfer's end comes first: what the unpacker makes of bytes that turn out to be not the blob's
+                # is nothing to raise, for it would blame the image where the source or the connection is at fault.
+                if not await follower.wait():
+                    raise _BrokenOffError
+                return await unpacking
+            finally:
+                await finish(_end(unpacking))
+                follower.close()  # before the wait for the parent: the place is another layer's now
+        async with self._turns:
+            if not plan.file:
+                return await unpack_layer(request, self._launcher)
+            await call_in_thread(lambda: place_file(request.blob, target.directory, plan.file))
+            return UnpackResult("", 0, 0, (".",))
 
-    @asynccontextmanager
-    async def _prepared(self, slot: SnapshotterSlot, plan: LayerPlan) -> AsyncIterator[LayerTarget]:
-        """Give a prepared layer to a block that commits it; discard it when the block fails or is cancelled."""
-        facts = {"snapshotter": slot.name, "parent": plan.parent}
-        entry = self._ledger.record(OWNER, LAYER, plan.chain_id, facts)
-        preparing = asyncio.create_task(slot.prepare_layer(plan.chain_id, plan.parent))
-        try:
-            target = await asyncio.shield(preparing)
-            entry = self._ledger.update(entry, facts | {"key": target.key})
-            yield target
-        except BaseException:
-            await finish(self._give_up(slot, preparing, entry))
-            raise
-        self._ledger.delete(entry)
-
-    async def _give_up(self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry) -> None:
-        if await _discard(slot, preparing):
+    async def _discard(self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry) -> None:
+        """Drop a prepared layer, once it is known what to drop; what can't be dropped now stays in the ledger."""
+        _, late = await asyncio.wait({preparing}, timeout=PATIENCE_S)
+        if late:
+            preparing.cancel()
+            await asyncio.wait(late)
+        has_failed = preparing.cancelled() or preparing.exception() is not None
+        is_gone = has_failed and not late  # what a late one made, list_unfinished tells at the next start
+        if not has_failed and not late:
+            try:
+                await slot.discard_layer(preparing.result().key)
+                is_gone = True
+            except CrinoidError as error:
+                LOG.warning("a half unpacked layer is left until the next garbage collection: %s", error.message)
+        if is_gone:
             self._ledger.delete(entry)
-        elif not preparing.cancelled() and preparing.exception() is None:
+        elif not has_failed:
             self._ledger.update(entry, {**entry.data, "key": preparing.result().key, LEFT: True})
 
     async def _await_commit(self, slot: SnapshotterSlot, chain_id: str | None) -> None:
+        """Wait until a layer is there that this pull or another one installs; ``None`` stands below the lowest."""
         if chain_id is None:
             return
         key = (slot.name, chain_id)
+        # The event is there before the question: a commit that comes between the two is not missed.
         committed = self._commits.get(key) or self._commits.setdefault(key, asyncio.Event())
         if not await slot.has_layer(chain_id):
             await committed.wait()
@@ -187,18 +195,16 @@ async def _end(unpacking: "asyncio.Task[UnpackResult]") -> None:
     await asyncio.gather(unpacking, return_exceptions=True)
 
 
-async def _discard(slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]") -> bool:
-    """Drop a prepared layer, once it is known what to drop; tell whether nothing is left."""
-    await asyncio.wait({preparing}, timeout=PATIENCE_S)
-    if not preparing.done():
-        preparing.cancel()  # what the driver made by then, list_unfinished tells at the next start
-        await asyncio.wait({preparing})
-        return False
-    if preparing.cancelled() or preparing.exception() is not None:
-        return True
+def place_file(blob: Path, root: Path, name: str) -> None:
+    """Link or copy a blob, a file of an artifact, to ``name`` below a directory that holds nothing but such files.
+
+    The layer is only ever mounted read-only, so that a link can't be a way to write to the content store. Blocks.
+    """
+    target = root / name
+    for directory in reversed(target.relative_to(root).parents[:-1]):
+        rights.make_directories(root / directory, rights.SHOWN_DIRECTORY)
     try:
-        await slot.discard_layer(preparing.result().key)
-    except CrinoidError as error:
-        LOG.warning("a half unpacked layer is left until the next garbage collection: %s", error.message)
-        return False
-    return True
+        os.link(blob, target)
+    except OSError:  # another file system, or too many links
+        shutil.copyfile(blob, target)
+    target.chmod(rights.SHOWN_FILE)  # a link's is the blob's, too, which lies behind a private directory

@@ -1,7 +1,8 @@
 """One pull, from a reference to a record: resolve, fetch, unpack, and only then say that there is an image.
 
-Called by the service, once for all requests that ask for the same at the same time. A pull that fails or is cancelled
-leaves no record; what came whole is kept for the next try, for a while (``leftovers``).
+Called by the service, once for all requests that ask for the same at the same time. ``Puller`` shows the order;
+``resolution``, ``blobs`` and ``layers`` are its steps, ``catalog`` has the names. A pull that fails or is cancelled
+leaves no record; what came whole is kept for the next try, for a while (``garbage``).
 """
 
 import asyncio
@@ -20,14 +21,12 @@ from crinoid.core.api.values.image import Credentials, Descriptor, ImageReferenc
 from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.concurrency.together import run_together
 from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource
-from crinoid.core.lifecycle.images.catalog import Catalog, names_of
+from crinoid.core.lifecycle.images.catalog import Catalog, blobs_of, names_of
 from crinoid.core.lifecycle.images.faults import restate, while_doing
-from crinoid.core.lifecycle.images.garbage import GarbageCollector
+from crinoid.core.lifecycle.images.garbage import GarbageCollector, Leftover
 from crinoid.core.lifecycle.images.image_config import MAX_CONFIG_BYTES, ImageConfig, artifact_type
-from crinoid.core.lifecycle.images.index import blobs_of
 from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.leases import Leases
-from crinoid.core.lifecycle.images.leftovers import Leftover
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
 from crinoid.core.lifecycle.images.resolution import Resolution, resolve
@@ -38,6 +37,7 @@ from crinoid.core.state.records import ImageRecord
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+#: By architecture, those whose programs the kernel of such a machine runs, too.
 _RUNS_ALSO = {"amd64": frozenset({"386"}), "arm64": frozenset({"arm"})}
 
 
@@ -92,27 +92,33 @@ class Puller:
         await self._blobs.close()
 
     async def _pull(self, request: PullRequest, max_fetches: int, tracker: PullTracker) -> ImageRecord:
-        asked = ResolveRequest(request.reference, request.platform, request.credentials)
-        resolution = await resolve(self._slots.registries, asked)
+        """Read downwards: documents, leases, configuration, layers, record. Each step says what a failure leaves."""
+        # The manifest names all the rest by digest, so it does not matter who serves the blobs: each is verified.
+        resolution = await resolve(
+            self._slots.registries, ResolveRequest(request.reference, request.platform, request.credentials)
+        )
         source = BlobSource(resolution.source, request.reference, request.credentials)
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
-        blobs = tuple(layer.descriptor() for layer in resolution.manifest.layers)
-        digests = _digests_of(resolution, blobs)
+        slot, manifest = self._slots.snapshotters[request.snapshotter], resolution.manifest
+        documents = (resolution.image.target.digest, resolution.image.manifest.digest, manifest.config.digest)
+        digests = (*documents, *(layer.digest for layer in manifest.layers))
+        # No record names any of this before the end. The lease comes before the first look at what is stored: without
+        # it, a garbage collection might remove a blob between the look and the use.
         async with self._leases.hold(digests):
             with self._leaving(Leftover(digests)):
                 if request.verify:
                     await self._remove_damaged(digests, tracker)
-                artifact, text, plans = await self._plan(resolution, request.platform, fetch)
-                self._layers.check(self._slots.snapshotters[request.snapshotter], plans)
-            chain_ids = tuple(plan.chain_id for plan in plans)
-            image_id = _id_of(resolution, artifact)
+                image = await self._read_config(resolution, request.platform, fetch)
+                self._layers.check(slot, image.plans)  # before gigabytes are fetched that can't be stacked
+            # Chain ids follow from the configuration's diffIDs, so layers can be leased only now.
+            chain_ids = tuple(plan.chain_id for plan in image.plans)
             async with self._leases.hold(chain_ids):
                 with self._leaving(Leftover(digests, chain_ids)):
-                    slot, old = self._slots.snapshotters[request.snapshotter], self._catalog.get_whole(image_id)
-                    await self._provide(slot, plans, old, tracker, fetch)
-                    await self._store_documents(resolution)
-                    added = self._catalog.add(self._record(request.reference, resolution, plans, text, artifact))
+                    await self._provide_layers(slot, image, tracker, fetch)
+                    added = await self._add_record(request.reference, image)
                 self._garbage.leftovers.forget(digests)
+                # The record is on disk before its blobs are marked as an image's: after a power cut in the other order
+                # they would be garbage that no record names, and not what an interrupted pull had brought.
                 await self._catalog.sync()
                 self._content.settle(blobs_of(added))
                 return added
@@ -125,73 +131,74 @@ class Puller:
         except ResourceExhausted:
             self._garbage.let_go(left)
             raise
-        except BaseException:
+        except BaseException:  # cancelled, too
             self._garbage.leftovers.add(left)
             raise
 
-    async def _remove_damaged(self, digests: Sequence[str], tracker: PullTracker) -> None:
-        """Have what is stored in another form than it should be fetched again."""
+    async def _remove_damaged(self, digests: Sequence[str], tracker: PullTracker | None = None) -> bool:
+        """Remove what is stored in another form than it should be, so that it is fetched again; return if any was."""
+        found = False
         for digest in digests:
             for wrong in (await call_in_thread(partial(self._content.remove_damaged, [digest]))).values():
                 LOG.warning("blob %s %s; it is fetched again", digest, wrong)
-            tracker.touch()
+                found = True
+            if tracker is not None:
+                tracker.touch()  # to read gigabytes is not to be idle
+        return found
 
-    async def _plan(
-        self, resolution: Resolution, platform: Platform, fetch: "_Fetch"
-    ) -> tuple[str, str, tuple[LayerPlan, ...]]:
-        """Fetch the configuration; return the type of an artifact, the configuration's text and the layers to be.
-
-        An artifact's configuration is of its own kind and means nothing here.
-        """
-        blobs = [layer.descriptor() for layer in resolution.manifest.layers]
-        content = await self._read_config(resolution, fetch)
-        if artifact := artifact_type(resolution.manifest, content):
-            return artifact, "{}", plan_artifact(blobs)
-        image = parse(ImageConfig, content, f"image configuration {resolution.manifest.config.digest}")
-        if resolution.image.target.digest == resolution.image.manifest.digest:
-            _check_platform(image, platform)
-        return "", content.decode(), plan_layers(blobs, image.rootfs.diff_ids)
-
-    async def _read_config(self, resolution: Resolution, fetch: "_Fetch") -> bytes:
-        """Fetch the configuration."""
-        blob = resolution.manifest.config.descriptor()
-        if blob.size > MAX_CONFIG_BYTES:
+    async def _read_config(self, resolution: Resolution, platform: Platform, fetch: "_Fetch") -> "_Image":
+        """Fetch the configuration, and see from it what the image is and what its layers unpack to."""
+        manifest, blob = resolution.manifest, resolution.manifest.config.descriptor()
+        if blob.size > MAX_CONFIG_BYTES:  # it is read into memory, and its size is the registry's word
             raise CorruptContent(f"the image configuration is {blob.size} bytes long, more than {MAX_CONFIG_BYTES}")
         with while_doing("image configuration"):
             await fetch(blob, LayerTracker(blob))
             try:
-                return self._content.read(blob.digest, MAX_CONFIG_BYTES)
+                content = self._content.read(blob.digest, MAX_CONFIG_BYTES)
             except CorruptContent as error:  # its size is right: nobody had looked closer
                 LOG.warning("%s; it is fetched again", error.message)
-            self._content.remove(blob.digest)
-            await fetch(blob, LayerTracker(blob))
-            return self._content.read(blob.digest, MAX_CONFIG_BYTES)
+                self._content.remove(blob.digest)
+                await fetch(blob, LayerTracker(blob))
+                content = self._content.read(blob.digest, MAX_CONFIG_BYTES)
+        layers = [layer.descriptor() for layer in manifest.layers]
+        if artifact := artifact_type(manifest, content):
+            # Its configuration is of its own kind and means nothing here. All artifacts may have the same empty one
+            # (image-spec, "Guidance for an Empty Descriptor"), so the id is the manifest's digest.
+            return _Image(resolution.image.manifest.digest, resolution, artifact, "{}", plan_artifact(layers))
+        config = parse(ImageConfig, content, f"image configuration {blob.digest}")
+        if resolution.image.target.digest == resolution.image.manifest.digest:
+            # Of a lone manifest the configuration alone says what machine it is for. Where a manifest was chosen from
+            # an index, the index counts, as with peers: builders write odd configurations.
+            wanted = platform.normalized()
+            found = Platform(config.os or wanted.os, config.architecture or wanted.architecture, config.variant)
+            runs = {wanted.architecture, *_RUNS_ALSO.get(wanted.architecture, ())}
+            if found.normalized().os != wanted.os or found.normalized().architecture not in runs:
+                raise Unsupported(f"the image is for {config.os}/{config.architecture}, and {platform} is wanted here")
+        return _Image(blob.digest, resolution, "", content.decode(), plan_layers(layers, config.rootfs.diff_ids))
 
-    async def _provide(
-        self,
-        slot: SnapshotterSlot,
-        plans: Sequence[LayerPlan],
-        old: ImageRecord | None,
-        tracker: PullTracker,
-        fetch: "_Fetch",
+    async def _provide_layers(
+        self, slot: SnapshotterSlot, image: "_Image", tracker: PullTracker, fetch: "_Fetch"
     ) -> None:
         """Fetch and unpack what is missing; layers are fetched side by side, and unpacked as they come.
 
-        ``old`` is what was pulled of this image before: a layer that is unpacked needs no blob of this pull's where it
-        has one of that (gzip, say, not zstd), or where none was ever asked for.
+        A layer that is unpacked needs no blob of this pull's where it has one of an earlier pull (gzip, say, not zstd),
+        or where none was ever asked for.
         """
-        missing = {plan.chain_id for plan in await self._layers.select_missing(slot, plans)}
+        old = self._catalog.get_whole(image.id)
+        missing = {plan.chain_id for plan in await self._layers.select_missing(slot, image.plans)}
         if missing:
-            self._layers.warm_up()
+            self._layers.warm_up()  # the unpacker's start goes on beside the first bytes from the registry
         steps = []
-        layers = tracker.follow(tuple(plan.blob for plan in plans))
-        for plan, layer, earlier in zip(plans, layers, old.layers if old else [None] * len(plans), strict=True):
+        layers = tracker.follow(tuple(plan.blob for plan in image.plans))
+        earlier_blobs = old.layers if old else [None] * len(image.plans)
+        for plan, layer, earlier in zip(image.plans, layers, earlier_blobs, strict=True):
             is_damaged = self._content.has(plan.blob.digest) and not self._content.has(plan.blob)
             is_lost = earlier is not None and not self._content.has(earlier) and not self._content.has(plan.blob)
             if plan.chain_id in missing:
                 steps.append(self._provide_layer(slot, plan, layer, fetch))
             elif len(self._slots.snapshotters) > 1 or is_damaged or is_lost:
-                steps.append(_keep_blob(plan, layer, fetch))
+                # It is unpacked here, but a handler with another snapshotter may be asked for the image later.
+                steps.append(fetch(plan.blob, layer))
             else:
                 layer.enter(LayerState.DONE)
         await run_together(steps)
@@ -199,65 +206,80 @@ class Puller:
     async def _provide_layer(
         self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
     ) -> None:
-        """Fetch and unpack a layer, and fetch it once more where what was stored of it is damaged."""
-        try:
-            await self._fetch_and_install(slot, plan, tracker, fetch)
-        except CorruptContent:
-            wrong = await call_in_thread(partial(self._content.remove_damaged, [plan.blob.digest]))
-            if not wrong:
-                raise
-            LOG.warning("blob %s %s; it is fetched again", plan.blob.digest, wrong[plan.blob.digest])
-            await self._fetch_and_install(slot, plan, tracker, fetch)
+        """Fetch and unpack a layer; and once more, where what was stored of its blob turns out to be damaged."""
+        for is_second in (False, True):
+            try:
+                if self._layers.follows(plan):
+                    # A large blob is unpacked behind its writer. What it unpacks to is committed only once the blob's
+                    # digest was right; before that, none of it is believed.
+                    with self._layers.inflight.expect(plan.blob):
+                        installing = self._layers.install(slot, plan)
+                        await run_together((fetch(plan.blob, tracker, then=LayerState.UNPACKING), installing))
+                else:
+                    await fetch(plan.blob, tracker, then=LayerState.UNPACKING)
+                    await self._layers.install(slot, plan)
+                break
+            except CorruptContent:
+                # ``fetch`` looks at the size of a blob alone. If its digest is right, the image itself is malformed,
+                # and another fetch would bring the same.
+                if is_second or not await self._remove_damaged([plan.blob.digest]):
+                    raise
         tracker.enter(LayerState.DONE)
 
-    async def _fetch_and_install(
-        self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"
-    ) -> None:
-        if self._layers.follows(plan):
-            with self._layers.inflight.expect(plan.blob):
-                await run_together((_fetch_layer(plan, tracker, fetch), self._layers.install(slot, plan)))
-        else:
-            await _fetch_layer(plan, tracker, fetch)
-            await self._layers.install(slot, plan)
+    async def _add_record(self, reference: ImageReference, image: "_Image") -> ImageRecord:
+        """Store manifest and index, then write the record: from here on there is such an image.
 
-    async def _store_documents(self, resolution: Resolution) -> None:
-        """Keep index and manifest, so that the content store is a whole OCI layout."""
-        image = resolution.image
-        for blob, content in ((image.manifest, image.manifest_content), (image.target, image.target_content)):
-            for wrong in self._content.remove_damaged([blob.digest]).values():  # small, and no one else reads them
-                LOG.warning("blob %s %s; it is stored again", blob.digest, wrong)
-            await self._content.ingest(blob, partial(_open_document, content), _ignore)
-
-    def _record(
-        self, reference: ImageReference, resolution: Resolution, plans: Sequence[LayerPlan], text: str, artifact: str
-    ) -> ImageRecord:
-        manifest, target = resolution.image.manifest, resolution.image.target
-        tags, digests = names_of(reference, target.digest)
-        config = resolution.manifest.config
-        blobs = tuple(plan.blob for plan in plans)
-        image_id = _id_of(resolution, artifact)
-        return ImageRecord(
-            id=image_id,
+        With these two the content store is a whole OCI layout, out of which skopeo and others can read the image.
+        """
+        resolved, manifest = image.resolution.image, image.resolution.manifest
+        for document, content in (
+            (resolved.manifest, resolved.manifest_content),
+            (resolved.target, resolved.target_content),
+        ):
+            for wrong in self._content.remove_damaged([document.digest]).values():  # small, and no one else reads them
+                LOG.warning("blob %s %s; it is stored again", document.digest, wrong)
+            await self._content.ingest(document, partial(_open_document, content), lambda _stored_bytes: None)
+        blobs = tuple(plan.blob for plan in image.plans)
+        kept = blobs
+        if (old := self._catalog.get_whole(image.id)) is not None:  # keep the blobs of an earlier pull that are there
+            kept = tuple(
+                earlier if self._content.has(earlier) and not self._content.has(blob) else blob
+                for blob, earlier in zip(blobs, old.layers, strict=True)
+            )
+        documents = (
+            resolved.target.digest,
+            resolved.manifest.digest,
+            *([manifest.config.digest] * bool(image.artifact)),
+        )
+        tags, digests = names_of(reference, resolved.target.digest)
+        record = ImageRecord(
+            id=image.id,
             tags=tags,
             digests=digests,
-            manifests=tuple(dict.fromkeys((target.digest, manifest.digest, *([config.digest] if artifact else [])))),
-            layers=self._stored(image_id, blobs),
-            chain_ids=tuple(plan.chain_id for plan in plans),
-            size_bytes=manifest.size + config.size + sum(blob.size for blob in blobs),
+            manifests=tuple(dict.fromkeys(documents)),
+            layers=kept,
+            chain_ids=tuple(plan.chain_id for plan in image.plans),
+            size_bytes=resolved.manifest.size + manifest.config.size + sum(blob.size for blob in blobs),
             pulled_at_ns=time.time_ns(),
-            config=text,
-            artifact=artifact,
-            annotations=resolution.manifest.annotations,
+            config=image.config,
+            artifact=image.artifact,
+            annotations=manifest.annotations,
         )
+        return self._catalog.add(record)
 
-    def _stored(self, image_id: str, blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
-        """Return the blobs to be kept: those of an earlier pull, where only they are there (gzip, say, not zstd)."""
-        if (old := self._catalog.get_whole(image_id)) is None:
-            return blobs
-        return tuple(
-            earlier if self._content.has(earlier) and not self._content.has(blob) else blob
-            for blob, earlier in zip(blobs, old.layers, strict=True)
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """What is being pulled, as its manifest and configuration describe it.
+
+    ``id`` is the digest of the configuration, whose text is ``config``; ``artifact`` is an artifact's type, or empty.
+    """
+
+    id: str
+    resolution: Resolution
+    artifact: str
+    config: str
+    plans: tuple[LayerPlan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +290,12 @@ class _Fetch:
     source: BlobSource
     turns: asyncio.Semaphore
 
-    async def __call__(self, blob: Descriptor, tracker: LayerTracker) -> None:
+    async def __call__(self, blob: Descriptor, tracker: LayerTracker, then: LayerState = LayerState.DONE) -> None:
+        """Fetch a blob unless it is stored; ``then``: what its layer is at after that."""
         async with self.turns:
             tracker.enter(LayerState.FETCHING)
             await self.blobs.fetch(blob, self.source, tracker)
+        tracker.enter(then)
 
 
 async def run_until_idle(work: Coroutine[object, object, T], idle_s: Callable[[], float], limit_s: float) -> T:
@@ -285,50 +309,14 @@ async def run_until_idle(work: Coroutine[object, object, T], idle_s: Callable[[]
             await asyncio.wait({task}, timeout=rest_s)
         return task.result()
     finally:
-        task.cancel()
+        task.cancel()  # of one that has ended it does nothing
         await asyncio.wait({task})
 
 
-async def _fetch_layer(plan: LayerPlan, tracker: LayerTracker, fetch: _Fetch) -> None:
-    await fetch(plan.blob, tracker)
-    tracker.enter(LayerState.UNPACKING)
-
-
-async def _keep_blob(plan: LayerPlan, tracker: LayerTracker, fetch: _Fetch) -> None:
-    """Have the blob of a layer that is unpacked: another snapshotter may be asked for the image later."""
-    await fetch(plan.blob, tracker)
-    tracker.enter(LayerState.DONE)
-
-
-def _check_platform(image: ImageConfig, platform: Platform) -> None:
-    """Refuse a lone manifest for another machine: its configuration alone says what it is for.
-
-    Where a manifest was chosen from an index, the index counts, as with peers: builders write odd configurations.
-    """
-    wanted = platform.normalized()
-    found = Platform(image.os or wanted.os, image.architecture or wanted.architecture, image.variant).normalized()
-    runs = {wanted.architecture, *_RUNS_ALSO.get(wanted.architecture, ())}
-    if found.os != wanted.os or found.architecture not in runs:
-        raise Unsupported(f"the image is for {image.os}/{image.architecture}, and {platform} is wanted here")
-
-
-def _id_of(resolution: Resolution, artifact: str) -> str:
-    """All artifacts may have the same empty configuration."""
-    return resolution.image.manifest.digest if artifact else resolution.manifest.config.digest
-
-
-def _digests_of(resolution: Resolution, layers: Sequence[Descriptor]) -> tuple[str, ...]:
-    image = resolution.image
-    config = resolution.manifest.config.digest
-    return (image.target.digest, image.manifest.digest, config, *(layer.digest for layer in layers))
-
-
 async def _open_document(content: bytes, offset: int) -> AsyncIterator[bytes]:
+    """Be the stream of a document that is in memory already."""
+
     async def pieces() -> AsyncIterator[bytes]:
         yield content[offset:]
 
     return pieces()
-
-
-def _ignore(_stored_bytes: int) -> None:
-    """Nobody watches a document arrive that is in memory already."""

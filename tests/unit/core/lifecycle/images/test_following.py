@@ -16,7 +16,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.testing.fakes import FakeRegistry, fake_host
 from crinoid.core.api.values.image import Credentials
-from crinoid.core.lifecycle.images import inflight_blobs
+from crinoid.core.lifecycle.images import blobs
 from crinoid.core.lifecycle.images.progress import LayerState
 from support.images import BuiltImage
 
@@ -47,7 +47,7 @@ class GatedRegistry(FakeRegistry):
 
 @pytest.fixture
 def source(node: Node, monkeypatch: pytest.MonkeyPatch) -> GatedRegistry:
-    monkeypatch.setattr(inflight_blobs, "LEAST_BYTES", 1)
+    monkeypatch.setattr(blobs, "LEAST_BYTES", 1)
     node.source = source = GatedRegistry(node)
     node.reconfigure()
     return source

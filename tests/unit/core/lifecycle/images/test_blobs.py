@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from crinoid.core.api.values.image import Descriptor
-from crinoid.core.lifecycle.images import inflight_blobs as module
-from crinoid.core.lifecycle.images.inflight_blobs import Follower, InflightBlobs
+from crinoid.core.lifecycle.images import blobs as module
+from crinoid.core.lifecycle.images.blobs import Follower, InflightBlobs
 from crinoid.core.state.content import ContentStore
 
 CONTENT = bytes(range(256)) * 16_384

@@ -3,8 +3,8 @@
 import pytest
 
 from crinoid.core.api.errors import ResourceExhausted, Unavailable
-from crinoid.core.lifecycle.images import leftovers
-from crinoid.core.lifecycle.images.leftovers import Leftover, Leftovers
+from crinoid.core.lifecycle.images import garbage
+from crinoid.core.lifecycle.images.garbage import Leftover, Leftovers
 from support.images import BuiltImage
 
 from .conftest import NAME, Node, Publisher, chain, until
@@ -32,7 +32,7 @@ async def test_the_next_try_finds_what_a_failed_one_has_brought(node: Node, imag
 async def test_what_nobody_comes_back_for_goes_in_time(
     node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "KEPT_S", 0.3)
+    monkeypatch.setattr(garbage, "KEPT_S", 0.3)
     await fail_to_pull(node)
     assert node.content.list() != ()
     await until(lambda: node.content.list() == () and node.snapshotter.layers == {})
@@ -41,7 +41,7 @@ async def test_what_nobody_comes_back_for_goes_in_time(
 async def test_failing_pulls_do_not_fill_the_disk(
     node: Node, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "KEPT_BYTES", 1)
+    monkeypatch.setattr(garbage, "KEPT_BYTES", 1)
     blobs = []
     for number in range(5):
         image = publisher.build(f"one-{number}", f"two-{number}")
@@ -63,7 +63,7 @@ async def test_a_full_disk_keeps_nothing(node: Node, image: BuiltImage) -> None:
 async def test_what_an_image_needs_stays_when_a_pull_of_it_fails(
     node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "KEPT_S", 0.0)
+    monkeypatch.setattr(garbage, "KEPT_S", 0.0)
     await node.pull()
     node.add_snapshotter("other")
     await node.service.recover()
@@ -76,7 +76,7 @@ async def test_what_an_image_needs_stays_when_a_pull_of_it_fails(
 
 
 def test_the_oldest_goes_first_and_the_latest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "KEPT_BYTES", 250)
+    monkeypatch.setattr(garbage, "KEPT_BYTES", 250)
     kept = Leftovers(lambda _digest: 100)
     pulls = [Leftover((f"blob-{number}",)) for number in range(4)]
     for left in pulls:
