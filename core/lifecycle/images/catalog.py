@@ -24,7 +24,11 @@ class Catalog:
 
     def __init__(self, store: Store, pinned: Sequence[str]) -> None:
         self._store = store
-        self._pinned = tuple(_expand(pattern) for pattern in pinned)
+        self._pinned: list[str] = []
+        for pattern in pinned:
+            with contextlib.suppress(InvalidArgument):  # in full form; the beginning of a name stays as it is
+                pattern = pattern if pattern.endswith("*") else str(ImageReference.parse(pattern))
+            self._pinned.append(pattern)
         self._index = ImageIndex(store.images)
         self._indexed = store.images.version
         self._released: list[ImageRecord] = []
@@ -195,16 +199,6 @@ def merge(old: ImageRecord, new: ImageRecord) -> ImageRecord:
 
 def _join(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*old, *new)))
-
-
-def _expand(pattern: str) -> str:
-    """Write a pinned reference in full form; a beginning stays as it is."""
-    if pattern.endswith("*"):
-        return pattern
-    try:
-        return str(ImageReference.parse(pattern))
-    except InvalidArgument:
-        return pattern
 
 
 def _matches(name: str, pattern: str) -> bool:

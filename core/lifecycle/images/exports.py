@@ -38,27 +38,30 @@ class Exports:
                 LOG.warning("%s/index.json could not be written: %s", self._content.root, error)
 
     def _named(self, records: Iterable[ImageRecord]) -> Iterator[tuple[str, Descriptor]]:
-        """Each manifest is read once: what is known of it holds for as long as an image has it."""
+        """Yield each name with its manifest or index, as the ``org.opencontainers.image.ref.name`` of index.json.
+
+        Each document is read once: what is known of it holds for as long as an image has it.
+        """
         known: dict[str, Descriptor] = {}
         for record in records:
             targets = {name.partition("@")[0]: name.partition("@")[2] for name in record.digests}
             names = [(tag, targets.get(tag.rpartition(":")[0], "")) for tag in record.tags]
             names += [(name, name.partition("@")[2]) for name in record.digests]
             for name, digest in names:
-                if digest and (found := self._known.get(digest) or self._describe(digest)) is not None:
+                found = self._known.get(digest) if digest else None
+                if digest and found is None:
+                    try:
+                        content = self._content.read(digest, _MAX_DOCUMENT_BYTES)
+                    except NotFound:  # a record alone is no image to other programs
+                        continue
+                    except (OSError, CrinoidError) as error:  # one that is damaged hides no other
+                        LOG.warning("%s/index.json lacks %s: %s", self._content.root, digest, error)
+                        continue
+                    document = json.loads(content)
+                    # "mediaType" is optional in OCI documents: an index shows by what it lists (image-index.md).
+                    guess = INDEX_TYPE if "manifests" in document else "application/vnd.oci.image.manifest.v1+json"
+                    found = Descriptor(document.get("mediaType") or guess, digest, len(content))
+                if found is not None:
                     known[digest] = found
                     yield name, found
         self._known = known
-
-    def _describe(self, digest: str) -> Descriptor | None:
-        """Describe a manifest; one that is damaged or not there hides no other."""
-        try:
-            content = self._content.read(digest, _MAX_DOCUMENT_BYTES)
-        except NotFound:
-            return None
-        except (OSError, CrinoidError) as error:
-            LOG.warning("%s/index.json lacks %s: %s", self._content.root, digest, error)
-            return None
-        document = json.loads(content)
-        guess = INDEX_TYPE if "manifests" in document else "application/vnd.oci.image.manifest.v1+json"
-        return Descriptor(document.get("mediaType") or guess, digest, len(content))

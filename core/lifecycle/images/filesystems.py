@@ -61,13 +61,15 @@ class Filesystems:
         return tuple(reports)
 
     async def _image_report(self, slot: SnapshotterSlot) -> FilesystemReport:
-        key = f"images {slot.name}"
-        if (fresh := self._fresh(key)) is not None:
-            return fresh
+        measured_s, report = self._measured.get(slot.name, (float("-inf"), None))
+        if report is not None and time.monotonic() - measured_s < _FRESH_S:
+            return report
         usage = await slot.total_usage()
         if slot is self._snapshotters[0]:
             usage = _add(usage, await asyncio.to_thread(disk_usage, self._content.root))
-        return self._remember(key, slot, usage)
+        report = FilesystemReport(time.time_ns(), str(slot.features().root or slot.state_dir), usage)
+        self._measured[slot.name] = (time.monotonic(), report)
+        return report
 
     async def _container_report(self, slot: SnapshotterSlot, seen: set[str]) -> FilesystemReport:
         """Add up what is known of each layer, whose keys go to ``seen``; the sum is as old as the oldest part of it."""
@@ -79,15 +81,6 @@ class Filesystems:
             usage = _add(usage, layer.usage or DiskUsage(0, 0))
         oldest_ns = min((layer.timestamp_ns for layer in layers), default=time.time_ns())
         return FilesystemReport(oldest_ns, str(slot.features().root or slot.state_dir), usage)
-
-    def _fresh(self, key: str) -> FilesystemReport | None:
-        measured_s, report = self._measured.get(key, (float("-inf"), None))
-        return report if time.monotonic() - measured_s < _FRESH_S else None
-
-    def _remember(self, key: str, slot: SnapshotterSlot, usage: DiskUsage) -> FilesystemReport:
-        report = FilesystemReport(time.time_ns(), str(slot.features().root or slot.state_dir), usage)
-        self._measured[key] = (time.monotonic(), report)
-        return report
 
 
 def _add(one: DiskUsage, other: DiskUsage) -> DiskUsage:

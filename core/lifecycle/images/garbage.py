@@ -76,9 +76,11 @@ class GarbageCollector:
             except CrinoidError as error:
                 LOG.warning("layers that no image needs could not be listed: %s", error.message)
         spared = []
-        for digest, age_s in await call_in_thread(self._list_ages):
+        content = self._content
+        digests = await call_in_thread(lambda: (*content.list(), *content.list_partial()))
+        for digest, since_s in await call_in_thread(lambda: [(one, content.touched_s(one)) for one in digests]):
             if not self._catalog.index.needs_blob(digest):
-                if age_s < spared_s:
+                if time.time() - since_s < spared_s:
                     spared.append(digest)
                 else:
                     self._blobs[digest] = None
@@ -152,12 +154,6 @@ class GarbageCollector:
                     digests.append(digest)
             for digest in await call_in_thread(lambda: remove(digests)):
                 del self._blobs[digest]
-
-    def _list_ages(self) -> list[tuple[str, float]]:
-        return [
-            (digest, time.time() - self._content.touched_s(digest))
-            for digest in (*self._content.list(), *self._content.list_partial())
-        ]
 
     def _unneeded_bytes(self, digest: str) -> int:
         return 0 if self._catalog.index.needs_blob(digest) else self._content.size(digest)

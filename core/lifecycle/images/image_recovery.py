@@ -21,15 +21,24 @@ async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, Snapshot
     What a snapshotter can't discard now is logged, and stays in the ledger for the next start; so does what is of a
     snapshotter that is no longer configured.
     """
-    failed = {name for name, slot in snapshotters.items() if not await _discard_all(slot)}
+    failed = set()
+    for name, slot in snapshotters.items():
+        # The snapshotter knows best what is unfinished: a kill may have come before the key of it was in the ledger.
+        try:
+            for key in await slot.list_unfinished():
+                LOG.info("%s: layer %s was half unpacked and is discarded", slot.label, key)
+                await slot.discard_layer(key)
+        except CrinoidError as error:
+            LOG.warning("half unpacked layers could not all be discarded: %s", error.message)
+            failed.add(name)
     for entry in ledger.entries(OWNER):
-        slot = snapshotters.get(str(entry.data.get("snapshotter")))
-        if slot is None:
+        named = snapshotters.get(str(entry.data.get("snapshotter")))
+        if named is None:
             LOG.warning("%s %s is left in snapshotter %s, which is not configured", entry.kind, entry.key, entry.data)
-        elif entry.kind == LAYER and slot.name not in failed:
+        elif entry.kind == LAYER and named.name not in failed:
             ledger.delete(entry)
         elif entry.kind == VIEW:
-            await _remove_view(ledger, slot, entry)
+            await _remove_view(ledger, named, entry)
 
 
 async def discard_left(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> None:
@@ -64,17 +73,6 @@ async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Ma
             LOG.warning("whether image %s is unpacked can't be told: %s", record.id, error.message)
             return True
     return False
-
-
-async def _discard_all(slot: SnapshotterSlot) -> bool:
-    try:
-        for key in await slot.list_unfinished():
-            LOG.info("%s: layer %s was half unpacked and is discarded", slot.label, key)
-            await slot.discard_layer(key)
-    except CrinoidError as error:
-        LOG.warning("half unpacked layers could not all be discarded: %s", error.message)
-        return False
-    return True
 
 
 async def _remove_view(ledger: Ledger, slot: SnapshotterSlot, entry: LedgerEntry) -> None:

@@ -37,7 +37,6 @@ from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.lifecycle.stats.writable_layers import WritableLayers
 from crinoid.core.lifecycle.user_ids import image_user
 from crinoid.core.slots.binding import Slots
-from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.records import ImageRecord
 from crinoid.core.state.store import Store
@@ -186,6 +185,8 @@ class ImageService:
         record = self.find(reference)
         if record is None:
             return
+        # The record first: a kill from here on leaves layers and blobs that nobody names, and the next start collects
+        # them. In the other order it would leave an image without its layers.
         self._drop(record)
         await self.collect_garbage()
         await self._exports.write(self._store.images)
@@ -197,13 +198,18 @@ class ImageService:
         ``None`` for an image without layers. Raises FailedPrecondition when blobs are gone or damaged, too; from then
         on ``find_usable`` finds the image no more, until it is pulled.
         """
-        slot = self._snapshotter(snapshotter)
+        if (
+            slot := self._slots.snapshotters.get(snapshotter)
+        ) is None:  # a pod's that was made with another configuration
+            known = ", ".join(sorted(self._slots.snapshotters))
+            raise InvalidArgument(f'snapshotter "{snapshotter}" is not in the configuration; known: {known}')
         if record.artifact:
             plans = plan_artifact(record.layers)
         else:
             plans = plan_layers(record.layers, self.config_of(record).rootfs.diff_ids)
         with while_doing(_name(record)):
             self._layers.check(slot, plans)
+        # Leased before the look at what is missing, so that no collection removes what was found there.
         names = [name for plan in plans for name in (plan.chain_id, plan.blob.digest)]
         async with self._leases.hold(names):
             missing = await self._layers.select_missing(slot, plans)
@@ -240,7 +246,7 @@ class ImageService:
     async def recover(self) -> None:
         """Put in order what a killed daemon left. Call once, before anything else."""
         await discard_unfinished(self._store.ledger, self._slots.snapshotters)
-        self._content.remove_stale(_KEPT_S)
+        self._content.remove_stale(_KEPT_S)  # what an interrupted pull had fetched in part: the next try resumes it
         for record in self._store.images:
             if record.id in self._catalog.damaged:  # what it needs is not known
                 if not self._is_complete(record):
@@ -273,7 +279,7 @@ class ImageService:
         try:
             with on_behalf_of(f"the pull of {request.reference}"):
                 record = await self._puller.pull(request, self._config, tracker)
-        except BaseException:
+        except BaseException:  # cancelled, too: what came is kept, but not for ever
             self._watch_leftovers()
             raise
         finally:
@@ -324,13 +330,6 @@ class ImageService:
         self._catalog.remove(record)
         self._configs.pop(record.id, None)
         self._unusable.discard(record.id)
-
-    def _snapshotter(self, name: str) -> SnapshotterSlot:
-        slot = self._slots.snapshotters.get(name)
-        if slot is None:
-            known = ", ".join(sorted(self._slots.snapshotters))
-            raise InvalidArgument(f'snapshotter "{name}" is not in the configuration; known: {known}')
-        return slot
 
 
 def parse_platform(text: str) -> Platform:

@@ -26,7 +26,7 @@ from crinoid.core.api.linux.mount import lower_paths
 from crinoid.core.api.values.snapshot import LayerTarget, Mount, WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.slots.snapshotter import SnapshotterSlot
-from crinoid.core.state.store import Ledger, LedgerEntry
+from crinoid.core.state.store import Ledger
 
 LOG = logging.getLogger(__name__)
 OWNER = "images"
@@ -60,21 +60,22 @@ async def settle(
 
 @asynccontextmanager
 async def _view(ledger: Ledger, slot: SnapshotterSlot, parent: str) -> AsyncIterator[tuple[Mount, ...]]:
+    """Have a read-only snapshot of the lower layers for as long as the block runs; the ledger has it from before."""
     key = f"view-{uuid.uuid4().hex}"
     entry = ledger.record(OWNER, VIEW, key, {"snapshotter": slot.name})
+
+    async def close() -> None:
+        try:
+            await slot.remove_snapshot(key)  # idempotent: it may never have been made
+            ledger.delete(entry)
+        except CrinoidError as error:
+            ledger.update(entry, {**entry.data, LEFT: True})
+            LOG.warning("a read-only snapshot is left until the next garbage collection: %s", error.message)
+
     try:
         yield await slot.create_snapshot(key, parent, readonly=True)
     finally:
-        await finish(_close_view(ledger, slot, key, entry))
-
-
-async def _close_view(ledger: Ledger, slot: SnapshotterSlot, key: str, entry: LedgerEntry) -> None:
-    try:
-        await slot.remove_snapshot(key)
-        ledger.delete(entry)
-    except CrinoidError as error:
-        ledger.update(entry, {**entry.data, LEFT: True})
-        LOG.warning("a read-only snapshot is left until the next garbage collection: %s", error.message)
+        await finish(close())
 
 
 def lower_directories(mounts: Sequence[Mount]) -> tuple[Path, ...]:
@@ -97,9 +98,12 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
     first.
     """
     with contextlib.ExitStack() as stack:
+        # All is named from open directories: a layer's links, absolute ones too, must not lead into the host.
         root = stack.enter_context(_opened(os.open(target, _DIRECTORY)))
         roots = [stack.enter_context(_opened(os.open(lower, _DIRECTORY))) for lower in lowers]
         if unpacked.hiding:
+            # First whiteouts go to where they hide something, then those that hide nothing go, then the directories
+            # that were made for such alone; a directory's own removal needs it to be empty.
             for directory in set(unpacked.hiding).intersection(unpacked.implied) if lowers else ():
                 with _passed_over():
                     _hide_by_link(roots, root, directory)
@@ -109,6 +113,7 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
             for directory in sorted(unpacked.implied, key=lambda path: path.count("/"), reverse=True):
                 with _passed_over():
                     _remove_if_idle(roots, root, directory, directory in unpacked.renewed)
+        # Last, for what was done above has changed the times of directories.
         renewed = frozenset(unpacked.renewed)
         for directory in unpacked.implied:
             if directory not in renewed:
@@ -142,6 +147,7 @@ def _hide_by_link(lowers: Sequence[int], root: int, directory: str) -> None:
         is_opaque = _is_opaque(found)
     if not hidden and not is_opaque:
         return
+    # overlayfs merges by names and never follows a link in between: the whiteout must lie where the link leads.
     with _opened(_make_directories(lowers, root, place)) as target, _times_kept(target):
         for name in hidden:
             if not _exists(target, name):
@@ -282,11 +288,11 @@ def _copy_attributes(lowers: Sequence[int], root: int, directory: str) -> None:
     with _opened(_open_directory(root, directory)) as target, merged_directories(lowers, root, directory) as below:
         if not below:
             return
-        facts = os.fstat(below[0])
+        facts = os.fstat(below[0])  # of merged directories overlayfs shows the topmost one's owner and mode
         os.fchown(target, facts.st_uid, facts.st_gid)
-        os.fchmod(target, stat.S_IMODE(facts.st_mode))
+        os.fchmod(target, stat.S_IMODE(facts.st_mode))  # after chown, which clears set-group-id
         for name in os.listxattr(below[0]):
-            if not name.startswith("trusted.overlay."):
+            if not name.startswith("trusted.overlay."):  # overlayfs's own marks say something of that layer alone
                 os.setxattr(target, name, os.getxattr(below[0], name))
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 

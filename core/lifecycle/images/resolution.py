@@ -60,44 +60,47 @@ async def resolve(sources: Mapping[str, RegistrySlot], request: ResolveRequest) 
             failures.append((error, source))
     if not failures:
         raise NotFound("no image source is configured: name one in images.sources")
-    # What the pod's event shows is cut: the cause comes first, and who said it after that.
-    failures.sort(key=lambda failure: _rank(failure[0]))
-    telling = [one for one in failures if not isinstance(one[0], NotServed)] or failures
-    said = "; ".join(_cause(error, source, request) for error, source in telling)
-    raise restate(telling[0][0], said) from telling[0][0]
+    failure = _sum_up(failures, request)
+    raise failure from failures[0][0]
 
 
-def _cause(error: CrinoidError, source: RegistrySlot, request: ResolveRequest) -> str:
-    """Return what a source said, without what stands around it anyway: the hook, and the reference."""
-    if isinstance(error, DriverError):  # here the hook is what its author needs
-        return error.message
-    words = error.message
-    for known in (f"{source.label} resolve: ", f"{source.label}: ", f"pull {request.reference}: "):
-        words = words.removeprefix(known)
-    return f"{words} [{source.label}]"
+def _sum_up(failures: list[tuple[CrinoidError, RegistrySlot]], request: ResolveRequest) -> CrinoidError:
+    """Sort what the sources said, the one that tells most first, and return it as one error of that one's kind.
+
+    What the kubelet shows in the pod's event is cut: so the cause comes first, and who said it after that.
+    """
+
+    def rank(error: CrinoidError) -> int:
+        if isinstance(error, NotFound):
+            return len(_TELLING) + 1
+        return next((rank for rank, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))
+
+    failures.sort(key=lambda failure: rank(failure[0]))
+    # A source that serves only certain references says nothing about this one, unless nobody else says anything.
+    failures[:] = [one for one in failures if not isinstance(one[0], NotServed)] or failures
+    said = []
+    for error, source in failures:
+        words = error.message
+        if not isinstance(error, DriverError):  # there the hook's name is what the driver's author needs
+            for known in (f"{source.label} resolve: ", f"{source.label}: ", f"pull {request.reference}: "):
+                words = words.removeprefix(known)
+            words = f"{words} [{source.label}]"
+        said.append(words)
+    return restate(failures[0][0], "; ".join(said))
 
 
 def inspect(image: ResolvedImage, request: ResolveRequest, label: str) -> ManifestDocument:
     """Verify what a source answered and parse the manifest; raise CorruptContent or Unsupported, naming the source."""
     wanted = request.reference.digest
+    # The digest that the user wrote is the root of trust; of a tag, it is the source's word what it means.
     if wanted and image.target.digest != wanted:
         raise CorruptContent(f"{label} answered with {image.target.digest} where {wanted} was asked for")
     verify(image.target_content, image.target, f"{label}: manifest")
     verify(image.manifest_content, image.manifest, f"{label}: manifest")
     if image.target.digest != image.manifest.digest:
-        _check_listed(image, label)
+        index = read_index(image.target_content, f"{label}: index {image.target.digest}")
+        # An index may name the manifest by way of another index, which the source alone has seen.
+        nested = any(entry.media_type in INDEX_TYPES for entry in index.manifests)
+        if not nested and image.manifest.digest not in {entry.digest for entry in index.manifests}:
+            raise CorruptContent(f"{label}: index {image.target.digest} does not list manifest {image.manifest.digest}")
     return read_manifest(image.manifest_content, f"{label}: manifest {image.manifest.digest}")
-
-
-def _check_listed(image: ResolvedImage, label: str) -> None:
-    """Check that the index names the manifest, unless it names it by way of another index."""
-    index = read_index(image.target_content, f"{label}: index {image.target.digest}")
-    nested = any(entry.media_type in INDEX_TYPES for entry in index.manifests)
-    if not nested and image.manifest.digest not in {entry.digest for entry in index.manifests}:
-        raise CorruptContent(f"{label}: index {image.target.digest} does not list manifest {image.manifest.digest}")
-
-
-def _rank(error: CrinoidError) -> int:
-    if isinstance(error, NotFound):
-        return len(_TELLING) + 1
-    return next((rank for rank, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))

@@ -22,14 +22,22 @@ def read_entries(reader: ByteReader, must_end: bool = False) -> Iterator[Entry]:
     extensions = Extensions()
     while (block := reader.take_header()) is not None:
         if block == _ZEROS:
-            return _check_end(reader)
+            second = reader.take_header()
+            if second is not None and second != _ZEROS:
+                raise Corrupt("the archive goes on after a block of zeros")
+            return
         entry = parse(block)
         if entry.kind in EXTENSION_KINDS:
             extensions.read(entry, reader)
             continue
         if extensions.any or entry.kind == GNU_SPARSE:
             extensions.apply(entry)
-            following = _complete(entry, extensions, reader)
+            if entry.kind == GNU_SPARSE:  # its extension blocks are not counted in its size
+                resolve_sparse(entry, {}, reader)
+                following = reader.offset + entry.size + (-entry.size % 512)
+            else:  # a map in front of the data is
+                following = reader.offset + entry.size + (-entry.size % 512)
+                resolve_sparse(entry, extensions.records, reader)
             extensions = Extensions()
         else:
             following = reader.offset + entry.size + (-entry.size % 512)
@@ -39,20 +47,3 @@ def read_entries(reader: ByteReader, must_end: bool = False) -> Iterator[Entry]:
         reader.skip(following - reader.offset)
     if must_end:
         raise Corrupt(f"the archive is cut off at byte {reader.offset}: its end is missing")
-    return None
-
-
-def _complete(entry: Entry, extensions: Extensions, reader: ByteReader) -> int:
-    """Read the sparse map, if any; return the offset of the next header."""
-    if entry.kind == GNU_SPARSE:  # its extension blocks are not counted in its size
-        resolve_sparse(entry, {}, reader)
-        return reader.offset + entry.size + (-entry.size % 512)
-    following = reader.offset + entry.size + (-entry.size % 512)
-    resolve_sparse(entry, extensions.records, reader)
-    return following
-
-
-def _check_end(reader: ByteReader) -> None:
-    second = reader.take_header()
-    if second is not None and second != _ZEROS:
-        raise Corrupt("the archive goes on after a block of zeros")

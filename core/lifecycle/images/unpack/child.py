@@ -70,7 +70,8 @@ class _Job:
         except ArchiveFault as fault:
             return Failed(fault.kind, 0, self._entry, str(fault))
         except OSError as error:
-            return Failed("io", error.errno or 0, self._entry, _say(error))
+            words = "; ".join([error.strerror or str(error), *getattr(error, "__notes__", [])])
+            return Failed("io", error.errno or 0, self._entry, words)
         except MemoryError:
             return Failed("limit", 0, self._entry, "it needs more memory than the unpacker may have")
         except RecursionError:
@@ -81,7 +82,7 @@ class _Job:
             import json  # noqa: F401  # after the chroot there is nothing left to import
         else:
             load_codec(self._blob)
-        confine(TARGET_FD, FOREIGN_FDS)
+        confine(TARGET_FD, FOREIGN_FDS)  # before any thread starts: capabilities are a thread's own
         tree = Tree(TARGET_FD, self._form == "overlay", self._reader)
         if self._form == DELETED:
             self._do(Deletion(tree, read_list(self._blob, self._max_bytes or 0)))
@@ -89,40 +90,26 @@ class _Job:
         self._stream.start()
         self._flusher.start()
         if self._form == PARTS:
-            self._do(Parts(self._reader, TARGET_FD, _parse_parts(parts), self._max_entries))
+            lines = (line.partition("\t") for line in parts.splitlines())
+            wanted = {name.encode(): _limit(most) for name, _, most in lines}
+            self._do(Parts(self._reader, TARGET_FD, wanted, self._max_entries))
         else:
             self._do(Extraction(self._reader, tree, self._max_entries, must_end=not diff_id))
+        # The digest is known only now, when all of it is unpacked: the target is no layer before the daemon commits it.
         found = self._stream.diff_id()
         if diff_id and found != diff_id:
             raise Corrupt(f"its diffID is {found}, and the image's configuration says {diff_id}")
-        self._flusher.finish()
+        self._flusher.finish()  # it raises what writing back has met: the kernel would not tell it again
         if self._sync:
             syscalls.sync_file_system(TARGET_FD)
-        return Unpacked(found, tree.used_bytes, tree.inodes, _bounded(_directories_of(tree)))
+        kinds = ((IMPLIED, tree.implied), (RENEWED, tree.renewed), (HIDING, tree.hiding))
+        directories = tuple((kind, path) for kind, paths in kinds for path in paths)
+        if sum(len(path) + 2 for _, path in directories) > _LARGEST_ANSWER:
+            raise TooLarge("it has too many directories that have whiteouts, or no entry of their own")
+        return Unpacked(found, tree.used_bytes, tree.inodes, directories)
 
     def _do(self, work: Extraction | Parts | Deletion) -> None:
         try:
             work.run()
         finally:
             self._entry = work.current
-
-
-def _parse_parts(text: str) -> dict[bytes, int | None]:
-    pairs = (line.partition("\t") for line in text.splitlines())
-    return {name.encode(): _limit(most) for name, _, most in pairs}
-
-
-def _directories_of(tree: Tree) -> tuple[tuple[bytes, bytes], ...]:
-    kinds = ((IMPLIED, tree.implied), (RENEWED, tree.renewed), (HIDING, tree.hiding))
-    return tuple((kind, path) for kind, paths in kinds for path in paths)
-
-
-def _bounded(directories: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
-    if sum(len(path) + 2 for _, path in directories) > _LARGEST_ANSWER:
-        raise TooLarge("it has too many directories that have whiteouts, or no entry of their own")
-    return directories
-
-
-def _say(error: OSError) -> str:
-    notes = getattr(error, "__notes__", [])
-    return "; ".join([error.strerror or str(error), *notes])

@@ -23,7 +23,8 @@ def confine(root_fd: int, first_foreign_fd: int) -> None:
 
     ``first_foreign_fd`` and all descriptors above are closed. Raises OSError when not root.
     """
-    os.closerange(first_foreign_fd, _highest_fd())
+    highest = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20)
+    os.closerange(first_foreign_fd, highest)  # a directory outside that is open is a way out of the chroot
     os.umask(0)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, _MEMORY_BYTES)
@@ -41,10 +42,6 @@ def die_with_parent(parent: int) -> None:
     syscalls.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
-
-
-def _highest_fd() -> int:
-    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20)
 
 
 def _limit(what: int, value: int) -> None:

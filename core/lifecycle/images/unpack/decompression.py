@@ -31,7 +31,7 @@ def decompress(blob: Blob) -> Iterator[bytes]:
         return _gunzip(_Input(blob, _READ_BYTES, "gzip"))
     if _is_zstd(magic):
         return _unzstd(_Input(blob, _ZSTD_READ_BYTES, "zstd"))
-    return _plain(blob)
+    return iter(lambda: blob.read(CHUNK_BYTES), b"")
 
 
 def load_codec(blob: Blob) -> None:
@@ -77,11 +77,6 @@ class _Input:
             if not self.held:
                 return True
         return False
-
-
-def _plain(blob: Blob) -> Iterator[bytes]:
-    while chunk := blob.read(CHUNK_BYTES):
-        yield chunk
 
 
 def _gunzip(source: _Input) -> Iterator[bytes]:

@@ -52,22 +52,19 @@ class Extraction:
                 self._hide(parent, base, entry)
             elif base:
                 self._maker(entry)(parent, base, entry)
+            elif entry.kind == headers.DIRECTORY:
+                self._tree.describe_root(entry)
             else:
-                self._describe_root(entry)
+                raise Corrupt("it would replace the root of the layer")
         self.current = b""
         self._tree.finish()
-        self._reader.drain()
+        self._reader.drain()  # the diffID is that of the whole stream, with what follows the archive's end
 
     def _maker(self, entry: Entry) -> _Make:
         maker = self._makers.get(entry.kind)
         if maker is None:
             raise NotSupported(f"it is of the tar type {show(entry.kind)}, which no layer uses")
         return maker
-
-    def _describe_root(self, entry: Entry) -> None:
-        if entry.kind != headers.DIRECTORY:
-            raise Corrupt("it would replace the root of the layer")
-        self._tree.describe_root(entry)
 
     def _hide(self, parent: bytes, base: bytes, entry: Entry) -> None:
         parents = [part for part in parent.split(b"/") if part.startswith(_WHITEOUT)]
@@ -80,11 +77,7 @@ class Extraction:
         elif base == _OPAQUE_WHITEOUT:
             self._tree.hide_below(parent)
         elif not base.startswith(_AUFS):
-            self._tree.hide(parent, _hidden_name(base))
-
-
-def _hidden_name(base: bytes) -> bytes:
-    hidden = base[len(_WHITEOUT) :]
-    if hidden in (b"", b".", b".."):
-        raise Corrupt(f"the whiteout hides {show(hidden)}, which is no name")
-    return hidden
+            hidden = base[len(_WHITEOUT) :]
+            if hidden in (b"", b".", b".."):
+                raise Corrupt(f"the whiteout hides {show(hidden)}, which is no name")
+            self._tree.hide(parent, hidden)

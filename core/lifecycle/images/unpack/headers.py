@@ -121,14 +121,12 @@ def _verify(block: bytes, field: bytes) -> None:
     """
     try:
         said = number(field)
-        matches = (said + sum(field) - 255) % _ADLER == adler32(block) & 0xFFFF or _sums_match(block, field, said)
+        matches = (said + sum(field) - 255) % _ADLER == adler32(block) & 0xFFFF
+        if not matches:  # some old programs added signed characters
+            unsigned = sum(block) - sum(field) + 8 * 0x20
+            signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+            matches = said in (unsigned, signed)
     except Corrupt:
         matches = False
     if not matches:
         raise Corrupt("its header's checksum is wrong: this is no tar archive, or it is damaged")
-
-
-def _sums_match(block: bytes, field: bytes, said: int) -> bool:
-    unsigned = sum(block) - sum(field) + 8 * 0x20
-    signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-    return said in (unsigned, signed)  # some old programs added signed characters

@@ -59,9 +59,26 @@ class Launcher:
         ``inflight``: an eventfd that counts the bytes of a blob that still grows. The unpacker is killed when the
         caller is cancelled. Raises ResourceExhausted when no process can be started.
         """
+        # The answer goes into a file in memory, not a pipe: nobody has to read along, and a child that is killed in the
+        # middle of it can't leave us waiting for the rest.
         with _Memory("answer", _ANSWER_BYTES) as answer, _Memory("words", _WORDS_BYTES) as words:
-            fds = [blob, answer.fd, words.fd, target, *([] if inflight is None else [inflight])]
-            exit_code, last_words = await self._run(arguments, fds)
+            self.warm_up()
+            assert self._forking is not None
+            forking, number = self._forking, next(self._numbers)
+            ended = self._ends[number] = asyncio.get_running_loop().create_future()
+            try:
+                fds = [blob, answer.fd, words.fd, target, *([] if inflight is None else [inflight])]
+                forking.send(["run", str(number), *arguments], fds)
+                exit_code, last_words = await asyncio.shield(ended)
+            except asyncio.CancelledError:
+                # By its number: the pid is not ours to know, and might be another process's by now.
+                forking.send(["kill", str(number)])
+                await asyncio.wait({ended}, timeout=_REAP_S)  # it may write into the target until it is gone
+                raise
+            finally:
+                del self._ends[number]
+                if not self._ends:
+                    self._retire_later()
             return Ended(exit_code, answer.read(), words.read() or last_words)
 
     def warm_up(self) -> None:
@@ -83,24 +100,6 @@ class Launcher:
         if forking is not None:
             await forking.close()
 
-    async def _run(self, arguments: Sequence[str], fds: list[int]) -> tuple[int, bytes]:
-        self.warm_up()
-        assert self._forking is not None
-        forking = self._forking
-        number = next(self._numbers)
-        ended = self._ends[number] = asyncio.get_running_loop().create_future()
-        try:
-            forking.send(["run", str(number), *arguments], fds)
-            return await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            forking.send(["kill", str(number)])
-            await asyncio.wait({ended}, timeout=_REAP_S)
-            raise
-        finally:
-            del self._ends[number]
-            if not self._ends:
-                self._retire_later()
-
     def _on_end(self, number: int | None, exit_code: int, last_words: bytes) -> None:
         """Take in that an unpacker has ended, or, without a number, that all have."""
         for one, ended in self._ends.items():
@@ -108,15 +107,15 @@ class Launcher:
                 ended.set_result((exit_code, last_words))
 
     def _retire_later(self) -> None:
+        def retire() -> None:
+            self._retirement = None
+            if self._forking is not None and not self._ends:
+                self._forking.leave()
+                self._forking = None
+
         if self._retirement is not None:
             self._retirement.cancel()
-        self._retirement = asyncio.get_running_loop().call_later(_IDLE_S, self._retire)
-
-    def _retire(self) -> None:
-        self._retirement = None
-        if self._forking is not None and not self._ends:
-            self._forking.leave()
-            self._forking = None
+        self._retirement = asyncio.get_running_loop().call_later(_IDLE_S, retire)
 
 
 class _Forking:
@@ -130,8 +129,10 @@ class _Forking:
         with theirs:
             self._ours.setblocking(False)
             # -I -S: no site, no user's modules, no variables; what it needs comes by the search path.
-            command = [sys.executable, "-I", "-S", "-c", _PROGRAM, "\n".join(_search_path()), str(os.getpid())]
-            try:
+            # Where crinoid is comes first, then where its codecs may be; the standard library stands before all of it.
+            search_path = [str(Path(crinoid.__file__).parent.parent), *(path for path in sys.path if path)]
+            command = [sys.executable, "-I", "-S", "-c", _PROGRAM, "\n".join(search_path), str(os.getpid())]
+            try:  # SEQPACKET keeps packets whole, with the descriptors that belong to each
                 self._process = process.spawn(command, env=_ENVIRONMENT, fds={0: theirs.fileno(), 2: self._words.fd})
             except BaseException:
                 self._ours.close()
@@ -194,6 +195,7 @@ class _Memory(contextlib.AbstractContextManager["_Memory"]):
     """A file in memory that another process writes into, at most ``limit`` bytes."""
 
     def __init__(self, name: str, limit: int) -> None:
+        # Sealed against growing: the child may write what it likes, but no more than this.
         self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, limit)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
@@ -207,8 +209,3 @@ class _Memory(contextlib.AbstractContextManager["_Memory"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _search_path() -> list[str]:
-    """Where crinoid is, then where its codecs may be; the child puts the standard library before all of it."""
-    return [str(Path(crinoid.__file__).parent.parent), *(path for path in sys.path if path)]

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.values.snapshot import WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked, decode
-from crinoid.core.lifecycle.images.unpack.launcher import Ended, Launcher
+from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 
 _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.diff.tar",
@@ -127,8 +127,34 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
     a media type or entry that is not done here; ResourceExhausted for a passed limit or a full disk; DeadlineExceeded;
     CrinoidError for other faults of the host. Source: OCI image-spec, layer.md.
     """
-    _check_media_type(request)
-    ended = await _run(request, launcher)
+    if request.media_type not in _ACCEPTED:
+        raise Unsupported(
+            f"{_describe(request)}: media type {request.media_type!r} is no layer that can be unpacked; "
+            "OCI and Docker layers are tar, plain or compressed with gzip or zstd"
+        )
+    growing = request.growing
+    limits = [_number(request.max_bytes), _number(request.max_entries), str(request.keep_free_percent)]
+    arguments = [  # as ``child.main`` takes them
+        request.whiteouts.value if request.form == "layer" else request.form,
+        request.expected_diff_id,
+        *limits,
+        "sync" if request.sync else "",
+        "\n".join(f"{name}\t{_number(most)}" for name, most in request.parts),
+        str(growing.size) if growing else "",
+    ]
+    # The child gets descriptors, no paths: it is to reach the blob and the target, and nothing around them.
+    blob_fd = growing.fd if growing else request.blob_fd
+    with (
+        _Opened(request.blob, 0) if blob_fd is None else nullcontext(blob_fd) as blob,
+        _Opened(request.target, os.O_DIRECTORY) as target,
+    ):
+        try:
+            async with _deadline(request):
+                ended = await launcher.run(arguments, blob, target, growing.inflight if growing else None)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
+            ) from error
     answer = decode(ended.answer)
     if isinstance(answer, Unpacked):
         implied, renewed, hiding = (
@@ -138,27 +164,9 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
         return UnpackResult(answer.diff_id, answer.used_bytes, answer.inodes, implied, renewed, hiding)
     if isinstance(answer, Failed):
         raise _as_error(request, answer)
+    # It was killed, or crashed: what it wrote to its stderr is all there is to say.
     words = ended.words.decode("utf-8", "replace").strip()[-2000:] or "it said nothing"
     raise CrinoidError(f"{_describe(request)}: the unpacker ended with exit code {ended.exit_code}: {words}")
-
-
-async def _run(request: UnpackRequest, launcher: Launcher) -> Ended:
-    inflight = request.growing.inflight if request.growing else None
-    with _blob_of(request) as blob, _Opened(request.target, os.O_DIRECTORY) as target:
-        try:
-            async with _deadline(request):
-                return await launcher.run(_arguments(request), blob, target, inflight)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"{_describe(request)}: unpacking took longer than {request.timeout_s:g} s and was stopped"
-            ) from error
-
-
-def _blob_of(request: UnpackRequest) -> AbstractContextManager[int]:
-    """Open the blob, or lend what is open already."""
-    if request.growing is not None:
-        return nullcontext(request.growing.fd)
-    return _Opened(request.blob, 0) if request.blob_fd is None else nullcontext(request.blob_fd)
 
 
 @asynccontextmanager
@@ -197,27 +205,13 @@ class _Opened:
         os.close(self._fd)
 
 
-def _arguments(request: UnpackRequest) -> list[str]:
-    form = request.whiteouts.value if request.form == "layer" else request.form
-    limits = [_number(request.max_bytes), _number(request.max_entries), str(request.keep_free_percent)]
-    parts = "\n".join(f"{name}\t{_number(most)}" for name, most in request.parts)
-    size = str(request.growing.size) if request.growing else ""
-    return [form, request.expected_diff_id, *limits, "sync" if request.sync else "", parts, size]
-
-
 def _number(limit: int | None) -> str:
     return "" if limit is None else str(limit)
 
 
-def _check_media_type(request: UnpackRequest) -> None:
-    if request.media_type not in _ACCEPTED:
-        raise Unsupported(
-            f"{_describe(request)}: media type {request.media_type!r} is no layer that can be unpacked; "
-            "OCI and Docker layers are tar, plain or compressed with gzip or zstd"
-        )
-
-
 def _as_error(request: UnpackRequest, failure: Failed) -> CrinoidError:
+    # A disk that is full, and a name that no file system takes, both come as an errno of the child's. The first is the
+    # node's trouble and may pass; the second is the image's, which another pull won't mend.
     where = f", entry {os.fsdecode(failure.entry[:300])!a}" if failure.entry else ""
     message = f"{_describe(request)}{where}: {failure.message}"
     if failure.kind == "corrupt":

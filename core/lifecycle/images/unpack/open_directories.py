@@ -102,7 +102,9 @@ class DirectoryCache:
             if directory is None:
                 link = self._make_missing(parent, part)
                 if link is not None:
-                    links = _count_link(links, wanted)
+                    if links == _MOST_LINKS:
+                        raise Corrupt(f"too many symbolic links on the way to {show(b'/'.join(wanted))}")
+                    links += 1
                     todo += [step for step in reversed(link.split(b"/")) if step]
                     if link.startswith(b"/"):
                         done, parent = [], self.root
@@ -112,12 +114,6 @@ class DirectoryCache:
             done.append(part)
             parent = directory
         return parent
-
-
-def _count_link(links: int, wanted: list[bytes]) -> int:
-    if links == _MOST_LINKS:
-        raise Corrupt(f"too many symbolic links on the way to {show(b'/'.join(wanted))}")
-    return links + 1
 
 
 def list_attributes(fd: int) -> list[str]:

@@ -18,7 +18,10 @@ def remove(directory_fd: int, name: bytes, kept: Kept = _NOTHING) -> bool:
     except FileNotFoundError:
         return True
     except IsADirectoryError:
-        return _remove_directory(directory_fd, name, kept)
+        is_empty = _empty_below(directory_fd, name, kept)
+        if is_empty:
+            os.rmdir(name, dir_fd=directory_fd)
+        return is_empty
     return True
 
 
@@ -31,7 +34,8 @@ def empty(directory_fd: int, kept: Kept = _NOTHING) -> bool:
             left |= not remove(directory_fd, name, kept)
         else:
             left = True
-            _empty_if_directory(directory_fd, name, kept)
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+                _empty_below(directory_fd, name, kept)
     return not left
 
 
@@ -40,21 +44,9 @@ def list_names(directory_fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(directory_fd)]
 
 
-def _remove_directory(directory_fd: int, name: bytes, kept: Kept) -> bool:
+def _empty_below(directory_fd: int, name: bytes, kept: Kept) -> bool:
     fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory_fd)
     try:
-        is_empty = empty(fd, kept)
+        return empty(fd, kept)
     finally:
         os.close(fd)
-    if is_empty:
-        os.rmdir(name, dir_fd=directory_fd)
-    return is_empty
-
-
-def _empty_if_directory(directory_fd: int, name: bytes, kept: Kept) -> None:
-    if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory_fd)
-        try:
-            empty(fd, kept)
-        finally:
-            os.close(fd)

@@ -50,21 +50,17 @@ class LayerStream:
 
     def _produce(self) -> None:
         try:
-            for chunk in self._within_limit():
+            total = 0
+            for chunk in decompress(self._blob):
+                total += len(chunk)
+                if self._max_bytes is not None and total > self._max_bytes:
+                    raise TooLarge(f"the archive has more than {self._max_bytes} bytes uncompressed, the limit")
                 self._room.get()
                 self._filled.put(chunk)
                 self._hash.update(chunk)
             self._filled.put(b"")
         except (ArchiveFault, OSError, MemoryError) as error:
             self._filled.put(error)
-
-    def _within_limit(self) -> Iterator[bytes]:
-        total = 0
-        for chunk in decompress(self._blob):
-            total += len(chunk)
-            if self._max_bytes is not None and total > self._max_bytes:
-                raise TooLarge(f"the archive has more than {self._max_bytes} bytes uncompressed, the limit")
-            yield chunk
 
 
 class ByteReader:

@@ -81,11 +81,18 @@ class Tree:
             fd = os.open(name, _NEW_FILE, mode, dir_fd=directory.fd)
         try:
             if entry.sparse is not None:
-                self._write_pieces(fd, entry.sparse)
+                size, pieces = entry.sparse
+                for offset, length in pieces:
+                    os.lseek(fd, offset, os.SEEK_SET)
+                    self._reader.write_to(fd, length)
+                os.ftruncate(fd, size)  # a hole at the end, too
             elif entry.size:
                 self._reader.write_to(fd, entry.size)
             if entry.uid or entry.gid or directory.inherits or mode & _SPECIAL_BITS:
-                _own_file(fd, entry, directory)
+                if directory.inherits:
+                    _drop_attributes(fd)
+                os.fchown(fd, entry.uid, entry.gid)
+                os.fchmod(fd, mode)  # after chown, which clears set-user-id
             if entry.xattrs:
                 _set_attributes(fd, entry)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -139,7 +146,12 @@ class Tree:
         source_directory = self._directories.find(source_parent) if source else None
         before = _status(source_directory, source) if source_directory else None
         if source_directory is None or before is None or self._is_whiteout(before):
-            raise self._missing_link(entry)
+            if self._overlay:
+                raise NotSupported(
+                    f"it is a hard link to {show(entry.link)}, which is not in this layer; overlay layers are unpacked "
+                    "without their parents, use a snapshotter that unpacks into copies, such as native"
+                )
+            raise Corrupt(f"it is a hard link to {show(entry.link)}, which does not exist")
         if stat.S_ISDIR(before.st_mode):
             raise Corrupt(f"it is a hard link to the directory {show(entry.link)}")
         self._note(directory, name)
@@ -189,7 +201,10 @@ class Tree:
                 continue  # replaced by a later entry
             try:
                 if os.fstat(fd).st_ino == inode:
-                    _finish_directory(fd, metadata)
+                    for name, value in metadata.xattrs.items():
+                        _set_attribute(fd, name, value)
+                    os.fchmod(fd, metadata.mode)
+                    os.utime(fd, ns=(metadata.mtime_ns, metadata.mtime_ns))
             finally:
                 os.close(fd)
 
@@ -332,13 +347,6 @@ class Tree:
         self._renewed.add(hidden.inode)
         self._make_opaque(hidden)
 
-    def _write_pieces(self, fd: int, sparse: tuple[int, list[tuple[int, int]]]) -> None:
-        size, pieces = sparse
-        for offset, length in pieces:
-            os.lseek(fd, offset, os.SEEK_SET)
-            self._reader.write_to(fd, length)
-        os.ftruncate(fd, size)
-
     def _count(self, directory: Directory, name: bytes) -> None:
         self.inodes += 1
         self._note(directory, name)
@@ -347,34 +355,12 @@ class Tree:
         if not self._overlay:  # there, all that is in the target is of this layer
             self._made.setdefault(directory.inode, set()).add(name)
 
-    def _missing_link(self, entry: Entry) -> Exception:
-        if self._overlay:
-            return NotSupported(
-                f"it is a hard link to {show(entry.link)}, which is not in this layer; overlay layers are unpacked "
-                "without their parents, use a snapshotter that unpacks into copies, such as native"
-            )
-        return Corrupt(f"it is a hard link to {show(entry.link)}, which does not exist")
-
 
 def _status(directory: Directory, name: bytes) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
-
-
-def _own_file(fd: int, entry: Entry, directory: Directory) -> None:
-    if directory.inherits:
-        _drop_attributes(fd)
-    os.fchown(fd, entry.uid, entry.gid)
-    os.fchmod(fd, entry.mode)  # after chown, which clears set-user-id
-
-
-def _finish_directory(fd: int, metadata: _DirectoryMetadata) -> None:
-    for name, value in metadata.xattrs.items():
-        _set_attribute(fd, name, value)
-    os.fchmod(fd, metadata.mode)
-    os.utime(fd, ns=(metadata.mtime_ns, metadata.mtime_ns))
 
 
 def _drop_attributes(fd: int) -> None:
