@@ -69,7 +69,21 @@ class Attempts:
 
     async def __anext__(self) -> Endpoint:
         if not self._waiting:
-            await self._begin_round()
+            faults = self._in_order()
+            again = [endpoint for endpoint, fault in faults if fault.passing]
+            # Mirrors may be late or wrong; once the registry itself gave a final answer, more rounds would only ask
+            # what is known. But a mirror that has served bytes of it had it, whatever the registry says.
+            is_final = any(not endpoint.is_mirror and not fault.passing for endpoint, fault in faults)
+            is_settled = is_final and not self._served.intersection(again)
+            self._round += 1
+            if not again or self._round >= self._policy.tries or is_settled:
+                raise StopAsyncIteration
+            asked_for = min(self._said[endpoint].retry_after_s for endpoint in again)  # Retry-After: RFC 9110, 10.2.3
+            wait_s = max(asked_for, self._policy.wait_s(self._round))
+            if time.monotonic() + wait_s > self._began_at + self._policy.patience_s:
+                raise StopAsyncIteration
+            await asyncio.sleep(wait_s)
+            self._waiting = again
         return self._waiting.pop(0)
 
     def record(self, endpoint: Endpoint, fault: HostFault) -> None:
@@ -93,22 +107,6 @@ class Attempts:
         )
         kind = type(self._in_order()[-1][1].error)
         return kind(f"{self._what}: {words}")
-
-    async def _begin_round(self) -> None:
-        again = [endpoint for endpoint, fault in self._in_order() if fault.passing]
-        self._round += 1
-        if not again or self._round >= self._policy.tries or self._is_settled(again):
-            raise StopAsyncIteration
-        asked_for = min(self._said[endpoint].retry_after_s for endpoint in again)
-        wait_s = max(asked_for, self._policy.wait_s(self._round))
-        if time.monotonic() + wait_s > self._began_at + self._policy.patience_s:
-            raise StopAsyncIteration
-        await asyncio.sleep(wait_s)
-        self._waiting = again
-
-    def _is_settled(self, again: Sequence[Endpoint]) -> bool:
-        is_final = any(not endpoint.is_mirror and not fault.passing for endpoint, fault in self._in_order())
-        return is_final and not self._served.intersection(again)
 
     def _in_order(self) -> list[tuple[Endpoint, HostFault]]:
         return [(endpoint, self._said[endpoint]) for endpoint in self._endpoints if endpoint in self._said]

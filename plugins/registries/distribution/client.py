@@ -25,12 +25,11 @@ from crinoid.core.api.manifests import (
 )
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
 from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
-from crinoid.plugins.registries.distribution.challenges import read_challenges
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
 from crinoid.plugins.registries.distribution.options import DistributionOptions
 from crinoid.plugins.registries.distribution.ranges import Part, Places, RangedStream
-from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer
+from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer, read_challenges
 from crinoid.plugins.registries.distribution.transport import (
     ContentDecoder,
     Exchange,
@@ -96,7 +95,22 @@ class RegistryClient:
         what = f"pull {request.reference}: blob {request.blob.digest}"
         if not is_digest(request.blob.digest):
             raise Unsupported(f"{what}: not a digest by sha256, sha384 or sha512")
-        stream = self._split(what, request) if self._is_split(request) else await self._stream(what, request)
+
+        async def open_part(part: Part) -> BlobStream:
+            attempts = await self._attempts(what, request.reference, "pull")
+            stream = BlobStream(self, request, attempts, asyncio.Semaphore(), part)
+            await stream.open()
+            return stream
+
+        options, size = self._options, request.blob.size
+        stream: BlobStream | RangedStream
+        if options.connections_per_blob > 1 and size - request.offset >= 2 * options.range_bytes:
+            # Its parts have a semaphore of their own each: all their places are taken from the slot's by the whole.
+            places = Places(self._streams, options.connections_per_blob)
+            stream = RangedStream(open_part, places, request.offset, size, options.range_bytes)
+        else:
+            attempts = await self._attempts(what, request.reference, "pull")
+            stream = BlobStream(self, request, attempts, self._streams, Part(request.offset, size))
         await stream.open()
         return stream
 
@@ -104,7 +118,11 @@ class RegistryClient:
         """Ask one host for a part of a blob; the answer is 200 or 206. Raises HostFault."""
         asker = Asker(endpoint, request.reference, request.credentials)
         path = f"/{request.reference.repository}/blobs/{request.blob.digest}"
-        headers = {"Accept": "*/*"} | _range_of(part, request.blob.size)
+        headers = {"Accept": "*/*"}
+        if part.end < request.blob.size:
+            headers["Range"] = f"bytes={part.start}-{part.end - 1}"
+        elif part.start:  # a whole blob needs none, which every host knows how to answer
+            headers["Range"] = f"bytes={part.start}-"
         try:
             return await self._ask(asker, path, headers)
         except HostFault as fault:
@@ -119,26 +137,6 @@ class RegistryClient:
         attempts.record(endpoint, fault)
         self._log.info("registry host %s: %s", endpoint.label, fault)
 
-    def _is_split(self, request: BlobRequest) -> bool:
-        left = request.blob.size - request.offset
-        return self._options.connections_per_blob > 1 and left >= 2 * self._options.range_bytes
-
-    async def _stream(self, what: str, request: BlobRequest) -> "BlobStream":
-        attempts = await self._attempts(what, request.reference, "pull")
-        return BlobStream(self, request, attempts, self._streams, Part(request.offset, request.blob.size))
-
-    def _split(self, what: str, request: BlobRequest) -> RangedStream:
-        """Make a stream of several, which have their places from the whole."""
-
-        async def open_part(part: Part) -> BlobStream:
-            attempts = await self._attempts(what, request.reference, "pull")
-            stream = BlobStream(self, request, attempts, asyncio.Semaphore(), part)
-            await stream.open()
-            return stream
-
-        places = Places(self._streams, self._options.connections_per_blob)
-        return RangedStream(open_part, places, request.offset, request.blob.size, self._options.range_bytes)
-
     async def _attempts(self, what: str, reference: ImageReference, capability: str) -> Attempts:
         options = self._options
         found = await asyncio.to_thread(find_endpoints, reference.registry, options.config_paths, options.plain_http)
@@ -152,7 +150,13 @@ class RegistryClient:
             content = await read_answer(response, MAX_DOCUMENT_BYTES)
             declared, announced = (response.headers.get(name, "") for name in ("Content-Type", "Docker-Content-Digest"))
         try:
-            digest = _verify_document(content, selector if is_digest(selector) else "", announced, what)
+            # The digest asked for, else the one announced, else sha256: each that is there must be true. Of a tag, the
+            # registry may announce one by another algorithm than ours (distribution-spec, "Pulling manifests").
+            requested = selector if is_digest(selector) else ""
+            for digest in (requested, announced):
+                if digest and (is_digest(digest) or digest == requested):
+                    verify(content, digest, what)
+            digest = requested or (announced if is_digest(announced) else digest_of(content))
             media_type = classify(content, wanted.media_type if wanted else declared, what)
             if wanted and (len(content), media_type) != (wanted.size, wanted.media_type):
                 raise CorruptContent(f"{what} is not of the type and size that the index says")
@@ -170,7 +174,11 @@ class RegistryClient:
             response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))
             if response.status in (200, 206):
                 return response
-            fault = _with_advice(await refusal(response), bool(authorization))
+            fault = await refusal(response)
+            if isinstance(fault.error, Unauthenticated):  # registries don't tell whether a private repository exists
+                said = "it refused the credentials or token" if authorization else "it wants credentials"
+                words = f"{fault}; {said}, or the repository does not exist"
+                fault = HostFault(Unauthenticated(words), status=fault.status)
             is_home = str(response.url).startswith(endpoint.url)
             if response.status == 401 and is_home:
                 challenges = read_challenges(response.headers.getall("WWW-Authenticate", ()))
@@ -244,8 +252,15 @@ class BlobStream:
     async def __anext__(self) -> bytes:
         try:
             while self._is_open and self._position < self._end:
-                if piece := self._take(await self._read()):
-                    return piece
+                piece = await self._read()
+                # A host that ignores ranges sends the blob from its start: what was had before is dropped, and what
+                # goes beyond the part's end.
+                dropped = min(self._skip, len(piece))
+                self._skip -= dropped
+                kept = piece[dropped : dropped + self._end - self._position]
+                self._position += len(kept)
+                if kept:
+                    return kept
         except BaseException:
             await self.aclose()
             raise
@@ -265,25 +280,31 @@ class BlobStream:
 
     async def _connect(self) -> None:
         async for endpoint in self._attempts:
+            part, size = Part(self._position, self._end), self._request.blob.size
             try:
-                response = await self._ask(endpoint)
+                response = await self._client.ask_for_blob(endpoint, self._request, part)
+                self.is_ranged = response.status == 206
+                if self._is_strict and not self.is_ranged:
+                    response.close()
+                    raise HostFault(Unavailable("it gives no ranges any more"))
+                self._decoder = decoder_of(response, self._request.blob.media_type)
+                # Compressed on the way, the length announced is that of something else.
+                length = None if self._decoder is not None else response.content_length
+                if self.is_ranged:
+                    self._skip = 0
+                    wrong = _range_fault(response.headers.get("Content-Range", ""), length, self._position, size)
+                else:
+                    self._skip = self._position
+                    wrong = "" if length in (None, size) else f"the blob has {length} bytes there, not {size}"
+                if wrong:
+                    response.close()
+                    raise HostFault(CorruptContent(wrong))
             except HostFault as fault:
                 self._client.note(self._attempts, endpoint, fault)
                 continue
             self._response, self._endpoint, self._connected_at = response, endpoint, self._position
             return
         raise self._attempts.failure()
-
-    async def _ask(self, endpoint: Endpoint) -> ClientResponse:
-        """Ask one host for what is left; find out what to skip of its answer."""
-        response = await self._client.ask_for_blob(endpoint, self._request, Part(self._position, self._end))
-        self.is_ranged = response.status == 206
-        if self._is_strict and not self.is_ranged:
-            response.close()
-            raise HostFault(Unavailable("it gives no ranges any more"))
-        self._decoder = decoder_of(response, self._request.blob.media_type)
-        self._skip = _bytes_to_skip(response, self._position, self._request.blob.size, self._decoder is not None)
-        return response
 
     async def _read(self) -> bytes:
         """Return the next bytes of the connection, connecting anew as often as it breaks and may be tried."""
@@ -313,36 +334,6 @@ class BlobStream:
         await self._connect()
         return b""
 
-    def _take(self, piece: bytes) -> bytes:
-        """Drop what was had before, and what goes beyond the end."""
-        dropped = min(self._skip, len(piece))
-        self._skip -= dropped
-        kept = piece[dropped : dropped + self._end - self._position] if dropped else piece
-        kept = kept[: self._end - self._position]
-        self._position += len(kept)
-        return kept
-
-
-def _verify_document(content: bytes, requested: str, announced: str, what: str) -> str:
-    """Return the document's digest: the one asked for, else the one announced, else sha256; each must be true."""
-    for digest in (requested, announced):
-        if digest and (is_digest(digest) or digest == requested):
-            verify(content, digest, what)
-    return requested or (announced if is_digest(announced) else digest_of(content))
-
-
-def _bytes_to_skip(response: ClientResponse, position: int, size: int, encoded: bool) -> int:
-    """Check that an answer can be the blob; return how much of it was had before (a host may ignore a range)."""
-    length = None if encoded else response.content_length
-    if response.status == 206:
-        skipped, fault = 0, _range_fault(response.headers.get("Content-Range", ""), length, position, size)
-    else:
-        skipped, fault = position, "" if length in (None, size) else f"the blob has {length} bytes there, not {size}"
-    if fault:
-        response.close()
-        raise HostFault(CorruptContent(fault))
-    return skipped
-
 
 def _range_fault(header: str, length: int | None, position: int, size: int) -> str:
     """Check ``Content-Range: bytes FIRST-LAST/TOTAL`` (RFC 9110, section 14.4); it may be less than was asked for."""
@@ -354,18 +345,3 @@ def _range_fault(header: str, length: int | None, position: int, size: int) -> s
     if is_it and position < end <= size and length in (None, end - position):
         return ""
     return f"asked for bytes {position}- of {size}, it sent {header[:80]!r} and announced {length} bytes"
-
-
-def _range_of(part: Part, size: int) -> dict[str, str]:
-    """Return the header that asks for a part; none for all."""
-    if part.end < size:
-        return {"Range": f"bytes={part.start}-{part.end - 1}"}
-    return {"Range": f"bytes={part.start}-"} if part.start else {}
-
-
-def _with_advice(fault: HostFault, authenticated: bool) -> HostFault:
-    """Add to a 401 or 403 what it usually means: registries don't tell whether a private repository exists."""
-    if isinstance(fault.error, Unauthenticated):
-        said = "it refused the credentials or token" if authenticated else "it wants credentials"
-        return HostFault(Unauthenticated(f"{fault}; {said}, or the repository does not exist"), status=fault.status)
-    return fault

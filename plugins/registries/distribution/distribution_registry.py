@@ -17,7 +17,7 @@ from crinoid.plugins.registries.distribution.hosts import check_hosts
 from crinoid.plugins.registries.distribution.options import DistributionOptions
 
 if TYPE_CHECKING:
-    from crinoid.plugins.registries.distribution.client import Document, RegistryClient
+    from crinoid.plugins.registries.distribution.client import RegistryClient
 
 _MAX_DEPTH = 3
 
@@ -38,7 +38,16 @@ class DistributionRegistry:
         """Fetch the manifest, through an index where there is one."""
         client = await self._connect()
         target = await client.fetch_document(request.reference, None, request.credentials)
-        manifest = await self._descend(request, target)
+        manifest = target
+        for _ in range(_MAX_DEPTH):
+            if manifest.descriptor.media_type not in INDEX_TYPES:
+                break
+            # The manifest for the platform, or another index, which may stand in an index (image-index.md).
+            what = f"pull {request.reference}: index {manifest.descriptor.digest}"
+            chosen = choose(read_index(manifest.content, what), request.platform, what)
+            manifest = await client.fetch_document(request.reference, chosen, request.credentials)
+        else:
+            raise CorruptContent(f"pull {request.reference}: more than {_MAX_DEPTH} indexes inside each other")
         read_manifest(manifest.content, f"pull {request.reference}: manifest {manifest.descriptor.digest}")
         return ResolvedImage(target.descriptor, target.content, manifest.descriptor, manifest.content)
 
@@ -61,25 +70,13 @@ class DistributionRegistry:
         if client is not None:
             await client.close()
 
-    async def _descend(self, request: ResolveRequest, document: "Document") -> "Document":
-        """Go from an index to the manifest for the platform; an index may stand in an index."""
-        client = await self._connect()
-        for _ in range(_MAX_DEPTH):
-            if document.descriptor.media_type not in INDEX_TYPES:
-                return document
-            what = f"pull {request.reference}: index {document.descriptor.digest}"
-            chosen = choose(read_index(document.content, what), request.platform, what)
-            document = await client.fetch_document(request.reference, chosen, request.credentials)
-        raise CorruptContent(f"pull {request.reference}: more than {_MAX_DEPTH} indexes inside each other")
-
     async def _connect(self) -> "RegistryClient":
+        def load() -> "type[RegistryClient]":
+            from crinoid.plugins.registries.distribution.client import RegistryClient
+
+            return RegistryClient
+
         if self._client is None:
-            kind = await asyncio.to_thread(_load_client)
+            kind = await asyncio.to_thread(load)  # a fifth of a second, in which the loop serves others
             self._client = self._client or kind(self._config, self._host)
         return self._client
-
-
-def _load_client() -> "type[RegistryClient]":
-    from crinoid.plugins.registries.distribution.client import RegistryClient
-
-    return RegistryClient

@@ -7,11 +7,11 @@ Read at every pull, so that a change counts at once. Beside that form, a directo
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -69,14 +69,20 @@ def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tu
 
     Raises ConfigurationError, naming the file, for a ``hosts.toml`` that can't be read.
     """
-    directory = next(_host_directories(registry, config_paths), None)
-    own = _default_url(registry, plain_http)
-    if directory is None:
-        return (Endpoint(own),)
-    file = directory / "hosts.toml"
-    if file.exists():
-        return _read_hosts(file, registry, own)
-    return (Endpoint(own, tls=_docker_certificates(directory)),)
+    scheme = "http" if registry in plain_http else "https"
+    own = f"{scheme}://{_HUB if registry == DEFAULT_REGISTRY else registry}/v2"
+    # containerd's order: host_port_ (for file systems without colons), then the name as it is, then _default.
+    host, colon, port = registry.rpartition(":")
+    names = ([f"{host}_{port}_"] if colon and port.isdigit() else []) + [registry, "_default"]
+    for directory in (path / name for name in names for path in config_paths):
+        touching(directory.parent)
+        if not directory.is_dir():
+            continue
+        if (file := directory / "hosts.toml").exists():
+            return _read_hosts(file, registry, own)
+        pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(directory.glob("*.cert")))
+        return (Endpoint(own, tls=Tls(ca=tuple(sorted(directory.glob("*.crt"))), client=pairs)),)
+    return (Endpoint(own),)
 
 
 def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -90,26 +96,6 @@ def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
             except ConfigurationError as error:
                 problems.append(error.message)
     return tuple(problems)
-
-
-def _host_directories(registry: str, config_paths: tuple[Path, ...]) -> Iterator[Path]:
-    host, colon, port = registry.rpartition(":")
-    names = ([f"{host}_{port}_"] if colon and port.isdigit() else []) + [registry, "_default"]
-    for name in names:
-        for path in config_paths:
-            touching(path)
-            if (path / name).is_dir():
-                yield path / name
-
-
-def _default_url(registry: str, plain_http: tuple[str, ...]) -> str:
-    scheme = "http" if registry in plain_http else "https"
-    return f"{scheme}://{_HUB if registry == DEFAULT_REGISTRY else registry}/v2"
-
-
-def _docker_certificates(directory: Path) -> Tls:
-    pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(directory.glob("*.cert")))
-    return Tls(ca=tuple(sorted(directory.glob("*.crt"))), client=pairs)
 
 
 def _as_list(value: Any) -> Any:
@@ -160,56 +146,38 @@ def _read_hosts(file: Path, registry: str, own: str) -> tuple[Endpoint, ...]:
         raise ConfigurationError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except ValueError as error:
         raise ConfigurationError(f"{file}: {error}") from error
-    return _join(mirrors, server)
-
-
-def _join(mirrors: list[Endpoint], server: Endpoint) -> tuple[Endpoint, ...]:
-    """Put the registry behind its mirrors; one that is listed among them keeps that place and those settings."""
+    # The registry stands behind its mirrors; one that is listed among them keeps that place and those settings.
     if all(mirror.url != server.url for mirror in mirrors):
         return (*mirrors, server)
     return tuple(replace(mirror, is_mirror=mirror.url != server.url) for mirror in mirrors)
 
 
 def _endpoint(text: str, table: _HostTable, directory: Path, registry: str, is_mirror: bool) -> Endpoint:
-    parts = _split_url(text)
-    return Endpoint(
-        url=_api_root(parts, table.override_path),
-        is_mirror=is_mirror,
-        capabilities=frozenset(table.capabilities) or _ALL,
-        tls=_read_tls(table, directory),
-        headers=tuple(_headers(table)),
-        dial_timeout_s=table.dial_timeout,
-        namespace="" if parts.netloc == (_HUB if registry == DEFAULT_REGISTRY else registry) else registry,
-    )
-
-
-def _split_url(text: str) -> SplitResult:
-    """Split a host's URL; without a scheme it is https. Docker Hub's API is at another name than its images."""
+    """Read one host's URL, which is https without a scheme, and its table. Raises ValueError."""
     parts = urlsplit(text if "://" in text else f"https://{text}")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
         raise ValueError(f"{text!r} is not the URL of a registry: http(s)://host[:port][/path], with no user in it")
     _ = parts.port  # raises ValueError for one that is no number
-    is_hub = parts.netloc in (DEFAULT_REGISTRY, "index.docker.io")
-    return parts._replace(netloc=_HUB) if is_hub else parts
-
-
-def _api_root(parts: SplitResult, override_path: bool) -> str:
+    if parts.netloc in (DEFAULT_REGISTRY, "index.docker.io"):
+        parts = parts._replace(netloc=_HUB)  # Docker Hub's API is at another name than its images
     path = parts.path.rstrip("/")
-    if not override_path and not path.endswith("/v2"):
+    if not table.override_path and not path.endswith("/v2"):  # override_path: a path that holds the "v2" elsewhere
         path += "/v2"
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def _read_tls(table: _HostTable, directory: Path) -> Tls:
     pairs = []
     for item in table.client:
         cert, key = (item, "") if isinstance(item, str) else item
-        pairs.append((directory / cert, directory / (key or cert)))
-    return Tls(tuple(directory / path for path in table.ca), tuple(pairs), table.skip_verify)
-
-
-def _headers(table: _HostTable) -> Iterator[tuple[str, str]]:
+        pairs.append((directory / cert, directory / (key or cert)))  # one file may hold both
+    headers = []
     for name, values in table.header.items():
         if not _HEADER_NAME.fullmatch(name) or any(set(value) & {"\r", "\n", "\0"} for value in values):
             raise ValueError(f"header {name!r} can't be sent")
-        yield from ((name, value) for value in values)
+        headers += [(name, value) for value in values]
+    return Endpoint(
+        url=f"{parts.scheme}://{parts.netloc}{path}",
+        is_mirror=is_mirror,
+        capabilities=frozenset(table.capabilities) or _ALL,
+        tls=Tls(tuple(directory / path for path in table.ca), tuple(pairs), table.skip_verify),
+        headers=tuple(headers),
+        dial_timeout_s=table.dial_timeout,
+        namespace="" if parts.netloc == (_HUB if registry == DEFAULT_REGISTRY else registry) else registry,
+    )

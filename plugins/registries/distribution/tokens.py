@@ -9,15 +9,14 @@ import base64
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
 from crinoid.core.api.manifests import Document, parse
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.plugins.registries.distribution.attempts import HostFault
-from crinoid.plugins.registries.distribution.challenges import Challenge
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials, applies, is_empty
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 from crinoid.plugins.registries.distribution.transport import Exchange, Transport, read_answer, refusal
@@ -28,6 +27,18 @@ _MARGIN_S = 5.0
 _MAX_ANSWER_BYTES = 1 << 20
 _MAX_KEPT = 512
 _SENDABLE = re.compile(r"[\x21-\x7e]{1,65536}")
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  # a pattern
+_PARAMETER = re.compile(rf'\s*,?\s*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*|(?=\s*(?:,|$))))')
+_SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=[\s,]|$)")
+_TOKEN68 = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One scheme, in lower case, with its parameters."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +101,25 @@ class Authorizer:
             made = await self._make(asker, challenges)
             if made.header == refused:
                 raise _refused(asker)
-            self._keep(key, made)
+            if len(self._passes) >= _MAX_KEPT:
+                now = time.monotonic()
+                self._passes = {one: kept for one, kept in self._passes.items() if kept.ends_at > now}
+                self._locks = {one: lock for one, lock in self._locks.items() if lock.locked() or one in self._passes}
+            self._passes[key] = made
             return made.header
 
     async def _make(self, asker: Asker, challenges: Sequence[Challenge]) -> _Pass:
         if _registry_token(asker):
             raise _refused(asker)
-        credentials = await self._credentials(asker)
+        given, credentials = asker.credentials, None
+        if given and not is_empty(given) and applies(given, asker.endpoint, asker.reference.registry):
+            credentials = given
+        elif not given or is_empty(given) or asker.endpoint.is_mirror:
+            try:
+                credentials = await self._node.find(_credential_host(asker), asker.reference)
+            except CrinoidError as error:
+                raise HostFault(error) from error
+        # else they name another server: the peers go on without any, for a public image needs none.
         for challenge in challenges:
             if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                 return await self._fetch(asker, challenge.parameters, credentials)
@@ -107,40 +130,32 @@ class Authorizer:
             raise HostFault(Unauthenticated(f"401: it wants a user and a password, and there are none {_where(asker)}"))
         return _Pass(_basic(credentials), time.monotonic() + _BASIC_LIFE_S)
 
-    async def _credentials(self, asker: Asker) -> Credentials | None:
-        given = asker.credentials
-        if given and not is_empty(given) and applies(given, asker.endpoint, asker.reference.registry):
-            return given
-        if given and not is_empty(given) and not asker.endpoint.is_mirror:
-            return None  # they name another server: the peers go on without any
-        try:
-            return await self._node.find(_credential_host(asker), asker.reference)
-        except CrinoidError as error:
-            raise HostFault(error) from error
-
     async def _fetch(self, asker: Asker, wanted: Mapping[str, str], credentials: Credentials | None) -> _Pass:
         """Fetch a bearer token from the realm of a challenge."""
         if credentials and credentials.registry_token:
             return _Pass(f"Bearer {credentials.registry_token}", time.monotonic() + _BASIC_LIFE_S)
-        realm = _checked_realm(asker, wanted["realm"])
-        exchange = _token_exchange(asker, realm, wanted, credentials)
+        realm = urlsplit(wanted["realm"])
+        if realm.scheme != "https" and not (realm.scheme == "http" and asker.endpoint.url.startswith("http://")):
+            # It would carry secrets in the clear, where the registry itself is asked by https.
+            words = f"401, and its token server {realm.scheme}://{realm.netloc} is not reached by https"
+            raise HostFault(Unauthenticated(words))
+        exchange = _token_exchange(asker, wanted, credentials)
         try:
-            return _pass_of(parse(TokenAnswer, await self._ask_token_server(exchange), "its answer"))
+            async with await self._transport.send(exchange) as response:
+                if response.status != 200:
+                    raise await refusal(response)
+                answer = parse(TokenAnswer, await read_answer(response, _MAX_ANSWER_BYTES), "its answer")
+            token, told = answer.token or answer.access_token, answer.expires_in
+            if not _SENDABLE.fullmatch(token):
+                raise CorruptContent("its answer holds no usable token")
         except (HostFault, CorruptContent) as error:
-            raise _blame(urlsplit(realm).netloc, error) from error
-
-    async def _ask_token_server(self, exchange: Exchange) -> bytes:
-        async with await self._transport.send(exchange) as response:
-            if response.status != 200:
-                raise await refusal(response)
-            return await read_answer(response, _MAX_ANSWER_BYTES)
-
-    def _keep(self, key: tuple[str, str, Credentials | None], made: _Pass) -> None:
-        if len(self._passes) >= _MAX_KEPT:
-            now = time.monotonic()
-            self._passes = {known: kept for known, kept in self._passes.items() if kept.ends_at > now}
-            self._locks = {known: lock for known, lock in self._locks.items() if lock.locked() or known in self._passes}
-        self._passes[key] = made
+            # What a token server refuses are credentials, whatever status it chose for that.
+            fault = error if isinstance(error, HostFault) else HostFault(error)
+            kind = Unauthenticated if fault.status in (400, 401, 403) else type(fault.error)
+            words = f"token server {realm.netloc}: {fault}"
+            raise HostFault(kind(words), fault.passing, fault.retry_after_s, fault.status) from error
+        life_s = max(_SHORTEST_LIFE_S, told if isinstance(told, int | float) and told < math.inf else 0) - _MARGIN_S
+        return _Pass(f"Bearer {token}", time.monotonic() + life_s)
 
 
 def _key(asker: Asker) -> tuple[str, str, Credentials | None]:
@@ -159,18 +174,10 @@ def _credential_host(asker: Asker) -> str:
     return asker.endpoint.host if asker.endpoint.is_mirror else asker.reference.registry
 
 
-def _checked_realm(asker: Asker, realm: str) -> str:
-    """Refuse a realm that would carry secrets in the clear, where the registry itself is asked by https."""
-    parts = urlsplit(realm)
-    if parts.scheme == "https" or (parts.scheme == "http" and asker.endpoint.url.startswith("http://")):
-        return realm
-    raise HostFault(
-        Unauthenticated(f"401, and its token server {parts.scheme}://{parts.netloc} is not reached by https")
-    )
-
-
-def _token_exchange(asker: Asker, realm: str, wanted: Mapping[str, str], credentials: Credentials | None) -> Exchange:
-    service = wanted.get("service", "")
+def _token_exchange(asker: Asker, wanted: Mapping[str, str], credentials: Credentials | None) -> Exchange:
+    """Ask the realm as Docker's "Token Authentication Specification" says, or by its OAuth2 form."""
+    realm, service = wanted["realm"], wanted.get("service", "")
+    # A challenge without a scope, as of a registry's root, would give a token that is good for nothing.
     scope = wanted.get("scope") or f"repository:{asker.reference.repository}:pull"
     if credentials and credentials.identity_token:
         form = {
@@ -186,22 +193,6 @@ def _token_exchange(asker: Asker, realm: str, wanted: Mapping[str, str], credent
     url = f"{realm}{'&' if '?' in realm else '?'}{query}"
     authorization = _basic(credentials) if credentials and credentials.username else ""
     return Exchange("GET", url, asker.endpoint, authorization=authorization)
-
-
-def _blame(host: str, error: HostFault | CorruptContent) -> HostFault:
-    """Say that it was the token server; what it refuses are credentials, whatever status it chose for that."""
-    fault = error if isinstance(error, HostFault) else HostFault(error)
-    kind = Unauthenticated if fault.status in (400, 401, 403) else type(fault.error)
-    return HostFault(kind(f"token server {host}: {fault}"), fault.passing, fault.retry_after_s, fault.status)
-
-
-def _pass_of(answer: TokenAnswer) -> _Pass:
-    token = answer.token or answer.access_token
-    if not _SENDABLE.fullmatch(token):
-        raise CorruptContent("its answer holds no usable token")
-    told = answer.expires_in
-    life_s = max(_SHORTEST_LIFE_S, told if isinstance(told, int | float) and told < math.inf else 0) - _MARGIN_S
-    return _Pass(f"Bearer {token}", time.monotonic() + life_s)
 
 
 def _basic(credentials: Credentials) -> str:
@@ -221,3 +212,24 @@ def _where(asker: Asker) -> str:
     if given and not is_empty(given) and not asker.endpoint.is_mirror:
         return f"for {host}: those of the pull request are for {given.server_address!r}"
     return f"for {host}, neither in the pull request (imagePullSecrets) nor in a docker config.json of the node"
+
+
+def read_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
+    """Read every challenge of every header ``WWW-Authenticate``, in order (RFC 9110, section 11.6.1).
+
+    What is not in the form ends the reading of its header.
+    """
+    found = []
+    for header in (header[:8192] for header in headers):
+        position = 0
+        while match := _SCHEME.match(header, position):
+            scheme, position = match[1].lower(), match.end()
+            parameters: dict[str, str] = {}
+            while (parameter := _PARAMETER.match(header, position)) is not None:
+                quoted, plain = parameter[2], parameter[3]
+                parameters[parameter[1].lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+                position = parameter.end()
+            if not parameters and (skipped := _TOKEN68.match(header, position)):  # as Negotiate has it
+                position = skipped.end()
+            found.append(Challenge(scheme, parameters))
+    return tuple(found)

@@ -94,11 +94,16 @@ class Transport:
         await self._session.close()
 
     async def _send_once(self, exchange: Exchange, url: str, is_home: bool) -> ClientResponse:
-        proxy = find_proxy(url, os.environ)
-        route = self._route(exchange.endpoint, url, proxy)
+        endpoint, proxy = exchange.endpoint, find_proxy(url, os.environ)
+        shown = f"{urlsplit(proxy).scheme}://{urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else ""
+        # The settings of a host that a redirect leads to are those of the host asked.
+        settings = self._settings / (endpoint.namespace or endpoint.host) / "hosts.toml"
+        secure = url.startswith("https:")
+        route = Route(urlsplit(url).netloc, secure, settings, shown, bool(endpoint.tls.client))
+        dial_s = endpoint.dial_timeout_s or self._dial_timeout_s
         headers = list(exchange.headers.items())
-        if is_home:
-            headers += exchange.endpoint.headers
+        if is_home:  # elsewhere, as in a bucket behind a presigned URL, they would be told to a stranger
+            headers += endpoint.headers
             headers += [("Authorization", exchange.authorization)] if exchange.authorization else []
         try:
             return await self._session.request(
@@ -108,22 +113,14 @@ class Transport:
                 data=exchange.form,
                 allow_redirects=False,
                 proxy=proxy,
-                ssl=await self._context(exchange.endpoint.tls) if url.startswith("https:") else True,
-                timeout=self._timeout(exchange.endpoint),
+                ssl=await self._context(endpoint.tls) if secure else True,
+                # "connect" bounds the look-up of the name, too, which no option of its own does
+                timeout=ClientTimeout(
+                    total=None, connect=2 * dial_s, sock_connect=dial_s, sock_read=self._stall_timeout_s
+                ),
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise connection_fault(error, route) from error
-
-    def _route(self, endpoint: Endpoint, url: str, proxy: str | None) -> Route:
-        """Say whom a URL leads to; the settings of a host that a redirect leads to are those of the host asked."""
-        shown = f"{urlsplit(proxy).scheme}://{urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else ""
-        settings = self._settings / (endpoint.namespace or endpoint.host) / "hosts.toml"
-        return Route(urlsplit(url).netloc, url.startswith("https:"), settings, shown, bool(endpoint.tls.client))
-
-    def _timeout(self, endpoint: Endpoint) -> ClientTimeout:
-        dial_s = endpoint.dial_timeout_s or self._dial_timeout_s
-        # "connect" bounds the look-up of the name, too, which no option of its own does
-        return ClientTimeout(total=None, connect=2 * dial_s, sock_connect=dial_s, sock_read=self._stall_timeout_s)
 
     async def _context(self, tls: Tls) -> ssl.SSLContext:
         """Return the context for a host's settings; files that changed make a new one."""
@@ -261,16 +258,12 @@ def _make_context(tls: Tls) -> ssl.SSLContext:
     for path in tls.ca:
         context.load_verify_locations(path)
     for cert, key in tls.client:
-        context.load_cert_chain(cert, key, password=_no_password)
+        # An empty password, or OpenSSL would ask for that of an encrypted key at the terminal.
+        context.load_cert_chain(cert, key, password=lambda: "")
     if tls.skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _no_password() -> str:
-    """Keep OpenSSL from asking at the terminal for the password of an encrypted key."""
-    return ""
 
 
 def _words(body: bytes) -> str:

@@ -10,12 +10,12 @@ import json
 import os
 import posixpath
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, RootModel
+from pydantic import Field
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
 from crinoid.core.api.manifests import (
@@ -57,10 +57,6 @@ class _SavedImage(Document):
     layers: Annotated[tuple[str, ...], Field(alias="Layers")] = ()
 
 
-class _SavedImages(RootModel[tuple[_SavedImage, ...]]):
-    pass
-
-
 class _RootFs(Document):
     diff_ids: tuple[str, ...] = ()
 
@@ -94,23 +90,24 @@ def read_archive(path: Path) -> LayoutIndex:
     it changes meanwhile. Blocks.
     """
     members = _read_members(path)
-    if "index.json" in members.spans:
-        return _oci_index(members)
+    if "index.json" in members.spans:  # a docker-archive since Docker 25 is both; its layout says more
+        index = parse(IndexDocument, members.find("index.json").read(MAX_DOCUMENT_BYTES), f"{path}: index.json")
+        blobs = {digest: span for name, span in members.spans.items() if (digest := _digest_in(name))}
+        return read_layout(index, path, path.stem, blobs)
     if "manifest.json" in members.spans:
         return _docker_index(members)
     raise CorruptContent(f"{path} has neither an index.json (OCI layout) nor a manifest.json (docker save)")
 
 
-def _oci_index(members: _Members) -> LayoutIndex:
-    what = f"{members.path}: index.json"
-    index = parse(IndexDocument, members.find("index.json").read(MAX_DOCUMENT_BYTES), what)
-    blobs = {digest: span for name, span in members.spans.items() if (digest := _digest_in(name))}
-    return read_layout(index, members.path, members.path.stem, blobs)
-
-
 def _docker_index(members: _Members) -> LayoutIndex:
     what = f"{members.path}: manifest.json"
-    saved = _parse_saved(members.find("manifest.json").read(MAX_DOCUMENT_BYTES), what)
+    try:
+        entries = json.loads(members.find("manifest.json").read(MAX_DOCUMENT_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise CorruptContent(f"{what} is not JSON ({error or type(error).__name__})") from error
+    if not isinstance(entries, list):
+        raise CorruptContent(f"{what} is not a list of images")
+    saved = [parse(_SavedImage, json.dumps(entry).encode(), what) for entry in entries]
     names: dict[str, tuple[DescriptorDocument, ...]] = {}
     layout = LayoutIndex(members.path, names, targets := {}, blobs := {}, documents := {})
     for image in saved:
@@ -121,20 +118,11 @@ def _docker_index(members: _Members) -> LayoutIndex:
         )
         targets[target.digest], documents[target.digest] = entry, content
         blobs.update(found)
+        # Saved by id, an image has no name: a single one goes by the archive's.
         default = (f"{members.path.stem}:latest",) if len(saved) == 1 else ()
         for name in dict.fromkeys(filter(None, map(full_name, image.names or default))):
             names[name] = (*names.get(name, ()), entry)
     return layout
-
-
-def _parse_saved(content: bytes, what: str) -> tuple[_SavedImage, ...]:
-    try:
-        entries = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CorruptContent(f"{what} is not JSON ({error or type(error).__name__})") from error
-    if not isinstance(entries, list):
-        raise CorruptContent(f"{what} is not a list of images")
-    return tuple(parse(_SavedImage, json.dumps(entry).encode(), what) for entry in entries)
 
 
 def _make_manifest(members: _Members, image: _SavedImage) -> tuple[bytes, dict[str, Span]]:
@@ -147,6 +135,7 @@ def _make_manifest(members: _Members, image: _SavedImage) -> tuple[bytes, dict[s
     spans = [members.find(name) for name in image.layers]
     layers = [_describe(span, diff_id) for span, diff_id in zip(spans, diff_ids, strict=True)]
     digest = digest_of(content)
+    # With fixed keys in a fixed order: its digest has to be the same at the next start, and on the next node.
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -163,15 +152,13 @@ def _describe(span: Span, diff_id: str) -> dict[str, object]:
         compression = _compression(os.pread(file.fileno(), 6, span.offset))
         if compression not in _SUFFIXES:
             raise Unsupported(f"{span.path}: a layer is compressed by {compression}")
-        digest = _digest(file.fileno(), span) if compression else diff_id
+        digest = diff_id
+        if compression:
+            hashed = hashlib.sha256()
+            for start in range(0, span.size, _PIECE_BYTES):
+                hashed.update(os.pread(file.fileno(), min(_PIECE_BYTES, span.size - start), span.offset + start))
+            digest = f"sha256:{hashed.hexdigest()}"
     return {"mediaType": _LAYER + _SUFFIXES[compression], "digest": digest, "size": span.size}
-
-
-def _digest(file: int, span: Span) -> str:
-    hashed = hashlib.sha256()
-    for start in range(0, span.size, _PIECE_BYTES):
-        hashed.update(os.pread(file, min(_PIECE_BYTES, span.size - start), span.offset + start))
-    return f"sha256:{hashed.hexdigest()}"
 
 
 def _compression(start: bytes) -> str:
@@ -179,40 +166,32 @@ def _compression(start: bytes) -> str:
 
 
 def _read_members(path: Path) -> _Members:
+    """Read all headers of a plain tar, whose files can then be read where they lie."""
+    spans: dict[str, Span] = {}
+    links: dict[str, str] = {}
     with open_regular(path) as file:
         stamp = Stamp.of(os.fstat(file.fileno()))
         if compression := _compression(os.pread(file.fileno(), 6, 0)):
             raise Unsupported(f"{path} is compressed by {compression}: unpack it to a plain .tar, to be read in place")
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                members = _collect(path, archive, stamp)
+                for number, member in enumerate(archive):
+                    if number > _MAX_MEMBERS:
+                        raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
+                    name = posixpath.normpath(member.name)
+                    if member.isreg() and not member.issparse():
+                        if member.offset_data + member.size > stamp.size:  # tarfile seeks over data, and misses that
+                            raise tarfile.ReadError(f"{name} is cut off")
+                        spans[name] = Span(path, member.offset_data, member.size, stamp)
+                    elif member.issym():
+                        links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                    elif member.islnk():  # its target is named from the archive's root, a symbolic link's from here
+                        links[name] = posixpath.normpath(member.linkname)
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise CorruptContent(f"{path} is not a tar archive, or not a whole one ({error})") from error
         if Stamp.of(os.fstat(file.fileno())) != stamp:
-            raise changed(path)
-    return members
-
-
-def _collect(path: Path, archive: tarfile.TarFile, stamp: Stamp) -> _Members:
-    spans: dict[str, Span] = {}
-    links: dict[str, str] = {}
-    for name, member in _normal_members(archive):
-        if member.isreg() and not member.issparse():
-            if member.offset_data + member.size > stamp.size:
-                raise tarfile.ReadError(f"{name} is cut off")
-            spans[name] = Span(path, member.offset_data, member.size, stamp)
-        elif member.issym():
-            links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-        elif member.islnk():
-            links[name] = posixpath.normpath(member.linkname)
+            raise changed(path)  # it is still being copied here, say: offsets of it mean nothing
     return _Members(path, spans, links)
-
-
-def _normal_members(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for number, member in enumerate(archive):
-        if number > _MAX_MEMBERS:
-            raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
-        yield posixpath.normpath(member.name), member
 
 
 def _digest_in(name: str) -> str:

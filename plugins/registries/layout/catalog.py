@@ -79,7 +79,11 @@ def read_directory(path: Path) -> LayoutIndex:
     """Read the index of a layout directory. Raises CorruptContent."""
     if not (path / "index.json").exists():
         raise CorruptContent(f"{path} is no image layout: it has no index.json")
-    index = parse(IndexDocument, _read_small(path / "index.json"), f"{path}/index.json")
+    with open_regular(path / "index.json") as file:
+        content = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise CorruptContent(f"{path}/index.json is longer than {MAX_DOCUMENT_BYTES} bytes")
+    index = parse(IndexDocument, content, f"{path}/index.json")
     return read_layout(index, path, path.name, None)
 
 
@@ -89,11 +93,3 @@ def _read_file(path: Path) -> LayoutIndex:
     if path.suffix != ".tar":
         raise CorruptContent(f"{path} is neither a directory nor a .tar archive")
     return read_archive(path)
-
-
-def _read_small(path: Path) -> bytes:
-    with open_regular(path) as file:
-        content = file.read(MAX_DOCUMENT_BYTES + 1)
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise CorruptContent(f"{path} is longer than {MAX_DOCUMENT_BYTES} bytes")
-    return content

@@ -7,7 +7,7 @@ was.
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -117,19 +117,15 @@ def read_layout(index: IndexDocument, path: Path, place: str, blobs: Mapping[str
     targets = {entry.digest: entry for entry in index.manifests}
     layout = LayoutIndex(path, _name_entries(index.manifests, place), targets, blobs or {}, is_directory=blobs is None)
     for entry in index.manifests:
-        if entry.media_type in INDEX_TYPES:
-            targets.update(_listed(layout, entry))
+        if entry.media_type not in INDEX_TYPES:
+            continue
+        try:
+            content = layout.read(entry.digest, MAX_DOCUMENT_BYTES)
+            inner = read_index(content or b"{}", f"{layout.path}: index {entry.digest}")
+        except (CorruptContent, Unavailable):  # one that is broken hides no other image of the layout
+            continue
+        targets.update({item.digest: item for item in inner.manifests})
     return layout
-
-
-def _listed(layout: LayoutIndex, entry: DescriptorDocument) -> dict[str, DescriptorDocument]:
-    """Return what an index lists; one that is broken hides no other image of the layout."""
-    try:
-        content = layout.read(entry.digest, MAX_DOCUMENT_BYTES)
-        inner = read_index(content or b"{}", f"{layout.path}: index {entry.digest}")
-    except (CorruptContent, Unavailable):
-        return {}
-    return {item.digest: item for item in inner.manifests}
 
 
 def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[str, tuple[DescriptorDocument, ...]]:
@@ -143,7 +139,12 @@ def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[s
     alone = len(images) == 1 or (None not in platforms and len(platforms) == len(images))
     names: dict[str, tuple[DescriptorDocument, ...]] = {}
     for entry in images:
-        for name in dict.fromkeys(_names(entry, place, alone)):
+        given = [text for key in (_CONTAINERD_NAME, _REF_NAME) if (text := entry.annotations.get(key, ""))]
+        # image-spec's annotations.md has ref.name hold a tag, containerd and others write a whole reference.
+        texts = [f"{place}:{text}" if not set(text) & set("/:@") else text for text in given]
+        if alone and not given:
+            texts = [f"{place}:latest"]
+        for name in dict.fromkeys(filter(None, map(full_name, texts))):
             names[name] = (*names.get(name, ()), entry)
     return names
 
@@ -169,13 +170,3 @@ def open_regular(path: Path) -> FileIO:
 def changed(path: Path) -> Unavailable:
     """Return the error for a file that is not what it was a moment ago."""
     return Unavailable(f"{path} changed while it was read; the next pull reads it anew")
-
-
-def _names(entry: DescriptorDocument, place: str, alone: bool) -> Iterator[str]:
-    given = [entry.annotations.get(key, "") for key in (_CONTAINERD_NAME, _REF_NAME)]
-    for text in filter(None, given):
-        is_tag = not set(text) & set("/:@")
-        if name := full_name(f"{place}:{text}" if is_tag else text):
-            yield name
-    if alone and not any(given) and (name := full_name(f"{place}:latest")):
-        yield name

@@ -31,7 +31,6 @@ from crinoid.core.api.manifests import (
 from crinoid.core.api.values.image import (
     BlobRequest,
     Descriptor,
-    ImageReference,
     Platform,
     ResolvedImage,
     ResolveRequest,
@@ -88,7 +87,11 @@ class LayoutRegistry:
     def _resolve(self, request: ResolveRequest) -> ResolvedImage:
         found = [(layout, entry) for layout in self._catalog.indexes() for entry in layout.find(request.reference)]
         if not found:
-            raise self._unknown(request.reference)
+            if not self._directory.exists():
+                raise NotServed(f"pull {request.reference}: there is no directory {self._directory}")
+            problems = self._catalog.problems()
+            skipped = f"; skipped there: {'; '.join(problems[:5])}" if problems else ""
+            raise NotFound(f"pull {request.reference}: no layout in {self._directory} has it{skipped}")
         if len(found) > 1 and not request.reference.digest:
             found = [_choose_among(found, request)]
         layout, entry = found[0]
@@ -100,20 +103,16 @@ class LayoutRegistry:
             if digest in layout.documents:
                 return DocumentStream(layout.documents[digest][request.offset :])
             if span := layout.span(digest):
-                return FileStream(_checked(span, request), request.offset)
+                if span.size != request.blob.size:
+                    place = f"pull {request.reference}: {span.path}: blob {digest}"
+                    raise CorruptContent(f"{place} has {span.size} bytes, not {request.blob.size}")
+                return FileStream(span, request.offset)
         raise NotFound(f"pull {request.reference}: no layout in {self._directory} has the blob {digest}")
 
     def _status(self) -> SourceStatus:
         if self._directory.exists() and not os.access(self._directory, os.R_OK | os.X_OK):
             return SourceStatus(ready=False, message=f"{self._directory} can't be read")
         return SourceStatus(ready=True, message="; ".join(self._catalog.problems()))
-
-    def _unknown(self, reference: ImageReference) -> NotFound:
-        if not self._directory.exists():
-            return NotServed(f"pull {reference}: there is no directory {self._directory}")
-        problems = self._catalog.problems()
-        skipped = f"; skipped there: {'; '.join(problems[:5])}" if problems else ""
-        return NotFound(f"pull {reference}: no layout in {self._directory} has it{skipped}")
 
 
 _Found = tuple[LayoutIndex, DescriptorDocument]
@@ -172,13 +171,6 @@ def _read_document(layout: LayoutIndex, descriptor: Descriptor, what: str) -> by
     if len(content) != descriptor.size:
         raise CorruptContent(f"{what}: manifest {descriptor.digest} has {len(content)} bytes, not {descriptor.size}")
     return content
-
-
-def _checked(span: Span, request: BlobRequest) -> Span:
-    if span.size != request.blob.size:
-        place = f"pull {request.reference}: {span.path}: blob {request.blob.digest}"
-        raise CorruptContent(f"{place} has {span.size} bytes, not {request.blob.size}")
-    return span
 
 
 class DocumentStream:

@@ -7,8 +7,8 @@ import pytest
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.plugins.registries.distribution.attempts import HostFault, RetryPolicy
-from crinoid.plugins.registries.distribution.challenges import Challenge, read_challenges
 from crinoid.plugins.registries.distribution.proxies import find_proxy
+from crinoid.plugins.registries.distribution.tokens import Challenge, read_challenges
 from crinoid.plugins.registries.distribution.transport import ContentDecoder
 
 
