@@ -114,10 +114,21 @@ class ContentStore:
         next try.
         """
         path = self.path(blob.digest)
-        async with self._alone(blob.digest):
-            if not self.has(blob):
-                await self._ingest_alone(blob, open_stream, progress)
-            progress(blob.size)
+        turn = self._turns.setdefault(blob.digest, _Turn())
+        turn.wanted += 1
+        try:
+            async with turn.lock:  # two writers of one file in ``ingest/`` would tear it
+                if not self.has(blob):
+                    with _full_disk_named(self._partial(blob.digest)):
+                        wrong = await self._try_ingest(blob, open_stream, progress)
+                        if wrong is not None:
+                            # A crash may have torn what an earlier try left: no fault of the source's, so begin anew.
+                            await self._try_ingest(blob, open_stream, progress)
+                progress(blob.size)
+        finally:
+            turn.wanted -= 1
+            if not turn.wanted:
+                del self._turns[blob.digest]
         return path
 
     def put(self, content: bytes, media_type: str = "application/octet-stream") -> Descriptor:
@@ -185,33 +196,21 @@ class ContentStore:
 
     def write_index(self, images: Iterable[tuple[str, Descriptor]]) -> None:
         """Write ``index.json``: names and their manifests or indexes, for other programs; we never read it."""
-        manifests = [_index_entry(name, target) for name, target in images]
+        manifests = [
+            {
+                "mediaType": target.media_type,
+                "digest": target.digest,
+                "size": target.size,
+                "annotations": {_REF_NAME: name},
+            }
+            for name, target in images
+        ]
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
         write_atomically(self.root / "index.json", json.dumps(index).encode())
 
     def _partial(self, digest: str) -> Path:
         _split(digest)
         return self._ingests / digest
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, digest: str) -> AsyncIterator[None]:
-        """Let one ingest of a digest work at a time."""
-        turn = self._turns.setdefault(digest, _Turn())
-        turn.wanted += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.wanted -= 1
-            if not turn.wanted:
-                del self._turns[digest]
-
-    async def _ingest_alone(self, blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]) -> None:
-        with _full_disk_named(self._partial(blob.digest)):
-            resumed = await self._try_ingest(blob, open_stream, progress)
-            if resumed is not None:
-                # A crash may have torn what an earlier try left: that is no fault of the source, so begin anew.
-                await self._try_ingest(blob, open_stream, progress)
 
     async def _try_ingest(
         self, blob: Descriptor, open_stream: OpenStream, progress: Callable[[int], None]
@@ -255,8 +254,9 @@ async def _copy(
     finally:
         try:
             await _store(partial, gathered, progress)  # also what came before the stream broke
-        finally:
-            await _close(stream)
+        finally:  # an iterator need have none; a generator's connection is given back by it
+            if (close := getattr(stream, "aclose", None)) is not None:
+                await close()
     if partial.stored < blob.size:
         raise Unavailable(f"blob {blob.digest}: the stream ended after {partial.stored} of {blob.size} bytes")
 
@@ -267,12 +267,6 @@ async def _store(partial: "_Partial", gathered: list[bytes], progress: Callable[
     if pieces:
         await call_in_thread(lambda: partial.append(pieces))
         progress(partial.stored)
-
-
-async def _close(stream: AsyncIterator[bytes]) -> None:
-    close = getattr(stream, "aclose", None)
-    if close is not None:
-        await close()
 
 
 class _Turn:
@@ -290,8 +284,21 @@ class _Partial:
         self._path = path
         self._blob = blob
         self._hash = hashlib.new(_split(blob.digest)[0])
-        self._file = open(path, "ab+", buffering=0, opener=_open_private)  # noqa: SIM115  # closed by close()
-        self.stored = self._flushed = self._hash_stored()
+
+        def open_private(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, rights.FILE)
+
+        self._file = open(path, "ab+", buffering=0, opener=open_private)  # noqa: SIM115  # closed by close()
+        # Take up what an earlier try left, hashing it anew: a hash's state can't be kept on disk. More than the blob
+        # can be none of it.
+        self.stored = os.fstat(self._file.fileno()).st_size
+        if self.stored > blob.size:
+            self._file.truncate(0)
+            self.stored = 0
+        self._file.seek(0)
+        while piece := self._file.read(_PIECE_BYTES):
+            self._hash.update(piece)
+        self._flushed = self.stored
 
     def append(self, pieces: Sequence[bytes]) -> None:
         """Write and hash; never beyond the blob's size."""
@@ -307,42 +314,27 @@ class _Partial:
                 self.stored += written
                 view = view[written:]
         if self.stored - self._flushed >= _FLUSH_BYTES:
-            self._flush()
+            # Have the disk begin with what is there, so that ``commit`` has little to wait for. It waits for nothing
+            # itself, and what it does not tell ``commit``'s sync does: that one hears of every error.
+            with contextlib.suppress(OSError):
+                libc.call("sync_file_range", self._file.fileno(), self._flushed, 0, _SYNC_FILE_RANGE_WRITE)
+            self._flushed = self.stored
 
     def commit(self, target: Path) -> None:
         """Verify, sync and rename: from here on the blob is there, also after a power cut."""
         _verify(self._blob.digest, self._hash.hexdigest(), "what the source sent")
+        # The file before its name, then the name: after a power cut a rename may be on disk whose file's data are not,
+        # and the blob would be there with the right size and zeros in it.
         sync(self._file.fileno(), self._path)
         rights.make_directories(target.parent)
         self._path.rename(target)
         sync_directory(target.parent)
-
-    def _flush(self) -> None:
-        """Have the disk begin with what is there, so that ``commit`` has little to wait for."""
-        with contextlib.suppress(OSError):  # ``commit`` syncs, and hears of every error
-            libc.call("sync_file_range", self._file.fileno(), self._flushed, 0, _SYNC_FILE_RANGE_WRITE)
-        self._flushed = self.stored
 
     def drop(self) -> None:
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._file.close()
-
-    def _hash_stored(self) -> int:
-        """Take up what an earlier try left; more than the blob can be none of it."""
-        stored = os.fstat(self._file.fileno()).st_size
-        if stored > self._blob.size:
-            self._file.truncate(0)
-            return 0
-        self._file.seek(0)
-        while piece := self._file.read(_PIECE_BYTES):
-            self._hash.update(piece)
-        return stored
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, rights.FILE)
 
 
 @contextlib.contextmanager
@@ -355,15 +347,6 @@ def _full_disk_named(path: Path) -> Iterator[None]:
                 f"no space to store {path}: {error.strerror}; free some or remove images"
             ) from error
         raise
-
-
-def _index_entry(name: str, target: Descriptor) -> Mapping[str, object]:
-    return {
-        "mediaType": target.media_type,
-        "digest": target.digest,
-        "size": target.size,
-        "annotations": {_REF_NAME: name},
-    }
 
 
 def _verify(digest: str, hexadecimal: str, what: str) -> None:

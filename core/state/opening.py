@@ -104,8 +104,8 @@ def _begin(path: Path) -> sqlite3.Connection:
     connection = connect(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = NORMAL")  # in WAL: a power cut may lose the last, a kill nothing
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # it would sync within a request; ``store`` has a thread
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         _bring_forward(path, connection)
     except BaseException:
@@ -137,7 +137,7 @@ def _back_up(path: Path, connection: sqlite3.Connection, version: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    unfinished.rename(backup)
+    unfinished.rename(backup)  # synced before it has its name: half a backup is never taken for one
     LOG.info("%s is brought from schema %d to %d; as it was it is kept as %s", path, version, len(MIGRATIONS), backup)
     earlier = sorted(path.parent.glob(f"{path.name}.schema-*"), key=lambda one: one.stat().st_mtime_ns)
     for one in earlier[:-BACKUPS]:
@@ -154,21 +154,17 @@ def _explain(path: Path, error: sqlite3.DatabaseError) -> str:
             f"{path} is locked: another process has had it open for {START_WAIT_S:g} s. Find it (fuser {path}) and end "
             "it; nothing has been changed"
         )
-    return _say(path, f"{error}{_fault_of_directory(path.parent)}")
+    # SQLite says "unable to open database file" of most; the kernel says why, of a file like the one it could not make.
+    probe, fault = path.parent / f".probe-{secrets.token_hex(4)}", ""
+    try:
+        rights.write_file(probe, b"\0" * 4096)
+    except OSError as kernels:
+        fault = f" ({kernels.strerror})"
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return _say(path, f"{error}{fault}")
 
 
 def _say(path: Path, why: str) -> str:
     return f"{path} can't be used: {why}. Nothing has been changed, pods live on; start again once it can"
-
-
-def _fault_of_directory(directory: Path) -> str:
-    """Say what the kernel has against a new file, which is what SQLite mostly can't make."""
-    probe = directory / f".probe-{secrets.token_hex(4)}"
-    try:
-        rights.write_file(probe, b"\0" * 4096)
-    except OSError as error:
-        return f" ({error.strerror})"
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-    return ""

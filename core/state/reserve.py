@@ -38,7 +38,15 @@ class Reserve:
             return True
         status = os.fstat(self._descriptor)
         spare_bytes = status.st_blocks * _BLOCK_BYTES - status.st_size
-        whole = spare_bytes >= RESERVE_BYTES - _SLACK_BYTES or self._made(status.st_size)
+        whole = True
+        if spare_bytes < RESERVE_BYTES - _SLACK_BYTES:
+            try:
+                libc.call("fallocate", self._descriptor, _KEEP_SIZE, status.st_size, RESERVE_BYTES, path=self._path)
+            except OSError as error:
+                whole = error.errno not in _FULL
+                if whole:  # tmpfs of old kernels, NFS: there is no reserve, then
+                    LOG.warning("no space for a full disk can be reserved on this file system: %s", error)
+                    self._supported = False
         if self._lacking is whole:
             self._lacking = not whole
             if whole:
@@ -52,13 +60,3 @@ class Reserve:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def _made(self, end: int) -> bool:
-        try:
-            libc.call("fallocate", self._descriptor, _KEEP_SIZE, end, RESERVE_BYTES, path=self._path)
-        except OSError as error:
-            if error.errno in _FULL:
-                return False
-            LOG.warning("no space for a full disk can be reserved on this file system: %s", error)
-            self._supported = False
-        return True

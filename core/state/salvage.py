@@ -79,8 +79,9 @@ def _fill(target: Path, source: Path) -> dict[str, int]:
         contextlib.closing(sqlite3.connect(source, isolation_level=None)) as old,
     ):
         bring_forward(new, 0)
-        old.text_factory = _text
-        new.execute("BEGIN")
+        # Bytes that are no UTF-8 make a record unreadable, and nothing else.
+        old.text_factory = lambda value: value.decode(errors="replace")
+        new.execute("BEGIN")  # one transaction: each of thousands of rows would wait for the disk by itself
         counts = {table: _copy_table(old, new, table) for table in COLUMNS}
         counts["lost records"] = _mark_lost(new)
         new.execute("COMMIT")
@@ -135,11 +136,6 @@ def _read(query: Callable[[], sqlite3.Cursor]) -> Generator[tuple[object, ...], 
     except sqlite3.DatabaseError:
         return False
     return True
-
-
-def _text(value: bytes) -> str:
-    """Text as SQLite has it: bytes that are no UTF-8 make a record unreadable, and nothing else."""
-    return value.decode(errors="replace")
 
 
 def _mark_lost(new: sqlite3.Connection) -> int:

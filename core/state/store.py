@@ -26,7 +26,6 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from crinoid.core.api.errors import (
-    CrinoidError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -93,7 +92,9 @@ class Database:
             self._checkpoint_sometimes()
             return self._executed(statement, parameters)
         except sqlite3.OperationalError as error:
-            raise self._explained(error) from error
+            if _is_full(error):
+                raise self._full() from error
+            raise Unavailable(f"{self._path} can't be used, and nothing has been changed in it: {error}") from error
 
     def _executed(self, statement: str, parameters: tuple[object, ...]) -> sqlite3.Cursor:
         """Once the reserve is used up, too, carry the log over, so that it is written from its start again."""
@@ -110,16 +111,17 @@ class Database:
 
         The wait for the disk, which any pod that writes much prolongs, is a thread's.
         """
-        await asyncio.to_thread(self._sync_log)
 
-    def _sync_log(self) -> None:
-        """What was carried over from the log already was synced on the way; the log itself carries no lock of SQLite's,
-        which closing any descriptor of a locked file would give up."""
-        descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        def sync_log() -> None:
+            # What was carried over from the log already was synced on the way. The log itself carries no lock of
+            # SQLite's, which closing any descriptor of a locked file would give up (fcntl(2), POSIX locks).
+            descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        await asyncio.to_thread(sync_log)
 
     def close(self) -> None:
         """Close the file; nothing is pending."""
@@ -162,11 +164,6 @@ class Database:
         except FileNotFoundError:
             return 0
 
-    def _explained(self, error: sqlite3.OperationalError) -> CrinoidError:
-        if _is_full(error):
-            return self._full()
-        return Unavailable(f"{self._path} can't be used, and nothing has been changed in it: {error}")
-
     def _full(self) -> ResourceExhausted:
         return ResourceExhausted(f"the disk that holds {self._path} is full: free some space")
 
@@ -196,7 +193,17 @@ class Table(Generic[R]):
         self._damaged: dict[str, Damaged] = {}
         self.version = 0
         """Another number after each change: what was made of the records holds for as long as it stays the same."""
-        self._load()
+        for key, body in self._database.execute(f"SELECT id, body FROM {self.name}").fetchall():  # noqa: S608
+            try:
+                self._records[key] = bodies.parse(self.name, key, body)
+            except bodies.Unreadable as error:
+                LOG.error(
+                    "the record of %s %s can't be read (%s): it stays as it is, and so does what it stands for",
+                    self.name,
+                    key,
+                    error,
+                )
+                self._damaged[_as_text(key)] = Damaged(key, body, str(error))
 
     def __contains__(self, key: str) -> bool:
         return key in self._records
@@ -231,7 +238,7 @@ class Table(Generic[R]):
         """Write a record, new or changed; the steps of its state are checked. One that stands in is not written."""
         if (old := self._records.get(record.id)) is not None:
             self._check(old, record)
-        if record.id not in self._damaged:
+        if record.id not in self._damaged:  # its row stays as it is, for somebody to repair
             statement = f"INSERT OR REPLACE INTO {self.name} VALUES (?, ?)"  # noqa: S608
             self._database.execute(statement, (record.id, bodies.dump(record)), grows=old is None)
             self._late.discard((self.name, record.id))
@@ -267,7 +274,7 @@ class Table(Generic[R]):
     def drop(self, key: str) -> None:
         """Forget a record; what a damaged row says is kept in the table ``quarantine``. Idempotent."""
         damaged = self._damaged.get(key)
-        if damaged is not None:
+        if damaged is not None:  # kept first: a kill in between leaves it twice, and not nowhere
             values = (self.name, key, damaged.body, damaged.why, time.time_ns())
             self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
         row = key if damaged is None else damaged.id
@@ -276,19 +283,6 @@ class Table(Generic[R]):
         self._records.pop(key, None)
         self._damaged.pop(key, None)
         self.version += 1
-
-    def _load(self) -> None:
-        for key, body in self._database.execute(f"SELECT id, body FROM {self.name}").fetchall():  # noqa: S608
-            try:
-                self._records[key] = bodies.parse(self.name, key, body)
-            except bodies.Unreadable as error:
-                LOG.error(
-                    "the record of %s %s can't be read (%s): it stays as it is, and so does what it stands for",
-                    self.name,
-                    key,
-                    error,
-                )
-                self._damaged[_as_text(key)] = Damaged(key, body, str(error))
 
 
 class Ledger:

@@ -104,13 +104,15 @@ class CheckpointService:
             place = _work_place(target.parent, owner)
             async with (
                 _within(limit_s, f"checkpoint of container {record.id}"),
-                self._work(owner, place),
-                self._locks.hold(record.id, f"CheckpointContainer of {record.id}"),
+                self._unless_written(owner, place),
             ):
-                subject = await self._subject(owner, self._running(record.id), place, 0)
-                await self._capture(owner, [subject], limit_s)
-                await self._in_thread(archive.pack, subject.directory, place / "archive")
-                await asyncio.to_thread(_publish, place / "archive", target)
+                # Beside the target, so on its file system: what is whole gets its name by one rename.
+                await self._resources.make(owner, directory_at(place))
+                async with self._locks.hold(record.id, f"CheckpointContainer of {record.id}"):
+                    subject = await self._subject(owner, self._running(record.id), place, 0)
+                    await self._capture(owner, [subject], limit_s)
+                    await self._in_thread(archive.pack, subject.directory, place / "archive")
+                    await asyncio.to_thread(_publish, place / "archive", target)
 
     async def pod(self, pod_id: str, output: str, containers: Sequence[str], options: Mapping[str, str]) -> None:
         """Write a checkpoint of these containers, all that run in the pod, into the empty directory ``output``.
@@ -146,13 +148,6 @@ class CheckpointService:
         documents = {archive.POD_DUMP: self._describe_pod(pod), archive.POD_OPTIONS: options}
         await call_in_thread(lambda: _write_documents(directory, documents))
         await asyncio.to_thread(sync_directory, directory)
-
-    @asynccontextmanager
-    async def _work(self, owner: str, directory: Path) -> AsyncIterator[None]:
-        """A directory for the time of a checkpoint."""
-        async with self._unless_written(owner, directory):
-            await self._resources.make(owner, directory_at(directory))
-            yield
 
     @asynccontextmanager
     async def _unless_written(self, owner: str, place: Path) -> AsyncIterator[None]:
@@ -198,20 +193,19 @@ class CheckpointService:
         own, base = directory / str(number), self._config.run / "checkpoints" / f"{directory.name}-{number}"
         await asyncio.to_thread(rights.make_directories, own / archive.IMAGES)
         await self._resources.make_directory(owner, base)
-        await self._mount_base(owner, record, pod.snapshotter, base)
-        return _Subject(record, slot, own, base)
-
-    async def _mount_base(self, owner: str, record: ContainerRecord, snapshotter: str, target: Path) -> None:
         if (image := self._images.find(record.image_id)) is None:
             raise NotFound(f"image {record.image_ref} of container {record.id} is not on this node any more: pull it")
-        slot = self._slots.snapshotters[snapshotter]
-        chain_id = await self._images.ensure_unpacked(image, snapshotter)
-        mounts = await self._resources.create_snapshot(owner, checkpoint_key(record.id), slot, chain_id, readonly=True)
-        await self._resources.mount(owner, mounts, target)
+        snapshotter = self._slots.snapshotters[pod.snapshotter]
+        chain_id = await self._images.ensure_unpacked(image, pod.snapshotter)
+        key = checkpoint_key(record.id)
+        mounts = await self._resources.create_snapshot(owner, key, snapshotter, chain_id, readonly=True)
+        await self._resources.mount(owner, mounts, base)
+        return _Subject(record, slot, own, base)
 
     async def _capture(self, owner: str, subjects: Sequence[_Subject], limit_s: float) -> None:
         """Freeze all, capture each, let all go on."""
         try:
+            # All before the first: containers of a pod talk to each other, and their states must fit together.
             for subject in subjects:
                 async with self._exit_monitor.acting_on(subject.record, "checkpoint"):
                     await self._resources.pause(owner, subject.slot, subject.record.handle)
@@ -219,7 +213,7 @@ class CheckpointService:
                 async with self._exit_monitor.acting_on(subject.record, "checkpoint"):
                     await self._capture_one(subject, limit_s)
         finally:
-            await asyncio.shield(self._resources.resume(owner))
+            await asyncio.shield(self._resources.resume(owner))  # whoever gives up, none of them stays frozen
 
     async def _capture_one(self, subject: _Subject, limit_s: float) -> None:
         record, directory = subject.record, subject.directory
@@ -231,6 +225,7 @@ class CheckpointService:
             handle=record.handle, images=directory / archive.IMAGES, work=directory, timeout_s=limit_s
         )
         await subject.slot.checkpoint(request)
+        # After the processes, which the runtime leaves frozen: nothing is written while files are compared.
         root = record.handle.bundle / _ROOTFS
         deleted = await self._in_thread(write_diff, subject.base, root, directory / archive.ROOT_DIFF)
         await call_in_thread(lambda: _write_documents(directory, {}, {archive.DELETED: list(deleted)}))

@@ -74,7 +74,7 @@ def changes(base: bytes, rootfs: bytes, deleted: Callable[[bytes], None]) -> Ite
             was = os.lstat(_join(base, path)) if name in theirs else None
             if was is None or _differs(_join(base, path), was, _join(rootfs, path), found):
                 yield path
-            if stat.S_ISDIR(found.st_mode) and path not in _KERNELS_OWN:
+            if stat.S_ISDIR(found.st_mode) and path not in _KERNELS_OWN:  # what is mounted there is no file of its own
                 pending.append((path, was is not None and stat.S_ISDIR(was.st_mode)))
 
 
@@ -84,7 +84,17 @@ def _add(archive: tarfile.TarFile, rootfs: bytes, name: bytes, links: dict[tuple
     found = os.lstat(path)
     if stat.S_IFMT(found.st_mode) not in _TYPES:
         return
-    member = _describe(path, os.fsdecode(name), found)
+    member = tarfile.TarInfo(os.fsdecode(name))
+    member.type, member.mode = _TYPES[stat.S_IFMT(found.st_mode)], stat.S_IMODE(found.st_mode)
+    member.uid, member.gid, member.mtime = found.st_uid, found.st_gid, found.st_mtime_ns // 10**9
+    member.devmajor, member.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
+    if stat.S_ISLNK(found.st_mode):
+        member.linkname = os.fsdecode(_link(path))
+    seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)  # a float, as tarfile writes it, can't hold nanoseconds
+    attributes = {
+        f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape") for key, value in _attributes(path).items()
+    }
+    member.pax_headers = {"mtime": f"{seconds}.{nanoseconds:09}", **attributes}
     if not stat.S_ISREG(found.st_mode):
         archive.addfile(member)
         return
@@ -95,25 +105,9 @@ def _add(archive: tarfile.TarFile, rootfs: bytes, name: bytes, links: dict[tuple
         return
     if found.st_nlink > 1:
         links[inode] = member.name
-    member.size = found.st_size
+    member.size = found.st_size  # only now: of a hard link that is named again, a reader would look for data
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as content:
         archive.addfile(member, content)
-
-
-def _describe(path: bytes, name: str, found: os.stat_result) -> tarfile.TarInfo:
-    """The member without content. Times have nanoseconds, which a float can't hold."""
-    member = tarfile.TarInfo(name)
-    member.type, member.mode = _TYPES[stat.S_IFMT(found.st_mode)], stat.S_IMODE(found.st_mode)
-    member.uid, member.gid, member.mtime = found.st_uid, found.st_gid, found.st_mtime_ns // 10**9
-    member.devmajor, member.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
-    if stat.S_ISLNK(found.st_mode):
-        member.linkname = os.fsdecode(_link(path))
-    seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)
-    attributes = {
-        f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape") for key, value in _attributes(path).items()
-    }
-    member.pax_headers = {"mtime": f"{seconds}.{nanoseconds:09}", **attributes}
-    return member
 
 
 def _names(directory: bytes) -> list[bytes]:

@@ -109,11 +109,19 @@ class CheckpointSources:
             await unpack_archive(found.archive, directory, self._config)
         else:
             assert found.image is not None, "a checkpoint is an archive or an image"
-            await self._mount(owner, found.image, snapshotter, directory)
+            chain_id = await self._images.ensure_unpacked(found.image, snapshotter.name)
+            key = checkpoint_key(owner)
+            mounts = await self._resources.create_snapshot(owner, key, snapshotter, chain_id, readonly=True)
+            await self._resources.mount(owner, mounts, directory)
         await asyncio.to_thread(archive.check_directory, directory, found.name)
         dump = await asyncio.to_thread(archive.read_dump, archive.ContainerDump, directory / archive.CONFIG, found.name)
         spec = await asyncio.to_thread(archive.read_dump, archive.SpecDump, directory / archive.SPEC, found.name)
-        return OpenedCheckpoint(found.name, directory, self._base(found.name, dump), spec.process, found.exact)
+        # The id first: a name may mean another image by now, whose files the differences don't fit.
+        for reference in filter(None, (dump.image_ref, dump.image_name, dump.image)):
+            if (base := self._images.find(reference)) is not None:
+                return OpenedCheckpoint(found.name, directory, base, spec.process, found.exact)
+        wanted = dump.image_name or dump.image or dump.image_ref or "that it does not name"
+        raise NotFound(f"checkpoint {found.name} stands on image {wanted}, which is not on this node: pull it")
 
     async def apply(self, opened: OpenedCheckpoint, rootfs: Path) -> None:
         """Bring a mounted root file system, of the base image alone, to the state that it had: in confined children,
@@ -136,18 +144,6 @@ class CheckpointSources:
         return dataclasses.replace(
             config, command=opened.process.args, working_dir=config.working_dir or opened.process.cwd
         )
-
-    async def _mount(self, owner: str, image: ImageRecord, slot: SnapshotterSlot, target: Path) -> None:
-        chain_id = await self._images.ensure_unpacked(image, slot.name)
-        mounts = await self._resources.create_snapshot(owner, checkpoint_key(owner), slot, chain_id, readonly=True)
-        await self._resources.mount(owner, mounts, target)
-
-    def _base(self, name: str, dump: archive.ContainerDump) -> ImageRecord:
-        for reference in filter(None, (dump.image_ref, dump.image_name, dump.image)):
-            if (found := self._images.find(reference)) is not None:
-                return found
-        wanted = dump.image_name or dump.image or dump.image_ref or "that it does not name"
-        raise NotFound(f"checkpoint {name} stands on image {wanted}, which is not on this node: pull it")
 
 
 def check_same(opened: OpenedCheckpoint, image: ImageRecord, process: dict[str, object]) -> None:

@@ -58,7 +58,11 @@ class ImageVolumes:
         Raises NotFound for an image that is not on the node or a sub-path that it lacks, InvalidArgument for a
         sub-path that is neither directory nor file, and what unpacking and mounting raise.
         """
-        found = {mount.image: self._find(mount) for mount in mounts if mount.image}
+        found: dict[str, ImageRecord] = {}
+        for mount in (mount for mount in mounts if mount.image):  # all are known before the first is mounted
+            if (known := self._images.find(mount.image)) is None:
+                raise NotFound(f"{_name(mount)} is not on this node: pull it")
+            found[mount.image] = known
         roots: dict[str, Path] = {}
         for number, record in enumerate({record.id: record for record in found.values()}.values()):
             target = bundle / DIRECTORY / str(number)
@@ -67,11 +71,6 @@ class ImageVolumes:
         shown = {name: roots[record.id] for name, record in found.items()}
         placed = [await asyncio.to_thread(_place, mount, shown) for mount in mounts]
         return Prepared(tuple(placed), {name: record.id for name, record in found.items()})
-
-    def _find(self, mount: VolumeMount) -> ImageRecord:
-        if (record := self._images.find(mount.image)) is None:
-            raise NotFound(f"{_name(mount)} is not on this node: pull it")
-        return record
 
     async def _mount(
         self, container_id: str, record: ImageRecord, slot: SnapshotterSlot, target: Path, maps: IdMaps | None
@@ -105,7 +104,15 @@ def find_inside(root: Path, mount: VolumeMount) -> Path:
         return root
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _resolve(root_fd, mount)
+        # O_PATH: of a FIFO or a device in the image nothing is opened before its type is known.
+        fd = files.open_in_root(root_fd, mount.image_sub_path, os.O_PATH)
+        try:
+            mode = os.fstat(fd).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise InvalidArgument(f"{_name(mount)}: {mount.image_sub_path!r} is neither a directory nor a file")
+            return Path(f"/proc/self/fd/{fd}").readlink()
+        finally:
+            os.close(fd)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"{_name(mount)} has no {mount.image_sub_path!r} in it") from error
     except OSError as error:
@@ -114,17 +121,6 @@ def find_inside(root: Path, mount: VolumeMount) -> Path:
         ) from error
     finally:
         os.close(root_fd)
-
-
-def _resolve(root_fd: int, mount: VolumeMount) -> Path:
-    fd = files.open_in_root(root_fd, mount.image_sub_path, os.O_PATH)
-    try:
-        mode = os.fstat(fd).st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            raise InvalidArgument(f"{_name(mount)}: {mount.image_sub_path!r} is neither a directory nor a file")
-        return Path(f"/proc/self/fd/{fd}").readlink()
-    finally:
-        os.close(fd)
 
 
 def _name(mount: VolumeMount) -> str:

@@ -55,18 +55,18 @@ async def _stage(
 ) -> VolumeMount:
     """What is undone later must not take along what is mounted below the source: so the copy is never its peer."""
     source = await asyncio.to_thread(find_source, volume)
-    await asyncio.to_thread(_make_like, target, source)
+
+    def make_like_source() -> None:  # a bind mount needs a directory for a directory, and a file for anything else
+        rights.make_directories(target.parent, rights.PASSAGE)
+        if source.is_dir():
+            rights.make_directory(target, rights.PASSAGE)
+        else:
+            rights.write_file(target, b"")
+
+    await asyncio.to_thread(make_like_source)
     wanted = Mount("bind", str(source), ("rbind", volume.propagation.value))
     try:
         await resources.mount(owner, [wanted], target, maps)
     except OSError as error:
         raise InvalidArgument(f"mount {volume.container_path}: {source} can't be mounted: {error}") from error
     return dataclasses.replace(volume, host_path=str(target), uid_mappings=(), gid_mappings=())
-
-
-def _make_like(target: Path, source: Path) -> None:
-    rights.make_directories(target.parent, rights.PASSAGE)
-    if source.is_dir():
-        rights.make_directory(target, rights.PASSAGE)
-    else:
-        rights.write_file(target, b"")
