@@ -122,11 +122,8 @@ class DirectorySnapshotter:
         return await _in_thread(self.storage.total_usage)
 
 
-def _no_interrupt() -> None:
-    """Most of what is done here is short."""
-
-
-async def _in_thread(function: Callable[[], T], interrupt: Callable[[], None] = _no_interrupt) -> T:
+async def _in_thread(function: Callable[[], T], interrupt: Callable[[], None] = lambda: None) -> T:
+    """Run what blocks; most of it is short, and what is not is told by ``interrupt`` that nobody waits any more."""
     try:
         return await call_in_thread(function, interrupt)
     except OSError as error:

@@ -132,35 +132,33 @@ class _Copy:
             self._reflink = Reflink.NEVER  # the next file has no better chance
         os.ftruncate(target, size)
         for start, end in _data_ranges(source, size):
-            self._copy_range(source, target, start, end)
-
-    def _copy_range(self, source: int, target: int, start: int, end: int) -> None:
-        while start < end:
-            if self._cancelled.is_set():
-                raise Interrupted
-            copied = _copy_piece(source, target, start, end)
-            if not copied:
-                return  # the file is shorter than it said
-            start += copied
+            while start < end:
+                if self._cancelled.is_set():
+                    raise Interrupted
+                try:  # within the kernel, which may do it on the storage (NFS 4.2)
+                    copied = os.copy_file_range(source, target, min(end - start, _COPY_AT_ONCE_BYTES), start, start)
+                except OSError as error:
+                    if error.errno not in _NO_COPY_RANGE:
+                        raise
+                    piece = os.pread(source, min(end - start, _PIECE_BYTES), start)
+                    copied = os.pwrite(target, piece, start)
+                if not copied:
+                    break  # the file is shorter than it said
+                start += copied
 
     def _copy_attributes(self, path: str, status: os.stat_result) -> None:
-        """Owner first: changing it takes away set-user-id bits and file capabilities."""
+        """Owner first: changing it takes away set-user-id bits and file capabilities. Times last."""
         os.chown(path, status.st_uid, status.st_gid, dir_fd=self._target_fd, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(path, stat.S_IMODE(status.st_mode), dir_fd=self._target_fd)
-        self._copy_xattrs(path)
-        times = (status.st_atime_ns, status.st_mtime_ns)
-        os.utime(path, ns=times, dir_fd=self._target_fd, follow_symlinks=False)
-
-    def _copy_xattrs(self, path: str) -> None:
-        """There is no call with a directory's descriptor: /proc has names for what a descriptor leads to."""
+        # No call for attributes takes a directory's descriptor: /proc has names for what a descriptor leads to.
         source, target = f"/proc/self/fd/{self._source_fd}/{path}", f"/proc/self/fd/{self._target_fd}/{path}"
         try:
             names = os.listxattr(source, follow_symlinks=False)
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                return
-            raise
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            names = []
         for name in names:
             value = os.getxattr(source, name, follow_symlinks=False)
             try:
@@ -168,6 +166,8 @@ class _Copy:
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP or not name.startswith("security."):
                     raise  # a label of a security module that is off may be lost, nothing else
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        os.utime(path, ns=times, dir_fd=self._target_fd, follow_symlinks=False)
 
 
 def _clone(source: int, target: int) -> bool:
@@ -192,16 +192,6 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
             raise
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
-
-
-def _copy_piece(source: int, target: int, start: int, end: int) -> int:
-    try:
-        return os.copy_file_range(source, target, min(end - start, _COPY_AT_ONCE_BYTES), start, start)
-    except OSError as error:
-        if error.errno not in _NO_COPY_RANGE:
-            raise
-    piece = os.pread(source, min(end - start, _PIECE_BYTES), start)
-    return os.pwrite(target, piece, start)
 
 
 @contextlib.contextmanager

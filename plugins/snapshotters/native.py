@@ -45,20 +45,20 @@ class NativeSnapshotter(DirectorySnapshotter):
 
     @hookimpl
     async def probe(self) -> None:
+        def try_reflink() -> bool:
+            directory = self.storage.new_scratch()
+            rights.make_directory(directory)
+            try:
+                return can_reflink(directory)
+            finally:
+                remove_tree(directory)
+
         await call_in_thread(self.storage.begin_cleanup)
-        if self._reflink is Reflink.ALWAYS and not await call_in_thread(self._try_reflink):
+        if self._reflink is Reflink.ALWAYS and not await call_in_thread(try_reflink):
             raise Unsupported(
                 f"{self.storage.root} is on a file system that can't share blocks between files; set the option "
                 'reflink to "auto", or root to a directory on btrfs, or on xfs with reflink=1'
             )
-
-    def _try_reflink(self) -> bool:
-        directory = self.storage.new_scratch()
-        rights.make_directory(directory)
-        try:
-            return can_reflink(directory)
-        finally:
-            remove_tree(directory)
 
     def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         if parent is not None:

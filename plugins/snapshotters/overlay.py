@@ -60,7 +60,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
     @hookimpl
     def features(self) -> SnapshotterFeatures:
-        return SnapshotterFeatures(parallel_unpack=True, root=self.storage.root, max_layers=_max_layers())
+        # Before Linux 6.7 all lower directories stood in one page of options: there, surely fewer fit.
+        most = _MAX_STACKED if mount.takes_layers_one_by_one() else _MAX_NAMED
+        return SnapshotterFeatures(parallel_unpack=True, root=self.storage.root, max_layers=most)
 
     @hookimpl
     async def probe(self) -> None:
@@ -96,11 +98,6 @@ def shown_trees(stack: tuple[Path, ...]) -> tuple[Path, ...]:
             if os.getxattr(tree, _OPAQUE) == b"y":
                 return stack[:number]
     return stack
-
-
-def _max_layers() -> int:
-    """Return how many layers the kernel stacks; all in one page of options, as before Linux 6.7, fit surely fewer."""
-    return _MAX_STACKED if mount.takes_layers_one_by_one() else _MAX_NAMED
 
 
 def try_overlay(directory: Path, options: tuple[str, ...]) -> None:

@@ -60,7 +60,9 @@ class Storage:
             self._begin_use(layer.parent, f"layer {layer.chain_id}")
         for snapshot in self._snapshots.values():
             self._begin_use(snapshot.parent, f"snapshot {snapshot.key}")
-        self._numbers = itertools.count(1 + self._last_number())
+        kinds = ("layers", "unfinished", "snapshots")
+        found_numbers = [_number(path) for kind in kinds for path in (root / kind).iterdir()]
+        self._numbers = itertools.count(1 + max(found_numbers, default=0))
 
     # Layers
 
@@ -89,22 +91,26 @@ class Storage:
         if not self._has_tree(chain_id):
             layer = Layer(_number(directory), chain_id, parent)
             rights.write_file(directory / LAYER_FILE, layer.encode())
-            _sync_file_system(directory)
-            self._commit_at_once(directory, layer)
+            # First all that is in the layer, then its new name: in the other order a power cut could leave a committed
+            # layer with empty files. syncfs(2), as a layer has thousands, and outside of the lock, as it may take long.
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                libc.call("syncfs", fd, path=directory)
+            finally:
+                os.close(fd)
+            with self._lock:
+                if parent is not None and parent not in self._layers:
+                    raise NotFound(f"layer {chain_id} can't be committed before its parent {parent} is")
+                is_first = not self._has_tree(chain_id)
+                if is_first:
+                    directory.rename(self._layer_directory(layer))
+                    if (lost := self._layers.get(chain_id)) is not None:
+                        self._scrap(self._layer_directory(lost), f"layer-{chain_id}")
+                    self._layers[chain_id] = layer
+                    self._begin_use(parent, f"layer {chain_id}")
+            if is_first:
+                sync_directory(self.root / "layers")
         self.discard(key)
-
-    def _commit_at_once(self, directory: Path, layer: Layer) -> None:
-        with self._lock:
-            if layer.parent is not None and layer.parent not in self._layers:
-                raise NotFound(f"layer {layer.chain_id} can't be committed before its parent {layer.parent} is")
-            if self._has_tree(layer.chain_id):
-                return
-            directory.rename(self._layer_directory(layer))
-            if (lost := self._layers.get(layer.chain_id)) is not None:
-                self._scrap(self._layer_directory(lost), f"layer-{lost.chain_id}")
-            self._layers[layer.chain_id] = layer
-            self._begin_use(layer.parent, f"layer {layer.chain_id}")
-        sync_directory(self.root / "layers")
 
     def discard(self, key: str) -> None:
         """Drop an unfinished layer. Idempotent."""
@@ -211,26 +217,17 @@ class Storage:
     # Snapshots
 
     def create(self, key: str, parent: str | None, readonly: bool, fill: Fill) -> Snapshot:
-        """Make a snapshot. Raises AlreadyExists and NotFound."""
-        snapshot = Snapshot(next(self._numbers), key, parent, readonly)
+        """Make a snapshot, aside, and rename it. Raises AlreadyExists and NotFound.
+
+        Nothing is synced: no container outlives a power cut, nor need its snapshot.
+        """
+        snapshot, making = Snapshot(next(self._numbers), key, parent, readonly), self.new_scratch()
         with self._lock:
             if key in self._snapshots:
                 raise AlreadyExists(f"snapshot {key} is there already")
             self.stack(parent)
             self._snapshots[key] = snapshot
             self._begin_use(parent, f"snapshot {key}")  # from here on the parent can't be removed
-        try:
-            self._make_directory(snapshot, fill)
-        except BaseException:
-            with self._lock:
-                del self._snapshots[key]
-                self._end_use(parent, f"snapshot {key}")
-            raise
-        return snapshot
-
-    def _make_directory(self, snapshot: Snapshot, fill: Fill) -> None:
-        """Make it aside and rename. Nothing is synced: no container outlives a power cut, nor need its snapshot."""
-        making = self.new_scratch()
         try:
             rights.make_directory(making)
             rights.make_directory(making / "fs", rights.SHOWN_DIRECTORY)
@@ -239,8 +236,14 @@ class Storage:
             fill(making / "fs")
             making.rename(self.snapshot_directory(snapshot))
         except BaseException:
-            self._remove_scratch(making, f"snapshot-{snapshot.key}")
+            try:
+                self._remove_scratch(making, f"snapshot-{key}")
+            finally:
+                with self._lock:
+                    del self._snapshots[key]
+                    self._end_use(parent, f"snapshot {key}")
             raise
+        return snapshot
 
     def snapshot(self, key: str) -> Snapshot:
         """Find a snapshot. Raises NotFound."""
@@ -260,19 +263,16 @@ class Storage:
     def remove_snapshot(self, key: str) -> None:
         """Drop a snapshot with its writable part, whose files go in the background. Idempotent."""
         with contextlib.suppress(NotFound):
-            self._remove_snapshot_directory(self.snapshot(key))
+            snapshot = self.snapshot(key)
+            directory, label = self.snapshot_directory(snapshot), f"snapshot-{key}"
+            if not snapshot.readonly:
+                self._scrap(directory, label)
+            else:  # it holds nothing, and pulls make one for each layer: that is no work for another thread
+                with contextlib.suppress(FileNotFoundError):
+                    self._remove_scratch(directory.rename(self.new_scratch()), label)
         with self._lock:
-            if (snapshot := self._snapshots.pop(key, None)) is not None:
-                self._end_use(snapshot.parent, f"snapshot {key}")
-
-    def _remove_snapshot_directory(self, snapshot: Snapshot) -> None:
-        """A read-only one holds nothing, and pulls make one for each layer: that is no work for another thread."""
-        directory = self.snapshot_directory(snapshot)
-        if not snapshot.readonly:
-            self._scrap(directory, f"snapshot-{snapshot.key}")
-            return
-        with contextlib.suppress(FileNotFoundError):
-            self._remove_scratch(directory.rename(self.new_scratch()), f"snapshot-{snapshot.key}")
+            if (removed := self._snapshots.pop(key, None)) is not None:
+                self._end_use(removed.parent, f"snapshot {key}")
 
     def _remove_scratch(self, scratch: Path, label: str) -> None:
         """Remove it here and now, and in the background where that fails."""
@@ -300,7 +300,8 @@ class Storage:
         Returns at once, and raises nothing: what can't be removed harms nobody (``trash``).
         """
         for directory in (self.root / "scratch").iterdir():
-            if not _is_owner_alive(directory.name):
+            pid, _, rest = directory.name.partition("-")
+            if not (pid.isdecimal() and _started(int(pid)) == rest.partition("-")[0] != ""):
                 self._try_to_scrap(directory, directory.name)
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace") if self._damaged else ""
         founded = all(self._is_founded(snapshot.parent) for snapshot in self._snapshots.values())
@@ -345,27 +346,10 @@ class Storage:
             raise NotFound(f"prepared layer {key} is not in {self.root}")
         return directory
 
-    def _last_number(self) -> int:
-        kinds = ("layers", "unfinished", "snapshots")
-        return max((_number(path) for kind in kinds for path in (self.root / kind).iterdir()), default=0)
-
 
 def _number(directory: Path) -> int:
     digits = directory.name.partition("-")[0]
     return int(digits) if digits.isdecimal() else 0
-
-
-def _sync_file_system(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        libc.call("syncfs", fd, path=directory)
-    finally:
-        os.close(fd)
-
-
-def _is_owner_alive(scratch_name: str) -> bool:
-    pid, _, rest = scratch_name.partition("-")
-    return pid.isdecimal() and _started(int(pid)) == rest.partition("-")[0] != ""
 
 
 def _started(pid: int) -> str:
