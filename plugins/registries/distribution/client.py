@@ -279,6 +279,7 @@ class BlobStream:
             self._streams.release()
 
     async def _connect(self) -> None:
+        """Ask one host after the other for what is left; ``_read`` reads the answer that stands up to inspection."""
         async for endpoint in self._attempts:
             part, size = Part(self._position, self._end), self._request.blob.size
             try:
