@@ -81,7 +81,7 @@ def _check_reference(reference: str) -> str:
 
 
 def _check_pinned(references: tuple[str, ...]) -> tuple[str, ...]:
-    _check_references(references)
+    _check_references(reference for reference in references if not reference.endswith("*"))
     return references
 
 
@@ -256,7 +256,8 @@ class ImagesConfig(Section):
     ] = ""
     """os/architecture[/variant] to choose from an index; empty is the host's own."""
     pinned: Annotated[tuple[str, ...], AfterValidator(_check_pinned)] = ()
-    """References that are reported as pinned, so that the kubelet's garbage collection leaves them."""
+    """References, or beginnings of them that end in ``*``, that are reported as pinned, so that the kubelet's garbage
+    collection leaves them."""
     pull_idle_timeout_s: Seconds = 300.0
     """A pull that makes no progress for so long is given up, in seconds."""
 

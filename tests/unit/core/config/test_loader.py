@@ -62,7 +62,7 @@ def test_the_example_of_the_design_parses(tmp_path: Path) -> None:
 def test_drop_ins_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None:
     loaded = load_text(
         tmp_path,
-        '[log]\nlevel = "info"\n[images]\npinned = ["a", "b"]\n[server]\ngroup = "g"\n',
+        '[log]\nlevel = "info"\n[images]\npinned = ["a", "b/*"]\n[server]\ngroup = "g"\n',
         b='[log]\nlevel = "error"\n',
         a='[log]\nlevel = "debug"\nformat = "json"\n[images]\npinned = ["c"]\n',
     )
