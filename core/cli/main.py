@@ -32,6 +32,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "upgrade": LazyCommand(
         "crinoid.core.cli.upgrade", "upgrade", "Take over from the daemon that runs: no client's call fails."
     ),
+    "reload": LazyCommand(
+        "crinoid.core.cli.reload", "reload", "Have the daemon that runs read its configuration again."
+    ),
+    "log-level": LazyCommand("crinoid.core.cli.reload", "log_level", "Change how much the daemon that runs logs."),
     "ctl": LazyCommand("crinoid.core.cli.ctl", "ctl", "Work with the pods, containers and images of a CRI endpoint."),
     "image": LazyCommand("crinoid.core.cli.image", "image", "Verify, repair and prune the images of a node."),
     "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),

@@ -73,7 +73,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     lie below the latter."""
     cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
-    images = ImageService(store, content, slots, _with_pause_image_pinned(config))
+    images = ImageService(store, content, slots, pinning(config))
     threads = OwnerThreads()
     resources = Resources(store.ledger, slots, cgroups.root, threads, lambda owner: describe_owner(store, owner))
     events, locks = EventBus(store), Locks()
@@ -111,8 +111,11 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
     )
 
 
-def _with_pause_image_pinned(config: Config) -> ImagesConfig:
-    """The kubelet must not collect an image that a pod's init may need at any moment."""
+def pinning(config: Config) -> ImagesConfig:
+    """Return what the configuration says of images, with the pause image pinned.
+
+    The kubelet must not collect an image that a pod's init may need at any moment.
+    """
     pinned = (*config.images.pinned, config.pods.pause_image)
     return config.images.model_copy(update={"pinned": pinned})
 

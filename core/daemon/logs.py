@@ -7,8 +7,10 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import LogConfig
 
+LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -52,6 +54,13 @@ def set_up(config: LogConfig) -> None:
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
     for library in ("asyncio", "grpc", "stevedore"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Log from another level on. Raises ConfigurationError for one that there is not."""
+    if level not in LEVELS:
+        raise ConfigurationError(f"there is no level {level!r}: {', '.join(LEVELS)}")
+    logging.getLogger().setLevel(level.upper())
 
 
 def _formatter(wanted: str, *, in_journal: bool) -> logging.Formatter:

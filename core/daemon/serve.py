@@ -6,11 +6,11 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack
 
 from crinoid import __version__
-from crinoid.core.api.errors import ConfigurationError, StateUnavailable
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
 from crinoid.core.api.linux import memory, rights
 from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
@@ -23,9 +23,11 @@ from crinoid.core.daemon.deferred import deferred_initialisation
 from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify, ping_watchdog
+from crinoid.core.daemon.reload import Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
-from crinoid.core.slots.binding import bind
+from crinoid.core.slots.binding import bind, bind_registries
+from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.running import HookCalls
 from crinoid.core.slots.selection import check
 
@@ -70,7 +72,7 @@ def serve(paths: ConfigPaths, *, takeover: bool = False) -> None:
         watchdog.start()
         if not takeover:
             runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
-        _run(runner.get_loop(), _serve(loaded, watchdog, taken, listener))
+        _run(runner.get_loop(), _serve(paths, loaded, watchdog, taken, listener))
         watchdog.stop()
 
 
@@ -103,7 +105,9 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
             LOG.error("a task or callback outside every request tried to end the daemon", exc_info=error)
 
 
-async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Listener | None) -> None:
+async def _serve(
+    paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Listener | None
+) -> None:
     """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``.
 
     ``listener``: where clients of an earlier daemon wait already.
@@ -133,6 +137,7 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Lis
         server = Server(_endpoint(config), node, hooks, listener)
         await node.streams.start()
         await server.start()
+        _take_commands(handover, _reloader(paths, loaded, node, instruments, watchdog))
         await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         watchdog.phase = "serving"
@@ -162,6 +167,44 @@ async def _serve(loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Lis
             await _forward(server, handover, taken, stopping)
         handover.close()
         await _end(node, taken.unlock, failure)
+
+
+def _reloader(
+    paths: ConfigPaths, loaded: Loaded, node: Composition, instruments: DaemonInstruments, watchdog: Watchdog
+) -> Reload:
+    def bind_anew(other: Loaded) -> Mapping[str, RegistrySlot]:
+        return bind_registries(other.config, other.origins, instruments, __version__, watchdog.calls)
+
+    return Reload(loaded.config, lambda: load(paths), node.images, node.slots, bind_anew)
+
+
+def _take_commands(handover: Handover, reload: Reload) -> None:
+    """Let root reload the configuration, and change the log's level until the next reload."""
+
+    async def apply(_: str) -> str:
+        return "\n".join(await reload.apply())
+
+    async def set_level(level: str) -> str:
+        logs.set_level(level)
+        return f"the log's level is {level} until the next reload or start"
+
+    async def apply_and_log() -> None:
+        try:
+            notify("RELOADING=1")
+            await reload.apply()
+        except CrinoidError as error:
+            LOG.error("nothing is reloaded: %s", error.message)  # the message says all
+        finally:
+            notify("READY=1")
+
+    handover.commands |= {"reload": apply, "log-level": set_level}
+    tasks: set[asyncio.Task[None]] = set()
+
+    def begin() -> None:
+        tasks.add(task := asyncio.create_task(apply_and_log(), name="reload"))
+        task.add_done_callback(tasks.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
 
 
 async def _forward(server: Server, handover: Handover, taken: Taken, stopping: asyncio.Event) -> None:

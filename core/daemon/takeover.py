@@ -11,19 +11,22 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, Unavailable
 from crinoid.core.api.linux import rights
 from crinoid.core.config.models import Config
 from crinoid.core.daemon.directories import TAKEOVER_SOCKET
 
 LOG = logging.getLogger(__name__)
 _GO, _GONE, _WHO = b"go\n", b"gone\n", b"who\n"
+Command = Callable[[str], Awaitable[str]]
+"""Something that root asks of the daemon: takes what follows its name on the line, and returns the answer."""
 _BEYOND_GRACE_S = 30.0
 """How much longer than the calls under way the old daemon may take to let go of everything."""
 _ANSWER_S = 2.0
+_COMMAND_S = 60.0
 
 
 def _place(config: Config) -> Path:
@@ -55,10 +58,14 @@ def only_successor(config: Config) -> Iterator[None]:
 
 
 class Handover:
-    """The old daemon's side: listens for a successor. ``requested`` is set when one is ready."""
+    """The old daemon's side: listens for a successor. ``requested`` is set when one is ready.
+
+    The socket is root's way to the daemon for ``commands``, too.
+    """
 
     def __init__(self, config: Config, pid: int) -> None:
         self.requested = asyncio.Event()
+        self.commands: dict[str, Command] = {}
         self._path = _place(config)
         self._pid = pid
         self._server: asyncio.Server | None = None
@@ -86,16 +93,23 @@ class Handover:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        match await reader.readline():
-            case b"who\n":
-                writer.write(f"{self._pid}\n".encode())
-                await writer.drain()
-                writer.close()
-            case b"go\n" if not self.requested.is_set():
-                self._successor = writer
-                self.requested.set()
-            case _:
-                writer.close()
+        line = await reader.readline()
+        if line == _GO and not self.requested.is_set():
+            self._successor = writer
+            self.requested.set()
+            return
+        name, _, rest = line.decode(errors="replace").strip().partition(" ")
+        if line == _WHO:
+            writer.write(f"{self._pid}\n".encode())
+        elif (command := self.commands.get(name)) is not None:
+            try:
+                answer = f"done\n{await command(rest)}"
+            except CrinoidError as error:
+                answer = f"refused\n{error.message}"
+            writer.write(answer.encode())
+        with contextlib.suppress(OSError):
+            await writer.drain()
+        writer.close()
 
 
 class Predecessor:
@@ -129,12 +143,30 @@ class Predecessor:
 
 async def serving_pid(config: Config) -> int | None:
     """Return the process id of the daemon that serves over this ``run``; ``None`` where none answers."""
+    answer = await _ask(config, _WHO.decode().strip(), _ANSWER_S)
+    return int(answer) if answer.strip().isdigit() else None
+
+
+async def command(config: Config, line: str) -> str:
+    """Have the daemon that runs execute a command, and return its answer.
+
+    Raises ConfigurationError with what it refuses for, and Unavailable where no daemon answers, or one without it.
+    """
+    outcome, _, answer = (await _ask(config, line, _COMMAND_S)).partition("\n")
+    if outcome == "refused":
+        raise ConfigurationError(answer)
+    if outcome != "done":
+        raise Unavailable(f"no daemon that knows this runs over {config.run}")
+    return answer
+
+
+async def _ask(config: Config, line: str, limit_s: float) -> str:
     try:
-        async with asyncio.timeout(_ANSWER_S):
+        async with asyncio.timeout(limit_s):
             reader, writer = await asyncio.open_unix_connection(_place(config))
-            writer.write(_WHO)
-            answer = await reader.readline()
+            writer.write(f"{line}\n".encode())
+            answer = await reader.read()
             writer.close()
     except (TimeoutError, OSError):
-        return None
-    return int(answer) if answer.strip().isdigit() else None
+        return ""
+    return answer.decode()

@@ -35,9 +35,9 @@ from crinoid.core.slots.snapshotter import SnapshotterSlot
 LOG = logging.getLogger("crinoid.slots")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slots:
-    """Every slot of the node. ``registries`` are in the order in which they are asked."""
+    """Every slot of the node. ``registries`` are in the order in which they are asked; a reload puts others there."""
 
     runtimes: Mapping[str, RuntimeSlot]
     networks: Mapping[str, NetworkSlot]
@@ -116,6 +116,16 @@ def bind(
     bindings = [binder.bind(slot) for slot in check(config, origins)]
     refuse(binder.problems)
     return assemble(config, [binding for binding in bindings if binding])
+
+
+def bind_registries(
+    config: Config, origins: Origins, instruments: Instruments, version: str, calls: HookCalls
+) -> Mapping[str, RegistrySlot]:
+    """As ``bind``, for image sources alone, beside those that are in use."""
+    binder = _Binder(config, origins, instruments, version, calls)
+    bindings = [binder.bind(slot) for slot in check(config, origins) if slot.selection.role == "registry"]
+    refuse(binder.problems)
+    return assemble(config, [binding for binding in bindings if binding]).registries
 
 
 def adopt(

@@ -40,6 +40,11 @@ class SharedTasks:
     def __len__(self) -> int:
         return len(self._shared)
 
+    async def settle(self) -> None:
+        """Wait for all that is under way now, however it ends; what begins meanwhile is not waited for."""
+        if tasks := {shared.task for shared in self._shared.values()}:
+            await asyncio.wait(tasks)
+
     async def join(self, key: Hashable, start: Callable[[], Awaitable[T]]) -> T:
         """Wait for the work of this key, which ``start`` begins where none is under way; answer or raise as it does.
 

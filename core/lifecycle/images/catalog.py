@@ -24,11 +24,7 @@ class Catalog:
 
     def __init__(self, store: Store, pinned: Sequence[str]) -> None:
         self._store = store
-        self._pinned: list[str] = []
-        for pattern in pinned:
-            with contextlib.suppress(InvalidArgument):  # in full form; the beginning of a name stays as it is
-                pattern = pattern if pattern.endswith("*") else str(ImageReference.parse(pattern))
-            self._pinned.append(pattern)
+        self._pinned = _in_full(pinned)
         self._index = ImageIndex(store.images)
         self._indexed = store.images.version
         self._released: list[ImageRecord] = []
@@ -97,6 +93,11 @@ class Catalog:
             self._released.append(old)
         self._indexed = self._store.images.version
 
+    def pin(self, pinned: Sequence[str]) -> None:
+        """Pin others from now on."""
+        self._pinned = _in_full(pinned)
+        self.tidy()
+
     def take_released(self) -> Sequence[ImageRecord]:
         """Return, once, the records that went or changed: nobody may need what they named."""
         released, self._released = self._released, []
@@ -133,6 +134,16 @@ class Catalog:
     def _pin(self, record: ImageRecord) -> ImageRecord:
         names = (*record.tags, *record.digests)
         return replace(record, pinned=any(_matches(name, pattern) for name in names for pattern in self._pinned))
+
+
+def _in_full(pinned: Sequence[str]) -> list[str]:
+    """Return references in full form; the beginning of a name stays as it is."""
+    patterns = []
+    for pattern in pinned:
+        with contextlib.suppress(InvalidArgument):
+            pattern = pattern if pattern.endswith("*") else str(ImageReference.parse(pattern))
+        patterns.append(pattern)
+    return patterns
 
 
 class ImageIndex:

@@ -85,6 +85,15 @@ class ImageService:
         self._configs: dict[str, ImageConfig] = {}
         self._unusable: set[str] = set()
 
+    def reconfigure(self, config: ImagesConfig) -> None:
+        """Pull and pin by another configuration from now on, as far as that can change: see ``daemon.reload``."""
+        self._config = config
+        self._catalog.pin(config.pinned)
+
+    async def settle_pulls(self) -> None:
+        """Wait for the pulls that are under way now."""
+        await self._pulls.settle()
+
     async def pull(
         self, reference: str, credentials: Credentials | None, annotations: Mapping[str, str], runtime_handler: str
     ) -> str:
