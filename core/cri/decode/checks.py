@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
+from collections.abc import Collection, Iterable, Mapping, MutableSequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -38,55 +38,43 @@ _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _WORD = re.compile(r"[^\x00-\x20\x7f]+")
 
 
-def check_message(message: Message) -> None:
+def check_message(message: Message, above: str = "") -> None:
     """Look through a request: no list is too long, no text holds a NUL byte, every enum number is one that we know.
 
-    Only the values of annotations, which nobody but their writer reads, may hold anything.
+    Only the values of annotations, which nobody but their writer reads, may hold anything. ``above`` is the path of the
+    message within the request, for messages.
     """
-    for path, field, value in _leaves(message, ""):
-        if field.type == FieldDescriptor.TYPE_STRING and "\0" in value:
-            raise InvalidArgument(f"{path} holds a NUL byte")
-        if field.enum_type is not None and value not in field.enum_type.values_by_number:
-            raise InvalidArgument(f"{path} has the unknown value {value}")
-
-
-def _leaves(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
-    """Yield all scalars with their path; ``Any`` because a field's type is known to its descriptor only."""
+    # proto3 leaves both to us: a text may hold NUL, and an enum field any number, as another version may know more.
     for field, value in message.ListFields():
-        here = f"{path}.{field.name}" if path else field.name
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            _check_count(field, len(value), here)
-            yield from _map_leaves(field.message_type.fields_by_name, value, here)
-        elif isinstance(value, MutableSequence):
-            _check_count(field, len(value), here)
-            for index, item in enumerate(value):
-                yield from _item_leaves(field, item, f"{here}[{index}]")
-        else:
-            yield from _item_leaves(field, value, here)
+        path = f"{above}.{field.name}" if above else field.name
+        entry = (
+            field.message_type if field.message_type is not None and field.message_type.GetOptions().map_entry else None
+        )
+        # Of all values only a repeated field's is a mutable sequence: texts and bytes are none.
+        items = value if entry is not None or isinstance(value, MutableSequence) else None
+        if items is not None and len(items) > (most := _MOST_OF.get(field.name, MAX_ITEMS)):
+            # Else it would hold the loop while it is looked through, or the runtime for longer.
+            raise InvalidArgument(f"{path} has {len(items)} items, more than the {most} that it can have")
+        if entry is not None:  # every map of the API is from text to text
+            for key, text in value.items():
+                _check_scalar(entry.fields_by_name["key"], key, f"{path} key")
+                if not path.endswith("annotations"):
+                    _check_scalar(entry.fields_by_name["value"], text, f"{path}[{key!r}]")
+            continue
+        for index, item in enumerate((value,) if items is None else items):
+            place = path if items is None else f"{path}[{index}]"
+            if field.message_type is None:
+                _check_scalar(field, item, place)
+            else:
+                check_message(item, place)
 
 
-def _check_count(field: FieldDescriptor, number: int, path: str) -> None:
-    """Refuse a list or map that would hold the loop while it is looked through, or the runtime for longer."""
-    most = _MOST_OF.get(field.name, MAX_ITEMS)
-    if number > most:
-        raise InvalidArgument(f"{path} has {number} items, more than the {most} that it can have")
-
-
-def _item_leaves(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
-    if field.message_type is None:
-        yield path, field, value
-    else:
-        yield from _leaves(value, path)
-
-
-def _map_leaves(
-    entry: Mapping[str, FieldDescriptor], value: Mapping[str, str], path: str
-) -> Iterator[tuple[str, FieldDescriptor, str]]:
-    """Yield a map's keys and values; every map of the API is from text to text."""
-    for key, text in value.items():
-        yield f"{path} key", entry["key"], key
-        if not path.endswith("annotations"):
-            yield f"{path}[{key!r}]", entry["value"], text
+def _check_scalar(field: FieldDescriptor, value: Any, path: str) -> None:
+    """Check a text or number; ``Any`` because a field's type is known to its descriptor only."""
+    if field.type == FieldDescriptor.TYPE_STRING and "\0" in value:
+        raise InvalidArgument(f"{path} holds a NUL byte")
+    if field.enum_type is not None and value not in field.enum_type.values_by_number:
+        raise InvalidArgument(f"{path} has the unknown value {value}")
 
 
 def require_text(text: str, path: str) -> str:

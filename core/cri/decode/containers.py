@@ -12,7 +12,6 @@ from crinoid.core.api.values.container import (
     MountPropagation,
     VolumeMount,
 )
-from crinoid.core.api.values.pod import SecurityProfile
 from crinoid.core.cri.decode.checks import (
     MAX_NAME,
     check_choice,
@@ -52,8 +51,10 @@ _EVERY_PERMISSION = "rwm"
 def decode_container_config(config: api_pb2.ContainerConfig, path: str = "config") -> ContainerConfig:
     """Read what a container is asked to be."""
     linux, below = config.linux, f"{path}.linux"
+    require_field(config, "metadata", f"{path}.metadata")
+    name = check_name(require_text(config.metadata.name, f"{path}.metadata.name"), f"{path}.metadata.name")
     return ContainerConfig(
-        metadata=_decode_metadata(config, f"{path}.metadata"),
+        metadata=ContainerMetadata(name, config.metadata.attempt),
         image=check_reference(require_text(config.image.image, f"{path}.image.image"), f"{path}.image.image"),
         user_specified_image=config.image.user_specified_image,
         image_annotations=dict(config.image.annotations),
@@ -93,12 +94,6 @@ def decode_command(command: Iterable[str], path: str) -> tuple[str, ...]:
     return taken
 
 
-def _decode_metadata(config: api_pb2.ContainerConfig, path: str) -> ContainerMetadata:
-    require_field(config, "metadata", path)
-    name = check_name(require_text(config.metadata.name, f"{path}.name"), f"{path}.name")
-    return ContainerMetadata(name, config.metadata.attempt)
-
-
 def _decode_envs(envs: Iterable[api_pb2.KeyValue], path: str) -> tuple[tuple[str, str], ...]:
     """Read the environment; a value is bytes, which the kernel takes without NUL and otherwise as they are."""
     taken = []
@@ -112,8 +107,20 @@ def _decode_envs(envs: Iterable[api_pb2.KeyValue], path: str) -> tuple[tuple[str
 
 
 def _decode_mount(mount: api_pb2.Mount, path: str) -> VolumeMount:
-    _check_source(mount, path)
-    _check_recursion(mount, path)
+    """Read a mount, whose source is a path of the host or an image (KEP-4639)."""
+    if bool(mount.host_path) == bool(mount.image.image):
+        how = "both set" if mount.host_path else "both missing"
+        raise InvalidArgument(f"{path}: host_path and image.image are {how}; a mount has one of them")
+    if mount.image.image and not mount.readonly:
+        raise InvalidArgument(f"{path}.readonly is not set; the volume of an image can only be read")
+    if mount.image_sub_path and not mount.image.image:
+        raise InvalidArgument(f"{path}.image_sub_path is set without image.image")
+    # api.proto, Mount.recursive_read_only: it needs readonly and a private propagation. A mount that comes in from the
+    # host later on would be writable.
+    if mount.recursive_read_only and not mount.readonly:
+        raise InvalidArgument(f"{path}.recursive_read_only is set without readonly")
+    if mount.recursive_read_only and mount.propagation != api_pb2.PROPAGATION_PRIVATE:
+        raise InvalidArgument(f"{path}.recursive_read_only is set with a propagation that is not private")
     return VolumeMount(
         container_path=check_path(
             require_text(mount.container_path, f"{path}.container_path"), f"{path}.container_path"
@@ -131,25 +138,6 @@ def _decode_mount(mount: api_pb2.Mount, path: str) -> VolumeMount:
     )
 
 
-def _check_source(mount: api_pb2.Mount, path: str) -> None:
-    if bool(mount.host_path) == bool(mount.image.image):
-        how = "both set" if mount.host_path else "both missing"
-        raise InvalidArgument(f"{path}: host_path and image.image are {how}; a mount has one of them")
-    if mount.image.image and not mount.readonly:
-        raise InvalidArgument(f"{path}.readonly is not set; the volume of an image can only be read")
-    if mount.image_sub_path and not mount.image.image:
-        raise InvalidArgument(f"{path}.image_sub_path is set without image.image")
-
-
-def _check_recursion(mount: api_pb2.Mount, path: str) -> None:
-    if not mount.recursive_read_only:
-        return
-    if not mount.readonly:
-        raise InvalidArgument(f"{path}.recursive_read_only is set without readonly")
-    if mount.propagation != api_pb2.PROPAGATION_PRIVATE:
-        raise InvalidArgument(f"{path}.recursive_read_only is set with a propagation that is not private")
-
-
 def _decode_device(device: api_pb2.Device, path: str) -> DeviceMapping:
     host = check_path(require_text(device.host_path, f"{path}.host_path"), f"{path}.host_path")
     return DeviceMapping(
@@ -160,9 +148,19 @@ def _decode_device(device: api_pb2.Device, path: str) -> DeviceMapping:
 
 
 def _decode_security(context: api_pb2.LinuxContainerSecurityContext, path: str) -> ContainerSecurity:
-    _check_user(context, path)
+    # api.proto, LinuxContainerSecurityContext: one of run_as_user and run_as_username, and run_as_group only with one.
+    named = bool(context.run_as_username)
+    if context.HasField("run_as_user") and named:
+        raise InvalidArgument(f"{path}: run_as_user and run_as_username are both set")
+    if context.HasField("run_as_group") and not (named or context.HasField("run_as_user")):
+        raise InvalidArgument(f"{path}.run_as_group is set without run_as_user or run_as_username")
+    capabilities, below = context.capabilities, f"{path}.capabilities"
     return ContainerSecurity(
-        capabilities=_decode_capabilities(context.capabilities, f"{path}.capabilities"),
+        capabilities=Capabilities(
+            add=check_words(capabilities.add_capabilities, f"{below}.add_capabilities"),
+            drop=check_words(capabilities.drop_capabilities, f"{below}.drop_capabilities"),
+            add_ambient=check_words(capabilities.add_ambient_capabilities, f"{below}.add_ambient_capabilities"),
+        ),
         privileged=context.privileged,
         namespaces=decode_namespaces(context.namespace_options, f"{path}.namespace_options"),
         selinux=decode_selinux(context, path),
@@ -176,24 +174,9 @@ def _decode_security(context: api_pb2.LinuxContainerSecurityContext, path: str) 
         masked_paths=_decode_paths(context.masked_paths, f"{path}.masked_paths"),
         readonly_paths=_decode_paths(context.readonly_paths, f"{path}.readonly_paths"),
         seccomp=decode_seccomp(context, path),
-        apparmor=_decode_apparmor(context, path),
-    )
-
-
-def _check_user(context: api_pb2.LinuxContainerSecurityContext, path: str) -> None:
-    """The API's own rules on the three fields."""
-    named = bool(context.run_as_username)
-    if context.HasField("run_as_user") and named:
-        raise InvalidArgument(f"{path}: run_as_user and run_as_username are both set")
-    if context.HasField("run_as_group") and not (named or context.HasField("run_as_user")):
-        raise InvalidArgument(f"{path}.run_as_group is set without run_as_user or run_as_username")
-
-
-def _decode_capabilities(capability: api_pb2.Capability, path: str) -> Capabilities:
-    return Capabilities(
-        add=check_words(capability.add_capabilities, f"{path}.add_capabilities"),
-        drop=check_words(capability.drop_capabilities, f"{path}.drop_capabilities"),
-        add_ambient=check_words(capability.add_ambient_capabilities, f"{path}.add_ambient_capabilities"),
+        # The kubelet before 1.30 knows the deprecated field only; the new one counts where both are there.
+        apparmor=decode_apparmor(context, path)
+        or decode_old_profile(context.apparmor_profile, f"{path}.apparmor_profile"),
     )
 
 
@@ -201,8 +184,3 @@ def _decode_paths(paths: Iterable[str], path: str) -> tuple[str, ...]:
     return tuple(
         check_path(require_text(one, f"{path}[{index}]"), f"{path}[{index}]") for index, one in enumerate(paths)
     )
-
-
-def _decode_apparmor(context: api_pb2.LinuxContainerSecurityContext, path: str) -> SecurityProfile | None:
-    """Read the AppArmor profile, from the deprecated field where the new one is absent."""
-    return decode_apparmor(context, path) or decode_old_profile(context.apparmor_profile, f"{path}.apparmor_profile")

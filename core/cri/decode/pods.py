@@ -63,25 +63,87 @@ _OLD_LOCALHOST = "localhost/"
 def decode_pod_config(config: api_pb2.PodSandboxConfig, path: str = "config") -> PodConfig:
     """Read what a pod is asked to be."""
     require_field(config, "metadata", f"{path}.metadata")
+    metadata, named = config.metadata, f"{path}.metadata"
     linux, below = config.linux, f"{path}.linux"
+    # The kernel takes 64 bytes; the kubelet cuts a pod's name to 63, as DNS has it.
+    if len(config.hostname) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(config.hostname):
+        raise InvalidArgument(
+            f"{path}.hostname {config.hostname[:100]!r} is not a host name of at most {_MAX_HOSTNAME} characters"
+        )
+    # Names only: which sysctls belong to namespaces of the pod's own is for ``lifecycle`` to say.
+    for name, value in linux.sysctls.items():
+        if path_problem(name.replace(".", "/")) or not SYSCTL.fullmatch(name):
+            raise InvalidArgument(f"{below}.sysctls: {name[:100]!r} is not a sysctl's name")
+        check_length(value, MAX_SYSCTL_BYTES, f"{below}.sysctls[{name!r}]")
     return PodConfig(
-        metadata=_decode_metadata(config.metadata, f"{path}.metadata"),
-        hostname=_check_hostname(config.hostname, f"{path}.hostname"),
+        metadata=PodMetadata(
+            name=check_name(require_text(metadata.name, f"{named}.name"), f"{named}.name"),
+            namespace=check_name(metadata.namespace, f"{named}.namespace"),
+            uid=check_name(metadata.uid, f"{named}.uid"),
+            attempt=metadata.attempt,
+        ),
+        hostname=config.hostname,
         log_directory=check_path(check_descent(config.log_directory, f"{path}.log_directory"), f"{path}.log_directory"),
-        dns=_decode_dns(config.dns_config, f"{path}.dns_config") if config.HasField("dns_config") else None,
-        port_mappings=_decode_ports(config.port_mappings, f"{path}.port_mappings"),
+        dns=DnsConfig(
+            servers=check_words(config.dns_config.servers, f"{path}.dns_config.servers"),
+            searches=check_words(config.dns_config.searches, f"{path}.dns_config.searches"),
+            options=check_words(config.dns_config.options, f"{path}.dns_config.options"),
+        )
+        if config.HasField("dns_config")  # without it the pod has the host's resolver
+        else None,
+        port_mappings=tuple(
+            decode_port(port, f"{path}.port_mappings[{index}]") for index, port in enumerate(config.port_mappings)
+        ),
         labels=check_notes(config.labels, f"{path}.labels"),
         annotations=check_notes(config.annotations, f"{path}.annotations"),
         cgroup_parent=check_descent(linux.cgroup_parent, f"{below}.cgroup_parent"),
-        security=_decode_security(linux.security_context, f"{below}.security_context"),
-        sysctls=_decode_sysctls(linux.sysctls, f"{below}.sysctls"),
+        security=decode_pod_security(linux.security_context, f"{below}.security_context"),
+        sysctls=dict(linux.sysctls),
         overhead=decode_resources(linux.overhead, f"{below}.overhead") if linux.HasField("overhead") else None,
         resources=decode_resources(linux.resources, f"{below}.resources") if linux.HasField("resources") else None,
     )
 
 
+def decode_port(port: api_pb2.PortMapping, path: str) -> PortMapping:
+    """Read a port mapping. The kubelet also sends ports that none of the host leads to, with host_port 0."""
+    return PortMapping(
+        container_port=check_range(port.container_port, 1 if port.host_port else 0, 65535, f"{path}.container_port"),
+        host_port=check_range(port.host_port, 0, 65535, f"{path}.host_port"),
+        protocol=_PROTOCOLS[port.protocol],
+        host_ip=check_address(port.host_ip, f"{path}.host_ip"),
+    )
+
+
+def decode_pod_security(context: api_pb2.LinuxSandboxSecurityContext, path: str) -> PodSecurity:
+    """Read a pod's security context."""
+    if context.HasField("run_as_group") and not context.HasField("run_as_user"):
+        raise InvalidArgument(f"{path}.run_as_group is set without run_as_user")
+    if context.namespace_options.pid == api_pb2.TARGET:
+        raise InvalidArgument(f"{path}.namespace_options.pid is TARGET; that is for containers")
+    return PodSecurity(
+        namespaces=decode_namespaces(context.namespace_options, f"{path}.namespace_options"),
+        selinux=decode_selinux(context, path),
+        run_as_user=decode_id(context, "run_as_user", path),
+        run_as_group=decode_id(context, "run_as_group", path),
+        readonly_rootfs=context.readonly_rootfs,
+        supplemental_groups=decode_groups(context.supplemental_groups, f"{path}.supplemental_groups"),
+        strict_groups=context.supplemental_groups_policy == api_pb2.Strict,
+        privileged=context.privileged,
+        seccomp=decode_seccomp(context, path),
+        apparmor=decode_apparmor(context, path),
+    )
+
+
 def decode_resources(resources: api_pb2.LinuxContainerResources, path: str) -> LinuxResources:
-    """Read limits; -1 is how cgroups spell "no limit"."""
+    """Read limits; 0 is how the CRI spells "not given", -1 how cgroups spell "no limit"."""
+    for index, limit in enumerate(resources.hugepage_limits):
+        if not HUGEPAGE.fullmatch(limit.page_size):
+            raise InvalidArgument(
+                f"{path}.hugepage_limits[{index}].page_size {limit.page_size[:100]!r} is not a size such as 2MB"
+            )
+    for name, value in resources.unified.items():
+        if problem := unified_problem(name, value):
+            raise InvalidArgument(f"{path}.unified {problem}")
     return LinuxResources(
         cpu_period=check_least(resources.cpu_period, 0, f"{path}.cpu_period"),
         cpu_quota=check_least(resources.cpu_quota, -1, f"{path}.cpu_quota"),
@@ -93,8 +155,8 @@ def decode_resources(resources: api_pb2.LinuxContainerResources, path: str) -> L
         oom_score_adj=check_range(resources.oom_score_adj, -1000, 1000, f"{path}.oom_score_adj"),
         cpuset_cpus=check_cpuset(resources.cpuset_cpus, f"{path}.cpuset_cpus"),
         cpuset_mems=check_cpuset(resources.cpuset_mems, f"{path}.cpuset_mems"),
-        hugepage_limits=_decode_hugepages(resources.hugepage_limits, f"{path}.hugepage_limits"),
-        unified=_decode_unified(resources.unified, f"{path}.unified"),
+        hugepage_limits={limit.page_size: limit.limit for limit in resources.hugepage_limits},
+        unified=dict(resources.unified),
     )
 
 
@@ -174,61 +236,6 @@ def decode_old_profile(text: str, path: str) -> SecurityProfile | None:
     raise InvalidArgument(f"{path} {text!r:.100} is none of runtime/default, unconfined and localhost/NAME")
 
 
-def _decode_metadata(metadata: api_pb2.PodSandboxMetadata, path: str) -> PodMetadata:
-    return PodMetadata(
-        name=check_name(require_text(metadata.name, f"{path}.name"), f"{path}.name"),
-        namespace=check_name(metadata.namespace, f"{path}.namespace"),
-        uid=check_name(metadata.uid, f"{path}.uid"),
-        attempt=metadata.attempt,
-    )
-
-
-def _check_hostname(text: str, path: str) -> str:
-    if len(text) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(text):
-        raise InvalidArgument(f"{path} {text[:100]!r} is not a host name of at most {_MAX_HOSTNAME} characters")
-    return text
-
-
-def _decode_dns(dns: api_pb2.DNSConfig, path: str) -> DnsConfig:
-    return DnsConfig(
-        servers=check_words(dns.servers, f"{path}.servers"),
-        searches=check_words(dns.searches, f"{path}.searches"),
-        options=check_words(dns.options, f"{path}.options"),
-    )
-
-
-def _decode_ports(ports: Iterable[api_pb2.PortMapping], path: str) -> tuple[PortMapping, ...]:
-    return tuple(_decode_port(port, f"{path}[{index}]") for index, port in enumerate(ports))
-
-
-def _decode_port(port: api_pb2.PortMapping, path: str) -> PortMapping:
-    return PortMapping(
-        container_port=check_range(port.container_port, 1 if port.host_port else 0, 65535, f"{path}.container_port"),
-        host_port=check_range(port.host_port, 0, 65535, f"{path}.host_port"),
-        protocol=_PROTOCOLS[port.protocol],
-        host_ip=check_address(port.host_ip, f"{path}.host_ip"),
-    )
-
-
-def _decode_security(context: api_pb2.LinuxSandboxSecurityContext, path: str) -> PodSecurity:
-    if context.HasField("run_as_group") and not context.HasField("run_as_user"):
-        raise InvalidArgument(f"{path}.run_as_group is set without run_as_user")
-    if context.namespace_options.pid == api_pb2.TARGET:
-        raise InvalidArgument(f"{path}.namespace_options.pid is TARGET; that is for containers")
-    return PodSecurity(
-        namespaces=decode_namespaces(context.namespace_options, f"{path}.namespace_options"),
-        selinux=decode_selinux(context, path),
-        run_as_user=decode_id(context, "run_as_user", path),
-        run_as_group=decode_id(context, "run_as_group", path),
-        readonly_rootfs=context.readonly_rootfs,
-        supplemental_groups=decode_groups(context.supplemental_groups, f"{path}.supplemental_groups"),
-        strict_groups=context.supplemental_groups_policy == api_pb2.Strict,
-        privileged=context.privileged,
-        seccomp=decode_seccomp(context, path),
-        apparmor=decode_apparmor(context, path),
-    )
-
-
 def decode_id(
     context: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext, name: str, path: str
 ) -> int | None:
@@ -240,30 +247,6 @@ def decode_id(
 def decode_groups(groups: Iterable[int], path: str) -> tuple[int, ...]:
     """Read supplementary group ids."""
     return tuple(check_id(group, f"{path}[{index}]") for index, group in enumerate(groups))
-
-
-def _decode_sysctls(sysctls: Mapping[str, str], path: str) -> dict[str, str]:
-    for name, value in sysctls.items():
-        if path_problem(name.replace(".", "/")) or not SYSCTL.fullmatch(name):
-            raise InvalidArgument(f"{path}: {name[:100]!r} is not a sysctl's name")
-        check_length(value, MAX_SYSCTL_BYTES, f"{path}[{name!r}]")
-    return dict(sysctls)
-
-
-def _decode_hugepages(limits: Iterable[api_pb2.HugepageLimit], path: str) -> dict[str, int]:
-    taken: dict[str, int] = {}
-    for index, limit in enumerate(limits):
-        if not HUGEPAGE.fullmatch(limit.page_size):
-            raise InvalidArgument(f"{path}[{index}].page_size {limit.page_size[:100]!r} is not a size such as 2MB")
-        taken[limit.page_size] = limit.limit
-    return taken
-
-
-def _decode_unified(unified: Mapping[str, str], path: str) -> dict[str, str]:
-    for name, value in unified.items():
-        if problem := unified_problem(name, value):
-            raise InvalidArgument(f"{path} {problem}")
-    return dict(unified)
 
 
 def _decode_user_namespace(user: api_pb2.UserNamespace, path: str) -> UserNamespace:
