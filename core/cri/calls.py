@@ -88,34 +88,59 @@ class Calls:
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
-        with _Life(self, rpc, request) as life:
-            try:
-                with self._span(rpc, context):
-                    async with self._scope(rpc):
-                        return await method(_readable(request))
-            except BaseException as error:  # here ends, as a status, whatever went wrong
-                if not _is_delivered(error):
-                    raise
-                await life.fail(error, context)
-                raise  # not reached: abort raises
+        async with self._around(rpc, request, context) as readable:
+            return await method(readable)
+        raise AssertionError("a call ends in an answer or an error")  # not reached: nothing is swallowed around it
 
     async def serve_stream(self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Any) -> None:
         """Run one call that answers with a stream; a client that reads slowly holds up this call and nothing else.
 
         The client gets the answer's headers once the call has begun, whenever the first message comes.
         """
-        with _Life(self, rpc, request) as life:
-            try:
-                with self._span(rpc, context):
-                    async with self._scope(rpc), contextlib.aclosing(method(_readable(request))) as answers:
-                        await context.send_initial_metadata(())
-                        async for answer in answers:
-                            await context.write(answer)
-            except BaseException as error:
-                if not _is_delivered(error):
-                    raise
-                await life.fail(error, context)
+        async with self._around(rpc, request, context) as readable, contextlib.aclosing(method(readable)) as answers:
+            await context.send_initial_metadata(())
+            async for answer in answers:
+                await context.write(answer)
+
+    @contextlib.asynccontextmanager
+    async def _around(self, rpc: str, request: Message | Malformed, context: Any) -> AsyncIterator[Message]:
+        """All that is around a call, from its count to its line in the log; yields the request once it is checked."""
+        task = asyncio.current_task()
+        assert task is not None  # a call runs in a task of grpc's
+        started_s, code, text = time.monotonic(), "OK", ""
+        span: contextlib.AbstractContextManager[object] = _NO_SPAN
+        self.in_flight[rpc] += 1
+        try:
+            if self._trace is not None:
+                pairs = context.invocation_metadata() or ()  # values are bytes under names that end with -bin
+                span = self._trace(rpc, {key: value for key, value in pairs if isinstance(value, str)})
+            with span:
+                try:
+                    # ``drain`` moves this deadline to now: no client has gone then, so it has to be an error of ours.
+                    async with asyncio.timeout(None) as scope:
+                        self._scopes[task] = (rpc, scope)
+                        task.add_done_callback(lambda done: self._scopes.pop(done, None))
+                        if isinstance(request, Malformed):
+                            raise InvalidArgument(request.message)
+                        check_message(request)
+                        yield request
+                except TimeoutError as error:
+                    if not scope.expired():
+                        raise
+                    raise Unavailable(f"{rpc} had not ended when another crinoid took over: ask it again") from error
+        except BaseException as error:  # here ends, as a status, whatever went wrong
+            # A client that goes cancels the task, and nobody is there for a status. Any other CancelledError is of
+            # something that the call waited for: who asked is still there, and would wait on.
+            if isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and task.cancelling()):
+                code, text = "CANCELLED", "the client has gone away"
                 raise
+            status = to_status(error, rpc)
+            code, text = status.code.name, status.message
+            await context.abort(status.code, status.message, status.trailer)
+            raise  # not reached: abort raises, by grpc's own exception
+        finally:
+            self.in_flight[rpc] -= 1
+            self.note(rpc, request, time.monotonic() - started_s, code, text)
 
     async def drain(self, timeout_s: float, but: Collection[str] = ()) -> None:
         """Wait for the end of all calls under way here ``but`` those of some RPCs, and of what follows their answers.
@@ -130,75 +155,18 @@ class Calls:
         if pending:
             await asyncio.wait(pending, timeout=_GIVE_UP_S)
 
-    @contextlib.asynccontextmanager
-    async def _scope(self, rpc: str) -> AsyncIterator[None]:
-        """What ``drain`` can end: no client has gone then, so it has to be an error of ours."""
-        task = asyncio.current_task()
-        assert task is not None  # a call runs in a task of grpc's
-        try:
-            async with asyncio.timeout(None) as scope:
-                self._scopes[task] = (rpc, scope)
-                task.add_done_callback(lambda done: self._scopes.pop(done, None))
-                yield
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise Unavailable(f"{rpc} had not ended when another crinoid took over: ask it again") from error
-
     def note(self, rpc: str, request: object, seconds: float, code: str, text: str) -> None:
         """Tell of the end of a call, in the log and to whoever measures; ``text`` says what went wrong."""
         self._observe(rpc, seconds, code)
         self._ended()
-        if not _log.isEnabledFor(level := _level(rpc, code)):
+        # What is asked every second is for debugging only, unless we are at fault.
+        level = logging.WARNING if code in _OUR_FAULT else logging.DEBUG if _is_read(rpc) else logging.INFO
+        if not _log.isEnabledFor(level):
             return
         subject = describe_subject(request)
         fields = {"rpc": rpc, "subject": subject, "seconds": round(seconds, 6), "code": code}
         outcome = f"{code}: {text}" if text else code
         _log.log(level, "%s %s: %s in %.1f ms", rpc, subject, outcome, seconds * 1000, extra=fields)
-
-    def _span(self, rpc: str, context: Any) -> contextlib.AbstractContextManager[object]:
-        return _NO_SPAN if self._trace is None else self._trace(rpc, _headers(context))
-
-
-class _Life:
-    """What is around a call: its count, its end as a status, its line in the log. One that ends in neither an answer
-    nor an error was cancelled."""
-
-    __slots__ = ("_calls", "_code", "_request", "_rpc", "_started", "_text")
-
-    def __init__(self, calls: Calls, rpc: str, request: object) -> None:
-        self._calls = calls
-        self._rpc = rpc
-        self._request = request
-        self._code, self._text = "OK", ""
-        self._started = time.monotonic()
-
-    def __enter__(self) -> "_Life":
-        self._calls.in_flight[self._rpc] += 1
-        return self
-
-    async def fail(self, error: BaseException, context: Any) -> None:
-        """Abort the call with the status of an error, by grpc's own exception."""
-        status = to_status(error, self._rpc)
-        self._code, self._text = status.code.name, status.message
-        await context.abort(status.code, status.message, status.trailer)
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is not None and self._code == "OK":
-            self._code, self._text = "CANCELLED", "the client has gone away"
-        self._calls.in_flight[self._rpc] -= 1
-        self._calls.note(self._rpc, self._request, time.monotonic() - self._started, self._code, self._text)
-
-
-def _is_delivered(error: BaseException) -> bool:
-    """Return whether a call that ended so gets a status: not one whose client has gone, which cancels its task.
-
-    Any other CancelledError is of something that the call waited for: who asked is still there, and would wait on.
-    """
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and not task.cancelling()
-    return not isinstance(error, GeneratorExit)
 
 
 def generic_handler(service: str, implementation: object, calls: Calls) -> Any:
@@ -244,7 +212,21 @@ def describe_subject(request: object) -> str:
 
 
 def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls) -> Any:
-    method = getattr(implementation, method_name(rpc.name), None) or _not_served(rpc.name)
+    """Make grpc's handler of one RPC: read bytes, run a method of ``implementation`` within ``calls``, write."""
+    kind: type[Message] = getattr(api_pb2, rpc.input_type.name)
+
+    def read(data: bytes) -> Message | Malformed:
+        try:
+            return kind.FromString(data)
+        except DecodeError:  # must not leave here: grpc would call it an internal error, and ``calls`` would not know
+            return Malformed(
+                f"the request is no {rpc.input_type.name}: its {len(data)} bytes can't be parsed, or hold invalid UTF-8"
+            )
+
+    def refuse(_request: Message) -> NoReturn:
+        raise NotImplementedHere(f"crinoid does not serve {rpc.name}")
+
+    method = getattr(implementation, method_name(rpc.name), None) or refuse
     run = calls.serve_stream if rpc.server_streaming else calls.serve
 
     async def serve(request: Message | Malformed, context: Any) -> Message | bytes | None:
@@ -253,49 +235,12 @@ def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls)
         return await run(rpc.name, method, request, context)
 
     make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler
-    return make(serve, request_deserializer=_reader(rpc.input_type.name), response_serializer=_write)
-
-
-def _not_served(rpc: str) -> Callable[[Message], NoReturn]:
-    def refuse(_request: Message) -> NoReturn:
-        raise NotImplementedHere(f"crinoid does not serve {rpc}")
-
-    return refuse
-
-
-def _reader(name: str) -> Callable[[bytes], Message | Malformed]:
-    """Make the reader of a request. It must not raise: grpc would call that an internal error."""
-    kind: type[Message] = getattr(api_pb2, name)
-
-    def read(data: bytes) -> Message | Malformed:
-        try:
-            return kind.FromString(data)
-        except DecodeError:
-            return Malformed(f"the request is no {name}: its {len(data)} bytes can't be parsed, or hold invalid UTF-8")
-
-    return read
-
-
-def _readable(request: Message | Malformed) -> Message:
-    if isinstance(request, Malformed):
-        raise InvalidArgument(request.message)
-    check_message(request)
-    return request
+    return make(serve, request_deserializer=read, response_serializer=_write)
 
 
 def _write(answer: Message | bytes) -> bytes:
+    """Encode an answer; lists come encoded already (``lists``)."""
     return answer if isinstance(answer, bytes) else answer.SerializeToString()
-
-
-def _headers(context: Any) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-
-
-def _level(rpc: str, code: str) -> int:
-    """Choose how loud to be: what is asked every second is for debugging only, unless we are at fault."""
-    if code in _OUR_FAULT:
-        return logging.WARNING
-    return logging.DEBUG if _is_read(rpc) else logging.INFO
 
 
 @functools.cache
