@@ -6,11 +6,10 @@ method. Whatever goes wrong in a driver leaves here as a CrinoidError that begin
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,55 +81,37 @@ class Binding:
 class Slot:
     """What all facades share: attributes that describe the slot, and the wrapped call."""
 
+    role: str
+    """The role's name."""
+    name: str
+    """The slot's name in the configuration."""
+    driver: str
+    """The driver's name."""
+    installed: InstalledDriver
+    """The driver's distribution and versions."""
+    config: SlotConfig
+    """The slot's table in the configuration."""
+    label: str
+    """How errors name the slot: ``network "default" (cni)``, or shorter where slot and driver agree."""
+    state_dir: Path
+    """The slot's directory that survives a reboot."""
+    run_dir: Path
+    """The slot's directory that does not survive a reboot."""
+    last_error: LastError | None
+    """What the driver failed with last."""
+
     def __init__(self, binding: Binding, deadlines: Deadlines) -> None:
         self._binding = binding
         self._deadlines = deadlines
-        self._log = logging.getLogger(f"crinoid.slots.{binding.role.name}.{binding.name}")
-        self._attributes = functools.cache(self._describe)
-        self.last_error: LastError | None = None
+        self.role, self.name, self.driver = binding.role.name, binding.name, binding.driver.name
+        self.installed, self.config = binding.driver, binding.config
+        self.state_dir, self.run_dir = binding.state_dir, binding.run_dir
+        self.label = binding.label
+        self.last_error = None
+        self._log = logging.getLogger(f"crinoid.slots.{self.role}.{self.name}")
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
-
-    @property
-    def role(self) -> str:
-        """The role's name."""
-        return self._binding.role.name
-
-    @property
-    def name(self) -> str:
-        """The slot's name in the configuration."""
-        return self._binding.name
-
-    @property
-    def driver(self) -> str:
-        """The driver's name."""
-        return self._binding.driver.name
-
-    @property
-    def installed(self) -> InstalledDriver:
-        """The driver's distribution and versions."""
-        return self._binding.driver
-
-    @property
-    def config(self) -> SlotConfig:
-        """The slot's table in the configuration."""
-        return self._binding.config
-
-    @property
-    def label(self) -> str:
-        """How errors name the slot."""
-        return self._binding.label
-
-    @property
-    def state_dir(self) -> Path:
-        """The slot's directory that survives a reboot."""
-        return self._binding.state_dir
-
-    @property
-    def run_dir(self) -> Path:
-        """The slot's directory that does not survive a reboot."""
-        return self._binding.run_dir
 
     def implements(self, hook: str) -> bool:
         """Return whether the driver has this hook."""
@@ -138,9 +119,13 @@ class Slot:
 
     async def _ask(self, hook: str, check: Check[T], deadline_s: float | None = None, /, **arguments: object) -> T:
         """Call a hook and check its answer; ``deadline_s`` ``None``: the configured one, ``inf``: none."""
-        limit = self._deadlines.of(hook) if deadline_s is None else deadline_s
+        limit_s = self._deadlines.of(hook) if deadline_s is None else deadline_s
         with self._watch(hook):
-            return check(await self._finish(hook, self._start(hook, arguments), limit))
+            answer = self._start(hook, arguments)
+            if not inspect.isawaitable(answer):
+                raise DriverError(f"returned {type(answer).__name__}: the hook must be a coroutine")
+            # In a task of its own: whatever the driver does with its cancellation, this returns in bounded time.
+            return check(await self._binding.calls.run(HookCall(self.label, hook), answer, limit_s))
 
     async def _notify(self, hook: str, /, **arguments: object) -> None:
         """Call a hook that has no answer; one that the driver leaves out does nothing."""
@@ -162,29 +147,33 @@ class Slot:
         except BaseException as error:  # nothing is awaited here, so all of it is the driver's
             raise foreign(error) from error
 
-    async def _finish(self, hook: str, answer: Any, limit_s: float) -> Any:
-        if not inspect.isawaitable(answer):
-            raise DriverError(f"returned {type(answer).__name__}: the hook must be a coroutine")
-        return await self._binding.calls.run(HookCall(self.label, hook), answer, limit_s)
-
     @contextlib.contextmanager
     def _watch(self, hook: str) -> Iterator[None]:
         """Measure and trace a call; ``cancelled`` when neither an answer nor an error came."""
-        started = time.monotonic()
-        outcome = "cancelled"
+        started_s, outcome = time.monotonic(), "cancelled"
+        attributes = {
+            "crinoid.role": self.role,
+            "crinoid.slot": self.name,
+            "crinoid.driver": self.driver,
+            "crinoid.hook": hook,
+        }
+        instruments = self._binding.instruments
         try:
-            with self._binding.instruments.span(f"{self.role}.{hook}", self._attributes(hook)), self._named(hook):
+            with instruments.span(f"{self.role}.{hook}", attributes), self._named(hook):
                 yield
             outcome = "ok"
         except CrinoidError as error:
             outcome = error.reason
             raise
         finally:
-            self._binding.instruments.observe(self.role, self.name, hook, time.monotonic() - started, outcome)
+            instruments.observe(self.role, self.name, hook, time.monotonic() - started_s, outcome)
 
     @contextlib.contextmanager
     def _named(self, hook: str) -> Iterator[None]:
-        """Turn whatever is raised into a CrinoidError that names the slot and the hook."""
+        """Turn whatever is raised into a CrinoidError whose message begins with the slot and the hook.
+
+        Its class stays, as that is the gRPC status. Once only: a driver may keep an error and raise it again.
+        """
         try:
             yield
         except Exception as error:
@@ -193,7 +182,14 @@ class Slot:
             if type(failure) is DriverError and (failure is not error or not isinstance(raised, Exception | None)):
                 told = raised if raised and len(describe(raised)) <= _MESSAGE_CHARACTERS else None
                 self._log.warning("%s %s raised what no driver may raise", self.label, hook, exc_info=told)
-            self._name(hook, failure)
+            prefix = f"{self.label} {hook}: "
+            if not str(failure).startswith(prefix):
+                failure.args = (prefix + _bounded(str(failure)),)
+            by = f"raised by {prefix.removesuffix(': ')}"
+            if not str(failure).startswith(prefix) and by not in failure.message:  # a class that makes its text itself
+                failure.add_note(by)
+            if not isinstance(failure, _ABOUT_THE_REQUEST):
+                self.last_error = LastError(hook, failure.message, time.time_ns())
             if failure is error:
                 raise
             raise failure from error
@@ -217,26 +213,6 @@ class Slot:
                 raise foreign(error) from error
         if broken is not None:
             raise broken
-
-    def _describe(self, hook: str) -> Mapping[str, str]:
-        """Return the attributes of a hook's span."""
-        return {
-            "crinoid.role": self.role,
-            "crinoid.slot": self.name,
-            "crinoid.driver": self.driver,
-            "crinoid.hook": hook,
-        }
-
-    def _name(self, hook: str, error: CrinoidError) -> None:
-        """Put slot and hook before the error's message, keeping its class; once, as a driver may raise it again."""
-        prefix = f"{self.label} {hook}: "
-        if not str(error).startswith(prefix):
-            error.args = (prefix + _bounded(str(error)),)
-        by = f"raised by {prefix.removesuffix(': ')}"
-        if not str(error).startswith(prefix) and by not in error.message:  # a class that makes its text itself
-            error.add_note(by)
-        if not isinstance(error, _ABOUT_THE_REQUEST):
-            self.last_error = LastError(hook, error.message, time.time_ns())
 
 
 def _translate(error: BaseException) -> CrinoidError:

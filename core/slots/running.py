@@ -145,19 +145,13 @@ class HookCalls:
             await asyncio.wait({task}, timeout=self._grace_s)
         finally:
             if not task.done():
-                self._abandon(task, call)
-
-    def _abandon(self, task: "asyncio.Task[Any]", call: HookCall) -> None:
-        call.abandoned_s = time.monotonic()
-        self._abandoned[task] = call
-        self.abandoned_ever += 1
-        asyncio.tasks._unregister_task(task)  # else the end of the loop would wait for it; asyncio documents it
-        LOG.error(
-            "%s goes on although it was cancelled: it is left behind after %.1f s",
-            call,
-            call.abandoned_s - call.started_s,
-        )
-        task.add_done_callback(lambda _: self._note_end(task, call))
+                call.abandoned_s = time.monotonic()
+                self._abandoned[task] = call
+                self.abandoned_ever += 1
+                asyncio.tasks._unregister_task(task)  # else the end of the loop would wait for it; asyncio documents it
+                lasted_s = call.abandoned_s - call.started_s
+                LOG.error("%s goes on although it was cancelled: it is left behind after %.1f s", call, lasted_s)
+                task.add_done_callback(lambda _: self._note_end(task, call))
 
     def _note_end(self, task: "asyncio.Task[Any]", call: HookCall) -> None:
         self._abandoned.pop(task, None)
