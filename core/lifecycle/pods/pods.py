@@ -11,19 +11,20 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
-from crinoid.core.api.values.network import NetworkRequest
+from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.concurrency.locks import Locks
+from crinoid.core.lifecycle.concurrency.rollback import Rollback
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.containers.containers import END_PATIENCE_S, ContainerService, end_of
 from crinoid.core.lifecycle.events.events import EventBus, EventType
@@ -248,7 +249,9 @@ class PodService:
         return holder.id
 
     async def _run(self, config: PodConfig, handler: str) -> str:
+        """RunPodSandbox, for all who have asked for this pod: plan, make, tell."""
         try:
+            # What needs nothing of the host is refused first, while there is nothing to take back.
             plan = self._planner.plan(config, handler)
             if config.cgroup_parent and (holder := holder_of(path_below_mount(plan.cgroup_parent), self._store, "")):
                 raise InvalidArgument(
@@ -257,100 +260,92 @@ class PodService:
             if plan.user is not None:
                 await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
-            with on_behalf_of(plan.pod_id):
-                try:
-                    record = await self._start(plan)
-                except BaseException:
-                    self._store.pods.drop(plan.pod_id)
-                    await asyncio.shield(self._undo(plan.pod_id))
-                    raise
+            with on_behalf_of(plan.pod_id):  # threads that hang at what the pod named count against the pod
+                record = await self._make(plan)
             self._init.watch(record)
+            # The evented PLEG of the kubelet knows a sandbox as a container that is created and then started.
             self._events.notify_pod(EventType.CREATED, record)
             self._events.notify_pod(EventType.STARTED, record)
             return record.id
         finally:
             del self._wanted[config.metadata]
 
-    async def _start(self, plan: PodPlan) -> PodRecord:
-        """Make the pod and ask the extensions before anybody else can see it; the record comes last but for them."""
-        record = await self._make(plan)
-        extensions, view = self._slots.extensions, view_pod(record)
-        try:
+    async def _make(self, plan: PodPlan) -> PodRecord:
+        """Make everything that a pod has, each step in the ledger first, and its record; on an error take all back."""
+        pod_id, extensions = plan.pod_id, self._slots.extensions
+        early, late = part_sysctls(plan.sysctls)
+        async with Rollback(f"RunPodSandbox of {pod_id}") as rollback:
+            # Everything below is in the ledger under the pod's id: one undo for all of it, in reverse.
+            rollback.add("taking away init, network, cgroup, mounts, namespaces, files", lambda: self._undo(pod_id))
+            await self._resources.make(pod_id, *self._steps_before_network(plan, early))
+            self._warmup.linger(_CONTAINER_FOLLOWS_S)
+            if plan.user is not None:
+                # A child has made these namespaces, as no thread may change its user namespace: enter them now.
+                sysctls = user_namespaces.host_sysctls(plan.user, early)
+                await asyncio.to_thread(write_sysctls_in, plan.pins, sysctls)
+            record = PodRecord(
+                id=pod_id,
+                config=plan.config,
+                runtime_handler=plan.handler,
+                runtime=plan.runtime.name,
+                network=plan.network.name,
+                snapshotter=plan.snapshotter.name,
+                state=PodState.READY,
+                created_at_ns=time.time_ns(),
+                namespaces=plan.pins,
+                cgroup_parent=plan.cgroup_parent,
+            )
+            if plan.config.security.namespaces.network is not NamespaceMode.NODE:
+                record = dataclasses.replace(record, attachment=await self._attach(plan))
+            if late:  # those of interfaces, which are there only now
+                await asyncio.to_thread(write_sysctls_in, plan.pins, late)
+            if plan.config.security.namespaces.pid is NamespaceMode.POD:
+                record = await self._init.start(record)
+            if (maps := user_namespaces.maps_of(record)) is not None:
+                pod_files.give_files(plan.directory, maps)  # after the network, whose addresses /etc/hosts has
+            await plan.runtime.start_pod(_sandbox(record))
+            # Extensions may refuse the pod before anybody else can see it; the record comes last but for them: a daemon
+            # that is killed before leaves rows without an owner, which the next start undoes.
+            view = view_pod(record)
+            rollback.add("dropping the record", lambda: self._store.pods.drop(pod_id))
+            rollback.add("telling extensions that it is gone", lambda: extensions.pod_removed(view))
             await extensions.pod_starting(view)
             self._store.pods.put(record)
             await extensions.pod_started(view)
-        except BaseException:
-            await asyncio.shield(extensions.pod_removed(view))
-            raise
         return record
 
-    async def _make(self, plan: PodPlan) -> PodRecord:
-        """Make everything, each step in the ledger first; return the record to be."""
-        early, late = part_sysctls(plan.sysctls)
-        await self._resources.make(plan.pod_id, *self._steps(plan))
-        self._warmup.linger(_CONTAINER_FOLLOWS_S)
-        if plan.user is not None:  # whose namespaces no thread of ours stood in
-            sysctls = user_namespaces.host_sysctls(plan.user, early)
-            await asyncio.to_thread(write_sysctls_in, plan.pins, sysctls)
-        record = await self._attach(plan, self._record(plan))
-        if late:
-            await asyncio.to_thread(write_sysctls_in, plan.pins, late)
-        if plan.config.security.namespaces.pid is NamespaceMode.POD:
-            record = await self._init.start(record)
-        if (maps := user_namespaces.maps_of(record)) is not None:
-            pod_files.give_files(plan.directory, maps)
-        await plan.runtime.start_pod(_sandbox(record))
-        return record
+    def _steps_before_network(self, plan: PodPlan, sysctls: Mapping[str, str]) -> Sequence[Step]:
+        """What stands before the network: directory, namespaces with their sysctls, shared memory, cgroup.
 
-    def _steps(self, plan: PodPlan) -> Sequence[Step]:
-        """What stands before the network: directory, namespaces with their sysctls, shared memory, cgroup."""
+        All of it is made in one thread, which saves a switch of threads for each.
+        """
+
+        def fill_directory() -> None:
+            rights.make_directory(plan.directory.path / "ns")
+            if "ipc" in plan.pins:
+                rights.make_directory(plan.directory.shm, rights.PASSAGE)  # the mount on it has a mode of its own
+            pod_files.write_files(plan.directory, plan.config, plan.hostname, plan.host_network)
+
         group = user_namespaces.root_group_of(plan.config)
-        steps = [directory_at(plan.directory.path, group, lambda: self._fill_directory(plan))]
+        steps = [directory_at(plan.directory.path, group, fill_directory)]
         if plan.pins:
-            steps.append(self._namespaces(plan))
+            # Sysctls are written by the thread that stands in the new namespaces: /proc/sys shows those of the opener.
+            inside = functools.partial(write_sysctls, sysctls)
+            steps.append(namespaces_at(plan.pod_id, plan.pins, plan.hostname, plan.user, inside))
         if "ipc" in plan.pins:
-            steps.append(self._shm(plan))
-        if not self._cgroups.systemd:
+            # /dev/shm goes with the IPC namespace: all containers of the pod see the same one.
+            options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
+            if plan.user is not None:
+                options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
+            labels = selinux_labels(plan.pod_id, plan.config, None)
+            steps.append(mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.directory.shm))
+        if not self._cgroups.systemd:  # else the kubelet makes the slice, and the runtime a scope in it
             steps.append(cgroup_at(plan.cgroup_parent))
         return steps
 
-    @staticmethod
-    def _namespaces(plan: PodPlan) -> Step:
-        early, _ = part_sysctls(plan.sysctls)
-        return namespaces_at(plan.pod_id, plan.pins, plan.hostname, plan.user, functools.partial(write_sysctls, early))
-
-    def _fill_directory(self, plan: PodPlan) -> None:
-        rights.make_directory(plan.directory.path / "ns")
-        if "ipc" in plan.pins:
-            rights.make_directory(plan.directory.shm, rights.PASSAGE)  # the mount on it has a mode of its own
-        pod_files.write_files(plan.directory, plan.config, plan.hostname, plan.host_network)
-
-    def _shm(self, plan: PodPlan) -> Step:
-        options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={self._config.pods.shm_size_bytes}"]
-        if plan.user is not None:
-            options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
-        labels = selinux_labels(plan.pod_id, plan.config, None)
-        return mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.directory.shm)
-
-    def _record(self, plan: PodPlan) -> PodRecord:
-        return PodRecord(
-            id=plan.pod_id,
-            config=plan.config,
-            runtime_handler=plan.handler,
-            runtime=plan.runtime.name,
-            network=plan.network.name,
-            snapshotter=plan.snapshotter.name,
-            state=PodState.READY,
-            created_at_ns=time.time_ns(),
-            namespaces=plan.pins,
-            cgroup_parent=plan.cgroup_parent,
-        )
-
-    async def _attach(self, plan: PodPlan, record: PodRecord) -> PodRecord:
-        """Attach the pod, unless it asked for the host's network."""
+    async def _attach(self, plan: PodPlan) -> Attachment:
+        """Attach the pod to its network, and write down for its containers what came of it."""
         config = plan.config
-        if config.security.namespaces.network is NamespaceMode.NODE:
-            return record
         request = NetworkRequest(
             pod_id=plan.pod_id,
             metadata=config.metadata,
@@ -364,11 +359,13 @@ class PodService:
             annotations=config.annotations,
         )
         attachment = await self._resources.attach(plan.pod_id, plan.network, request)
+        # A kubelet mounts an /etc/hosts of its own over this one; other clients don't. The request's DNS settings win
+        # over the network's.
         if not plan.host_network:
             pod_files.write_hosts(plan.directory, plan.hostname, attachment.addresses)
         if config.dns is None and attachment.dns is not None and attachment.dns.servers:
             pod_files.write_small(plan.directory.path / "resolv.conf", pod_files.resolv_conf(attachment.dns))
-        return dataclasses.replace(record, attachment=attachment)
+        return attachment
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """Return the node's address ranges as UpdateRuntimeConfig told them last."""
@@ -380,6 +377,8 @@ class PodService:
         record = self._store.pods.get(pod_id)
         if record is None:
             return
+        # "Any running containers must be forcibly terminated" (api.proto): a kubelet has stopped them before, each with
+        # its grace period, so what runs now is left over. The network goes after them, as they may hold connections.
         await self._containers.end_all(pod_id)
         self._going_down.add(pod_id)  # a stop that fails from here on leaves it down: nobody knows how far it got
         await self._init.undo(pod_id, {CONTAINER})
@@ -387,6 +386,7 @@ class PodService:
             await slot.stop_pod(_sandbox(record))
         if record.state is PodState.READY:
             await self._slots.extensions.pod_stopping(view_pod(record))
+        # The address is free from here on. Namespaces, files and cgroup stay until RemovePodSandbox.
         await self._resources.undo(pod_id, {NETWORK})
         if record.state is PodState.READY:
             record = self._store.pods.put_fact(dataclasses.replace(record, state=PodState.NOT_READY))

@@ -17,6 +17,7 @@ from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.core.config.models import Config
+from crinoid.core.lifecycle.concurrency.rollback import Rollback
 from crinoid.core.lifecycle.events.events import EventBus, EventType
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.resources import user_namespaces
@@ -31,7 +32,6 @@ from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
 _INSIDE = "/init"
-_READ_ONLY = ("bind", "ro", "nosuid", "nodev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,9 @@ class PodInit:
         """
         if "pid" in pod.namespaces:
             return pod
-        try:
+        async with Rollback(f"the init of pod {pod.id}") as rollback:
+            rollback.add("taking it away", lambda: self._resources.undo(init_owner(pod.id)))
             record = self._store.pods.put(await self.start(pod))
-        except BaseException:
-            await asyncio.shield(self._resources.undo(init_owner(pod.id)))
-            raise
         self.watch(record)
         return record
 
@@ -88,12 +86,16 @@ class PodInit:
         await self._resources.make_directory(
             init_owner(pod.id), handle.bundle, user_namespaces.root_group_of(pod.config)
         )
+        binds: tuple[dict[str, object], ...] = ()
+        if program.binary is not None:
+            options = ["bind", "ro", "nosuid", "nodev"]
+            binds = ({"destination": _INSIDE, "type": "bind", "source": str(program.binary), "options": options},)
         spec = build_init_spec(
             InitInput(
                 pod_id=pod.id,
                 command=program.command,
                 rootfs=directory.init_root,
-                binds=() if program.binary is None else (_bind(program.binary),),
+                binds=binds,
                 namespaces=pod.namespaces,
                 cgroup=cgroup,
                 mappings=user_namespaces.oci_mappings(pod.config),
@@ -102,6 +104,7 @@ class PodInit:
         request = ContainerRequest(handle=handle, spec=spec)
         process = await self._resources.create_container(init_owner(pod.id), runtime, request)
         await runtime.start(handle)
+        # The pin keeps a name for the namespace, and not the namespace: a PID namespace ends with its first process.
         await self._resources.pin_existing(
             init_owner(pod.id), Path(f"/proc/{process.pid}/ns/pid"), directory.pin("pid")
         )
@@ -143,11 +146,20 @@ class PodInit:
         self.note_not_ready(pod.id, "its init process ended")
 
     async def _prepare_root(self, pod: PodRecord, directory: PodDirectory) -> InitProgram:
-        owner = init_owner(pod.id)
+        """Make the root that the init runs in: empty but for catatonit, or that of the pause image.
+
+        Raises FailedPrecondition when neither is there, or the configured binary is absent.
+        """
+        owner, configured = init_owner(pod.id), self._config.pods.init_binary
         await self._resources.make_directory(owner, directory.init_root)
-        if (binary := self._binary()) is not None:
+        binary = configured or shutil.which("catatonit")
+        if configured and not Path(configured).is_file():  # noqa: ASYNC240  # on the host's own disk
+            raise FailedPrecondition(
+                f"pods.init_binary {configured} is not there: install it or change the configuration"
+            )
+        if binary is not None:
             await asyncio.to_thread(_fill_root, directory.init_root, user_namespaces.maps_of(pod))
-            return InitProgram((_INSIDE, "-P"), binary)
+            return InitProgram((_INSIDE, "-P"), Path(binary))  # -P: be a pause process, which only reaps
         name = self._config.pods.pause_image
         if (image := self._images.find(name)) is None:
             raise FailedPrecondition(
@@ -159,17 +171,6 @@ class PodInit:
         await self._resources.mount(owner, mounts, directory.init_root, user_namespaces.maps_of(pod))
         config = self._images.config_of(image).config
         return InitProgram((*entry_point(config), *config.cmd), None)
-
-    def _binary(self) -> Path | None:
-        """Return the configured init binary, or catatonit's. Raises FailedPrecondition when the first is absent."""
-        configured = self._config.pods.init_binary
-        if not configured:
-            found = shutil.which("catatonit")
-            return None if found is None else Path(found)
-        path = Path(configured)
-        if not path.is_file():
-            raise FailedPrecondition(f"pods.init_binary {path} is not there: install it or change the configuration")
-        return path
 
 
 def init_owner(pod_id: str) -> str:
@@ -185,7 +186,3 @@ def _fill_root(root: Path, maps: IdMaps | None) -> None:
     if maps is not None:
         for path in (root, *root.iterdir()):
             maps.chown(path)
-
-
-def _bind(binary: Path) -> dict[str, object]:
-    return {"destination": _INSIDE, "type": "bind", "source": str(binary), "options": list(_READ_ONLY)}
