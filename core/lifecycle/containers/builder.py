@@ -6,12 +6,10 @@ undoes all of them in reverse.
 
 import asyncio
 import dataclasses
-import functools
 import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +43,7 @@ from crinoid.core.lifecycle.checkpoints.source import (
     check_same,
     write_request,
 )
+from crinoid.core.lifecycle.concurrency.rollback import Rollback
 from crinoid.core.lifecycle.containers.adjustment import adjust_config, adjust_spec
 from crinoid.core.lifecycle.containers.log_files import prepare_log
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
@@ -74,6 +73,14 @@ PROCESS_FILE = "process.json"
 JsonObject = dict[str, Any]
 
 
+@dataclasses.dataclass(slots=True)
+class _Asked:
+    """What extensions were asked about a container that is being made, and who has changed it, for messages."""
+
+    view: ContainerView | None = None
+    authors: str = ""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Order:
     """One container to be made: what was asked for, what it is made from, and where."""
@@ -85,6 +92,7 @@ class _Order:
     opened: OpenedCheckpoint | None
     bundle: Path
     stop_signal: str
+    asked: _Asked
 
 
 class ContainerBuilder:
@@ -109,9 +117,6 @@ class ContainerBuilder:
         self._checkpoints = CheckpointSources(config, images, resources)
         self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
         self._views = ContainerViews(store, slots)
-        self._asked: dict[str, ContainerView] = {}
-        self._adjusters: dict[str, str] = {}
-        """By container that is being made: who has changed it, for messages."""
         self._features: dict[str, bool] = {}
         self._warmup = CgroupWarmup()
         self._path_s = config.pods.path_timeout_s
@@ -125,109 +130,125 @@ class ContainerBuilder:
         With a checkpoint, or an image that is one, its processes go on as they were when it is started.
         """
         user_namespaces.check_container(pod.config, config)
-        container_id = secrets.token_hex(32)
-        with on_behalf_of(pod.id, container_id):
-            return await self._make_or_undo(container_id, pod, config, checkpoint)
+        container_id, asked = secrets.token_hex(32), _Asked()
 
-    async def _make_or_undo(
-        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
-    ) -> ContainerRecord:
-        try:
-            with self._warmup.lasting():
-                record = await self._make(await self._order(container_id, pod, config, checkpoint))
-            record = self._store.containers.put(dataclasses.replace(record, config=config))
-            await self._slots.extensions.container_created(await self._views.of(record))
-        except BaseException:
+        async def take_back() -> None:
+            """Everything is in the ledger under the container's id; for what hangs no pod is to wait."""
             self._store.containers.drop(container_id)
-            await asyncio.shield(self._undo(pod.id, container_id, config))
-            raise
-        finally:
-            self._asked.pop(container_id, None)
-            self._adjusters.pop(container_id, None)
+            volumes = ", ".join(mount.host_path for mount in config.mounts if not mount.image) or "none"
+            about = f"container {config.metadata.name!r} (volumes: {volumes})"
+            await self._resources.give_up(pod.id, container_id, about)
+            if asked.view is not None:
+                await self._slots.extensions.container_removed(asked.view)
+
+        with on_behalf_of(pod.id, container_id):  # threads that hang at what it named count against the pod
+            async with Rollback(f"CreateContainer of {container_id}") as rollback:
+                rollback.add("taking away process, mounts, volumes, snapshot, files and record", take_back)
+                with self._warmup.lasting():
+                    record = await self._build(await self._order(container_id, pod, config, checkpoint, asked))
+                # The record keeps what was asked for, not what extensions made of it: a retry is compared with it.
+                record = self._store.containers.put(dataclasses.replace(record, config=config))
+                await self._slots.extensions.container_created(await self._views.of(record))
         return record
 
-    async def _undo(self, pod_id: str, container_id: str, config: ContainerConfig) -> None:
-        volumes = ", ".join(mount.host_path for mount in config.mounts if not mount.image) or "none"
-        about = f"container {config.metadata.name!r} (volumes: {volumes})"
-        await self._resources.give_up(pod_id, container_id, about)
-        if (view := self._asked.get(container_id)) is not None:
-            await self._slots.extensions.container_removed(view)
-
     async def _order(
-        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
+        self,
+        container_id: str,
+        pod: PodRecord,
+        config: ContainerConfig,
+        checkpoint: Checkpoint | None,
+        asked: _Asked,
     ) -> _Order:
         """Find what the container is made from, and refuse what can be refused before anything is made of it."""
-        opened = await self._open(container_id, pod, config, checkpoint)
+        opened = None
+        if (found := checkpoint or self._checkpoints.find(config)) is not None:
+            slot = self._slots.runtimes[pod.runtime]
+            opened = await self._checkpoints.open(found, container_id, pod, slot, self._snapshotter(pod))
         image = self._image(config) if opened is None or opened.exact else opened.base
         if opened is not None:
             config = self._checkpoints.annotate(opened, config)
-        stop_signal = config.stop_signal or self._stop_signal_of(image, config.image)
-        signal_number(stop_signal)
+        if config.stop_signal:
+            signal_number(config.stop_signal)
+            stop_signal = config.stop_signal
+        else:
+            stop_signal = self._images.config_of(image).config.stop_signal or "SIGTERM"
+            try:
+                signal_number(stop_signal)
+            except InvalidArgument as error:  # nobody who starts the image can help it, and peers run it, too
+                LOG.warning("image %s: config.StopSignal: %s; SIGTERM is sent instead", config.image, error.message)
+                stop_signal = "SIGTERM"
         bundle = self._config.run / "containers" / container_id
-        return _Order(container_id, pod, config, image, opened, bundle, stop_signal)
+        return _Order(container_id, pod, config, image, opened, bundle, stop_signal, asked)
 
-    async def _make(self, order: _Order) -> ContainerRecord:
-        await self._resources.make_directory(
-            order.container_id, order.bundle, user_namespaces.root_group_of(order.pod.config)
-        )
-        rootfs = await self._mount_root(order)
+    async def _build(self, order: _Order) -> ContainerRecord:
+        """Make everything, each step in the ledger first; return the record to be."""
+        owner, pod, config = order.container_id, order.pod, order.config
+        maps, snapshotter = user_namespaces.maps_of(pod), self._snapshotter(pod)
+        await self._resources.make_directory(owner, order.bundle, user_namespaces.root_group_of(pod.config))
+
+        # The root file system: a writable part on the image. A read-only root is writable until the runtime has made
+        # the mount points in it, as with every peer.
+        chain_id = await self._images.ensure_unpacked(order.image, snapshotter.name)
+        root_mounts = await self._resources.create_snapshot(owner, owner, snapshotter, chain_id)
+        rootfs = order.bundle / "rootfs"
+        rights.make_directory(rootfs, rights.PASSAGE)  # what is mounted there has a mode of its own
+        root_mounts = label_mounts(root_mounts, selinux_labels(pod.id, pod.config, config))
+        await self._resources.mount(owner, root_mounts, rootfs, maps)
         if order.opened is not None:
             await self._checkpoints.apply(order.opened, rootfs)
-        mounts, volume_images = await self._mounts(order, rootfs)
-        order = dataclasses.replace(order, config=dataclasses.replace(order.config, mounts=mounts))
+
+        # Volumes: what the image declares, images as volumes, and what has to be mounted with a pod's ids beforehand.
+        declared = await self._make_declared_volumes(order, rootfs)
+        of_images = await self._image_volumes.prepare(owner, config.mounts, snapshotter, order.bundle, maps)
+        mounts = (*declared, *of_images.mounts)
+        staged = await stage_volumes(owner, mounts, order.bundle, maps, self._resources, self._path_s)
+        order = dataclasses.replace(order, config=dataclasses.replace(config, mounts=staged))
+
+        # The specification looks into the root (passwd) and at the volumes, so it comes after them.
         given, spec = await self._specify(order, rootfs)
-        handle = ContainerHandle(order.container_id, order.pod.id, order.bundle, given.cgroup)
+        handle = ContainerHandle(owner, pod.id, order.bundle, given.cgroup)
         process, start_error = ContainerProcess(0), ""
         try:
-            process = await self._create(given, handle, order.pod, spec, order.opened)
-        except RuntimeRefused as error:  # a container for the kubelet to see the end of, instead of one it waits for
+            process = await self._create(order, given, handle, spec)
+        except RuntimeRefused as error:
+            # A kubelet repeats a CreateContainer that fails without end. A container that can never run is made, and
+            # its StartContainer fails: that counts against the pod's restart policy, with a status for people to read.
             start_error = error.message
-        record = _record(order, handle, process)
-        return dataclasses.replace(
-            record,
+        return ContainerRecord(
+            id=owner,
+            pod_id=pod.id,
+            config=order.config,
+            handle=handle,
+            image_id=order.image.id,
+            image_ref=_reference(order.image),
+            state=ContainerState.CREATED,
+            created_at_ns=time.time_ns(),
+            pid=process.pid,
+            log_path=str(log_path(pod, order.config) or ""),
+            stop_signal=order.stop_signal,
+            checkpoint=None if order.opened is None else order.opened.directory,
             user=given.identity.user,
             start_error=start_error,
             resources=settle_swap(given.config.resources),
-            volume_images=volume_images,
+            volume_images=of_images.images,
         )
-
-    async def _mount_root(self, order: _Order) -> Path:
-        """Stack a writable part on the image and mount it. A read-only root is writable until the runtime has made
-        the mount points in it, as with every peer."""
-        owner, pod = order.container_id, order.pod
-        slot = self._snapshotter(pod)
-        chain_id = await self._images.ensure_unpacked(order.image, slot.name)
-        mounts = await self._resources.create_snapshot(owner, owner, slot, chain_id)
-        rootfs = order.bundle / "rootfs"
-        rights.make_directory(rootfs, rights.PASSAGE)  # what is mounted there has a mode of its own
-        mounts = label_mounts(mounts, selinux_labels(pod.id, pod.config, order.config))
-        await self._resources.mount(owner, mounts, rootfs, user_namespaces.maps_of(pod))
-        return rootfs
-
-    async def _mounts(self, order: _Order, rootfs: Path) -> tuple[tuple[VolumeMount, ...], Mapping[str, str]]:
-        """Make the container's volumes, and return its mounts with the ids of the images that some are of."""
-        owner, maps = order.container_id, user_namespaces.maps_of(order.pod)
-        volumes = await self._make_volumes(owner, order.config, order.image, rootfs)
-        slot = self._snapshotter(order.pod)
-        prepared = await self._image_volumes.prepare(owner, order.config.mounts, slot, order.bundle, maps)
-        mounts = (*volumes, *prepared.mounts)
-        staged = await stage_volumes(owner, mounts, order.bundle, maps, self._resources, self._path_s)
-        return staged, prepared.images
 
     def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
         if pod.snapshotter not in self._slots.snapshotters:
             raise FailedPrecondition(f"snapshotter slot {pod.snapshotter!r} of pod {pod.id} is no longer configured")
         return self._slots.snapshotters[pod.snapshotter]
 
-    async def _make_volumes(
-        self, container_id: str, config: ContainerConfig, image: ImageRecord, rootfs: Path
-    ) -> tuple[VolumeMount, ...]:
-        """Make the volumes that the image declares, where the container has no mount of its own."""
-        paths = select_paths(self._images.config_of(image).config.volumes, config.mounts)
+    async def _make_declared_volumes(self, order: _Order, rootfs: Path) -> tuple[VolumeMount, ...]:
+        """Make the volumes that the image declares, where the container has no mount of its own.
+
+        Each begins with what the image has at its place (OCI image-spec, config.md, "Volumes"). They lie on the disk,
+        not in the bundle: they outlive a reboot with the container's record.
+        """
+        paths = select_paths(self._images.config_of(order.image).config.volumes, order.config.mounts)
         if not paths:
             return ()
-        directory = self._config.root / "containers" / container_id
-        await self._resources.make_directory(container_id, directory)
+        directory = self._config.root / "containers" / order.container_id
+        await self._resources.make_directory(order.container_id, directory)
         rights.make_directory(directory / "volumes")
         rights.spread(directory / "volumes")
         places = ((path, directory / "volumes" / str(number)) for number, path in enumerate(paths))
@@ -236,50 +257,67 @@ class ContainerBuilder:
             await fill_volume(rootfs, volume.container_path, Path(volume.host_path))
         return tuple(made)
 
-    async def _spec_input(self, order: _Order, rootfs: Path) -> Callable[[], SpecInput]:
-        """Return what makes the input of the specification: it looks into the image, so call it in a thread."""
+    async def _specify(self, order: _Order, rootfs: Path) -> tuple[SpecInput, JsonObject]:
+        """Build the specification, with what extensions want and with devices; return what it was built from, too."""
         pod, config = order.pod, order.config
+        what = f"container {config.metadata.name!r}"
         image_config = self._images.config_of(order.image).config
-        directory = PodDirectory(self._config.run / "pods" / pod.id)
-        given = functools.partial(
-            SpecInput,
-            container_id=order.container_id,
-            config=config,
-            pod_id=pod.id,
-            pod=pod.config,
-            image=image_config,
-            rootfs=rootfs,
-            hostname=pod_files.hostname_of(pod.config, "uts" not in pod.namespaces),
-            namespaces=pod.namespaces,
-            target_pid=self._target_pid(pod, config),
-            pod_files=directory.files(pod.config),
-            cgroup=self._cgroups.of_container(pod.cgroup_parent, order.container_id),
-            site=self._config.pods,
-            recursive_read_only=await self._has_recursive_read_only(pod.runtime),
-            mappings=user_namespaces.oci_mappings(pod.config),
-        )
+        target_pid, recursive = self._target_pid(pod, config), await self._has_recursive_read_only(pod.runtime)
 
-        def complete() -> SpecInput:
+        def build() -> tuple[SpecInput, JsonObject]:
             identity = identify(config.security, image_config.user, rootfs)
             user_namespaces.check_user(pod.config, identity.user)
-            return given(identity=identity)
+            given = SpecInput(
+                container_id=order.container_id,
+                config=config,
+                pod_id=pod.id,
+                pod=pod.config,
+                image=image_config,
+                rootfs=rootfs,
+                identity=identity,
+                hostname=pod_files.hostname_of(pod.config, "uts" not in pod.namespaces),
+                namespaces=pod.namespaces,
+                target_pid=target_pid,
+                pod_files=PodDirectory(self._config.run / "pods" / pod.id).files(pod.config),
+                cgroup=self._cgroups.of_container(pod.cgroup_parent, order.container_id),
+                site=self._config.pods,
+                recursive_read_only=recursive,
+                mappings=user_namespaces.oci_mappings(pod.config),
+            )
+            return given, build_spec(given)
 
-        return complete
+        # In a thread that may be left behind: it looks at the image's files and at volumes, which may hang.
+        given, spec = await call_within(self._path_s, what, build)
+        changes = await self._ask_extensions(order, given, spec) if self._slots.extensions else ()
+        if changes:
+            given = changed = await self._changed(given, changes, pod)
+            await self.paths.require(foreign_paths(pod, given.config), what)
+            spec = await call_within(self._path_s, what, lambda: build_spec(changed))
+        if requested_devices(given.config):  # those of extensions, too
+            asking = given.config
+            await call_within(self._path_s, what, lambda: self._cdi.add(spec, asking))
+        if changes:  # what no configuration can say is edited into the specification, after CDI has added its own
+            await asyncio.to_thread(adjust_spec, spec, changes)
+            if len(spec["mounts"]) > MAX_MOUNTS:
+                raise Refused(
+                    f"{order.asked.authors} want {what} to have {len(spec['mounts'])} mounts, more than {MAX_MOUNTS}"
+                )
+        if given.mappings:  # last, as nobody may make device nodes in a user namespace: all of them are bound
+            await call_within(self._path_s, what, lambda: bind_devices(spec))
+        await asyncio.to_thread(check_process, spec["process"], what)
+        return given, spec
 
     async def _create(
-        self,
-        given: SpecInput,
-        handle: ContainerHandle,
-        pod: PodRecord,
-        spec: JsonObject,
-        opened: OpenedCheckpoint | None,
+        self, order: _Order, given: SpecInput, handle: ContainerHandle, spec: JsonObject
     ) -> ContainerProcess:
-        config = given.config
+        """Have the runtime make the process, which waits; of a checkpoint only the request for a later one is kept."""
+        config, opened, pod = given.config, order.opened, order.pod
+        what = f"container {config.metadata.name!r}"
         if opened is not None and opened.exact:
             check_same(opened, self._image(config), spec["process"])
-        path = log_path(pod, config)
-        what = f"container {config.metadata.name!r}"
+        # An exec runs with the same environment, user and capabilities, whatever becomes of the specification.
         await asyncio.to_thread(rights.write_file, handle.bundle / PROCESS_FILE, json.dumps(spec["process"]))
+        path = log_path(pod, config)
         if path is not None:  # late, as it may be replaced at any time: what a monitor then waits for is bounded
             directory = Path(pod.config.log_directory)
             await call_within(self._path_s, what, lambda: prepare_log(directory, config.log_path))
@@ -303,20 +341,10 @@ class ContainerBuilder:
                 hung := await self.paths.describe_hung(foreign_paths(pod, config))
             ):
                 error.add_note(hung)
-            error.add_note(f"container {config.metadata.name!r} was to run {spec['process']['args'][0]!r:.300}")
-            if (authors := self._adjusters.get(handle.container_id)) is not None:
-                error.add_note(f"it was adjusted by {authors}")
+            error.add_note(f"{what} was to run {spec['process']['args'][0]!r:.300}")
+            if order.asked.authors:
+                error.add_note(f"it was adjusted by {order.asked.authors}")
             raise
-
-    def _stop_signal_of(self, image: ImageRecord, name: str) -> str:
-        """Return the signal that ends the image's process: peers run images with a wrong one, too."""
-        wanted = self._images.config_of(image).config.stop_signal or "SIGTERM"
-        try:
-            signal_number(wanted)
-        except InvalidArgument as error:
-            LOG.warning("image %s: config.StopSignal: %s; SIGTERM is sent instead", name, error.message)
-            return "SIGTERM"
-        return wanted
 
     def _image(self, config: ContainerConfig) -> ImageRecord:
         if not config.image:
@@ -329,60 +357,25 @@ class ContainerBuilder:
             )
         return image
 
-    async def _open(
-        self, container_id: str, pod: PodRecord, config: ContainerConfig, checkpoint: Checkpoint | None
-    ) -> OpenedCheckpoint | None:
-        """Open the checkpoint that the container is to be made from; ``None``: from an image."""
-        found = checkpoint or self._checkpoints.find(config)
-        if found is None:
-            return None
-        slot = self._slots.runtimes[pod.runtime]
-        return await self._checkpoints.open(found, container_id, pod, slot, self._snapshotter(pod))
-
-    async def _specify(self, order: _Order, rootfs: Path) -> tuple[SpecInput, JsonObject]:
-        """Build the specification, with what extensions want and with devices; return what it was built from, too."""
-        what = f"container {order.config.metadata.name!r}"
-        make = await self._spec_input(order, rootfs)
-        given, spec = await call_within(self._path_s, what, lambda: _build(make))
-        changes = await self._ask_extensions(given, order.pod, order.image, spec) if self._slots.extensions else ()
-        if changes:
-            given = changed = await self._changed(given, changes, order.pod)
-            await self.paths.require(foreign_paths(order.pod, given.config), what)
-            spec = await call_within(self._path_s, what, lambda: build_spec(changed))
-        if requested_devices(given.config):
-            asking = given.config
-            await call_within(self._path_s, what, lambda: self._cdi.add(spec, asking))
-        if changes:
-            await asyncio.to_thread(adjust_spec, spec, changes)
-            if len(spec["mounts"]) > MAX_MOUNTS:
-                raise Refused(
-                    f"{_authors(changes)} want container {order.config.metadata.name!r} to have "
-                    f"{len(spec['mounts'])} mounts, more than {MAX_MOUNTS}"
-                )
-            self._adjusters[order.container_id] = _authors(changes)
-        if given.mappings:
-            await call_within(self._path_s, what, lambda: bind_devices(spec))
-        await asyncio.to_thread(check_process, spec["process"], what)
-        return given, spec
-
     async def _ask_extensions(
-        self, given: SpecInput, pod: PodRecord, image: ImageRecord, spec: JsonObject
+        self, order: _Order, given: SpecInput, spec: JsonObject
     ) -> tuple[ContainerAdjustment, ...]:
         """Ask what to change. From now on extensions know the container, and must learn when nothing comes of it."""
-        view = ContainerView(
+        view = order.asked.view = ContainerView(
             container_id=given.container_id,
-            pod=view_pod(pod),
+            pod=view_pod(order.pod),
             config=given.config,
-            image_id=image.id,
-            image_reference=_reference(image),
+            image_id=order.image.id,
+            image_reference=_reference(order.image),
             spec=spec,
             resources=given.config.resources,
         )
-        self._asked[given.container_id] = view
         found = await self._slots.extensions.adjust_container(view)
-        return tuple(
+        changes = tuple(
             dataclasses.replace(change, author=change.author or f'extension "{slot}"') for slot, change in found
         )
+        order.asked.authors = ", ".join(dict.fromkeys(change.author for change in changes))
+        return changes
 
     async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:
         """Take changes into what the specification is built from; their volumes are staged in their own directory."""
@@ -397,6 +390,7 @@ class ContainerBuilder:
             await self.paths.require([one.host_path for one in change.mounts], f"container {owner}")
             mounts = await stage_volumes(owner, change.mounts, here, maps, self._resources, self._path_s)
             staged.append(dataclasses.replace(change, mounts=mounts))
+        # Of two that choose a cgroup the later one in the configuration's order has the last word.
         cgroup = next((change for change in reversed(changes) if change.cgroup), None)
         if cgroup is not None and cgroup.cgroup != given.cgroup:
             await self._make_cgroup(given.container_id, pod.id, cgroup)
@@ -447,15 +441,6 @@ class ContainerBuilder:
         return self._features[runtime]
 
 
-def _authors(changes: Iterable[ContainerAdjustment]) -> str:
-    return ", ".join(dict.fromkeys(change.author for change in changes))
-
-
-def _build(make: Callable[[], SpecInput]) -> tuple[SpecInput, JsonObject]:
-    given = make()
-    return given, build_spec(given)
-
-
 def foreign_paths(pod: PodRecord, config: ContainerConfig) -> list[str]:
     """Return the host's paths that a container asks for: volumes, devices, log, seccomp profile, checkpoint (as image).
 
@@ -489,23 +474,6 @@ def exec_process(record: ContainerRecord, command: tuple[str, ...]) -> JsonObjec
     process["args"] = list(command)
     check_process(process, f"exec in container {record.id}")
     return process
-
-
-def _record(order: _Order, handle: ContainerHandle, process: ContainerProcess) -> ContainerRecord:
-    return ContainerRecord(
-        id=order.container_id,
-        pod_id=order.pod.id,
-        config=order.config,
-        handle=handle,
-        image_id=order.image.id,
-        image_ref=_reference(order.image),
-        state=ContainerState.CREATED,
-        created_at_ns=time.time_ns(),
-        pid=process.pid,
-        log_path=str(log_path(order.pod, order.config) or ""),
-        stop_signal=order.stop_signal,
-        checkpoint=None if order.opened is None else order.opened.directory,
-    )
 
 
 def _reference(image: ImageRecord) -> str:

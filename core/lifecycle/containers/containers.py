@@ -89,7 +89,7 @@ class ContainerService:
         self._views = ContainerViews(store, slots)
         self._creating = SharedTasks("CreateContainer of")
         self._wanted: dict[_Name, ContainerConfig] = {}
-        """How many stops of each container are under way."""
+        """What is being made, by name: a request that joins must want the same."""
 
     async def create(
         self, pod_id: str, config: ContainerConfig, pod_config: PodConfig | None, checkpoint: Checkpoint | None = None
@@ -125,18 +125,17 @@ class ContainerService:
         """
         record = self._store.containers.find(container_id)
         with on_behalf_of(record.pod_id, record.id):
-            await self._start_locked(record)
-
-    async def _start_locked(self, record: ContainerRecord) -> None:
-        async with self._locks.hold(record.id, f"StartContainer of {record.id}"):
-            record = self._store.containers.find(record.id)
-            if record.state is not ContainerState.CREATED:
-                raise FailedPrecondition(f"container {record.id} is {record.state.value}, so it can't be started")
-            self._ready_pod(record.pod_id)
-            with self._events.starting(record.id):
-                await self._start(record)
-            view = await self._views.of(self.get(record.id))
-        await self._slots.extensions.container_started(view)
+            async with self._locks.hold(record.id, f"StartContainer of {record.id}"):
+                record = self._store.containers.find(record.id)
+                if record.state is not ContainerState.CREATED:
+                    raise FailedPrecondition(f"container {record.id} is {record.state.value}, so it can't be started")
+                self._ready_pod(record.pod_id)
+                # Events follow in order for the kubelet's evented PLEG: a short process ends before its start is on
+                # record, and its end is held back until then.
+                with self._events.starting(record.id):
+                    await self._start(record)
+                view = await self._views.of(self.get(record.id))
+            await self._slots.extensions.container_started(view)
 
     async def stop(self, container_id: str, timeout_s: float) -> None:
         """Send the stop signal, and SIGKILL after the grace period. Idempotent; an unknown container is stopped.
@@ -146,23 +145,21 @@ class ContainerService:
         """
         if (record := self._find(container_id)) is None or record.state in _ENDED:
             return
+        # No lock is held while it ends: a kubelet that loses patience stops again with less grace, and both count.
         with on_behalf_of(end_of(record.pod_id), record.id):
-            await self._stop(record, timeout_s)
-
-    async def _stop(self, record: ContainerRecord, timeout_s: float) -> None:
-        if record.state is ContainerState.CREATED:
-            timeout_s = 0
-            if record.waits_without_process and await self._ended_unborn(record.id):
-                return
-        slot = self.slot_of(record)
-        if record.reason == LOST_FILES and record.state is ContainerState.UNKNOWN:  # which its runtime would go by
-            await call_in_thread(lambda: end_by_cgroup(record))
-        self._exit_monitor.watch(record)
-        if timeout_s > 0:
-            await slot.kill(record.handle, signal_number(record.stop_signal), False)
-            if await self._exit_monitor.happened(record.id, timeout_s):
-                return
-        await self._kill(slot, record)
+            if record.state is ContainerState.CREATED:
+                timeout_s = 0  # nothing of the container's runs yet that could heed a signal
+                if record.waits_without_process and await self._ended_unborn(record.id):
+                    return
+            slot = self.slot_of(record)
+            if record.reason == LOST_FILES and record.state is ContainerState.UNKNOWN:  # which its runtime would go by
+                await call_in_thread(lambda: end_by_cgroup(record))
+            self._exit_monitor.watch(record)
+            if timeout_s > 0:
+                await slot.kill(record.handle, signal_number(record.stop_signal), False)
+                if await self._exit_monitor.happened(record.id, timeout_s):
+                    return
+            await self._kill(slot, record)
 
     async def _ended_unborn(self, container_id: str) -> bool:
         """A container without a process has none to kill: note its end, unless it has one meanwhile."""
@@ -182,21 +179,20 @@ class ContainerService:
         if (record := self._find(container_id)) is None:
             return
         with on_behalf_of(end_of(record.pod_id), record.id):
-            await self._remove(record)
-
-    async def _remove(self, record: ContainerRecord) -> None:
-        await self.stop(record.id, 0)
-        async with self._locks.hold(record.id, f"RemoveContainer of {record.id}", END_PATIENCE_S):
-            if (current := self._store.containers.get(record.id)) is None:
-                return
-            self._exit_monitor.forget(current.id)
-            view = await self._views.of(current)
-            await self._resources.undo(current.id)
-            self._store.containers.drop(current.id)
-            self._events.notify_container(EventType.DELETED, current)
-        await self._slots.extensions.container_removed(view)
-        if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
-            await self._images.collect_garbage()
+            await self.stop(record.id, 0)
+            async with self._locks.hold(record.id, f"RemoveContainer of {record.id}", END_PATIENCE_S):
+                if (current := self._store.containers.get(record.id)) is None:
+                    return
+                self._exit_monitor.forget(current.id)
+                view = await self._views.of(current)
+                # The record goes after what it stands for: a daemon that is killed in between finds an owner with less,
+                # and the kubelet asks for the removal again.
+                await self._resources.undo(current.id)
+                self._store.containers.drop(current.id)
+                self._events.notify_container(EventType.DELETED, current)
+            await self._slots.extensions.container_removed(view)
+            if any(image not in self._store.images for image in (record.image_id, *record.volume_images.values())):
+                await self._images.collect_garbage()  # it was removed while the container used its layers
 
     def get(self, container_id: str) -> ContainerRecord:
         """Return the container with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
@@ -335,7 +331,8 @@ class ContainerService:
         what = f"container {name[1]!r}"
         try:
             with on_behalf_of(name[0]):
-                # Before the lock is taken: a volume that hangs is no reason for the pod's end to wait.
+                # Before the lock is taken: a volume that hangs, as when its NFS server has gone, is no reason for the
+                # pod's end to wait.
                 await self.paths.require(foreign_paths(self._ready_pod(name[0]), config), what)
                 async with self._locks.hold(name[0], f"CreateContainer of {what} in pod {name[0]}"):
                     pod = self._ready_pod(name[0])
@@ -343,6 +340,7 @@ class ContainerService:
                         pod = await self._init.ensure(pod)
                     record = await self._builder.make(pod, config, checkpoint)
             self._events.notify_container(EventType.CREATED, record)
+            # From now on, as a process that waits can be killed too: by the kernel for want of memory, or by hand.
             if not record.waits_without_process:
                 self._exit_monitor.watch(record)
             return record.id
@@ -356,30 +354,28 @@ class ContainerService:
         return pod
 
     async def _start(self, record: ContainerRecord) -> None:
+        """StartContainer under the container's lock: ask extensions, let the process go on, put it on record."""
         slot, started = self.slot_of(record), time.time_ns()
         try:
-            if record.start_error:
+            if record.start_error:  # the runtime refused to make it: see ``builder``
                 raise RuntimeRefused(record.start_error)
             await self._slots.extensions.container_starting(await self._views.of(record))
             async with self._exit_monitor.acting_on(record, "StartContainer", is_start=True):
-                await self._let_run(slot, record)
+                if record.checkpoint is None:
+                    await slot.start(record.handle)
+                else:  # only now are the processes of a checkpoint made, and they go on at once
+                    process = await restore(record, slot, self._resources, self._config.checkpoint_timeout_s)
+                    current = dataclasses.replace(self.get(record.id), pid=process.pid, checkpoint=None)
+                    self._exit_monitor.watch(self._store.containers.put_fact(current))
         except CrinoidError as error:
             if not self._exit_monitor.is_expected(record.id):  # else its end is noted as what it is
                 await self._note_start_error(slot, record, error)
             raise
+        # The process runs, whatever the disk says: a fact is kept in memory where it can't be written (``put_fact``).
         current = self.get(record.id)
         state = ContainerState.RUNNING if current.state is ContainerState.CREATED else current.state
         current = self._store.containers.put_fact(dataclasses.replace(current, state=state, started_at_ns=started))
         self._events.notify_container(EventType.STARTED, current)
-
-    async def _let_run(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
-        """Start the container's process, or let those of a checkpoint go on."""
-        if record.checkpoint is None:
-            await slot.start(record.handle)
-            return
-        process = await restore(record, slot, self._resources, self._config.checkpoint_timeout_s)
-        current = dataclasses.replace(self.get(record.id), pid=process.pid, checkpoint=None)
-        self._exit_monitor.watch(self._store.containers.put_fact(current))
 
     async def _note_start_error(self, slot: RuntimeSlot, record: ContainerRecord, error: CrinoidError) -> None:
         """A container that did not start has ended, as the kubelet expects, with what the runtime said."""
@@ -403,6 +399,7 @@ class ContainerService:
 
     async def _kill(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
         """Kill the container; a shared PID namespace does not end the other processes by itself."""
+        # In a PID namespace of its own the kernel kills all others when the first process ends (pid_namespaces(7)).
         everyone = record.config.security.namespaces.pid is not NamespaceMode.CONTAINER
         self._exit_monitor.expect(record.id)
         await slot.kill(record.handle, SIGKILL, everyone)

@@ -17,7 +17,6 @@ from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.events.events import EventBus, EventType
 from crinoid.core.lifecycle.events.views import ContainerViews
 from crinoid.core.slots.binding import Slots
-from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import ContainerRecord, ContainerState
 from crinoid.core.state.store import Store
 
@@ -103,7 +102,13 @@ class ExitMonitor:
         if record is None or record.state is ContainerState.EXITED:
             return None
         finished = status.finished_at_ns or time.time_ns()
-        reason, message = _explain(status)
+        # Words that people and alerts look for: containerd's and CRI-O's, and ContainerStatusUnknown the kubelet's.
+        reason, message = ("Completed" if status.exit_code == 0 else "Error"), ""
+        if not status.known:
+            reason = "ContainerStatusUnknown"
+            message = "nobody saw the end of the container: its monitor was gone"
+        elif status.oom_killed:
+            reason = "OOMKilled"
         changed = self._store.containers.put_fact(
             dataclasses.replace(
                 record,
@@ -132,6 +137,7 @@ class ExitMonitor:
             LOG.error("container %s: waiting for its end failed", container_id, exc_info=error)
 
     async def _wait(self, record: ContainerRecord) -> None:
+        """Wait for the end of a container, put it on record and tell of it: one task for each container."""
         pod = self._store.pods.get(record.pod_id)
         slot = self._slots.runtimes.get(pod.runtime if pod else "")
         if slot is None:
@@ -142,6 +148,7 @@ class ExitMonitor:
         except NotFound:
             status = UNSEEN
         except CrinoidError as error:
+            # A kubelet takes UNKNOWN for a container that it has to kill before it makes another one.
             LOG.error("container %s can't be waited for: %s", record.id, error.message)
             current = self._store.containers.get(record.id)  # it was started since the wait began
             if current is not None and current.state is not ContainerState.EXITED:
@@ -150,23 +157,11 @@ class ExitMonitor:
             return
         changed = self.note(record.id, status)
         if record.config.security.namespaces.pid is not NamespaceMode.CONTAINER:
-            await self._end_the_rest(slot, record)
+            # Where the PID namespace is shared, other processes of the container outlive its first one: end them.
+            try:
+                await slot.kill(record.handle, 9, True)
+            except CrinoidError as error:
+                what = "what its first process left running can't be ended"
+                LOG.warning("container %s: %s: %s", record.id, what, error.message)
         if changed is not None:
             await self._slots.extensions.container_exited(await self._views.of(changed), status)
-
-    async def _end_the_rest(self, slot: RuntimeSlot, record: ContainerRecord) -> None:
-        """Where the PID namespace is shared, other processes of the container outlive its first one: end them."""
-        try:
-            await slot.kill(record.handle, 9, True)
-        except CrinoidError as error:
-            LOG.warning(
-                "container %s: what its first process left running can't be ended: %s", record.id, error.message
-            )
-
-
-def _explain(status: ExitStatus) -> tuple[str, str]:
-    if not status.known:
-        return "ContainerStatusUnknown", "nobody saw the end of the container: its monitor was gone"
-    if status.oom_killed:
-        return "OOMKilled", ""
-    return ("Completed", "") if status.exit_code == 0 else ("Error", "")
