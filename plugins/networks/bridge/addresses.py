@@ -7,8 +7,7 @@ synced: a power cut takes the pods, too.
 
 import contextlib
 import ipaddress
-import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from crinoid.core.api.errors import ResourceExhausted, Unavailable
@@ -48,11 +47,20 @@ class AddressBook:
 
     def take(self, owner: str, network: Network, avoid: Collection[Address] = ()) -> Address:
         """Give out the address that was free for longest, as far as is known. Raises ResourceExhausted."""
-        for address in self._candidates(network):
+        # All but the gateway's and those that can't be a pod's: IPv4's broadcast, and the network itself.
+        first = int(gateway_of(network)) + 1
+        end = int(network.broadcast_address) + (0 if network.version == 4 else 1)
+        count = min(end - first, _MOST_TRIED)
+        # Begin after the last one given out: others' tables of neighbours forget a pod before its address comes again.
+        last = self._last.get(network) or max((a for a in self._owners if a in network), default=None, key=int)
+        start = int(last) - first + 1 if last is not None else 0
+        for step in range(count):
+            address = type(network.network_address)(first + (start + step) % count)
             if address not in self._owners and address not in avoid and self._claim(address, owner):
                 self._last[network] = address
                 return address
-        raise ResourceExhausted(f"no address of {network} is free for pod {owner}: {self._count(network)} are in use")
+        in_use = sum(address in network for address in self._owners)
+        raise ResourceExhausted(f"no address of {network} is free for pod {owner}: {in_use} are in use")
 
     def take_this(self, owner: str, address: Address) -> None:
         """Give out the address that was asked for. Raises Unavailable when it is another's."""
@@ -74,22 +82,9 @@ class AddressBook:
     def _claim(self, address: Address, owner: str) -> bool:
         path = self._directory / str(address)
         try:
-            path.symlink_to(owner)
+            path.symlink_to(owner)  # in one act, and only where there is none (symlink(2))
         except FileExistsError:
             self._owners[address] = str(path.readlink()) if path.is_symlink() else "unknown"
             return False
         self._owners[address] = owner
         return True
-
-    def _candidates(self, network: Network) -> Iterator[Address]:
-        """All addresses of a range but the gateway's and the reserved ones, from the one after the last given out."""
-        first = int(gateway_of(network)) + 1
-        end = int(network.broadcast_address) + (0 if network.version == 4 else 1)
-        count = min(end - first, _MOST_TRIED)
-        last = self._last.get(network) or max((a for a in self._owners if a in network), default=None, key=int)
-        start = int(last) - first + 1 if last is not None else 0
-        make = type(network.network_address)
-        return (make(first + (start + step) % count) for step in itertools.islice(itertools.count(), count))
-
-    def _count(self, network: Network) -> int:
-        return sum(address in network for address in self._owners)

@@ -7,6 +7,7 @@ only then its addresses are free. When the last pod has left and none comes for 
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -114,8 +115,26 @@ class BridgeNetwork:
 
     @hookimpl
     async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
-        record = await self._connect(Record.read(plan))
-        return Attachment(tuple(map(str, record.addresses)), record.write())
+        wanted = Record.read(plan)
+        what = f"pod {wanted.pod_id} can't be attached"
+        for _ in range(_MOST_CONFLICTS):
+            async with self._door:  # not while bridge and tables are removed after the last pod
+                record = await self._give_addresses(wanted)
+                self._attached[record.pod_id] = record
+            # In a thread that ends with it: it enters the pod's namespace, and one that can't come back is of no use.
+            connect = functools.partial(self._node.connect, record)
+            try:
+                await _guard(run_in_fresh_thread(connect), what)
+            except AddressInUseError as error:  # the node has it itself, or somebody else on the bridge
+                self._log.warning("pod %s: %s; taking another one", wanted.pod_id, error)
+                self._avoided.add(error.address)
+                self._book.give_back(wanted.pod_id)
+                self._attached.pop(wanted.pod_id)
+                if error.address in wanted.wanted:
+                    raise DriverError(f"{what}: {error}") from error
+            else:
+                return Attachment(tuple(map(str, record.addresses)), record.write())
+        raise DriverError(f"{what}: {_MOST_CONFLICTS} addresses in a row are not free")
 
     @hookimpl
     async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
@@ -181,25 +200,6 @@ class BridgeNetwork:
         versions = (4, 6) if sysctls.has_ipv6() else (4,)
         return tuple(network for network in map(ipaddress.ip_network, DEFAULT_SUBNETS) if network.version in versions)
 
-    async def _connect(self, plan: Record) -> Record:
-        """Give a pod addresses and attach it; take others where somebody else has these."""
-        for _ in range(_MOST_CONFLICTS):
-            async with self._door:
-                record = await self._give_addresses(plan)
-                self._attached[record.pod_id] = record
-            try:
-                await _guard(run_in_fresh_thread(lambda r=record: self._node.connect(r)), _cant_attach(plan))  # type: ignore[misc]
-            except AddressInUseError as error:
-                self._log.warning("pod %s: %s; taking another one", plan.pod_id, error)
-                self._avoided.add(error.address)
-                self._book.give_back(plan.pod_id)
-                self._attached.pop(plan.pod_id)
-                if error.address in plan.wanted:
-                    raise DriverError(f"pod {plan.pod_id} can't be attached: {error}") from error
-            else:
-                return record
-        raise DriverError(f"pod {plan.pod_id} can't be attached: {_MOST_CONFLICTS} addresses in a row are not free")
-
     async def _give_addresses(self, plan: Record) -> Record:
         """Take an address of each range; wait for pods that are just leaving where there is none."""
         with contextlib.suppress(TimeoutError):
@@ -208,11 +208,14 @@ class BridgeNetwork:
                     with contextlib.suppress(ResourceExhausted):
                         return self._take_addresses(plan)
                     await self._space.wait()
+        # Nobody is leaving, or nobody comes to an end: what was in use elsewhere may be free, and the disk has the
+        # last word.
         self._avoided.clear()
         self._book.reload()
         return self._take_addresses(plan)
 
     def _take_addresses(self, plan: Record) -> Record:
+        """Take an address of each range, or none."""
         try:
             for network in plan.ranges:
                 wanted = next((address for address in plan.wanted if address in network), None)
@@ -276,10 +279,6 @@ class BridgeNetwork:
                 await call_in_thread(self._node.clear)
             except (CrinoidError, OSError) as error:
                 self._log.warning("the bridge that nobody uses can't be removed: %s", describe(error))
-
-
-def _cant_attach(plan: Record) -> str:
-    return f"pod {plan.pod_id} can't be attached"
 
 
 def _parse_cidrs(cidrs: tuple[str, ...]) -> tuple[Network, ...]:

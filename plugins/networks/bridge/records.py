@@ -129,9 +129,11 @@ def plan_record(request: NetworkRequest, names: Names, ranges: Sequence[Network]
         raise InvalidArgument(f"pod {request.pod_id} has no network namespace to attach")
     if not 0 < len(request.interface.encode()) < 16 or set(request.interface) & set("/: \0"):
         raise InvalidArgument(f"{request.interface!r} can't be the name of a network interface")
+    if not request.pod_id or len(request.pod_id) > 200 or "\0" in request.pod_id:  # a link's target (``addresses``)
+        raise InvalidArgument(f"pod id {request.pod_id!r} can't be recorded")
     own = _own_name(request.pod_id, request.interface)
     return Record(
-        pod_id=_check_id(request.pod_id),
+        pod_id=request.pod_id,
         netns=str(request.netns),
         interface=request.interface,
         link=names.port_prefix + own,
@@ -147,12 +149,6 @@ def plan_record(request: NetworkRequest, names: Names, ranges: Sequence[Network]
 def _own_name(pod_id: str, interface: str) -> str:
     """Return what the names of a pod's links end with."""
     return hashlib.sha256(f"{pod_id}/{interface}".encode()).hexdigest()[:9]
-
-
-def _check_id(pod_id: str) -> str:
-    if not pod_id or len(pod_id) > 200 or "\0" in pod_id:
-        raise InvalidArgument(f"pod id {pod_id!r} can't be recorded")
-    return pod_id
 
 
 def _check_wanted(ips: Sequence[str], ranges: Sequence[Network]) -> tuple[Address, ...]:
@@ -172,28 +168,24 @@ def _check_wanted(ips: Sequence[str], ranges: Sequence[Network]) -> tuple[Addres
 
 
 def _check_ports(mappings: Sequence[PortMapping]) -> tuple[HostPort, ...]:
+    """Return the mappings that have a port of the host; the others only name what a container listens at."""
     found: dict[tuple[str, Protocol, int], HostPort] = {}
     for mapping in mappings:
         if mapping.host_port <= 0:
             continue
-        port = _host_port(mapping)
-        key = (port.host_ip, port.protocol, port.host_port)
-        if found.setdefault(key, port) != port:
+        for number in (mapping.host_port, mapping.container_port):
+            if not 0 < number < 1 << 16:
+                raise InvalidArgument(f"port {number} of a port mapping is not between 1 and 65535")
+        try:
+            host_ip = str(ipaddress.ip_address(mapping.host_ip)) if mapping.host_ip else ""
+        except ValueError as error:
+            raise InvalidArgument(f"host address of port {mapping.host_port}: {error}") from error
+        port = HostPort(
+            host_ip=host_ip,
+            protocol=mapping.protocol,
+            host_port=mapping.host_port,
+            container_port=mapping.container_port,
+        )
+        if found.setdefault((host_ip, port.protocol, port.host_port), port) != port:
             raise InvalidArgument(f"host port {mapping.host_port}/{mapping.protocol.value} is asked for twice")
     return tuple(found.values())
-
-
-def _host_port(mapping: PortMapping) -> HostPort:
-    for port in (mapping.host_port, mapping.container_port):
-        if not 0 < port < 1 << 16:
-            raise InvalidArgument(f"port {port} of a port mapping is not between 1 and 65535")
-    try:
-        host_ip = str(ipaddress.ip_address(mapping.host_ip)) if mapping.host_ip else ""
-    except ValueError as error:
-        raise InvalidArgument(f"host address of port {mapping.host_port}: {error}") from error
-    return HostPort(
-        host_ip=host_ip,
-        protocol=mapping.protocol,
-        host_port=mapping.host_port,
-        container_port=mapping.container_port,
-    )
