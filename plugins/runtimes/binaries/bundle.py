@@ -57,14 +57,6 @@ class Bundle:
         """What criu says while it restores the container."""
         return self.directory / "restore.log"
 
-    @property
-    def _processes(self) -> Path:
-        return self.directory / "processes.json"
-
-    @property
-    def _unseen_exit(self) -> Path:
-        return self.directory / "unseen-exit.json"
-
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Write the spec, readable for root alone: its environment may hold secrets."""
         rights.make_directories(self.directory)
@@ -72,11 +64,11 @@ class Bundle:
 
     def write_processes(self, processes: Processes) -> None:
         """Note what was started; whole or not at all."""
-        _replace(self._processes, json.dumps(asdict(processes)))
+        _replace(self.directory / "processes.json", json.dumps(asdict(processes)))
 
     def read_processes(self) -> Processes | None:
         """Return what was started; ``None`` if ``create`` has not come to its end."""
-        found = _read_json(self._processes)
+        found = _read_json(self.directory / "processes.json")
         with contextlib.suppress(TypeError):
             return Processes(**found) if found is not None else None
         return None
@@ -84,11 +76,11 @@ class Bundle:
     def write_unseen_exit(self, status: ExitStatus) -> None:
         """Note an end that no monitor lived to write down, so that every later answer is the same."""
         if self.directory.is_dir():
-            _replace(self._unseen_exit, json.dumps(asdict(status)))
+            _replace(self.directory / "unseen-exit.json", json.dumps(asdict(status)))
 
     def read_unseen_exit(self) -> ExitStatus | None:
         """Return the end that was noted by ``write_unseen_exit``."""
-        found = _read_json(self._unseen_exit)
+        found = _read_json(self.directory / "unseen-exit.json")
         return ExitStatus(**found) if found is not None else None
 
     def remove_files(self, monitors: Collection[str]) -> None:
@@ -137,6 +129,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also where the daemon is killed. Not synced: it does not outlive the kernel."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     rights.write_file(temporary, text)
     temporary.replace(path)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux.descriptors import readable
 from crinoid.core.api.linux.process import Process, spawn, spawn_in_cgroup
 from crinoid.core.api.values.runtime import ContainerRequest
 from crinoid.plugins.runtimes.binaries.binary import Binary, environment, find_program
 from crinoid.plugins.runtimes.binaries.oom import with_oom_score_adj
 from crinoid.plugins.runtimes.binaries.options import MonitorOptions
-from crinoid.plugins.runtimes.binaries.readiness import readable
 from crinoid.plugins.runtimes.binaries.stdio import without_null_input, without_null_streams
 from crinoid.plugins.runtimes.monitor.conmon_files import ConmonFiles
 
@@ -52,7 +52,12 @@ class SyncPipe:
                 return None
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return _parse(line)
+        try:
+            # ``data`` with --api-version, as an exec has it, else ``pid``; negative where the runtime failed.
+            found = json.loads(line)
+            return Report(int(found.get("data", found.get("pid", -1))), str(found.get("message", "")))
+        except (ValueError, AttributeError, TypeError):
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,10 @@ class _Pipes(contextlib.AbstractContextManager["_Pipes"]):
         start_reader, self._start = _pipe(self._theirs, self._ours)
         self.fds = {**fds, _SYNC_FD: sync_writer, _START_FD: start_reader}
         numbers = {"_OCI_SYNCPIPE": str(_SYNC_FD), "_OCI_STARTPIPE": str(_START_FD)}
-        self.env = {**numbers, "TMPDIR": _console_directory(cwd), "G_SLICE": _NO_SLICES, **environment()}
+        # conmon makes its console socket in TMPDIR: a directory of ours, where the path fits into a socket's address.
+        is_short = len(os.fsencode(cwd)) + _CONSOLE_NAME_BYTES < 108
+        console_directory = str(cwd) if is_short else "/tmp"  # noqa: S108  # conmon's own default
+        self.env = {**numbers, "TMPDIR": console_directory, "G_SLICE": _NO_SLICES, **environment()}
 
     def leave_to(self, process: Process) -> Started:
         """Close what is the process's now, and take the process on."""
@@ -115,12 +123,14 @@ def create_command(
     monitor: MonitorOptions, binary: Binary, bundle: ConmonFiles, request: ContainerRequest, systemd: bool
 ) -> list[str]:
     """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it."""
-    container_id = request.handle.container_id
+    container_id, log = request.handle.container_id, request.log_path
+    if ":" in str(log or ""):  # it parts driver and path
+        raise InvalidArgument(f"log path {log} has a colon, which conmon can't take")
     command = [str(find_program(monitor.binary, "conmon")), "--cid", container_id, "--cuuid", container_id]
     command += ["--bundle", str(bundle.directory)]
     command += ["--persist-dir", str(bundle.directory), "--full-attach", "--log-level", monitor.log_level]
     command += ["--container-pidfile", str(bundle.pid_file), "--conmon-pidfile", str(bundle.monitor_pid_file)]
-    command += ["--log-path", _log_driver(request.log_path)]
+    command += ["--log-path", "none" if log is None else f"k8s-file:{log}"]
     command += [] if monitor.sync_log else ["--no-sync-log"]
     command += ["--systemd-cgroup"] if systemd else []
     command += ["--terminal"] if request.terminal else []
@@ -157,19 +167,6 @@ def exec_command(
     return command + _runtime(runtime if oom_score_adj is None else with_oom_score_adj(runtime, oom_score_adj))
 
 
-def _console_directory(private: Path) -> str:
-    fits = len(os.fsencode(private)) + _CONSOLE_NAME_BYTES < 108
-    return str(private) if fits else "/tmp"  # noqa: S108  # conmon's own default
-
-
-def _log_driver(path: Path | None) -> str:
-    if path is None:
-        return "none"
-    if ":" in str(path):
-        raise InvalidArgument(f"log path {path} has a colon, which conmon can't take")
-    return f"k8s-file:{path}"
-
-
 def _runtime(command: Sequence[str]) -> list[str]:
     """Say to conmon what to run."""
     return ["--runtime", command[0], *(f"--runtime-arg={argument}" for argument in command[1:])]
@@ -181,11 +178,3 @@ def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple
     reading.callback(os.close, reader)
     writing.callback(os.close, writer)
     return reader, writer
-
-
-def _parse(line: bytes) -> Report | None:
-    try:
-        found = json.loads(line)
-        return Report(int(found.get("data", found.get("pid", -1))), str(found.get("message", "")))
-    except (ValueError, AttributeError, TypeError):
-        return None

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -72,18 +72,27 @@ class ConmonMonitor(Monitor):
         return said.removeprefix("conmon version ").split("\n")[0].strip()
 
     async def create(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str] = ()) -> Processes:
-        """See the base."""
+        """See the base.
+
+        conmon is started in a cgroup outside of the pod's, as the pod's limit of memory is not for it. It waits to be
+        released until it is there, forks, so that it outlives us, and runs the binary, which reports on the sync pipe.
+        """
         files = ConmonFiles(bundle.directory)
         settings = self._options.monitor, self._binary, files, request, self._options.systemd_cgroup
         command = [*conmon.create_command(*settings), *options]
-        async with _started(files, request.monitor_cgroup, command) as monitor:
-            monitor.release()
-            await finish(self._detached(monitor, request))
-            # The runtime's words go through a pipe of conmon's; more than it holds would stop both for ever.
-            async with drained(lambda: read_pid(files.monitor_pid_file)):
-                report = await monitor.sync.read()
-            if report is None or report.number <= 0:
-                raise self._failure(files, report)
+        log = rights.open_file(files.monitor_log)
+        try:
+            async with conmon.started_in_cgroup(command, {2: log}, files.directory, request.monitor_cgroup) as monitor:
+                monitor.release()
+                # Also for a caller who has gone: until the second process has noted its id, nobody could find it.
+                await finish(self._detached(monitor, request))
+                # The runtime's words go through a pipe of conmon's; more than it holds would stop both for ever.
+                async with drained(lambda: read_pid(files.monitor_pid_file)):
+                    report = await monitor.sync.read()
+                if report is None or report.number <= 0:
+                    raise self._failure(files, report)
+        finally:
+            os.close(log)
         pids = report.number, read_pid(files.monitor_pid_file)
         return Processes(pids[0], pidfds.start_time(pids[0]), pids[1], pidfds.start_time(pids[1]))
 
@@ -160,22 +169,6 @@ class ConmonMonitor(Monitor):
         )
         silent = "it gave neither a process nor a reason; was it killed, or is it no OCI runtime? Try its --version"
         return as_error((str(self._binary.path), "create", "--bundle", str(files.directory)), 1, said or silent)
-
-
-@contextlib.asynccontextmanager
-async def _started(files: ConmonFiles, cgroup: str, command: list[str]) -> AsyncIterator[conmon.Started]:
-    with _opened(files.monitor_log) as log:
-        async with conmon.started_in_cgroup(command, {2: log}, files.directory, cgroup) as monitor:
-            yield monitor
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = rights.open_file(path)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _start_of_creator(pid: int, bundle: Bundle) -> int:

@@ -70,10 +70,22 @@ class Creation:
             spec = await call_within(timeout_s, act, lambda: self._complete(request))
             await asyncio.to_thread(bundle.write_spec, spec)
             async with asyncio.timeout(timeout_s):
-                process = await self._run(bundle, request, options)
+                try:
+                    started = await self._monitor.create(bundle, request, options)
+                except CrinoidError as error:
+                    if (explained := explain(error, bundle.restore_log)) is not error:
+                        raise explained from error
+                    raise
+            # A plain container needs the binary for neither its start nor its end: it has made nothing but the cgroup
+            # and its state directory. The fifo shows that it keeps its state there as runc and crun do.
+            fifo = self._binary.state_directory(handle.container_id) / FIFO
+            others = request.spec.get("hooks") or (request.spec.get("linux") or {}).get("intelRdt")
+            is_plain = self._options.shortcuts and not self._options.systemd_cgroup and not others and fifo.exists()
+            # Only once this is written does ``delete`` know what to look for without asking the monitor's files.
+            bundle.write_processes(replace(started, log_path=str(request.log_path or ""), plain=is_plain))
             if spec["linux"].get("uidMappings"):
-                open_streams(process.pid)
-            return process, spec
+                open_streams(started.pid)
+            return ContainerProcess(started.pid, started.monitor_pid), spec
         except BaseException as error:
             why = error
             if isinstance(error, TimeoutError):
@@ -87,18 +99,6 @@ class Creation:
             if why is not error:
                 raise why from None
             raise
-
-    async def _run(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str]) -> ContainerProcess:
-        try:
-            started = await self._monitor.create(bundle, request, options)
-        except CrinoidError as error:
-            if (explained := explain(error, bundle.restore_log)) is not error:
-                raise explained from error
-            raise
-        # Only once this is written does ``delete`` know what to look for without asking the monitor's files.
-        log_path = str(request.log_path or "")
-        bundle.write_processes(replace(started, log_path=log_path, plain=self._is_plain(request)))
-        return ContainerProcess(started.pid, started.monitor_pid)
 
     def _complete(self, request: ContainerRequest) -> OciSpec:
         """The spec with what the slot adds: seccomp and annotations."""
@@ -117,13 +117,3 @@ class Creation:
         annotations = {**asked, **self._traits.added_annotations(seccomp), **self._options.annotations}
         spec["linux"] = {**linux, "seccomp": seccomp} if seccomp else linux
         return {**spec, "annotations": annotations}
-
-    def _is_plain(self, request: ContainerRequest) -> bool:
-        """Return whether the binary has no part in a container's start and end but for its cgroup and its state
-        directory.
-
-        The fifo shows that it keeps its state as runc and crun do.
-        """
-        fifo = self._binary.state_directory(request.handle.container_id) / FIFO
-        others = request.spec.get("hooks") or (request.spec.get("linux") or {}).get("intelRdt")
-        return self._options.shortcuts and not self._options.systemd_cgroup and not others and fifo.exists()

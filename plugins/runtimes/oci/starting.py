@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from crinoid.core.api.linux.descriptors import readable
 from crinoid.plugins.runtimes.binaries.bundle import Processes
-from crinoid.plugins.runtimes.binaries.readiness import readable
 from crinoid.plugins.runtimes.processes import pidfds
 
 FIFO = "exec.fifo"
@@ -24,8 +24,18 @@ async def start_writer(fifo: Path, processes: Processes) -> bool:
     with pidfds.opened(processes.pid, processes.pid_start) as process, _opened(fifo, os.O_RDONLY) as fd:
         if process is None or fd is None:
             return False
-        await _first_of(fd, process)
-        if not _read(fd):
+        # It writes once it is scheduled, or ends, as when somebody kills it: whichever comes first.
+        waits = [asyncio.ensure_future(readable(one)) for one in (fd, process)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        try:
+            if not os.read(fd, 1):
+                return False  # all writers have gone, and none has written
+        except BlockingIOError:
             return False
         fifo.unlink(missing_ok=True)  # noqa: ASYNC240  # on a tmpfs
         return True
@@ -56,21 +66,3 @@ def _opened(fifo: Path, mode: int) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _read(fd: int) -> bytes:
-    try:
-        return os.read(fd, 1)
-    except BlockingIOError:
-        return b""
-
-
-async def _first_of(*fds: int) -> None:
-    """Wait until one of the descriptors can be read."""
-    waits = [asyncio.ensure_future(readable(fd)) for fd in fds]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from crinoid.plugins.runtimes.binaries.readiness import readable
+from crinoid.core.api.linux.descriptors import readable
 
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO for the first version of struct pidfd_info, 64 bytes
 _INFO_EXIT = 1 << 3
