@@ -6,7 +6,9 @@ The first step of ``pods``: a request that gets through here fails only by what 
 import ipaddress
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
@@ -15,7 +17,6 @@ from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.resources import user_namespaces
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
 from crinoid.core.lifecycle.sandbox import pod_files
-from crinoid.core.lifecycle.sandbox.bandwidth import limits_of
 from crinoid.core.lifecycle.sandbox.pod_files import NAMESPACE_KINDS, PodDirectory
 from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
 from crinoid.core.slots.binding import Slots
@@ -24,6 +25,11 @@ from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?|")
+_QUANTITY = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>[kMGTPE]|[KMGTPE]i|m|e[0-9]+)?")
+_UNITS = {"m": Decimal("0.001"), "k": Decimal(10**3), None: Decimal(1)}
+_UNITS |= {unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", 2)}
+_UNITS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)}
+_BANDWIDTH = (1000, 10**15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ class PodPlanner:
             hostname=pod_files.hostname_of(config, host_network),
             cgroup_parent=self._cgroups.pod_parent(config.cgroup_parent, pod_id),
             sysctls=self._default_sysctls(own, user_namespaces.wanted_by(config)) | check_sysctls(config.sysctls, own),
-            limits=limits_of(config.annotations),
+            limits=bandwidth_limits(config.annotations),
         )
 
     def _default_sysctls(self, own: "tuple[str, ...]", user: UserNamespace | None) -> dict[str, str]:
@@ -121,12 +127,33 @@ def check_config(config: PodConfig) -> None:
     for mapping in config.port_mappings:
         if not (0 <= mapping.host_port <= 65535 and 0 <= mapping.container_port <= 65535):
             raise InvalidArgument(f"port mapping {mapping.host_port}:{mapping.container_port} is out of range")
-        _check_address(mapping.host_ip)
-    pod_files.resolv_conf(config.dns) if config.dns is not None else None
+        try:
+            ipaddress.ip_address(mapping.host_ip or "0.0.0.0")  # noqa: S104  # any address
+        except ValueError as error:
+            raise InvalidArgument(f"host_ip of a port mapping: {error}") from error
+    if config.dns is not None:
+        pod_files.resolv_conf(config.dns)  # for what it raises
 
 
-def _check_address(text: str) -> None:
-    try:
-        ipaddress.ip_address(text or "0.0.0.0")  # noqa: S104  # any address
-    except ValueError as error:
-        raise InvalidArgument(f"host_ip of a port mapping: {error}") from error
+def bandwidth_limits(annotations: Mapping[str, str]) -> tuple[int, int]:
+    """Return ingress and egress in bits a second, 0 for none, which Kubernetes passes as annotations of the pod.
+
+    Source: ``kubernetes.io/ingress-bandwidth``, a quantity such as ``10M``, as the bandwidth plugin of CNI has it.
+    Raises InvalidArgument for what is no sane quantity.
+    """
+    found = []
+    for direction in ("ingress", "egress"):
+        key = f"kubernetes.io/{direction}-bandwidth"
+        if key not in annotations:
+            found.append(0)
+            continue
+        match = _QUANTITY.fullmatch(annotations[key])
+        unit = match["unit"] if match else None
+        scale = Decimal(10) ** int(unit[1:]) if unit and unit[0] == "e" and len(unit) < 4 else _UNITS.get(unit)
+        if match is None or scale is None:
+            raise InvalidArgument(f"annotation {key}: {annotations[key]!r} is not a quantity such as 10M")
+        bits = int(Decimal(match["number"]) * scale)
+        if not _BANDWIDTH[0] <= bits <= _BANDWIDTH[1]:
+            raise InvalidArgument(f"annotation {key}: {annotations[key]!r} is not between 1k and 1P")
+        found.append(bits)
+    return found[0], found[1]

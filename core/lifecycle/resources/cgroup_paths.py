@@ -41,7 +41,9 @@ class CgroupPaths:
         Raises InvalidArgument for a path where a slice is due, or the reverse.
         """
         if self.systemd:
-            return self._slice(given)
+            if given and not given.endswith(".slice"):
+                raise InvalidArgument(f"cgroup_parent {given!r} is no slice, and crinoid's cgroup driver is systemd")
+            return given.rpartition("/")[2] or f"{PREFIX}.slice"
         if given.endswith(".slice") and "/" not in given.strip("/"):
             raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
         path = "/" + "/".join(filter(None, (given or f"{self.root}/{pod_id}").split("/")))
@@ -60,11 +62,6 @@ class CgroupPaths:
     def monitors(self) -> str:
         """Where containers' monitors run, outside of every pod; with systemd they stay where they are started."""
         return "" if self.systemd else f"{self.root}/monitors"
-
-    def _slice(self, given: str) -> str:
-        if given and not given.endswith(".slice"):
-            raise InvalidArgument(f"cgroup_parent {given!r} is no slice, and crinoid's cgroup driver is systemd")
-        return given.rpartition("/")[2] or f"{PREFIX}.slice"
 
 
 def holder_of(path: str, store: Store, besides: str) -> str | None:

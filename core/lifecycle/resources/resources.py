@@ -15,6 +15,7 @@ entries; they are undone in the background once that can be, and by RemovePodSan
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import time
@@ -81,16 +82,23 @@ class Resources:
         self._given_up: dict[str, _GivenUp] = {}
         self._retry: asyncio.Task[None] | None = None
         self._undoing: set[asyncio.Task[None]] = set()
+        # How each kind is undone: by its driver, or by the kernel, where a call may block, in a thread.
         self._undo_of: Mapping[str, Callable[[LedgerEntry], Awaitable[None]]] = {
-            NETWORK: self._undo_network,
-            SNAPSHOT: self._undo_snapshot,
-            CONTAINER: self._undo_container,
-            PAUSE: self._undo_pause,
+            NETWORK: lambda entry: self._slot(slots.networks, "network", entry).detach(
+                bodies.parse_value(NetworkRequest, entry.data["request"]), _mapping(entry.data["data"])
+            ),
+            SNAPSHOT: lambda entry: self._slot(slots.snapshotters, "snapshotter", entry).remove_snapshot(entry.key),
+            CONTAINER: lambda entry: self._slot(slots.runtimes, "runtime", entry).delete(
+                bodies.parse_value(ContainerHandle, entry.data["handle"])
+            ),
+            PAUSE: lambda entry: self._slot(slots.runtimes, "runtime", entry).resume(
+                bodies.parse_value(ContainerHandle, entry.data["handle"])
+            ),
         }
         self._undo_in_thread_of: Mapping[str, Callable[[LedgerEntry], None]] = {
-            DIRECTORY: _undo_directory,
+            DIRECTORY: lambda entry: files.remove_tree(Path(entry.key)),
             NAMESPACES: _undo_namespaces,
-            MOUNT: _undo_mount,
+            MOUNT: lambda entry: mount.unmount(Path(entry.key)),
             CGROUP: self._undo_cgroup,
             CONTENTS: _undo_contents,
         }
@@ -123,7 +131,12 @@ class Resources:
     async def pin_existing(self, owner: str, source: Path, pin: Path) -> None:
         """Pin the namespace of a running process, such as ``/proc/PID/ns/pid``."""
         self._ledger.record(owner, NAMESPACES, str(pin), {"paths": [str(pin)]})
-        await call_in_thread(lambda: _bind_file(source, pin))
+
+        def bind() -> None:
+            rights.write_file(pin, b"")
+            mount.bind(source, pin)
+
+        await call_in_thread(bind)
 
     async def mount(self, owner: str, mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> None:
         """Make mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
@@ -140,6 +153,8 @@ class Resources:
 
     async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
         """Attach a pod to its network."""
+        # The plan has all that undoing needs, the names of links above all, and goes to the ledger before anything is
+        # made of it; the result, which CNI wants back at DEL, takes its place.
         plan = await slot.plan(request)
         data = {"slot": slot.name, "request": bodies.dump_value(request), "data": dict(plan)}
         entry = self._ledger.record(owner, NETWORK, slot.name, data)
@@ -207,16 +222,51 @@ class Resources:
             await self._undo_entries(entry for entry in entries if self._is_true(entry))
 
     async def _undo_entries(self, entries: Iterable[LedgerEntry]) -> None:
+        """Undo entries in this order; delete the rows of those that are gone. Raises the first failure that counts."""
         failures: list[CrinoidError] = []
         gone: list[LedgerEntry] = []
         try:
+            # What drivers undo goes one by one, as each may be deferred; mounts, directories and the like that follow
+            # each other go together in one thread. One that hangs is left behind, and all of it is undone again, then.
             for in_thread, group in itertools.groupby(entries, lambda entry: entry.kind in self._undo_in_thread_of):
-                undone = self._undone_in_thread if in_thread else self._undone
-                failures += await undone(list(group), gone)
+                for batch in [list(group)] if in_thread else [[entry] for entry in group]:
+                    LOG.debug("undoing %s", ", ".join(f"{one.kind} {one.key} of {one.owner}" for one in batch))
+                    if in_thread:
+                        what = f"{batch[0].kind} {batch[0].key} of {batch[0].owner} could not be undone"
+                        errors = await call_within(_UNDO_S, what, functools.partial(self._try_in_thread, batch))
+                    else:
+                        errors = [await self._try(batch[0])]
+                    for entry, error in zip(batch, errors, strict=True):
+                        if error is not None:
+                            failures += [failure] if (failure := self._failed(entry, error)) is not None else []
+                        elif entry.kind == NETWORK or entry.owner == DEFERRED:
+                            # At once: the address may soon be another's, and what follows may be slow.
+                            self._ledger.delete(entry)
+                        else:
+                            gone.append(entry)
         finally:  # a kill before this lets the next start undo them again
             self._ledger.delete(*gone)
         if failures:
             raise failures[0]
+
+    async def _try(self, entry: LedgerEntry) -> Exception | None:
+        try:
+            await self._undo_of[entry.kind](entry)
+        except _UNDOABLE as error:
+            return error
+        return None
+
+    def _try_in_thread(self, entries: Iterable[LedgerEntry]) -> list[Exception | None]:
+        errors: list[Exception | None] = []
+        for entry in entries:
+            touching(entry.key)
+            try:
+                self._undo_in_thread_of[entry.kind](entry)
+            except _UNDOABLE as error:
+                errors.append(error)
+            else:
+                errors.append(None)
+        return errors
 
     async def give_up(self, pod_id: str, owner: str, about: str) -> None:
         """Undo what was made for a container that came to nothing; what can't be undone now waits for ``settle``.
@@ -339,18 +389,6 @@ class Resources:
                 except CrinoidError as error:  # it hangs, or what came of it can't be recorded
                     self._put_off(entry, error)
 
-    async def _undone(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
-        """Undo entries and note or delete those that are gone; return what stands against the others."""
-        failures: list[CrinoidError | None] = []
-        for entry in entries:
-            try:
-                await self._undo_of[entry.kind](entry)
-            except _UNDOABLE as error:
-                failures.append(self._failed(entry, error))
-            else:
-                self._note_gone(entry, gone)
-        return [failure for failure in failures if failure is not None]
-
     def _is_true(self, entry: LedgerEntry) -> bool:
         """Return whether what an entry names is its owner's; put it aside where not: nobody knows what it stood for."""
         try:
@@ -360,31 +398,6 @@ class Resources:
             self._ledger.put_aside(entry, error)
             return False
         return True
-
-    def _note_gone(self, entry: LedgerEntry, gone: list[LedgerEntry]) -> None:
-        """Leave an entry to be deleted with its owner's others, unless what it stood for may soon be another's."""
-        if entry.kind == NETWORK or entry.owner == DEFERRED:  # an address; whatever waits for something slow
-            self._ledger.delete(entry)
-        else:
-            gone.append(entry)
-
-    async def _undone_in_thread(self, entries: list[LedgerEntry], gone: list[LedgerEntry]) -> list[CrinoidError]:
-        """As ``_undone``, but in one thread, which is left behind where it hangs: all is undone again, then."""
-        what = f"{entries[0].kind} {entries[0].key} of {entries[0].owner} could not be undone"
-        errors = await call_within(_UNDO_S, what, lambda: [self._try_to_undo(entry) for entry in entries])
-        for entry, error in zip(entries, errors, strict=True):
-            if error is None:
-                self._note_gone(entry, gone)
-        failed = ((entry, error) for entry, error in zip(entries, errors, strict=True) if error is not None)
-        return [failure for one in failed if (failure := self._failed(*one)) is not None]
-
-    def _try_to_undo(self, entry: LedgerEntry) -> Exception | None:
-        touching(entry.key)
-        try:
-            self._undo_in_thread_of[entry.kind](entry)
-        except _UNDOABLE as error:
-            return error
-        return None
 
     def _failed(self, entry: LedgerEntry, error: Exception) -> CrinoidError | None:
         if entry.damaged or entry.kind not in KINDS:
@@ -431,21 +444,6 @@ class Resources:
                 LOG.info("cgroup %s is left as it is: it was not made for %s", path, owner)
         for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
             cgroups.remove_marked(path)
-
-    async def _undo_network(self, entry: LedgerEntry) -> None:
-        slot = self._slot(self._slots.networks, "network", entry)
-        await slot.detach(bodies.parse_value(NetworkRequest, entry.data["request"]), _mapping(entry.data["data"]))
-
-    async def _undo_snapshot(self, entry: LedgerEntry) -> None:
-        await self._slot(self._slots.snapshotters, "snapshotter", entry).remove_snapshot(entry.key)
-
-    async def _undo_container(self, entry: LedgerEntry) -> None:
-        slot = self._slot(self._slots.runtimes, "runtime", entry)
-        await slot.delete(bodies.parse_value(ContainerHandle, entry.data["handle"]))
-
-    async def _undo_pause(self, entry: LedgerEntry) -> None:
-        slot = self._slot(self._slots.runtimes, "runtime", entry)
-        await slot.resume(bodies.parse_value(ContainerHandle, entry.data["handle"]))
 
     def _slot(self, slots: Mapping[str, S], role: str, entry: LedgerEntry) -> S:
         name = str(entry.data["slot"])
@@ -586,17 +584,9 @@ def _make_private(path: Path, group: int | None) -> None:
         rights.let_in(path, group)
 
 
-def _undo_directory(entry: LedgerEntry) -> None:
-    files.remove_tree(Path(entry.key))
-
-
 def _undo_namespaces(entry: LedgerEntry) -> None:
     for path in cast(list[str], entry.data["paths"]):
         namespaces.unpin(Path(path))
-
-
-def _undo_mount(entry: LedgerEntry) -> None:
-    mount.unmount(Path(entry.key))
 
 
 def _undo_contents(entry: LedgerEntry) -> None:
@@ -606,11 +596,6 @@ def _undo_contents(entry: LedgerEntry) -> None:
         for path in directory.iterdir():
             if not ownership.is_own(path.name, owner):
                 files.remove_tree(path)
-
-
-def _bind_file(source: Path, pin: Path) -> None:
-    rights.write_file(pin, b"")
-    mount.bind(source, pin)
 
 
 def _text_of(error: Exception) -> str:

@@ -43,7 +43,12 @@ def check_pod(config: PodConfig) -> None:
     if asked.mode is not NamespaceMode.POD:
         raise InvalidArgument(f"{_FIELD}.mode is {asked.mode.name}; a user namespace is the pod's or the node's")
     for kind, mappings in (("uids", asked.uids), ("gids", asked.gids)):
-        _check_range(f"{_FIELD}.{kind}", mappings)
+        field = f"{_FIELD}.{kind}"
+        if len(mappings) != 1:
+            raise InvalidArgument(f"{field}: {len(mappings)} mappings are given; a pod has exactly one")
+        _check_mapping(field, mappings[0])
+        if mappings[0].container_id != 0:
+            raise InvalidArgument(f"{field}: the mapping begins with {mappings[0].container_id}; id 0 must be mapped")
     for kind, mode in (("pid", options.pid), ("ipc", options.ipc)):
         if mode is NamespaceMode.NODE:
             raise InvalidArgument(f"{_FIELD}: a pod with a user namespace can't use the host's {kind} namespace")
@@ -55,7 +60,12 @@ def check_container(pod: PodConfig, config: ContainerConfig) -> None:
     if options.user is not None and options.user != (pod.security.namespaces.user or _HOSTS):
         raise InvalidArgument(f"{name}: its {_FIELD} differ from those of its pod")
     for volume in config.mounts:
-        _check_maps(volume)
+        where = f"mount {volume.container_path}"
+        if bool(volume.uid_mappings) != bool(volume.gid_mappings):
+            raise InvalidArgument(f"{where}: uidMappings and gidMappings go together")
+        for field, mappings in (("uidMappings", volume.uid_mappings), ("gidMappings", volume.gid_mappings)):
+            for mapping in mappings:
+                _check_mapping(f"{where}: {field}", mapping)
     if wanted_by(pod) is None:
         return
     for kind, mode in (("pid", options.pid), ("ipc", options.ipc)):
@@ -84,7 +94,13 @@ def host_sysctls(user: UserNamespace | None, sysctls: Mapping[str, str]) -> dict
     """Return sysctls by path as the host writes them: where one holds group ids, they are the pod's until here."""
     changed = dict(sysctls)
     if user is not None and _GROUPS in sysctls:
-        changed[_GROUPS] = " ".join(_host_group(number, user) for number in sysctls[_GROUPS].split())
+        groups = []
+        for number in sysctls[_GROUPS].split():
+            found = to_host(int(number), user.gids) if number.isdecimal() else None
+            if found is None:
+                raise InvalidArgument(f"sysctl {_GROUPS}: group {number!r} is not in the pod's user namespace")
+            groups.append(str(found))
+        changed[_GROUPS] = " ".join(groups)
     return changed
 
 
@@ -160,23 +176,6 @@ async def _try(snapshotter: SnapshotterSlot) -> str:
     return ""
 
 
-def _check_range(field: str, mappings: Sequence[IdMapping]) -> None:
-    if len(mappings) != 1:
-        raise InvalidArgument(f"{field}: {len(mappings)} mappings are given; a pod has exactly one")
-    _check_mapping(field, mappings[0])
-    if mappings[0].container_id != 0:
-        raise InvalidArgument(f"{field}: the mapping begins with {mappings[0].container_id}; id 0 must be mapped")
-
-
-def _check_maps(volume: VolumeMount) -> None:
-    name = f"mount {volume.container_path}"
-    if bool(volume.uid_mappings) != bool(volume.gid_mappings):
-        raise InvalidArgument(f"{name}: uidMappings and gidMappings go together")
-    for field, mappings in (("uidMappings", volume.uid_mappings), ("gidMappings", volume.gid_mappings)):
-        for mapping in mappings:
-            _check_mapping(f"{name}: {field}", mapping)
-
-
 def _check_mapping(field: str, one: IdMapping) -> None:
     if one.length < 1:
         raise InvalidArgument(f"{field}: a mapping of {one.length} ids maps nothing")
@@ -184,13 +183,6 @@ def _check_mapping(field: str, one: IdMapping) -> None:
         raise InvalidArgument(
             f"{field}: {one.length} ids from host id {one.host_id} on go beyond the last id, {_IDS - 1}"
         )
-
-
-def _host_group(number: str, user: UserNamespace) -> str:
-    found = to_host(int(number), user.gids) if number.isdecimal() else None
-    if found is None:
-        raise InvalidArgument(f"sysctl {_GROUPS}: group {number!r} is not in the pod's user namespace")
-    return str(found)
 
 
 def _oci(mappings: Sequence[IdMapping]) -> list[dict[str, int]]:

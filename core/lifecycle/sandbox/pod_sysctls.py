@@ -45,7 +45,12 @@ def write_sysctls(values: Mapping[str, str], pins: Mapping[str, Path] = MappingP
     """
     for path, value in values.items():
         try:
-            _write(path, value, pins)
+            try:
+                (_ROOT / path).write_text(value)
+            except PermissionError:
+                # Since Linux 6.10 the limits of an IPC namespace are its own root's, not the host's.
+                if "user" not in pins or "ipc" not in pins or not _write_as_owner(path, value, pins):
+                    raise
         except OSError as error:
             raise InvalidArgument(f"sysctl {path} can't be set to {value!r}: {error.strerror}") from error
 
@@ -59,14 +64,6 @@ def write_sysctls_in(pins: Mapping[str, Path], values: Mapping[str, str]) -> Non
         if kind in pins:
             entered = functools.partial(call_in, pins[kind], entered)
     entered()
-
-
-def _write(path: str, value: str, pins: Mapping[str, Path]) -> None:
-    try:
-        (_ROOT / path).write_text(value)
-    except PermissionError:  # since Linux 6.10 the limits of an IPC namespace are its own root's, not the host's
-        if "user" not in pins or "ipc" not in pins or not _write_as_owner(path, value, pins):
-            raise
 
 
 def _write_as_owner(path: str, value: str, pins: Mapping[str, Path]) -> bool:

@@ -13,7 +13,7 @@ from crinoid.core.api.values.pod import NamespaceMode, PodConfig, ProfileType, S
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.lifecycle.images.image_config import ContainerDefaults
 from crinoid.core.lifecycle.spec import isolation, mounts, process
-from crinoid.core.lifecycle.spec.labels import Labels, apparmor_profile, relabel_volumes, selinux_labels
+from crinoid.core.lifecycle.spec.labels import apparmor_profile, relabel_volumes, selinux_labels
 from crinoid.core.lifecycle.spec.users import Identity
 
 OCI_VERSION = "1.0.2"
@@ -66,12 +66,26 @@ def build_spec(given: SpecInput) -> JsonObject:
         "process": build_process(given),
         "mounts": made,
         "linux": _linux(given, mounts.shared_sysfs(made, traits)),
-        "annotations": _annotations(given),
+        # The container's place in Kubernetes, by the annotations that OCI hooks and sandboxed runtimes look for.
+        "annotations": {
+            **given.config.annotations,
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.container-name": given.config.metadata.name,
+            "io.kubernetes.cri.image-name": given.config.image,
+            "io.kubernetes.cri.sandbox-id": given.pod_id,
+            "io.kubernetes.cri.sandbox-name": given.pod.metadata.name,
+            "io.kubernetes.cri.sandbox-namespace": given.pod.metadata.namespace,
+            "io.kubernetes.cri.sandbox-uid": given.pod.metadata.uid,
+        },
     }
-    if "uts" not in given.namespaces:
+    if "uts" not in given.namespaces:  # a runtime would rename the host
         del spec["hostname"]
-    if labels is not None:
-        _label(spec, given, labels)
+    if labels is not None:  # into the specification, and onto the files that the container gets from the host
+        spec["process"]["selinuxLabel"] = labels.process
+        spec["linux"]["mountLabel"] = labels.files
+        relabel_volumes(given.config, labels)
+        for path in (given.pod_files.hostname, given.pod_files.hosts, given.pod_files.resolv_conf):
+            lsm.relabel(path, labels.files)
     return spec
 
 
@@ -79,6 +93,7 @@ def build_process(given: SpecInput) -> JsonObject:
     """Return the ``process`` object; an exec uses it again with other ``args``."""
     config, security, user = given.config, given.config.security, given.identity.user
     sets = process.capability_sets(security.capabilities, security.privileged, given.site.default_capabilities)
+    profile = apparmor_profile(given.config, given.site.apparmor_profile)
     return {
         "terminal": config.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.supplemental_groups)},
@@ -89,7 +104,7 @@ def build_process(given: SpecInput) -> JsonObject:
         "rlimits": process.rlimits(given.site.default_ulimits),
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": clamp_oom_score_adj(config.resources.oom_score_adj),
-        **_apparmor(given),
+        **({"apparmorProfile": profile} if profile else {}),
     }
 
 
@@ -153,6 +168,7 @@ def seccomp_choice(config: ContainerConfig, site: PodsConfig) -> SecurityProfile
 
 
 def _linux(given: SpecInput, readable: tuple[str, ...]) -> JsonObject:
+    """The ``linux`` object; ``readable`` are paths of the pod's that this container may only read."""
     security = given.config.security
     nodes, rules = isolation.build_devices(given.config.devices, security.privileged)
     limits = isolation.build_resources(given.config.resources, given.site.pids_limit, given.cgroup)
@@ -172,32 +188,3 @@ def _linux(given: SpecInput, readable: tuple[str, ...]) -> JsonObject:
     if (propagation := mounts.rootfs_propagation(given.config.mounts)) is not None:
         linux["rootfsPropagation"] = propagation
     return linux
-
-
-def _label(spec: JsonObject, given: SpecInput, labels: Labels) -> None:
-    """Write the container's SELinux labels into the specification, and onto the files that it gets from the host."""
-    spec["process"]["selinuxLabel"] = labels.process
-    spec["linux"]["mountLabel"] = labels.files
-    relabel_volumes(given.config, labels)
-    for path in (given.pod_files.hostname, given.pod_files.hosts, given.pod_files.resolv_conf):
-        lsm.relabel(path, labels.files)
-
-
-def _apparmor(given: SpecInput) -> JsonObject:
-    profile = apparmor_profile(given.config, given.site.apparmor_profile)
-    return {"apparmorProfile": profile} if profile else {}
-
-
-def _annotations(given: SpecInput) -> dict[str, str]:
-    """Name the container's place in Kubernetes by the annotations that OCI hooks and sandboxed runtimes look for."""
-    metadata = given.pod.metadata
-    return {
-        **given.config.annotations,
-        "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.container-name": given.config.metadata.name,
-        "io.kubernetes.cri.image-name": given.config.image,
-        "io.kubernetes.cri.sandbox-id": given.pod_id,
-        "io.kubernetes.cri.sandbox-name": metadata.name,
-        "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
-        "io.kubernetes.cri.sandbox-uid": metadata.uid,
-    }

@@ -42,6 +42,7 @@ def build_namespaces(
     """
     joined = [_joined(kind, str(path)) for kind, path in pins.items() if kind != "pid"]
     made = [{"type": "mount"}]
+    # As peers: with cgroup v1 a container sees its place in the host's tree, and a privileged one the tree itself.
     if cgroups.version() == 2 and not privileged:
         made.append({"type": "cgroup"})
     if pid is NamespaceMode.CONTAINER:
@@ -64,7 +65,8 @@ def build_devices(wanted: Iterable[DeviceMapping], privileged: bool) -> tuple[li
     for mapping in mappings:
         for node, access in _expanded(mapping):
             nodes.setdefault(node["path"], node)
-            rules.append(_rule(node, access))
+            rule = {name: node[name] for name in ("type", "major", "minor")}
+            rules.append({"allow": True, **rule, "access": access})
         check_count(nodes, bounds.MAX_DEVICES, "devices")
     return list(nodes.values()), [_ALL_DEVICES] if privileged else [_NO_DEVICES, *rules]
 
@@ -75,6 +77,14 @@ def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> 
     Raises InvalidArgument and Unsupported for what the cgroup to be made will not have.
     """
     resources = settle_swap(resources)
+    has_unified, sizes = cgroups.version() == 2, cgroups.hugepage_sizes()
+    if has_unified and resources.unified:  # runtimes say of some unknown settings that permission is denied
+        cgroups.check_settings(path_below_mount(cgroup), resources.unified)
+    for size, limit in resources.hugepage_limits.items():
+        if size not in sizes and limit:  # a kubelet sends 0 for each size that it knows of
+            known = f"has {', '.join(sorted(sizes))}" if sizes else "is not in use on this host"
+            raise InvalidArgument(f"hugepage_limits: no limit for {size!r}: the hugetlb cgroup controller {known}")
+    pages = [{"pageSize": size, "limit": limit} for size, limit in resources.hugepage_limits.items() if size in sizes]
     memory = {"limit": resources.memory_limit_bytes, "swap": resources.memory_swap_limit_bytes}
     cpu = {
         "shares": min(resources.cpu_shares, _MAX_SHARES),
@@ -87,8 +97,8 @@ def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> 
         "memory": {name: value for name, value in memory.items() if value},
         "cpu": {name: value for name, value in cpu.items() if value},
         "pids": {"limit": pids_limit} if pids_limit else {},
-        "hugepageLimits": _hugepages(resources.hugepage_limits),
-        "unified": _unified(resources.unified, cgroup) if cgroups.version() == 2 else {},
+        "hugepageLimits": pages,
+        "unified": dict(resources.unified) if has_unified else {},
     }
     return {name: value for name, value in parts.items() if value}
 
@@ -110,22 +120,6 @@ def settle_swap(wanted: LinuxResources, now: LinuxResources = _NO_LIMITS) -> Lin
 
 def _joined(kind: str, path: str) -> JsonObject:
     return {"type": kind, "path": path}
-
-
-def _unified(settings: Mapping[str, str], cgroup: str) -> dict[str, str]:
-    """Runtimes say of some unknown settings that permission is denied."""
-    if settings:
-        cgroups.check_settings(path_below_mount(cgroup), settings)
-    return dict(settings)
-
-
-def _hugepages(limits: Mapping[str, int]) -> list[JsonObject]:
-    sizes = cgroups.hugepage_sizes()
-    for size in limits:
-        if size not in sizes and limits[size]:
-            known = f"has {', '.join(sorted(sizes))}" if sizes else "is not in use on this host"
-            raise InvalidArgument(f"hugepage_limits: no limit for {size!r}: the hugetlb cgroup controller {known}")
-    return [{"pageSize": size, "limit": limit} for size, limit in limits.items() if size in sizes]
 
 
 def find_devices(top: Path, skipped: Collection[str] = ()) -> list[Path]:
@@ -192,7 +186,3 @@ def _node(source: Path, target: Path) -> JsonObject:
     numbers = {"major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
     mode = {"fileMode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
     return {"path": str(target), "type": kind, **numbers, **mode}
-
-
-def _rule(node: JsonObject, access: str) -> JsonObject:
-    return {"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access}

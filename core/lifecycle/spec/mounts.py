@@ -54,7 +54,14 @@ def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountT
     check_count(wanted, bounds.MAX_MOUNTS, "mounts")
     chosen = [_volume(volume, traits) for volume in wanted]
     taken = {entry["destination"] for entry in chosen}
-    own = [*_system(traits), *_pod_files(files, traits)]
+    access = "ro" if traits.readonly_rootfs else "rw"
+    own = [
+        *_system(traits),
+        _entry("/etc/hostname", "bind", str(files.hostname), "rbind", "rprivate", access),
+        _entry("/etc/hosts", "bind", str(files.hosts), "rbind", "rprivate", access),
+        _entry("/etc/resolv.conf", "bind", str(files.resolv_conf), "rbind", "rprivate", access),
+        _entry("/dev/shm", "bind", str(files.shm), "rbind", "rprivate", "rw"),  # noqa: S108  # in the container
+    ]
     if traits.readonly_rootfs and traits.read_only_tmpfs:
         own += [_entry(path, "tmpfs", "tmpfs", "nosuid", "nodev", "mode=1777") for path in _SCRATCH]
     if traits.user_namespace:
@@ -84,16 +91,6 @@ def _system(traits: MountTraits) -> list[JsonObject]:
         _entry("/dev/mqueue", "mqueue", "mqueue", *guarded),
         _sys(traits),
         _entry("/sys/fs/cgroup", "cgroup", "cgroup", *guarded, "relatime", access),
-    ]
-
-
-def _pod_files(files: PodFiles, traits: MountTraits) -> list[JsonObject]:
-    access = "ro" if traits.readonly_rootfs else "rw"
-    return [
-        _entry("/etc/hostname", "bind", str(files.hostname), "rbind", "rprivate", access),
-        _entry("/etc/hosts", "bind", str(files.hosts), "rbind", "rprivate", access),
-        _entry("/etc/resolv.conf", "bind", str(files.resolv_conf), "rbind", "rprivate", access),
-        _entry("/dev/shm", "bind", str(files.shm), "rbind", "rprivate", "rw"),  # noqa: S108  # in the container
     ]
 
 
@@ -135,15 +132,7 @@ def keep_flags(entry: JsonObject) -> None:
 
 
 def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
-    _check(volume, traits)
-    source = find_source(volume)
-    options = ["rbind", volume.propagation.value, "ro" if volume.readonly else "rw", *volume.mount_options]
-    if volume.recursive_read_only:
-        options.append("rro")
-    return _entry(_destination(volume), "bind", str(source), *options)
-
-
-def _check(volume: VolumeMount, traits: MountTraits) -> None:
+    """Make a mount of a volume. Raises InvalidArgument, Unsupported, FailedPrecondition."""
     name = f"mount {volume.container_path}"
     if unknown := [option for option in volume.mount_options if option not in _OPTIONS]:
         raise InvalidArgument(f"{name}: mount_options: {unknown[0]!r} is none of {', '.join(sorted(_OPTIONS))}")
@@ -152,13 +141,15 @@ def _check(volume: VolumeMount, traits: MountTraits) -> None:
             raise InvalidArgument(f"{name}: recursive_read_only needs readonly and private propagation")
         if not traits.recursive_read_only:
             raise Unsupported(f"{name}: this handler's runtime has no recursive read-only mounts")
-
-
-def _destination(volume: VolumeMount) -> str:
+    source = find_source(volume)
     path = os.path.normpath("/" + volume.container_path.lstrip("/"))
     if not volume.container_path or path == "/" or "\0" in path:
         raise InvalidArgument(f"container_path {volume.container_path!r} of a mount is not a path below /")
-    return path
+    # ``ro`` is of the mount itself; what is mounted below it stays writable, as in Kubernetes, without ``rro``.
+    options = ["rbind", volume.propagation.value, "ro" if volume.readonly else "rw", *volume.mount_options]
+    if volume.recursive_read_only:
+        options.append("rro")
+    return _entry(path, "bind", str(source), *options)
 
 
 def find_source(volume: VolumeMount) -> Path:
@@ -175,18 +166,14 @@ def find_source(volume: VolumeMount) -> Path:
     except OSError as error:
         raise FailedPrecondition(f"mount {volume.container_path}: host_path {source} can't be made: {error}") from error
     if volume.propagation is not MountPropagation.PRIVATE:
-        _check_propagation(volume, source)
+        # A bind mount joins the peer group of its source, or is its slave: of a private mount there is none to join.
+        shared, slave = mount.propagation(source)
+        if not (shared or (slave and volume.propagation is not MountPropagation.BIDIRECTIONAL)):
+            raise FailedPrecondition(
+                f"mount {volume.container_path}: {source} is on a private mount, {volume.propagation.name} has no "
+                "effect: make the mount shared on the host"
+            )
     return source
-
-
-def _check_propagation(volume: VolumeMount, source: Path) -> None:
-    shared, slave = mount.propagation(source)
-    enough = shared if volume.propagation is MountPropagation.BIDIRECTIONAL else shared or slave
-    if not enough:
-        raise FailedPrecondition(
-            f"mount {volume.container_path}: {source} is on a private mount, {volume.propagation.name} has no effect: "
-            f"make the mount shared on the host"
-        )
 
 
 def _entry(destination: str, kind: str, source: str, *options: str) -> JsonObject:

@@ -98,13 +98,20 @@ class Node:
             netns_fd = os.open(record.netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, netns_fd)
             channel = stack.enter_context(Channel(ROUTE))
-            bridge = self._ensure(channel, set(record.ranges))
+            # The bridge, made or repaired where it is not the one we know.
+            found, known = interfaces.find_link(channel, self._names.bridge), self._bridge
+            is_known = found is not None and known is not None and found.index == known.index
+            is_whole = is_known and set(record.ranges) <= self._ranges
+            bridge = found if found is not None and is_whole else self._build(channel, set(record.ranges))
             self._refuse_foreign_addresses(channel, bridge, record)
+            # The tables before the link, so that nothing that the pod sends is lost or goes where it may not.
             self._admit(record)
             self._links.add(record.link)
             self._make_link(channel, bridge, record, netns_fd)
+            # From here on in the pod's namespace; the channel still speaks with the node's, where it was opened.
             libc.call("setns", netns_fd, _NEW_NETWORK, path=record.netns)
             _configure_pod(record)
+            # A port forwards nothing until its link is up at both ends; else the pod's first packets would be lost.
             interfaces.wait_until_works(channel, record.link)
             if not bridge.works:  # as it was before its first port did
                 interfaces.wait_until_works(channel, bridge.name)
@@ -165,14 +172,6 @@ class Node:
 
     # The bridge.
 
-    def _ensure(self, channel: Channel, ranges: set[Network]) -> Link:
-        """Return the bridge, made or repaired if it is not the one we know."""
-        found = interfaces.find_link(channel, self._names.bridge)
-        known = self._bridge
-        if found is not None and known is not None and found.index == known.index and ranges <= self._ranges:
-            return found
-        return self._build(channel, ranges)
-
     def _build(self, channel: Channel, ranges: set[Network]) -> Link:
         with self._lock:
             wanted = self._ranges | ranges
@@ -186,7 +185,16 @@ class Node:
             self._take_ports(channel, bridge)
             if self._records and (found is None or not found.works):
                 self._settle(channel, bridge, wanted)
-            self._tables.require(rules.write_ruleset(self._describe(wanted)))
+            surroundings = rules.Surroundings(
+                table=self._names.table,
+                bridge=self._names.bridge,
+                port_prefix=self._names.port_prefix,
+                bridge_mac=self._names.bridge_mac,
+                ranges=tuple(sorted(wanted, key=str)),
+                masquerade=self._settings.masquerade,
+                unmasqueraded=self._settings.unmasqueraded,
+            )
+            self._tables.require(rules.write_ruleset(surroundings))
             self._bridge, self._ranges = bridge, wanted
             return bridge
 
@@ -230,17 +238,6 @@ class Node:
             if network.version == 6 and known:
                 interfaces.wait_until_local(channel, gateway_of(network))
 
-    def _describe(self, ranges: set[Network]) -> rules.Surroundings:
-        return rules.Surroundings(
-            table=self._names.table,
-            bridge=self._names.bridge,
-            port_prefix=self._names.port_prefix,
-            bridge_mac=self._names.bridge_mac,
-            ranges=tuple(sorted(ranges, key=str)),
-            masquerade=self._settings.masquerade,
-            unmasqueraded=self._settings.unmasqueraded,
-        )
-
     # One pod.
 
     def _admit(self, record: Record) -> None:
@@ -249,38 +246,29 @@ class Node:
         try:
             self._tables.add(rules.pod_elements(record))
         except nftables.TakenError as error:
-            holder = self._holder_of(error.element, record)
+            others = [one for one in tuple(self._records.values()) if one.pod_id != record.pod_id]
+            found = (f"pod {one.pod_id}" for one in others if error.element in rules.pod_elements(one))
+            holder = next(found, "another pod")
             raise Unavailable(f"a host port of pod {record.pod_id} is taken by {holder}") from error
         _forget_datagrams(record)
 
-    def _holder_of(self, element: nftables.Element, record: Record) -> str:
-        for other in tuple(self._records.values()):
-            if other.pod_id != record.pod_id and element in rules.pod_elements(other):
-                return f"pod {other.pod_id}"
-        return "another pod"
-
     def _make_link(self, channel: Channel, bridge: Link, record: Record, netns_fd: int) -> None:
+        """Make the pair of links, one end in the pod, and limit what it carries."""
         pair = Pair(record.link, record.interface, record.mac, self._mtu, bridge.index, netns_fd)
         messages = [interfaces.make_pair(pair), interfaces.set_port(pair.name, f"pod {record.pod_id}")]
         messages += [interfaces.know_neighbour(bridge.index, address, record.mac) for address in record.addresses]
         refused = channel.try_each(messages)
-        if refused[0] is not None and refused[0].errno == errno.EEXIST and self._is_left(record):
-            channel.tell([interfaces.delete_link(pair.name), *messages])  # left by an attempt that died
+        known = tuple(self._records.values())
+        # A link of this name that is no other pod's was left by an attempt that died.
+        is_left = all(one.link != record.link or one.pod_id == record.pod_id for one in known)
+        if refused[0] is not None and refused[0].errno == errno.EEXIST and exists(record.link) and is_left:
+            channel.tell([interfaces.delete_link(pair.name), *messages])
         elif error := next((error for error in refused if error is not None), None):
             raise error
-        if record.ingress_bits_per_s or record.egress_bits_per_s:
-            self._limit(channel, record)
-
-    def _is_left(self, record: Record) -> bool:
-        """Return whether a link of this name is nobody's."""
-        known = tuple(self._records.values())
-        return exists(record.link) and all(r.link != record.link or r.pod_id == record.pod_id for r in known)
-
-    def _limit(self, channel: Channel, record: Record) -> None:
-        index = socket.if_nametoindex(record.link)
         if record.ingress_bits_per_s:
-            shaping.limit_link(channel, index, record.ingress_bits_per_s)
+            shaping.limit_link(channel, socket.if_nametoindex(record.link), record.ingress_bits_per_s)
         if record.egress_bits_per_s:
+            index = socket.if_nametoindex(record.link)
             shaping.limit_sender(channel, index, record.buffer, self._mtu, record.egress_bits_per_s)
 
     def _refuse_foreign_addresses(self, channel: Channel, bridge: Link, record: Record) -> None:

@@ -5,7 +5,6 @@ that nobody can write to any more, and begins anew from there. One that begins t
 three times as fast, and runc spares a copy of nine megabytes. Source: their ``cloned_binary.c``; runc's memfd-bind.
 """
 
-import contextlib
 import fcntl
 import os
 import weakref
@@ -26,44 +25,41 @@ class SealedPrograms:
 
     def __init__(self) -> None:
         self._copies: dict[_Identity, int] = {}
-        weakref.finalize(self, _close_all, self._copies)
         self._refused: set[_Identity] = set()
+
+        def close_all(copies: dict[_Identity, int]) -> None:  # no method: it would keep the object alive
+            while copies:
+                os.close(copies.popitem()[1])
+
+        weakref.finalize(self, close_all, self._copies)
 
     def path(self, program: Path) -> Path:
         """Return where to run the program from: its copy, or the program itself where there can be none."""
-        identity = _identify(program)
+        found = program.stat()
+        identity = (str(program), found.st_ino, found.st_size, found.st_ctime_ns)
         if identity in self._refused:
             return program
         if identity not in self._copies:
             try:
-                self._keep(identity, _seal(program))
+                self._copies[identity] = _seal(program)
             except OSError:
                 self._refused.add(identity)
                 return program
+            # The copy before the last one may still be about to be run; older ones are not.
+            for old in [one for one in self._copies if one[0] == identity[0]][:-_KEPT]:
+                os.close(self._copies.pop(old))
         return Path(f"/proc/{os.getpid()}/fd/{self._copies[identity]}")
-
-    def _keep(self, identity: _Identity, fd: int) -> None:
-        """The copy before the last one may still be about to be run; older ones are not."""
-        self._copies[identity] = fd
-        for old in [one for one in self._copies if one[0] == identity[0]][:-_KEPT]:
-            os.close(self._copies.pop(old))
-
-
-def _close_all(copies: dict[_Identity, int]) -> None:
-    while copies:
-        os.close(copies.popitem()[1])
-
-
-def _identify(program: Path) -> _Identity:
-    found = program.stat()
-    return str(program), found.st_ino, found.st_size, found.st_ctime_ns
 
 
 def _seal(program: Path) -> int:
     """Copy a program to memory and seal it. Raises OSError where the copy can't be run as the program can."""
     if lsm.has_selinux():
         raise PermissionError("a copy has not the program's SELinux label")
-    fd = _make_file(program.name)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(program.name, flags | _MFD_EXEC)
+    except OSError:  # the kernel does not know the flag
+        fd = os.memfd_create(program.name, flags)
     try:
         with open_regular(program) as source:
             if source.read(4) != b"\x7fELF":
@@ -78,10 +74,3 @@ def _seal(program: Path) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _make_file(name: str) -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    with contextlib.suppress(OSError):
-        return os.memfd_create(name, flags | _MFD_EXEC)
-    return os.memfd_create(name, flags)

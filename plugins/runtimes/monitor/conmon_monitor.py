@@ -107,8 +107,15 @@ class ConmonMonitor(Monitor):
 
     async def stop_creating(self, bundle: Bundle) -> None:
         """See the base. conmon may not have noted itself yet, and goes on when its daemon is killed."""
+
+        def find_creators() -> list[tuple[int, int]]:
+            """Every conmon and runtime at work on this bundle, with their start times."""
+            pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+            found = [(pid, _start_of_creator(pid, bundle)) for pid in pids]
+            return [(pid, started) for pid, started in found if started]
+
         until_s = time.monotonic() + self._deadlines.kill_s
-        while creators := await asyncio.to_thread(_creators, bundle):
+        while creators := await asyncio.to_thread(find_creators):
             if (left_s := until_s - time.monotonic()) <= 0:
                 left = ", ".join(pidfds.describe(pid) for pid, _ in creators)
                 raise DeadlineExceeded(
@@ -161,11 +168,14 @@ class ConmonMonitor(Monitor):
 
     def _failure(self, files: ConmonFiles, report: conmon.Report | None) -> CrinoidError:
         """Make an error of what the binary said: in its log, to conmon, or else to nobody but conmon's own log."""
+        own_log = b""
+        with contextlib.suppress(OSError):
+            own_log = files.monitor_log.read_bytes()
         said = (
             last_error(files.runtime_log)
             or (report.message if report else "")
             or runtime_message(files.runtime_log)
-            or runtime_message(files.monitor_log, _read(files.monitor_log))
+            or runtime_message(files.monitor_log, own_log)
         )
         silent = "it gave neither a process nor a reason; was it killed, or is it no OCI runtime? Try its --version"
         return as_error((str(self._binary.path), "create", "--bundle", str(files.directory)), 1, said or silent)
@@ -178,16 +188,3 @@ def _start_of_creator(pid: int, bundle: Bundle) -> int:
     except OSError:
         return 0
     return pidfds.start_time(pid) if b"--bundle\0%b\0" % os.fsencode(bundle.directory) in command else 0
-
-
-def _creators(bundle: Bundle) -> list[tuple[int, int]]:
-    """Every conmon and runtime at work on this bundle, with their start times."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    found = [(pid, _start_of_creator(pid, bundle)) for pid in pids]
-    return [(pid, started) for pid, started in found if started]
-
-
-def _read(path: Path) -> bytes:
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""

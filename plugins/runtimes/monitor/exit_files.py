@@ -44,38 +44,29 @@ async def wait_for_end(bundle: ConmonFiles, processes: Processes, oom_killed: Oo
         if status is not None:
             return status
         if monitor is not None:
-            await _monitor_or_lost(monitor, container)
+            # conmon writes the exit file and ends, a moment after the container. Where the container ends and conmon
+            # does not, as when somebody has stopped it, it will not say a word.
+            waits = [asyncio.ensure_future(pidfds.wait(one)) for one in (monitor, container) if one is not None]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits[:1], timeout=_MONITOR_GRACE_S)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
             status = known_end(bundle, oom_killed)
             if status is not None:
                 return status
         if container is not None:
             await pidfds.wait(container)
-        return _unseen_end(bundle, processes, container, oom_killed)
-
-
-async def _monitor_or_lost(monitor: int, container: int | None) -> None:
-    """Wait until conmon has ended, or it is clear that it does not notice its container's end (it was stopped)."""
-    waits = [asyncio.ensure_future(pidfds.wait(monitor))]
-    if container is not None:
-        waits.append(asyncio.ensure_future(pidfds.wait(container)))
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait(waits[:1], timeout=_MONITOR_GRACE_S)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-
-
-def _unseen_end(bundle: ConmonFiles, processes: Processes, container: int | None, oom_killed: OomKills) -> ExitStatus:
-    """The end of a container that had lost its monitor: as the kernel tells it, else unknown."""
-    code = None if container is None else pidfds.exit_code(container, processes.pid)
-    noted = known_end(bundle, oom_killed)  # by conmon after all, or by another who waits
-    if noted is not None:
-        return noted
-    known = code is not None
-    killed = code != 0 and (bundle.oom_file.exists() or oom_killed())
-    status = ExitStatus(UNKNOWN_CODE if code is None else code, time.time_ns(), oom_killed=killed, known=known)
-    with contextlib.suppress(OSError):  # a full disk must not hide the end
-        bundle.write_unseen_exit(status)
-    return status
+        # It had lost its monitor: its end is as the kernel tells it, else unknown.
+        code = None if container is None else pidfds.exit_code(container, processes.pid)
+        noted = known_end(bundle, oom_killed)  # by conmon after all, or by another who waits
+        if noted is not None:
+            return noted
+        killed = code != 0 and (bundle.oom_file.exists() or oom_killed())  # on a tmpfs
+        known, code = code is not None, UNKNOWN_CODE if code is None else code
+        status = ExitStatus(code, time.time_ns(), oom_killed=killed, known=known)
+        with contextlib.suppress(OSError):  # a full disk must not hide the end
+            bundle.write_unseen_exit(status)
+        return status

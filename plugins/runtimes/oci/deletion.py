@@ -30,66 +30,55 @@ class Deletion:
 
     async def remove(self, handle: ContainerHandle) -> None:
         """Leave nothing of a container but its log. Idempotent."""
-        bundle = Bundle(handle.bundle)
+        bundle, kill_s = Bundle(handle.bundle), self._deadlines.kill_s
         noted = bundle.read_processes()
-        if noted is not None and noted.plain and _has_ended(noted):
-            await asyncio.to_thread(self._remove_ended, bundle, handle)
+        is_own, is_plain = self._known.owns_cgroup(handle), noted is not None and noted.plain
+        if noted is not None and is_plain and _has_ended(noted):
+            # The usual case: nothing is to be waited for, and the binary is not needed.
+            await asyncio.to_thread(self._remove_traces, bundle, handle, has_ended=True)
             return
-        await self._end_all(bundle, handle, noted)
-        if noted is None or not noted.plain:
-            await self._delete_state(handle)
-        if noted is not None:
-            await self._monitor.end(noted)
-        await asyncio.to_thread(self._remove_traces, bundle, handle)
 
-    def _remove_ended(self, bundle: Bundle, handle: ContainerHandle) -> None:
-        """Remove a plain container that has ended with its monitor: only what it left running is to be killed."""
-        cgroup = self._known.cgroup(handle)
-        if self._known.owns_cgroup(handle) and not cgroups.remove_unused(cgroup):
-            cgroups.kill(cgroup, self._deadlines.kill_s)
-            cgroups.remove(cgroup)
-        self._remove_notes(bundle, handle)
-
-    def _remove_traces(self, bundle: Bundle, handle: ContainerHandle) -> None:
-        """What ``delete`` of the binary does besides killing, where that was left out or failed; then all notes."""
-        if self._known.owns_cgroup(handle):
-            cgroups.remove(self._known.cgroup(handle))
-        self._remove_notes(bundle, handle)
-
-    def _remove_notes(self, bundle: Bundle, handle: ContainerHandle) -> None:
-        """The binary's and our own; ours last, as they say what there is to remove."""
-        remove_tree(self._binary.state_directory(handle.container_id))
-        bundle.remove_files(self._monitor.files)
-
-    async def _end_all(self, bundle: Bundle, handle: ContainerHandle, noted: Processes | None) -> None:
+        # 1. Whatever runs. The pidfd is opened first: an id may be another's by the time that all others are dead.
         processes = noted or self._known.processes(handle)
         if noted is None and bundle.config.exists():  # create did not come to its end
             await self._monitor.stop_creating(bundle)
         with pidfds.opened(*((processes.pid, processes.pid_start) if processes else (0, 0))) as first:
-            if self._known.owns_cgroup(handle):
-                await asyncio.to_thread(cgroups.kill, self._known.cgroup(handle), self._deadlines.kill_s)
+            if is_own:
+                await asyncio.to_thread(cgroups.kill, self._known.cgroup(handle), kill_s)
             elif processes is not None:  # what came from its first process is all that is known to be its own
-                await pidfds.kill_tree(processes.pid, processes.pid_start, self._deadlines.kill_s)
+                await pidfds.kill_tree(processes.pid, processes.pid_start, kill_s)
             if first is not None and pidfds.send(first, signal.SIGKILL):
-                await pidfds.wait_for(first, self._deadlines.kill_s)
+                await pidfds.wait_for(first, kill_s)
 
-    async def _delete_state(self, handle: ContainerHandle) -> None:
-        """Let the binary delete its state; a plain container can do without, and any other where this fails.
+        # 2. The binary's state, by the binary. A plain container can do without, and any other where this fails. It
+        # kills all that is in the cgroup, whoever has put it there: so it is not asked where that may be another's.
+        state = self._binary.state_directory(handle.container_id)
+        if not is_plain and state.exists() and is_own:
+            command = ("delete", "--force", handle.container_id)
+            try:
+                await self._binary.run(command, timeout_s=self._deadlines.delete_s)
+            except (CrinoidError, OSError) as error:
+                what = f"container {handle.container_id}: {self._binary.name} could not delete it"
+                self._log.warning("%s, removing its state by hand: %s", what, error)
 
-        It kills all that is in the cgroup, whoever has put it there: so it is not asked where that may be another's.
-        """
-        if not (self._binary.state_directory(handle.container_id).exists() and self._known.owns_cgroup(handle)):
-            return
-        command = ("delete", "--force", handle.container_id)
-        try:
-            await self._binary.run(command, timeout_s=self._deadlines.delete_s)
-        except (CrinoidError, OSError) as error:
-            self._log.warning(
-                "container %s: %s could not delete it, removing its state by hand: %s",
-                handle.container_id,
-                self._binary.name,
-                error,
-            )
+        # 3. The monitor, which ends by itself after its container, and then what the binary has left.
+        if noted is not None:
+            await self._monitor.end(noted)
+        await asyncio.to_thread(self._remove_traces, bundle, handle, has_ended=False)
+
+    def _remove_traces(self, bundle: Bundle, handle: ContainerHandle, *, has_ended: bool) -> None:
+        """What ``delete`` of the binary does besides killing, where that was left out or failed; then all notes: our
+        own last, as they say what there is to remove."""
+        if self._known.owns_cgroup(handle):
+            cgroup = self._known.cgroup(handle)
+            # A container that has ended by itself may have left processes in its cgroup; mostly there are none.
+            is_gone = has_ended and cgroups.remove_unused(cgroup)
+            if has_ended and not is_gone:
+                cgroups.kill(cgroup, self._deadlines.kill_s)
+            if not is_gone:
+                cgroups.remove(cgroup)
+        remove_tree(self._binary.state_directory(handle.container_id))
+        bundle.remove_files(self._monitor.files)
 
 
 def _has_ended(noted: Processes) -> bool:

@@ -156,8 +156,15 @@ class OciRuntime(CheckpointHooks):
             if first is not None:
                 pidfds.send(first, signal)
             if (everyone or signal == _KILL) and self._known.owns_cgroup(handle):
-                reach = _signal_cgroup if everyone else _thaw
-                await asyncio.to_thread(reach, self._known.cgroup(handle), signal)
+                cgroup = self._known.cgroup(handle)
+                if not everyone:
+                    await asyncio.to_thread(cgroups.thaw, cgroup)
+                elif signal == _KILL:
+                    await asyncio.to_thread(cgroups.kill, cgroup)
+                else:
+                    for pid in await asyncio.to_thread(cgroups.processes, cgroup):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal)
 
     @hookimpl
     async def delete(self, handle: ContainerHandle) -> None:
@@ -199,7 +206,8 @@ class OciRuntime(CheckpointHooks):
             if rest is not None:
                 await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
         if changed.oom_score_adj:
-            _set_oom_score_adj(pid, changed.oom_score_adj)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(changed.oom_score_adj)))  # noqa: ASYNC240
 
     @hookimpl
     async def reopen_log(self, handle: ContainerHandle) -> None:
@@ -226,21 +234,3 @@ class OciRuntime(CheckpointHooks):
             if usage is not None and not usage.pids and (await self._known.state(handle)).pid == 0:
                 found[place] = None
         return found
-
-
-def _thaw(cgroup: str, _number: int) -> None:
-    cgroups.thaw(cgroup)
-
-
-def _signal_cgroup(cgroup: str, number: int) -> None:
-    if number == _KILL:
-        cgroups.kill(cgroup)
-        return
-    for pid in cgroups.processes(cgroup):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _set_oom_score_adj(pid: int, value: int) -> None:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(value)))

@@ -22,15 +22,10 @@ def below_mount(cgroup: str, systemd: bool) -> str:
         return "/" + cgroup.strip("/")
     parent, prefix, name = parts
     unit = f"{prefix}-{name}.scope" if prefix else name
-    return f"{_slice_path(parent or 'system.slice')}/{unit}"
-
-
-def _slice_path(name: str) -> str:
-    stem = name.removesuffix(".slice")
-    if stem == "-":
-        return ""
-    steps = stem.split("-")
-    return "".join(f"/{'-'.join(steps[: count + 1])}.slice" for count in range(len(steps)))
+    stem = (parent or "system.slice").removesuffix(".slice")
+    steps = [] if stem == "-" else stem.split("-")  # -.slice is the root
+    above = "".join(f"/{'-'.join(steps[: count + 1])}.slice" for count in range(len(steps)))
+    return f"{above}/{unit}"
 
 
 def cgroup_directory(controller: str, path: str) -> Path | None:

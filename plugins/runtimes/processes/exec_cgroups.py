@@ -65,7 +65,7 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
                     await asyncio.sleep(_PAUSE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_S):
-                while any(map(_is_there, self._killed)):  # noqa: ASYNC110
+                while any(Path(f"/proc/{one}").exists() for one in self._killed):  # noqa: ASYNC110, ASYNC240
                     await asyncio.sleep(_PAUSE_S)
 
     def _make(self) -> None:
@@ -88,16 +88,15 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
         """Stop all at once, so that none forks meanwhile; then kill. Tells whether there were any."""
         self._freeze(frozen=True)
         try:
-            found = {one for one in (*self._members(), *self._from(pid)) if pidfds.start_time(one)}
+            members = _processes(self._path) if self._path is not None else ()
+            found = {one for one in (*members, *self._from(pid)) if pidfds.start_time(one)}
             for one in found:
-                _kill(one)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
             self._killed |= found
         finally:
             self._freeze(frozen=False)
         return bool(found)
-
-    def _members(self) -> tuple[int, ...]:
-        return _processes(self._path) if self._path is not None else ()
 
     def _from(self, pid: int) -> Iterable[int]:
         """The process, its descendants, and those of its session that other parents have taken on.
@@ -123,12 +122,3 @@ def _processes(cgroup: Path) -> tuple[int, ...]:
         return tuple(map(int, (cgroup / "cgroup.procs").read_text().split()))
     except OSError:
         return ()
-
-
-def _is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -23,7 +23,10 @@ async def freeze(cgroup: str, timeout_s: float) -> None:
     try:
         file.write_text(words[0])
         async with asyncio.timeout(timeout_s):
-            await _frozen(cgroup)
+            delay_s = _POLL_S
+            while not is_frozen(cgroup):
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _MAX_POLL_S)
     except BaseException as error:
         thaw(cgroup)
         if isinstance(error, TimeoutError):
@@ -45,14 +48,8 @@ def _switch(cgroup: str) -> tuple[Path, tuple[str, str]]:
     directory = cgroup_directory("freezer", cgroup)
     if directory is None:
         raise Unsupported("this host has no freezer for cgroups: mount its hierarchy, or use cgroup v2")
-    return (directory / "cgroup.freeze", ("1", "0")) if is_unified() else (directory / "freezer.state", _WORDS)
-
-
-_WORDS = ("FROZEN", "THAWED")
-
-
-async def _frozen(cgroup: str) -> None:
-    delay_s = _POLL_S
-    while not is_frozen(cgroup):
-        await asyncio.sleep(delay_s)
-        delay_s = min(2 * delay_s, _MAX_POLL_S)
+    return (
+        (directory / "cgroup.freeze", ("1", "0"))
+        if is_unified()
+        else (directory / "freezer.state", ("FROZEN", "THAWED"))
+    )

@@ -9,7 +9,7 @@ from crinoid.core.api.values.pod import DnsConfig, LinuxResources
 from crinoid.core.lifecycle.containers.containers import merge_resources
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, slice_path
-from crinoid.core.lifecycle.sandbox.bandwidth import limits_of
+from crinoid.core.lifecycle.pods.pod_plan import bandwidth_limits
 from crinoid.core.lifecycle.sandbox.pod_files import resolv_conf
 from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
 from crinoid.core.lifecycle.stats.stats import Rates, parse_interfaces
@@ -49,14 +49,14 @@ def test_sysctls_of_the_hosts_namespaces_are_refused(name: str) -> None:
     ("text", "bits"), [("10M", 10_000_000), ("1k", 1000), ("1Mi", 1 << 20), ("1.5G", 1_500_000_000), ("1e6", 1_000_000)]
 )
 def test_bandwidth(text: str, bits: int) -> None:
-    assert limits_of({"kubernetes.io/ingress-bandwidth": text}) == (bits, 0)
-    assert limits_of({"kubernetes.io/egress-bandwidth": text}) == (0, bits)
+    assert bandwidth_limits({"kubernetes.io/ingress-bandwidth": text}) == (bits, 0)
+    assert bandwidth_limits({"kubernetes.io/egress-bandwidth": text}) == (0, bits)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "10", "-1M", "999999P", "10Mb", "1e99999"])
 def test_bandwidth_that_is_none(text: str) -> None:
     with pytest.raises(InvalidArgument, match="bandwidth"):
-        limits_of({"kubernetes.io/ingress-bandwidth": text})
+        bandwidth_limits({"kubernetes.io/ingress-bandwidth": text})
 
 
 @pytest.mark.parametrize(
