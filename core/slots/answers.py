@@ -88,6 +88,7 @@ def json_object(answer: object) -> Mapping[str, object]:
     if not isinstance(answer, Mapping):
         raise DriverError(f"returned {_name(answer)} where a JSON object is due")
     try:
+        # A copy that came through JSON is what a later daemon reads: no tuples, no keys that are numbers.
         copy: dict[str, object] = json.loads(json.dumps(dict(answer)))
     except (TypeError, ValueError) as error:
         raise DriverError(f"returned an object that is no JSON: {error}") from error

@@ -41,7 +41,9 @@ class ExtensionSlot(Slot):
             return None
 
     def _start(self, hook: str, arguments: dict[str, object]) -> object:
-        answers = super()._start(hook, arguments)
+        answers = super()._start(
+            hook, arguments
+        )  # pluggy returns a list, as hooks of this role are not ``firstresult``
         return answers[0] if answers else None
 
 

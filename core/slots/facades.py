@@ -32,7 +32,9 @@ def calls_hooks(specification: type, checks: Mapping[str, Check[Any]] | None = N
 
 def _method_of(name: str, hook: FunctionType, check: Check[Any]) -> Callable[..., Any]:
     """Return a method that calls the hook by keyword, as pluggy wants it, however it is called itself."""
-    parameters = tuple(inspect.signature(hook).parameters)[1:]
+    parameters = tuple(inspect.signature(hook).parameters)[1:]  # without self
+
+    # One of three: what is answered at once, what is awaited, and what has no answer, which a driver may leave out.
 
     def call(self: Any, *arguments: object, **by_name: object) -> Any:
         return self._ask_now(name, check, **dict(zip(parameters, arguments, strict=False)), **by_name)

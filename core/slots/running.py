@@ -86,6 +86,7 @@ class HookCalls:
 
         Threads of a hook that works for nobody count against its slot: what hangs there takes none of the daemon's own.
         """
+        # A task of its own, as a driver may swallow its cancellation: then the task is left behind, and not the caller.
         with nullcontext() if has_owner() else on_behalf_of(call.label):
             task = asyncio.create_task(contain(answer), name=str(call))
         is_taken = False
@@ -94,6 +95,7 @@ class HookCalls:
             is_taken = True
             return found
         finally:
+            # The driver's answer may come when its caller has gone: a session that nobody would ever close.
             if not is_taken:
                 task.add_done_callback(self._close_unclaimed)
             if task.cancelled() and (close := getattr(answer, "close", None)):
@@ -111,6 +113,7 @@ class HookCalls:
         self._running[task] = call
         is_late = False
         try:
+            # Not wait_for, which waits for what it has cancelled, however long that takes.
             await asyncio.wait({step}, timeout=None if math.isinf(limit_s) else limit_s)
             is_late = not step.done()
         finally:
@@ -122,6 +125,7 @@ class HookCalls:
                 f"no answer after {limit_s:g} s; it was cancelled and did not end within {self._grace_s:g} s more, so"
                 " it was left behind and may still be doing what it was asked for"
             )
+        # What came in the grace counts, also an answer: a container that was made just then has to be known.
         is_told = step.done() and not step.cancelled()
         outcome: Outcome[T] = step.result() if is_told else Outcome(error=asyncio.CancelledError())
         if is_late and isinstance(outcome.error, asyncio.CancelledError):

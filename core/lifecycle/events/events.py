@@ -150,6 +150,7 @@ class EventBus:
         if not self._readers and not self._is_keeping():
             return
         containers = () if pod is None else tuple(self._store.containers_of(pod.id))
+        # The whole pod goes along: a kubelet takes its state from the event and asks nothing more.
         event = Event(kind, subject_id, time.time_ns(), pod, containers)
         if kind is EventType.STOPPED and subject_id in self._held:
             self._held[subject_id].append(event)

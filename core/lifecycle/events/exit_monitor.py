@@ -79,6 +79,7 @@ class ExitMonitor:
     def watch(self, record: ContainerRecord) -> None:
         """Begin to wait for a container that has not ended."""
         if record.id not in self._tasks:
+            # The task outlives who begins it: what it does in threads is the container's, not the request's.
             with on_behalf_of(record.pod_id, record.id):
                 task = self._tasks[record.id] = asyncio.create_task(self._wait(record), name=f"exit of {record.id}")
             task.add_done_callback(lambda done: self._drop(record.id, done))
@@ -101,7 +102,7 @@ class ExitMonitor:
         record = self._store.containers.get(container_id)
         if record is None or record.state is ContainerState.EXITED:
             return None
-        finished = status.finished_at_ns or time.time_ns()
+        finished = status.finished_at_ns or time.time_ns()  # from the exit file: right also after a restart of ours
         # Words that people and alerts look for: containerd's and CRI-O's, and ContainerStatusUnknown the kubelet's.
         reason, message = ("Completed" if status.exit_code == 0 else "Error"), ""
         if not status.known:

@@ -57,6 +57,7 @@ def write_files(directory: PodDirectory, config: PodConfig, hostname: str, host_
         _copy(Path("/etc/resolv.conf"), directory.path / "resolv.conf")
     else:
         write_small(directory.path / "resolv.conf", resolv_conf(config.dns))
+    # Copies, as a bind of the host's own file would keep the old one when an editor, or systemd-resolved, replaces it.
     if host_network:
         _copy(Path("/etc/hosts"), directory.path / "hosts")
     else:

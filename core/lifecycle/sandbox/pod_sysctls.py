@@ -59,6 +59,7 @@ def write_sysctls_in(pins: Mapping[str, Path], values: Mapping[str, str]) -> Non
     """As ``write_sysctls``, in pinned namespaces."""
     if not values:
         return
+    # /proc/sys/net is of the network namespace of the thread that opens a file, /proc/sys/kernel/shm* of its IPC one.
     entered: Callable[[], None] = functools.partial(write_sysctls, values, pins)
     for kind in ("network", "ipc"):
         if kind in pins:
@@ -78,6 +79,7 @@ def _write_as_owner(path: str, value: str, pins: Mapping[str, Path]) -> bool:
 
 def _path(name: str, own: Collection[str]) -> str:
     """Turn ``net.ipv4.conf.eth0/1.x`` or ``net/ipv4/conf/eth0.1/x`` into a path; the first separator decides."""
+    # As sysctl(8) reads names: an interface such as eth0.1 has a dot of its own.
     slashes = "/" in name and ("." not in name or name.index("/") < name.index("."))
     dotted = name.replace("/", "\0").replace(".", "/").replace("\0", ".") if not slashes else name
     if not _NAME.fullmatch(name) or {"", ".."} & set(dotted.split("/")):

@@ -123,6 +123,7 @@ def build_init_spec(given: "InitInput") -> JsonObject:
             "cwd": "/",
             "capabilities": sets,
             "noNewPrivileges": True,
+            # What a kubelet gives pause containers: the others go first, as the kernel ends all of them with this one.
             "oomScoreAdj": clamp_oom_score_adj(-998),
         },
         "mounts": [
@@ -132,7 +133,7 @@ def build_init_spec(given: "InitInput") -> JsonObject:
         "linux": {
             "namespaces": isolation.build_namespaces(pins, NamespaceMode.CONTAINER, 0, False),
             "cgroupsPath": given.cgroup,
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},  # it opens none
             **given.mappings,
         },
         "annotations": {

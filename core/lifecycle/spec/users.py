@@ -73,25 +73,7 @@ def identify(security: ContainerSecurity, image_user: str, rootfs: Path) -> Iden
     name that the image doesn't know, for a number that is no id and for a group without a user, FailedPrecondition for
     a file that can't be read, or whose line of the user is none.
     """
-    wanted, wanted_group = _wanted(security, image_user)
-    row = _find_user(wanted, rootfs)
-    uid = wanted if isinstance(wanted, int) else _row_of(row, wanted, _PASSWD).take_id(2, "user id")
-    if wanted_group is None:
-        gid = row.take_id(3, "group id") if row else 0
-    else:
-        gid = wanted_group if isinstance(wanted_group, int) else _group_id(wanted_group, rootfs)
-    groups = {gid, *security.supplemental_groups}
-    if row is not None and not security.strict_groups:
-        groups |= set(_memberships(row.name, rootfs))
-    check_count(groups, MAX_GROUPS, "supplemental_groups")
-    for number in (uid, *groups):
-        if not 0 <= number <= MAX_ID:
-            raise InvalidArgument(f"user or group id {number} is not between 0 and {MAX_ID}")
-    return Identity(ProcessUser(uid, gid, tuple(sorted(groups))), _home(row, uid))
-
-
-def _wanted(security: ContainerSecurity, image_user: str) -> tuple[int | str, int | str | None]:
-    """Return user and group, each an id or a name; ``None`` as the group means the user's own."""
+    # 1. What is asked for: an id or a name each. The request wins over the image; no group means the user's own.
     group: int | str | None = None
     if security.run_as_user is not None:
         user: int | str = security.run_as_user
@@ -103,7 +85,36 @@ def _wanted(security: ContainerSecurity, image_user: str) -> tuple[int | str, in
         name, _, group_name = image_user.partition(":")
         user = _id_or_name(name, "the image's user") if name else 0
         group = _id_or_name(group_name, "the image's group") if group_name else None
-    return user, group if security.run_as_group is None else security.run_as_group
+    group = group if security.run_as_group is None else security.run_as_group
+
+    # 2. The user's line, if it has one: by the id, or by the name, never by a name that looks like the id.
+    if isinstance(user, str):
+        row = _find_name(user, rootfs, _PASSWD)
+        uid = _row_of(row, user, _PASSWD).take_id(2, "user id")
+    else:
+        rows = _rows(rootfs, _PASSWD, b"%d" % user)
+        row, uid = next((one for one in rows if one.find_id(2) == user), None), user
+
+    # 3. The groups: with the policy Merge those that list the user in the image's /etc/group, too (KEP-3619).
+    if group is None:
+        gid = row.take_id(3, "group id") if row else 0
+    elif isinstance(group, str):
+        gid = _row_of(_find_name(group, rootfs, _GROUP), group, _GROUP).take_id(2, "group id")
+    else:
+        gid = group
+    groups = {gid, *security.supplemental_groups}
+    if row is not None and not security.strict_groups:
+        groups |= set(_memberships(row.name, rootfs))
+    check_count(groups, MAX_GROUPS, "supplemental_groups")
+    for number in (uid, *groups):
+        if not 0 <= number <= MAX_ID:
+            raise InvalidArgument(f"user or group id {number} is not between 0 and {MAX_ID}")
+
+    # 4. HOME, as a login has it; an environment has no NUL.
+    home = "/root" if uid == 0 and row is None else "/"
+    if row is not None and len(row.fields) > 5 and row.fields[5] and b"\0" not in row.fields[5]:
+        home = row.fields[5].decode(errors="surrogateescape")
+    return Identity(ProcessUser(uid, gid, tuple(sorted(groups))), home)
 
 
 def _id_or_name(text: str, what: str) -> int | str:
@@ -111,14 +122,6 @@ def _id_or_name(text: str, what: str) -> int | str:
     if number is None and len(text.encode(errors="replace")) > MAX_NAME_BYTES:
         raise InvalidArgument(f"{what} {quote(text)} is longer than the {MAX_NAME_BYTES} bytes of a name")
     return text if number is None else number
-
-
-def _find_user(wanted: int | str, rootfs: Path) -> _Row | None:
-    """Return the first line of the user, by the name or by the id: never by a name that looks like the id."""
-    if isinstance(wanted, str):
-        return _find_name(wanted, rootfs, _PASSWD)
-    rows = _rows(rootfs, _PASSWD, b"%d" % wanted)
-    return next((row for row in rows if row.find_id(2) == wanted), None)
 
 
 def _find_name(wanted: str, rootfs: Path, file: str) -> _Row | None:
@@ -133,10 +136,6 @@ def _row_of(row: _Row | None, wanted: str, file: str) -> _Row:
     return row
 
 
-def _group_id(wanted: str, rootfs: Path) -> int:
-    return _row_of(_find_name(wanted, rootfs, _GROUP), wanted, _GROUP).take_id(2, "group id")
-
-
 def _memberships(name: bytes, rootfs: Path) -> Iterator[int]:
     """Yield the groups that list the user. One without a valid id can't be joined, and is passed over."""
     if not name or b"," in name:
@@ -145,14 +144,6 @@ def _memberships(name: bytes, rootfs: Path) -> Iterator[int]:
         # not split: one line may list millions
         if len(row.fields) > 3 and b",%b," % name in b",%b," % row.fields[3] and (gid := row.find_id(2)) is not None:
             yield gid
-
-
-def _home(row: _Row | None, uid: int) -> str:
-    """Return the home directory; a kernel's path has no NUL, and an environment neither."""
-    if row is None:
-        return "/root" if uid == 0 else "/"
-    home = row.fields[5] if len(row.fields) > 5 else b""
-    return home.decode(errors="surrogateescape") if home and b"\0" not in home else "/"
 
 
 def _rows(rootfs: Path, name: str, needle: bytes) -> Iterator[_Row]:

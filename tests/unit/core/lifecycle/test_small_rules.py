@@ -8,8 +8,8 @@ from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.pod import DnsConfig, LinuxResources
 from crinoid.core.lifecycle.containers.containers import merge_resources
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
-from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, slice_path
 from crinoid.core.lifecycle.pods.pod_plan import bandwidth_limits
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, slice_path
 from crinoid.core.lifecycle.sandbox.pod_files import resolv_conf
 from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
 from crinoid.core.lifecycle.stats.stats import Rates, parse_interfaces
