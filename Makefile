@@ -16,6 +16,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
+# Half of the tests' time is waiting. A file's tests stay in one worker, which shares its daemon among them; those marked
+# "alone" run while the other workers stand still (tests/support/turns.py). WORKERS=1 runs all tests one after another.
+WORKERS ?= 3
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-peers test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
@@ -23,7 +27,7 @@ demo: setup
 	$(BIN)/crinoid demo
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-peers: setup
 	$(BIN)/pytest tests/conformance --cri-peer containerd
@@ -41,7 +45,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(PARALLEL) tests/unit
 
 chaos: chaos-kill chaos-fail chaos-power
 

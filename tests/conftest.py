@@ -1,9 +1,12 @@
-"""What holds for all tests: on a slow machine each may take longer (see ``support.patience``)."""
+"""What holds for all tests: on a slow machine each may take longer (see ``support.patience``), and those that measure
+time or the whole machine run alone (see ``support.turns``)."""
 
 import signal
+from collections.abc import Generator
 
 import pytest
 
+from support import turns
 from support.patience import SLOWNESS, patient
 
 
@@ -21,3 +24,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("timeout")
         limit = marker.args[0] if marker is not None else config.getini("timeout")
         item.add_marker(pytest.mark.timeout(patient(float(limit))), append=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-timeout's: its clock starts when the turn has come
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """With several workers, a test marked ``alone`` waits until all others are done with theirs."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with turns.taken(alone=item.get_closest_marker("alone") is not None):
+        return (yield)

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import math
 import os
-import secrets
 import socket
 import statistics
 import struct
@@ -32,6 +31,7 @@ from integration.own_nodes import own_node
 from support.floods import FLOODS, OPEN_PORT, Flood, Flooding, _Connection
 from support.http2_floods import FLOODS as HTTP2_FLOODS
 from support.http2_floods import MESSAGES
+from support.subnets import third_octet
 
 DEADLINE_S = 30
 CONFIG = """
@@ -354,7 +354,7 @@ def main() -> None:
 
         def start(name: str, config: str = "") -> Node:
             own = Path(directory) / name
-            return stack.enter_context(own_node(own, CONFIG % secrets.randbelow(250) + config, python=options.python))
+            return stack.enter_context(own_node(own, CONFIG % third_octet() + config, python=options.python))
 
         node = start("flooded")
         if options.throughput:

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import cgroup_namespace
-from tests.support.daemon import cgroup_directories
 
 from crinoid.core.api.errors import (
     CommandFailed,
@@ -35,6 +33,8 @@ from crinoid.plugins.runtimes.binaries.options import Deadlines, MonitorOptions
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunRuntime
 from crinoid.plugins.runtimes.monitor import exit_files
 from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
+from support import cgroup_namespace
+from support.daemon import cgroup_directories
 
 needs_runc = pytest.mark.skipif(not shutil.which("runc"), reason="wants runc and conmon")
 needs_crun = pytest.mark.skipif(not shutil.which("crun"), reason="wants crun and conmon")

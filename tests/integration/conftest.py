@@ -19,6 +19,7 @@ from support.daemon import Daemon, container_config, pod_config
 from support.images import Entry, ImageConfig, build_busybox
 from support.patience import patient
 from support.registry import RunningRegistry, running_registry
+from support.subnets import third_octet
 
 BUSYBOX = "docker.io/library/busybox:test"
 RUNTIMES, NETWORKS, SNAPSHOTTERS = ("runc", "crun"), ("cni", "bridge", "host"), ("overlay", "native")
@@ -134,7 +135,7 @@ def configuration(directory: Path, registry: str, cni_conf: Path) -> str:
         "[networks.cni]\ndriver = 'cni'",
         f"options = {{ conf_dir = '{cni_conf}' }}",
         "[networks.host]\ndriver = 'host'",
-        f"[networks.bridge]\ndriver = 'bridge'\noptions = {{ subnets = ['10.90.{secrets.randbelow(250)}.0/24'] }}",
+        f"[networks.bridge]\ndriver = 'bridge'\noptions = {{ subnets = ['10.90.{third_octet()}.0/24'] }}",
         f"[watchdog]\nstall_s = {patient(3)}",
         "[snapshotters.overlay]\ndriver = 'overlay'",
         "[snapshotters.native]\ndriver = 'native'",
@@ -154,7 +155,7 @@ def configuration(directory: Path, registry: str, cni_conf: Path) -> str:
 @pytest.fixture(scope="session")
 def node_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     directory = tmp_path_factory.mktemp("node")
-    bridge, subnet = f"crt{secrets.token_hex(3)}", f"10.89.{secrets.randbelow(250)}.0/24"
+    bridge, subnet = f"crt{secrets.token_hex(3)}", f"10.89.{third_octet()}.0/24"
     layouts = directory / "layouts"
     build_busybox(layouts / "busybox", BUSYBOX)
     user = ImageConfig(user="alice", entrypoint=("/bin/echo", "entry"), cmd=("cmd",), working_dir="/home/alice")

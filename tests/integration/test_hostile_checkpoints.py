@@ -26,6 +26,7 @@ from support.daemon import Daemon
 from support.images import build_busybox
 from support.patience import patient
 from support.registry import running_registry
+from support.subnets import third_octet
 
 HANDLER = "runc-host-overlay"
 PARTS = {
@@ -44,7 +45,7 @@ def trusting_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     criu.write_text("#!/bin/sh\nexit 0\n")
     criu.chmod(0o755)
     build_busybox(directory / "layouts" / "busybox", BUSYBOX)
-    write_conflist(directory / "net.d", f"crt{secrets.token_hex(3)}", "10.89.251.0/24", directory / "ipam")
+    write_conflist(directory / "net.d", f"crt{secrets.token_hex(3)}", f"10.89.{third_octet()}.0/24", directory / "ipam")
     with running_registry(directory / "registry") as registry:
         config = configuration(directory / "layouts", registry.host, directory / "net.d")
         config = config.replace("[pods]\n", f"[pods]\ncheckpoint_max_bytes = {64 << 20}\n")

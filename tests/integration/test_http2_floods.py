@@ -18,6 +18,7 @@ from support.cri import Cri
 from support.http2_floods import FLOODS, Flood
 from support.patience import patient
 
+pytestmark = pytest.mark.alone
 CALLS = 20
 """So many does another client make during a flood, and for half a second at least."""
 LEAST_S = 0.5

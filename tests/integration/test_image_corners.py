@@ -57,8 +57,10 @@ def test_a_hundred_layers(node: Node, name: str) -> None:
 
 
 def test_as_many_layers_as_the_kernel_stacks(node: Node, name: str) -> None:
-    """In a user namespace, too, where each is mapped for itself."""
-    tiny = [make_layer([Entry(path=f"layer/{number}", content=b"x")]) for number in range(499)]
+    """In a user namespace, too, where each is mapped for itself. Each layer lists its directory, as builders have it:
+    for one that only implies it, all layers below are asked, which the hundred layers above show."""
+    directory = Entry(path="layer", kind="directory", mode=0o755)
+    tiny = [make_layer([directory, Entry(path=f"layer/{number}", content=b"x")]) for number in range(499)]
     build_image(node.layouts / "many", name, [busybox_layer(), *tiny], compression="none")
     node.call("PullImage", image={"image": name}, timeout_s=patient(120))
     plain = Pod(node, node.run_pod("plain", handler=QUICK["runc"]))

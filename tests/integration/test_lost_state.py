@@ -19,13 +19,14 @@ from integration.conftest import Node
 from integration.own_nodes import own_node
 from integration.pods import until
 from support.patience import patient
+from support.subnets import third_octet
 
 EX_TEMPFAIL = 75
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    subnet = f"10.87.{secrets.randbelow(250)}.0/28"
+    subnet = f"10.87.{third_octet()}.0/28"
     config = (
         f"[networks.bridge]\ndriver = 'bridge'\noptions = {{ subnets = ['{subnet}'], linger_s = 0 }}\n"
         "[runtimes.bridged]\ndriver = 'crun'\nnetwork = 'bridge'\n"

@@ -28,6 +28,7 @@ from integration.test_user_namespaces import in_user_namespace, mapped
 from support.daemon import cgroup_directories
 from support.images import ImageConfig, build_busybox
 from support.strangers import NOBODY, look, run_as_stranger
+from support.subnets import third_octet
 
 VOLUMES = "docker.io/test/volumes:1"
 HANDLERS = ("runc-bridge-native", "crun-cni-overlay")
@@ -47,12 +48,12 @@ def place() -> Iterator[Path]:
 def busy(place: Path) -> Iterator[Node]:
     """A node with something of everything: runtimes, networks, snapshotters, NRI, image volumes, user namespaces."""
     bridge = f"crt{secrets.token_hex(3)}"
-    write_conflist(place / "net.d", bridge, f"10.88.{secrets.randbelow(250)}.0/24", place / "ipam")
+    write_conflist(place / "net.d", bridge, f"10.88.{third_octet()}.0/24", place / "ipam")
     build_busybox(place / "node/layouts/volumes", VOLUMES, ImageConfig(volumes=("/etc", "/fresh")))
     config = f"""
 [networks]
 cni = {{ driver = "cni", options = {{ conf_dir = "{place}/net.d" }} }}
-bridge = {{ driver = "bridge", options = {{ subnets = ["10.87.{secrets.randbelow(250)}.0/24"] }} }}
+bridge = {{ driver = "bridge", options = {{ subnets = ["10.87.{third_octet()}.0/24"] }} }}
 [snapshotters]
 native = {{ driver = "native" }}
 [runtimes]

@@ -20,7 +20,9 @@ from integration.own_nodes import own_node
 from support.floods import FLOODS, Flooding
 from support.patience import patient
 from support.streaming import connect_spdy, exit_code
+from support.subnets import third_octet
 
+pytestmark = pytest.mark.alone
 FLOODED_S, HOARDED_S = 0.4, 2.0
 HOARDING = ("attach unread, 60", "unread streams of a port forward, 400")
 BUFFERS = 32 << 20
@@ -30,7 +32,7 @@ SHAPES = {"connections without a request, 1,000", "connections with a slow reque
 
 @pytest.fixture(scope="module")
 def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    config = CONFIG % secrets.randbelow(250) + f"[streaming]\nmax_buffer_bytes = {BUFFERS}\n"
+    config = CONFIG % third_octet() + f"[streaming]\nmax_buffer_bytes = {BUFFERS}\n"
     with own_node(tmp_path_factory.mktemp("flooded"), config) as node:
         yield node
 

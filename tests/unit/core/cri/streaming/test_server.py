@@ -556,6 +556,7 @@ class TestBounds:
             status = await (await client.start(stdin=True, stdout=True, stderr=True)).status()
         assert "RLIMIT_NOFILE" in status["message"]
 
+    @pytest.mark.alone
     async def test_a_flood_of_frames_lets_others_run(self, streams: FakeStreams) -> None:
         """Each of these made the loop stand still until all that had come was done."""
         floods = [frames.window_update(1, 1), frames.initial_window(9), frames.ping(1), frames.reset(1, 5)]
@@ -567,9 +568,9 @@ class TestBounds:
                     sending = asyncio.create_task(client.wire.write(frame * ((1 << 19) // len(frame))))
                     longest = 0.0
                     for _ in range(200):
-                        began = time.process_time()
+                        began = time.thread_time()
                         await asyncio.sleep(0)
-                        longest = max(longest, time.process_time() - began)
+                        longest = max(longest, time.thread_time() - began)
                     assert longest < 0.1, frame
                     sending.cancel()
 

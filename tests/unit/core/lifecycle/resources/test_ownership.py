@@ -60,7 +60,7 @@ def test_what_should_be_a_list_of_paths(paths: object) -> None:
         (OWNER, OWNER, True),
         (OWNER, f"{OWNER}/init", True),
         (ownership.volume_key(OWNER, "0"), OWNER, True),
-        (ownership.checkpoint_key(OTHER), f"checkpoint/{TOKEN}", True),
+        pytest.param(ownership.checkpoint_key(OTHER), f"checkpoint/{TOKEN}", True, id="as a checkpoint draws it"),
         (OTHER, OWNER, False),
         (OTHER, f"checkpoint/{TOKEN}", False),
         (ownership.volume_key(OTHER, "0"), f"checkpoint/{TOKEN}", False),
