@@ -56,10 +56,10 @@ class Disk:
         while True:
             try:
                 request = os.read(fuse, _MAX_WRITE + 4096)
-            except OSError as error:
-                if error.errno == errno.ENODEV:
+            except OSError as failure:
+                if failure.errno == errno.ENODEV:
                     return
-                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                if failure.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     continue
                 raise
             _, opcode, unique, node, *_ = _IN.unpack_from(request)

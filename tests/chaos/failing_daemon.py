@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 VARIABLE = "CRINOID_FAILPOINTS"
 KILL, KILL_ALONE = "kill", "kill alone"
@@ -63,6 +63,9 @@ class Plan:
         temporary.rename(directory / "plan")
 
 
+T = TypeVar("T")
+
+
 class Failpoints:
     """Counts acts, and fails where the plan says so. Works in any thread."""
 
@@ -78,22 +81,22 @@ class Failpoints:
         self._plan_file = (0, 0)
         self._counts: Counter[str] = Counter()
 
-    def act(self, name: str, subject: object, function: Callable[[], Any]) -> Any:
+    def act(self, name: str, subject: object, function: Callable[[], T]) -> T:
         """Do an act with its two points. One that is done as a part of another has none of its own."""
         if getattr(self._inside, "act", False):
             return function()
         point = f"{name} {self._normal(subject)}".rstrip()
         number, plan = self._count(point)
-        planned = plan is not None and (plan.name, plan.number) == (point, number)
-        if planned and plan.when == BEFORE:
-            self._fail(plan, name)
+        planned = plan if plan is not None and (plan.name, plan.number) == (point, number) else None
+        if planned is not None and planned.when == BEFORE:
+            self._fail(planned, name)
         self._inside.act = True
         try:
             return function()
         finally:
             self._inside.act = False
-            if planned and plan.when == AFTER:
-                self._fail(plan, name)
+            if planned is not None and planned.when == AFTER:
+                self._fail(planned, name)
 
     def _count(self, point: str) -> tuple[int, Plan | None]:
         with self._lock:
@@ -267,7 +270,7 @@ def _retry_soon() -> None:
     except ImportError:
         from crinoid.core.lifecycle.resources import resources
 
-        resources.RETRY_S = 0.2
+        resources.RETRY_S = 0.2  # type: ignore[attr-defined]  # of earlier versions
     else:
         backoff.FIRST_S = 0.2
 

@@ -59,8 +59,8 @@ class Kubelet:
                 return self.node.call(rpc, **fields)
             except grpc.RpcError as error:
                 if not self.revive():
-                    self.errors.append((error.code().name, f"{rpc}: {error.details()}"))  # type: ignore[attr-defined]
-                    if error.code() is grpc.StatusCode.ALREADY_EXISTS:  # type: ignore[attr-defined]
+                    self.errors.append((error.code().name, f"{rpc}: {error.details()}"))
+                    if error.code() is grpc.StatusCode.ALREADY_EXISTS:
                         raise
         return self.node.call(rpc, **fields)
 
@@ -118,7 +118,7 @@ class Kubelet:
                 self.node.call("StartContainer", container_id=container)
             except grpc.RpcError as error:
                 if not self.revive():
-                    self.errors.append((error.code().name, f"StartContainer: {error.details()}"))  # type: ignore[attr-defined]
+                    self.errors.append((error.code().name, f"StartContainer: {error.details()}"))
 
     def status(self, container: str) -> dict[str, Any]:
         """ContainerStatus."""
@@ -222,14 +222,17 @@ def restart(handler: str) -> Life:
         pod_id = kubelet.run_pod("restart", handler)
         server = kubelet.create(pod_id, "server", "sleep", "1000")
         kubelet.start(server)
-        for cut, request in (
-            (Plan("sqlite INSERT OR REPLACE INTO containers created"), lambda: kubelet.create(pod_id, "half", "true")),
-            (Plan("sqlite INSERT OR REPLACE INTO pods ready"), lambda: kubelet.run_pod("half", handler)),
+        for cut in (
+            Plan("sqlite INSERT OR REPLACE INTO containers created"),
+            Plan("sqlite INSERT OR REPLACE INTO pods ready"),
         ):
             kubelet.plan = cut
             kubelet.arm()
             with _death(kubelet):
-                request()
+                if cut.name.endswith("created"):
+                    kubelet.create(pod_id, "half", "true")
+                else:
+                    kubelet.run_pod("half", handler)
             kubelet.plan = None
             if cut.name.endswith("created"):
                 kubelet.arm()

@@ -11,7 +11,6 @@ import itertools
 import os
 import secrets
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -205,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

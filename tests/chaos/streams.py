@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class Latency:
 
 def probe(node: Node, seconds: float, least: int = 5, pause_s: float = 0.005) -> Latency:
     """Call ``Version`` for so long, and so often at least, one call after the other."""
-    took = []
+    took: list[tuple[float, float]] = []
     end = time.monotonic() + seconds
     while len(took) < least or time.monotonic() < end:
         queued, began = queued_ms(node), time.monotonic()
@@ -326,7 +326,7 @@ def throughput(node: Node, rounds: int) -> None:
     pod = node.run_pod("quick", "bridged")
     container = node.run_container(pod, "sleep", "1000")
     total = 1 << 29
-    acts = {
+    acts: dict[str, Callable[[], float]] = {
         "exec stdin, SPDY": lambda: transfer_in(node, container, total, "spdy"),
         "exec stdin, WebSocket": lambda: transfer_in(node, container, total, "websocket"),
         "exec stdout, SPDY": lambda: transfer_out(node, container, total, "spdy"),

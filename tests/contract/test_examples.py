@@ -41,7 +41,7 @@ def python(tmp_path_factory: pytest.TempPathFactory, example: Path) -> Path:
 
 
 def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command, limit_s = [python, *arguments], patient(100)
+    command, limit_s = [str(python), *arguments], patient(100)
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=limit_s)
 
 

@@ -1,6 +1,7 @@
 """The contract of the runtime role, applied to our own drivers with real containers; and what is theirs alone."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -81,7 +82,8 @@ class TestCrun(RuntimeContract):
         programs = []
         for _ in range(2):
             request = bench.request("cat", "/proc/self/status", seccomp=SecurityProfile(ProfileType.RUNTIME_DEFAULT))
-            request.spec["annotations"] = {"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
+            own = {"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
+            request = dataclasses.replace(request, spec={**request.spec, "annotations": own})
             await bench.runtime.create(request)
             spec = json.loads((request.handle.bundle / "config.json").read_text())
             programs.append(spec["annotations"].get("run.oci.seccomp_bpf_data"))
@@ -347,7 +349,8 @@ class TestBrokenRuntimes:
         bench.runtime = BoundRuntime(RuncRuntime(options, host))
         default = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
         request = bench.request("true", seccomp=default)
-        request.spec["annotations"] = {"own": "1", "org.systemd.property.User": "'root'", "org.criu.config": "/evil"}
+        own = {"own": "1", "org.systemd.property.User": "'root'", "org.criu.config": "/evil"}
+        request = dataclasses.replace(request, spec={**request.spec, "annotations": own})
         await bench.runtime.create(request)
         spec = json.loads((request.handle.bundle / "config.json").read_text())
         assert spec["annotations"] == {"org.example/site": "x", "own": "1"}, "a request commands no runtime"

@@ -111,7 +111,7 @@ def test_the_end_of_the_daemon_ends_the_stream(node: Node) -> None:
     node.daemon.start()
 
 
-def streamed(node: Node, rpc: str, kind: Any, **fields: Any) -> list[list[Json]]:
+def streamed(node: Node, rpc: str, kind: Any, **fields: Any) -> list[list[Any]]:
     """Return the items of each message of a stream."""
     request = json_format.ParseDict(fields, getattr(api_pb2, f"{rpc}Request")())
     answers = []

@@ -161,7 +161,7 @@ def test_runtimes_that_fail(clean_node: Node, handler: str, words: tuple[str, ..
     pod = clean_node.run_pod(handler=handler)
     with pytest.raises(grpc.RpcError) as caught:
         clean_node.create(pod, "sleep", "1000")
-    details = caught.value.details()  # type: ignore[attr-defined]
+    details = caught.value.details()
     assert all(word in details for word in words), details
     assert clean_node.call("ListContainers")["containers"] == []
     assert not list((clean_node.daemon.run / "containers").glob("*"))

@@ -313,7 +313,7 @@ def test_a_pod_goes_on(node: Node, tmp_path: Path) -> None:
     then = [count(node, container) for container in containers]
     assert left(output) == ["one-0.tar", "pod.dump", "pod.options", "two-1.tar"]
     for container, number in zip(containers, then, strict=True):
-        until(lambda container=container, number=number: count(node, container) > number, 30)
+        until(lambda container=container, number=number: count(node, container) > number, 30)  # type: ignore[misc]
     node.call("RemovePodSandbox", pod_sandbox_id=pod)
 
     config = pod_config("again", log_directory=str(tmp_path / "logs"))
@@ -338,7 +338,7 @@ def test_a_pod_goes_on(node: Node, tmp_path: Path) -> None:
     for name, number in zip(("one", "two"), then, strict=True):
         assert node.status(made[name])["state"] == "CONTAINER_CREATED"
         node.call("StartContainer", container_id=made[name])
-        until(lambda name=name, number=number: count(node, made[name]) > number + 2, 60)
+        until(lambda name=name, number=number: count(node, made[name]) > number + 2, 60)  # type: ignore[misc]
 
 
 @works

@@ -445,7 +445,7 @@ def test_privileged(pod: Pod) -> None:
         grep -c ' /sys sysfs rw' /proc/mounts; [ -c /dev/fuse ] && echo fuse; grep '^Seccomp:' /proc/self/status
         mkdir /m && mount -t tmpfs tmpfs /m && echo mounted; grep -c ' /proc/[a-z]' /proc/mounts
     """
-    paths = {"masked_paths": ["/proc/keys"], "readonly_paths": ["/proc/sys"]}
+    paths: dict[str, Any] = {"masked_paths": ["/proc/keys"], "readonly_paths": ["/proc/sys"]}
     plain = pod.start("sh", "-c", script, linux=confined(**paths))
     pod.node.wait_exit(plain)
     assert "mounted" not in pod.node.log(plain)
@@ -468,7 +468,7 @@ def test_masked_and_read_only_paths(pod: Pod) -> None:
         (echo 1 > /proc/sys/vm/overcommit_memory) 2> /dev/null || echo not written
         (echo 1 > /etc/passwd) 2> /dev/null || echo not written
     """
-    security = {
+    security: dict[str, Any] = {
         "masked_paths": ["/proc/timer_list", "/etc/group", "/sys/kernel", "/home", "/no/such"],
         "readonly_paths": ["/proc/sys", "/etc/passwd", "/no/such/either"],
     }

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def command_of(node: Node, *arguments: str | Path) -> list[str]:
 
 def run(node: Node, *arguments: str | Path, stdin: bytes | None = None) -> tuple[int, bytes, bytes]:
     """Run a verb in a process of its own; return exit code, stdout, stderr."""
-    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     done = subprocess.run(command_of(node, *arguments), capture_output=True, timeout=WAIT_S, check=False, **given)
     return done.returncode, done.stdout, done.stderr
 
@@ -301,7 +302,12 @@ def test_ports_are_forwarded(node: Node, serving: str, transport: str) -> None:
     with forwarding(node, serving, "-r", transport, ":8080", ":9090") as (process, local):
         assert ask(local[8080], "hello") == b"HTTP/1.0 200 OK\n\ngot hello\n"
         with socket.create_connection(("::1", local[9090]), WAIT_S) as sock, ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(lambda: (sock.sendall(BULK), sock.shutdown(socket.SHUT_WR)))
+
+            def send() -> None:
+                sock.sendall(BULK)
+                sock.shutdown(socket.SHUT_WR)
+
+            sending = pool.submit(send)
             back = b"".join(iter(lambda: sock.recv(1 << 16), b""))
             sending.result()
         assert back == BULK

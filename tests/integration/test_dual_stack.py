@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ PAUSE, OTHER = "docker.io/test/pause:1", "docker.io/test/other:1"
 def conflist(directory: Path, bridge: str) -> None:
     """A CNI network of both families, with ports."""
     ranges = [[{"subnet": subnet}] for subnet in SUBNETS]
-    ipam = {"type": "host-local", "dataDir": str(directory / "ipam"), "ranges": ranges}
+    ipam: dict[str, Any] = {"type": "host-local", "dataDir": str(directory / "ipam"), "ranges": ranges}
     ipam["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     plugins = [
         {"type": "bridge", "bridge": bridge, "isGateway": True, "hairpinMode": True, "ipam": ipam},

@@ -4,6 +4,7 @@ import base64
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_exit_code_and_streams(pod: Pod, container: str) -> None:
 def test_what_it_inherits(pod: Pod) -> None:
     """User, groups, variables, directory, capabilities, limits and filter of the container; no terminal."""
     envs = [{"key": "WORD", "value": base64.b64encode(b"a word").decode()}]
-    security = {
+    security: dict[str, Any] = {
         "run_as_username": "alice",
         "supplemental_groups": [7],
         "no_new_privs": True,

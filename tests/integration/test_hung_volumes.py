@@ -70,7 +70,7 @@ def refused(call: Callable[[], object], limit_s: float = PROMPT_S) -> str:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     assert time.monotonic() - began < limit_s, caught.value
-    return str(caught.value.details())  # type: ignore[attr-defined]
+    return str(caught.value.details())
 
 
 def timed(call: Callable[[], object]) -> float:

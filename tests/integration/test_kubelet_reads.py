@@ -82,7 +82,7 @@ class Kubelet:
     def note_networks(self, answers: list[Message]) -> None:
         """Remember what lists of pods' statistics tell of networks."""
         for answer in answers:
-            for pod in getattr(answer, "stats", None) or getattr(answer, "pod_sandbox_stats", ()):
+            for pod in getattr(answer, "stats", None) or getattr(answer, "pod_sandbox_stats", None) or ():
                 if isinstance(pod, api_pb2.PodSandboxStats):
                     self.networks.setdefault(pod.attributes.id, set()).add(pod.linux.HasField("network"))
 

@@ -169,7 +169,7 @@ def test_ports_that_are_refused(node: Node) -> None:
 
 def test_labels_and_annotations(node: Node) -> None:
     """They come back untouched, in lists and statuses, of pods and containers."""
-    words = {"labels": {"a": "b", "empty": ""}, "annotations": {"x/y": "line\nline", "ü": "ü"}}
+    words: dict[str, Any] = {"labels": {"a": "b", "empty": ""}, "annotations": {"x/y": "line\nline", "ü": "ü"}}
     pod = Pod(node, node.run_pod(handler=QUICK["runc"], **words))
     container = pod.create("true", **words)
     for told in (
@@ -297,7 +297,8 @@ def test_network_ready_follows_the_configuration(node: Node) -> None:
 
     def network() -> dict[str, Any]:
         conditions = node.call("Status")["status"]["conditions"]
-        return {one["type"]: one for one in conditions}["NetworkReady"]
+        (found,) = [one for one in conditions if one["type"] == "NetworkReady"]
+        return dict(found)
 
     conflist.unlink()
     try:

@@ -152,7 +152,7 @@ def attempt(node: Node, rpc: str, **fields: Any) -> dict[str, Any]:
     try:
         return node.call(rpc, **fields)
     except grpc.RpcError as error:
-        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), error  # type: ignore[attr-defined]
+        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), error
         return {}
 
 

@@ -189,18 +189,20 @@ def test_what_outlasts_the_grace_is_told_to_ask_again(tmp_path: Path) -> None:
 
 def test_a_second_successor_is_refused_and_takes_nothing(node: Node) -> None:
     container, before = node.run_container(node.run_pod(), "sleep", "600"), node.daemon.process
+    assert before is not None
     exec_under_way = threading.Thread(target=lambda: node.execute(container, "sleep", str(patient(6)), timeout=60))
     exec_under_way.start()
     until(lambda: node.execute(container, "pidof", "sleep")[1].count(" ") == 1)
     node.daemon.launch("--takeover")
     first = node.daemon.process
+    assert first is not None
     until(lambda: "taking over from the daemon that runs" in node.daemon.log.read_text())
     node.daemon.launch("--takeover")
     assert node.daemon.process is not None
     assert node.daemon.process.wait(patient(30)) == 78
     node.daemon.process = first
     exec_under_way.join()
-    until(lambda: node.daemon.serving_pid() == first.pid)  # type: ignore[union-attr]
+    until(lambda: node.daemon.serving_pid() == first.pid)
     assert node.execute(container, "true")[0] == 0
     end(before)
 

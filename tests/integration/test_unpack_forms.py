@@ -107,7 +107,7 @@ def unpack(archive: bytes, target: Path, overlay: bool) -> UnpackResult:
 
 def described(root: Path) -> dict[str, object]:
     """All that is listed, and opened: with mode and owner, and the content of files."""
-    found = {}
+    found: dict[str, object] = {}
     for path in (root, *root.rglob("*")):
         status = path.lstat()
         content: object = stat.S_IFMT(status.st_mode)

@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 from dataclasses import dataclass, field
+from typing import Any
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -21,7 +22,7 @@ class ArchiveBuilder:
         self._file = io.BytesIO()
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=self.format)  # noqa: SIM115
 
-    def add(self, name: str, kind: bytes, content: bytes = b"", **attributes: object) -> "ArchiveBuilder":
+    def add(self, name: str, kind: bytes, content: bytes = b"", **attributes: Any) -> "ArchiveBuilder":
         """Add an entry of a tar type with any attributes of TarInfo."""
         info = tarfile.TarInfo(name)
         info.type, info.size, info.mtime, info.uid, info.gid = kind, len(content), 1_700_000_000, self.uid, self.gid
@@ -30,13 +31,13 @@ class ArchiveBuilder:
         self._tar.addfile(info, io.BytesIO(content))
         return self
 
-    def file(self, name: str, content: bytes = b"", **attributes: object) -> "ArchiveBuilder":
+    def file(self, name: str, content: bytes = b"", **attributes: Any) -> "ArchiveBuilder":
         return self.add(name, tarfile.REGTYPE, content, **{"mode": 0o644, **attributes})
 
-    def directory(self, name: str, **attributes: object) -> "ArchiveBuilder":
+    def directory(self, name: str, **attributes: Any) -> "ArchiveBuilder":
         return self.add(name, tarfile.DIRTYPE, **{"mode": 0o755, **attributes})
 
-    def symlink(self, name: str, target: str, **attributes: object) -> "ArchiveBuilder":
+    def symlink(self, name: str, target: str, **attributes: Any) -> "ArchiveBuilder":
         return self.add(name, tarfile.SYMTYPE, linkname=target, **attributes)
 
     def hard_link(self, name: str, target: str) -> "ArchiveBuilder":

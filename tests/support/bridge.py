@@ -114,7 +114,10 @@ class BridgeNode:
         run("ip", "link", "set", "out0", "netns", str(self.outside))
         inside, outside = ("ip",), ("nsenter", f"--net={self.outside}", "ip")
         for path in (None, self.outside):
-            _ = namespaces.call_in(path, _skip_duplicate_detection) if path else _skip_duplicate_detection()
+            if path:
+                namespaces.call_in(path, _skip_duplicate_detection)
+            else:
+                _skip_duplicate_detection()
         for prefix, name, addresses in ((inside, "up0", NODE), (outside, "out0", OUTSIDE)):
             run(*prefix, "link", "set", "lo", "up")
             run(*prefix, "link", "set", name, "up")

@@ -462,8 +462,9 @@ class Flooding:
 
     def __enter__(self) -> "Flooding":
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen([sys.executable, "-m", "support.floods"], text=True, env=environment, **pipes)
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-m", "support.floods"]
+        self._process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe)
         return self
 
     @contextlib.contextmanager

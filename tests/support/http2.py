@@ -36,7 +36,7 @@ NEWEST = b"\xbe"
 def call(*, entry: int = 0) -> bytes:
     """Encode the headers of a call of Version, with one more of so many bytes that is added to the table, if any."""
     block = Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in _VERSION.items()], huffman=False)
-    return block + (Encoder().encode({"x-a": "a" * entry}, huffman=False) if entry else b"")
+    return block + (Encoder().encode([("x-a", "a" * entry)], huffman=False) if entry else b"")
 
 
 def begin(stream: int, block: bytes, *, whole: bool = True) -> bytes:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -123,7 +124,8 @@ def breaches(answer: Message, within: str = "") -> Iterator[str]:
         several = (value,) if isinstance(value, _SINGLE) else value
         if field.type == FieldDescriptor.TYPE_DOUBLE and not all(map(math.isfinite, several)):
             yield f"{place}.{field.name} is {value}, which no JSON can hold: /stats/summary fails"
-        if field.type == FieldDescriptor.TYPE_MESSAGE and not field.message_type.GetOptions().map_entry:
+        if field.type == FieldDescriptor.TYPE_MESSAGE and not field.message_type.GetOptions().map_entry:  # type: ignore[union-attr]
+            one: Any
             for one in several:
                 yield from breaches(one, f"{place}.{field.name}: ")
 

@@ -186,7 +186,7 @@ class SpdyClient:
                 stream.pieces.put_nowait(b"")
                 stream.accepted.set()
 
-    def _take(self, frame: frames.Frame) -> None:
+    def _take(self, frame: frames.Frame | None) -> None:
         if isinstance(frame, frames.GoAway):
             self.goaway = frame
         if isinstance(frame, frames.Ping):

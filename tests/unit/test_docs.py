@@ -63,7 +63,7 @@ def test_examples_of_the_configuration_are_valid(text: str, tmp_path: Path) -> N
 
 def test_the_reference_is_that_of_the_models() -> None:
     """After a change of a model run ``make docs``."""
-    command = [sys.executable, REPOSITORY / "tools/generate_configuration.py", "--check"]
+    command = [sys.executable, str(REPOSITORY / "tools/generate_configuration.py"), "--check"]
     done = subprocess.run(command, check=False, timeout=60)
     assert done.returncode == 0, "docs/configuration.md is out of date: run `make docs`"
 

@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
 
 def quietly(*command: str, **options: Any) -> str:
     """Run a program; return what it says. Raises SystemError with all of it when it fails."""
+    done: subprocess.CompletedProcess[str]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
     if done.returncode:
         raise SystemError(f"{shlex.join(command)}: exit {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}")
@@ -80,7 +81,8 @@ def prepare() -> Path:
 
 def unpack_kernel(directory: Path) -> Path:
     """Get the newest Debian kernel and unpack it below a directory."""
-    package = re.search(r"Depends: (linux-image-\S+)", quietly("apt-cache", "depends", "linux-image-amd64"))[1]
+    said = quietly("apt-cache", "depends", "linux-image-amd64")
+    (package,) = re.findall(r"Depends: (linux-image-\S+)", said)[:1]
     quietly("apt-get", "download", package, cwd=directory)
     kernel = directory / "kernel"
     quietly("dpkg", "-x", str(next(directory.glob("*.deb"))), str(kernel))
@@ -97,7 +99,9 @@ def write_initramfs(scratch: Path, kernel: Path, options: argparse.Namespace) ->
     root, modules = scratch / "initramfs", kernel.resolve() / "lib/modules"
     for directory in ("before", "bin", "dev", "disk", "host", "job", "modules", "proc", "root", "sys"):
         (root / directory).mkdir(parents=True)
-    shutil.copy(shutil.which("busybox"), root / "bin/busybox")
+    busybox = shutil.which("busybox")
+    assert busybox is not None, "prepare() installs it"
+    shutil.copy(busybox, root / "bin/busybox")
     wanted = quietly("modprobe", "-d", str(kernel), "-S", os.listdir(modules)[0], "--show-depends", "-a", *BOOT_MODULES)
     for number, path in enumerate(dict.fromkeys(re.findall(r"^insmod (\S+)", wanted, re.MULTILINE))):
         shutil.copy(path, root / f"modules/{number:02}")
@@ -119,7 +123,7 @@ def tsc_khz() -> int:
     counter = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
     ticks, began = counter(), time.monotonic_ns()
     time.sleep(0.05)
-    return (counter() - ticks) * 1_000_000 // (time.monotonic_ns() - began)
+    return int(counter() - ticks) * 1_000_000 // (time.monotonic_ns() - began)
 
 
 def machine(scratch: Path, options: argparse.Namespace, disk: int, ports: list[int]) -> list[str]:

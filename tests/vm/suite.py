@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import record
+import record  # type: ignore[import-not-found]  # it lies beside this program
 
 HERE = Path(__file__).parent
 SLOWNESS = "10"

@@ -48,7 +48,7 @@ VERSIONS = itertools.count()
 
 def make_pod(pod_id: str = "pod1", created_at_ns: int = SECOND_NS, **changes: Any) -> PodRecord:
     config = PodConfig(metadata=PodMetadata("web", "shop", "u1", 2), labels={"app": "web"}, annotations={"a": "b"})
-    given = {
+    given: dict[str, Any] = {
         "id": pod_id,
         "config": config,
         "runtime_handler": "fast",
@@ -66,7 +66,7 @@ def make_container(container_id: str = "c1", created_at_ns: int = SECOND_NS, **c
     config = ContainerConfig(
         metadata=ContainerMetadata("nginx", 1), image="sha256:abc", user_specified_image="nginx", labels={"l": "1"}
     )
-    given = {
+    given: dict[str, Any] = {
         "id": container_id,
         "pod_id": "pod1",
         "config": config,
@@ -85,7 +85,7 @@ def make_container(container_id: str = "c1", created_at_ns: int = SECOND_NS, **c
 
 
 def make_image(**changes: Any) -> ImageRecord:
-    given = {
+    given: dict[str, Any] = {
         "id": "sha256:abc",
         "tags": ("docker.io/library/other:1", "docker.io/library/nginx:latest"),
         "digests": ("docker.io/library/nginx@sha256:def",),
@@ -353,9 +353,7 @@ def endpoint(tmp_path: Path) -> Endpoint:
 
 
 @pytest.fixture
-async def server(
-    endpoint: Endpoint, services: SimpleNamespace, observed: list[tuple[str, float, str]]
-) -> AsyncIterator[Server]:
+async def server(endpoint: Endpoint, services: Any, observed: list[tuple[str, float, str]]) -> AsyncIterator[Server]:
     hooks = CallHooks(observe=lambda *told: observed.append(told))
     server = Server(endpoint, services, hooks)
     await server.start()

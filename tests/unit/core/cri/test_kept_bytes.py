@@ -29,7 +29,7 @@ from unit.core.cri.conftest import make_container, make_image, make_pod
 
 PODS, CONTAINERS, IMAGES = ("pod1", "pod2"), ("c1", "c2", "d1"), ("sha256:abc", "sha256:def")
 LATER = {ContainerState.CREATED: ContainerState.RUNNING, ContainerState.RUNNING: ContainerState.EXITED}
-NEWEST_FIRST = {"key": lambda record: record.created_at_ns, "reverse": True}
+NEWEST_FIRST: Any = {"key": lambda record: record.created_at_ns, "reverse": True}
 
 
 def now(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -230,7 +230,7 @@ def test_statuses_of_many_are_not_kept_for_ever() -> None:
     assert len(kept._kept) <= 1024
 
 
-def test_a_verbose_status_has_its_info_and_the_plain_one_has_none(services: SimpleNamespace) -> None:
+def test_a_verbose_status_has_its_info_and_the_plain_one_has_none(services: Any) -> None:
     runtime = RuntimeService(services)
     for verbose in (True, False, True):
         given = now(runtime.container_status(api_pb2.ContainerStatusRequest(container_id="c1", verbose=verbose)))

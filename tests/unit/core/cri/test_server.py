@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +86,7 @@ class TestNode:
     async def test_cgroup_driver(self, client: Client) -> None:
         assert await client.call("RuntimeConfig") == {"linux": {"cgroup_driver": "CGROUPFS"}}
 
-    async def test_pod_cidrs(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_pod_cidrs(self, client: Client, services: Any) -> None:
         async def update(cidr: str) -> None:
             await client.call("UpdateRuntimeConfig", {"runtime_config": {"network_config": {"pod_cidr": cidr}}})
 
@@ -99,7 +99,7 @@ class TestNode:
 
 
 class TestPods:
-    async def test_run_is_acknowledged_after_its_answer(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_run_is_acknowledged_after_its_answer(self, client: Client, services: Any) -> None:
         answer = await client.call("RunPodSandbox", {"config": POD_CONFIG, "runtime_handler": "fast"})
         assert answer == {"pod_sandbox_id": "pod9"}
         await wait_until(lambda: len(services.pods.calls) == 2)
@@ -108,7 +108,7 @@ class TestPods:
         assert acknowledged == ("acknowledge", "pod9")
 
     async def test_what_can_not_be_acknowledged_has_been_answered(
-        self, client: Client, services: SimpleNamespace, caplog: pytest.LogCaptureFixture
+        self, client: Client, services: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         def fail(_pod_id: str) -> None:
             raise ResourceExhausted("no space left")
@@ -117,12 +117,12 @@ class TestPods:
         assert await client.call("RunPodSandbox", {"config": POD_CONFIG}) == {"pod_sandbox_id": "pod9"}
         await wait_until(lambda: "could not be noted: no space left" in caplog.text)
 
-    async def test_stop_and_remove(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_stop_and_remove(self, client: Client, services: Any) -> None:
         await client.call("StopPodSandbox", {"pod_sandbox_id": "pod1"})
         await client.call("RemovePodSandbox", {"pod_sandbox_id": "pod1"})
         assert services.pods.calls == [("stop", "pod1"), ("remove", "pod1")]
 
-    async def test_status(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_status(self, client: Client, services: Any) -> None:
         answer = await client.call("PodSandboxStatus", {"pod_sandbox_id": "pod1"})
         assert answer["status"]["network"] == {"ip": "10.0.0.5", "additional_ips": [{"ip": "fd00::5"}]}
         assert answer["status"]["runtime_handler"] == "fast"
@@ -141,7 +141,7 @@ class TestPods:
         assert [(one["id"], one["state"]) for one in items] == [("pod2", "SANDBOX_NOTREADY"), ("pod1", "SANDBOX_READY")]
         assert items[1]["labels"] == {"app": "web"}
 
-    async def test_list_filter(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_list_filter(self, client: Client, services: Any) -> None:
         query = {"id": "p", "state": {"state": "SANDBOX_NOTREADY"}, "label_selector": {"app": "web"}}
         items = (await client.call("ListPodSandbox", {"filter": query}))["items"]
         assert [one["id"] for one in items] == ["pod2"]
@@ -149,7 +149,7 @@ class TestPods:
 
 
 class TestContainers:
-    async def test_create(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_create(self, client: Client, services: Any) -> None:
         request = {"pod_sandbox_id": "pod1", "config": CONTAINER_CONFIG}
         assert await client.call("CreateContainer", request) == {"container_id": "c9"}
         await wait_until(lambda: len(services.containers.calls) == 2)
@@ -159,7 +159,7 @@ class TestContainers:
         await client.call("CreateContainer", request | {"sandbox_config": POD_CONFIG})
         assert services.containers.calls[2][3].metadata.uid == "u1"
 
-    async def test_start_stop_remove_reopen(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_start_stop_remove_reopen(self, client: Client, services: Any) -> None:
         await client.call("StartContainer", {"container_id": "c1"})
         await client.call("StopContainer", {"container_id": "c1", "timeout": 30})
         await client.call("RemoveContainer", {"container_id": "c1"})
@@ -186,20 +186,20 @@ class TestContainers:
         told = json.loads(verbose["info"]["info"])
         assert (told["pid"], told["config"]["metadata"]["name"]) == (7, "nginx")
 
-    async def test_list(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_list(self, client: Client, services: Any) -> None:
         query = {"id": "c", "pod_sandbox_id": "p", "state": {"state": "CONTAINER_EXITED"}, "label_selector": {"l": "1"}}
         containers = (await client.call("ListContainers", {"filter": query}))["containers"]
         assert [one["id"] for one in containers] == ["c2", "c1"]
         assert services.containers.calls == [("list", ContainerFilter("c", ContainerState.EXITED, "p", {"l": "1"}))]
 
-    async def test_update(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_update(self, client: Client, services: Any) -> None:
         request = {"container_id": "c1", "linux": {"memory_limit_in_bytes": 5}, "annotations": {"x": "y"}}
         await client.call("UpdateContainerResources", request)
         assert services.containers.calls == [("update", "c1", LinuxResources(memory_limit_bytes=5), {"x": "y"})]
         with pytest.raises(InvalidArgument, match="linux is missing"):
             await client.call("UpdateContainerResources", {"container_id": "c1"})
 
-    async def test_exec_sync(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_exec_sync(self, client: Client, services: Any) -> None:
         answer = await client.call("ExecSync", {"container_id": "c1", "cmd": ["ls", "-l"]})
         assert answer == {"stdout": "b3V0/w==", "stderr": "ZXJy", "exit_code": 3}
         await client.call("ExecSync", {"container_id": "c1", "cmd": ["ls"], "timeout": 7})
@@ -218,7 +218,7 @@ class TestStats:
         assert stats["memory"]["working_set_bytes"] == {"value": "60"}
         assert stats["writable_layer"]["fs_id"] == {"mountpoint": "/upper"}
 
-    async def test_lists(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_lists(self, client: Client, services: Any) -> None:
         query = {"id": "c", "pod_sandbox_id": "p", "label_selector": {"l": "1"}}
         stats = (await client.call("ListContainerStats", {"filter": query}))["stats"]
         assert [one["attributes"]["id"] for one in stats] == ["c1", "c2"]
@@ -257,7 +257,7 @@ class TestImages:
         with pytest.raises(InvalidArgument, match=r"image\.image is missing"):
             await client.call("ImageStatus", {})
 
-    async def test_pull(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_pull(self, client: Client, services: Any) -> None:
         request = {
             "image": {"image": "nginx", "annotations": {"a": "b"}, "runtime_handler": "fast"},
             "auth": {"auth": "dXNlcjpwYXNzOndvcmQ="},
@@ -267,22 +267,20 @@ class TestImages:
         credentials = Credentials("user", "pass:word")
         assert services.images.calls == [("pull", "nginx", credentials, {"a": "b"}, "fast")]
 
-    async def test_a_registry_that_is_down_is_said_in_the_kubelets_word(
-        self, client: Client, services: SimpleNamespace
-    ) -> None:
+    async def test_a_registry_that_is_down_is_said_in_the_kubelets_word(self, client: Client, services: Any) -> None:
         services.images.error = Unavailable("registry example.org does not answer")
         with pytest.raises(RegistryUnavailable, match=r"^RegistryUnavailable: registry example.org") as caught:
             await client.call("PullImage", {"image": {"image": "nginx"}})
         assert caught.value.grpc_status == "UNKNOWN", "of this status alone the kubelet looks at the words"
 
     async def test_a_signature_that_an_extension_refuses_is_said_in_the_kubelets_word(
-        self, client: Client, services: SimpleNamespace
+        self, client: Client, services: Any
     ) -> None:
         services.images.error = SignatureValidationFailed("no signature by the key of the site")
         with pytest.raises(SignatureValidationFailed, match=r"^SignatureValidationFailed: no signature"):
             await client.call("PullImage", {"image": {"image": "nginx"}})
 
-    async def test_remove_and_filesystems(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_remove_and_filesystems(self, client: Client, services: Any) -> None:
         await client.call("RemoveImage", {"image": {"image": "nginx"}})
         assert services.images.calls == [("remove", "nginx")]
         answer = await client.call("ImageFsInfo")
@@ -327,7 +325,7 @@ class TestErrors:
         ],
     )
     async def test_what_is_missing_is_named(
-        self, client: Client, services: SimpleNamespace, rpc: str, request_: dict[str, Any], field: str
+        self, client: Client, services: Any, rpc: str, request_: dict[str, Any], field: str
     ) -> None:
         with pytest.raises(InvalidArgument, match=field):
             await client.call(rpc, request_)
@@ -343,7 +341,7 @@ class TestErrors:
         "kind", [Unsupported, Unauthenticated, CorruptContent, DriverError, ResourceExhausted, DeadlineExceeded]
     )
     async def test_an_error_arrives_as_what_it_was(
-        self, client: Client, services: SimpleNamespace, kind: type[CrinoidError]
+        self, client: Client, services: Any, kind: type[CrinoidError]
     ) -> None:
         error = kind("the pod web can't be — run")
         error.add_note('network "cni" attach')
@@ -355,7 +353,7 @@ class TestErrors:
         assert [call[0] for call in services.pods.calls] == ["run"]
 
     async def test_a_surprise_is_internal_and_its_words_stay_in_the_log(
-        self, client: Client, services: SimpleNamespace, caplog: pytest.LogCaptureFixture
+        self, client: Client, services: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         services.node.error = KeyError("secret")
         with pytest.raises(DriverError, match=r"^Status: internal error \(KeyError\); see crinoid's log$"):
@@ -366,7 +364,7 @@ class TestErrors:
         "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1), BaseException("x")]
     )
     async def test_what_ends_a_task_is_internal_where_the_client_is_still_there(
-        self, client: Client, services: SimpleNamespace, error: BaseException, caplog: pytest.LogCaptureFixture
+        self, client: Client, services: Any, error: BaseException, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def fail(*_: object) -> str:
             raise error
@@ -376,7 +374,7 @@ class TestErrors:
             await client.call("RunPodSandbox", {"config": {"metadata": {"name": "x"}}}, timeout_s=10)
         assert "the client has gone away" not in caplog.text
 
-    async def test_a_message_too_long_for_a_header_is_cut(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_a_message_too_long_for_a_header_is_cut(self, client: Client, services: Any) -> None:
         services.node.error = DriverError("begin " + "ü\n" * 20000 + " end")
         with pytest.raises(DriverError, match=r"(?s)^begin .* … .* end$"):
             await client.call("Status")
@@ -405,14 +403,14 @@ class TestBadBytes:
             answer = api_pb2.VersionResponse.FromString(await version(b"\x92\x4e\x02ab"))
         assert answer.runtime_name == "crinoid"
 
-    async def test_oversized(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_oversized(self, client: Client, services: Any) -> None:
         config = POD_CONFIG | {"annotations": {"a": "x" * (1 << 20)}}
         with pytest.raises(ResourceExhausted):
             await client.call("RunPodSandbox", {"config": config})
         assert services.pods.calls == []
         assert (await client.call("Version"))["runtime_name"] == "crinoid"
 
-    async def test_an_answer_that_is_too_large(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_an_answer_that_is_too_large(self, endpoint: Endpoint, services: Any) -> None:
         server = Server(dataclasses.replace(endpoint, max_response_bytes=5), services)
         await server.start()
         async with Client(str(endpoint.path)) as client:
@@ -426,7 +424,7 @@ class TestBadBytes:
 
 class TestGoneClients:
     async def test_a_cancelled_call_is_not_acknowledged(
-        self, client: Client, services: SimpleNamespace, server: Server, observed: list[tuple[str, float, str]]
+        self, client: Client, services: Any, server: Server, observed: list[tuple[str, float, str]]
     ) -> None:
         services.pods.pause = asyncio.Event()
         task = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
@@ -440,7 +438,7 @@ class TestGoneClients:
         assert server.in_flight["RunPodSandbox"] == 0
 
     async def test_a_service_that_finishes_all_the_same_is_not_acknowledged(
-        self, client: Client, services: SimpleNamespace, observed: list[tuple[str, float, str]]
+        self, client: Client, services: Any, observed: list[tuple[str, float, str]]
     ) -> None:
         async def run_on(*_: object) -> str:
             services.pods.calls.append(("run",))
@@ -458,7 +456,7 @@ class TestGoneClients:
         await asyncio.sleep(0.1)
         assert services.pods.calls == [("run",)]
 
-    async def test_a_deadline_cancels(self, client: Client, services: SimpleNamespace) -> None:
+    async def test_a_deadline_cancels(self, client: Client, services: Any) -> None:
         services.pods.pause = asyncio.Event()
         with pytest.raises(DeadlineExceeded):
             await client.call("RunPodSandbox", {"config": POD_CONFIG}, timeout_s=2)
@@ -483,7 +481,7 @@ class TestObservation:
         assert all(0 <= seconds < 5 for _, seconds, _ in observed)
         assert sum(server.in_flight.values()) == 0
 
-    async def test_a_call_runs_in_its_span(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_a_call_runs_in_its_span(self, endpoint: Endpoint, services: Any) -> None:
         told: list[object] = []
 
         @contextlib.contextmanager
@@ -517,7 +515,7 @@ class TestObservation:
 
 
 class TestSocket:
-    async def test_mode_group_and_directory(self, tmp_path: Path, services: SimpleNamespace) -> None:
+    async def test_mode_group_and_directory(self, tmp_path: Path, services: Any) -> None:
         gid = os.getgid()
         endpoint = Endpoint(tmp_path / "a" / "b" / "c.sock", 0o600, grp.getgrgid(gid).gr_name)
         server = Server(endpoint, services)
@@ -530,7 +528,7 @@ class TestSocket:
         assert list(endpoint.path.parent.iterdir()) == []
 
     async def test_a_live_socket_is_refused_and_lives_on(
-        self, server: Server, client: Client, endpoint: Endpoint, services: SimpleNamespace
+        self, server: Server, client: Client, endpoint: Endpoint, services: Any
     ) -> None:
         second = Server(endpoint, services)
         with pytest.raises(ConfigurationError, match=f"another daemon serves {endpoint.path}"):
@@ -539,7 +537,7 @@ class TestSocket:
         assert (await client.call("Version"))["runtime_name"] == "crinoid"
         assert endpoint.path.exists()
 
-    async def test_a_stale_socket_is_replaced(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_a_stale_socket_is_replaced(self, endpoint: Endpoint, services: Any) -> None:
         endpoint.path.parent.mkdir()
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(endpoint.path))
@@ -549,14 +547,14 @@ class TestSocket:
             assert (await client.call("Version"))["runtime_name"] == "crinoid"
         await server.stop(0)
 
-    async def test_what_is_no_socket_is_left_alone(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_what_is_no_socket_is_left_alone(self, endpoint: Endpoint, services: Any) -> None:
         endpoint.path.parent.mkdir()
         endpoint.path.write_text("mine")
         with pytest.raises(ConfigurationError, match="no socket"):
             await Server(endpoint, services).start()
         assert endpoint.path.read_text() == "mine"
 
-    async def test_a_successors_socket_is_left_alone(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_a_successors_socket_is_left_alone(self, endpoint: Endpoint, services: Any) -> None:
         server = Server(endpoint, services)
         await server.start()
         endpoint.path.unlink()
@@ -564,7 +562,7 @@ class TestSocket:
         await server.stop(0)
         assert endpoint.path.exists()
 
-    async def test_bad_places(self, tmp_path: Path, services: SimpleNamespace) -> None:
+    async def test_bad_places(self, tmp_path: Path, services: Any) -> None:
         for endpoint, words in (
             (Endpoint(tmp_path / ("x" * 120)), "too long"),
             (Endpoint(tmp_path / "a.sock", group="no-such-group"), "no-such-group"),
@@ -573,7 +571,7 @@ class TestSocket:
             with pytest.raises(ConfigurationError, match=words):
                 await Server(endpoint, services).start()
 
-    async def test_all_calls_have_a_limit(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_all_calls_have_a_limit(self, endpoint: Endpoint, services: Any) -> None:
         server = Server(dataclasses.replace(endpoint, max_requests=2), services)
         await server.start()
         services.pods.pause = asyncio.Event()
@@ -587,7 +585,7 @@ class TestSocket:
             await client.call("Version", {})
         await server.stop(0)
 
-    async def test_calls_beyond_a_connections_limit_wait(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_calls_beyond_a_connections_limit_wait(self, endpoint: Endpoint, services: Any) -> None:
         """The client takes a call for over a moment before the server does, and was refused the next one."""
         server = Server(dataclasses.replace(endpoint, max_streams=16), services)
         await server.start()
@@ -608,7 +606,7 @@ class TestSocket:
                 await version(b"", metadata=(("baggage", "a" * 20_000),))
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    async def test_stop_lets_calls_end(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_stop_lets_calls_end(self, endpoint: Endpoint, services: Any) -> None:
         server = Server(endpoint, services)
         await server.start()
         services.pods.pause = asyncio.Event()
@@ -621,7 +619,7 @@ class TestSocket:
             assert await task == {"pod_sandbox_id": "pod9"}
         await stopping
 
-    async def test_stop_cancels_what_does_not_end(self, endpoint: Endpoint, services: SimpleNamespace) -> None:
+    async def test_stop_cancels_what_does_not_end(self, endpoint: Endpoint, services: Any) -> None:
         server = Server(endpoint, services)
         await server.start()
         services.pods.pause = asyncio.Event()
@@ -657,15 +655,19 @@ class TestClient:
             await client.call("StartContainer", {"container": "c1"})
 
 
+async def _first(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(stream)
+
+
 class TestHandover:
     async def test_calls_go_to_the_successor_over_the_connections_that_are_there(
-        self, server: Server, client: Client, endpoint: Endpoint, services: SimpleNamespace
+        self, server: Server, client: Client, endpoint: Endpoint, services: Any
     ) -> None:
         """One call is under way, one waits for a successor that listens and does not serve yet, one fails there."""
         services.pods.pause = asyncio.Event()
         under_way = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
         await wait_until(lambda: server.in_flight["RunPodSandbox"])
-        following = asyncio.create_task(anext(client.stream("GetContainerEvents")))
+        following = asyncio.create_task(_first(client.stream("GetContainerEvents")))
         await wait_until(lambda: server.in_flight["GetContainerEvents"])
         listener = Listener(endpoint)
         await listener.listen(taking_over=True)
@@ -686,7 +688,7 @@ class TestHandover:
         with pytest.raises(Unavailable, match="subscribe again"):
             await following
         assert not waiting.done()
-        other = SimpleNamespace(**vars(services) | {"node": type(services.node)()})
+        other: Any = SimpleNamespace(**vars(services) | {"node": type(services.node)()})
         other.node.version = "2.0.0"
         successor = Server(endpoint, other, listener=listener)
         await successor.start()
@@ -699,9 +701,7 @@ class TestHandover:
         assert endpoint.path.is_socket()  # it is the successor's
         await successor.stop(0)
 
-    async def test_what_does_not_end_is_given_up(
-        self, server: Server, client: Client, services: SimpleNamespace
-    ) -> None:
+    async def test_what_does_not_end_is_given_up(self, server: Server, client: Client, services: Any) -> None:
         services.pods.pause = asyncio.Event()
         calling = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
         await wait_until(lambda: server.in_flight["RunPodSandbox"])

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from crinoid.core.api.linux import memory
 from crinoid.core.cri import trimming
 from crinoid.core.cri.trimming import Trimmer
 
@@ -17,7 +18,7 @@ async def test_trims_once_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(trimming, "_PAUSE_S", 0.001)
     monkeypatch.setattr(trimming, "_resident_bytes", lambda: size[0])
-    monkeypatch.setattr(trimming.memory, "trim", trim)
+    monkeypatch.setattr(memory, "trim", trim)
     trimmer = Trimmer()
     for grown in (50 << 20, 60 << 20, 100 << 20, 60 << 20):
         size[0] = grown

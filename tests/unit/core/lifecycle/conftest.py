@@ -141,7 +141,7 @@ class FakeNode:
         others = [task for task in asyncio.all_tasks() if task is not current]
         self.now.resources.undo = _die  # type: ignore[method-assign]
         for table in (self.now.store.pods, self.now.store.containers):
-            table.drop = _die_now  # type: ignore[method-assign]
+            table.drop = _die_now  # type: ignore[method-assign,assignment]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)

@@ -106,7 +106,7 @@ def test_the_metadata_of_what_is_installed_is_read_once(
     install_star(quiet)
     readings = []
 
-    def note(**chosen: Any) -> importlib.metadata.EntryPoints:
+    def note(**chosen: Any) -> object:
         readings.append(chosen)
         return entry_points(**chosen)
 
@@ -264,7 +264,5 @@ class Driver(FakeRegistry):
     file.write_text((QUIET_CONFIG + text).format(directory=tmp_path).replace('["quiet"]', '["b", "a"]'))
     loaded = load(ConfigPaths.at(file))
     await bind(loaded.config, loaded.origins).close()
-    import src as module_of_driver  # type: ignore[import-not-found]  # installed by this test
-
-    names: Any = module_of_driver.closed
+    names: Any = importlib.import_module("src").closed
     assert names == ["b", "a"]

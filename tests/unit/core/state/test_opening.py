@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.errors import ConfigurationError, StateUnavailable
-from crinoid.core.state import migrations, opening, salvage
+from crinoid.core.state import migrations, opening
 from crinoid.core.state.store import Store
 from unit.core.state.test_store import a_pod
 
@@ -196,7 +197,7 @@ def test_no_room_to_salvage_refuses_the_start(path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(salvage.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(StateUnavailable, match="No space left on device"):
         Store(path)
     assert [one.name for one in path.parent.iterdir()] == ["state.db"]

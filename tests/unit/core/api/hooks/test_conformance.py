@@ -58,7 +58,7 @@ class Inherits(Good):
 
 class OfTheSpecification(Role):
     @mark
-    async def attach(self, request: str) -> str: ...
+    async def attach(self, request: str) -> str: ...  # type: ignore[override]
 
 
 class Bound:
@@ -182,7 +182,7 @@ WRONG: Mapping[str, tuple[str, object, str]] = {
     "plain": ("attach", mark(_plain), r"is a plain function where a coroutine function \(async def\) is due"),
     "generator": ("attach", mark(_generator), "is a generator where a coroutine function"),
     "coroutine": ("features", mark(_slow), r"is a coroutine function \(async def\) where a plain function is due"),
-    "property": ("attach", property(mark(_right)), "is a property, which is never called"),
+    "property": ("attach", property(mark(_right)), "is a property, which is never called"),  # type: ignore[arg-type]
     "partial": ("attach", functools.partialmethod(_right), "is a partialmethod, which is never called"),
     "value": ("close", 7, "is an int, which is never called"),
     "static with self": ("attach", staticmethod(mark(_right)), "wants self, which is none of"),

@@ -144,7 +144,7 @@ def test_a_cgroup_that_goes_away_meanwhile_is_not_there(v2: Hierarchies, monkeyp
     def gone(path: str, *_: object) -> int:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
-    monkeypatch.setattr(cgroups.os, "open", gone)
+    monkeypatch.setattr(os, "open", gone)
     with pytest.raises(NotFound, match="/pod"):
         v2.read_usage("/pod")
     assert v2.read_file("/pod", "cpu.stat") is None
@@ -319,9 +319,14 @@ def test_a_child_of_a_thread_that_entered_begins_there(tmp_path: Path) -> None:
     if cgroups.version() != 1:
         pytest.skip("threads enter by themselves with version 1 only")
     path = f"/crt-{uuid.uuid4().hex[:8]}"
+
+    def begin() -> "subprocess.Popen[bytes]":
+        cgroups.enter(path)
+        return subprocess.Popen(["sleep", "100"])
+
     cgroups.make(path)
     try:
-        process = call_in_fresh_thread(lambda: (cgroups.enter(path), subprocess.Popen(["sleep", "100"]))[1])
+        process = call_in_fresh_thread(begin)
         try:
             assert process.pid in cgroups.processes(path)
             lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()

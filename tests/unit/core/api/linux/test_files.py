@@ -79,9 +79,9 @@ def test_what_is_no_regular_file_is_not_opened_at_all(tmp_path: Path) -> None:
     watch = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         libc.call("inotify_add_watch", watch, os.fsencode(tmp_path / "fifo"), _IN_OPEN)
-        for read in (lambda: files.read_regular(tmp_path / "fifo", 9), lambda: files.read_regular("fifo", 9, tmp_path)):
+        for place in (("fifo", 9, tmp_path), (tmp_path / "fifo", 9)):
             with pytest.raises(OSError, match="not a regular file"):
-                read()
+                files.read_regular(*place)
         with pytest.raises(BlockingIOError):
             os.read(watch, 100)
         os.close(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK))

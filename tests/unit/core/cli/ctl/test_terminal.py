@@ -91,7 +91,7 @@ async def test_a_terminal_is_raw_meanwhile_and_has_a_size() -> None:
         assert not termios.tcgetattr(slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
         found = sizes(slave)
         assert await anext(found) == TerminalSize(81, 25)
-        await found.aclose()
+        await found.aclose()  # type: ignore[attr-defined]  # it is a generator
     assert termios.tcgetattr(slave) == before
     os.close(master)
     assert await read_input(slave) == b""

@@ -13,7 +13,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,7 +25,7 @@ from crinoid.core.cri.streaming import frames
 from crinoid.core.cri.streaming.server import StreamingOptions, StreamingServer
 from crinoid.core.cri.streaming.transports import READ_BYTES
 from crinoid.core.cri.streaming.turns import SLICE_S
-from crinoid.core.lifecycle.streams import StreamChoice
+from crinoid.core.lifecycle.streams import StreamChoice, StreamService
 from support.streaming import (
     ChannelClient,
     Command,
@@ -91,7 +91,7 @@ class FakeStreams:
 
 @contextlib.asynccontextmanager
 async def serving(streams: FakeStreams, **options: Any) -> AsyncIterator[StreamingServer]:
-    server = StreamingServer(StreamingOptions(**options), streams)
+    server = StreamingServer(StreamingOptions(**options), cast(StreamService, streams))
     await server.start()
     try:
         yield server
@@ -261,7 +261,7 @@ class TestSpdy:
             assert await stdout.read_all() == b"x" * 5500
 
     async def test_room_is_told_to_the_client(self, server: StreamingServer, streams: FakeStreams) -> None:
-        seen: list[frames.Frame] = []
+        seen: list[frames.Frame | None] = []
         async with connect_spdy(server.exec_url("c", ("run",), ALL), "v4.channel.k8s.io") as client:
             take = client._take
             client._take = lambda frame: (seen.append(frame), take(frame))[1]  # type: ignore[method-assign,func-returns-value]
@@ -535,7 +535,7 @@ class TestBounds:
                 stack.enter_context(client)
                 await wire.write(opening)
                 process = await streams.execs.get()
-                process.input.write = lambda data: stuck.wait()  # type: ignore[method-assign,assignment,misc]
+                process.input.write = lambda data: stuck.wait()  # type: ignore[method-assign,assignment,return-value]
                 clients.append(client)
             for _ in range(100):
                 for client in clients:
@@ -592,7 +592,7 @@ class TestAddresses:
 
     async def test_an_address_that_can_not_be_had(self, streams: FakeStreams) -> None:
         with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1"):
-            await StreamingServer(StreamingOptions(address="192.0.2.1"), streams).start()
+            await StreamingServer(StreamingOptions(address="192.0.2.1"), cast(StreamService, streams)).start()
 
 
 def make_certificates(directory: Path) -> None:
@@ -660,4 +660,4 @@ class TestTls:
     async def test_a_certificate_that_can_not_be_read(self, streams: FakeStreams, tmp_path: Path) -> None:
         options = StreamingOptions(tls_cert=tmp_path / "none", tls_key=tmp_path / "none")
         with pytest.raises(ConfigurationError, match="certificates"):
-            await StreamingServer(options, streams).start()
+            await StreamingServer(options, cast(StreamService, streams)).start()

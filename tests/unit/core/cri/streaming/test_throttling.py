@@ -1,16 +1,16 @@
 """Lines that strangers cause are few, and what is left out is counted."""
 
 import logging
+import time
 
 import pytest
 
-from crinoid.core.cri.streaming import throttling
 from crinoid.core.cri.streaming.throttling import ThrottledLog
 
 
 def test_lines_are_bounded_and_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(throttling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     log = ThrottledLog(logging.getLogger("strangers"))
     caplog.set_level(logging.INFO)
     for number in range(1000):

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -136,7 +137,8 @@ def test_the_client_has_the_choice() -> None:
 
 @given(st.lists(st.binary(max_size=70_000), max_size=4), st.lists(st.integers(1, 5000), min_size=1))
 def test_a_clients_end_reads_what_a_server_sends(sent: list[bytes], cuts: list[int]) -> None:
-    reader, wire, got = PieceReader(masked=False), b"".join(frame_head(BINARY, len(data)) + data for data in sent), []
+    reader, wire = PieceReader(masked=False), b"".join(frame_head(BINARY, len(data)) + data for data in sent)
+    got: list[Any] = []
     while wire:
         cuts = [*cuts[1:], cuts[0]]
         piece, wire = wire[: cuts[0]], wire[cuts[0] :]

@@ -1,5 +1,7 @@
 """What leaves as bytes, taken apart without protobuf: the numbers are the ones a peer expects."""
 
+from typing import Any
+
 from crinoid.core.cri.wire import api_pb2
 
 VARINT, BYTES = 0, 2
@@ -15,9 +17,9 @@ def read_varint(data: bytes, start: int) -> tuple[int, int]:
     raise AssertionError(f"varint at {start} has no end")
 
 
-def take_apart(data: bytes) -> dict[int, int | bytes]:
+def take_apart(data: bytes) -> dict[int, Any]:
     """Return number -> value of a message whose fields are varints or byte strings, each at most once."""
-    fields: dict[int, int | bytes] = {}
+    fields: dict[int, Any] = {}
     position = 0
     while position < len(data):
         tag, position = read_varint(data, position)

@@ -200,7 +200,10 @@ def test_what_a_version_does_not_know_is_refused(tmp_path: Path, old: str, new: 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_is_read(tmp_path: Path, version: str) -> None:
-    edits = {"env": ["A=1"], "deviceNodes": [{"path": "/dev/null", "type": "c", "permissions": "r", "uid": 0}]}
+    edits: dict[str, Any] = {
+        "env": ["A=1"],
+        "deviceNodes": [{"path": "/dev/null", "type": "c", "permissions": "r", "uid": 0}],
+    }
     hooks = [{"hookName": "poststop", "path": "/bin/true", "args": ["x"], "env": ["B=1"], "timeout": 1}]
     mounts = [{"hostPath": "/", "containerPath": "/x", "options": ["rbind", "ro"]}]
     for prefix in ("", "v"):

@@ -29,11 +29,11 @@ from crinoid.core.api.errors import (
     Unsupported,
 )
 from crinoid.core.api.linux import files, mount
+from crinoid.core.api.manifests import Document
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config, ImagesConfig, PodsConfig
 from crinoid.core.lifecycle.checkpoints import archive
 from crinoid.core.lifecycle.checkpoints.source import unpack_archive
-from crinoid.core.lifecycle.images.image_config import Document
 from support.archives import END, header
 from support.descriptors import open_below
 from support.patience import patient

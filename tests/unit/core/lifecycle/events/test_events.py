@@ -1,6 +1,7 @@
 """The event bus: order, several readers, slow readers, the end of the daemon, containers that end while they start."""
 
 import asyncio
+import time
 import weakref
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from crinoid.core.api.errors import DriverError, ResourceExhausted, Unavailable
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerHandle
-from crinoid.core.lifecycle.events import events
 from crinoid.core.lifecycle.events.events import EventBus, EventReader, EventType
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
@@ -130,7 +130,7 @@ async def test_after_a_takeover_what_happens_is_kept_for_those_who_come_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(events.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
     bus = EventBus(store)
     bus.keep(60)
     bus.notify_container(EventType.STOPPED, CONTAINER)

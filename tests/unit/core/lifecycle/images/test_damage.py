@@ -4,14 +4,14 @@ import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crinoid.core.api.errors import CorruptContent, FailedPrecondition
-from crinoid.core.api.values.image import Descriptor
 from crinoid.core.lifecycle.images.images import VERIFY
 from crinoid.core.state.records import ImageRecord
-from support.images import BuiltImage
+from support.images import Blob, BuiltImage
 
 from .conftest import NAME, Node, Publisher, chain
 
@@ -26,7 +26,7 @@ def scramble(blob: Path) -> None:
     blob.write_bytes(content)
 
 
-def all_of(image: BuiltImage) -> dict[str, Descriptor]:
+def all_of(image: BuiltImage) -> dict[str, Blob]:
     return {"config": image.config, "manifest": image.manifest, "layer": image.layers[1]}
 
 
@@ -38,7 +38,7 @@ def found(node: Node) -> ImageRecord:
 
 def assert_whole(node: Node, image: BuiltImage) -> None:
     for blob in (image.config, image.manifest, *image.layers):
-        assert node.content.has(blob)
+        assert node.content.has(blob.digest)
         assert node.content.examine(blob.digest) == ""
 
 
@@ -78,8 +78,8 @@ async def test_a_blob_that_the_source_has_damaged_is_fetched_once(
     node.source.blobs[image.layers[1].digest] = b"x" * image.layers[1].size
     with pytest.raises(CorruptContent):
         await node.pull()
-    asked = [call.arguments["request"].blob.digest for call in node.source.calls if call.hook == "open_blob"]
-    assert asked.count(image.layers[1].digest) == 1
+    requests: list[Any] = [call.arguments["request"] for call in node.source.calls if call.hook == "open_blob"]
+    assert [request.blob.digest for request in requests].count(image.layers[1].digest) == 1
 
 
 @pytest.mark.parametrize("damage", [truncate, scramble, Path.unlink])

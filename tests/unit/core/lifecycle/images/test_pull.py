@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ async def test_the_content_store_is_a_layout_that_others_read(node: Node, image:
 
 
 @pytest.mark.parametrize("kind", [{"compression": "zstd"}, {"compression": "none"}, {"media": "docker"}])
-async def test_other_forms(node: Node, publisher: Publisher, kind: dict[str, str]) -> None:
+async def test_other_forms(node: Node, publisher: Publisher, kind: dict[str, Any]) -> None:
     image = publisher.build("one", "two", **kind)
     publisher.publish(node.source, image)
     assert await node.pull() == image.config.digest

@@ -88,7 +88,7 @@ def test_the_last_id_can_be_mapped() -> None:
 @pytest.mark.parametrize("kind", ["pid", "ipc"])
 def test_the_hosts_other_namespaces_do_not_fit(kind: str) -> None:
     with pytest.raises(InvalidArgument, match=f"host's {kind} namespace"):
-        user_namespaces.check_pod(pod(**{kind: NamespaceMode.NODE}))
+        user_namespaces.check_pod(pod(OWN, **{kind: NamespaceMode.NODE}))
     with pytest.raises(InvalidArgument, match=f"host's {kind} namespace"):
         user_namespaces.check_container(pod(), container(**{kind: NamespaceMode.NODE}))
     user_namespaces.check_container(pod(None), container(**{kind: NamespaceMode.NODE}))

@@ -1,5 +1,7 @@
 """In a user namespace devices are bound, by the host's nodes."""
 
+from typing import Any
+
 import pytest
 
 from crinoid.core.api.errors import Unsupported
@@ -11,7 +13,10 @@ def test_devices_become_binds() -> None:
         {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
         {"path": "/dev/deep/zero", "type": "c", "major": 1, "minor": 5},
     ]
-    spec = {"mounts": [{"destination": "/dev"}, {"destination": "/dev/deep/er/x"}], "linux": {"devices": nodes}}
+    spec: dict[str, Any] = {
+        "mounts": [{"destination": "/dev"}, {"destination": "/dev/deep/er/x"}],
+        "linux": {"devices": nodes},
+    }
     bind_devices(spec)
     assert "devices" not in spec["linux"]
     made = {entry["destination"]: entry for entry in spec["mounts"]}
@@ -23,6 +28,9 @@ def test_devices_become_binds() -> None:
 
 
 def test_a_device_without_a_node_is_refused() -> None:
-    spec = {"mounts": [], "linux": {"devices": [{"path": "/dev/none", "type": "b", "major": 4000, "minor": 1}]}}
+    spec: dict[str, Any] = {
+        "mounts": [],
+        "linux": {"devices": [{"path": "/dev/none", "type": "b", "major": 4000, "minor": 1}]},
+    }
     with pytest.raises(Unsupported, match=r"device /dev/none \(b 4000:1\)"):
         bind_devices(spec)

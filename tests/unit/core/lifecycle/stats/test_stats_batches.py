@@ -56,7 +56,11 @@ async def test_pods(fake_node: FakeNode) -> None:
 
 
 def test_networks_stay_with_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = {Path("/a"): NetworkUsage(1), Path("/gone"): OSError("it went"), Path("/b"): NetworkUsage(2)}
+    readings: dict[Path, NetworkUsage | OSError] = {
+        Path("/a"): NetworkUsage(1),
+        Path("/gone"): OSError("it went"),
+        Path("/b"): NetworkUsage(2),
+    }
 
     def enter_each(kind: str, pins: Sequence[Path], _: Callable[[], NetworkUsage]) -> list[NetworkUsage | OSError]:
         assert kind == "network"

@@ -118,4 +118,4 @@ async def test_who_lives_is_adopted_and_the_rest_removed(fake_node: FakeNode, mo
     assert [(one.id, one.pod_id) for one in services.store.containers] == [(CONTAINER, POD)]
     await services.pods.remove(POD)
     assert services.store.ledger.entries() == []
-    assert list(services.store.pods) == list(services.store.containers) == []
+    assert [*services.store.pods, *services.store.containers] == []

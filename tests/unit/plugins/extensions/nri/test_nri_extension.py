@@ -241,7 +241,7 @@ async def test_every_adjustment_is_understood(make: Any) -> None:
         },
         namespaces=[{"type": "-ipc"}, {"type": "network", "path": "/ns/net"}],
         sysctl={"net.a": "1", "-net.b": ""},
-        net_devices={"eth7": {"name": "fast"}},
+        net_devices={"eth7": nri_pb2.LinuxNetDevice(name="fast")},
         scheduler={"policy": nri_pb2.SCHED_FIFO, "priority": 5, "flags": [nri_pb2.SCHED_FLAG_RECLAIM]},
         memory_policy={"mode": nri_pb2.MPOL_BIND, "nodes": "0"},
     )
@@ -591,7 +591,7 @@ async def test_a_plugin_that_is_late_fails_the_act_where_the_site_says_so(make: 
 
 async def test_a_plugin_that_hangs_up_meanwhile_is_ignored(make: Any) -> None:
     nri = await make()
-    plugin = await nri.join("gone", CreateContainer=lambda _: plugin.close())
+    plugin: Any = await nri.join("gone", CreateContainer=lambda _: plugin.close())
     assert await nri.driver.adjust_container(a_container()) is None
 
 
@@ -936,7 +936,7 @@ async def test_messages_that_are_too_large_are_no_answers(make: Any, policy: str
 
 async def test_a_plugin_that_dies_and_comes_back_is_told_everything_anew(make: Any) -> None:
     nri = await make()
-    first = await nri.join("again", StartContainer=lambda _: first.close())
+    first: Any = await nri.join("again", StartContainer=lambda _: first.close())
     await nri.driver.adjust_container(a_container())
     await nri.driver.container_created(nri.have(a_container(state=ContainerStatus.CREATED)))
     await nri.driver.container_starting(a_container())
@@ -978,7 +978,7 @@ async def test_an_answer_that_can_not_be_read_is_none(
     make: Any, answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Garbage(Message):
-        def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's
+        def SerializeToString(self, **_: Any) -> bytes:  # noqa: N802  # protobuf's
             return answer
 
     nri = await make()
@@ -1020,7 +1020,7 @@ async def test_events_that_do_not_exist_are_refused(make: Any, caplog: pytest.Lo
     plugin = NriPlugin("odd", events=1 << 20)
     nri.plugins.append(plugin)
     with pytest.raises(AssertionError, match="never synchronized"):
-        plugin.synchronized.wait = lambda _timeout: plugin.closed.wait(20) and False  # type: ignore[method-assign]
+        plugin.synchronized.wait = lambda _timeout: plugin.closed.wait(20) and False  # type: ignore[method-assign,assignment,misc]
         await call(plugin.connect, nri.config.socket)
     assert "NRI plugin 00-odd is not used: it subscribes to events that don't exist: 0x100000" in caplog.text
 

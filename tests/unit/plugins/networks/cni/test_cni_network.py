@@ -505,10 +505,17 @@ async def test_a_pod_whose_lo_an_earlier_version_had_a_plugin_for(node: Node, re
     node.add_working_plugin("loopback")
     node.add_working_plugin("first")
     node.configure_chain("first")
-    plan = dict((await attach(node.driver(), request_a)).data)
+    plan: dict[str, Any] = dict((await attach(node.driver(), request_a)).data)
     text = json.dumps({"name": "cni-loopback", "cniVersion": "1.0.0", "plugins": [{"type": "loopback"}]})
-    lo = {"file": "built-in", "text": text, "version": "1.0.0", "interface": "lo", "capabilities": {}, "result": None}
-    await node.driver().detach(request_a, plan | {"networks": [lo, *plan["networks"]]})  # type: ignore[misc]
+    lo: dict[str, Any] = {
+        "file": "built-in",
+        "text": text,
+        "version": "1.0.0",
+        "interface": "lo",
+        "capabilities": {},
+        "result": None,
+    }
+    await node.driver().detach(request_a, plan | {"networks": [lo, *plan["networks"]]})
     assert node.commands() == ["ADD first", "DEL first", "DEL loopback"]
 
 

@@ -4,6 +4,7 @@ import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_create(monitor: MonitorOptions, binary: Binary, request_: ContainerRequ
     ],
 )
 def test_options_of_a_request(
-    monitor: MonitorOptions, binary: Binary, request_: ContainerRequest, changes: dict[str, object], options: set[str]
+    monitor: MonitorOptions, binary: Binary, request_: ContainerRequest, changes: dict[str, Any], options: set[str]
 ) -> None:
     made = command(monitor, binary, replace(request_, **changes))
     assert options == {"--terminal", "--stdin", "--leave-stdin-open", "none"} & {*made}

@@ -9,7 +9,6 @@ import pytest
 
 from crinoid.core.api.errors import ConfigurationError, InvalidArgument
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
-from crinoid.plugins.runtimes.oci import seccomp
 from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters
 
 DEFAULT = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
@@ -100,7 +99,7 @@ def test_the_architectures_of_this_machine(tmp_path: Path, monkeypatch: pytest.M
         "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
     }.items():
         fake = os.uname_result((machine.sysname, machine.nodename, machine.release, machine.version, name))
-        monkeypatch.setattr(seccomp.os, "uname", lambda fake=fake: fake)
+        monkeypatch.setattr(os, "uname", lambda fake=fake: fake)
         assert local(write(tmp_path / name))["architectures"] == covered
         mapped = [{"architecture": covered[0], "subArchitectures": ["SCMP_ARCH_X"]}]
         assert local(write(tmp_path / f"{name}-map", archMap=mapped))["architectures"] == (covered[0], "SCMP_ARCH_X")

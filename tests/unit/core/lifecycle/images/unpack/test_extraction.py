@@ -8,6 +8,7 @@ import stat
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def tree(path: Path) -> set[str]:
 
 def snapshot(path: Path) -> list[tuple[object, ...]]:
     """All there is to see of a directory and what is in it; access times aside."""
-    seen = []
+    seen: list[tuple[object, ...]] = []
     for found in (path, *sorted(path.rglob("*"))):
         status = found.lstat()
         content = found.read_bytes() if found.is_file() and not found.is_symlink() else None
@@ -278,11 +279,11 @@ def test_a_link_upwards_is_tried_again_while_others_rename(extract, target: Path
     """The kernel can't tell then whether ``..`` has led out, and answers EAGAIN: openat2(2)."""
     syscall, refusals = syscalls._libc.syscall, [errno.EAGAIN] * 3
 
-    def interrupted(number: ctypes.c_long, *arguments: object) -> int:
+    def interrupted(number: ctypes.c_long, *arguments: Any) -> int:
         if refusals and arguments[1].value == b"up":
             ctypes.set_errno(refusals.pop())
             return -1
-        return syscall(number, *arguments)
+        return int(syscall(number, *arguments))
 
     monkeypatch.setattr(syscalls, "_libc", SimpleNamespace(syscall=interrupted))
     extract(layer().directory("lib").symlink("up", "../../lib").file("up/c").build())

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from crinoid.core.lifecycle.images.unpack import flushing
+from crinoid.core.lifecycle.images.unpack import syscalls
 from crinoid.core.lifecycle.images.unpack.flushing import Flusher
 
 STEP = 16 << 20
@@ -13,7 +13,7 @@ STEP = 16 << 20
 
 def test_each_step_is_flushed_and_every_chunk_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     flushed = threading.Semaphore(0)
-    monkeypatch.setattr(flushing.syscalls, "sync_file_system", lambda fd: flushed.release())
+    monkeypatch.setattr(syscalls, "sync_file_system", lambda fd: flushed.release())
     flusher = Flusher(7)
     flusher.start()
     chunks = [bytes([number]) * (STEP // 2) for number in range(6)]
@@ -33,7 +33,7 @@ def test_a_slow_disk_holds_up_nothing_but_the_end(monkeypatch: pytest.MonkeyPatc
         calls.append(fd)
         assert go.wait(60)
 
-    monkeypatch.setattr(flushing.syscalls, "sync_file_system", flush)
+    monkeypatch.setattr(syscalls, "sync_file_system", flush)
     flusher = Flusher(7)
     flusher.start()
     assert sum(map(len, flusher.watch(bytes(STEP) for _ in range(20)))) == 20 * STEP
@@ -46,7 +46,7 @@ def test_an_error_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_fd: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(flushing.syscalls, "sync_file_system", refuse)
+    monkeypatch.setattr(syscalls, "sync_file_system", refuse)
     flusher = Flusher(7)
     flusher.start()
     for _ in flusher.watch(bytes(STEP) for _ in range(3)):
@@ -56,7 +56,7 @@ def test_an_error_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_small_layer_is_left_to_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flushing.syscalls, "sync_file_system", lambda fd: pytest.fail("flushed"))
+    monkeypatch.setattr(syscalls, "sync_file_system", lambda fd: pytest.fail("flushed"))
     flusher = Flusher(7)
     flusher.start()
     assert list(flusher.watch(iter([b"x"]))) == [b"x"]

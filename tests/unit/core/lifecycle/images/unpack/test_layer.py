@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -44,7 +45,7 @@ def diff_id(archive: bytes) -> str:
 
 @pytest.fixture
 def request_for(tmp_path: Path, target: Path) -> Callable[..., UnpackRequest]:
-    def make(archive: bytes, blob: bytes | None = None, **changes: object) -> UnpackRequest:
+    def make(archive: bytes, blob: bytes | None = None, **changes: Any) -> UnpackRequest:
         path = tmp_path / "blob"
         path.write_bytes(archive if blob is None else blob)
         request = UnpackRequest(path, OCI_LAYER, target, WhiteoutForm.OVERLAY, diff_id(archive), sync=False)
@@ -55,7 +56,7 @@ def request_for(tmp_path: Path, target: Path) -> Callable[..., UnpackRequest]:
 
 @pytest.fixture
 def unpack(request_for) -> Unpack:
-    async def run(archive: bytes, blob: bytes | None = None, **changes: object) -> UnpackResult:
+    async def run(archive: bytes, blob: bytes | None = None, **changes: Any) -> UnpackResult:
         return await unpack_alone(request_for(archive, blob, **changes))
 
     return run
