@@ -130,8 +130,10 @@ def taken(config: Config) -> Iterator[Taken]:
                 _unlock(held)
                 held.clear()
 
-        yield Taken(passage, lambda: _unlock(held), release)
-        release()
+        try:
+            yield Taken(passage, lambda: _unlock(held), release)
+        finally:
+            release()
 
 
 def find_passage(run: Path) -> Path:

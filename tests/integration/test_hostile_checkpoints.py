@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from crinoid.core.api.linux import files
 from integration.conftest import BUSYBOX, Node, configuration, write_conflist
 from integration.pods import refused
 from integration.test_checkpoint import build_checkpoint_image
@@ -60,6 +61,7 @@ def trusting_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
             assert daemon.leftovers() == []
         finally:
             daemon.end()
+            files.remove_tree(daemon.root)  # what waits in the trash is deeper than pytest's own removal goes
 
 
 @pytest.fixture(scope="module")

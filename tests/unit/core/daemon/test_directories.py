@@ -169,6 +169,14 @@ def test_what_was_open_is_closed_with_one_line(place: Path, caplog: pytest.LogCa
     assert len(caplog.messages) == 1
 
 
+def test_a_start_that_fails_leaves_no_way_of_its_own(place: Path) -> None:
+    (place / "private").mkdir(mode=0o700)
+    with pytest.raises(OSError, match="no luck"), taken(Config(root=place / "root", run=place / "private/run")) as held:
+        assert held.passage.parent == Path("/run")
+        raise OSError("no luck")
+    assert not held.passage.exists()
+
+
 def test_a_run_directory_out_of_reach_gets_a_way_of_its_own(place: Path) -> None:
     """For pods with user namespaces; the choice stays while there are pods, and leaves nothing after them."""
     (place / "private").mkdir(mode=0o700)
