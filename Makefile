@@ -16,7 +16,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
-# Half of the tests' time is waiting. A file's tests stay in one worker, which shares its daemon among them; those marked
+# Much of the tests' time is waiting. A file's tests stay in one worker, which shares its daemon among them; those marked
 # "alone" run while the other workers stand still (tests/support/turns.py). WORKERS=1 runs all tests one after another.
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
