@@ -19,10 +19,10 @@ import pytest
 from crinoid.core.api.errors import CrinoidError, DriverError, Unavailable
 from crinoid.core.api.linux import links, namespaces
 from crinoid.core.api.values.pod import IdMapping, Protocol
-from crinoid.plugins.networks.bridge import BridgeNetwork
+from crinoid.plugins.networks.bridge import BridgeNetwork, shaping
 from crinoid.plugins.networks.bridge.netlink import Channel
 from crinoid.plugins.networks.bridge.rules import link_local
-from support.bridge import NODE, OUTSIDE, SUBNETS, BridgeNode, Pod, ask, fresh_node, port, run, serve
+from support.bridge import NODE, OUTSIDE, SUBNETS, UNANSWERED_S, BridgeNode, Pod, ask, fresh_node, port, run, serve
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or find_library("nftables") is None, reason="wants root and libnftables1"
@@ -134,7 +134,7 @@ async def test_a_host_port_at_one_address(plain_node: BridgeNode, driver: Bridge
             (None, NODE[4], 8080),
         ):
             with pytest.raises(OSError, match=r"refused|timed out"):
-                ask(where, address, number)
+                ask(where, address, number, timeout_s=UNANSWERED_S)
 
 
 async def test_a_host_port_of_another_pod_is_refused(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
@@ -224,7 +224,7 @@ async def test_a_pod_sends_from_its_own_addresses_only(node: BridgeNode) -> None
             assert ask(pod.netns, GATEWAYS[version], 81, source=pod.address(version)) == pod.address(version)
             for target, number in ((GATEWAYS[version], 81), (victim.address(version), 80)):
                 with pytest.raises(TimeoutError):
-                    ask(pod.netns, target, number, source=stolen)
+                    ask(pod.netns, target, number, source=stolen, timeout_s=UNANSWERED_S)
 
 
 async def test_a_pod_sends_from_its_own_mac_only(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
@@ -233,7 +233,7 @@ async def test_a_pod_sends_from_its_own_mac_only(plain_node: BridgeNode, driver:
         assert ask(pod.netns, GATEWAYS[4], 81)
         become(pod, "ip link set eth0 address 02:43:0a:58:4d:0e")
         with pytest.raises(OSError, match=r"timed out|No route"):
-            ask(pod.netns, GATEWAYS[4], 81)
+            ask(pod.netns, GATEWAYS[4], 81, timeout_s=UNANSWERED_S)
 
 
 def send_frame(pod: Pod, frame: bytes) -> None:
@@ -344,7 +344,7 @@ async def test_status_repairs(damage: str, plain_node: BridgeNode, driver: Bridg
         do_damage(DAMAGES[damage], driver)
         if damage != "sender rules":  # without these pods may do more, not less
             with pytest.raises(OSError, match=r"refused|timed out|route"):
-                ask(plain_node.outside, NODE[4], 8080)
+                ask(plain_node.outside, NODE[4], 8080, timeout_s=UNANSWERED_S)
         assert (await driver.status()).ready
         for version in (4, 6):
             assert ask(plain_node.outside, NODE[version], 8080) == OUTSIDE[version]
@@ -621,7 +621,7 @@ async def test_the_daemon_comes_back(plain_node: BridgeNode, driver: BridgeNetwo
     with serve(kept.netns, 4, 80):
         assert ask(plain_node.outside, NODE[4], 8080) == OUTSIDE[4]
     with pytest.raises(OSError, match=r"refused|timed out"):
-        ask(plain_node.outside, NODE[4], 8081)
+        ask(plain_node.outside, NODE[4], 8081, timeout_s=UNANSWERED_S)
     assert len(ours()) == 2
     await again.check(kept.request, kept.attachment.data)
     assert (await plain_node.attach(again)).attachment.addresses != kept.attachment.addresses
@@ -637,7 +637,9 @@ async def test_a_table_of_another_version_is_replaced(plain_node: BridgeNode, dr
     assert "tcp . 8080" in rules
 
 
-@pytest.mark.parametrize("step", ["_ensure", "_refuse_foreign_addresses", "_admit", "_make_link", "_limit"])
+@pytest.mark.parametrize(
+    "step", ["_build", "_refuse_foreign_addresses", "_admit", "_make_link", "limit_link", "limit_sender"]
+)
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_an_attachment_that_broke_off_is_undone_by_its_plan(
     step: str, moment: str, plain_node: BridgeNode, monkeypatch: pytest.MonkeyPatch
@@ -645,15 +647,15 @@ async def test_an_attachment_that_broke_off_is_undone_by_its_plan(
     driver = plain_node.driver(linger_s=0.05)
     request = plain_node.request(port(8080), ingress_bits_per_s=8_000_000, egress_bits_per_s=8_000_000)
     plan = await driver.plan(request)
-    node = driver._node
-    whole = getattr(node, step)
+    place: object = shaping if step.startswith("limit") else driver._node
+    whole = getattr(place, step)
 
     def broken(*arguments: object) -> object:
         if moment == "after":
             whole(*arguments)
         raise DriverError("broke off here")
 
-    monkeypatch.setattr(node, step, broken)
+    monkeypatch.setattr(place, step, broken)
     with pytest.raises(DriverError, match="broke off here"):
         await driver.attach(request, plan)
     await driver.detach(request, plan)

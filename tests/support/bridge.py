@@ -17,6 +17,7 @@ from crinoid.core.api.linux import libc, links, namespaces
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import PodMetadata, PortMapping, Protocol
 from crinoid.plugins.networks.bridge import BridgeNetwork, BridgeOptions
+from support.patience import patient
 
 T = TypeVar("T")
 
@@ -24,7 +25,10 @@ NEW_NETWORK = 0x40000000
 OUTSIDE = {4: "192.168.77.2", 6: "fd77::2"}
 NODE = {4: "192.168.77.1", 6: "fd77::1"}
 SUBNETS = ("10.88.77.0/28", "fd00:88:77::/124")
-TIMEOUT_S = 1.0
+ANSWER_S = patient(5)
+"""Longer than a client waits before it says again what was lost (RFC 6298: one second)."""
+UNANSWERED_S = 1.0
+"""How long to wait where nobody is to answer."""
 
 
 @contextlib.contextmanager
@@ -154,13 +158,20 @@ def serve(netns: Path | None, version: int, number: int, protocol: Protocol = Pr
         thread.join(5)
 
 
-def ask(netns: Path | None, address: str, number: int, protocol: Protocol = Protocol.TCP, source: str = "") -> str:
+def ask(
+    netns: Path | None,
+    address: str,
+    number: int,
+    protocol: Protocol = Protocol.TCP,
+    source: str = "",
+    timeout_s: float = ANSWER_S,
+) -> str:
     """Return the address that the server saw; raise OSError when there is no answer."""
 
     def make() -> socket.socket:
         kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
         client = socket.socket(_family(address), kind)
-        client.settimeout(TIMEOUT_S)
+        client.settimeout(timeout_s)
         if source:
             client.bind((source, 0))
         return client
