@@ -11,9 +11,13 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+import pydantic
 
 import crinoid.core.api as api
 
@@ -24,10 +28,17 @@ TOOLKITS = (
     "crinoid.plugins.runtimes.binaries.binary",
     "crinoid.plugins.runtimes.binaries.bundle",
     "crinoid.plugins.runtimes.binaries.options",
+    "crinoid.plugins.runtimes.binaries.runtime_errors",
+    "crinoid.plugins.runtimes.binaries.scratch",
+    "crinoid.plugins.runtimes.crun",
     "crinoid.plugins.runtimes.monitor.monitor",
     "crinoid.plugins.runtimes.oci.oci_runtime",
     "crinoid.plugins.runtimes.oci.traits",
+    "crinoid.plugins.runtimes.processes.exec_cgroups",
+    "crinoid.plugins.runtimes.processes.pidfds",
+    "crinoid.plugins.runtimes.runc",
     "crinoid.plugins.snapshotters.common_hooks",
+    "crinoid.plugins.snapshotters.copying",
     "crinoid.plugins.snapshotters.records",
     "crinoid.plugins.snapshotters.storage",
 )
@@ -67,7 +78,7 @@ def _is_defined_here(value: object, module: ModuleType) -> bool:
 
 def _describe(name: str, value: type | object) -> Iterator[str]:
     if inspect.isfunction(value):
-        yield f"{name}{_signature(value)}"
+        yield f"{'async ' if inspect.iscoroutinefunction(inspect.unwrap(value)) else ''}{name}{_signature(value)}"
         return
     assert inspect.isclass(value)
     bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
@@ -75,15 +86,34 @@ def _describe(name: str, value: type | object) -> Iterator[str]:
     if issubclass(value, enum.Enum):
         yield from (f"    {member.name} = {member.value!r}" for member in value)
         return
-    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        yield f"    {field.name}: {inspect.formatannotation(field.type)}{' = …' if has_default else ''}"
+    yield from _attributes(value)
     for member, method in sorted(vars(value).items()):
         function = inspect.unwrap(getattr(method, "__func__", method))  # type: ignore[arg-type]  # whatever it is
         if inspect.isfunction(function) and not member.startswith("_"):
             yield f"    {'async ' if inspect.iscoroutinefunction(function) else ''}{member}{_signature(function)}"
-        elif isinstance(method, property):
+        elif isinstance(method, property) and not member.startswith("_"):
             yield f"    {member} (property)"
+
+
+def _attributes(value: type) -> Iterator[str]:
+    """Yield fields and annotated class attributes, such as options and ``OciRuntime.Monitor``; or how one is made."""
+    defaults = {name for name in vars(value) if not isinstance(vars(value)[name], types.MemberDescriptorType)}
+    if dataclasses.is_dataclass(value):
+        missing = dataclasses.MISSING
+        defaults = {
+            field.name
+            for field in dataclasses.fields(value)
+            if field.default is not missing or field.default_factory is not missing
+        }
+    elif issubclass(value, pydantic.BaseModel):
+        defaults = {name for name, field in value.model_fields.items() if not field.is_required()}
+    hints = typing.get_type_hints(value)  # without what Annotated adds: functions, whose text has addresses
+    for name in inspect.get_annotations(value):
+        if not name.startswith("_") and name != "model_config":
+            yield f"    {name}: {inspect.formatannotation(hints[name])}{' = …' if name in defaults else ''}"
+    is_described = dataclasses.is_dataclass(value) or getattr(value, "_is_protocol", False)
+    if inspect.isfunction(made := vars(value).get("__init__")) and not is_described:
+        yield f"    __init__{_signature(made)}"
 
 
 def _signature(function: object) -> str:

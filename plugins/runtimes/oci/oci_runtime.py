@@ -42,7 +42,7 @@ from crinoid.plugins.runtimes.binaries.options import OciOptions
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.sealing import SealedPrograms
 from crinoid.plugins.runtimes.monitor.conmon_monitor import ConmonMonitor
-from crinoid.plugins.runtimes.monitor.monitor import Monitor
+from crinoid.plugins.runtimes.monitor.monitor import Monitor as MonitorPort
 from crinoid.plugins.runtimes.oci.checkpoints import CheckpointHooks
 from crinoid.plugins.runtimes.oci.creation import Creation
 from crinoid.plugins.runtimes.oci.criu import Criu
@@ -64,7 +64,7 @@ class OciRuntime(CheckpointHooks):
     api_version: ClassVar[str] = "1.0"
     Config: ClassVar[type[OciOptions]] = OciOptions
     Traits: ClassVar[type[BinaryTraits]]
-    Monitor: ClassVar[type[Monitor]] = ConmonMonitor
+    Monitor: ClassVar[type[MonitorPort]] = ConmonMonitor
 
     def __init__(self, config: OciOptions, host: Host) -> None:
         self._config = config
@@ -85,7 +85,7 @@ class OciRuntime(CheckpointHooks):
         )
         self._binary = binary
         self._traits = traits(binary, config)
-        self._monitor: Monitor = self.Monitor(config, binary)
+        self._monitor: MonitorPort = self.Monitor(config, binary)
         self._known = KnownContainers(self._traits, self._monitor, systemd_cgroup=config.systemd_cgroup)
         self._deletion = Deletion(binary, self._known, self._monitor, self._deadlines, host.log)
         self._creation = Creation(config, self._traits, self._monitor, self._known, self._deletion)

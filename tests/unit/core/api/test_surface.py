@@ -1,6 +1,7 @@
 """The plugin API is what docs/api-surface.txt says, and changes with its version only."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -54,3 +55,22 @@ def test_fields_and_signatures_are_in_it(surface: ModuleType) -> None:
     assert "    namespace: str" in lines
     assert any(line.startswith("    async create(self, request: ") for line in lines)
     assert not any(line.startswith("class buffers.") for line in lines)  # may change in any release
+
+
+def test_options_and_what_a_subclass_names_are_in_it(surface: ModuleType) -> None:
+    lines = surface.render("x").splitlines()
+    runtime = lines[lines.index("class plugins.runtimes.oci.oci_runtime.OciRuntime(CheckpointHooks)") :]
+    assert "    Monitor: ClassVar[type[crinoid.plugins.runtimes.monitor.monitor.Monitor]] = …" in runtime
+    options = lines[lines.index("class plugins.snapshotters.common_hooks.DirectoryConfig(DriverConfig)") :]
+    assert options[1].startswith("    root: ")
+    assert [line for line in lines if re.match(r"    _\w+ \(property\)", line)] == []
+    assert any(line.startswith("async linux.process.run(") for line in lines)
+
+
+def test_no_promised_signature_names_what_is_not_promised(surface: ModuleType) -> None:
+    """Whoever implements ``Monitor.exec_sync`` is given an ``ExecCgroup`` and must be able to rely on it."""
+    text = surface.render("x").partition("\n")[2]
+    promised = set(re.findall(r"^class (\S+)\(", text, re.MULTILINE))
+    named = {name.removeprefix("core.api.") for name in re.findall(r"crinoid\.([\w.]+)", text)}
+    handed_on = {"plugins.runtimes.binaries.sealing.SealedPrograms"}  # ``Binary.program`` is what one uses
+    assert {name for name in named - promised - handed_on if not name.startswith(api.UNPROMISED)} == set()
