@@ -39,20 +39,29 @@ class DirectoryConfig(DriverConfig):
 
 
 class DirectorySnapshotter:
-    """Layers and snapshots in a ``Storage``; every hook does its work in a thread."""
+    """Layers and snapshots in a ``Storage``; every hook does its work in a thread.
+
+    A subclass adds the hooks ``features`` (``root`` is ``self.storage.root``) and ``probe``, which begins to remove
+    what was thrown away (``call_in_thread(self.storage.begin_cleanup)``), and the three methods below. Trees to begin
+    with are ``self.storage.stack(chain_id)``, topmost first; a snapshot's own is ``fs`` in its ``snapshot_directory``.
+    """
 
     whiteouts: WhiteoutForm
+    """The form in which layers are unpacked: ``DELETE`` where each layer holds the whole tree up to it."""
 
     def __init__(self, config: DirectoryConfig, host: Host) -> None:
         self.host = host
         self.storage = Storage(config.root or host.state_dir / "snapshots", host.log)
 
     def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
-        """Put into a new layer what it begins with. Raises NotFound for a parent that is needed."""
+        """Put into the empty ``directory`` of a new layer what it begins with. Raises NotFound for a parent it needs.
+
+        Runs in a thread. What takes long ends by an exception, any one, once ``cancelled`` is set.
+        """
         raise NotImplementedError
 
     def fill_snapshot(self, parent: str | None, readonly: bool, directory: Path, cancelled: threading.Event) -> None:
-        """Put into a new snapshot what it begins with."""
+        """Put into the empty ``directory`` of a new snapshot what it begins with; as ``fill_layer``."""
         raise NotImplementedError
 
     def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:

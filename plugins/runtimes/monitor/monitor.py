@@ -4,6 +4,13 @@ The story of one container: ``create`` runs the runtime's binary under a new mon
 ``wait``, ``attach``, ``reopen_log``, ``exec_sync`` and ``exec_stream`` follow, in the same daemon or a later one, by
 what lies in the bundle; ``end`` waits for the monitor's own end. ``find`` and ``stop_creating`` are for a daemon that
 was killed in the middle of ``create``.
+
+What a monitor does itself: it runs ``Binary.program`` with ``Binary.global_options(bundle.runtime_log)`` and the OCI
+command line's ``create --bundle DIRECTORY --pid-file bundle.pid_file ID``, in ``request.monitor_cgroup``, as a process
+that outlives the daemon; it is the child subreaper (prctl(2)) of the container's first process, writes its output to
+``request.log_path`` in the CRI's form (``TIME STREAM F|P TEXT``), and leaves the exit code in a file of its own in the
+bundle. It is found again, after a restart too, by process id and start time (``processes.pidfds``). What it can't do,
+such as exec, raises Unsupported.
 """
 
 import abc
@@ -29,9 +36,13 @@ from crinoid.plugins.runtimes.processes.exec_cgroups import ExecCgroup
 
 
 class Monitor(abc.ABC):
-    """One kind of monitor, for the containers of one slot. Coroutines may be cancelled at any await."""
+    """One kind of monitor, for the containers of one slot. Coroutines may be cancelled at any await.
+
+    Options of its own come from the driver's ``Config``, a subclass of OciOptions, whose ``monitor`` is conmon's.
+    """
 
     name: ClassVar[str]
+    """Names its version in what the runtime reports of itself."""
     files: ClassVar[tuple[str, ...]]
     """Names of its files in a bundle, which are removed with the container."""
 
@@ -52,13 +63,17 @@ class Monitor(abc.ABC):
     async def create(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str] = ()) -> Processes:
         """Have the runtime make the container under a new monitor; the spec is written. Return what was started.
 
-        ``options`` are what a restore adds. Raises CommandFailed in the runtime's own words, DeadlineExceeded when the
-        monitor itself does not come to run it. The caller removes what is left then.
+        The caller writes down what is returned; start times are ``pidfds.start_time``'s. ``options`` are what a restore
+        adds. Raises CommandFailed in the runtime's own words (``runtime_errors.as_error``), DeadlineExceeded when the
+        monitor itself does not come to run it. The caller has a deadline for all of it, and removes what is left then.
         """
 
     @abc.abstractmethod
     def find(self, bundle: Bundle, is_in_container: Callable[[int], bool]) -> Processes | None:
-        """Return what a ``create`` that did not come to its end has started; ``None``: nothing."""
+        """Return what a ``create`` that did not come to its end has started; ``None``: nothing.
+
+        ``is_in_container(pid)`` guards against a process id from a file that is somebody else's by now.
+        """
 
     @abc.abstractmethod
     async def stop_creating(self, bundle: Bundle) -> None:
@@ -66,7 +81,11 @@ class Monitor(abc.ABC):
 
     @abc.abstractmethod
     async def wait(self, bundle: Bundle, processes: Processes, oom_killed: Callable[[], bool]) -> ExitStatus:
-        """Wait, with no deadline, for the container's end, also when the monitor was killed before it."""
+        """Wait, with no deadline, for the container's end, also when the monitor was killed before it.
+
+        Any number may wait, and every answer is the same: an end that no monitor lived to write down is kept by
+        ``bundle.write_unseen_exit``. ``oom_killed`` tells whether the kernel has killed in the container's cgroup.
+        """
 
     @abc.abstractmethod
     async def end(self, processes: Processes) -> None:
