@@ -120,9 +120,17 @@ class _Pipes(contextlib.AbstractContextManager["_Pipes"]):
 
 
 def create_command(
-    monitor: MonitorOptions, binary: Binary, bundle: ConmonFiles, request: ContainerRequest, systemd: bool
+    monitor: MonitorOptions,
+    binary: Binary,
+    bundle: ConmonFiles,
+    request: ContainerRequest,
+    systemd: bool,
+    checkpoint: Path | None = None,
 ) -> list[str]:
-    """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it."""
+    """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it.
+
+    ``checkpoint``: criu's images to restore it from; conmon has the binary write criu's log into the bundle.
+    """
     container_id, log = request.handle.container_id, request.log_path
     if ":" in str(log or ""):  # it parts driver and path
         raise InvalidArgument(f"log path {log} has a colon, which conmon can't take")
@@ -142,7 +150,8 @@ def create_command(
             runtime = without_null_streams(runtime)
         elif not request.stdin:
             runtime = without_null_input(runtime)
-    return command + _runtime(runtime)
+    restore = () if checkpoint is None else ("--restore", str(checkpoint), "--runtime-opt=--file-locks")
+    return [*command, *_runtime(runtime), *restore]
 
 
 def exec_command(

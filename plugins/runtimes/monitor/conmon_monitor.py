@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -71,7 +71,7 @@ class ConmonMonitor(Monitor):
         said = await ask(self.program, "--version", self._deadlines.probe_s)
         return said.removeprefix("conmon version ").split("\n")[0].strip()
 
-    async def create(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str] = ()) -> Processes:
+    async def create(self, bundle: Bundle, request: ContainerRequest, checkpoint: Path | None = None) -> Processes:
         """See the base.
 
         conmon is started in a cgroup outside of the pod's, as the pod's limit of memory is not for it. It waits to be
@@ -79,7 +79,7 @@ class ConmonMonitor(Monitor):
         """
         files = ConmonFiles(bundle.directory)
         settings = self._options.monitor, self._binary, files, request, self._options.systemd_cgroup
-        command = [*conmon.create_command(*settings), *options]
+        command = conmon.create_command(*settings, checkpoint)
         log = rights.open_file(files.monitor_log)
         try:
             async with conmon.started_in_cgroup(command, {2: log}, files.directory, request.monitor_cgroup) as monitor:

@@ -14,7 +14,7 @@ such as exec, raises Unsupported.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,12 +60,13 @@ class Monitor(abc.ABC):
         """Ask the program for its version. Raises CommandFailed when it can't be run."""
 
     @abc.abstractmethod
-    async def create(self, bundle: Bundle, request: ContainerRequest, options: Sequence[str] = ()) -> Processes:
+    async def create(self, bundle: Bundle, request: ContainerRequest, checkpoint: Path | None = None) -> Processes:
         """Have the runtime make the container under a new monitor; the spec is written. Return what was started.
 
-        The caller writes down what is returned; start times are ``pidfds.start_time``'s. ``options`` are what a restore
-        adds. Raises CommandFailed in the runtime's own words (``runtime_errors.as_error``), DeadlineExceeded when the
-        monitor itself does not come to run it. The caller has a deadline for all of it, and removes what is left then.
+        The caller writes down what is returned; start times are ``pidfds.start_time``'s. ``checkpoint``: criu's images
+        to restore instead, with file locks, criu's log being ``bundle.restore_log``. Raises CommandFailed in the
+        runtime's own words (``runtime_errors.as_error``), DeadlineExceeded when the monitor itself does not come to run
+        it. The caller has a deadline for all of it, and removes what is left then.
         """
 
     @abc.abstractmethod

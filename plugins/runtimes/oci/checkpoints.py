@@ -60,13 +60,12 @@ class CheckpointHooks:
 
     @hookimpl
     async def restore(self, request: RestoreRequest) -> ContainerProcess:
-        """See the hook. The monitor has the binary write criu's log into the bundle."""
+        """See the hook."""
         container = request.container
         self._known.require_own_cgroup(container.handle, "restore")
         await self.check_checkpoint()
-        options = ("--restore", str(request.images), "--runtime-opt=--file-locks")
         before = await asyncio.to_thread(adoption.Before.look, request.former_cgroup)
-        process, _ = await self._creation.make(container, request.timeout_s, options, "restore")
+        process, _ = await self._creation.make(container, request.timeout_s, request.images)
         try:
             await asyncio.to_thread(adoption.adopt, process.pid, self._known.cgroup(container.handle), before)
         except BaseException:

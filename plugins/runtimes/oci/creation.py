@@ -4,8 +4,8 @@
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded
@@ -56,13 +56,14 @@ class Creation:
         return process
 
     async def make(
-        self, request: ContainerRequest, timeout_s: float, options: Sequence[str] = (), act: str = "create"
+        self, request: ContainerRequest, timeout_s: float, checkpoint: Path | None = None
     ) -> tuple[ContainerProcess, OciSpec]:
         """Make a container under a monitor; return its process and its spec in full. On an error nothing is left.
 
-        ``options`` are what a restore adds to the monitor's command.
+        ``checkpoint``: criu's images that it is restored from.
         """
         handle, bundle = request.handle, Bundle(request.handle.bundle)
+        act = "create" if checkpoint is None else "restore"
         if (await self._known.state(handle)).status is not ContainerStatus.ABSENT:
             raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
         try:
@@ -71,7 +72,7 @@ class Creation:
             await asyncio.to_thread(bundle.write_spec, spec)
             async with asyncio.timeout(timeout_s):
                 try:
-                    started = await self._monitor.create(bundle, request, options)
+                    started = await self._monitor.create(bundle, request, checkpoint)
                 except CrinoidError as error:
                     if (explained := explain(error, bundle.restore_log)) is not error:
                         raise explained from error

@@ -135,3 +135,14 @@ async def test_a_monitor_is_told_little_and_glib_to_take_no_memory_ahead(
     assert told["G_SLICE"] == "always-malloc"
     assert {"_OCI_SYNCPIPE", "_OCI_STARTPIPE", "PATH"} <= told.keys()
     assert "NOTIFY_SOCKET" not in told
+
+
+def test_a_restore(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest, tmp_path: Path) -> None:
+    files = ConmonFiles(request_.handle.bundle)
+    made = conmon.create_command(monitor, binary, files, request_, False, tmp_path / "images")
+    assert made == [
+        *command(monitor, binary, request_),
+        "--restore",
+        str(tmp_path / "images"),
+        "--runtime-opt=--file-locks",
+    ]
