@@ -8,7 +8,8 @@
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
 # One lets thousands of pods live and looks whether the daemon grows: make soak (SOAK="--lives 500" for fewer)
 # One measures how far a reader of the code has to go: make reading
-# One kills, breaks and cuts the power of daemons at every point of their work; hours, as root: make chaos
+# One kills, breaks and cuts the power of daemons at every point of their work; hours, as root, in which it can be
+# interrupted and started again: make chaos (CHAOS="--workers 4" for four nodes at a time)
 # Two measure, beside containerd in one run; BENCH takes more options, such as --containerd PROGRAM (--help names all):
 #   make bench         every figure at 50 pods and how each grows, into docs/performance.md; under half an hour
 #   make bench-quick   small and few, in under two minutes
@@ -50,10 +51,10 @@ unit: setup
 chaos: chaos-kill chaos-fail chaos-power
 
 chaos-kill: setup
-	PYTHONPATH=tests $(BIN)/python -m chaos.failpoints
+	PYTHONPATH=tests $(BIN)/python -m chaos.failpoints --results build/chaos-kill.jsonl $(CHAOS)
 
 chaos-fail: setup
-	PYTHONPATH=tests $(BIN)/python -m chaos.failpoints --fail
+	PYTHONPATH=tests $(BIN)/python -m chaos.failpoints --fail --results build/chaos-fail.jsonl $(CHAOS)
 
 chaos-power: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos.power --lives 10

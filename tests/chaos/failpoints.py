@@ -2,7 +2,8 @@
 
 By hand, as root: ``PYTHONPATH=tests .venv/bin/python -m chaos.failpoints``; ``--life WORDS`` some lives, ``--fail``
 acts that fail in place of kills, ``--point WORDS`` some points, ``--list`` only names them, ``--most N`` at most so
-many of each life. A life is led once to learn its acts; then again for each of them, with the daemon killed there (and
+many of each life, ``--workers N`` on so many nodes at a time, ``--results FILE`` without those that this file has for
+the code as it is. A life is led once to learn its acts; then again for each of them, with the daemon killed there (and
 the programs that it runs; monitors and containers live on), started anew and asked again. Then the host is as it was,
 no record lies, and a container that ran before runs.
 """
@@ -10,6 +11,7 @@ no record lies, and a container that ran before runs.
 import argparse
 import contextlib
 import os
+import queue
 import random
 import secrets
 import sys
@@ -17,12 +19,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from chaos import inventory
 from chaos.failing_daemon import AFTER, BEFORE, KILL, KILL_ALONE, VARIABLE, Plan
 from chaos.lives import LIVES, TWO, VOLUMES, Kubelet, Life
+from chaos.results import Result, Results
 from integration.conftest import BUSYBOX, Node, configuration, write_conflist
 from support import cgroup_namespace, network_namespace
 from support.daemon import Daemon
@@ -133,14 +137,35 @@ def try_point(table: FailingNode, life: Life, plan: Plan, before: "Counter[str]"
     return kubelet.reached, found + unclear
 
 
-def run(names: list[str], act: str, only: str, most: int, listing: bool) -> int:
+@dataclass(frozen=True)
+class Choice:
+    """Which points are tried: ``act`` at each, ``only`` those whose name has these words, at most ``most`` a life."""
+
+    act: str
+    only: str = ""
+    most: int = 0
+    workers: int = 1
+
+    def plans(self, hits: list[str]) -> list[Plan]:
+        """Those of the points of a life."""
+        plans = [plan for plan in enumerate_points(hits, self.act) if self.only in plan.name]
+        if self.most and len(plans) > self.most:
+            plans = plans[:: -(-len(plans) // self.most)]
+        return plans
+
+
+def run(names: list[str], choice: Choice, results: Results) -> int:
     """Lead all lives; print what is wrong, and return how many points were."""
-    wrong = 0
     with tempfile.TemporaryDirectory(prefix="crinoid-chaos-", dir="/var/tmp") as directory:
-        for name in names:
-            with failing_node(Path(directory) / secrets.token_hex(2)) as table:
-                wrong += _run_life(table, name, act, only, most, listing)
-    return wrong
+        return sum(_run_life(Path(directory), name, choice, results) for name in names)
+
+
+def list_points(names: list[str], choice: Choice) -> None:
+    """Name the points, and try none."""
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="crinoid-chaos-", dir="/var/tmp") as directory:
+            hits = _hits(Path(directory), name)
+            print(f"{name}: {len(hits)} acts of {len(set(hits))} names", *choice.plans(hits), sep="\n  ")
 
 
 def take_before(table: FailingNode, *lives: Life) -> "Counter[str]":
@@ -151,35 +176,84 @@ def take_before(table: FailingNode, *lives: Life) -> "Counter[str]":
     return inventory.take(table.node.daemon)
 
 
-def _run_life(table: FailingNode, name: str, act: str, only: str, most: int, listing: bool) -> int:
-    life = LIVES[name]
-    before = take_before(table, life)
-    hits = table.lead(life).hits()
-    if unstable := table.wrong(before):
-        raise AssertionError(f"{name}: without any failure it leaves {unstable}")
-    plans = [plan for plan in enumerate_points(hits, act) if only in plan.name]
-    if most and len(plans) > most:
-        plans = plans[:: -(-len(plans) // most)]
-    if listing:
-        print(f"{name}: {len(hits)} acts of {len(set(hits))} names", *plans, sep="\n  ")
-        return 0
-    began, missed, bad = time.monotonic(), 0, 0
-    for plan in plans:
-        reached, found = try_point(table, life, plan, before)
-        if not reached:  # acts at the same time come in another order at times, or fewer
-            missed += 1
-            print(f"      not met in {name}: {plan}", flush=True)
-        if found:
-            bad += 1
-            print(f"WRONG {name}: {plan}", *found[:12], sep="\n      ", flush=True)
-            _start_over(table, life, before)
-    took = time.monotonic() - began
+def _hits(directory: Path, name: str) -> list[str]:
+    """Learn the acts of a life, which without any failure leaves nothing."""
+    with failing_node(directory / secrets.token_hex(2)) as table:
+        before = take_before(table, LIVES[name])
+        hits = table.lead(LIVES[name]).hits()
+        if unstable := table.wrong(before):
+            raise AssertionError(f"{name}: without any failure it leaves {unstable}")
+    return hits
+
+
+def _run_life(directory: Path, name: str, choice: Choice, results: Results) -> int:
+    """Try the points of a life that have no result yet, each worker on nodes of its own; count what is wrong."""
+    hits = _hits(directory, name)
+    points = [Point(name, plan, results) for plan in choice.plans(hits)]
+    known = [point.known for point in points if point.known]
+    open_points = queue.SimpleQueue[Point]()
+    for point in points:
+        if not point.known:
+            open_points.put(point)
+    began = time.monotonic()
+    with ThreadPoolExecutor(choice.workers) as threads:
+        working = [threads.submit(_work, directory, name, open_points) for _ in range(choice.workers)]
+    tried = [result for one in working for result in one.result()]
+    found = [*known, *tried]
+    bad = sum(bool(result["wrong"]) for result in found)
     print(
-        f"{name}: {len(hits)} acts of {len(set(hits))} names; {len(plans)} {act} points, {missed} not met, {bad} wrong;"
-        f" {took:.0f} s",
+        f"{name}: {len(hits)} acts of {len(set(hits))} names; {len(found)} of {len(points)} {choice.act} points tried,"
+        f" {sum(not result['reached'] for result in found)} not met, {bad} wrong;"
+        f" {len(tried)} of them now, in {time.monotonic() - began:.0f} s; load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     return bad
+
+
+@dataclass(frozen=True)
+class Point:
+    """One failure in one life, and its place in the results."""
+
+    life: str
+    plan: Plan
+    results: Results
+
+    @property
+    def known(self) -> Result | None:
+        """What came of it in an earlier run."""
+        return self.results.known.get((self.life, str(self.plan)))
+
+    def note(self, reached: bool, wrong: list[str]) -> Result:
+        """Keep what came of it."""
+        return self.results.add(self.life, str(self.plan), reached, wrong)
+
+
+def _work(directory: Path, name: str, points: "queue.SimpleQueue[Point]") -> list[Result]:
+    """Try one point after the other on a node; on another node where one could not be put in order."""
+    tried: list[Result] = []
+    while not points.empty():
+        try:
+            with failing_node(directory / secrets.token_hex(3)) as table:
+                _work_on(table, LIVES[name], points, tried)
+        except Exception as error:  # noqa: BLE001  # the others are to be tried as well
+            print(f"      {name}: a node is given up: {type(error).__name__}: {str(error)[:3000]}", flush=True)
+    return tried
+
+
+def _work_on(table: FailingNode, life: Life, points: "queue.SimpleQueue[Point]", tried: list[Result]) -> None:
+    before = take_before(table, life)
+    while True:
+        try:
+            point = points.get_nowait()
+        except queue.Empty:
+            return
+        reached, wrong = try_point(table, life, point.plan, before)
+        tried.append(point.note(reached, wrong))
+        if not reached:  # acts at the same time come in another order at times, or fewer
+            print(f"      not met in {point.life}: {point.plan}", flush=True)
+        if wrong:
+            print(f"WRONG {point.life}: {point.plan}", *wrong[:12], sep="\n      ", flush=True)
+            _start_over(table, life, before)
 
 
 def _start_over(table: FailingNode, life: Life, before: "Counter[str]") -> None:
@@ -206,11 +280,17 @@ def main() -> None:
     arguments.add_argument("--fail", action="store_true", help="acts fail in place of kills")
     arguments.add_argument("--alone", action="store_true", help="kill the daemon, and no program that it runs")
     arguments.add_argument("--most", type=int, default=0, help="at most so many points of each life")
+    arguments.add_argument("--workers", type=int, default=2, help="how many nodes at a time")
+    arguments.add_argument("--results", type=Path, help="a file of results, by which a run is gone on with later")
     arguments.add_argument("--list", action="store_true", help="only name the points")
     options = arguments.parse_args()
     names = [name for name in LIVES if options.life in name]
     act = FAIL if options.fail else KILL_ALONE if options.alone else KILL
-    wrong = run(names, act, options.point, options.most, options.list)
+    choice = Choice(act, options.point, options.most, options.workers)
+    if options.list:
+        list_points(names, choice)
+        return
+    wrong = run(names, choice, Results(options.results))
     sys.exit(1 if wrong else 0)
 
 
