@@ -14,6 +14,7 @@ import os
 import queue
 import random
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -25,11 +26,11 @@ from pathlib import Path
 
 from chaos import inventory
 from chaos.failing_daemon import AFTER, BEFORE, KILL, KILL_ALONE, VARIABLE, Plan
+from chaos.forked_daemon import ForkedDaemon
 from chaos.lives import LIVES, TWO, VOLUMES, Kubelet, Life
 from chaos.results import Result, Results
 from integration.conftest import BUSYBOX, Node, configuration, write_conflist
 from support import cgroup_namespace, network_namespace
-from support.daemon import Daemon
 from support.images import Entry, ImageConfig, build_busybox
 from support.patience import patient
 from support.registry import RunningRegistry
@@ -38,6 +39,8 @@ FAIL = "fail"
 _UNCLEAR = "see crinoid's log"
 _SETTLE_S = 10.0
 """How long what is undone in the background may take."""
+_NODES = 20
+"""How many nodes a worker uses up for a life at most."""
 _NEVER_FAILS = ("os.kill", "signal.", "os.write")
 """Acts that are only killed at: the kernel has no such answer for them, or it is nobody's to hear."""
 
@@ -87,7 +90,7 @@ def failing_node(directory: Path) -> Iterator[FailingNode]:
         config = configuration(layouts, "127.0.0.1:1", directory / "net.d")
         tests = str(Path(__file__).parents[1])
         environment = {VARIABLE: str(points), "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', tests)}"}
-        daemon = Daemon(directory / "daemon", config, prefix, module="chaos.failing_daemon", environment=environment)
+        daemon = ForkedDaemon(directory / "daemon", config, prefix, environment=environment)
         try:
             daemon.start()
             node = Node(daemon, layouts, RunningRegistry("127.0.0.1:1"), bridge, directory / "logs")
@@ -188,12 +191,14 @@ def _hits(directory: Path, name: str) -> list[str]:
 
 def _run_life(directory: Path, name: str, choice: Choice, results: Results) -> int:
     """Try the points of a life that have no result yet, each worker on nodes of its own; count what is wrong."""
+    if results.interrupted.is_set():
+        return 0
     hits = _hits(directory, name)
     points = [Point(name, plan, results) for plan in choice.plans(hits)]
     known = [point.known for point in points if point.known]
     open_points = queue.SimpleQueue[Point]()
     for point in points:
-        if not point.known:
+        if not point.known and not results.interrupted.is_set():
             open_points.put(point)
     began = time.monotonic()
     with ThreadPoolExecutor(choice.workers) as threads:
@@ -231,12 +236,14 @@ class Point:
 def _work(directory: Path, name: str, points: "queue.SimpleQueue[Point]") -> list[Result]:
     """Try one point after the other on a node; on another node where one could not be put in order."""
     tried: list[Result] = []
-    while not points.empty():
+    for _ in range(_NODES):
         try:
             with failing_node(directory / secrets.token_hex(3)) as table:
                 _work_on(table, LIVES[name], points, tried)
         except Exception as error:  # noqa: BLE001  # the others are to be tried as well
             print(f"      {name}: a node is given up: {type(error).__name__}: {str(error)[:3000]}", flush=True)
+        if points.empty():
+            break
     return tried
 
 
@@ -247,6 +254,8 @@ def _work_on(table: FailingNode, life: Life, points: "queue.SimpleQueue[Point]",
             point = points.get_nowait()
         except queue.Empty:
             return
+        if point.results.interrupted.is_set():
+            continue
         reached, wrong = try_point(table, life, point.plan, before)
         tried.append(point.note(reached, wrong))
         if not reached:  # acts at the same time come in another order at times, or fewer
@@ -290,8 +299,11 @@ def main() -> None:
     if options.list:
         list_points(names, choice)
         return
-    wrong = run(names, choice, Results(options.results))
-    sys.exit(1 if wrong else 0)
+    results = Results(options.results)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: results.interrupted.set())
+    wrong = run(names, choice, results)
+    sys.exit(1 if wrong or results.interrupted.is_set() else 0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Results:
         """Read what there is; without a path nothing is kept."""
         self._path = path
         self._lock = threading.Lock()
+        self.interrupted = threading.Event()
+        """Set when no further point is to be tried: the rest is left to the next run."""
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.code = code_digest()

@@ -123,15 +123,8 @@ class Daemon:
 
     def launch(self, *arguments: str) -> None:
         """Start, and don't wait."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        head = f"root = {json.dumps(str(self.root))}\nrun = {json.dumps(str(self.run))}\n"
-        tables = f"[server]\nsocket = {json.dumps(str(self.socket))}\n[pods]\ncgroup_root = {json.dumps(self.cgroup)}\n"
-        self.config_file.write_text(f"{head}{tables}[log]\nlevel = 'debug'\nformat = 'console'\n")
-        drop_ins = self.directory / "conf.d"
-        drop_ins.mkdir(exist_ok=True)
-        (drop_ins / "50-test.toml").write_text(self.config)
-        options = ["--config", str(self.config_file), *arguments]
-        command = [*self.prefix, self.python, "-m", self.module, "serve", *options]
+        options = self.write_config()
+        command = [*self.prefix, self.python, "-m", self.module, "serve", *options, *arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -141,6 +134,17 @@ class Daemon:
                 start_new_session=True,
                 env={**os.environ, **self.environment},
             )
+
+    def write_config(self) -> list[str]:
+        """Write the configuration; return the options by which a daemon finds it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        head = f"root = {json.dumps(str(self.root))}\nrun = {json.dumps(str(self.run))}\n"
+        tables = f"[server]\nsocket = {json.dumps(str(self.socket))}\n[pods]\ncgroup_root = {json.dumps(self.cgroup)}\n"
+        self.config_file.write_text(f"{head}{tables}[log]\nlevel = 'debug'\nformat = 'console'\n")
+        drop_ins = self.directory / "conf.d"
+        drop_ins.mkdir(exist_ok=True)
+        (drop_ins / "50-test.toml").write_text(self.config)
+        return ["--config", str(self.config_file)]
 
     def stop(self) -> int:
         """Stop as a service manager does; pods run on."""
