@@ -6,6 +6,7 @@ wrapper adds the role, driver and hook at fault to what a driver raises.
 """
 
 import errno
+import os
 from typing import ClassVar
 
 
@@ -18,6 +19,8 @@ class CrinoidError(Exception):
 
     grpc_status: ClassVar[str] = "UNKNOWN"
     reason: ClassVar[str] = "Unknown"
+    cli_exit_code: ClassVar[int] = 1
+    """What a command ends with that this error ends."""
 
     @property
     def message(self) -> str:
@@ -189,6 +192,7 @@ class ConfigurationError(CrinoidError):
 
     grpc_status = "FAILED_PRECONDITION"
     reason = "ConfigurationError"
+    cli_exit_code = os.EX_CONFIG
 
 
 class StateUnavailable(CrinoidError):
@@ -199,6 +203,7 @@ class StateUnavailable(CrinoidError):
 
     grpc_status = "UNAVAILABLE"
     reason = "StateUnavailable"
+    cli_exit_code = os.EX_TEMPFAIL
 
     PASSING: ClassVar[frozenset[int]] = frozenset(
         {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}

@@ -6,7 +6,6 @@ a full disk: the same start succeeds once the cause is gone.
 """
 
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from crinoid import __version__
-from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
+from crinoid.core.api.errors import CrinoidError
 from crinoid.core.cli.groups import SuggestingGroup
 
 
@@ -48,24 +47,16 @@ COMMANDS: Mapping[str, LazyCommand] = {
 
 
 class Refusal(click.ClickException):
-    """A CrinoidError as the command line shows it: its message on standard error, and an exit code."""
+    """A CrinoidError as the command line shows it: its message on standard error, and its exit code."""
+
+    def __init__(self, error: CrinoidError) -> None:
+        super().__init__(error.message)
+        self.exit_code = error.cli_exit_code  # type: ignore[misc]  # click looks at the object
 
     def show(self, file: Any = None) -> None:  # Any: click's own signature
         """Print each line of the message after the program's name."""
         for line in self.format_message().splitlines():
             click.echo(f"crinoid: {line}", file=file, err=True)
-
-
-class ConfigurationRefusal(Refusal):
-    """The same for a configuration that can't be used."""
-
-    exit_code = os.EX_CONFIG
-
-
-class StateRefusal(Refusal):
-    """The same for a state that can't be had now."""
-
-    exit_code = os.EX_TEMPFAIL
 
 
 class LazyGroup(SuggestingGroup):
@@ -93,9 +84,7 @@ class LazyGroup(SuggestingGroup):
         try:
             return super().invoke(ctx)
         except CrinoidError as error:
-            refusals = {ConfigurationError: ConfigurationRefusal, StateUnavailable: StateRefusal}
-            refusal = next((refusals[kind] for kind in refusals if isinstance(error, kind)), Refusal)
-            raise refusal(error.message) from error
+            raise Refusal(error) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

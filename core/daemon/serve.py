@@ -295,7 +295,8 @@ async def _end(node: Composition, unlock: Callable[[], None], failure: BaseExcep
             LOG.critical("the daemon ends: %s", failure, exc_info=failure)
         unlock()
         logging.shutdown()
-        os._exit(0 if failure is None else 1)
+        error_code = failure.cli_exit_code if isinstance(failure, CrinoidError) else 1
+        os._exit(0 if failure is None else error_code)
 
 
 def _stop_signals() -> asyncio.Event:

@@ -65,6 +65,11 @@ def connect(path: Path) -> sqlite3.Connection:
     )
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether SQLite found the file itself wrong, which no further try mends."""
+    return _code(error) in _DAMAGED
+
+
 def _make(path: Path) -> None:
     """Make the file where it is absent: SQLite gives its log the same mode. The kernel says more than SQLite."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, rights.FILE))
@@ -94,7 +99,7 @@ def _examine(path: Path) -> None:
             if found != "ok" or (version == len(MIGRATIONS) and (found := describe_lack(connection))):
                 raise DamagedError(found)
     except sqlite3.DatabaseError as error:
-        if _code(error) in _DAMAGED:
+        if is_damage(error):
             raise DamagedError(str(error)) from error
         raise
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,7 +34,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.state import bodies
 from crinoid.core.state.latewrites import LateWrites
-from crinoid.core.state.opening import LOG_BYTES, connect, open_database
+from crinoid.core.state.opening import LOG_BYTES, connect, is_damage, open_database
 from crinoid.core.state.records import (
     CONTAINER_STEPS,
     POD_STEPS,
@@ -74,6 +74,8 @@ class Database:
         """Open ``path``, making it where absent. Raises as ``open_database``."""
         self._path = path
         self._log = path.with_name(path.name + "-wal")
+        self.damage = ""
+        """What SQLite found wrong with the file itself, at any time: only the next start puts it aside."""
         self._statements = 0
         self._checkpoint = threading.Thread()
         self._connection = open_database(path)
@@ -82,19 +84,43 @@ class Database:
             path.with_name("reserve").unlink(missing_ok=True)  # an earlier version's
 
     def execute(self, statement: str, parameters: tuple[object, ...] = (), *, grows: bool = False) -> sqlite3.Cursor:
-        """Run one statement; one that ``grows`` tells of something new, which a full disk has no room for.
+        """Run one statement that returns no rows; one that ``grows`` tells of something new, which a full disk has no
+        room for.
 
         Raises ResourceExhausted on a full disk, Unavailable when the database can't be used otherwise.
         """
         if grows and not self._reserve.is_whole():
             raise self._full()
-        try:
+        with self._explaining():
             self._checkpoint_sometimes()
             return self._executed(statement, parameters)
-        except sqlite3.OperationalError as error:
+
+    def rows(self, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query: SQLite may find only at the last that it can't be read. Raises as ``execute``."""
+        with self._explaining():
+            return self._connection.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Raise what SQLite has against the file as one of our errors; of others' errors it is no part."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if self._note_damage(error):
+                raise Unavailable(self.damage) from error
+            if not isinstance(error, sqlite3.OperationalError):
+                raise
             if _is_full(error):
                 raise self._full() from error
             raise Unavailable(f"{self._path} can't be used, and nothing has been changed in it: {error}") from error
+
+    def _note_damage(self, error: sqlite3.DatabaseError) -> bool:
+        if is_damage(error):
+            self.damage = (
+                f"{self._path} is damaged ({error}): restart crinoid, which puts it aside and goes on with every row "
+                "that can be read; pods live on meanwhile"
+            )
+        return is_damage(error)
 
     def _executed(self, statement: str, parameters: tuple[object, ...]) -> sqlite3.Cursor:
         """Once the reserve is used up, too, carry the log over, so that it is written from its start again."""
@@ -155,7 +181,9 @@ class Database:
                     if logged == carried:
                         return
                     time.sleep(_CARRY_PAUSE_S)
-        except (OSError, sqlite3.OperationalError) as error:
+        except (OSError, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.DatabaseError):
+                self._note_damage(error)
             LOG.warning("the log of %s could not be carried over, it grows until it can: %s", self._path, error)
 
     def _log_bytes(self) -> int:
@@ -193,7 +221,7 @@ class Table(Generic[R]):
         self._damaged: dict[str, Damaged] = {}
         self.version = 0
         """Another number after each change: what was made of the records holds for as long as it stays the same."""
-        for key, body in self._database.execute(f"SELECT id, body FROM {self.name}").fetchall():  # noqa: S608
+        for key, body in self._database.rows(f"SELECT id, body FROM {self.name}"):  # noqa: S608
             try:
                 self._records[key] = bodies.parse(self.name, key, body)
             except bodies.Unreadable as error:
@@ -292,7 +320,7 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        counts = database.execute("SELECT owner, count(*) FROM ledger GROUP BY owner").fetchall()
+        counts = database.rows("SELECT owner, count(*) FROM ledger GROUP BY owner")
         self._counts: Counter[str] = Counter(dict(counts))  # so that who has no entry is not looked up
         self._told: set[int] = set()
 
@@ -346,10 +374,10 @@ class Ledger:
         if owner is not None and owner not in self._counts:
             return []
         where, parameters = ("", ()) if owner is None else ("WHERE owner = ?", (owner,))
-        rows = self._database.execute(
+        rows = self._database.rows(
             f"SELECT id, owner, kind, key, data FROM ledger {where} ORDER BY id DESC",  # noqa: S608  # a constant
             parameters,
-        ).fetchall()
+        )
         return [self._entry(*row) for row in rows]
 
     def mend(self, entry: LedgerEntry, data: Mapping[str, object]) -> None:
@@ -381,7 +409,7 @@ class Ledger:
         self.delete(entry)
 
     def _keep(self, entry: LedgerEntry, why: str) -> None:
-        for (data,) in self._database.execute("SELECT data FROM ledger WHERE id = ?", (entry.id,)).fetchall():
+        for (data,) in self._database.rows("SELECT data FROM ledger WHERE id = ?", (entry.id,)):
             values = ("ledger", f"{entry.owner} {entry.kind} {entry.key}", data, why, time.time_ns())
             self._database.execute("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", values)
 
@@ -431,12 +459,17 @@ class Store:
 
     def setting(self, name: str) -> str | None:
         """Return what ``set`` stored under a name."""
-        row = self._database.execute("SELECT body FROM settings WHERE id = ?", (name,)).fetchone()
-        return row[0] if row is not None and isinstance(row[0], str) else None
+        rows = self._database.rows("SELECT body FROM settings WHERE id = ?", (name,))
+        return rows[0][0] if rows and isinstance(rows[0][0], str) else None
 
     def set(self, name: str, value: str) -> None:
         """Keep a small value across restarts."""
         self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value), grows=True)
+
+    @property
+    def damage(self) -> str:
+        """What was found wrong with the file while it is in use; empty if nothing was so far."""
+        return self._database.damage
 
     def count_late(self) -> int:
         """Return how many changes hold and are not written yet. May be called in any thread."""
@@ -448,7 +481,7 @@ class Store:
         tables = (self.pods, self.containers, self.images)
         present = [(table.name, key, one.why) for table in tables for key, one in table.damaged.items()]
         rows = [("ledger", f"{e.owner} {e.kind} {e.key}", e.damaged) for e in self.ledger.entries() if e.damaged]
-        kept = self._database.execute("SELECT source, id, error FROM quarantine").fetchall()
+        kept = self._database.rows("SELECT source, id, error FROM quarantine")
         return present + rows + [(_as_text(source), _as_text(key), _as_text(why)) for source, key, why in kept]
 
     def close(self) -> None:

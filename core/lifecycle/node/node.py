@@ -44,14 +44,14 @@ class NodeService:
     async def status(self, verbose: bool) -> NodeStatus:
         """Ask the default handler's runtime and network whether they are ready, and report every handler.
 
-        RuntimeReady is false with what stands against the default handler's runtime, or against its snapshotter since
-        the start; other handlers that don't work are left out.
+        RuntimeReady is false with what stands against the default handler's runtime, against its snapshotter since the
+        start, or against the file of the state; other handlers that don't work are left out.
         """
+        info = await self._info() if verbose else {}  # which may be what finds the file damaged
         runtime, network = await asyncio.gather(self._runtime_ready(), self._network_ready())
         default = self._slots.runtime("").name
         known = [self._handlers[name] for name in self._slots.runtimes if name in self._handlers]
         unnamed = [dataclasses.replace(handler, name="") for handler in known if handler.name == default]
-        info = await self._info() if verbose else {}
         return NodeStatus((runtime, network), tuple(unnamed + known), info)
 
     def cgroup_driver(self) -> str:
@@ -101,6 +101,8 @@ class NodeService:
             return Condition("RuntimeReady", False, "RuntimeNotReady", problem)
         if (problem := self._unfit.get(self._slots.snapshotter_of("").name)) is not None:
             return Condition("RuntimeReady", False, "SnapshotterNotReady", problem)
+        if self._store.damage:
+            return Condition("RuntimeReady", False, "StateDamaged", self._store.damage)
         return Condition("RuntimeReady", True)
 
     async def _probe(self, slot: RuntimeSlot) -> str | None:
@@ -135,11 +137,15 @@ class NodeService:
             }
             for slot in self._slots.all()
         ]
-        deferred = [_tell_deferred(one) for one in self._resources.deferred()]
+        try:
+            deferred = [_tell_deferred(one) for one in self._resources.deferred()]
+            quarantined = [{"table": name, "id": key, "error": error} for name, key, error in self._store.quarantined()]
+        except CrinoidError as error:  # the conditions tell it
+            LOG.warning("what is deferred and in quarantine can't be told: %s", error.message)
+            deferred, quarantined = [], []
         registries = self._slots.registries
         statuses = await asyncio.gather(*map(_source_status, registries.values()))
         sources = dict(zip(registries, statuses, strict=True))
-        quarantined = [{"table": table, "id": key, "error": error} for table, key, error in self._store.quarantined()]
         return {
             "slots": json.dumps(slots),
             "deferred": json.dumps(deferred),

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import ConfigurationError, FailedPrecondition, InvalidArgument, NotFound, StateUnavailable
+from crinoid.core.api.errors import (
+    ConfigurationError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    StateUnavailable,
+    Unavailable,
+)
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, VolumeMount
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment
@@ -328,4 +335,20 @@ async def test_what_was_synced_is_on_disk_and_the_loop_did_not_wait_for_it(
     store.set("a", "1")
     await store.sync()
     assert synced == [(f"{path}-wal", False)]
+    store.close()
+
+
+def test_damage_that_shows_while_the_file_is_in_use_is_no_internal_error(path: Path) -> None:
+    store = Store(path)
+    for number in range(1000):  # more than SQLite keeps in memory
+        store.ledger.record("owner", "directory", f"/d{number}", {"x": "y" * 4000})
+    store.close()
+    store = Store(path)
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * (path.stat().st_size - 8192))
+    assert not store.damage
+    with pytest.raises(Unavailable, match=r"is damaged.*restart crinoid"):
+        store.ledger.entries()
+    assert "is damaged" in store.damage
     store.close()
