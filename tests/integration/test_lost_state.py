@@ -240,3 +240,31 @@ def test_a_full_disk_is_no_reason_not_to_serve(own: Node, tmp_path: Path) -> Non
     finally:
         own.daemon.prefix = prefix
         own.daemon.start()
+
+
+def test_damage_that_shows_while_the_daemon_runs_is_told(own: Node) -> None:
+    """Requests that need the file say so, Status too; what runs lives on, and the restart that it asks for mends it."""
+    container = own.run_container(own.run_pod("runs"), "sleep", "1000")
+    own.daemon.stop()
+    with contextlib.closing(sqlite3.connect(own.daemon.root / "state.db")) as connection, connection:
+        rows = [("pods", f"p{number}", "", "x" * 4000, 0) for number in range(1000)]  # more than SQLite keeps in memory
+        connection.executemany("INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)", rows)
+    own.daemon.start()
+    with (own.daemon.root / "state.db").open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(b"\xff" * (size // 2))
+    ready = conditions(own.call("Status", verbose=True))["RuntimeReady"]
+    assert (ready["status"], ready["reason"]) == (False, "StateDamaged")
+    assert "state.db is damaged" in ready["message"]
+    assert "restart crinoid" in ready["message"]
+    assert own.execute(container, "echo", "hello")[1] == "hello\n"
+    own.daemon.restart()
+    assert own.status(container)["state"] == "CONTAINER_RUNNING"
+    assert conditions(own.call("Status"))["RuntimeReady"]["status"]
+    assert [path.name for path in own.daemon.root.glob("state.db.broken-*")] != []
+    own.remove_pods()
+
+
+def conditions(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["type"]: one for one in status["status"]["conditions"]}
