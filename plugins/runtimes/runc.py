@@ -27,7 +27,7 @@ class RuncTraits(BinaryTraits):
 
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
         """See the base."""
-        return await start_writer(fifo, processes)
+        return await start_writer(fifo, processes, self.binary.name)
 
     async def features(self) -> RuntimeFeatures:
         """Ask runc for its version and features."""

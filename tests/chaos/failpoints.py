@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,8 @@ def try_point(table: FailingNode, life: Life, plan: Plan, before: "Counter[str]"
         found = table.wrong(before)
     except Exception as error:  # noqa: BLE001  # whatever it is, the next point is to be tried as well
         (table.points / "plan").unlink(missing_ok=True)
-        return True, [f"the life did not go on: {type(error).__name__}: {str(error)[:1500]}"]
+        where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
+        return True, [f"the life did not go on: {type(error).__name__} in {where}: {str(error)[:1500]}"]
     unclear = [f"unclear: {code} {text}" for code, text in kubelet.errors if code == "UNKNOWN" or _UNCLEAR in text]
     if unclear:
         unclear.append(table.node.daemon.log.read_text(errors="replace").rpartition("Traceback")[2][:3000])

@@ -21,6 +21,8 @@ POINTS = [
         Plan("os.posix_spawnp conmon --cid --cuuid --bundle --persist-dir --full-attach --log-level warning", 1, AFTER),
     ),
     (POD, Plan("sqlite INSERT OR REPLACE INTO containers running", 1, BEFORE)),
+    (POD, Plan("os.unlink run/rt/runc-bridge-overlay.runc/state/ID/exec.fifo", 1, BEFORE)),
+    (POD, Plan("sqlite INSERT OR REPLACE INTO pods not-ready", 1, BEFORE)),
     (PULL, Plan(f"os.rename {STORAGE}/unfinished/#-X -> {STORAGE}/layers/#", 1, AFTER)),
     (POD, Plan("Channel.send_batch nftables._commit", 2, BEFORE, FAIL)),
     (POD, Plan("os.unlink run/rt/runc-bridge-overlay.runc/state/ID", 1, BEFORE, FAIL)),

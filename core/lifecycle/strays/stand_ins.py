@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerHandle
@@ -85,6 +86,9 @@ class StandIns:
             if entry.damaged and (data := self._mended(entry)) is not None:
                 LOG.warning("%s %s of %s: its row in the ledger is mended", entry.kind, entry.key, entry.owner)
                 self._store.ledger.mend(entry, data)
+        for pod in self._store.pods:
+            if pod.state is PodState.READY and pod.attachment and not _of(by_owner.get(pod.id, []), NETWORK):
+                self._attach_again(pod)
 
     def _is_known(self, key: str) -> bool:
         return key in self._store.pods or key in self._store.containers
@@ -168,21 +172,37 @@ class StandIns:
             return {"paths": [str(path) for path in pod.namespaces.values()]}
         if entry.kind == CGROUP:
             return {"made": [entry.key] if cgroups.is_named_by_owner(entry.key) else [], "above": []}
-        if entry.kind == NETWORK and pod.attachment is not None:
-            request = NetworkRequest(
-                pod_id=pod.id,
-                metadata=pod.config.metadata,
-                netns=pod.namespaces.get("network"),
-                port_mappings=pod.config.port_mappings,
-                cgroup_parent=pod.cgroup_parent,
-                annotations=pod.config.annotations,
-            )
-            return {
-                "slot": pod.network,
-                "request": bodies.dump_value(request),
-                "data": dict(pod.attachment.data),
-            }
+        if entry.kind == NETWORK:
+            return _attachment_row(pod)
         return None
+
+    def _attach_again(self, pod: PodRecord) -> None:
+        """Have a pod that is ready own its attachment again.
+
+        A stop deletes that row before it notes that the pod is not ready any more. If the daemon was killed between the
+        two, or the row is lost, the network may have something of the pod still, which the next stop has to free.
+        """
+        if (data := _attachment_row(pod)) is not None:
+            LOG.warning("pod %s is ready, and has no row of its network in the ledger: one is made", pod.id)
+            try:
+                self._store.ledger.record(pod.id, NETWORK, pod.network, data)
+            except CrinoidError as error:  # a full disk: the next start does it
+                LOG.warning("pod %s: that row can't be written: %s", pod.id, error.message)
+
+
+def _attachment_row(pod: PodRecord) -> dict[str, object] | None:
+    """What the ledger says of a pod's attachment, by the pod's record; ``None``: the record does not know."""
+    if pod.attachment is None:
+        return None
+    request = NetworkRequest(
+        pod_id=pod.id,
+        metadata=pod.config.metadata,
+        netns=pod.namespaces.get("network"),
+        port_mappings=pod.config.port_mappings,
+        cgroup_parent=pod.cgroup_parent,
+        annotations=pod.config.annotations,
+    )
+    return {"slot": pod.network, "request": bodies.dump_value(request), "data": dict(pod.attachment.data)}
 
 
 def _subject(entry: LedgerEntry) -> str:

@@ -12,7 +12,7 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerStatus, RuntimeState
 from crinoid.plugins.runtimes.binaries.bundle import Bundle, Processes
 from crinoid.plugins.runtimes.monitor.monitor import Monitor
-from crinoid.plugins.runtimes.oci.starting import FIFO
+from crinoid.plugins.runtimes.oci.starting import FIFO, has_begun
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
 from crinoid.plugins.runtimes.processes.cgroup_places import below_mount, is_frozen
@@ -70,7 +70,10 @@ class KnownContainers:
             return RuntimeState(ContainerStatus.STOPPED if state.exists() else ContainerStatus.ABSENT)
         if pidfds.start_time(processes.pid) != processes.pid_start or not processes.pid_start:
             return RuntimeState(ContainerStatus.STOPPED)
-        waits = (state / FIFO).exists() if self._traits.keeps_fifo else await self._is_created(handle)
+        if self._traits.keeps_fifo:
+            waits = (state / FIFO).exists() and not has_begun(processes.pid, self._binary.name)
+        else:
+            waits = await self._is_created(handle)
         if waits:
             return RuntimeState(ContainerStatus.CREATED, processes.pid)
         frozen = is_frozen(self.cgroup(handle))

@@ -17,25 +17,42 @@ from crinoid.plugins.runtimes.binaries.bundle import Processes
 from crinoid.plugins.runtimes.processes import pidfds
 
 FIFO = "exec.fifo"
+_LOOK_S = 0.2
 
 
-async def start_writer(fifo: Path, processes: Processes) -> bool:
-    """Let a process go on that waits for a reader (runc)."""
+def has_begun(pid: int, binary: str) -> bool:
+    """Return whether a container's first process runs the container's program by now, and no longer the OCI runtime.
+
+    The fifo does not tell: who let the process go on may have died before it removed it. Until execve(2) the process is
+    the runtime's binary (its path), or a copy of that in a memfd, which no file of an image can be.
+    """
+    try:
+        program = str(Path(f"/proc/{pid}/exe").readlink())
+    except OSError:
+        return False
+    return not program.startswith("/memfd:") and Path(program).name != Path(binary).name
+
+
+async def start_writer(fifo: Path, processes: Processes, binary: str) -> bool:
+    """Let a process go on that waits for a reader (runc). A daemon that died here before may have left the fifo."""
     with pidfds.opened(processes.pid, processes.pid_start) as process, _opened(fifo, os.O_RDONLY) as fd:
         if process is None or fd is None:
             return False
         # It writes once it is scheduled, or ends, as when somebody kills it: whichever comes first.
         waits = [asyncio.ensure_future(readable(one)) for one in (fd, process)]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            done: set[asyncio.Future[None]] = set()
+            while not done and not has_begun(processes.pid, binary):
+                done, _ = await asyncio.wait(waits, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
         try:
-            if not os.read(fd, 1):
-                return False  # all writers have gone, and none has written
+            has_written = bool(os.read(fd, 1))  # nothing: all writers have gone, and none has written
         except BlockingIOError:
+            has_written = False
+        if not has_written and not has_begun(processes.pid, binary):
             return False
         fifo.unlink(missing_ok=True)  # noqa: ASYNC240  # on a tmpfs
         return True

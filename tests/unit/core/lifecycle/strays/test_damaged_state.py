@@ -249,3 +249,15 @@ async def test_what_waits_to_be_undone_of_a_pod_that_is_there_goes_on_waiting(
     assert services.resources.count_deferred() == 0
     await services.pods.remove(pod)
     assert_nothing_left(fake_node)
+
+
+async def test_a_stop_that_was_killed_before_it_noted_its_end_is_made_again(living: Living) -> None:
+    """What the network may have of the pod still is freed by that: nobody else would."""
+    living.edit("DELETE FROM ledger WHERE kind = ?", NETWORK)
+    services = await living.node.start()
+    assert services.pods.get(living.pod).state is PodState.READY
+    assert "detach" not in living.node.network.hooks_called
+    await services.pods.stop(living.pod)
+    assert living.node.network.hooks_called.count("detach") == 1
+    await services.pods.remove(living.pod)
+    assert_nothing_left(living.node)

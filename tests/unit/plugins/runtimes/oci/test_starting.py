@@ -1,5 +1,6 @@
 """A first process that waits at a fifo is let go, whichever end it holds; what can't be is left to the binary."""
 
+import asyncio
 import os
 import subprocess
 import time
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from crinoid.plugins.runtimes.binaries.bundle import Processes
-from crinoid.plugins.runtimes.oci.starting import start_reader, start_writer
+from crinoid.plugins.runtimes.oci.starting import has_begun, start_reader, start_writer
 from crinoid.plugins.runtimes.processes import pidfds
 from support.patience import patient
+
+RUNTIME = str(Path("/bin/sh").resolve())
+"""As in life, the process is the runtime's binary for as long as it waits."""
 
 
 @pytest.fixture
@@ -53,14 +57,14 @@ def wait_for_reader(fifo: Path) -> None:
 
 async def test_one_that_writes(fifo: Path, children: list[subprocess.Popen[bytes]]) -> None:
     processes = begin(children, 'printf 0 >"$1"; exit 7', fifo)
-    assert await start_writer(fifo, processes)
+    assert await start_writer(fifo, processes, RUNTIME)
     assert children[0].wait(patient(10)) == 7
     assert not fifo.exists()
 
 
 async def test_one_that_dies_before_it_writes(fifo: Path, children: list[subprocess.Popen[bytes]]) -> None:
     processes = begin(children, "sleep 0.1", fifo)
-    assert not await start_writer(fifo, processes)
+    assert not await start_writer(fifo, processes, RUNTIME)
 
 
 async def test_one_that_reads(fifo: Path, children: list[subprocess.Popen[bytes]]) -> None:
@@ -77,13 +81,18 @@ async def test_one_that_was_let_go_by_a_daemon_that_died_at_it(
     processes = begin(children, "exec sleep 100", fifo)
     assert start_reader(fifo, processes)
     assert not fifo.exists()
+    os.mkfifo(fifo)
+    async with asyncio.timeout(patient(10)):
+        assert await start_writer(fifo, processes, RUNTIME)
+    assert not fifo.exists()
     assert not start_reader(fifo, processes), "without a fifo the binary is to say what it thinks"
-    assert not await start_writer(fifo, processes)
+    assert not await start_writer(fifo, processes, RUNTIME)
 
 
 async def test_one_that_has_ended(fifo: Path, children: list[subprocess.Popen[bytes]]) -> None:
     processes = begin(children, "true", fifo)
     children[0].wait()
+    assert not has_begun(processes.pid, RUNTIME)
     assert not start_reader(fifo, processes)
-    assert not await start_writer(fifo, processes)
+    assert not await start_writer(fifo, processes, RUNTIME)
     assert fifo.exists()
