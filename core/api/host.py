@@ -4,6 +4,7 @@ Built by ``slots`` once for every slot; a test builds one over ``tmp_path``.
 """
 
 import logging
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,9 @@ class Host:
     ``slot`` is the slot's name in the configuration (``runc``, ``default``). ``state_dir`` survives a reboot,
     ``run_dir`` does not (it lies under ``/run``); both exist, are private to the slot (mode 0700) and outlive the
     daemon's process. ``version`` is crinoid's. ``buffers`` is one for the whole daemon: a driver whose sessions keep
-    output that was not fetched yet has a share of it for each.
+    output that was not fetched yet has a share of it for each. ``unremoved`` is where a driver says what it could not
+    remove so far and tries again, by path or another name, with the reason: verbose Status lists it, and the metric
+    ``crinoid_unremoved`` counts it. Any thread may change it.
     """
 
     slot: str
@@ -28,3 +31,4 @@ class Host:
     log: logging.Logger
     version: str = ""
     buffers: BufferPool = field(default_factory=lambda: BufferPool(_BUFFER_BYTES))
+    unremoved: MutableMapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
@@ -58,25 +59,33 @@ def serve(paths: ConfigPaths, *, takeover: bool = False) -> None:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
     watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
     with ExitStack() as ending, ExitStack() as taking_over:
-        listener = None
+        succession = None
         if takeover:
             taking_over.enter_context(only_successor(loaded.config))
             runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
-            listener = runner.run(_take_over(loaded))
+            succession = runner.run(_take_over(loaded))
         taken = ending.enter_context(directories.taken(loaded.config))
         taking_over.close()
-        if listener is None:
+        if succession is None:
             SocketPlace(loaded.config.server.socket).check()  # a daemon that can't serve must not begin to tidy up
         if problem := nulldevice.find_problem():
             LOG.error("the host's null device: %s", problem)
         watchdog.start()
         if not takeover:
             runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
-        _run(runner.get_loop(), _serve(paths, loaded, watchdog, taken, listener))
+        _run(runner.get_loop(), _serve(paths, loaded, watchdog, taken, succession))
         watchdog.stop()
 
 
-async def _take_over(loaded: Loaded) -> Listener | None:
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """What a daemon that takes over has from the start: where clients wait already, and the daemon before it."""
+
+    listener: Listener
+    predecessor: Predecessor
+
+
+async def _take_over(loaded: Loaded) -> Succession | None:
     """Be ready, take the socket's place, and have the daemon that runs let go; ``None`` where none does."""
     if (predecessor := await Predecessor.find(loaded.config)) is None:
         return None
@@ -84,9 +93,8 @@ async def _take_over(loaded: Loaded) -> Listener | None:
     listener = Listener(_endpoint(loaded.config))
     await listener.listen(taking_over=True)
     listener.publish()
-    notify(f"MAINPID={os.getpid()}")
     await predecessor.send_away()
-    return listener
+    return Succession(listener, predecessor)
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, None]) -> None:
@@ -106,12 +114,9 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
 
 
 async def _serve(
-    paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog, taken: Taken, listener: Listener | None
+    paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog, taken: Taken, succession: Succession | None
 ) -> None:
-    """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``.
-
-    ``listener``: where clients of an earlier daemon wait already.
-    """
+    """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``."""
     config = loaded.config
     stopping, handover = _stop_signals(), Handover(config, os.getpid())
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
@@ -121,11 +126,13 @@ async def _serve(
         node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
     about = "Host resources of pods that are gone which could not be removed yet; verbose Status names them"
     instruments.show("crinoid_deferred_removals", about, node.resources.count_deferred)
+    about = "What drivers could not remove yet, such as a layer's files; verbose Status names it"
+    instruments.show("crinoid_unremoved", about, lambda: sum(len(slot.unremoved) for slot in slots.all()))
     about = "Starts and ends that could not be written to the state database yet"
     instruments.show("crinoid_unrecorded_changes", about, node.store.count_late)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
-    if listener is not None:
+    if succession is not None:
         node.events.keep(_EVENTS_KEPT_S)
     server: Server | None = None
     try:
@@ -134,23 +141,26 @@ async def _serve(
         if not is_up:
             return
         hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
-        server = Server(_endpoint(config), node, hooks, listener)
+        server = Server(_endpoint(config), node, hooks, None if succession is None else succession.listener)
         await node.streams.start()
         await server.start()
         _take_commands(handover, _reloader(paths, loaded, node, instruments, watchdog))
-        await handover.listen()
+        with _fault_named():
+            await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
         watchdog.phase = "serving"
         notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {config.server.socket}")
+        if succession is not None:
+            succession.predecessor.say_up()
         pings = asyncio.create_task(ping_watchdog(), name="systemd's watchdog")
         async with deferred_initialisation(instruments):
             await _first_of(stopping, handover.requested)
-        pings.cancel()  # a successor has its own; and an end may take long
         watchdog.phase = "stopping"
         if handover.requested.is_set():
             LOG.info("another daemon takes over")
             await server.hand_over(config.server.graceful_stop_s, node.events.close)
         else:
+            pings.cancel()  # an end may take long
             notify("STOPPING=1")
             LOG.info("stopping; pods and containers run on")
             handover.close()
@@ -164,7 +174,13 @@ async def _serve(
         node.store.close()  # what hangs is no reason to keep the state open: every moment's ledger can be recovered
         await _close("metrics and traces", instruments.close())
         if is_closed and server is not None and handover.requested.is_set():
-            await _forward(server, handover, taken, stopping)
+            await _let_go(handover, taken, stopping)
+            pings.cancel()
+            if handover.lost.is_set() and not stopping.is_set():
+                await _serve_again(paths, loaded, watchdog)  # to the end, which is this server's, too
+            else:
+                await _forward(handover, stopping)
+                await server.stop(_CLOSE_S)
         handover.close()
         await _end(node, taken.unlock, failure)
 
@@ -207,15 +223,34 @@ def _take_commands(handover: Handover, reload: Reload) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
 
 
-async def _forward(server: Server, handover: Handover, taken: Taken, stopping: asyncio.Event) -> None:
-    """Let the successor have everything, and pass calls on to it until all connections have been made anew."""
+async def _let_go(handover: Handover, taken: Taken, stopping: asyncio.Event) -> None:
+    """Let the successor have everything; return once it serves, or has ended, or this daemon is told to stop."""
     taken.release()
-    handover.finish()
-    LOG.info("another daemon has taken over; calls of clients that are still connected here are passed on to it")
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stopping.wait(), _FORWARD_S)
-    LOG.info("ending: clients have had the time to connect to the other daemon")
-    await server.stop(_CLOSE_S)
+    if not stopping.is_set():
+        handover.finish()
+        LOG.info("another daemon has all; calls of clients that are still connected here are passed on to it")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FORWARD_S):
+                await _first_of(stopping, handover.lost, handover.served)
+    if stopping.is_set():
+        handover.dismiss()
+
+
+async def _forward(handover: Handover, stopping: asyncio.Event) -> None:
+    """Pass calls on until all connections have been made anew."""
+    if handover.served.is_set():
+        LOG.info("another daemon has taken over")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _FORWARD_S)
+        LOG.info("ending: clients have had the time to connect to the other daemon")
+
+
+async def _serve_again(paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog) -> None:
+    """Serve in the place of a successor that has ended; this daemon's clients are passed on to this daemon, then."""
+    LOG.error("the daemon that was taking over has ended before it served: this one serves again")
+    notify("STATUS=serving again after a takeover that failed")
+    with directories.taken(loaded.config) as taken:
+        await _serve(paths, loaded, watchdog, taken, None)
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -4,6 +4,9 @@ The new one (``take_over``) loads its configuration and drivers first, so that w
 serves. It listens at the socket's path, where calls wait, and says ``go`` on a socket in ``run`` that only root can
 open. The old one (``Handover``) passes on what comes over its connections from now on, lets calls under way end, closes
 the state and the directories, and says ``gone``. It lives on until its last client has moved (``cri.forwarding``).
+
+The connection stays until the new one says ``up``: should it end before that, the old one serves again. A successor of
+an earlier version does not say ``stay``, and closes the connection once it has all.
 """
 
 import asyncio
@@ -11,6 +14,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -20,13 +26,16 @@ from crinoid.core.config.models import Config
 from crinoid.core.daemon.directories import TAKEOVER_SOCKET
 
 LOG = logging.getLogger(__name__)
-_GO, _GONE, _WHO = b"go\n", b"gone\n", b"who\n"
+_GO, _STAY, _GONE, _UP, _WHO = b"go\n", b"stay\n", b"gone\n", b"up\n", b"who\n"
 Command = Callable[[str], Awaitable[str]]
 """Something that root asks of the daemon: takes what follows its name on the line, and returns the answer."""
 _BEYOND_GRACE_S = 30.0
 """How much longer than the calls under way the old daemon may take to let go of everything."""
 _ANSWER_S = 2.0
 _COMMAND_S = 60.0
+_DYING_S = 10.0
+"""How long a successor whose connection has ended may take to end itself."""
+_CREDENTIALS = struct.Struct("iII")  # struct ucred, unix(7)
 
 
 def _place(config: Config) -> Path:
@@ -58,13 +67,14 @@ def only_successor(config: Config) -> Iterator[None]:
 
 
 class Handover:
-    """The old daemon's side: listens for a successor. ``requested`` is set when one is ready.
+    """The old daemon's side: listens for a successor.
 
+    ``requested`` is set when one is ready, ``lost`` when it has ended and had not served yet, ``served`` when it does.
     The socket is root's way to the daemon for ``commands``, too.
     """
 
     def __init__(self, config: Config, pid: int) -> None:
-        self.requested = asyncio.Event()
+        self.requested, self.lost, self.served = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.commands: dict[str, Command] = {}
         self._path = _place(config)
         self._pid = pid
@@ -81,9 +91,13 @@ class Handover:
         """Tell the successor that all is let go of, and make room for its own socket."""
         self.close()
         if self._successor is not None:
-            with contextlib.suppress(OSError):
-                self._successor.write(_GONE)
-                self._successor.close()
+            self._successor.write(_GONE)  # which raises nothing: if it is gone, ``lost`` tells
+
+    def dismiss(self) -> None:
+        """End the successor, which does not serve yet: this daemon was told to stop, and so is the other."""
+        if self._successor is not None and not self.served.is_set() and not self._successor.is_closing():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(_peer_of(self._successor), signal.SIGTERM)
 
     def close(self) -> None:
         """Be there no more. Idempotent."""
@@ -97,6 +111,8 @@ class Handover:
         if line == _GO and not self.requested.is_set():
             self._successor = writer
             self.requested.set()
+            await self._follow(reader, _peer_of(writer))
+            writer.close()
             return
         name, _, rest = line.decode(errors="replace").strip().partition(" ")
         if line == _WHO:
@@ -110,6 +126,18 @@ class Handover:
         with contextlib.suppress(OSError):
             await writer.drain()
         writer.close()
+
+    async def _follow(self, reader: asyncio.StreamReader, pid: int) -> None:
+        """See whether the successor serves in the end; if not, it has let go of socket and locks once it has ended."""
+        with contextlib.suppress(OSError):
+            if await reader.readline() != _STAY:
+                return
+            if await reader.readline() == _UP:
+                self.served.set()
+                return
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            await _wait_for_end(pid)
+        self.lost.set()
 
 
 class Predecessor:
@@ -128,17 +156,40 @@ class Predecessor:
             return None
 
     async def send_away(self) -> None:
-        """Have it let go of everything."""
+        """Have it let go of everything; it serves again if this process ends before ``say_up``."""
         LOG.info("taking over from the daemon that runs")
-        self._writer.write(_GO)
+        self._writer.write(_GO + _STAY)
         try:
             async with asyncio.timeout(self._limit_s):
                 answer = await self._reader.readline()
         except (TimeoutError, OSError):
             answer = b""
-        self._writer.close()
         if answer != _GONE:  # it has ended, maybe: the locks will tell
             LOG.warning("the daemon that ran has not said that it is done within %g s, or has ended", self._limit_s)
+
+    def say_up(self) -> None:
+        """Tell it that this daemon serves: from here on it is needed no more but to pass calls on."""
+        self._writer.write(_UP)
+        self._writer.close()
+
+
+def _peer_of(writer: asyncio.StreamWriter) -> int:
+    """Return the process id of who has connected."""
+    connection: socket.socket = writer.get_extra_info("socket")
+    pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(pid)
+
+
+async def _wait_for_end(pid: int) -> None:
+    """Wait until a process has ended, reaped or not. Raises ProcessLookupError, TimeoutError."""
+    loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(pid)
+    loop.add_reader(pidfd, ended.set)
+    try:
+        async with asyncio.timeout(_DYING_S):
+            await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
 async def serving_pid(config: Config) -> int | None:

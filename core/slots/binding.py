@@ -160,6 +160,7 @@ def adopt(
         run_dir=host.run_dir,
         own_deadline_s=_own_deadline_s(driver, installed),
         calls=calls or HookCalls(),
+        unremoved=host.unremoved,
     )
 
 

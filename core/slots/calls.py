@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +70,8 @@ class Binding:
     own_deadline_s: float | None = None
     """What the driver says its hooks may take, where it says so."""
     calls: HookCalls = field(default_factory=HookCalls)
+    unremoved: Mapping[str, str] = field(default_factory=dict)
+    """What the driver could not remove so far: see ``Host``."""
 
     @property
     def label(self) -> str:
@@ -112,6 +114,11 @@ class Slot:
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
+
+    @property
+    def unremoved(self) -> Mapping[str, str]:
+        """What the driver could not remove so far, with the reason; a copy. May be called in any thread."""
+        return dict(self._binding.unremoved)
 
     def implements(self, hook: str) -> bool:
         """Return whether the driver has this hook."""

@@ -51,7 +51,7 @@ class DirectorySnapshotter:
 
     def __init__(self, config: DirectoryConfig, host: Host) -> None:
         self.host = host
-        self.storage = Storage(config.root or host.state_dir / "snapshots", host.log)
+        self.storage = Storage(config.root or host.state_dir / "snapshots", host.log, host.unremoved)
 
     def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         """Put into the empty ``directory`` of a new layer what it begins with. Raises NotFound for a parent it needs.

@@ -18,7 +18,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,8 @@ Fill = Callable[[Path], None]
 class Storage:
     """The directories of one slot and their index, read from the disk once."""
 
-    def __init__(self, root: Path, log: logging.Logger) -> None:
+    def __init__(self, root: Path, log: logging.Logger, unremoved: MutableMapping[str, str]) -> None:
+        """``unremoved``: see ``Host``."""
         self.root = root
         self._log = log
         self._lock = threading.Lock()
@@ -44,7 +45,7 @@ class Storage:
             rights.make_directories(root / name)
             rights.correct(root / name, rights.DIRECTORY)
             rights.spread(root / name)
-        self.trash = Trash(root / "trash", log)
+        self.trash = Trash(root / "trash", log, unremoved)
         self._damaged: list[Path] = []
         self._layers: dict[str, Layer] = {}
         for layer in read_all(root / "layers", Layer.read, self._damaged):

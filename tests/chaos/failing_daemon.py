@@ -301,14 +301,9 @@ def _fork_when_told() -> None:
 
 def _retry_soon() -> None:
     """What is deferred is over within a test."""
-    try:
-        from crinoid.core.lifecycle.concurrency import backoff
-    except ImportError:
-        from crinoid.core.lifecycle.resources import resources
+    from crinoid.core.api import backoff
 
-        resources.RETRY_S = 0.2  # type: ignore[attr-defined]  # of earlier versions
-    else:
-        backoff.FIRST_S = 0.2
+    backoff.FIRST_S = 0.2
 
 
 if __name__ == "__main__":

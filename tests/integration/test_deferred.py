@@ -18,6 +18,10 @@ def deferred(node: Node) -> list[dict[str, str]]:
     return list(json.loads(node.call("Status", verbose=True)["info"]["deferred"]))
 
 
+def unremoved(node: Node) -> list[dict[str, str]]:
+    return list(json.loads(node.call("Status", verbose=True)["info"]["unremoved"]))
+
+
 def immutable(path: Path, on: bool) -> None:
     subprocess.run(["chattr", "+i" if on else "-i", path], check=True)
 
@@ -40,6 +44,9 @@ def test_an_immutable_file_of_a_removed_container_harms_nobody(tmp_path: Path) -
                 node.call("RemovePodSandbox", pod_sandbox_id=again)
                 node.daemon.restart()
             until(lambda: told(node, container))
+            (one,) = unremoved(node)
+            assert (one["role"], one["slot"], container in one["what"]) == ("snapshotter", "default", True)
+            assert "stays" in one["reason"]
             (left,) = node.daemon.root.glob("plugins/*/*/snapshots/trash/*/fs/d/*")
             assert left.name == "stays"
         finally:

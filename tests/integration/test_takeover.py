@@ -1,8 +1,10 @@
 """A new daemon takes over from the one that runs: clients see a pause, and neither a failure nor a lost event."""
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -52,6 +54,10 @@ class Calling:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Call no more. Idempotent."""
         self.stopped.set()
         self._thread.join()
 
@@ -205,6 +211,123 @@ def test_a_second_successor_is_refused_and_takes_nothing(node: Node) -> None:
     until(lambda: node.daemon.serving_pid() == first.pid)
     assert node.execute(container, "true")[0] == 0
     end(before)
+
+
+@dataclass
+class Notified:
+    """What daemons told systemd, by the socket that it would give them (sd_notify(3))."""
+
+    directory: Path
+
+    def __enter__(self) -> "Notified":
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.path = self.directory / "notify"
+        self._socket.bind(str(self.path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def take(self) -> list[str]:
+        """The states since the last time, but for what is for people."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found += self._socket.recv(4096).decode().splitlines()
+        return [state for state in found if not state.startswith("STATUS=")]
+
+
+@pytest.fixture
+def notified(node: Node, tmp_path: Path) -> Iterator[Notified]:
+    with Notified(tmp_path) as notified:
+        node.daemon.environment = {"NOTIFY_SOCKET": str(notified.path)}
+        node.daemon.restart()
+        yield notified
+
+
+@dataclass
+class Handing:
+    """A takeover between ``go`` and ``gone``: the daemon that lets go waits for an exec under way. And a client."""
+
+    before: "subprocess.Popen[bytes]"
+    successor: "subprocess.Popen[bytes]"
+    calling: Calling
+    goes_on: Path
+
+    def finish(self) -> None:
+        """Let the exec end."""
+        self.goes_on.touch()
+
+
+@pytest.fixture
+def handing(node: Node, notified: Notified) -> Iterator[Handing]:
+    before = node.daemon.process
+    assert before is not None
+    container = node.run_container(node.run_pod(), "sleep", "600")
+    status = json.loads(node.call("ContainerStatus", container_id=container, verbose=True)["info"]["info"])
+    goes_on = Path(f"/proc/{status['pid']}/root/goes-on")
+    codes: list[int] = []
+    waits = "touch /waits; until [ -e /goes-on ]; do sleep 0.1; done"
+    running = threading.Thread(target=lambda: codes.append(node.execute(container, "sh", "-c", waits, timeout=300)[0]))
+    running.start()
+    until(goes_on.with_name("waits").exists)
+    assert notified.take() == ["READY=1", f"MAINPID={before.pid}"]
+    with Calling(node, lambda cri, _: cri.call("Version")) as calling:
+        until(lambda: calling.calls > 0)
+        node.daemon.launch("--takeover")
+        assert node.daemon.process is not None
+        until(lambda: "another daemon takes over" in node.daemon.log.read_text())
+        yield Handing(before, node.daemon.process, calling, goes_on)
+    running.join()
+    assert codes == [0], "a call under way is answered, whatever becomes of the takeover"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_successor_that_ends_before_it_serves_leaves_the_daemon_that_was(
+    number: signal.Signals, node: Node, handing: Handing, notified: Notified
+) -> None:
+    """It serves again: its clients see a pause, and systemd never hears of the other."""
+    handing.successor.send_signal(number)
+    handing.successor.wait(patient(30))
+    node.daemon.process = handing.before
+    handing.finish()
+    until(lambda: node.daemon.serving_pid() == handing.before.pid)
+    served = handing.calling.calls
+    until(lambda: handing.calling.calls > served + 1)
+    assert handing.calling.failures == []
+    assert "has ended before it served: this one serves again" in node.daemon.log.read_text()
+    assert notified.take() == ["READY=1", f"MAINPID={handing.before.pid}"]
+    (container,) = node.call("ListContainers")["containers"]
+    assert node.execute(container["id"], "true")[0] == 0
+    handing.calling.stop()
+    end(node.daemon.take_over())
+    assert notified.take() == ["READY=1", f"MAINPID={node.daemon.serving_pid()}"]
+
+
+def test_a_daemon_that_is_stopped_while_another_takes_over_ends_both(node: Node, handing: Handing) -> None:
+    """As ``systemctl stop`` does: for systemd the one that lets go is the main process still."""
+    handing.before.send_signal(signal.SIGTERM)
+    handing.finish()
+    assert handing.before.wait(patient(30)) == 0
+    assert handing.successor.wait(patient(30)) in (0, -signal.SIGTERM)
+    handing.calling.stop()
+    node.daemon.start()
+    assert node.call("ListContainers")["containers"][0]["state"] == "CONTAINER_RUNNING"
+
+
+def test_a_successor_that_can_not_serve_once_it_has_all_leaves_the_daemon_that_was(node: Node) -> None:
+    container, before, config = (
+        node.run_container(node.run_pod(), "sleep", "600"),
+        node.daemon.process,
+        node.daemon.config,
+    )
+    node.daemon.config = f"{config}[metrics]\nlisten = '192.0.2.1:1'\n"  # an address that no host has
+    node.daemon.launch("--takeover")
+    assert node.daemon.process is not None
+    assert node.daemon.process.wait(patient(60)) == 78
+    node.daemon.process, node.daemon.config = before, config
+    until(lambda: node.daemon.serving_pid() == before.pid)  # type: ignore[union-attr]
+    assert node.execute(container, "true")[0] == 0
 
 
 def test_takeover_is_a_start_where_no_daemon_runs(node: Node) -> None:

@@ -13,37 +13,31 @@ import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import MutableMapping
 from pathlib import Path
 
+from crinoid.core.api.backoff import Backoff
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_directory
 from crinoid.core.api.values.snapshot import DiskUsage
 
-FIRST_RETRY_S = 5.0
-LONGEST_RETRY_S = 3600.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.:-]")
 _LABEL_CHARACTERS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """A try that did not succeed: when to try again, and after how long if that fails, too."""
-
-    at_s: float
-    wait_s: float
-    error: str
 
 
 class Trash:
     """One trash directory, for one process at a time. Safe to use from several threads."""
 
-    def __init__(self, directory: Path, log: logging.Logger) -> None:
-        """Make the directory; nothing is removed before ``start`` or the first ``throw``."""
+    def __init__(self, directory: Path, log: logging.Logger, unremoved: MutableMapping[str, str]) -> None:
+        """Make the directory; nothing is removed before ``start`` or the first ``throw``.
+
+        ``unremoved`` is kept to be the paths of what could not be removed so far, each with the error: see ``Host``.
+        """
         self.directory = directory
         self._log = log
+        self._unremoved = unremoved
         self._changed = threading.Condition()
-        self._failures: dict[str, _Failure] = {}
+        self._backoff = Backoff()
         self._thread: threading.Thread | None = None
         self._unsynced = False
         rights.make_directories(directory)
@@ -75,15 +69,10 @@ class Trash:
                 usages.append(disk_usage(self.directory / name))
         return DiskUsage(sum(one.used_bytes for one in usages), sum(one.inodes for one in usages))
 
-    def failures(self) -> dict[str, str]:
-        """Return what could not be removed so far, each with the error."""
-        with self._changed:
-            return {str(self.directory / name): failure.error for name, failure in self._failures.items()}
-
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is nothing more to do now; tell whether the trash is empty."""
         with self._changed:
-            self._changed.wait_for(lambda: all(name in self._failures for name in self._names()), timeout_s)
+            self._changed.wait_for(lambda: all(self._path(one) in self._unremoved for one in self._names()), timeout_s)
             return not self._names()
 
     def _wake(self) -> None:
@@ -104,7 +93,8 @@ class Trash:
                 error = failed
             with self._changed:
                 if error is None:
-                    self._failures.pop(name, None)
+                    self._backoff.forget(name)
+                    self._unremoved.pop(self._path(name), None)
                 else:
                     self._set_aside(name, error)
                 self._changed.notify_all()
@@ -124,23 +114,21 @@ class Trash:
         """Return the oldest that may be tried, waiting for its time; None, for good, when there is nothing."""
         with self._changed:
             while names := self._names():
-                due = min(names, key=lambda name: (self._due_s(name), name))
-                wait_s = self._due_s(due) - time.monotonic()
-                if wait_s <= 0:
+                due = min(names, key=lambda name: (self._backoff.due_s(name), name))
+                if self._backoff.is_due(due):
                     return due
-                self._changed.wait(wait_s)
-            self._failures.clear()
+                self._changed.wait(self._backoff.wait_s(names))
+            for path in [path for path in self._unremoved if path.startswith(f"{self.directory}/")]:
+                del self._unremoved[path]  # somebody else has removed it
             self._thread = None
             return None
 
-    def _due_s(self, name: str) -> float:
-        failure = self._failures.get(name)
-        return 0.0 if failure is None else failure.at_s
+    def _path(self, name: str) -> str:
+        return str(self.directory / name)
 
     def _set_aside(self, name: str, error: OSError) -> None:
-        before = self._failures.get(name)
-        wait_s = FIRST_RETRY_S if before is None else min(2 * before.wait_s, LONGEST_RETRY_S)
-        self._failures[name] = _Failure(time.monotonic() + wait_s, wait_s, str(error))
+        wait_s = self._backoff.note_failure(name)
+        self._unremoved[self._path(name)] = str(error)
         self._log.warning(
             "%s%s, thrown away %.0f s ago, can't be removed: %s; tried again in %.0f s",
             f"what is left of {label}: " if (label := name.partition("-")[2].partition("-")[2]) else "",

@@ -151,6 +151,13 @@ class NodeService:
             "deferred": json.dumps(deferred),
             "sources": json.dumps(sources),
             "quarantine": json.dumps(quarantined),
+            "unremoved": json.dumps(
+                [
+                    {"role": slot.role, "slot": slot.name, "what": what, "reason": reason}
+                    for slot in self._slots.all()
+                    for what, reason in slot.unremoved.items()
+                ]
+            ),
             "pulls": json.dumps([asdict(progress) for progress in self._images.progress()]),
         }
 

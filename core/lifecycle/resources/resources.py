@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, cast
 
+from crinoid.core.api.backoff import Backoff
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DriverError, FailedPrecondition, Unavailable
 from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
@@ -34,7 +35,6 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.concurrency.backoff import Backoff
 from crinoid.core.lifecycle.resources import ownership
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crinoid.core.api import backoff
 from crinoid.core.api.errors import (
     AlreadyExists,
     CrinoidError,
@@ -24,7 +25,6 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodMetadata
 from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.concurrency import backoff
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.lifecycle.resources import resources
 from crinoid.core.lifecycle.resources.resources import CGROUP, CONTAINER, DEFERRED, DIRECTORY, MOUNT, NETWORK, SNAPSHOT

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from crinoid.core.api import backoff
 from crinoid.core.api.linux import trash as trash_module
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.trash import Trash
@@ -24,7 +25,7 @@ def make_tree(directory: Path) -> Path:
 
 
 def test_what_is_thrown_away_is_gone_and_removed(tmp_path: Path) -> None:
-    trash = Trash(tmp_path / "trash", LOG)
+    trash = Trash(tmp_path / "trash", LOG, {})
     tree = make_tree(tmp_path / "tree")
     trash.throw(tree)
     assert not tree.exists()
@@ -37,7 +38,7 @@ def test_what_is_thrown_away_is_gone_and_removed(tmp_path: Path) -> None:
 
 def test_a_start_goes_on_with_what_was_left(tmp_path: Path) -> None:
     make_tree(tmp_path / "trash" / "12-left")
-    trash = Trash(tmp_path / "trash", LOG)
+    trash = Trash(tmp_path / "trash", LOG, {})
     assert trash.usage().inodes == 3
     trash.start()
     assert trash.wait(patient(30))
@@ -57,16 +58,17 @@ def test_what_fails_waits_longer_each_time_and_holds_up_no_other(
         return remove_tree(path)
 
     monkeypatch.setattr(trash_module, "remove_tree", refuse_twice)
-    monkeypatch.setattr(trash_module, "FIRST_RETRY_S", 0.1)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.1)
     bad = make_tree(tmp_path / "trash" / "0-bad")
-    trash = Trash(tmp_path / "trash", LOG)
+    unremoved: dict[str, str] = {}
+    trash = Trash(tmp_path / "trash", LOG, unremoved)
     trash.start()
     assert not trash.wait(patient(30))
-    assert list(trash.failures()) == [str(bad)]
+    assert list(unremoved) == [str(bad)]
     other = make_tree(tmp_path / "other")
     trash.throw(other)
     deadline = time.monotonic() + patient(30)
-    while (os.listdir(tmp_path / "trash") or trash.failures()) and time.monotonic() < deadline:
+    while (os.listdir(tmp_path / "trash") or unremoved) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert os.listdir(tmp_path / "trash") == []
     first, second, third = tries
