@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 def doctor(ctx: click.Context, paths: ConfigPaths, repair: bool, as_json: bool) -> None:
     """List what carries the marks of this crinoid's root and run, and is on no record.
 
-    Those are monitors, directories, mounts, pinned namespaces, cgroups and addresses of pods and containers, as they
-    are left when the state is lost. With --repair, a pod or container that lives is adopted: the daemon shows it from
-    its next start on, and a kubelet that does not want it removes it. All else is removed, with its processes. The
-    daemon has to be stopped for that; pods and containers run on. The exit code is 1 when something is left.
+    Those are monitors, directories, mounts, pinned namespaces, cgroups, network links and addresses of pods and
+    containers, as they are left when the state is lost. With --repair, a pod or container that lives is adopted: the
+    daemon shows it from its next start on, and a kubelet that does not want it removes it. All else is removed, with
+    its processes. The daemon has to be stopped for that; pods and containers run on. The exit code is 1 when something
+    is left.
     """
     from crinoid.core.config.loader import load
     from crinoid.core.daemon.directories import is_taken

@@ -80,6 +80,9 @@ def test_containers_that_run_when_the_state_is_lost(own: Node, lost: str) -> Non
     found = {one["id"]: one for one in json.loads(listed.stdout)["strays"]}
     assert found.keys() == {pod, container}
     assert found[pod]["addresses"] == [theirs]
+    (link,) = found[pod]["links"]
+    aliases = subprocess.run(["ip", "-d", "link", "show", link], capture_output=True, text=True, check=True).stdout
+    assert f"alias pod {pod}" in aliases
     assert found[container]["processes"]
     refused = crinoid(own, "doctor", "--repair")
     assert refused.returncode == 1

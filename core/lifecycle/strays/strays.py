@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.linux import cgroups, files, mount, namespaces
+from crinoid.core.api.linux import cgroups, files, links, mount, namespaces
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.core.lifecycle.resources.ownership import owner_of
@@ -48,6 +48,7 @@ class Stray:
     cgroups: list[str] = field(default_factory=list)
     snapshots: list[tuple[str, str]] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
     @property
     def namespaces(self) -> list[Path]:
@@ -65,6 +66,7 @@ class Stray:
             "mounts": [str(path) for path in self.mounts if path not in pins],
             "cgroups": self.cgroups,
             "snapshots": [key for _, key in self.snapshots],
+            "links": self.links,
             "addresses": self.addresses,
         }
         return {kind: names for kind, names in found.items() if names}
@@ -95,6 +97,7 @@ def find(root: Path, run: Path, is_known: Callable[[str], bool]) -> list[Stray]:
             found[cgroups.owner_in_name(cgroup)].cgroups.append(cgroup)
     for stray in found.values():
         stray.addresses.extend(_addresses(run / PODS / stray.id / "hosts"))
+        stray.links.extend(_links_to(stray.namespaces))
     return sorted(found.values(), key=lambda one: one.id)
 
 
@@ -248,6 +251,15 @@ def _slot_directory_in(words: Iterable[str]) -> str:
         if word.startswith("--runtime-arg=--root=") and ROLES["runtime"].directory in parts[:-1]:
             return parts[len(parts) - 1 - parts[::-1].index(ROLES["runtime"].directory) + 1]
     return ""
+
+
+def _links_to(pins: Iterable[Path]) -> Iterator[str]:
+    """The interfaces here whose other end is in one of these namespaces; they go with it."""
+    with contextlib.suppress(OSError):  # no right to enter it; or it is none, or gone
+        for pin in pins:
+            if pin.name == "network":
+                inside = {(one.other, one.index) for one in namespaces.call_in(pin, links.ends)}
+                yield from (one.name for one in links.ends() if (one.index, one.other) in inside)
 
 
 def _entries(directory: Path) -> list[Path]:
