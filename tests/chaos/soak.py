@@ -1,13 +1,15 @@
 """Pod lives by the thousand, with lists, execs, statistics and events going on: does the daemon stay as small as it is?
 
 By hand, as root: ``make soak`` or ``PYTHONPATH=tests .venv/bin/python -m chaos.soak``; ``--lives`` pods live (5,000),
-``--clients`` at a time. Prints the daemon's memory, descriptors, threads and files as it goes, and ends with an error
-where the last third of the lives needs more than the one before it, or where a call failed.
+``--clients`` at a time, or as many as ``--minutes`` allow. Prints the daemon's memory, descriptors, threads and files
+as it goes, and ends with an error where the last third of the lives needs more than the one before it, or where a call
+failed.
 """
 
 import argparse
 import contextlib
 import itertools
+import math
 import os
 import secrets
 import statistics
@@ -69,9 +71,10 @@ def _kib(path: Path) -> int:
 class Soak:
     """The clients, and what they have seen."""
 
-    def __init__(self, node: Node, lives: int) -> None:
+    def __init__(self, node: Node, lives: int, until_s: float) -> None:
         self.node = node
         self.lives = lives
+        self._until_s = until_s
         self.calls: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.events = 0
@@ -89,7 +92,7 @@ class Soak:
 
     def live(self) -> None:
         """One pod after the other, until all have lived."""
-        while (number := next(self._numbers)) <= self.lives:
+        while time.monotonic() < self._until_s and (number := next(self._numbers)) <= self.lives:
             try:
                 self._live(number)
             except grpc.RpcError as error:
@@ -129,9 +132,9 @@ class Soak:
         cri.close()
 
 
-def run(node: Node, lives: int, clients: int) -> list[Sample]:
+def run(node: Node, lives: int, clients: int, most_s: float) -> list[Sample]:
     """Let pods live; return what the daemon had, from time to time."""
-    soak = Soak(node, lives)
+    soak = Soak(node, lives, time.monotonic() + most_s)
     asking = [
         threading.Thread(target=soak.ask, args=(call, every_s), daemon=True)
         for call, every_s in (
@@ -155,7 +158,7 @@ def run(node: Node, lives: int, clients: int) -> list[Sample]:
         while not all(one.done() for one in living):
             time.sleep(1)
             done = soak.calls["RemovePodSandbox"]
-            if done - samples[-1].lives >= max(1, lives // 60):
+            if done - samples[-1].lives >= max(1, min(lives // 60, 50)):
                 samples.append(Sample.take(node, done))
                 if len(samples) % 5 == 0:
                     _print_row(list(map(str, asdict(samples[-1]).values())))
@@ -163,12 +166,12 @@ def run(node: Node, lives: int, clients: int) -> list[Sample]:
     soak.ended.set()
     samples.append(Sample.take(node, soak.calls["RemovePodSandbox"]))
     _print_row(list(map(str, asdict(samples[-1]).values())))
-    calls = sum(soak.calls.values())
-    print(f"{lives} lives in {took_s:.0f} s, {calls} calls, {soak.events} events; load {os.getloadavg()}")
+    calls, lived = sum(soak.calls.values()), soak.calls["RemovePodSandbox"]
+    print(f"{lived} lives in {took_s:.0f} s, {calls} calls, {soak.events} events; load {os.getloadavg()}")
     for failure, count in soak.failures.most_common():
         print(f"{count} times {failure}")
     assert not soak.failures
-    assert soak.events >= lives * 6  # a pod and its container: created, started, stopped; and deleted
+    assert soak.events >= lived * 6  # a pod and its container: created, started, stopped; and deleted
     return samples
 
 
@@ -195,12 +198,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lives", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no further pod begins to live")
     given = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as directory,
         own_node(Path(directory), CONFIG.format(net=100 + secrets.randbelow(100))) as node,
     ):
-        check(run(node, given.lives, given.clients))
+        check(run(node, given.lives, given.clients, given.minutes * 60))
 
 
 if __name__ == "__main__":
