@@ -132,6 +132,12 @@ class Unavailable(CrinoidError):
     reason = "Unavailable"
 
 
+class StateNotUsable(Unavailable):
+    """The daemon's own state can't be read or written now (an I/O error), or is damaged; it is nobody else's fault."""
+
+    reason = "StateNotUsable"
+
+
 class RegistryUnavailable(Unavailable):
     """No registry could be reached for a pull.
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Sequence
 
-from crinoid.core.api.errors import RegistryUnavailable, SignatureValidationFailed, Unavailable
+from crinoid.core.api.errors import RegistryUnavailable, SignatureValidationFailed, StateNotUsable, Unavailable
 from crinoid.core.cri.decode.images import decode_credentials, decode_image, decode_image_filter
 from crinoid.core.cri.encode.images import encode_image, encode_image_fs_info
 from crinoid.core.cri.encode.pods import encode_info
@@ -50,6 +50,8 @@ class ImageService:
             image_id = await self._images.pull(reference, credentials, annotations, handler)
         except SignatureValidationFailed as error:
             raise SignatureValidationFailed(f"{error.reason}: {error.message}") from error
+        except StateNotUsable:
+            raise
         except Unavailable as error:
             raise RegistryUnavailable(f"{RegistryUnavailable.reason}: {error.message}") from error
         return api_pb2.PullImageResponse(image_ref=image_id)

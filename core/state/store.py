@@ -30,7 +30,7 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
-    Unavailable,
+    StateNotUsable,
 )
 from crinoid.core.state import bodies
 from crinoid.core.state.latewrites import LateWrites
@@ -87,7 +87,7 @@ class Database:
         """Run one statement that returns no rows; one that ``grows`` tells of something new, which a full disk has no
         room for.
 
-        Raises ResourceExhausted on a full disk, Unavailable when the database can't be used otherwise.
+        Raises ResourceExhausted on a full disk, StateNotUsable when the database can't be used otherwise.
         """
         if grows and not self._reserve.is_whole():
             raise self._full()
@@ -107,12 +107,12 @@ class Database:
             yield
         except sqlite3.DatabaseError as error:
             if self._note_damage(error):
-                raise Unavailable(self.damage) from error
+                raise StateNotUsable(self.damage) from error
             if not isinstance(error, sqlite3.OperationalError):
                 raise
             if _is_full(error):
                 raise self._full() from error
-            raise Unavailable(f"{self._path} can't be used, and nothing has been changed in it: {error}") from error
+            raise StateNotUsable(f"{self._path} can't be used, and nothing has been changed in it: {error}") from error
 
     def _note_damage(self, error: sqlite3.DatabaseError) -> bool:
         if is_damage(error):
@@ -279,7 +279,7 @@ class Table(Generic[R]):
         """
         try:
             return self.put(record)
-        except (ResourceExhausted, Unavailable) as error:
+        except (ResourceExhausted, StateNotUsable) as error:
             LOG.warning("what happened to %s of %s can't be recorded yet: %s", record.id, self.name, error.message)
             self._late.add((self.name, record.id), lambda: self.put(self._records[record.id]))
             return self._hold(record)
@@ -318,8 +318,9 @@ class Ledger:
 
     _data: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, late: LateWrites) -> None:
         self._database = database
+        self._late = late
         counts = database.rows("SELECT owner, count(*) FROM ledger GROUP BY owner")
         self._counts: Counter[str] = Counter(dict(counts))  # so that who has no entry is not looked up
         self._told: set[int] = set()
@@ -364,6 +365,17 @@ class Ledger:
             self._counts[owner] -= deleted.rowcount
             if not self._counts[owner]:
                 del self._counts[owner]
+
+    def forget(self, entry: LedgerEntry) -> None:
+        """Delete an entry now, or as soon as that can be written: until then nothing may be taken for its resource.
+
+        For one that is gone for good, or has become another's, such as a layer that is committed.
+        """
+        try:
+            self.delete(entry)
+        except (ResourceExhausted, StateNotUsable) as error:
+            LOG.warning("%s %s is deleted from the ledger later: %s", entry.kind, entry.key, error.message)
+            self._late.add(("ledger", str(entry.id)), lambda: self.delete(entry))
 
     def count(self, owner: str) -> int:
         """Return how many entries an owner has. May be called in any thread."""
@@ -447,7 +459,7 @@ class Store:
         self.pods: Table[PodRecord] = Table(database, late, "pods", _check_pod)
         self.containers: Table[ContainerRecord] = Table(database, late, "containers", _check_container)
         self.images: Table[ImageRecord] = Table(database, late, "images", lambda _old, _new: None)
-        self.ledger = Ledger(self._database)
+        self.ledger = Ledger(database, late)
 
     async def sync(self) -> None:
         """Return once all that was written before outlives a power cut, as an image must whose pull is answered."""

@@ -35,6 +35,7 @@ KILL, KILL_ALONE = "kill", "kill alone"
 BEFORE, AFTER = "before", "after"
 LIBC_CALLS = frozenset({"mount", "umount2", "unshare", "syncfs", "sethostname"})
 SYSCALLS = {428: "open_tree", 429: "move_mount", 430: "fsopen", 432: "fsmount", 442: "mount_setattr"}
+# SQLite says of a statement that fails that it is an I/O error, since a full disk has a remedy of its own in ``store``.
 OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, "os.posix_spawnp": errno.EAGAIN, "umount2": errno.EIO}
 """What the kernel answers when these fail; ENOSPC for all others."""
 
@@ -125,7 +126,7 @@ class Failpoints:
         if plan.act not in (KILL, KILL_ALONE):
             number = OWN_ERRORS.get(name, errno.ENOSPC)
             if name.startswith("sqlite"):
-                raise sqlite3.OperationalError("database or disk is full")
+                raise sqlite3.OperationalError("disk I/O error")
             raise OSError(number, f"{os.strerror(number)} (failpoint)")
         if plan.act == KILL:
             for child in _children():  # programs that it runs die as well; monitors and containers live on

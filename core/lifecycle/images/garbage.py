@@ -56,6 +56,7 @@ class GarbageCollector:
         self._snapshotters = snapshotters
         self._layers: dict[str, dict[str, _Layer]] = {name: {} for name in snapshotters}
         self._blobs: dict[str, None] = {}
+        self._failed = False
         self.leftovers = Leftovers(self._unneeded_bytes)
 
     def let_go(self, left: Leftover) -> None:
@@ -87,14 +88,16 @@ class GarbageCollector:
         if spared:
             self.leftovers.add(Leftover(tuple(spared)))
 
-    async def collect(self) -> None:
-        """Remove what was let go of and nobody needs. What fails, or is in use, is left to the next time.
+    async def collect(self) -> bool:
+        """Remove what was let go of and nobody needs; tell whether no removal has failed.
 
-        While the record of an image can't be read, nobody knows what it needs: nothing is removed.
+        What fails is left to the next time, and so is what is in use: who ends the use has it collected. While the
+        record of an image can't be read, nobody knows what it needs: nothing is removed.
         """
         if damaged := self._catalog.damaged:
             LOG.warning("images %s can't be read: no layer or blob is collected", ", ".join(damaged))
-            return
+            return True
+        self._failed = False
         for record in self._catalog.take_released():
             self.let_go(Leftover(tuple(blobs_of(record)), record.chain_ids))
         for left in self.leftovers.take_due():
@@ -105,7 +108,9 @@ class GarbageCollector:
                 await self._collect_layers(slot, kept)
             except CrinoidError as error:
                 LOG.warning("layers that no image needs could not all be removed: %s", error.message)
+                self._failed = True
         await self._collect_blobs(kept)
+        return not self._failed
 
     async def _collect_layers(self, slot: SnapshotterSlot, kept: set[str]) -> None:
         """Remove from the leaves down; a layer that a container stands on, and all below it, stay."""
@@ -127,6 +132,7 @@ class GarbageCollector:
                         LOG.debug("%s: layer %s is in use", slot.label, chain_id)
                     except CrinoidError as error:  # no reason to leave the others
                         LOG.warning("layer %s, which no image needs, can't be removed: %s", chain_id, error.message)
+                        self._failed = True
             if is_removed:
                 del layers[chain_id]
             else:
@@ -143,6 +149,7 @@ class GarbageCollector:
                     removed.append(digest)
                 except OSError as error:
                     LOG.warning("blob %s that no image needs can't be removed: %s", digest, error)
+                    self._failed = True
             return removed
 
         with ExitStack() as removals:  # of all of them until the thread is done, see _collect_layers

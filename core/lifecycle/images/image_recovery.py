@@ -36,25 +36,32 @@ async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, Snapshot
         if named is None:
             LOG.warning("%s %s is left in snapshotter %s, which is not configured", entry.kind, entry.key, entry.data)
         elif entry.kind == LAYER and named.name not in failed:
-            ledger.delete(entry)
+            ledger.forget(entry)
         elif entry.kind == VIEW:
             await _remove_view(ledger, named, entry)
 
 
-async def discard_left(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> None:
-    """Try again to discard what pulls have left since a snapshotter could not. Other pulls may be under way."""
+async def discard_left(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> bool:
+    """Try again to discard what pulls have left since a snapshotter could not; tell whether nothing is left.
+
+    Other pulls may be under way.
+    """
+    are_gone = []
     for entry in ledger.entries(OWNER):
         slot = snapshotters.get(str(entry.data.get("snapshotter")))
         if slot is None or not entry.data.get(LEFT):
             continue
         if entry.kind == VIEW:
-            await _remove_view(ledger, slot, entry)
+            are_gone.append(await _remove_view(ledger, slot, entry))
             continue
         try:
             await slot.discard_layer(str(entry.data["key"]))
-            ledger.delete(entry)
+            ledger.forget(entry)
+            are_gone.append(True)
         except CrinoidError as error:
             LOG.warning("layer %s could not be discarded: %s", entry.data["key"], error.message)
+            are_gone.append(False)
+    return all(are_gone)
 
 
 async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Mapping[str, SnapshotterSlot]) -> bool:
@@ -75,9 +82,11 @@ async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Ma
     return False
 
 
-async def _remove_view(ledger: Ledger, slot: SnapshotterSlot, entry: LedgerEntry) -> None:
+async def _remove_view(ledger: Ledger, slot: SnapshotterSlot, entry: LedgerEntry) -> bool:
     try:
         await slot.remove_snapshot(entry.key)
-        ledger.delete(entry)
+        ledger.forget(entry)
     except CrinoidError as error:
         LOG.warning("snapshot %s could not be removed: %s", entry.key, error.message)
+        return False
+    return True

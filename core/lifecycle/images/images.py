@@ -5,13 +5,13 @@ It shares runs between requests that are alike and hands them on: ``pull`` for t
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from crinoid.core.api.backoff import Backoff
 from crinoid.core.api.errors import CorruptContent, CrinoidError, FailedPrecondition, InvalidArgument
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.threads import call_in_thread
@@ -25,7 +25,7 @@ from crinoid.core.lifecycle.images.catalog import Catalog
 from crinoid.core.lifecycle.images.exports import Exports
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.filesystems import Filesystems
-from crinoid.core.lifecycle.images.garbage import GarbageCollector
+from crinoid.core.lifecycle.images.garbage import KEPT_S, GarbageCollector
 from crinoid.core.lifecycle.images.image_config import ImageConfig
 from crinoid.core.lifecycle.images.image_recovery import discard_left, discard_unfinished, is_usable
 from crinoid.core.lifecycle.images.layers import Layers
@@ -45,8 +45,7 @@ LOG = logging.getLogger(__name__)
 VERIFY = "crinoid.io/verify"
 """An annotation of the image in PullImage: ``true`` has all that is stored of it read, and damage fetched again. In a
 verbose ImageStatus: the answer tells what is damaged."""
-_KEPT_S = 24 * 3600.0
-"""How long what an interrupted pull fetched is kept for the next try, across starts of the daemon."""
+_COLLECTION = "collection"
 _MACHINES: Mapping[str, tuple[str, str]] = {
     "x86_64": ("amd64", ""),
     "i686": ("386", ""),
@@ -80,6 +79,8 @@ class ImageService:
         self._collecting = asyncio.Lock()
         self._collected = 0
         self._left = asyncio.Event()
+        self._retries = Backoff()
+        self._is_clean, self._is_due = True, False
         self._expiry: asyncio.Task[None] | None = None
         self._trackers: dict[PullRequest, PullTracker] = {}
         self._configs: dict[str, ImageConfig] = {}
@@ -255,7 +256,7 @@ class ImageService:
     async def recover(self) -> None:
         """Put in order what a killed daemon left. Call once, before anything else."""
         await discard_unfinished(self._store.ledger, self._slots.snapshotters)
-        self._content.remove_stale(_KEPT_S)  # what an interrupted pull had fetched in part: the next try resumes it
+        self._content.remove_stale(KEPT_S)  # what an interrupted pull had fetched in part: the next try resumes it
         for record in self._store.images:
             if record.id in self._catalog.damaged:  # what it needs is not known
                 if not self._is_complete(record):
@@ -268,9 +269,9 @@ class ImageService:
         if self._store.is_new:
             LOG.debug("the state is new: layers and blobs that are there stay until the next start")
         else:
-            await self._garbage.find_all(_KEPT_S)
-        await self._garbage.collect()
-        self._watch_leftovers()
+            await self._garbage.find_all(KEPT_S)
+        await self._collect()
+        self._watch_leftovers(at_once=False)
         await self._exports.write(self._store.images)
 
     async def close(self) -> None:
@@ -303,11 +304,19 @@ class ImageService:
     async def _collect(self) -> None:
         async with self._collecting:
             self._collected += 1  # who comes from here on may have garbage that this collection has passed by
-            await discard_left(self._store.ledger, self._slots.snapshotters)
-            await self._garbage.collect()
+            is_clean = await discard_left(self._store.ledger, self._slots.snapshotters)
+            is_clean &= await self._garbage.collect()
+            self._is_clean = is_clean
+            if is_clean:
+                self._retries.forget(_COLLECTION)
+            else:
+                self._retries.note_failure(_COLLECTION)
+        if not is_clean:
+            self._watch_leftovers(at_once=False)
 
-    def _watch_leftovers(self) -> None:
-        """See to it that what failed pulls left is collected in time."""
+    def _watch_leftovers(self, *, at_once: bool = True) -> None:
+        """See to it that what failed pulls left, and what could not be removed, is collected in time."""
+        self._is_due |= at_once
         self._left.set()
         if self._expiry is None or self._expiry.done():
             self._expiry = asyncio.create_task(self._expire(), name="leftovers of failed pulls")
@@ -315,15 +324,22 @@ class ImageService:
     async def _expire(self) -> None:
         while True:
             self._left.clear()
-            try:
-                await self.collect_garbage()
-            except CrinoidError as error:
-                LOG.warning("what failed pulls left could not be collected: %s", error.message)
-            if self._catalog.damaged or (wait_s := self._garbage.leftovers.next_s()) is None:
+            if self._is_due:
+                self._is_due = False
+                try:
+                    await self.collect_garbage()
+                except CrinoidError as error:
+                    LOG.warning("what failed pulls left could not be collected: %s", error.message)
+            waits_s = [] if self._is_clean else [self._retries.wait_s([_COLLECTION])]
+            if (next_s := self._garbage.leftovers.next_s()) is not None:
+                waits_s.append(next_s)
+            if self._catalog.damaged or not waits_s:
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
+            try:
+                async with asyncio.timeout(min(waits_s)):
                     await self._left.wait()
+            except TimeoutError:
+                self._is_due = True
 
     def _is_complete(self, record: ImageRecord) -> bool:
         """Return whether what can be read of an image's record is enough to make containers of it."""

@@ -67,7 +67,7 @@ async def _view(ledger: Ledger, slot: SnapshotterSlot, parent: str) -> AsyncIter
     async def close() -> None:
         try:
             await slot.remove_snapshot(key)  # idempotent: it may never have been made
-            ledger.delete(entry)
+            ledger.forget(entry)
         except CrinoidError as error:
             ledger.update(entry, {**entry.data, LEFT: True})
             LOG.warning("a read-only snapshot is left until the next garbage collection: %s", error.message)

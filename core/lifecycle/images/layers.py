@@ -129,7 +129,7 @@ class Layers:
         except BaseException:
             await finish(self._discard(slot, preparing, entry))
             raise
-        self._ledger.delete(entry)
+        self._ledger.forget(entry)
 
     async def _fill(self, plan: LayerPlan, target: LayerTarget, follower: Follower | None) -> UnpackResult:
         """Unpack the blob, or place it as a file."""
@@ -174,7 +174,7 @@ class Layers:
             except CrinoidError as error:
                 LOG.warning("a half unpacked layer is left until the next garbage collection: %s", error.message)
         if is_gone:
-            self._ledger.delete(entry)
+            self._ledger.forget(entry)
         elif not has_failed:
             self._ledger.update(entry, {**entry.data, "key": preparing.result().key, LEFT: True})
 

@@ -28,6 +28,7 @@ from crinoid.core.api.errors import (
     RegistryUnavailable,
     ResourceExhausted,
     SignatureValidationFailed,
+    StateNotUsable,
     Unauthenticated,
     Unavailable,
     Unsupported,
@@ -272,6 +273,14 @@ class TestImages:
         with pytest.raises(RegistryUnavailable, match=r"^RegistryUnavailable: registry example.org") as caught:
             await client.call("PullImage", {"image": {"image": "nginx"}})
         assert caught.value.grpc_status == "UNKNOWN", "of this status alone the kubelet looks at the words"
+
+    async def test_a_state_that_can_not_be_used_is_no_registrys_fault(
+        self, client: Client, services: SimpleNamespace
+    ) -> None:
+        services.images.error = StateNotUsable("state.db can't be used: disk I/O error")
+        with pytest.raises(Unavailable, match=r"^state.db can't be used") as caught:
+            await client.call("PullImage", {"image": {"image": "nginx"}})
+        assert caught.value.grpc_status == "UNAVAILABLE"
 
     async def test_a_signature_that_an_extension_refuses_is_said_in_the_kubelets_word(
         self, client: Client, services: Any

@@ -1,6 +1,7 @@
 """Removing images, collecting garbage, and what a start finds."""
 
 import asyncio
+import errno
 import json
 import os
 import time
@@ -8,7 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from crinoid.core.api.errors import DriverError
+from crinoid.core.api import backoff
+from crinoid.core.api.errors import DriverError, StateNotUsable
+from crinoid.core.state import latewrites
+from crinoid.core.state.store import LedgerEntry
 from support.images import BuiltImage
 
 from .conftest import NAME, Node, Publisher, chain, until
@@ -233,3 +237,43 @@ async def test_a_start_after_a_kill_in_a_removal_collects_what_is_left(node: Nod
     await node.restart()
     assert node.content.list() == (young,)
     assert node.snapshotter.layers == {}
+
+
+@pytest.mark.parametrize("fails", ["layer", "blob"])
+async def test_what_could_not_be_removed_is_tried_again_without_another_removal(
+    fails: str, node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.05)
+    await node.pull()
+    left = [OSError(errno.EIO, "once")]
+    if fails == "layer":
+        node.snapshotter.fail("remove_layer", DriverError("broken"))
+    else:
+        remove = node.content.remove
+        monkeypatch.setattr(node.content, "remove", lambda digest: fail_first(left) or remove(digest))
+    await node.service.remove(NAME)
+    assert node.snapshotter.layers or node.content.list()
+    await until(lambda: node.content.list() == () and node.snapshotter.layers == {})
+
+
+def fail_first(errors: list[OSError]) -> None:
+    if errors:
+        raise errors.pop()
+
+
+async def test_a_row_of_the_ledger_that_can_not_be_deleted_fails_no_pull(
+    node: Node, image: BuiltImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer is committed by then; the row goes as soon as it can be written."""
+    monkeypatch.setattr(latewrites, "FIRST_S", 0.05)
+    delete, left = node.store.ledger.delete, [StateNotUsable("disk I/O error")]
+
+    def fail_once(*entries: LedgerEntry) -> None:
+        if left:
+            raise left.pop()
+        delete(*entries)
+
+    monkeypatch.setattr(node.store.ledger, "delete", fail_once)
+    await node.pull()
+    assert node.store.ledger.entries() != []
+    await until(lambda: node.store.ledger.entries() == [])
