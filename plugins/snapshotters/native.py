@@ -12,7 +12,6 @@ from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import rights
-from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
 from crinoid.plugins.snapshotters.common_hooks import DirectoryConfig, DirectorySnapshotter
@@ -46,12 +45,9 @@ class NativeSnapshotter(DirectorySnapshotter):
     @hookimpl
     async def probe(self) -> None:
         def try_reflink() -> bool:
-            directory = self.storage.new_scratch()
-            rights.make_directory(directory)
-            try:
+            with self.storage.trial() as directory:
+                rights.make_directory(directory)
                 return can_reflink(directory)
-            finally:
-                remove_tree(directory)
 
         await call_in_thread(self.storage.begin_cleanup)
         if self._reflink is Reflink.ALWAYS and not await call_in_thread(try_reflink):

@@ -19,7 +19,6 @@ from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import libc, mount
-from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread
 from crinoid.core.api.values.snapshot import Mount, SnapshotterFeatures, WhiteoutForm
 from crinoid.plugins.snapshotters.common_hooks import DirectoryConfig, DirectorySnapshotter, copy_root_attributes
@@ -66,8 +65,12 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
     @hookimpl
     async def probe(self) -> None:
+        def try_here() -> None:
+            with self.storage.trial() as directory:
+                try_overlay(directory, self._options)
+
         await call_in_thread(self.storage.begin_cleanup)
-        await call_in_thread(lambda: try_overlay(self.storage.new_scratch(), self._options))
+        await call_in_thread(try_here)
 
     def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         """Nothing: the parent may still be unpacked, and what a layer looks like must not hang on that."""
@@ -103,14 +106,13 @@ def shown_trees(stack: tuple[Path, ...]) -> tuple[Path, ...]:
 def try_overlay(directory: Path, options: tuple[str, ...]) -> None:
     """Mount an overlay in a new directory, in a mount namespace that nobody sees and that ends with the try.
 
-    Raises Unsupported, saying what is missing, unless whiteouts and opaque directories work.
+    The directory is the caller's to remove. Raises Unsupported, saying what is missing, unless whiteouts and opaque
+    directories work.
     """
     try:
         call_in_fresh_thread(lambda: _mount_and_look(directory, options))
     except OSError as error:
         raise Unsupported(f"overlay snapshots don't work in {directory.parent}: {_advice(error)} ({error})") from error
-    finally:
-        remove_tree(directory)
 
 
 def _mount_and_look(directory: Path, options: tuple[str, ...]) -> None:

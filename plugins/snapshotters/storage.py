@@ -18,7 +18,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,6 +274,15 @@ class Storage:
         with self._lock:
             if (removed := self._snapshots.pop(key, None)) is not None:
                 self._end_use(removed.parent, f"snapshot {key}")
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[Path]:
+        """Give a name for a directory to try something out in, which is removed with the block, or soon after it."""
+        directory = self.new_scratch()
+        try:
+            yield directory
+        finally:
+            self._remove_scratch(directory, "trial")
 
     def _remove_scratch(self, scratch: Path, label: str) -> None:
         """Remove it here and now, and in the background where that fails."""
