@@ -352,8 +352,12 @@ class Resources:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def retry_deferred(self) -> None:
-        """See to it that deferred entries are tried again from time to time until none is left."""
-        if (self.count_deferred() or self._given_up) and (self._retry is None or self._retry.done()):
+        """See to it that deferred entries are tried again from time to time until none is left.
+
+        Not before the start's ``undo_deferred``: what is detached while a network collects its garbage, for which the
+        attachment is valid still, would be attached again by that.
+        """
+        if (self.count_deferred() or self._given_up) and self._retry is not None and self._retry.done():
             self._retry = asyncio.create_task(self._keep_trying(), name="deferred removals")
 
     async def undo_deferred(self) -> None:

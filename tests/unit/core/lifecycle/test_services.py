@@ -1,7 +1,9 @@
 """Pods and containers over fake drivers: whatever fails, at whatever step, nothing is left, and a retry works."""
 
 import asyncio
+import contextlib
 import dataclasses
+import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -293,6 +295,22 @@ async def test_what_can_wait_is_deferred_and_undone_at_the_next_start(fake_node:
     assert services.resources.deferred() == []
     assert container not in fake_node.snapshotter.hooks_called
     assert_nothing_left(fake_node)
+
+
+async def test_what_is_tried_again_at_the_start_waits_for_the_networks_garbage_collection(
+    fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes the attachment for a valid one, and would make again what is detached meanwhile."""
+    monkeypatch.setattr(backoff, "FIRST_S", 0.0)
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    await fake_node.crash()
+    with contextlib.closing(sqlite3.connect(fake_node.config.root / "state.db")) as connection, connection:
+        connection.execute("DELETE FROM pods WHERE id = ?", (pod,))
+    fake_node.network.fail("detach", DriverError("once"))
+    services = await fake_node.start()
+    await eventually(lambda: services.resources.deferred() == [])
+    hooks = [hook for hook in fake_node.network.hooks_called if hook in ("detach", "collect_garbage")]
+    assert hooks == ["collect_garbage", "detach", "collect_garbage", "detach"]  # the first is the first start's
 
 
 async def test_what_can_not_be_undone_at_the_start_is_no_reason_not_to_start(fake_node: FakeNode) -> None:
