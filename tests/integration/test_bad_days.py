@@ -1,6 +1,7 @@
 """A clock that jumps, no descriptors left, helpers that are killed: what runs lives on, and all is well afterwards."""
 
 import contextlib
+import json
 import os
 import resource
 import secrets
@@ -15,6 +16,7 @@ import pytest
 
 from integration.conftest import Node
 from integration.own_nodes import own_node
+from integration.pods import until
 from support.images import Entry, build_image, busybox_layer, make_layer
 from support.patience import patient
 
@@ -141,6 +143,75 @@ def test_unpackers_that_are_killed_for_memory_fail_one_pull_alone(node: Node) ->
     assert killed
     node.pull("docker.io/test/large:1")
     assert node.output(node.run_pod(), "wc", "-c", "/f7", image="docker.io/test/large:1").split()[0] == str(1 << 20)
+
+
+@pytest.fixture
+def narrow() -> Iterator[Path]:
+    """A memory cgroup for helpers alone; what is in it at the end is moved back to where the daemon is."""
+    top = Path("/sys/fs/cgroup/memory")
+    if not (top / "memory.limit_in_bytes").exists():
+        pytest.skip("memory is no controller of cgroup v1 here")
+    directory = top / f"crt-narrow-{secrets.token_hex(3)}"
+    directory.mkdir()
+    (directory / "memory.limit_in_bytes").write_text(str(64 << 10))
+    yield directory
+    (directory / "memory.limit_in_bytes").write_text("-1")
+    for pid in (directory / "cgroup.procs").read_text().split():
+        with contextlib.suppress(ProcessLookupError):
+            (top / "cgroup.procs").write_text(pid)
+    directory.rmdir()
+
+
+def test_a_monitor_that_gets_no_memory_takes_no_container_along(node: Node, narrow: Path) -> None:
+    """The kernel kills it for its next page; the container runs on, and its end is seen without it."""
+    pod = node.run_pod("stays")
+    container = node.run_container(pod, "sh", "-c", "while true; do echo a line of the log; done")
+    info = json.loads(node.call("ContainerStatus", container_id=container, verbose=True)["info"]["info"])
+    (monitor,) = (
+        int(path.name)
+        for path in Path("/proc").glob("[0-9]*")
+        if (words := cmdline(path)) and "conmon" in words[0] and container in words and "--exec" not in words
+    )
+    (narrow / "cgroup.procs").write_text(str(monitor))
+    until(lambda: not Path(f"/proc/{monitor}").exists() or cmdline(Path(f"/proc/{monitor}")) == [])
+    assert Path(f"/proc/{info['pid']}").exists()
+    assert node.status(container)["state"] == "CONTAINER_RUNNING"
+    node.call("StopContainer", container_id=container, timeout=0)
+    assert node.status(container)["state"] == "CONTAINER_EXITED"
+    assert live(node, "after") in {"Completed", "Error"}
+
+
+def cmdline(process: Path) -> list[str]:
+    try:
+        return [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []
+
+
+def test_an_unpacker_that_gets_no_memory_fails_one_pull_alone(node: Node, narrow: Path) -> None:
+    layer = make_layer([Entry(path=f"f{number}", content=secrets.token_bytes(1 << 20)) for number in range(16)])
+    build_image(node.layouts / "large", "docker.io/test/large:1", [busybox_layer(), layer])
+    ended = threading.Event()
+    moved: set[int] = set()
+
+    def narrow_down() -> None:
+        while not ended.is_set():
+            for pid in set(unpackers(pid_of(node))) - moved:
+                with contextlib.suppress(OSError):
+                    (narrow / "cgroup.procs").write_text(str(pid))
+                    moved.add(pid)
+
+    narrowing = threading.Thread(target=narrow_down)
+    narrowing.start()
+    try:
+        with pytest.raises(grpc.RpcError, match=r"unpack|killed|signal|memory"):
+            node.pull("docker.io/test/large:1")
+    finally:
+        ended.set()
+        narrowing.join()
+    assert moved
+    node.pull("docker.io/test/large:1")
+    assert live(node, "after") in {"Completed", "Error"}
 
 
 def unpackers(daemon: int) -> list[int]:

@@ -17,7 +17,7 @@ import pytest
 
 from integration.conftest import Node
 from integration.own_nodes import own_node
-from integration.pods import until
+from integration.pods import refused, until
 from support.patience import patient
 from support.subnets import third_octet
 
@@ -84,9 +84,9 @@ def test_containers_that_run_when_the_state_is_lost(own: Node, lost: str) -> Non
     aliases = subprocess.run(["ip", "-d", "link", "show", link], capture_output=True, text=True, check=True).stdout
     assert f"alias pod {pod}" in aliases
     assert found[container]["processes"]
-    refused = crinoid(own, "doctor", "--repair")
-    assert refused.returncode == 1
-    assert "stop it first" in refused.stderr
+    stopped = crinoid(own, "doctor", "--repair")
+    assert stopped.returncode == 1
+    assert "stop it first" in stopped.stderr
     daemon.stop()
     repaired = crinoid(own, "doctor", "--repair")
     assert repaired.returncode == 0, repaired.stderr
@@ -243,6 +243,18 @@ def test_a_full_disk_is_no_reason_not_to_serve(own: Node, tmp_path: Path) -> Non
     finally:
         own.daemon.prefix = prefix
         own.daemon.start()
+
+
+@pytest.mark.parametrize("cidr", ["10.88.0.0/32", "10.88.0.0/16,10.89.0.0/33", "nonsense"])
+def test_address_ranges_that_the_network_refuses_are_not_kept(own: Node, cidr: str) -> None:
+    """With the real driver: a range without room for a pod once kept the next daemon from starting."""
+    with refused("INVALID_ARGUMENT", cidr.rpartition(",")[2]):
+        own.call("UpdateRuntimeConfig", runtime_config={"network_config": {"pod_cidr": cidr}})
+    assert own.daemon.query("SELECT body FROM settings WHERE id = 'pod_cidrs'") == []
+    own.daemon.restart()
+    pod = own.run_pod("after", "bridged")
+    assert address(own, pod)
+    own.call("RemovePodSandbox", pod_sandbox_id=pod)
 
 
 def test_damage_that_shows_while_the_daemon_runs_is_told(own: Node) -> None:

@@ -321,11 +321,14 @@ class _Starter:
         return started.result()
 
     def _serve(self) -> None:
-        libc.call("unshare", _CLONE_FS)
-        os.umask(rights.PROGRAM_UMASK)
+        is_apart = False
         while True:
             function, started = self._wanted.get()
             try:
+                if not is_apart:  # where the kernel has no memory for that now, the next start asks again
+                    libc.call("unshare", _CLONE_FS)
+                    os.umask(rights.PROGRAM_UMASK)
+                    is_apart = True
                 started.set_result(function())
             except BaseException as error:  # noqa: BLE001  # it is raised again where the program is wanted
                 started.set_exception(error)

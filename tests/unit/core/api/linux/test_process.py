@@ -1,6 +1,7 @@
 """Programs are run, bounded, killed with their group and reaped; descriptors arrive where they were sent."""
 
 import asyncio
+import errno
 import os
 import signal
 import threading
@@ -328,3 +329,28 @@ async def test_programs_are_started_though_the_daemons_directory_was_removed(
     monkeypatch.chdir(directory)
     directory.rmdir()
     assert (await run(["true"], timeout_s=20)).exit_code == 0
+
+
+def test_a_starter_that_the_kernel_refuses_its_own_fs_once_starts_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of memory, say; the daemon's loop waits for the answer."""
+    refused, call = [OSError(errno.ENOMEM, "no memory")], libc.call
+
+    def refuse_once(name: str, *arguments: Any, **named: Any) -> int:
+        if refused and name == "unshare":
+            raise refused.pop()
+        return call(name, *arguments, **named)
+
+    monkeypatch.setattr(libc, "call", refuse_once)
+    starter, answers = process_module._Starter(), []
+
+    def ask(number: int) -> None:
+        try:
+            answers.append(starter.start(lambda: number))
+        except OSError as error:
+            answers.append(error.errno or 0)
+
+    for number in (1, 2):
+        asking = threading.Thread(target=ask, args=(number,), daemon=True)
+        asking.start()
+        asking.join(patient(5))
+    assert answers == [errno.ENOMEM, 2]
