@@ -54,7 +54,7 @@ async def start_writer(fifo: Path, processes: Processes, binary: str) -> bool:
             has_written = False
         if not has_written and not has_begun(processes.pid, binary):
             return False
-        fifo.unlink(missing_ok=True)  # noqa: ASYNC240  # on a tmpfs
+        _remove(fifo)
         return True
 
 
@@ -65,8 +65,14 @@ def start_reader(fifo: Path, processes: Processes) -> bool:
             return False
         if fd is not None:
             os.write(fd, b"0")
-        fifo.unlink()
+        _remove(fifo)
         return True
+
+
+def _remove(fifo: Path) -> None:
+    """Remove it; one that stays is no reason to end a container that runs, and goes with the binary's state."""
+    with contextlib.suppress(OSError):
+        fifo.unlink()
 
 
 @contextlib.contextmanager

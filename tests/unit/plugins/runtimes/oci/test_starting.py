@@ -1,6 +1,7 @@
 """A first process that waits at a fifo is let go, whichever end it holds; what can't be is left to the binary."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import time
@@ -87,6 +88,18 @@ async def test_one_that_was_let_go_by_a_daemon_that_died_at_it(
     assert not fifo.exists()
     assert not start_reader(fifo, processes), "without a fifo the binary is to say what it thinks"
     assert not await start_writer(fifo, processes, RUNTIME)
+
+
+async def test_a_fifo_that_can_not_be_removed_fails_no_start(
+    fifo: Path, children: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, "no", str(path))
+
+    processes = begin(children, 'printf 0 >"$1"; exec sleep 100', fifo)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert await start_writer(fifo, processes, RUNTIME)
+    assert start_reader(fifo, processes)
 
 
 async def test_one_that_has_ended(fifo: Path, children: list[subprocess.Popen[bytes]]) -> None:
