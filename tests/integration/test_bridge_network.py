@@ -123,6 +123,20 @@ async def test_a_detach_that_failed_is_done_by_the_next_try(
     assert "8080" not in rules
 
 
+async def test_a_pod_that_leaves_twice_with_a_collection_between_is_gone(
+    plain_node: BridgeNode, driver: BridgeNetwork
+) -> None:
+    """As at a start that could not note that the pod was detached: it counts as attached, and is detached again."""
+    await driver.collect_garbage(())
+    pod, stays = await plain_node.attach(driver, port(8080)), await plain_node.attach(driver)
+    await driver.detach(pod.request, pod.attachment.data)
+    await driver.collect_garbage(tuple((one.request, one.attachment.data) for one in (pod, stays)))
+    await driver.detach(pod.request, pod.attachment.data)
+    rules = run("nft", "list", "ruleset")
+    assert pod.address(4) not in rules
+    assert stays.address(4) in rules
+
+
 async def test_a_host_port_at_one_address(plain_node: BridgeNode, driver: BridgeNetwork) -> None:
     pod = await plain_node.attach(driver, port(8080, host_ip="127.0.0.1"), port(8081, host_ip=NODE[4]))
     with serve(pod.netns, 4, 80):

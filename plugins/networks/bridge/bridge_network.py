@@ -143,7 +143,9 @@ class BridgeNetwork:
         record = Record.read(data)
         record.require_own(request.pod_id)
         owned = self._book.owned_by(record.pod_id)
-        if record.pod_id in self._leaving or (not owned and not exists(record.link) and not exists(record.buffer)):
+        # A collection of garbage may have taken for attached who was leaving, and have made it whole again.
+        is_leaving = record.pod_id in self._leaving and record.pod_id not in self._attached
+        if is_leaving or (not owned and not exists(record.link) and not exists(record.buffer)):
             return
         record = record.with_addresses(owned or record.addresses)
         await _in_thread(lambda: self._node.disconnect(record), f"pod {record.pod_id} can't be detached")
