@@ -58,7 +58,7 @@ class Kubelet:
             try:
                 return self.node.call(rpc, **fields)
             except grpc.RpcError as error:
-                if self.reached and error.code() is grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
+                if self.reached and error.code() is grpc.StatusCode.UNAVAILABLE:
                     time.sleep(patient(0.5))  # a daemon that can't go on takes a moment to end
                 if not self.revive():
                     self.errors.append((error.code().name, f"{rpc}: {error.details()}"))

@@ -250,15 +250,16 @@ async def test_what_could_not_be_removed_is_tried_again_without_another_removal(
         node.snapshotter.fail("remove_layer", DriverError("broken"))
     else:
         remove = node.content.remove
-        monkeypatch.setattr(node.content, "remove", lambda digest: fail_first(left) or remove(digest))
+
+        def fail_first(digest: str) -> None:
+            if left:
+                raise left.pop()
+            remove(digest)
+
+        monkeypatch.setattr(node.content, "remove", fail_first)
     await node.service.remove(NAME)
     assert node.snapshotter.layers or node.content.list()
     await until(lambda: node.content.list() == () and node.snapshotter.layers == {})
-
-
-def fail_first(errors: list[OSError]) -> None:
-    if errors:
-        raise errors.pop()
 
 
 async def test_a_row_of_the_ledger_that_can_not_be_deleted_fails_no_pull(
