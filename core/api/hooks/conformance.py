@@ -15,6 +15,7 @@ from typing import cast
 from crinoid.core.api.hooks import PROJECT
 
 _MARK = f"{PROJECT}_impl"
+_LONG_NAME = 8
 _BOUND, _METHODS = (MethodType, classmethod), (FunctionType, MethodType, classmethod, staticmethod)
 
 
@@ -22,6 +23,7 @@ def find_defects(driver: object, specification: type) -> tuple[str, ...]:
     """Return what is wrong with the hooks of a driver or of its class, each with class and method; nothing is called.
 
     An attribute that is ``None`` leaves a hook out, and so does a method that is inherited from the specification.
+    A public method whose name is a slip away from a hook's is taken for that hook.
     """
     hooks = hooks_of(specification)
     found = []
@@ -33,6 +35,11 @@ def find_defects(driver: object, specification: type) -> tuple[str, ...]:
             hint = f'; did its authors mean "{near[0]}"?' if near else ""
             found.append(
                 f"{_full_name(owner, driver, name)} is marked with @hookimpl, but its role has no such hook{hint}"
+            )
+        elif name not in hooks and isinstance(attribute, _METHODS) and (meant := _misspelt(name, hooks)):
+            found.append(
+                f'{_full_name(owner, driver, name)} is all but "{meant}" and has no @hookimpl, so it would never be '
+                "called: spell it so and mark it, or begin its name with _ if it is no hook"
             )
     return tuple(found)
 
@@ -47,6 +54,29 @@ def find_missing(driver: object, specification: type, optional: Iterable[str]) -
 def hooks_of(specification: type) -> Mapping[str, FunctionType]:
     """Return a specification's hooks by name."""
     return {name: value for name, value in vars(specification).items() if hasattr(value, f"{PROJECT}_spec")}
+
+
+def _misspelt(name: str, hooks: Iterable[str]) -> str:
+    """Return the hook whose name this is with a slip: a letter too many, missing, wrong, or two in the wrong order; two
+    slips in long names. Empty where there is none, as for names that begin with an underscore."""
+    if name.startswith("_"):
+        return ""
+    return next((hook for hook in hooks if _distance(name, hook) <= (1 if len(hook) < _LONG_NAME else 2)), "")
+
+
+def _distance(one: str, other: str) -> int:
+    """Optimal string alignment distance."""
+    if abs(len(one) - len(other)) > 2:
+        return 3
+    rows = [[*range(len(other) + 1)]]
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b)))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 def _members_of(driver: object) -> Mapping[str, tuple[type | None, object]]:

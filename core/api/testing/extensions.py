@@ -27,11 +27,11 @@ import pytest
 import pytest_asyncio
 
 from crinoid.core.api.adjustments import check_adjustment
-from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, Refused
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks, PodView
 from crinoid.core.api.host import Host
-from crinoid.core.api.testing.binding import bind_hooks
+from crinoid.core.api.testing.binding import bind_hooks, cuts
+from crinoid.core.api.testing.contract import Contract
 from crinoid.core.api.testing.fakes import FakeKernel
 from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
@@ -210,8 +210,10 @@ class UnwillingKernel(FakeKernel):
 
 
 @pytest.mark.asyncio
-class ExtensionContract:
+class ExtensionContract(Contract):
     """What every extension does; ``make_driver`` is the author's."""
+
+    specification = ExtensionHooks
 
     def make_driver(self, host: Host) -> object:
         """Return a driver that takes part in every pod, over the host's directories, which may hold what is left."""
@@ -238,6 +240,11 @@ class ExtensionContract:
         """What the driver may ask."""
         return FakeKernel()
 
+    @pytest.fixture
+    def driver(self, host: Host) -> object:
+        """The driver under test, alone."""
+        return self.make_driver(host)
+
     @pytest_asyncio.fixture
     async def extension(self, host: Host, kernel: FakeKernel) -> AsyncIterator[BoundExtension]:
         """The driver under test, connected."""
@@ -250,14 +257,8 @@ class ExtensionContract:
         """A life to tell."""
         return Life(extension, kernel)
 
-    async def test_it_is_a_driver(self, host: Host) -> None:
-        driver: Any = self.make_driver(host)
-        assert issubclass(driver.Config, DriverConfig)
-        assert driver.api_version.split(".")[0] == "1"
+    async def test_its_deadline_is_above_zero(self, driver: object) -> None:
         assert BoundExtension(driver).deadline_s > 0
-        for hook in HOOKS:
-            method = getattr(driver, hook, None)
-            assert method is None or inspect.iscoroutinefunction(method), f"{hook} is no coroutine"
 
     async def test_a_whole_life(self, life: Life) -> None:
         await life.run()
@@ -356,11 +357,11 @@ class ExtensionContract:
         self, extension: BoundExtension, kernel: FakeKernel, step: Step
     ) -> None:
         """By its deadline, or because the client has gone: at any moment."""
-        for turns in range(_TOGETHER):
-            life = Life(extension, kernel, f"cancelled{turns}")
+        for number, cut in enumerate(cuts()):
+            life = Life(extension, kernel, f"cancelled{number}")
             for before in BEGINNING[: BEGINNING.index(step)]:
                 await before(life)
-            await _cancel_after(turns, step(life))
+            await cut(_awaited(step(life)))
             await life.remove()
             await life.remove_pod()
         await Life(extension, kernel, "after").run()
@@ -432,16 +433,8 @@ class ExtensionContract:
         return heir
 
 
-async def _cancel_after(turns: int, step: Awaitable[None]) -> None:
-    """Cancel a step once the loop has gone round so often; it may have come to its end by then."""
-    task = asyncio.ensure_future(step)
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    async with asyncio.timeout(_SETTLE_S):
-        await asyncio.gather(task, return_exceptions=True)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
+async def _awaited(step: Awaitable[None]) -> None:
+    await step
 
 
 def _make_host(directory: Path, slot: str) -> Host:

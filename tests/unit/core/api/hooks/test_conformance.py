@@ -225,3 +225,20 @@ def test_what_is_missing() -> None:
     assert find_missing(Inherits, Role, ()) == ("close",)
     assert find_missing(Inherits, Role, ("close",)) == ()
     assert find_missing(OfTheSpecification, Role, ("close",)) == ("features",)
+
+
+async def _unmarked(self: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("atach", "attach"), ("attahc", "attach"), ("closes", "close"), ("feetures", "features")]
+)
+def test_a_slip_in_a_name_that_is_not_marked_is_found(name: str, meant: str) -> None:
+    for each in (driver := _with(name, _unmarked), driver()):
+        (defect,) = find_defects(each, Role)
+        assert defect.startswith(f'plugin.Driver.{name} is all but "{meant}" and has no @hookimpl')
+
+
+@pytest.mark.parametrize("name", ["_atach", "attachment", "opens", "lose_it", "feet"])
+def test_a_name_of_its_own_is_no_slip(name: str) -> None:
+    assert find_defects(_with(name, _unmarked), Role) == ()
