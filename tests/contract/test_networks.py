@@ -1,10 +1,8 @@
 """The contract of the network role, applied to our own drivers; ``cni`` runs Debian's containernetworking-plugins."""
 
-import functools
 import ipaddress
 import json
 import os
-import socket
 import subprocess
 from ctypes.util import find_library
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 
 from crinoid.core.api.errors import DriverError
 from crinoid.core.api.host import Host
-from crinoid.core.api.linux import namespaces
 from crinoid.core.api.testing.networks import BoundNetwork, NetworkContract, Strangers, fresh_network_namespace
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.plugins.networks.auto import AutoNetwork, AutoOptions
@@ -65,6 +62,7 @@ class TestCni(NetworkContract):
     """Dual-stack, in the newest version that Debian's plugins speak."""
 
     most_pods = MOST_PODS
+    has_garbage_collection = False  # Debian's plugins are older than the verb GC
 
     def make_driver(self, host: Host) -> object:
         return CniNetwork(write_bridge_list(host, "1.0.0", (4, 6), PORTMAP, BANDWIDTH), host)
@@ -82,24 +80,14 @@ class TestCni(NetworkContract):
         assert "rate 10Mbit" in limits
         await network.detach(request_a, attachment.data)
 
-    async def test_a_host_port_leads_to_the_pod(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
-        attachment = await network.attach(request_a, await network.plan(request_a))
-        address, mapping = attachment.addresses[0], request_a.port_mappings[0]
-        assert request_a.netns is not None
-        node_address = address.rpartition(".")[0] + ".1"
-        listen = functools.partial(socket.create_server, (address, mapping.container_port))
-        with namespaces.call_in(request_a.netns, listen):
-            socket.create_connection((node_address, mapping.host_port), timeout=5).close()
-            await network.detach(request_a, attachment.data)
-            with pytest.raises(OSError, match=r"refused|timed out"):
-                socket.create_connection((node_address, mapping.host_port), timeout=1)
-
 
 @needs_plugins
 class TestCniOfVersion04(NetworkContract):
     """With masquerading, and with CHECK."""
 
     most_pods = MOST_PODS
+    has_garbage_collection = False  # Debian's plugins are older than the verb GC
+    has_host_ports = False  # no plugin for them is in the list
 
     def make_driver(self, host: Host) -> object:
         return CniNetwork(write_bridge_list(host, "0.4.0", (4,), TUNING, masquerade=True), host)
@@ -123,6 +111,8 @@ class TestCniOfVersion03(NetworkContract):
     """Versions below 0.4.0 get no result at DEL and have no CHECK; IPv6 first; no loopback plugin."""
 
     most_pods = MOST_PODS
+    has_garbage_collection = False  # Debian's plugins are older than the verb GC
+    has_host_ports = False  # no plugin for them is in the list
 
     def make_driver(self, host: Host) -> object:
         directory = host.state_dir / "bin"
@@ -160,6 +150,8 @@ class TestAutoWithConfiguration(NetworkContract):
     """CNI, by way of the driver that chooses."""
 
     most_pods = MOST_PODS
+    has_garbage_collection = False  # Debian's plugins are older than the verb GC
+    has_host_ports = False  # no plugin for them is in the list
 
     def make_driver(self, host: Host) -> object:
         return AutoNetwork(AutoOptions(cni=write_bridge_list(host, "1.0.0", (4, 6))), host)
@@ -177,5 +169,8 @@ def test_a_driver_that_harms_others_is_found(act: list[str]) -> None:
 
 
 class TestHost(NetworkContract):
+    has_host_ports = False
+    has_garbage_collection = False
+
     def make_driver(self, host: Host) -> object:
         return HostNetwork(HostOptions(), host)

@@ -9,12 +9,13 @@ Subclass the contract, and say how a driver is made::
 It wants root, a Linux kernel with bridges, pytest and pytest-asyncio. Each test runs in a network namespace that plays
 the node, with a link and rules of others in it: so the real node's interfaces and rules stay as they are. What a driver
 keeps on disk belongs below ``host.state_dir``. A driver whose features say ``host_network`` skips the tests that have
-no meaning for it.
+no meaning for it; the switches of the class, such as ``has_host_ports``, say what else it can't do.
 """
 
 import asyncio
 import contextlib
 import fcntl
+import fnmatch
 import functools
 import ipaddress
 import json
@@ -23,6 +24,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -36,12 +38,16 @@ from crinoid.core.api.errors import DriverError
 from crinoid.core.api.hooks.network import NetworkHooks
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import libc, links, namespaces
-from crinoid.core.api.testing.binding import bind_hooks
+from crinoid.core.api.testing.binding import bind_hooks, cuts
+from crinoid.core.api.testing.contract import Contract, needs
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest
 from crinoid.core.api.values.pod import PodMetadata, PortMapping
 
 _NEW_NETWORK = 0x40000000
 _ADD_BRIDGE = 0x89A0  # SIOCBRADDBR: a link that takes no tool to make
+_SET_ADDRESS = 0x8916  # SIOCSIFADDR
+_ADDRESS_REQUEST = struct.Struct("16sHH4s16x")  # struct ifreq with ifr_addr, an IPv4 address
+_SYSCTLS = Path("/proc/sys/net")
 _SETTLE_TRIES = 60
 _SETTLE_PAUSE_S = 0.05
 _CONNECT_S = 0.5
@@ -107,12 +113,16 @@ class Strangers:
     """
 
     LINK = "stranger0"
+    ADDRESS = "198.51.100.1"
+    """An address of the node (RFC 5737), which the link has."""
     _RULES = "add table inet stranger; add chain inet stranger kept; add rule inet stranger kept counter"
 
     def __init__(self) -> None:
         """Put them into the calling thread's network namespace."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             fcntl.ioctl(control, _ADD_BRIDGE, self.LINK.encode() + b"\0")
+            address = _ADDRESS_REQUEST.pack(self.LINK.encode(), socket.AF_INET, 0, socket.inet_aton(self.ADDRESS))
+            fcntl.ioctl(control, _SET_ADDRESS, address)
         if shutil.which("nft"):
             subprocess.run(["nft", *self._RULES.split()], check=True, timeout=20)
         self._state = NodeState.take()
@@ -136,8 +146,19 @@ def _list_rules() -> tuple[str, ...]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
 @pytest.mark.asyncio
-class NetworkContract:
+class NetworkContract(Contract):
     """What every network driver must do. Override ``make_driver``."""
+
+    specification = NetworkHooks
+    has_host_ports: ClassVar[bool] = True
+    """Whether connections to a pod's ``port_mappings`` on the node, by TCP and IPv4, get to the pod."""
+
+    has_garbage_collection: ClassVar[bool] = True
+    """Whether ``collect_garbage`` removes what nobody owns."""
+
+    changes_sysctls: ClassVar[tuple[str, ...]] = ("*forwarding*", "*/ip_forward")
+    """Patterns of the settings below ``/proc/sys/net`` that the driver changes for the whole node: a pod's packets are
+    forwarded, as a rule."""
 
     reaches_pods: ClassVar[bool] = True
     """Whether the node can open a connection to a pod's first address, as Kubernetes wants it."""
@@ -151,12 +172,12 @@ class NetworkContract:
         raise NotImplementedError("say how a driver is made")
 
     @pytest.fixture(autouse=True)
-    def node(self) -> Iterator[None]:
+    def node(self) -> Iterator[Strangers]:
         """Put the test, and what it runs, into a network namespace of its own, with loopback up and strangers in it."""
         with fresh_network_namespace():
             links.set_up("lo")
             strangers = Strangers()
-            yield
+            yield strangers
             strangers.check()
 
     @pytest.fixture
@@ -168,9 +189,14 @@ class NetworkContract:
         return Host("contract", directories[0], directories[1], logging.getLogger("contract"))
 
     @pytest.fixture
-    def network(self, host: Host) -> BoundNetwork:
+    def driver(self, host: Host) -> object:
         """The driver under test."""
-        return BoundNetwork(self.make_driver(host))
+        return self.make_driver(host)
+
+    @pytest.fixture
+    def network(self, driver: object) -> BoundNetwork:
+        """The driver under test, bound."""
+        return BoundNetwork(driver)
 
     @pytest.fixture
     def make_request(self, tmp_path: Path, network: BoundNetwork) -> Iterator[Callable[[str], NetworkRequest]]:
@@ -226,6 +252,15 @@ class NetworkContract:
         assert namespaces.call_in(netns, lambda: links.is_up("lo")), "lo is down"
         await network.detach(request_a, attachment.data)
 
+    async def test_the_interface_has_the_name_that_is_asked_for(
+        self, network: BoundNetwork, request_a: NetworkRequest
+    ) -> None:
+        netns = _own_namespace(request_a)
+        request = replace(request_a, interface="net7")
+        attachment = await _attach(network, request)
+        assert "net7" in namespaces.call_in(netns, links.names)
+        await network.detach(request, attachment.data)
+
     async def test_the_pod_has_its_addresses(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
         attachment = await _attach(network, request_a)
         for address in attachment.addresses:
@@ -251,6 +286,43 @@ class NetworkContract:
         await asyncio.gather(
             *(network.detach(request, a.data) for request, a in zip(requests, attachments, strict=True))
         )
+
+    @needs("host_ports")
+    async def test_a_host_port_leads_to_the_pod_as_long_as_it_is_attached(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """And to the next pod that has it, once it is free."""
+        first = make_request("a")
+        _own_namespace(first)
+        second = replace(make_request("b"), port_mappings=first.port_mappings)
+        mapping = first.port_mappings[0]
+        for request in (first, second):
+            attachment = await _attach(network, request)
+            address = next(one for one in attachment.addresses if ":" not in one)
+            with _in_pod(request, functools.partial(_listen, address, mapping.container_port)) as listener:
+                listener.setblocking(False)
+                await _connect((Strangers.ADDRESS, mapping.host_port))
+                listener.accept()[0].close()
+                await network.detach(request, attachment.data)
+                with pytest.raises(OSError):
+                    await asyncio.to_thread(
+                        socket.create_connection, (Strangers.ADDRESS, mapping.host_port), _CONNECT_S
+                    )
+
+    async def test_what_is_not_its_own_stays(
+        self, node: Strangers, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """Links and rules of others, and settings of the whole node but those of ``changes_sysctls``."""
+        before = _read_sysctls()
+        request = make_request("a")
+        attachment = await _attach(network, request)
+        node.check()
+        after = _read_sysctls()
+        changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+        changed -= {name for name in changed if any(fnmatch.fnmatch(name, one) for one in self.changes_sysctls)}
+        assert not changed, {name: (before[name], after[name]) for name in changed}
+        await network.detach(request, attachment.data)
+        node.check()
 
     async def test_detaching_leaves_nothing(
         self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
@@ -317,19 +389,81 @@ class NetworkContract:
         for index in range(self.most_pods + 1):
             await self._attach_and_detach(network, make_request(f"p{index}"))
 
+    async def test_no_address_is_lost_when_only_the_plan_is_known(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """The daemon died again and again: before ``attach`` (a plan takes nothing that it can't give back), and before
+        its answer was recorded."""
+        for index in range(self.most_pods + 1):
+            never, request = make_request(f"n{index}"), make_request(f"p{index}")
+            await network.detach(never, await network.plan(never))
+            plan = await network.plan(request)
+            await network.attach(request, plan)
+            await network.detach(request, plan)
+
+    async def test_an_attachment_that_is_cancelled_is_undone(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """At every await, by its plan; nothing is left, and no address is lost."""
+        await self._attach_and_detach(network, make_request("first"))
+        before = NodeState.take()
+        for number, cut in enumerate(cuts()):
+            request = make_request(f"c{number}")
+            plan = await network.plan(request)
+            await cut(network.attach(request, plan))
+            await network.detach(request, plan)
+            await _wait_until_nothing_is_new(before, f" (attach was {cut})")
+        for index in range(self.most_pods + 1):
+            await self._attach_and_detach(network, make_request(f"p{index}"))
+
+    async def test_a_detachment_that_is_cancelled_can_be_done_again(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        await self._attach_and_detach(network, make_request("first"))
+        before = NodeState.take()
+        for number, cut in enumerate(cuts()):
+            request = make_request(f"c{number}")
+            attachment = await _attach(network, request)
+            await cut(network.detach(request, attachment.data))
+            await network.detach(request, attachment.data)
+            await _wait_until_nothing_is_new(before, f" (detach was {cut})")
+        for index in range(self.most_pods + 1):
+            await self._attach_and_detach(network, make_request(f"p{index}"))
+
     async def test_check_accepts_an_attachment(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
         attachment = await _attach(network, request_a)
         await network.call("check", request=request_a, data=attachment.data)
         await network.detach(request_a, attachment.data)
 
     async def test_garbage_collection_spares_what_is_owned(
-        self, network: BoundNetwork, request_a: NetworkRequest
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
     ) -> None:
-        attachment = await _attach(network, request_a)
-        await network.call("collect_garbage", valid=((request_a, attachment.data),))
-        _in_pod(request_a, lambda: _listen(attachment.addresses[0])).close()
-        await network.call("check", request=request_a, data=attachment.data)
-        await network.detach(request_a, attachment.data)
+        owned = make_request("owned")
+        attachment = await _attach(network, owned)
+        await network.call("collect_garbage", valid=((owned, attachment.data),))
+        _in_pod(owned, lambda: _listen(attachment.addresses[0])).close()
+        await network.call("check", request=owned, data=attachment.data)
+        others = [make_request(f"p{index}") for index in range(0 if owned.netns is None else self.most_pods - 1)]
+        given = [await _attach(network, request) for request in others]
+        shared = {*attachment.addresses} & {address for one in given for address in one.addresses}
+        assert not shared, f"given to another pod, though their pod is there: {shared}"
+        for request, one in zip((owned, *others), (attachment, *given), strict=True):
+            await network.detach(request, one.data)
+
+    @needs("garbage_collection")
+    async def test_garbage_collection_removes_what_nobody_owns(
+        self, host: Host, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """At the start of a daemon, with its address, its link and its rules, as ``detach`` would."""
+        owned = make_request("owned")
+        attachment = await _attach(network, owned)
+        before = NodeState.take()
+        for index in range(self.most_pods):
+            await _attach(network, make_request(f"lost{index}"))
+            network = BoundNetwork(self.make_driver(host))
+            await network.call("collect_garbage", valid=((owned, attachment.data),))
+            await _wait_until_nothing_is_new(before)
+        await network.detach(owned, attachment.data)
 
     async def test_pod_cidrs_are_taken(self, network: BoundNetwork) -> None:
         await network.call("set_pod_cidrs", cidrs=("10.244.7.0/24", "fd00:244:7::/64"))
@@ -364,9 +498,20 @@ def _in_pod(request: NetworkRequest, function: Callable[[], socket.socket]) -> s
     return namespaces.call_in(request.netns, function) if request.netns else function()
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, port: int = 0) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, 0), family=family)
+    return socket.create_server((address, port), family=family)
+
+
+def _read_sysctls() -> dict[str, str]:
+    """Read the settings of this network namespace that are not of one link."""
+    found = {}
+    for path in _SYSCTLS.rglob("*"):
+        link = path.parent.name if path.parent.parent.name in ("conf", "neigh") else "all"
+        if link in ("all", "default") and path.is_file() and path.stat().st_mode & 0o200:
+            with contextlib.suppress(OSError):  # some can only be written to
+                found[str(path.relative_to(_SYSCTLS))] = path.read_text()
+    return found
 
 
 async def _connect(address: tuple[str, int]) -> None:
@@ -381,7 +526,7 @@ async def _connect(address: tuple[str, int]) -> None:
     return None
 
 
-async def _wait_until_nothing_is_new(before: NodeState) -> None:
+async def _wait_until_nothing_is_new(before: NodeState, when: str = "") -> None:
     """Compare, with patience: links may go in the background, ours or the Linux kernel's, after ``detach`` is done.
 
     So ``before`` may still show a link of the first pod, which is gone by now. What may not go, strangers tell.
@@ -392,8 +537,8 @@ async def _wait_until_nothing_is_new(before: NodeState) -> None:
         if not links and not rules:
             break
         await asyncio.sleep(_SETTLE_PAUSE_S)
-    assert not links, f"links left: {set(links)}"
-    assert not rules, f"rules left: {set(rules)}"
+    assert not links, f"links left: {set(links)}{when}"
+    assert not rules, f"rules left: {set(rules)}{when}"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from crinoid.core.api.values.network import NetworkRequest
 
 class TestPtp(NetworkContract):
     most_pods = 5  # a /29 has six addresses, one of them the node's
+    has_host_ports = False
+    has_garbage_collection = False
 
     def make_driver(self, host: Host) -> object:
         return PtpNetwork(PtpOptions(subnet=IPv4Network("10.89.77.0/29")), host)
