@@ -3,18 +3,21 @@
 ``distribution`` runs against Debian's ``docker-registry`` on loopback; ``layout`` reads what skopeo and umoci wrote.
 """
 
+import contextlib
 import json
 import logging
 import random
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from crinoid.core.api.host import Host
-from crinoid.core.api.testing.registries import BoundRegistry, RegistryContract, RegistrySample
+from crinoid.core.api.testing.registries import BoundRegistry, RegistryContract, RegistrySample, breaking_proxy
 from crinoid.core.api.values.image import Credentials, ImageReference, Platform, ResolveRequest
 from crinoid.plugins.registries.distribution import DistributionRegistry
 from crinoid.plugins.registries.layout import LayoutRegistry
@@ -95,8 +98,51 @@ def closed_registry(
         yield registry
 
 
+class Liar(BaseHTTPRequestHandler):
+    """A registry that has one document, under every name and digest."""
+
+    def do_GET(self) -> None:
+        content = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/vnd.oci.image.index.v1+json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET  # noqa: N815  # the library's name
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
 class TestDistribution(RegistryContract):
     """An index, by plain http."""
+
+    @pytest.fixture(autouse=True)
+    def ending(self) -> Iterator[contextlib.ExitStack]:
+        with contextlib.ExitStack() as self.at_end:
+            yield self.at_end
+
+    def make_lying_driver(self, host: Host, sample: RegistrySample) -> object:
+        server = self.at_end.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Liar))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.at_end.callback(server.shutdown)
+        return self.over(host, sample, f"http://127.0.0.1:{server.server_port}")
+
+    def make_breaking_driver(self, host: Host, sample: RegistrySample) -> object:
+        """Through a proxy that cuts each connection after 3 MB, of 5."""
+        name, _, port = sample.reference.registry.partition(":")
+        proxy = self.at_end.enter_context(breaking_proxy((name, int(port)), 3 << 20))
+        return self.over(host, sample, f"http://127.0.0.1:{proxy[1]}")
+
+    def over(self, host: Host, sample: RegistrySample, server: str) -> DistributionRegistry:
+        """Make a driver that asks another server in the place of the sample's."""
+        directory = host.state_dir / "others.d" / sample.reference.registry
+        directory.mkdir(parents=True)
+        (directory / "hosts.toml").write_text(f'server = "{server}"\n')
+        options = DistributionRegistry.Config(config_paths=(directory.parent,), docker_configs=())
+        return DistributionRegistry(options, host)
 
     @pytest.fixture
     def sample(self, open_registry: RunningRegistry, source: tuple[Path, BuiltImage]) -> RegistrySample:
@@ -157,6 +203,9 @@ class TestDistributionDocker(TestDistribution):
 
 class TestDistributionTls(TestDistribution):
     """A registry with a private authority, which wants a user and a password."""
+
+    make_lying_driver = RegistryContract.make_lying_driver  # tried by plain http
+    make_breaking_driver = RegistryContract.make_breaking_driver
 
     @pytest.fixture
     def sample(
@@ -222,6 +271,14 @@ class TestLayoutDirectory(LayoutContract):
 
 class TestLayoutItself(LayoutContract):
     """The driver's directory is the layout."""
+
+    def make_lying_driver(self, host: Host, sample: RegistrySample) -> object:
+        lies = host.state_dir / "lies"
+        shutil.copytree(host.state_dir / "layouts", lies)
+        digest = read_named(lies, self.reference).digest
+        blob = lies / "blobs" / digest.replace(":", "/")
+        blob.write_bytes(blob.read_bytes().replace(b"linux", b"xunil"))
+        return LayoutRegistry(LayoutRegistry.Config(directory=lies), host)
 
     def put(self, layout: Path, directory: Path) -> None:
         shutil.copytree(layout, directory, dirs_exist_ok=True)

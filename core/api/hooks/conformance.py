@@ -68,7 +68,7 @@ def _distance(one: str, other: str) -> int:
     """Optimal string alignment distance."""
     if abs(len(one) - len(other)) > 2:
         return 3
-    rows = [[*range(len(other) + 1)]]
+    rows: list[list[int]] = [[*range(len(other) + 1)]]
     for i, a in enumerate(one, 1):
         row = [i]
         for j, b in enumerate(other, 1):

@@ -1,9 +1,9 @@
 """How the contracts of all roles bind a driver to its hooks: as the kernel does, and with checks of their own.
 
-A hook that is not marked, or differs from its specification, fails at once. What a hook answers is of the type that its
-specification says. One that has no answer within ``HOOK_S`` fails, and so does one that holds the event loop's thread
-for longer than ``STEP_S`` between two awaits, also in a stream or session that it has returned: nobody else is served in
-that time. What blocks goes to a thread (``asyncio.to_thread``).
+A hook that is not marked, or differs from its specification, fails at once. What a hook answers is of the type that
+its specification says. One that has no answer within ``HOOK_S`` fails, and so does one that holds the event loop's
+thread for longer than ``STEP_S`` between two awaits, also in a stream or session that it has returned: nobody else is
+served in that time. What blocks goes to a thread (``asyncio.to_thread``).
 
 ``cuts`` cancels hooks at every await.
 """
@@ -185,7 +185,7 @@ class Steps:
                 cut.note(self.hook, task, waits_for)
             try:
                 step, value = steps.send, (yield waits_for)
-            except BaseException as error:  # the answer's to handle
+            except BaseException as error:  # noqa: BLE001  # the answer's to handle
                 if self._expired > 1:
                     self._uncancel(task)
                     message = f"{self.hook} has had no answer for {HOOK_S:g} s, and goes on though it was cancelled"
@@ -223,7 +223,8 @@ class Cut:
         """How a failure names it."""
         if not self.hook:
             return "not cancelled"
-        return f"cancelled {'as' if self._late else 'in'} await {self._number}{' ends' if self._late else ''} ({self.hook})"
+        when = f"as await {self._number} ends" if self._late else f"in await {self._number}"
+        return f"cancelled {when} ({self.hook})"
 
     async def __call__(self, call: Coroutine[Any, Any, T]) -> T | None:
         """Await something that calls hooks; ``None``: it was cancelled, or has failed as it was."""

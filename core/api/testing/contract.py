@@ -1,4 +1,4 @@
-"""What the contracts of all roles share: tests that any driver must pass, switches, and a guard against hooks that hang.
+"""What the contracts of all roles share: tests that any driver must pass, switches, a guard against hooks that hang.
 
 A test that not every driver can pass is marked ``@needs("streams")``: it is skipped, and says why, where the contract's
 ``has_streams`` is false.
@@ -85,7 +85,7 @@ class Contract:
         assert driver.api_version.split(".")[0] == API_VERSION.split(".")[0]
 
     async def test_making_it_touches_nothing(self, host: Host, driver: object) -> None:
-        """``crinoid config check`` makes it, too, and at most the directories of its slot may be filled."""
+        """``crinoid config check`` makes it, too; at most it prepares directories of its own below ``state_dir``."""
         assert list(host.run_dir.iterdir()) == [], "what __init__ has made in run_dir"
 
 

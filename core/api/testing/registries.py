@@ -10,14 +10,20 @@ Subclass the contract, say how a driver is made, and what the source has::
         def make_driver(self, host: Host, sample: RegistrySample) -> object:
             return MySource(MyOptions(), host)
 
-It wants pytest and pytest-asyncio, and no root. The driver is asked only for what the sample names.
+It wants pytest and pytest-asyncio, and no root. The driver is asked only for what the sample names. Override
+``make_lying_driver`` and ``make_breaking_driver``, too, where the source can lie or break: ``breaking_proxy`` stands
+between a driver and a server.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +34,9 @@ import pytest_asyncio
 from crinoid.core.api.errors import CorruptContent, NotFound, Unavailable, Unsupported
 from crinoid.core.api.hooks.registry import RegistryHooks
 from crinoid.core.api.host import Host
-from crinoid.core.api.testing.binding import bind_hooks
+from crinoid.core.api.testing.binding import bind_hooks, cuts
+from crinoid.core.api.testing.contract import Contract
+from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.image import (
     BlobRequest,
     Credentials,
@@ -41,6 +49,7 @@ from crinoid.core.api.values.image import (
 )
 
 MAX_PIECE_BYTES = 1 << 20
+_SETTLE_S = patient(5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +83,8 @@ class BoundRegistry:
 
     async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:
         """Open a stream, which must have ``aclose``."""
-        stream = await self._hook.open_blob(request=request)
-        assert hasattr(stream, "__anext__"), f"open_blob returned {stream!r}, which is no asynchronous iterator"
-        assert hasattr(stream, "aclose"), "the kernel ends a stream early by its aclose"
-        found: AsyncIterator[bytes] = stream
-        return found
+        stream: AsyncIterator[bytes] = await self._hook.open_blob(request=request)
+        return stream
 
     async def read(self, request: BlobRequest) -> bytes:
         """Read a stream to its end."""
@@ -101,17 +107,32 @@ class BoundRegistry:
 
 
 @pytest.mark.asyncio
-class RegistryContract:
+class RegistryContract(Contract):
     """What every image source does; ``sample`` and ``make_driver`` are the author's."""
+
+    specification = RegistryHooks
 
     def make_driver(self, host: Host, sample: RegistrySample) -> object:
         """Return a driver over a source that has the sample."""
         raise NotImplementedError
 
+    def make_lying_driver(self, host: Host, sample: RegistrySample) -> object:
+        """Return a driver over a source that has something else under the digests of the sample's documents."""
+        pytest.skip("no make_lying_driver: it is not tried whether this driver checks the digests of documents")
+
+    def make_breaking_driver(self, host: Host, sample: RegistrySample) -> object:
+        """Return a driver over a source that has the sample, and whose streams break, now and again."""
+        pytest.skip("no make_breaking_driver: it is not tried whether this driver resumes streams")
+
     @pytest.fixture
     def sample(self, host: Host) -> RegistrySample:
         """Return what the source has."""
         raise NotImplementedError
+
+    @pytest.fixture
+    def driver(self, host: Host, sample: RegistrySample) -> object:
+        """The driver under test."""
+        return self.make_driver(host, sample)
 
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
@@ -121,9 +142,9 @@ class RegistryContract:
         return Host("contract", tmp_path / "state", tmp_path / "run", logging.getLogger("contract"), "0")
 
     @pytest_asyncio.fixture
-    async def registry(self, host: Host, sample: RegistrySample) -> AsyncIterator[BoundRegistry]:
+    async def registry(self, driver: object) -> AsyncIterator[BoundRegistry]:
         """The driver, bound."""
-        bound = BoundRegistry(self.make_driver(host, sample))
+        bound = BoundRegistry(driver)
         yield bound
         await bound.close()
 
@@ -227,10 +248,92 @@ class RegistryContract:
     async def test_the_status_is_ready(self, registry: BoundRegistry) -> None:
         assert (await registry.status()).ready
 
+    async def test_documents_that_are_not_of_their_digest_are_corrupt(
+        self, registry: BoundRegistry, host: Host, sample: RegistrySample
+    ) -> None:
+        image = await registry.resolve(_request(sample))
+        lying = BoundRegistry(self.make_lying_driver(host, sample))
+        pinned = replace(_request(sample), reference=replace(sample.reference, digest=image.target.digest))
+        with pytest.raises(CorruptContent):
+            await lying.resolve(pinned)
+        await lying.close()
+
+    async def test_a_stream_that_breaks_is_resumed(self, host: Host, sample: RegistrySample) -> None:
+        registry = BoundRegistry(self.make_breaking_driver(host, sample))
+        request = await _largest(registry, sample)
+        _assert_is(await registry.read(request), request.blob)
+        await registry.close()
+
+    async def test_what_is_cancelled_hinders_nobody(self, registry: BoundRegistry, sample: RegistrySample) -> None:
+        """At every await of a resolution and of a stream, as when a client gives up a pull."""
+        for cut in cuts():
+            await cut(registry.resolve(_request(sample)))
+        request = await _largest(registry, sample)
+        for cut in cuts():
+            await cut(registry.read(request))
+        _assert_is(await registry.read(request), request.blob)
+
+    async def test_closing_leaves_nothing_open(self, host: Host, sample: RegistrySample) -> None:
+        tasks, descriptors = asyncio.all_tasks(), _descriptors()
+        registry = BoundRegistry(self.make_driver(host, sample))
+        request = await _largest(registry, sample)
+        await registry.read(request)
+        stream: Any = await registry.open_blob(request)
+        await anext(stream)
+        await stream.aclose()
+        await registry.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while asyncio.all_tasks() - tasks or _descriptors() - descriptors:  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.01)
+        assert (asyncio.all_tasks() - tasks, _descriptors() - descriptors) == (set(), set())
+
     async def test_closing_twice_is_closing_once(self, registry: BoundRegistry, sample: RegistrySample) -> None:
         await registry.resolve(_request(sample))
         await registry.close()
         await registry.close()
+
+
+@contextlib.contextmanager
+def breaking_proxy(address: tuple[str, int], after_bytes: int) -> Iterator[tuple[str, int]]:
+    """Stand between a driver and a server at ``address``: yield where to connect instead.
+
+    Each connection is cut once the server has sent so many bytes by it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=_accept, args=(listener, address, after_bytes), daemon=True)
+        accepting.start()
+        yield listener.getsockname()[:2]
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+
+
+def _accept(listener: socket.socket, address: tuple[str, int], after_bytes: int) -> None:
+    with contextlib.suppress(OSError):  # the listener is shut down
+        while True:
+            client, server = listener.accept()[0], socket.create_connection(address)
+            for source, target, most in ((client, server, None), (server, client, after_bytes)):
+                threading.Thread(target=_pass_on, args=(source, target, most), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket, most_bytes: int | None) -> None:
+    left = most_bytes
+    with contextlib.suppress(OSError):
+        while (left is None or left > 0) and (data := source.recv(1 << 16)):
+            target.sendall(data[:left])
+            left = None if left is None else left - len(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    """Return number and target of what this process has open."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # numbers, not paths
+        with contextlib.suppress(OSError):
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))  # noqa: PTH115
+    return {one for one in found if not one[1].startswith(("anon_inode:", "/proc"))}
 
 
 def _request(sample: RegistrySample) -> ResolveRequest:

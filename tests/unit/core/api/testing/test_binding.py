@@ -90,9 +90,7 @@ async def test_a_stream_that_holds_the_loop_fails(monkeypatch: pytest.MonkeyPatc
 async def test_an_answer_of_another_type_fails(answer: object) -> None:
     hooks = bind_hooks(Answers(), One)
     assert await hooks.names(answer=(("a", None), ("b", "a"))) == (("a", None), ("b", "a"))
-    with pytest.raises(
-        AssertionError, match=r"names returned .* where tuple\[tuple\[str, str \| None\], \.\.\.\] is due"
-    ):
+    with pytest.raises(AssertionError, match=r"names returned .* where tuple\[tuple\[str, str"):
         await hooks.names(answer=answer)
 
 
