@@ -413,8 +413,7 @@ class NetworkContract(Contract):
             await cut(network.attach(request, plan))
             await network.detach(request, plan)
             await _wait_until_nothing_is_new(before, f" (attach was {cut})")
-        for index in range(self.most_pods + 1):
-            await self._attach_and_detach(network, make_request(f"p{index}"))
+        await self._attach_and_detach(network, *(make_request(f"p{index}") for index in range(self.most_pods)))
 
     async def test_a_detachment_that_is_cancelled_can_be_done_again(
         self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
@@ -427,8 +426,7 @@ class NetworkContract(Contract):
             await cut(network.detach(request, attachment.data))
             await network.detach(request, attachment.data)
             await _wait_until_nothing_is_new(before, f" (detach was {cut})")
-        for index in range(self.most_pods + 1):
-            await self._attach_and_detach(network, make_request(f"p{index}"))
+        await self._attach_and_detach(network, *(make_request(f"p{index}") for index in range(self.most_pods)))
 
     async def test_check_accepts_an_attachment(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
         attachment = await _attach(network, request_a)
@@ -478,9 +476,11 @@ class NetworkContract(Contract):
             await network.attach(lost, plan)
         await network.detach(lost, plan)
 
-    async def _attach_and_detach(self, network: BoundNetwork, request: NetworkRequest) -> None:
-        attachment = await _attach(network, request)
-        await network.detach(request, attachment.data)
+    async def _attach_and_detach(self, network: BoundNetwork, *requests: NetworkRequest) -> None:
+        """Attach pods, all of them at a time, and detach them."""
+        attachments = [await _attach(network, request) for request in requests]
+        for request, attachment in zip(requests, attachments, strict=True):
+            await network.detach(request, attachment.data)
 
 
 async def _attach(network: BoundNetwork, request: NetworkRequest) -> Attachment:
