@@ -77,6 +77,7 @@ proto: setup
 docs: setup
 	$(BIN)/python tools/generate_configuration.py
 	$(BIN)/python tools/generate_conformance.py
+	$(BIN)/python tools/generate_contract.py
 	$(BIN)/python tools/api_surface.py
 
 setup: packages bytecode
