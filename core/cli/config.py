@@ -24,14 +24,19 @@ def config() -> None:
 @config.command()
 @config_option
 def check(paths: ConfigPaths) -> None:
-    """Check every file, and the options of every driver that is selected.
+    """Check every file, the options of every driver that is selected, and what else would stop the start.
 
-    Tells every mistake with its file, line, key and the nearest valid name, and exits with 78 for any. Nothing on the
-    host is touched.
+    Tells every mistake with its file, line, key and the nearest valid name, and exits with 78 for any. Drivers are made
+    in directories that are thrown away, as root; nothing else on the host is touched.
     """
+    from crinoid.core.daemon.preflight import find_problems  # it imports what serves, which takes long
+
     loaded, problems = examine(paths)
     slots, of_drivers = examine_slots(loaded.config, loaded.origins)
-    refuse([*problems, *of_drivers])
+    of_start, notes = find_problems(loaded, slots)
+    refuse([*problems, *of_drivers, *of_start])
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     files = ", ".join(str(file) for file in loaded.files) or "no file, so all defaults"
     click.echo(f"the configuration is valid: {files}; {len(slots)} slots")
 

@@ -84,7 +84,7 @@ class Listener:
     def publish(self) -> None:
         """Move the socket to its place: clients that connect from now on are this daemon's. Once."""
         if not self._is_published:
-            self.place.publish(self._endpoint.mode, _find_group(self._endpoint.group))
+            self.place.publish(self._endpoint.mode, find_group(self._endpoint.group))
             self._is_published = True
 
 
@@ -115,7 +115,7 @@ class Server:
 
     async def start(self) -> None:
         """Listen, and serve. Raises ConfigurationError when the socket can't be made or another daemon serves it."""
-        _find_group(self._endpoint.group)
+        find_group(self._endpoint.group)
         if not self._listens:
             await self._listener.listen()
         try:
@@ -185,8 +185,8 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
     ]
 
 
-def _find_group(group: str) -> int:
-    """Return the group's number; -1 leaves it as it is."""
+def find_group(group: str) -> int:
+    """Return the group's number; -1 leaves it as it is. Raises ConfigurationError."""
     if not group:
         return -1
     if group.isascii() and group.isdigit():

@@ -21,7 +21,7 @@ from crinoid.core.api.linux import rights
 from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
 from crinoid.core.slots.calls import Binding, Slot
-from crinoid.core.slots.drivers import InstalledDriver, check_hooks
+from crinoid.core.slots.drivers import SLOW_S, InstalledDriver, check_hooks
 from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
 from crinoid.core.slots.instruments import NO_INSTRUMENTS, Instruments
 from crinoid.core.slots.network import NetworkSlot
@@ -209,13 +209,16 @@ class _Binder:
 
     def _bind(self, slot: ValidSlot) -> Binding:
         selection, role = slot.selection, ROLES[slot.selection.role]
+        if slot.driver.import_s > SLOW_S:
+            title = slot.driver.installed.title
+            LOG.warning("%s has taken %.1f s to import; the start waits for it", title, slot.driver.import_s)
         directory = _directory_name(selection)
         state_dir = _make_directory(self._config.root / "plugins" / role.name / directory)
         run_dir = _make_directory(self._config.run / role.directory / directory)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
         host = Host(selection.name, state_dir, run_dir, log, self._version, self._buffers)
         with self._calls.blocking(f'{role.name} "{selection.name}"', "__init__"):
-            driver = _make(slot, host)
+            driver = make(slot, host)
         return adopt(driver, slot.driver.installed, selection.config, host, self._instruments, self._calls)
 
 
@@ -225,7 +228,8 @@ def _directory_name(selection: Selection) -> str:
     return name if name == driver else f"{name}.{driver}"
 
 
-def _make(slot: ValidSlot, host: Host) -> object:
+def make(slot: ValidSlot, host: Host) -> object:
+    """Make a slot's driver. Raises ConfigurationError for whatever its ``__init__`` raises."""
     try:
         driver: object = slot.driver.factory(slot.options, host)
     except CrinoidError as error:

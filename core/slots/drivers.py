@@ -7,6 +7,7 @@ but only for a driver that the configuration selects.
 
 import importlib.metadata
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from crinoid.core.api.hooks.conformance import find_defects, find_missing
 from crinoid.core.config.origins import suggest
 from crinoid.core.slots.roles import ROLES, Role
 from crinoid.core.slots.running import describe
+
+SLOW_S = 0.5
+"""How long the import of a driver may take without being named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class LoadedDriver:
     installed: InstalledDriver
     factory: Any  # a class of a distribution that nobody here knows; its contract is core/api/hooks
     options: type[DriverConfig]
+    import_s: float = 0.0
+    """How long its import took, the first time."""
 
 
 class UnusableDriverError(ConfigurationError):
@@ -83,8 +89,10 @@ class Installation:
             owners = " and ".join(sorted(_owner(point) for point in rivals))
             raise UnusableDriverError(f'{role} driver "{name}" is claimed by {owners}: uninstall all but one of them')
         installed = self._describe(ROLES[role], rivals[0])
+        started_s = time.monotonic()
         factory = _import(installed, rivals)
-        return LoadedDriver(installed, factory, _check_contract(installed, factory))
+        took_s = time.monotonic() - started_s
+        return LoadedDriver(installed, factory, _check_contract(installed, factory), took_s)
 
     def _of(self, role: Role) -> list[importlib.metadata.EntryPoint]:
         return list(self._points.select(group=role.group))

@@ -81,7 +81,7 @@ class StreamingServer:
     async def start(self) -> None:
         """Listen. Raises ConfigurationError when the address can't be had, or a certificate can't be read."""
         options = self._options
-        self._tls = _tls_context(options)
+        self._tls = tls_context(options)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(
                 options.address, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -227,7 +227,7 @@ def _current_task() -> "asyncio.Task[None]":
     return task
 
 
-def _tls_context(options: StreamingOptions) -> ssl.SSLContext | None:
+def tls_context(options: StreamingOptions) -> ssl.SSLContext | None:
     if options.tls_cert is None or options.tls_key is None:
         return None
     try:

@@ -32,6 +32,7 @@ from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecor
 from crinoid.core.state.store import Store
 
 LOG = logging.getLogger(__name__)
+_NAMED = 5
 _TOGETHER = 16
 """How many owners are undone at the same time: what hangs of one is not to keep the daemon from the next."""
 
@@ -77,6 +78,7 @@ class Recovery:
             LOG.error("%d pods and containers on this host are on no record: 'crinoid doctor' lists them", len(strays))
             for line in describe(strays):
                 LOG.error("found without a record: %s", line)
+        self._tell_lost_slots()
         await self._undo_orphans()
         for pod in self._store.pods:
             await self._recover_pod(pod)
@@ -84,6 +86,25 @@ class Recovery:
         await self._collect_network_garbage()
         await self._remove_orphaned_snapshots()
         await self._resources.undo_deferred()
+
+    def _tell_lost_slots(self) -> None:
+        """Tell of slots that pods use and the configuration no longer has: such a pod can't be stopped or removed."""
+        lost: dict[str, list[str]] = {}
+        for pod in self._store.pods:
+            for role, name, known in (
+                ("runtime", pod.runtime, self._slots.runtimes),
+                ("network", pod.network, self._slots.networks),
+                ("snapshotter", pod.snapshotter, self._slots.snapshotters),
+            ):
+                if name and name not in known:
+                    lost.setdefault(f'{role} "{name}"', []).append(pod.id)
+        for slot, pods in lost.items():
+            LOG.error(
+                "%s is not in the configuration, and %d pods use it (%s): put it back until they are removed",
+                slot,
+                len(pods),
+                ", ".join(pods[:_NAMED]) + (", …" if len(pods) > _NAMED else ""),
+            )
 
     async def _undo_orphans(self) -> None:
         """Who has no record never came to be, as that is made last. For one that can't be read another stands in."""

@@ -92,9 +92,12 @@ def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
         touching(path)
         for file in sorted(path.glob("*/hosts.toml")):
             try:
-                _read_hosts(file, file.parent.name, f"https://{file.parent.name}/v2")
+                endpoints = _read_hosts(file, file.parent.name, f"https://{file.parent.name}/v2")
             except ConfigurationError as error:
                 problems.append(error.message)
+                continue
+            named = {path for one in endpoints for path in (*one.tls.ca, *(p for pair in one.tls.client for p in pair))}
+            problems += [f"{file}: {path} is not there" for path in sorted(named) if not path.is_file()]
     return tuple(problems)
 
 
