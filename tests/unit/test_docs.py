@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crinoid.core.api.hooks.conformance import hooks_of
 from crinoid.core.api.hooks.extension import ExtensionHooks
 from crinoid.core.cli.main import COMMANDS
 from crinoid.core.config.loader import ConfigPaths, load
@@ -93,3 +94,12 @@ def test_the_tables_of_the_contracts_are_those_of_the_tests() -> None:
     command = [sys.executable, REPOSITORY / "tools/generate_contract.py", "--check"]
     done = subprocess.run(command, check=False, timeout=60)
     assert done.returncode == 0, "docs/contract.md is out of date: run `make docs`"
+
+
+def test_a_hook_that_may_be_left_out_says_so() -> None:
+    """The contracts go by the hooks' own texts."""
+    for role in ROLES.values():
+        said = {
+            name for name, hook in hooks_of(role.specification).items() if (hook.__doc__ or "").startswith("Optional")
+        }
+        assert role.name == "extension" or said == role.optional

@@ -74,13 +74,13 @@ class ListOfLayers(Good):
         return [list(one) for one in await super().list_layers()]
 
 
-@caught_by("test_a_new_store_is_empty", r"list_unfinished returned \[\] where tuple\[str, \.\.\.\] is due")
+@caught_by("test_a_new_store_is_empty", r"list_snapshots returned \[\] where tuple\[str, \.\.\.\] is due")
 class ListOfKeys(Good):
-    """``list_unfinished`` returns a list."""
+    """``list_snapshots`` returns a list."""
 
     @hookimpl
-    async def list_unfinished(self) -> Any:
-        return list(await super().list_unfinished())
+    async def list_snapshots(self) -> Any:
+        return list(await super().list_snapshots())
 
 
 @caught_by("test_a_new_store_is_empty", "list_layers has held the event loop for")
