@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from tests.contract.bugs import bugs_of, extensions, networks, registries, runtimes, snapshotters  # noqa: E402
-
+from contract.bugs import bugs_of, extensions, networks, registries, runtimes, snapshotters  # noqa: E402
 from crinoid.core.api.testing.contract import Contract  # noqa: E402
 from crinoid.core.api.testing.extensions import ExtensionContract  # noqa: E402
 from crinoid.core.api.testing.networks import NetworkContract  # noqa: E402

@@ -174,8 +174,8 @@ options = {{ environment = {{ SITE = "here" }} }}
         made = daemon.cri.call("CreateContainer", pod_sandbox_id=pod, config=wanted, sandbox_config=pod_config())
         container = made["container_id"]
         daemon.cri.call("StartContainer", container_id=container)
-        said = daemon.cri.call("ExecSync", container_id=container, cmd=["sh", "-c", "echo $SITE $RUNTIME"], timeout=30)
-        assert base64.b64decode(said["stdout"]).decode() == f"here {NAME}\n"
+        said = daemon.cri.call("ExecSync", container_id=container, cmd=["cat", "/proc/1/environ"], timeout=30)
+        assert {"SITE=here", f"RUNTIME={NAME}"} <= {*base64.b64decode(said["stdout"]).decode().split("\0")}
         address = daemon.cri.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["network"]["ip"]
         assert address.startswith("10.90.78.")
         daemon.cri.call("StopPodSandbox", pod_sandbox_id=pod)

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.contract.bugs import Catch, bugs_of, extensions, networks, registries, runtimes, snapshotters
 
+from contract.bugs import Catch, bugs_of, extensions, networks, registries, runtimes, snapshotters
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import links
 from crinoid.core.api.testing import binding

@@ -91,7 +91,7 @@ def test_the_readme_names_commands_that_exist() -> None:
 
 def test_the_tables_of_the_contracts_are_those_of_the_tests() -> None:
     """After a change of a contract or of a seeded bug run ``make docs``."""
-    command = [sys.executable, REPOSITORY / "tools/generate_contract.py", "--check"]
+    command = [sys.executable, str(REPOSITORY / "tools/generate_contract.py"), "--check"]
     done = subprocess.run(command, check=False, timeout=60)
     assert done.returncode == 0, "docs/contract.md is out of date: run `make docs`"
 

@@ -52,12 +52,13 @@ class Server:
 
     def __post_init__(self) -> None:
         config, layer = b'{"architecture": "amd64"}', random.Random(1).randbytes(3 << 20)
-        media = {"config": describe("application/json", config), "layers": [describe("application/octet", layer)]}
+        configuration = describe("application/json", config)
+        media = {"config": configuration, "layers": [describe("application/octet", layer)]}
         self.manifest = json.dumps({"schemaVersion": 2, "mediaType": _MANIFEST, **media}).encode()
         entry = {**describe(_MANIFEST, self.manifest), "platform": {"os": "linux", "architecture": "amd64"}}
         self.index = json.dumps({"schemaVersion": 2, "mediaType": _INDEX, "manifests": [entry]}).encode()
         self.blobs = {describe("", one)["digest"]: one for one in (config, layer)}
-        self.config_digest = media["config"]["digest"]
+        self.config_digest = str(configuration["digest"])
         self.opened = 0
 
     def document(self, content: bytes) -> bytes:
@@ -163,7 +164,7 @@ class Generator(Good):
     """``open_blob`` is a generator, where it should return one."""
 
     @hookimpl
-    async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:  # type: ignore[override]
+    async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:  # type: ignore[override, misc]
         yield b""
 
 

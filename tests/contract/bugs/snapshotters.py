@@ -14,8 +14,8 @@ from unittest import mock
 from crinoid.core.api.errors import AlreadyExists, DriverError, FailedPrecondition, NotFound
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
+from crinoid.core.api.linux import libc
 from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures
-from crinoid.plugins.snapshotters import storage
 from crinoid.plugins.snapshotters.native import NativeConfig, NativeSnapshotter
 from support.patience import patient
 
@@ -334,7 +334,11 @@ class NotSynced(Good):
 
     @hookimpl
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
-        with mock.patch.object(storage, "_sync_file_system", lambda directory: None):
+        def call(name: str, *arguments: Any, **named: Any) -> Any:
+            return None if name == "syncfs" else real(name, *arguments, **named)
+
+        real = libc.call
+        with mock.patch.object(libc, "call", call):
             await super().commit_layer(key, chain_id, parent)
 
 
