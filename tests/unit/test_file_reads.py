@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from crinoid.core.api.errors import ConfigurationError, CorruptContent, FailedPrecondition
+from crinoid.core.api.layouts import layout_index
 from crinoid.core.api.values.image import ImageReference
 from crinoid.core.lifecycle.cdi.cdi_files import BrokenFile, read_document
 from crinoid.core.lifecycle.sandbox import pod_files
@@ -19,10 +20,9 @@ from crinoid.plugins.networks.cni.configuration import InvalidConfiguration, loa
 from crinoid.plugins.registries.distribution import transport
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import Tls, find_endpoints
-from crinoid.plugins.registries.layout import layout_index
 
 CODE = Path(__file__).parents[2]
-SEARCHED = ("core/lifecycle", "core/slots", "core/state", "plugins")
+SEARCHED = ("core/api/layouts", "core/lifecycle", "core/slots", "core/state", "plugins")
 READERS = frozenset({"read_text", "read_bytes", "copyfile", "copy2"})
 KERNEL = "a file of procfs, sysfs or cgroupfs"
 OWN = "in a directory of the daemon's own, which nobody else may write"

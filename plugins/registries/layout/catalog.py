@@ -9,10 +9,10 @@ from pathlib import Path
 from threading import Lock
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
+from crinoid.core.api.layouts.archives import COMPRESSED, read_archive
+from crinoid.core.api.layouts.directories import read_directory
+from crinoid.core.api.layouts.layout_index import LayoutIndex, Stamp
 from crinoid.core.api.linux.bulkheads import touching
-from crinoid.core.api.manifests import MAX_DOCUMENT_BYTES, IndexDocument, parse
-from crinoid.plugins.registries.layout.archives import COMPRESSED, read_archive
-from crinoid.plugins.registries.layout.layout_index import LayoutIndex, Stamp, open_regular, read_layout
 
 _LAYOUT_NAMES = frozenset({"index.json", "oci-layout", "blobs"})
 _Stamp = tuple[Stamp, int]  # with the time of a change of owner or mode: what could not be read is tried again
@@ -73,18 +73,6 @@ class Catalog:
         except OSError as error:
             self._log.warning("image layouts: skipped: %s: %s", path, error.strerror)
             return stamp, CorruptContent(f"{path}: {error.strerror}")
-
-
-def read_directory(path: Path) -> LayoutIndex:
-    """Read the index of a layout directory. Raises CorruptContent."""
-    if not (path / "index.json").exists():
-        raise CorruptContent(f"{path} is no image layout: it has no index.json")
-    with open_regular(path / "index.json") as file:
-        content = file.read(MAX_DOCUMENT_BYTES + 1)
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise CorruptContent(f"{path}/index.json is longer than {MAX_DOCUMENT_BYTES} bytes")
-    index = parse(IndexDocument, content, f"{path}/index.json")
-    return read_layout(index, path, path.name, None)
 
 
 def _read_file(path: Path) -> LayoutIndex:

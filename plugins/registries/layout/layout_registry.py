@@ -15,6 +15,7 @@ from crinoid.core.api.config import DriverConfig
 from crinoid.core.api.errors import CorruptContent, NotFound, NotServed, Unavailable, Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
+from crinoid.core.api.layouts.layout_index import LayoutIndex, Span, Stamp, changed
 from crinoid.core.api.manifests import (
     INDEX_TYPES,
     MAX_DOCUMENT_BYTES,
@@ -37,7 +38,6 @@ from crinoid.core.api.values.image import (
     SourceStatus,
 )
 from crinoid.plugins.registries.layout.catalog import Catalog
-from crinoid.plugins.registries.layout.layout_index import LayoutIndex, Span, Stamp, changed
 
 _PIECE_BYTES = 1 << 20
 _MAX_DEPTH = 3

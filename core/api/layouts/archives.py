@@ -11,13 +11,22 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from crinoid.core.api.errors import CorruptContent, Unsupported
+from crinoid.core.api.layouts.layout_index import (
+    LayoutIndex,
+    Span,
+    Stamp,
+    changed,
+    full_name,
+    open_regular,
+    read_layout,
+)
 from crinoid.core.api.manifests import (
     MAX_DOCUMENT_BYTES,
     OCI_CONFIG,
@@ -30,15 +39,6 @@ from crinoid.core.api.manifests import (
     parse,
 )
 from crinoid.core.api.values.image import Descriptor
-from crinoid.plugins.registries.layout.layout_index import (
-    LayoutIndex,
-    Span,
-    Stamp,
-    changed,
-    full_name,
-    open_regular,
-    read_layout,
-)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
@@ -83,23 +83,24 @@ class _Members:
         raise CorruptContent(f"{self.path} has no file {name!r}, which its index names")
 
 
-def read_archive(path: Path) -> LayoutIndex:
-    """Read an archive's index.
+def read_archive(path: Path, place: str | None = None) -> LayoutIndex:
+    """Read an archive's index; ``place`` is what a mere tag in it is a tag of, by default the file's name.
 
-    Raises Unsupported for a compressed archive, CorruptContent for one that is no archive of images, Unavailable when
-    it changes meanwhile. Blocks.
+    With an empty ``place`` only full names count. Raises Unsupported for a compressed archive, CorruptContent for one
+    that is no archive of images, Unavailable when it changes meanwhile. Blocks.
     """
+    place = path.stem if place is None else place
     members = _read_members(path)
     if "index.json" in members.spans:  # a docker-archive since Docker 25 is both; its layout says more
         index = parse(IndexDocument, members.find("index.json").read(MAX_DOCUMENT_BYTES), f"{path}: index.json")
         blobs = {digest: span for name, span in members.spans.items() if (digest := _digest_in(name))}
-        return read_layout(index, path, path.stem, blobs)
+        return read_layout(index, path, place, blobs)
     if "manifest.json" in members.spans:
-        return _docker_index(members)
+        return _docker_index(members, place)
     raise CorruptContent(f"{path} has neither an index.json (OCI layout) nor a manifest.json (docker save)")
 
 
-def _docker_index(members: _Members) -> LayoutIndex:
+def _docker_index(members: _Members, place: str) -> LayoutIndex:
     what = f"{members.path}: manifest.json"
     try:
         entries = json.loads(members.find("manifest.json").read(MAX_DOCUMENT_BYTES))
@@ -119,10 +120,10 @@ def _docker_index(members: _Members) -> LayoutIndex:
         targets[target.digest], documents[target.digest] = entry, content
         blobs.update(found)
         # Saved by id, an image has no name: a single one goes by the archive's.
-        default = (f"{members.path.stem}:latest",) if len(saved) == 1 else ()
+        default = (f"{place}:latest",) if len(saved) == 1 else ()
         for name in dict.fromkeys(filter(None, map(full_name, image.names or default))):
             names[name] = (*names.get(name, ()), entry)
-    return layout
+    return replace(layout, images=tuple(targets.values()))
 
 
 def _make_manifest(members: _Members, image: _SavedImage) -> tuple[bytes, dict[str, Span]]:

@@ -77,7 +77,7 @@ class LayoutIndex:
     ``names`` has full references (``registry/repository:tag``), each with all that the layout calls so, such as one
     manifest for each platform; ``blobs`` the spans of an archive's blobs by digest,
     ``documents`` those that are in no file, such as the manifest made for a docker-archive. Blobs of a directory are
-    looked up when asked for.
+    looked up when asked for. ``images`` are the images in the index's order, with or without a name.
     """
 
     path: Path
@@ -86,6 +86,7 @@ class LayoutIndex:
     blobs: Mapping[str, Span]
     documents: Mapping[str, bytes] = field(default_factory=dict)
     is_directory: bool = False
+    images: tuple[DescriptorDocument, ...] = ()
 
     def find(self, reference: ImageReference) -> tuple[DescriptorDocument, ...]:
         """Return what the reference names here; a digest decides where there is one, whatever the name."""
@@ -115,7 +116,9 @@ class LayoutIndex:
 def read_layout(index: IndexDocument, path: Path, place: str, blobs: Mapping[str, Span] | None) -> LayoutIndex:
     """Return the layout of an OCI layout; ``blobs`` ``None`` for a directory. What an index lists has a digest, too."""
     targets = {entry.digest: entry for entry in index.manifests}
-    layout = LayoutIndex(path, _name_entries(index.manifests, place), targets, blobs or {}, is_directory=blobs is None)
+    images = tuple(entry for entry in index.manifests if entry.media_type in INDEX_TYPES | MANIFEST_TYPES)
+    names = _name_entries(images, place)
+    layout = LayoutIndex(path, names, targets, blobs or {}, is_directory=blobs is None, images=images)
     for entry in index.manifests:
         if entry.media_type not in INDEX_TYPES:
             continue
@@ -128,13 +131,12 @@ def read_layout(index: IndexDocument, path: Path, place: str, blobs: Mapping[str
     return layout
 
 
-def _name_entries(entries: tuple[DescriptorDocument, ...], place: str) -> dict[str, tuple[DescriptorDocument, ...]]:
+def _name_entries(images: tuple[DescriptorDocument, ...], place: str) -> dict[str, tuple[DescriptorDocument, ...]]:
     """Return the references that the entries of an ``index.json`` have; ``place`` is the directory's or archive's name.
 
     A full name counts as it is; a mere tag, as umoci and skopeo write it, is a tag of the place's name; a single
     entry without a name, or several for a platform each, are the place's ``latest``.
     """
-    images = [entry for entry in entries if entry.media_type in INDEX_TYPES | MANIFEST_TYPES]
     platforms = {entry.platform for entry in images}
     alone = len(images) == 1 or (None not in platforms and len(platforms) == len(images))
     names: dict[str, tuple[DescriptorDocument, ...]] = {}
