@@ -107,7 +107,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         threads=threads,
         store=store,
         slots=slots,
-        kernel=ExtensionKernel(store, containers, config.pods.stop_timeout_s),
+        kernel=ExtensionKernel(store, containers, images, config.pods.stop_timeout_s),
     )
 
 

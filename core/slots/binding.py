@@ -159,6 +159,7 @@ def adopt(
         state_dir=host.state_dir,
         run_dir=host.run_dir,
         own_deadline_s=_own_deadline_s(driver, installed),
+        own_on_failure=_own_on_failure(driver, installed),
         calls=calls or HookCalls(),
         unremoved=host.unremoved,
     )
@@ -246,6 +247,13 @@ def _own_deadline_s(driver: object, installed: InstalledDriver) -> float | None:
             f"{installed.title}: its deadline_s is {deadline_s!r}, not a number of seconds above 0"
         )
     return deadline_s
+
+
+def _own_on_failure(driver: object, installed: InstalledDriver) -> str:
+    on_failure = getattr(driver, "on_failure", "ignore")
+    if on_failure not in ("ignore", "fail"):
+        raise ConfigurationError(f'{installed.title}: its on_failure is {on_failure!r}, neither "ignore" nor "fail"')
+    return str(on_failure)
 
 
 def _make_directory(path: Path) -> Path:

@@ -69,6 +69,8 @@ class Binding:
     run_dir: Path
     own_deadline_s: float | None = None
     """What the driver says its hooks may take, where it says so."""
+    own_on_failure: str = "ignore"
+    """Whether a failure of an extension fails the act, by what the driver says."""
     calls: HookCalls = field(default_factory=HookCalls)
     unremoved: Mapping[str, str] = field(default_factory=dict)
     """What the driver could not remove so far: see ``Host``."""

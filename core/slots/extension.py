@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from crinoid.core.api.adjustments import check_adjustment, check_resources
 from crinoid.core.api.errors import BadAdjustment, CrinoidError, InvalidArgument, Refused
 from crinoid.core.api.finishing import finish
-from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks, PullView
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.config.models import Deadlines, ExtensionSlotConfig
 from crinoid.core.slots.answers import Check, T, nothing, one_or_none
@@ -26,7 +26,8 @@ class ExtensionSlot(Slot):
     def __init__(self, binding: Binding, config: ExtensionSlotConfig) -> None:
         is_configured = "deadline_s" in config.model_fields_set or binding.own_deadline_s is None
         super().__init__(binding, Deadlines(default=config.deadline_s if is_configured else binding.own_deadline_s))
-        self._fails = config.on_failure == "fail"
+        is_configured = "on_failure" in config.model_fields_set
+        self._fails = (config.on_failure if is_configured else binding.own_on_failure) == "fail"
 
     async def call(self, hook: str, check: Check[T], /, **arguments: object) -> T | None:
         """Call a hook that the extension may have; ``None`` without it, and for a failure that is to be ignored."""
@@ -97,6 +98,17 @@ class ExtensionSlots(ExtensionHooks):
             adjustment = await slot.call("adjust_container", _adjustment, container=container)
             if adjustment is not None:
                 found.append((slot.name, adjustment))
+        return tuple(found)
+
+    async def image_pulling(  # type: ignore[override]  # many answer, each by its name
+        self, image: PullView
+    ) -> tuple[tuple[str, str], ...]:
+        """Ask each extension about an image; return what they said, with the names of their slots."""
+        found = []
+        for slot in self.slots:
+            words = await slot.call("image_pulling", one_or_none(str), image=image)
+            if words:
+                found.append((slot.name, words))
         return tuple(found)
 
     async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources:

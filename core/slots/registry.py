@@ -8,7 +8,8 @@ from typing import Any
 
 from crinoid.core.api.errors import DriverError
 from crinoid.core.api.hooks.registry import RegistryHooks
-from crinoid.core.api.values.image import BlobRequest
+from crinoid.core.api.values.image import BlobRequest, Descriptor, ReferrersRequest
+from crinoid.core.slots.answers import tuple_of
 from crinoid.core.slots.calls import Slot
 from crinoid.core.slots.facades import calls_hooks
 from crinoid.core.slots.running import HookCall, Outcome, contain
@@ -28,6 +29,12 @@ class RegistrySlot(Slot, RegistryHooks):
         """Open a stream of a blob; the caller must ``aclose`` it, whether or not it came to its end."""
         pieces = await self._ask("open_blob", _iterator, request=request)
         return BlobStream(self, pieces)
+
+    async def list_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        """Return the manifests that refer to another; none where the driver has no such list."""
+        if not self.implements("list_referrers"):
+            return ()
+        return await self._ask("list_referrers", tuple_of(Descriptor), request=request)
 
     async def wait_for(self, task: "asyncio.Task[None]", step: "asyncio.Future[Outcome[Any]]") -> Any:
         """Wait for a step of a stream within its deadline; ``Any``: whatever the driver's stream gives."""

@@ -48,7 +48,7 @@ ROLES: Mapping[str, Role] = {
             "net",
         ),
         Role("snapshotter", "crinoid.snapshotters", SnapshotterHooks, frozenset(), "snap"),
-        Role("registry", "crinoid.registries", RegistryHooks, frozenset({"close"}), "reg"),
+        Role("registry", "crinoid.registries", RegistryHooks, frozenset({"list_referrers", "close"}), "reg"),
         Role(
             "extension",
             "crinoid.extensions",

@@ -312,6 +312,7 @@ class _Image(_Body):
     pinned: bool = False
     artifact: str = ""
     annotations: Mapping[str, str] = Field(default_factory=dict)
+    decisions: tuple[tuple[str, str], ...] = ()
 
 
 PAIRS: Mapping[type[_Body], type[Any]] = {
@@ -343,7 +344,7 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
 }
 """Which value each body is of."""
 
-LATER: Mapping[type[_Body], tuple[str, ...]] = {_Container: ("start_error",)}
+LATER: Mapping[type[_Body], tuple[str, ...]] = {_Container: ("start_error",), _Image: ("decisions",)}
 """Fields that came after their version of the body: at their default they aren't written, so that a program from before
 them reads the body, too."""
 

@@ -129,7 +129,7 @@ class ImageRecord:
     bottom first. ``size_bytes`` counts the blobs as pulled. ``config`` is the image configuration (OCI image-spec,
     config.md) as JSON text. ``artifact`` is the type of what is no container image (manifest.md, "artifactType"): its
     id is the digest of its manifest, it has no configuration, and each layer is a file. ``annotations`` are those of
-    the manifest.
+    the manifest. ``decisions`` are what extensions said of it when it was pulled, each with its slot's name.
     """
 
     id: str
@@ -144,3 +144,4 @@ class ImageRecord:
     pinned: bool = False
     artifact: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    decisions: tuple[tuple[str, str], ...] = ()

@@ -4,7 +4,8 @@ Every hook is optional and is called in the order of the configuration. An exten
 deadline is named in the log; whether the act fails with it is the slot's ``on_failure`` (``ignore`` or ``fail``). One
 that wants an act not to happen raises Refused from a hook whose name ends in ``ing``, or from ``adjust_container``:
 that always counts. A driver that needs more time than other extensions may have an attribute ``deadline_s``, in
-seconds; a deadline in the configuration wins over it.
+seconds; a deadline in the configuration wins over it. So does ``on_failure`` over an attribute of that name: a driver
+that guards something says ``"fail"``, as nothing passes a guard that does not answer.
 
 The story: ``connect`` once, before the first request; then for each pod ``pod_starting``, ``pod_started``, its
 containers, ``pod_stopping``, ``pod_stopped``, ``pod_removed``; for each container ``adjust_container``,
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 from crinoid.core.api.hooks import broadcast
 from crinoid.core.api.values.adjustment import OciDevice, OciDeviceRule, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import ContainerConfig, DeviceMapping, VolumeMount
+from crinoid.core.api.values.image import Descriptor, ImageReference, ResolvedImage
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus, OciSpec
 
@@ -106,6 +108,50 @@ class ContainerAdjustment:
     author: str = ""
 
 
+class ImageDocuments(Protocol):
+    """What image sources have of an image beside its layers: manifests by tag or digest, and small blobs."""
+
+    async def resolve(self, reference: ImageReference) -> ResolvedImage:
+        """Find a manifest, verified. Raises what image sources raise, NotFound where none has it."""
+
+    async def read(self, reference: ImageReference, blob: Descriptor, max_bytes: int) -> bytes:
+        """Read a blob of what ``resolve`` found, verified. Raises CorruptContent for one that is longer, too."""
+
+    async def list_referrers(self, reference: ImageReference, artifact_type: str) -> tuple[Descriptor, ...]:
+        """Return the manifests whose subject is the manifest of the reference's digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullView:
+    """An image that is about to be fetched, or taken in from an archive or from another runtime.
+
+    ``target`` is what the reference means, an index or a manifest, and ``manifest`` the one for the node; their
+    digests are verified. ``source`` is the slot of the image source that answered, ``archive`` or ``containerd`` where
+    it was none. The reference is ``None`` for an image that is to get no name. ``documents`` asks the configured
+    sources, with the credentials of the pull.
+    """
+
+    reference: ImageReference | None
+    target: Descriptor
+    manifest: Descriptor
+    source: str
+    documents: ImageDocuments
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """An image of the node. ``manifests`` are the digests of all indexes and manifests that led to it.
+
+    ``decisions`` are the words that extensions returned from ``image_pulling``, each with the name of its slot.
+    """
+
+    image_id: str
+    tags: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    manifests: tuple[str, ...] = ()
+    decisions: tuple[tuple[str, str], ...] = ()
+
+
 class Kernel(Protocol):
     """What an extension may ask of the kernel, from ``connect`` to ``close``, at any time and in any hook."""
 
@@ -114,6 +160,13 @@ class Kernel(Protocol):
 
     async def containers(self) -> tuple[ContainerView, ...]:
         """Return all containers as they were when this was called, ended ones too."""
+
+    def image(self, name: str) -> ImageView | None:
+        """Return the image of a name or an id; ``None`` where there is none."""
+
+    @property
+    def documents(self) -> ImageDocuments:
+        """What image sources have, asked with the node's own credentials."""
 
     async def update_container(self, container_id: str, resources: LinuxResources) -> None:
         """Change limits of a created or running container; zero and empty fields stay. No extension is asked about it.
@@ -201,6 +254,11 @@ class ExtensionHooks:
     @broadcast
     async def container_removed(self, container: ContainerView) -> None:
         """A container was removed, or could not be made after extensions adjusted it."""
+
+    @broadcast
+    async def image_pulling(self, image: PullView) -> str | None:
+        """It is known what an image's name means, and nothing else of it is fetched: return words that are kept with
+        the image and shown of it, or ``None``. May refuse it."""
 
     @broadcast
     async def image_pulled(self, reference: str, image_id: str) -> None:

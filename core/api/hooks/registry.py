@@ -9,7 +9,14 @@ until one has the reference.
 from collections.abc import AsyncIterator
 
 from crinoid.core.api.hooks import hookspec
-from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
+from crinoid.core.api.values.image import (
+    BlobRequest,
+    Descriptor,
+    ReferrersRequest,
+    ResolvedImage,
+    ResolveRequest,
+    SourceStatus,
+)
 
 
 class RegistryHooks:
@@ -30,6 +37,14 @@ class RegistryHooks:
 
         A stream that breaks is resumed by the driver, with a bounded number of tries, before it raises Unavailable.
         The kernel closes the iterator (``aclose``) when it ends early. Raises NotFound.
+        """
+
+    @hookspec
+    async def list_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:  # type: ignore[empty-body]
+        """Optional. Return the manifests that refer to another (distribution-spec 1.1, "Listing Referrers"), by its
+        digest; none where there are none, or where this source has no such list. Signatures are found so.
+
+        Raises what ``resolve`` raises, but NotFound.
         """
 
     @hookspec

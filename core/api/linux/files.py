@@ -45,8 +45,21 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def unfinished_write(path: Path) -> Iterator[Path]:
+    """Give a block a name beside a path, for a file that is renamed to it once it is whole; else it is removed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def remove_unfinished_writes(directory: Path) -> None:
-    """Remove what ``write_atomically`` leaves in a directory when its process is killed; nobody may write there now."""
+    """Remove what ``write_atomically`` and ``unfinished_write`` leave in a directory when their process is killed.
+
+    Nobody may write there now.
+    """
     for left in directory.glob(f".*{_TEMPORARY}"):
         left.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ that refuses or fails by its configuration or its clients.
 """
 
 import asyncio
+import contextlib
 import copy
 import inspect
 import logging
@@ -28,24 +29,25 @@ import pytest_asyncio
 
 from crinoid.core.api.adjustments import check_adjustment
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, Refused
-from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks, PodView
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ExtensionHooks, PodView, PullView
 from crinoid.core.api.host import Host
 from crinoid.core.api.testing.binding import bind_hooks, cuts
 from crinoid.core.api.testing.contract import Contract
 from crinoid.core.api.testing.fakes import FakeKernel
 from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
+from crinoid.core.api.values.image import Descriptor, ImageReference
 from crinoid.core.api.values.pod import LinuxResources, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 
 HOOKS = tuple(name for name, _ in inspect.getmembers(ExtensionHooks, inspect.isfunction))
-_ANSWERS = {"adjust_container": ContainerAdjustment, "container_updating": LinuxResources}
+_ANSWERS = {"adjust_container": ContainerAdjustment, "container_updating": LinuxResources, "image_pulling": str}
 _DEFAULT_DEADLINE_S = 5.0
 _TOGETHER = 5
 _TRIES = 20
 _SETTLE_S = patient(5.0)
 _MAY_REFUSE = frozenset(
-    {"pod_starting", "pod_updating", "adjust_container", "container_starting", "container_updating"}
+    {"pod_starting", "pod_updating", "adjust_container", "container_starting", "container_updating", "image_pulling"}
 )
 _ENDS = frozenset(
     {"close", "pod_stopping", "pod_stopped", "pod_removed", "container_exited", "container_removed", "image_removed"}
@@ -278,7 +280,12 @@ class ExtensionContract(Contract):
         await life.stop_pod()
         await life.remove_pod()
 
-    async def test_images(self, extension: BoundExtension) -> None:
+    async def test_images(self, extension: BoundExtension, kernel: FakeKernel) -> None:
+        blob = Descriptor("application/vnd.oci.image.manifest.v1+json", f"sha256:{'0' * 64}", 2)
+        reference = ImageReference.parse("example.org/app:1")
+        with contextlib.suppress(Refused):
+            await extension.call("image_pulling", image=PullView(reference, blob, blob, "near", kernel.documents))
+            await extension.call("image_pulling", image=PullView(None, blob, blob, "archive", kernel.documents))
         await extension.call("image_pulled", reference="example.org/app:1", image_id="sha256:1")
         await extension.call("image_removed", image_id="sha256:1")
 

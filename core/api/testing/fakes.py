@@ -11,18 +11,26 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import NoOptions
-from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound
+from crinoid.core.api.errors import AlreadyExists, CorruptContent, CrinoidError, FailedPrecondition, NotFound
 from crinoid.core.api.hooks import hookimpl
-from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, Kernel, PodView
+from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, ImageView, Kernel, PodView, PullView
 from crinoid.core.api.host import Host
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
-from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
+from crinoid.core.api.values.image import (
+    BlobRequest,
+    Descriptor,
+    ImageReference,
+    ReferrersRequest,
+    ResolvedImage,
+    ResolveRequest,
+    SourceStatus,
+)
 from crinoid.core.api.values.network import Attachment, NetworkFeatures, NetworkRequest, NetworkStatus
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.runtime import (
@@ -543,7 +551,8 @@ class FakeSnapshotter(Recorder):
 
 
 class FakeRegistry(Recorder):
-    """Images and blobs that a test puts into ``images`` (by full reference) and ``blobs`` (by digest)."""
+    """Images and blobs that a test puts into ``images`` (by full reference) and ``blobs`` (by digest); ``referrers`` by
+    the digest of what they refer to, and their type."""
 
     PIECE_BYTES = 1 << 16
 
@@ -551,6 +560,7 @@ class FakeRegistry(Recorder):
         super().__init__(config, host)
         self.images: dict[str, ResolvedImage] = {}
         self.blobs: dict[str, bytes] = {}
+        self.referrers: dict[tuple[str, str], tuple[Descriptor, ...]] = {}
         self.ready = SourceStatus(True)
         self.closed = False
 
@@ -568,6 +578,11 @@ class FakeRegistry(Recorder):
         if request.blob.digest not in self.blobs:
             raise NotFound(f"blob {request.blob.digest} is not here")
         return self._stream(self.blobs[request.blob.digest][request.offset :])
+
+    @hookimpl
+    async def list_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        await self._enter("list_referrers", request=request)
+        return self.referrers.get((request.reference.digest, request.artifact_type), ())
 
     @hookimpl
     async def status(self) -> SourceStatus:
@@ -591,6 +606,7 @@ class FakeExtension(Recorder):
     adjustment: ContainerAdjustment | None = None
     resources: LinuxResources | None = None
     kernel: Kernel | None = None
+    words: str | None = None
 
     @hookimpl
     async def connect(self, kernel: Kernel) -> None:
@@ -666,6 +682,11 @@ class FakeExtension(Recorder):
         await self._enter("container_removed", container=container)
 
     @hookimpl
+    async def image_pulling(self, image: PullView) -> str | None:
+        await self._enter("image_pulling", image=image)
+        return self.words
+
+    @hookimpl
     async def image_pulled(self, reference: str, image_id: str) -> None:
         await self._enter("image_pulled", reference=reference, image_id=image_id)
 
@@ -674,12 +695,45 @@ class FakeExtension(Recorder):
         await self._enter("image_removed", image_id=image_id)
 
 
+@dataclass
+class FakeDocuments:
+    """What image sources have, for tests of an extension: ``manifests`` by reference, ``blobs`` and, by the digest of
+    what they refer to and their type, ``referrers``. With a ``fault`` none can be asked."""
+
+    manifests: dict[str, ResolvedImage] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    referrers: dict[tuple[str, str], tuple[Descriptor, ...]] = field(default_factory=dict)
+    fault: CrinoidError | None = None
+
+    async def resolve(self, reference: ImageReference) -> ResolvedImage:
+        if self.fault is not None:
+            raise self.fault
+        if str(reference) not in self.manifests:
+            raise NotFound(f"{reference} is not here")
+        return self.manifests[str(reference)]
+
+    async def read(self, reference: ImageReference, blob: Descriptor, max_bytes: int) -> bytes:
+        if (content := self.blobs.get(blob.digest)) is None:
+            raise NotFound(f"blob {blob.digest} of {reference} is not here")
+        if len(content) > max_bytes:
+            raise CorruptContent(f"blob {blob.digest} is longer than {max_bytes} bytes")
+        return content
+
+    async def list_referrers(self, reference: ImageReference, artifact_type: str) -> tuple[Descriptor, ...]:
+        if self.fault is not None:
+            raise self.fault
+        return self.referrers.get((reference.digest, artifact_type), ())
+
+
 class FakeKernel:
-    """The kernel for tests of an extension: what is in ``known_pods`` and ``known_containers``, and what was asked."""
+    """The kernel for tests of an extension: what is in ``known_pods``, ``known_containers``, ``known_images`` and
+    ``documents``, and what was asked."""
 
     def __init__(self) -> None:
         self.known_pods: list[PodView] = []
         self.known_containers: list[ContainerView] = []
+        self.known_images: dict[str, ImageView] = {}
+        self.documents = FakeDocuments()
         self.updated: list[tuple[str, LinuxResources]] = []
         self.stopped: list[tuple[str, str]] = []
 
@@ -696,6 +750,9 @@ class FakeKernel:
     async def stop_container(self, container_id: str, reason: str) -> None:
         self._find(container_id)
         self.stopped.append((container_id, reason))
+
+    def image(self, name: str) -> ImageView | None:
+        return self.known_images.get(name)
 
     def _find(self, container_id: str) -> None:
         if container_id not in {container.container_id for container in self.known_containers}:

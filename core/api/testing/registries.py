@@ -43,6 +43,7 @@ from crinoid.core.api.values.image import (
     Descriptor,
     ImageReference,
     Platform,
+    ReferrersRequest,
     ResolvedImage,
     ResolveRequest,
     SourceStatus,
@@ -99,6 +100,15 @@ class BoundRegistry:
         status = await self._hook.status()
         assert isinstance(status, SourceStatus), f"status returned {status!r}"
         return status
+
+    async def list_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        """List what refers to a manifest, where the driver has that hook, and check the answer's type."""
+        if (answer := self._hook.list_referrers(request=request)) is None:
+            return ()
+        listed = await answer
+        assert isinstance(listed, tuple), f"list_referrers returned {listed!r}"
+        assert all(isinstance(one, Descriptor) for one in listed), f"list_referrers returned {listed!r}"
+        return listed
 
     async def close(self) -> None:
         """Close, where the driver has that hook."""
@@ -169,6 +179,12 @@ class RegistryContract(Contract):
         by_digest = await registry.resolve(replace(_request(sample), reference=pinned))
         assert by_digest.target_content == by_tag.target_content
         assert by_digest.manifest.digest == by_tag.manifest.digest
+
+    async def test_nothing_refers_to_the_sample(self, registry: BoundRegistry, sample: RegistrySample) -> None:
+        digest = (await registry.resolve(_request(sample))).target.digest
+        reference = replace(sample.reference, tag="", digest=digest)
+        asked = ReferrersRequest(reference, "application/vnd.crinoid.nothing", sample.credentials)
+        assert await registry.list_referrers(asked) == ()
 
     async def test_a_digest_decides_when_there_is_a_tag_too(
         self, registry: BoundRegistry, sample: RegistrySample

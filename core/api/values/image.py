@@ -155,6 +155,15 @@ class BlobRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferrersRequest:
+    """Which manifests of ``artifact_type`` name the manifest of the reference's digest as their subject."""
+
+    reference: ImageReference
+    artifact_type: str
+    credentials: Credentials | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SourceStatus:
     """Whether an image source can be asked at all; the message says what to do where not."""
 

@@ -18,8 +18,8 @@ from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, 
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.progress import LayerTracker, Transfer
+from crinoid.core.lifecycle.images.targets import ImageSource
 from crinoid.core.lifecycle.images.unpack.layer import Growing
-from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.state.content import ContentStore
 
 LEAST_BYTES = 4 << 20
@@ -30,7 +30,7 @@ LEAST_BYTES = 4 << 20
 class BlobSource:
     """Where the blobs of one pull come from."""
 
-    slot: RegistrySlot
+    slot: ImageSource
     reference: ImageReference
     credentials: Credentials | None
 

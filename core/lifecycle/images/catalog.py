@@ -53,8 +53,7 @@ class Catalog:
         """
         with contextlib.suppress(InvalidArgument):
             wanted = ImageReference.parse(reference)
-            name = f"{wanted.name}@{wanted.digest}" if wanted.digest else f"{wanted.name}:{wanted.tag}"
-            found = list(filter(None, map(self._store.images.get, self.index.ids(name))))
+            found = list(filter(None, map(self._store.images.get, self.index.ids(name_of(wanted)))))
             if found:  # an index may have been pulled for two platforms: the one pulled last
                 return max(found, key=lambda record: record.pulled_at_ns)
         match = _ID.fullmatch(reference)
@@ -75,10 +74,14 @@ class Catalog:
             self.remove(old)
             old = replace(old, manifests=())  # names are all that may be believed
         added = self._put(record if old is None else merge(old, record))
-        others = {found for tag in added.tags for found in self.index.ids(tag)} - {added.id}
-        for other in filter(None, map(self._store.images.get, others)):
-            self._put(replace(other, tags=tuple(tag for tag in other.tags if tag not in added.tags)))
+        self._take_tags(added)
         return added
+
+    def rename(self, record: ImageRecord) -> ImageRecord:
+        """Write an image with other names than it had; a tag leaves the image that had it."""
+        renamed = self._put(record)
+        self._take_tags(renamed)
+        return renamed
 
     async def sync(self) -> None:
         """Return once all images outlive a power cut."""
@@ -119,6 +122,12 @@ class Catalog:
             self._index = ImageIndex(self._store.images)
             self._indexed = self._store.images.version
         return self._index
+
+    def _take_tags(self, owner: ImageRecord) -> None:
+        """Take the tags of an image from all others."""
+        others = {found for tag in owner.tags for found in self.index.ids(tag)} - {owner.id}
+        for other in filter(None, map(self._store.images.get, others)):
+            self._put(replace(other, tags=tuple(tag for tag in other.tags if tag not in owner.tags)))
 
     def _put(self, record: ImageRecord) -> ImageRecord:
         index, old = self.index, self._store.images.get(record.id)
@@ -196,6 +205,11 @@ def names_of(reference: ImageReference, target_digest: str) -> tuple[tuple[str, 
     """
     tags = () if reference.digest else (f"{reference.name}:{reference.tag}",)
     return tags, (f"{reference.name}@{target_digest}",)
+
+
+def name_of(reference: ImageReference) -> str:
+    """Return the name that an image of the reference has: a digest decides where there is one."""
+    return f"{reference.name}@{reference.digest}" if reference.digest else f"{reference.name}:{reference.tag}"
 
 
 def merge(old: ImageRecord, new: ImageRecord) -> ImageRecord:

@@ -45,7 +45,8 @@ class Exports:
         known: dict[str, Descriptor] = {}
         for record in records:
             targets = {name.partition("@")[0]: name.partition("@")[2] for name in record.digests}
-            names = [(tag, targets.get(tag.rpartition(":")[0], "")) for tag in record.tags]
+            usual = next(iter(record.manifests), "")  # of a name that was given here, not pulled
+            names = [(tag, targets.get(tag.rpartition(":")[0], usual)) for tag in record.tags]
             names += [(name, name.partition("@")[2]) for name in record.digests]
             for name, digest in names:
                 found = self._known.get(digest) if digest else None

@@ -8,11 +8,12 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from crinoid.core.api.backoff import Backoff
-from crinoid.core.api.errors import CorruptContent, CrinoidError, FailedPrecondition, InvalidArgument
+from crinoid.core.api.errors import CorruptContent, CrinoidError, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
@@ -21,11 +22,12 @@ from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.concurrency.together import run_together
 from crinoid.core.lifecycle.images.blobs import InflightBlobs
-from crinoid.core.lifecycle.images.catalog import Catalog
+from crinoid.core.lifecycle.images.catalog import Catalog, name_of
+from crinoid.core.lifecycle.images.documents import SourceDocuments
 from crinoid.core.lifecycle.images.exports import Exports
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.filesystems import Filesystems
-from crinoid.core.lifecycle.images.garbage import KEPT_S, GarbageCollector
+from crinoid.core.lifecycle.images.garbage import KEPT_S, GarbageCollector, Leftover
 from crinoid.core.lifecycle.images.image_config import ImageConfig
 from crinoid.core.lifecycle.images.image_recovery import discard_left, discard_unfinished, is_usable
 from crinoid.core.lifecycle.images.layers import Layers
@@ -33,6 +35,7 @@ from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of
 from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
 from crinoid.core.lifecycle.images.pull import Puller, PullRequest
+from crinoid.core.lifecycle.images.targets import ImageSource
 from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.lifecycle.stats.writable_layers import WritableLayers
 from crinoid.core.lifecycle.user_ids import image_user
@@ -45,6 +48,8 @@ LOG = logging.getLogger(__name__)
 VERIFY = "crinoid.io/verify"
 """An annotation of the image in PullImage: ``true`` has all that is stored of it read, and damage fetched again. In a
 verbose ImageStatus: the answer tells what is damaged."""
+_NAMELESS = ImageReference("localhost", "nameless", "latest")
+"""Stands for the name of an image that is to get none; no record has it."""
 _COLLECTION = "collection"
 _MACHINES: Mapping[str, tuple[str, str]] = {
     "x86_64": ("amd64", ""),
@@ -114,6 +119,79 @@ class ImageService:
         record = await self._pulls.join(request, lambda: self._pull(request))
         return record.id
 
+    async def take_in(
+        self, source: ImageSource, reference: ImageReference | None, platform: Platform | None = None
+    ) -> ImageRecord:
+        """As ``pull``, of a source that no configuration names; without a reference the image gets no name."""
+        request = PullRequest(
+            reference or _NAMELESS,
+            platform or self._platform,
+            None,
+            self._slots.snapshotter_of("").name,
+            source=source,
+            is_named=reference is not None,
+        )
+        try:
+            return await self._pulls.join(request, lambda: self._pull(request))
+        except CrinoidError:
+            await self.collect_garbage()  # what it brought is gone by the time that anybody hears of the failure
+            raise
+
+    async def tag(self, image: str, name: str) -> ImageRecord:
+        """Give an image one more name, which leaves the image that had it. Idempotent.
+
+        Raises NotFound, and InvalidArgument for what is no name with a tag.
+        """
+        wanted = ImageReference.parse(name)
+        if wanted.digest:
+            raise InvalidArgument(f"{name!r} has a digest: a name that an image is given is a repository and a tag")
+        record = self._get(image)
+        return await self._rename(replace(record, tags=tuple(dict.fromkeys((*record.tags, str(wanted))))))
+
+    async def untag(self, name: str) -> ImageRecord:
+        """Take a name, with a tag or a digest, from its image, which stays with what names it has left.
+
+        Raises NotFound for what is no image's name.
+        """
+        full = name_of(ImageReference.parse(name))
+        record = self._catalog.find(full)
+        if record is None or full not in (*record.tags, *record.digests):
+            raise NotFound(f"no image is called {full}; `crinoid ctl images` lists those there are")
+        left = ((one for one in names if one != full) for names in (record.tags, record.digests))
+        tags, digests = map(tuple, left)
+        return await self._rename(replace(record, tags=tags, digests=digests))
+
+    @contextlib.asynccontextmanager
+    async def holding(self, digests: Iterable[str]) -> AsyncIterator[None]:
+        """Keep blobs, which garbage collection leaves alone while the block runs."""
+        async with self._leases.hold(digests):
+            yield
+
+    async def let_go(self, digests: Iterable[str]) -> None:
+        """Remove blobs that no image needs after all."""
+        self._garbage.let_go(Leftover(tuple(digests)))
+        await self.collect_garbage()
+
+    def documents(self) -> SourceDocuments:
+        """Return what image sources have beside layers, asked with the node's own credentials."""
+        return SourceDocuments(self._slots.registries, self._platform)
+
+    @property
+    def platform(self) -> Platform:
+        """What images are for on this node."""
+        return self._platform
+
+    def _get(self, image: str) -> ImageRecord:
+        if (record := self._catalog.find(image)) is None:
+            raise NotFound(f"there is no image {image!r}; `crinoid ctl images` lists those there are")
+        return record
+
+    async def _rename(self, record: ImageRecord) -> ImageRecord:
+        renamed = self._catalog.rename(record)
+        await self._catalog.sync()
+        await self._exports.write(self._store.images)
+        return renamed
+
     def find(self, reference: str) -> ImageRecord | None:
         """Return the image of a reference in full or short form, an id, or four and more digits that begin one id."""
         return self._catalog.find(reference)
@@ -164,7 +242,8 @@ class ImageService:
 
     def info(self, record: ImageRecord) -> Mapping[str, str]:
         """Return what verbose ImageStatus tells, in the form that clients of containerd know."""
-        return {"info": json.dumps({"chainID": top_of(record) or "", "imageSpec": json.loads(record.config)})}
+        info = {"info": json.dumps({"chainID": top_of(record) or "", "imageSpec": json.loads(record.config)})}
+        return info | ({"decisions": json.dumps(dict(record.decisions))} if record.decisions else {})
 
     def user_of(self, record: ImageRecord) -> tuple[int | None, str]:
         """Return the image's user: a uid, or a name where it is none; neither where the image names no user.

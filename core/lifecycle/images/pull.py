@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, ResourceExhausted, Unsupported
+from crinoid.core.api.hooks.extension import PullView
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
@@ -22,6 +23,7 @@ from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.concurrency.together import run_together
 from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource
 from crinoid.core.lifecycle.images.catalog import Catalog, blobs_of, names_of
+from crinoid.core.lifecycle.images.documents import SourceDocuments
 from crinoid.core.lifecycle.images.faults import restate, while_doing
 from crinoid.core.lifecycle.images.garbage import GarbageCollector, Leftover
 from crinoid.core.lifecycle.images.image_config import MAX_CONFIG_BYTES, ImageConfig, artifact_type
@@ -30,6 +32,7 @@ from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.plans import LayerPlan, plan_artifact, plan_layers
 from crinoid.core.lifecycle.images.progress import LayerState, LayerTracker, PullTracker
 from crinoid.core.lifecycle.images.resolution import Resolution, resolve
+from crinoid.core.lifecycle.images.targets import ImageSource
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
@@ -45,7 +48,8 @@ _RUNS_ALSO = {"amd64": frozenset({"386"}), "arm64": frozenset({"arm"})}
 class PullRequest:
     """What is pulled, and for which snapshotter. Requests that are equal are one pull.
 
-    ``verify``: what is stored of it is read as a whole before it counts.
+    ``verify``: what is stored of it is read as a whole before it counts. ``source`` is asked in the place of those that
+    are configured. One that is not ``is_named`` gets no name.
     """
 
     reference: ImageReference
@@ -53,9 +57,11 @@ class PullRequest:
     credentials: Credentials | None
     snapshotter: str
     verify: bool = False
+    source: ImageSource | None = None
+    is_named: bool = True
 
     def __str__(self) -> str:
-        return str(self.reference)
+        return str(self.reference) if self.is_named else "an image without a name"
 
 
 class Puller:
@@ -85,7 +91,7 @@ class Puller:
             return await run_until_idle(work, tracker.idle_s, config.pull_idle_timeout_s)
         except CrinoidError as error:  # the reference once, at the end: the kubelet puts it before the words, too
             words = error.message.replace(f"pull {request.reference}: ", "")
-            raise restate(error, f"{words} (image {request.reference})") from error
+            raise restate(error, f"{words} (image {request})" if request.is_named else words) from error
 
     async def close(self) -> None:
         """Give up transfers that are under way."""
@@ -94,9 +100,9 @@ class Puller:
     async def _pull(self, request: PullRequest, max_fetches: int, tracker: PullTracker) -> ImageRecord:
         """Read downwards: documents, leases, configuration, layers, record. Each step says what a failure leaves."""
         # The manifest names all the rest by digest, so it does not matter who serves the blobs: each is verified.
-        resolution = await resolve(
-            self._slots.registries, ResolveRequest(request.reference, request.platform, request.credentials)
-        )
+        asked = ResolveRequest(request.reference, request.platform, request.credentials)
+        resolution = await resolve({"": request.source} if request.source else self._slots.registries, asked)
+        decisions = await self._judge(request, resolution)
         source = BlobSource(resolution.source, request.reference, request.credentials)
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
         slot, manifest = self._slots.snapshotters[request.snapshotter], resolution.manifest
@@ -105,7 +111,7 @@ class Puller:
         # No record names any of this before the end. The lease comes before the first look at what is stored: without
         # it, a garbage collection might remove a blob between the look and the use.
         async with self._leases.hold(digests):
-            with self._leaving(Leftover(digests)):
+            with self._leaving(Leftover(digests), request):
                 if request.verify:
                     await self._remove_damaged(digests, tracker)
                 image = await self._read_config(resolution, request.platform, fetch)
@@ -113,9 +119,9 @@ class Puller:
             # Chain ids follow from the configuration's diffIDs, so layers can be leased only now.
             chain_ids = tuple(plan.chain_id for plan in image.plans)
             async with self._leases.hold(chain_ids):
-                with self._leaving(Leftover(digests, chain_ids)):
+                with self._leaving(Leftover(digests, chain_ids), request):
                     await self._provide_layers(slot, image, tracker, fetch)
-                    added = await self._add_record(request.reference, image)
+                    added = await self._add_record(request, image, decisions)
                 self._garbage.leftovers.forget(digests)
                 # The record is on disk before its blobs are marked as an image's: after a power cut in the other order
                 # they would be garbage that no record names, and not what an interrupted pull had brought.
@@ -123,16 +129,31 @@ class Puller:
                 self._content.settle(blobs_of(added))
                 return added
 
+    async def _judge(self, request: PullRequest, resolution: Resolution) -> tuple[tuple[str, str], ...]:
+        """Ask extensions whether the image may be had, before anything of it is; by digests, whatever its tag says."""
+        image = resolution.image
+        served_by = resolution.source.name
+        documents = SourceDocuments(self._slots.registries, request.platform, request.credentials, served_by)
+        reference = request.reference if request.is_named else None
+        view = PullView(reference, image.target, image.manifest, served_by, documents)
+        decisions = await self._slots.extensions.image_pulling(view)
+        for slot, words in decisions:
+            LOG.info('extension "%s" on %s, manifest %s: %s', slot, request, image.target.digest, words)
+        return decisions
+
     @contextmanager
-    def _leaving(self, left: Leftover) -> Iterator[None]:
-        """Have what a block brought kept for the next try when it fails, but for a full disk: that needs the space."""
+    def _leaving(self, left: Leftover, request: PullRequest) -> Iterator[None]:
+        """Have what a block brought kept for the next try when it fails, but for a full disk: that needs the space.
+
+        What did not come from a registry costs little to be had again.
+        """
         try:
             yield
-        except ResourceExhausted:
-            self._garbage.let_go(left)
-            raise
-        except BaseException:  # cancelled, too
-            self._garbage.leftovers.add(left)
+        except BaseException as error:  # cancelled, too
+            if isinstance(error, ResourceExhausted) or request.source is not None:
+                self._garbage.let_go(left)
+            else:
+                self._garbage.leftovers.add(left)
             raise
 
     async def _remove_damaged(self, digests: Sequence[str], tracker: PullTracker | None = None) -> bool:
@@ -226,7 +247,9 @@ class Puller:
                     raise
         tracker.enter(LayerState.DONE)
 
-    async def _add_record(self, reference: ImageReference, image: "_Image") -> ImageRecord:
+    async def _add_record(
+        self, request: PullRequest, image: "_Image", decisions: tuple[tuple[str, str], ...]
+    ) -> ImageRecord:
         """Store manifest and index, then write the record: from here on there is such an image.
 
         With these two the content store is a whole OCI layout, out of which skopeo and others can read the image.
@@ -251,7 +274,7 @@ class Puller:
             resolved.manifest.digest,
             *([manifest.config.digest] * bool(image.artifact)),
         )
-        tags, digests = names_of(reference, resolved.target.digest)
+        tags, digests = names_of(request.reference, resolved.target.digest) if request.is_named else ((), ())
         record = ImageRecord(
             id=image.id,
             tags=tags,
@@ -264,6 +287,7 @@ class Puller:
             config=image.config,
             artifact=image.artifact,
             annotations=manifest.annotations,
+            decisions=decisions,
         )
         return self._catalog.add(record)
 

@@ -22,7 +22,7 @@ from crinoid.core.api.manifests import INDEX_TYPES, ManifestDocument, read_index
 from crinoid.core.api.values.image import ResolvedImage, ResolveRequest
 from crinoid.core.lifecycle.images.faults import restate
 from crinoid.core.lifecycle.images.image_config import read_manifest, verify
-from crinoid.core.slots.registry import RegistrySlot
+from crinoid.core.lifecycle.images.targets import ImageSource
 
 _TELLING: tuple[type[CrinoidError], ...] = (
     CorruptContent,
@@ -40,18 +40,18 @@ _TELLING: tuple[type[CrinoidError], ...] = (
 class Resolution:
     """What a reference means, verified, and the source that has it."""
 
-    source: RegistrySlot
+    source: ImageSource
     image: ResolvedImage
     manifest: ManifestDocument
 
 
-async def resolve(sources: Mapping[str, RegistrySlot], request: ResolveRequest) -> Resolution:
+async def resolve(sources: Mapping[str, ImageSource], request: ResolveRequest) -> Resolution:
     """Return the first source's answer that stands up to inspection.
 
     Raises NotFound when no source has the image, naming each with what it said, or else an error of the kind that
     tells most, with that source's words first.
     """
-    failures: list[tuple[CrinoidError, RegistrySlot]] = []
+    failures: list[tuple[CrinoidError, ImageSource]] = []
     for source in sources.values():
         try:
             image = await source.resolve(request)
@@ -64,17 +64,11 @@ async def resolve(sources: Mapping[str, RegistrySlot], request: ResolveRequest) 
     raise failure from failures[0][0]
 
 
-def _sum_up(failures: list[tuple[CrinoidError, RegistrySlot]], request: ResolveRequest) -> CrinoidError:
+def _sum_up(failures: list[tuple[CrinoidError, ImageSource]], request: ResolveRequest) -> CrinoidError:
     """Sort what the sources said, the one that tells most first, and return it as one error of that one's kind.
 
     What the kubelet shows in the pod's event is cut: so the cause comes first, and who said it after that.
     """
-
-    def rank(error: CrinoidError) -> int:
-        if isinstance(error, NotFound):
-            return len(_TELLING) + 1
-        return next((rank for rank, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))
-
     failures.sort(key=lambda failure: rank(failure[0]))
     # A source that serves only certain references says nothing about this one, unless nobody else says anything.
     failures[:] = [one for one in failures if not isinstance(one[0], NotServed)] or failures
@@ -89,8 +83,21 @@ def _sum_up(failures: list[tuple[CrinoidError, RegistrySlot]], request: ResolveR
     return restate(failures[0][0], "; ".join(said))
 
 
+def rank(error: CrinoidError) -> int:
+    """Return how little an error tells, where several sources failed."""
+    if isinstance(error, NotFound):
+        return len(_TELLING) + 1
+    return next((rank for rank, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))
+
+
 def inspect(image: ResolvedImage, request: ResolveRequest, label: str) -> ManifestDocument:
     """Verify what a source answered and parse the manifest; raise CorruptContent or Unsupported, naming the source."""
+    check_answer(image, request, label)
+    return read_manifest(image.manifest_content, f"{label}: manifest {image.manifest.digest}")
+
+
+def check_answer(image: ResolvedImage, request: ResolveRequest, label: str) -> None:
+    """Verify that what a source answered is what was asked for, whatever kind of manifest it is."""
     wanted = request.reference.digest
     # The digest that the user wrote is the root of trust; of a tag, it is the source's word what it means.
     if wanted and image.target.digest != wanted:
@@ -103,4 +110,3 @@ def inspect(image: ResolvedImage, request: ResolveRequest, label: str) -> Manife
         nested = any(entry.media_type in INDEX_TYPES for entry in index.manifests)
         if not nested and image.manifest.digest not in {entry.digest for entry in index.manifests}:
             raise CorruptContent(f"{label}: index {image.target.digest} does not list manifest {image.manifest.digest}")
-    return read_manifest(image.manifest_content, f"{label}: manifest {image.manifest.digest}")

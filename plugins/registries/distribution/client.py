@@ -4,7 +4,7 @@ Loaded by the driver at its first pull, for aiohttp takes a fifth of a second to
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -23,12 +23,13 @@ from crinoid.core.api.manifests import (
     is_digest,
     verify,
 )
-from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
+from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference, ReferrersRequest
 from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
 from crinoid.plugins.registries.distribution.options import DistributionOptions
 from crinoid.plugins.registries.distribution.ranges import Part, Places, RangedStream
+from crinoid.plugins.registries.distribution.referrers import read_referrers, tag_of
 from crinoid.plugins.registries.distribution.tokens import Asker, Authorizer, read_challenges
 from crinoid.plugins.registries.distribution.transport import (
     ContentDecoder,
@@ -89,6 +90,28 @@ class RegistryClient:
             except HostFault as fault:
                 self.note(attempts, endpoint, fault)
         raise attempts.failure()
+
+    async def fetch_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        """Fetch the list of what refers to the manifest of the reference's digest; nothing where there is none."""
+        reference, digest = request.reference, request.reference.digest
+        what = f"referrers of {digest}"
+        attempts = await self._attempts(f"pull {reference}: {what}", reference, "pull")
+        path = f"/{reference.repository}/referrers/{digest}"
+        async for endpoint in attempts:
+            asker = Asker(endpoint, reference, request.credentials)
+            try:
+                async with await self._ask(asker, path, {"Accept": OCI_INDEX}) as response:
+                    return read_referrers(await read_answer(response, MAX_DOCUMENT_BYTES), request.artifact_type, what)
+            except HostFault as fault:
+                self.note(attempts, endpoint, fault)
+        if not isinstance(failure := attempts.failure(), NotFound):
+            raise failure
+        tagged = replace(reference, tag=tag_of(digest), digest="")
+        try:
+            document = await self.fetch_document(tagged, None, request.credentials)
+        except NotFound:
+            return ()
+        return read_referrers(document.content, request.artifact_type, what)
 
     async def open_blob(self, request: BlobRequest) -> "BlobStream | RangedStream":
         """Open a stream of a blob; waits while too many are open."""

@@ -12,7 +12,14 @@ from crinoid.core.api.errors import CorruptContent
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.manifests import INDEX_TYPES, choose, read_index, read_manifest
-from crinoid.core.api.values.image import BlobRequest, ResolvedImage, ResolveRequest, SourceStatus
+from crinoid.core.api.values.image import (
+    BlobRequest,
+    Descriptor,
+    ReferrersRequest,
+    ResolvedImage,
+    ResolveRequest,
+    SourceStatus,
+)
 from crinoid.plugins.registries.distribution.hosts import check_hosts
 from crinoid.plugins.registries.distribution.options import DistributionOptions
 
@@ -56,6 +63,12 @@ class DistributionRegistry:
         """Open a stream that resumes itself."""
         client = await self._connect()
         return await client.open_blob(request)
+
+    @hookimpl
+    async def list_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        """Fetch the list, or the index that stands for it."""
+        client = await self._connect()
+        return await client.fetch_referrers(request)
 
     @hookimpl
     async def status(self) -> SourceStatus:

@@ -8,7 +8,7 @@ import pytest
 
 from crinoid.core.api import API_VERSION
 from crinoid.core.api.config import NoOptions
-from crinoid.core.api.errors import DeadlineExceeded, DriverError, Refused
+from crinoid.core.api.errors import ConfigurationError, DeadlineExceeded, DriverError, Refused
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView, PodView
 from crinoid.core.api.testing.fakes import FakeExtension, fake_host
 from crinoid.core.api.values.adjustment import OciHook
@@ -49,6 +49,30 @@ def test_the_configured_deadline_wins_over_the_drivers_own(tmp_path: Path) -> No
         a_slot(Patient(NoOptions(), host), deadline_s=2),
     ]
     assert [slot._deadlines.of("pod_started") for slot in slots] == [5.0, 7.0, 2.0]
+
+
+class Guard(FakeExtension):
+    on_failure = "fail"
+
+
+async def test_a_driver_may_say_that_its_failure_fails_the_act_and_the_configuration_wins(tmp_path: Path) -> None:
+    for config, fails in (({}, True), ({"on_failure": "ignore"}, False)):
+        guard = Guard(NoOptions(), fake_host(tmp_path))
+        guard.fail("pod_starting", DriverError("broken"))
+        slots = ExtensionSlots([a_slot(guard, **config)])
+        if fails:
+            with pytest.raises(DriverError, match="broken"):
+                await slots.pod_starting(POD)
+        else:
+            await slots.pod_starting(POD)
+
+
+def test_what_a_driver_can_t_say_of_its_failures(tmp_path: Path) -> None:
+    class Odd(FakeExtension):
+        on_failure = "panic"
+
+    with pytest.raises(ConfigurationError, match="'panic'"):
+        a_slot(Odd(NoOptions(), fake_host(tmp_path)))
 
 
 async def test_a_refusal_is_never_ignored(drivers: tuple[FakeExtension, FakeExtension]) -> None:

@@ -170,7 +170,7 @@ async def test_a_moved_tag_leaves_the_old_image_its_digest(node: Node, publisher
 async def test_requests_for_the_same_share_one_pull(node: Node, image: BuiltImage) -> None:
     assert await asyncio.gather(*(node.pull() for _ in range(5))) == [image.config.digest] * 5
     assert node.source.hooks_called.count("resolve") == 1
-    assert node.extension.hooks_called == ("image_pulled",)
+    assert node.extension.hooks_called == ("image_pulling", "image_pulled")
 
 
 async def test_other_credentials_are_asked_for_themselves(node: Node, image: BuiltImage) -> None:

@@ -26,7 +26,7 @@ async def test_a_removed_image_leaves_nothing(node: Node, image: BuiltImage) -> 
     assert node.snapshotter.layers == {}
     assert node.content.list() == ()
     assert '"manifests": []' in (node.content.root / "index.json").read_text()
-    assert node.extension.hooks_called == ("image_pulled", "image_removed")
+    assert node.extension.hooks_called == ("image_pulling", "image_pulled", "image_removed")
 
 
 async def test_removal_is_idempotent(node: Node, image: BuiltImage) -> None:
