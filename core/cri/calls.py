@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere, Unavailable
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
 from crinoid.core.cri.forwarding import Forwarder
-from crinoid.core.cri.wire import api_pb2
+from crinoid.core.cri.wire import api_pb2, node_images_pb2
 
 Method = Callable[[Any], Awaitable[Message | bytes]]
 """One RPC: a request message in, the response out, as a message or encoded already. ``Any``: each has its own type."""
@@ -32,12 +33,17 @@ Method = Callable[[Any], Awaitable[Message | bytes]]
 StreamMethod = Callable[[Any], AsyncGenerator[Message | bytes, None]]
 """One RPC that answers with a stream; what it is about, such as a subscription, begins with the call, not the loop."""
 
+SERVICES: Mapping[str, ServiceDescriptor] = {
+    **api_pb2.DESCRIPTOR.services_by_name,
+    **node_images_pb2.DESCRIPTOR.services_by_name,
+}
+
 _GIVE_UP_S = 5.0
 """How long calls that are given up may take to end."""
 
 _log = logging.getLogger("crinoid.cri")
 
-_READS = re.compile(r"List|Stream|Version|Status|Get|.*(Status|Stats|FsInfo)$|RuntimeConfig")
+_READS = re.compile(r"ProvideBlob|ImageDiskUsage|List|Stream|Version|Status|Get|.*(Status|Stats|FsInfo)$|RuntimeConfig")
 _OUR_FAULT = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
 
 
@@ -170,8 +176,8 @@ class Calls:
 
 
 def generic_handler(service: str, implementation: object, calls: Calls) -> Any:
-    """Make grpc's handler of ``RuntimeService`` or ``ImageService``. ``Any``: grpc has no types."""
-    descriptor = api_pb2.DESCRIPTOR.services_by_name[service]
+    """Make grpc's handler of a service: CRI's, or our own ``NodeImages``. ``Any``: grpc has no types."""
+    descriptor = SERVICES[service]
     handlers = {rpc.name: _method_handler(rpc, implementation, calls) for rpc in descriptor.methods}
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
@@ -213,7 +219,7 @@ def describe_subject(request: object) -> str:
 
 def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls) -> Any:
     """Make grpc's handler of one RPC: read bytes, run a method of ``implementation`` within ``calls``, write."""
-    kind: type[Message] = getattr(api_pb2, rpc.input_type.name)
+    kind = GetMessageClass(rpc.input_type)
 
     def read(data: bytes) -> Message | Malformed:
         try:

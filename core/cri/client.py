@@ -13,10 +13,11 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
-from crinoid.core.api.errors import CrinoidError, InvalidArgument, PermissionDenied, Unavailable
+from crinoid.core.api.errors import CrinoidError, InvalidArgument, PermissionDenied, Unavailable, Unsupported
 from crinoid.core.cri.errors import REASON_KEY, from_status
-from crinoid.core.cri.wire import api_pb2
+from crinoid.core.cri.wire import api_pb2, node_images_pb2
 
 Json = dict[str, Any]
 """A JSON object; ``Any`` because its form is the message's."""
@@ -25,6 +26,9 @@ _SCHEME = "unix:"
 _MAX_MESSAGE_BYTES = 128 << 20
 _RPCS: Mapping[str, MethodDescriptor] = {
     rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods
+}
+_OWN_RPCS: Mapping[str, MethodDescriptor] = {
+    rpc.name: rpc for service in node_images_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods
 }
 
 
@@ -78,6 +82,33 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise self._to_error(error) from None
 
+    async def call_crinoid(self, rpc: str, timeout_s: float | None = None, **fields: Any) -> Any:
+        """Call an RPC that crinoid serves beside the CRI; fields, and the answer, are protobuf's: bytes stay bytes.
+
+        ``Any``: the messages are generated. Raises Unsupported where the endpoint is another runtime's.
+        """
+        descriptor = _OWN_RPCS[rpc]
+        message = GetMessageClass(descriptor.input_type)(**fields)
+        try:
+            return await self._channel.unary_unary(**_route(descriptor))(message, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._to_own_error(error) from None
+
+    async def stream_crinoid(self, rpc: str, **fields: Any) -> AsyncIterator[Any]:
+        """As ``call_crinoid``, of an RPC that answers with a stream."""
+        descriptor = _OWN_RPCS[rpc]
+        message = GetMessageClass(descriptor.input_type)(**fields)
+        try:
+            async for answer in self._channel.unary_stream(**_route(descriptor))(message):
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._to_own_error(error) from None
+
+    def _to_own_error(self, error: Any) -> CrinoidError:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Unsupported(f"{self._endpoint} does not serve this: it is no crinoid, or an older one")
+        return self._to_error(error)
+
     def _to_error(self, error: Any) -> CrinoidError:
         """Turn grpc's error into ours. ``Any``: grpc has no types."""
         details, trailer = error.details() or "", dict(error.trailing_metadata() or ())
@@ -116,7 +147,7 @@ def _find(rpc: str) -> MethodDescriptor:
 
 
 def _build(rpc: MethodDescriptor, request: Mapping[str, Any]) -> Message:
-    message: Message = getattr(api_pb2, rpc.input_type.name)()
+    message = GetMessageClass(rpc.input_type)()
     try:
         return json_format.ParseDict(dict(request), message)
     except json_format.ParseError as error:
@@ -127,8 +158,8 @@ def _route(rpc: MethodDescriptor) -> Json:
     """Name the method and how its messages are written and read."""
     return {
         "method": f"/{rpc.containing_service.full_name}/{rpc.name}",
-        "request_serializer": getattr(api_pb2, rpc.input_type.name).SerializeToString,
-        "response_deserializer": getattr(api_pb2, rpc.output_type.name).FromString,
+        "request_serializer": GetMessageClass(rpc.input_type).SerializeToString,
+        "response_deserializer": GetMessageClass(rpc.output_type).FromString,
     }
 
 

@@ -1,4 +1,4 @@
-"""The server: both services on one unix socket, with the mode and group that the configuration says.
+"""The server: CRI's services, and our own beside them, on one unix socket with the mode and group that are configured.
 
 How the socket comes to its place and goes is ``core.api.linux.sockets``'.
 """
@@ -17,6 +17,7 @@ from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.forwarding import Forwarder
 from crinoid.core.cri.image_service import ImageService
+from crinoid.core.cri.node_images import NodeImages
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.services import Services
 from crinoid.core.cri.trimming import Trimmer
@@ -105,6 +106,7 @@ class Server:
             (
                 generic_handler("RuntimeService", RuntimeService(services), self._calls),
                 generic_handler("ImageService", ImageService(services), self._calls),
+                generic_handler("NodeImages", NodeImages(services, endpoint.max_request_bytes), self._calls),
             )
         )
 

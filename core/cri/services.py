@@ -10,7 +10,10 @@ from crinoid.core.cri.streaming.server import StreamingServer
 from crinoid.core.lifecycle.checkpoints.capture import CheckpointService
 from crinoid.core.lifecycle.containers.containers import ContainerService
 from crinoid.core.lifecycle.events.events import EventBus
+from crinoid.core.lifecycle.images.disk_usage import NodeDisk
 from crinoid.core.lifecycle.images.images import ImageService
+from crinoid.core.lifecycle.images.loading import Loads
+from crinoid.core.lifecycle.images.saving import Saves
 from crinoid.core.lifecycle.node.node import NodeService
 from crinoid.core.lifecycle.pods.pod_restore import PodRestorer
 from crinoid.core.lifecycle.pods.pods import PodService
@@ -25,6 +28,9 @@ class Services:
     pods: PodService
     containers: ContainerService
     images: ImageService
+    loads: Loads
+    saves: Saves
+    disk: NodeDisk
     stats: StatsService
     metrics: MetricsService
     node: NodeService

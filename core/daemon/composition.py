@@ -13,7 +13,10 @@ from crinoid.core.lifecycle.containers.containers import ContainerParts, Contain
 from crinoid.core.lifecycle.events.events import EventBus
 from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.views import describe_owner
+from crinoid.core.lifecycle.images.disk_usage import NodeDisk
 from crinoid.core.lifecycle.images.images import ImageService
+from crinoid.core.lifecycle.images.loading import Loads
+from crinoid.core.lifecycle.images.saving import Saves
 from crinoid.core.lifecycle.node.extension_kernel import ExtensionKernel
 from crinoid.core.lifecycle.node.node import NodeService
 from crinoid.core.lifecycle.node.recovery import Recovery
@@ -89,6 +92,9 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         pods=pods,
         containers=containers,
         images=images,
+        loads=Loads(images),
+        saves=Saves(images, content),
+        disk=NodeDisk(config.root, store, content, slots, images),
         stats=stats,
         metrics=MetricsService(store, stats),
         checkpoints=CheckpointService(

@@ -29,6 +29,10 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "inspection": ("inspect", "inspectp", "inspecti"),
     "images": ("images", "rmi", "imagefsinfo"),
     "pull": ("pull",),
+    "load": ("load",),
+    "save": ("save",),
+    "names": ("tag", "untag"),
+    "system": ("system",),
     "node": ("version", "info", "status", "runtime-config", "update-runtime-config", "events", "completion"),
 }
 """The verbs of each module, in the order of the help; a module is imported when one of its verbs is used."""

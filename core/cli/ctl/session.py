@@ -87,6 +87,14 @@ class Session:
         """Call an RPC that answers until it is interrupted."""
         return self._client(rpc).stream(rpc, request)
 
+    async def ask_crinoid(self, rpc: str, limit_s: float | None = None, **fields: Any) -> Any:
+        """Call an RPC of crinoid's own, which other runtimes don't have; ``Any``: see ``Client.call_crinoid``."""
+        return await self._images.call_crinoid(rpc, limit_s, **fields)
+
+    def stream_crinoid(self, rpc: str, **fields: Any) -> AsyncIterator[Any]:
+        """As ``ask_crinoid``, of an RPC that answers with a stream."""
+        return self._images.stream_crinoid(rpc, **fields)
+
     def _client(self, rpc: str) -> "Client":
         return self._images if rpc in _IMAGE_RPCS else self._runtime
 

@@ -1,4 +1,4 @@
-"""The committed stubs are what the pinned compiler makes of api.proto, byte for byte."""
+"""The committed stubs are what the pinned compiler makes of the .proto files, byte for byte."""
 
 import runpy
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from crinoid.core.cri.wire import api_pb2_grpc
 
 ROOT = Path(__file__).parents[5]
 COMMITTED = ROOT / "core" / "cri" / "wire"
-STUBS = ["api_pb2.py", "api_pb2.pyi", "api_pb2_grpc.py"]
+STUBS = ["api_pb2.py", "api_pb2.pyi", "api_pb2_grpc.py", "node_images_pb2.py", "node_images_pb2.pyi"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,159 @@
+"""Opens what ``ctl load`` is given: a layout directory, an archive, compressed or not, or a stream of one.
+
+What can't be read in place is written to a directory of its own below ``$TMPDIR`` (or /var/tmp) first, and is removed
+in the end. Nothing of an archive is ever unpacked by its names: of each member only the place of its bytes is noted.
+"""
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from crinoid.core.api.errors import CorruptContent, NotFound, ResourceExhausted, Unsupported
+from crinoid.core.api.layouts.archives import read_archive
+from crinoid.core.api.layouts.directories import read_directory
+from crinoid.core.api.layouts.layout_index import LayoutIndex
+from crinoid.core.api.manifests import (
+    INDEX_TYPES,
+    MAX_DOCUMENT_BYTES,
+    DescriptorDocument,
+    PlatformDocument,
+    parse,
+    read_manifest,
+)
+from crinoid.core.lifecycle.images.unpack.blob import Blob
+from crinoid.core.lifecycle.images.unpack.decompression import decompress, load_codec
+from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, NotSupported
+
+_PIECE_BYTES = 1 << 20
+_CHECK_BYTES = 32 << 20
+_KEPT_FREE = 0.05
+"""Of the file system that a spool is written to: a compressed archive may be any size once it is not."""
+_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"\x04\x22\x4d\x18")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedImage:
+    """An image of an archive: its full names, maybe none, and the documents that they mean, one for each platform."""
+
+    names: tuple[str, ...]
+    targets: tuple[DescriptorDocument, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(self.names) or self.targets[0].digest
+
+
+@contextmanager
+def opened(path: str, place: str) -> Iterator[LayoutIndex]:
+    """Give a block what is at a path, or on standard input for ``-``; ``place`` as in ``read_archive``.
+
+    Raises NotFound, CorruptContent, Unsupported, and ResourceExhausted where the spool would fill the disk.
+    """
+    with tempfile.TemporaryDirectory(prefix="crinoid-load-", dir=spool_directory()) as spool:
+        try:
+            if path != "-" and Path(path).is_dir():
+                yield read_directory(Path(path), place)
+            else:
+                yield read_archive(_plain(path, Path(spool)), place)
+        except FileNotFoundError as error:
+            raise NotFound(f"{error.filename or path}: there is no such file") from error
+        except PermissionError as error:
+            raise CorruptContent(f"{error.filename or path} can't be read: {error.strerror}") from error
+
+
+def spool_directory() -> str:
+    """Return where what is too large for memory may lie for a while; /tmp is memory on many hosts."""
+    return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108  # made by tempfile, under names of its own
+
+
+def list_images(index: LayoutIndex) -> list[ArchivedImage]:
+    """Return the images, each once with all its names, and those without a name after them."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, entries in index.names.items():
+        names.setdefault(tuple(entry.digest for entry in entries), []).append(name)
+    found = [
+        ArchivedImage(tuple(called), tuple(_placed(index, entry) for entry in index.names[called[0]]))
+        for called in names.values()
+    ]
+    named = {digest for digests in names for digest in digests}
+    nameless = tuple(_placed(index, entry) for entry in index.images if entry.digest not in named)
+    nameless = tuple(entry for entry in nameless if not (entry.platform and entry.platform.architecture == "unknown"))
+    platforms = {entry.platform for entry in nameless}
+    if len(platforms) == len(nameless) > 1 and None not in platforms:  # one image, for a platform each
+        return [*found, ArchivedImage((), nameless)]
+    return [*found, *(ArchivedImage((), (entry,)) for entry in nameless)]
+
+
+def _placed(index: LayoutIndex, entry: DescriptorDocument) -> DescriptorDocument:
+    """Say what platform a manifest is for, where the index does not: its configuration does."""
+    if entry.platform is not None or entry.media_type in INDEX_TYPES:
+        return entry
+    try:
+        manifest = read_manifest(index.read(entry.digest, MAX_DOCUMENT_BYTES) or b"{}", entry.digest)
+        content = index.read(manifest.config.digest, MAX_DOCUMENT_BYTES) or b"{}"
+        place = parse(PlatformDocument, content, manifest.config.digest)
+    except CorruptContent:  # it fails with its reason once it is asked for
+        return entry
+    return entry.model_copy(update={"platform": place}) if place.os and place.architecture else entry
+
+
+def _plain(path: str, spool: Path) -> Path:
+    """Return the path of a plain archive: the one given, or one that was written."""
+    if path == "-":
+        if sys.stdin.isatty():
+            raise NotFound("there is no archive on standard input, which is a terminal: name a file, or pipe one in")
+        source = _spooled(_pieces(sys.stdin.buffer), spool / "stdin.tar")
+    elif not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe that the shell has made: <(…)
+        with Path(path).open("rb") as stream:
+            source = _spooled(_pieces(stream), spool / "stream.tar")
+    else:
+        source = Path(path)
+    with source.open("rb") as file:
+        blob = Blob(file.fileno())
+        if not blob.first_bytes(6).startswith(_MAGICS):
+            return source
+        try:
+            load_codec(blob)
+            return _spooled(decompress(blob), spool / "plain.tar")
+        except NotSupported as error:
+            words = str(error).removeprefix("the layer is ").partition(";")[0]
+            raise Unsupported(f"{path} is {words}: unpack it to a plain .tar, or to one of gzip or zstd") from error
+        except ArchiveFault as error:
+            raise CorruptContent(f"{path} can't be decompressed: {error}") from error
+        finally:
+            if source.parent == spool:
+                source.unlink(missing_ok=True)
+
+
+def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+    while piece := stream.read(_PIECE_BYTES):
+        yield piece
+
+
+def _spooled(pieces: Iterable[bytes], target: Path) -> Path:
+    unchecked = _CHECK_BYTES
+    with target.open("wb") as file:
+        for piece in pieces:
+            if (unchecked := unchecked + len(piece)) >= _CHECK_BYTES:
+                unchecked = 0
+                _check_space(target.parent)
+            try:
+                file.write(piece)
+            except OSError as error:
+                raise ResourceExhausted(f"{target.parent}: {error.strerror}; TMPDIR names another place") from error
+    return target
+
+
+def _check_space(directory: Path) -> None:
+    usage = shutil.disk_usage(directory)
+    if usage.free < usage.total * _KEPT_FREE:
+        raise ResourceExhausted(
+            f"the archive, unpacked to {directory}, would fill that disk: less than {_KEPT_FREE:.0%} is free; "
+            "TMPDIR names another place"
+        )
