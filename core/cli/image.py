@@ -1,15 +1,20 @@
-"""``crinoid image``: whether the images of a node are what they should be, and what to do where they are not.
+"""``crinoid image``: whether the images of a node are what they should be, what to do where they are not, and images of
+the runtime that was there before.
 
 The daemon does the work: a verbose ImageStatus with the annotation ``VERIFY`` reads all that is stored of an image, and
 a PullImage with it fetches again what is damaged. Credentials are those of the daemon's configuration.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
 
 import click
 
 from crinoid.core.api.errors import CrinoidError, NotFound, Unsupported
+from crinoid.core.cli.ctl.figures import format_size
 from crinoid.core.cli.ctl.images import find_images, rmi
 from crinoid.core.cli.ctl.session import Json, Session, Target, in_session, tell
 from crinoid.core.cli.options import config_option
@@ -32,7 +37,7 @@ _VERIFY_S = 3600.0
 @config_option
 @click.pass_context
 def image(ctx: click.Context, paths: ConfigPaths, runtime_endpoint: str | None) -> None:
-    """Verify, repair and prune the images of a node."""
+    """Verify, repair, prune and adopt the images of a node."""
     ctx.obj = Target(paths, runtime_endpoint)
 
 
@@ -61,6 +66,37 @@ async def repair_images(session: Session, images: tuple[str, ...]) -> int:
 def prune(ctx: click.Context) -> None:
     """Remove all images that no container uses and that are not pinned."""
     ctx.invoke(rmi, images=(), all=False, prune=True)
+
+
+@image.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.option(
+    "--from", "runtime", required=True, metavar="RUNTIME", help="The runtime that was here before: containerd."
+)
+@click.option("--root", default="", metavar="DIRECTORY", help="Its root, by default /var/lib/containerd.")
+@click.option("--namespace", default="", help="containerd's namespace, by default k8s.io.")
+@click.option("--copy", is_flag=True, help="Copy each blob, although it could be linked.")
+@in_session
+async def adopt(session: Session, names: tuple[str, ...], **options: Any) -> int:
+    """Adopt the images of a former runtime, all or those named, without fetching them again.
+
+    Its files are read and never written, and it may run meanwhile. Blobs are taken by reflink, hard link or copy, and
+    verified. A name may end in "*". Exit code 1 when an image could not be adopted.
+    """
+    code, count, taken = 0, 0, Counter[str]()
+    async with aclosing(session.stream_crinoid("AdoptImages", names=names, **options)) as answers:  # type: ignore[type-var]
+        async for answer in answers:
+            if answer.fault:
+                tell(f"image {answer.name}: {answer.fault}")
+                code = 1
+            elif answer.name:
+                count += 1
+                click.echo(f"Adopted: {answer.name}")
+                for how in ("cloned", "linked", "copied"):
+                    taken[how] += getattr(answer, f"{how}_bytes")
+    shown = ", ".join(f"{format_size(size)} {how}" for how, size in taken.items() if size)
+    tell(f"{count} names adopted" + (f": {shown}" if shown else ""))
+    return code
 
 
 async def _verify(session: Session, images: Sequence[str], repair: bool) -> int:

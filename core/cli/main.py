@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "log-level": LazyCommand("crinoid.core.cli.reload", "log_level", "Change how much the daemon that runs logs."),
     "ctl": LazyCommand("crinoid.core.cli.ctl", "ctl", "Work with the pods, containers and images of a CRI endpoint."),
-    "image": LazyCommand("crinoid.core.cli.image", "image", "Verify, repair and prune the images of a node."),
+    "image": LazyCommand("crinoid.core.cli.image", "image", "Verify, repair, prune and adopt the images of a node."),
     "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),
     "doctor": LazyCommand("crinoid.core.cli.doctor", "doctor", "Find what is on no record, and adopt or remove it."),
     "state": LazyCommand("crinoid.core.cli.state", "state", "Write records and ledger to a file, and read them again."),

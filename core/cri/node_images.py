@@ -29,6 +29,7 @@ class NodeImages:
         self._loads = services.loads
         self._saves = services.saves
         self._disk = services.disk
+        self._adoptions = services.adoptions
         self._max_piece_bytes = min(_PIECE_BYTES, max_message_bytes - _ENVELOPE_BYTES)
 
     async def load_image(self, request: wire.LoadImageRequest) -> AsyncGenerator[wire.LoadImageResponse, None]:
@@ -60,6 +61,23 @@ class NodeImages:
             for blob in saving.blobs:
                 async for piece in self._saves.read(blob):
                     yield wire.SaveImagesResponse(content=piece)
+
+    async def adopt_images(self, request: wire.AdoptImagesRequest) -> AsyncGenerator[wire.AdoptImagesResponse, None]:
+        steps = self._adoptions.adopt(
+            request.runtime, request.root, request.namespace, list(request.names), request.copy
+        )
+        async for step in steps:
+            if isinstance(step, int):
+                yield wire.AdoptImagesResponse(total=step)
+            else:
+                yield wire.AdoptImagesResponse(
+                    name=step.name,
+                    image_id=step.image_id,
+                    cloned_bytes=step.cloned_bytes,
+                    linked_bytes=step.linked_bytes,
+                    copied_bytes=step.copied_bytes,
+                    fault=step.fault,
+                )
 
     async def tag_image(self, request: wire.TagImageRequest) -> wire.TagImageResponse:
         record = await self._images.tag(request.image, request.name)

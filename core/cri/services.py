@@ -10,6 +10,7 @@ from crinoid.core.cri.streaming.server import StreamingServer
 from crinoid.core.lifecycle.checkpoints.capture import CheckpointService
 from crinoid.core.lifecycle.containers.containers import ContainerService
 from crinoid.core.lifecycle.events.events import EventBus
+from crinoid.core.lifecycle.images.adoption.adoption import Adoptions
 from crinoid.core.lifecycle.images.disk_usage import NodeDisk
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.images.loading import Loads
@@ -31,6 +32,7 @@ class Services:
     loads: Loads
     saves: Saves
     disk: NodeDisk
+    adoptions: Adoptions
     stats: StatsService
     metrics: MetricsService
     node: NodeService

@@ -13,6 +13,7 @@ from crinoid.core.lifecycle.containers.containers import ContainerParts, Contain
 from crinoid.core.lifecycle.events.events import EventBus
 from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.views import describe_owner
+from crinoid.core.lifecycle.images.adoption.adoption import Adoptions
 from crinoid.core.lifecycle.images.disk_usage import NodeDisk
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.images.loading import Loads
@@ -95,6 +96,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         loads=Loads(images),
         saves=Saves(images, content),
         disk=NodeDisk(config.root, store, content, slots, images),
+        adoptions=Adoptions(images, content),
         stats=stats,
         metrics=MetricsService(store, stats),
         checkpoints=CheckpointService(

@@ -7,6 +7,7 @@ at all; one that was cut off is resumed from ``ingest/`` by the next try, also a
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,13 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from crinoid.core.api.linux import libc, rights
-from crinoid.core.api.linux.files import remove_unfinished_writes, sync, sync_directory, write_atomically
+from crinoid.core.api.linux.files import (
+    remove_unfinished_writes,
+    sync,
+    sync_directory,
+    unfinished_write,
+    write_atomically,
+)
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.image import Descriptor
 
@@ -29,6 +36,8 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _HEX_DIGITS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _PIECE_BYTES = 1 << 20
 _FLUSH_BYTES = 8 << 20
+_FICLONE = 0x40049409
+_COPY_BYTES = 1 << 30
 _SYNC_FILE_RANGE_WRITE = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -141,6 +150,29 @@ class ContentStore:
                 write_atomically(path, content)
         return blob
 
+    def place(self, blob: Descriptor, source: int, link: bool) -> str:
+        """Store a blob from a file that is open for reading, unless it is there; return how.
+
+        ``cloned`` shares the file's blocks until one side writes (reflink); ``linked``, where ``link`` allows it, is
+        the same file under another name; ``copied`` is neither; ``there`` means that nothing was done. Whatever it is,
+        it is verified before it counts. Raises CorruptContent and ResourceExhausted. Blocks as long as the disk takes.
+        """
+        if self.has(blob):
+            return "there"
+        path = self.path(blob.digest)
+        rights.make_directories(path.parent)
+        with _full_disk_named(path), unfinished_write(path) as temporary:
+            how = _duplicate(source, temporary, link)
+            with open(temporary, "rb") as file:
+                if (size := os.fstat(file.fileno()).st_size) != blob.size:
+                    raise CorruptContent(f"blob {blob.digest} has {size} bytes, not {blob.size}")
+                algorithm = blob.digest.partition(":")[0]
+                _verify(blob.digest, hashlib.file_digest(file, algorithm).hexdigest(), "what was to be adopted")
+                sync(file.fileno(), path)
+            temporary.rename(path)
+            sync_directory(path.parent)
+        return how
+
     def read(self, digest: str, max_bytes: int) -> bytes:
         """Return a blob, verified. Raises NotFound, CorruptContent, and ResourceExhausted if it is too long."""
         path = self.path(digest)
@@ -162,11 +194,13 @@ class ContentStore:
     def settle(self, digests: Iterable[str]) -> None:
         """Note that blobs are an image's: once that is gone they are garbage, and nothing that a failed pull has left.
 
-        Their time of change tells it, so that a start after a kill in the middle of the removal knows it, too.
+        Their time of change tells it, so that a start after a kill in the middle of the removal knows it, too. It is
+        left alone where it is another's, too, by a hard link: that kills nobody, and the blob goes a day later.
         """
         for digest in digests:
             with contextlib.suppress(FileNotFoundError):  # its layer was there, so it was never fetched
-                os.utime(self.path(digest), (0, 0))
+                if self.path(digest).stat().st_nlink == 1:
+                    os.utime(self.path(digest), (0, 0))
 
     def list(self) -> tuple[str, ...]:
         """Return the digests of all blobs, sorted."""
@@ -284,11 +318,7 @@ class _Partial:
         self._path = path
         self._blob = blob
         self._hash = hashlib.new(_split(blob.digest)[0])
-
-        def open_private(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, rights.FILE)
-
-        self._file = open(path, "ab+", buffering=0, opener=open_private)  # noqa: SIM115  # closed by close()
+        self._file = open(path, "ab+", buffering=0, opener=_open_private)  # noqa: SIM115  # closed by close()
         # Take up what an earlier try left, hashing it anew: a hash's state can't be kept on disk. More than the blob
         # can be none of it.
         self.stored = os.fstat(self._file.fileno()).st_size
@@ -335,6 +365,36 @@ class _Partial:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _duplicate(source: int, target: Path, link: bool) -> str:
+    """Make a file of another's content, by the cheapest way that the file system has."""
+    with open(target, "xb", opener=_open_private) as file:
+        try:
+            fcntl.ioctl(file.fileno(), _FICLONE, source)
+        except OSError as error:  # another file system, or one that can't
+            if error.errno in _FULL:
+                raise
+        else:
+            return "cloned"
+        if not link:
+            offset = 0
+            while sent := os.sendfile(file.fileno(), source, offset, _COPY_BYTES):
+                offset += sent
+            return "copied"
+    target.unlink()
+    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # only with a directory's descriptor Python calls linkat(2), which can follow the link to what is open
+        os.link(str(source), target, src_dir_fd=descriptors, follow_symlinks=True)
+    except OSError:  # another file system, too many links, or an immutable file
+        return _duplicate(source, target, link=False)
+    finally:
+        os.close(descriptors)
+    return "linked"
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, rights.FILE)
 
 
 @contextlib.contextmanager

@@ -296,3 +296,47 @@ async def test_other_errors_of_the_disk_are_not_called_full(store: ContentStore)
     with pytest.raises(OSError) as caught:
         await store.ingest(blob, Source(b"x").open, ignore)
     assert caught.value.errno == errno.EISDIR
+
+
+class TestPlace:
+    """Blobs that are taken from another's files."""
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Path:
+        path = tmp_path / "other"
+        path.write_bytes(CONTENT)
+        return path
+
+    @pytest.mark.parametrize("link", [True, False])
+    def test_by_link_or_copy(self, tmp_path: Path, other: Path, link: bool) -> None:
+        store = ContentStore(tmp_path / "content")
+        with other.open("rb") as file:
+            how = store.place(blob_of(CONTENT), file.fileno(), link)
+            assert store.place(blob_of(CONTENT), file.fileno(), link) == "there"
+        placed = store.path(blob_of(CONTENT).digest)
+        assert placed.read_bytes() == CONTENT
+        assert how in ({"cloned", "linked"} if link else {"cloned", "copied"})
+        assert placed.samefile(other) is (how == "linked")
+
+    def test_times_of_a_linked_file_are_left_alone(self, tmp_path: Path, other: Path) -> None:
+        store, before = ContentStore(tmp_path / "content"), other.stat().st_mtime_ns
+        with other.open("rb") as file:
+            store.place(blob_of(CONTENT), file.fileno(), link=True)
+        store.settle([blob_of(CONTENT).digest])
+        assert other.stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize("link", [True, False])
+    @pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", CONTENT[:-1], CONTENT + b"x", b""])
+    def test_other_bytes_leave_nothing(self, tmp_path: Path, other: Path, content: bytes, link: bool) -> None:
+        store = ContentStore(tmp_path / "content")
+        other.write_bytes(content)
+        with other.open("rb") as file, pytest.raises(CorruptContent):
+            store.place(blob_of(CONTENT), file.fileno(), link)
+        assert [path for path in store.root.glob("blobs/**/*") if path.is_file()] == []
+        assert other.read_bytes() == content
+
+    def test_a_full_disk_leaves_nothing(self, other: Path, small_disk: Path) -> None:
+        store = ContentStore(small_disk / "content")
+        with other.open("rb") as file, pytest.raises(ResourceExhausted):
+            store.place(blob_of(CONTENT), file.fileno(), link=True)
+        assert [path for path in store.root.glob("blobs/**/*") if path.is_file()] == []
