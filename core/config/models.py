@@ -442,7 +442,8 @@ class ExtensionSlotConfig(SlotConfig):
     """An observer or adjuster."""
 
     on_failure: Literal["ignore", "fail"] = "ignore"
-    """Whether a failure of this extension is only logged, or fails the act that it was told of."""
+    """Whether a failure of this extension is only logged, or fails the act that it was told of. A driver may say fail
+    by itself, as policy does."""
     deadline_s: Seconds = 5.0
     """How long each of its hooks may take, in seconds."""
     enabled: bool = True

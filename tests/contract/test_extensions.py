@@ -1,4 +1,4 @@
-"""The contract of the open role, applied to NRI, with plugins and without, and to the drivers that stand in for others.
+"""The contract of the open role, applied to NRI with plugins and without, to policy, and to stand-ins for others.
 
 What the contract finds is shown by extensions that break it.
 """
@@ -25,6 +25,8 @@ from crinoid.core.api.values.pod import LinuxResources
 from crinoid.plugins.extensions.nri import NriExtension
 from crinoid.plugins.extensions.nri.options import NriOptions
 from crinoid.plugins.extensions.nri.wire import nri_pb2
+from crinoid.plugins.extensions.policy import PolicyExtension
+from crinoid.plugins.extensions.policy.options import PolicyOptions
 from support.nri_plugin import NriPlugin, PluginError
 from support.patience import patient
 
@@ -54,6 +56,11 @@ class NriContract(ExtensionContract):
 class TestNriWithoutPlugins(NriContract):
     def make_driver(self, host: Host) -> object:
         return make_nri(host)
+
+
+class TestPolicy(ExtensionContract):
+    def make_driver(self, host: Host) -> object:
+        return PolicyExtension(PolicyOptions(default="allow"), host)
 
 
 class WithPlugins(NriContract):
