@@ -5,6 +5,7 @@ It shares runs between requests that are alike and hands them on: ``pull`` for t
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
