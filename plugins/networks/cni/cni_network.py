@@ -29,6 +29,7 @@ from crinoid.plugins.networks.cni.plans import (
     plan_network,
 )
 from crinoid.plugins.networks.cni.rwlock import ReadWriteLock
+from crinoid.plugins.networks.cni.watch import ConfigurationWatch
 
 _FIRST_FAMILY = {"result": None, "ipv4-first": 4, "ipv6-first": 6}
 
@@ -75,6 +76,8 @@ class CniNetwork:
         self._log = host.log
         self._bin_dirs = tuple(str(directory) for directory in config.bin_dirs)
         self._directory = ConfigurationDirectory(config.conf_dir)
+        self.watch = ConfigurationWatch(config.conf_dir, config.status_timeout_s, host.log)
+        self.watch.call(self._read_directory)
         self._supported = SupportedVersions(config.status_timeout_s)
         self._timeouts = chains.Timeouts(config.add_timeout_s, config.delete_timeout_s)
         self._gc_lock = ReadWriteLock()
@@ -153,9 +156,14 @@ class CniNetwork:
         if errors:
             raise _join(errors)
 
+    @hookimpl
+    async def close(self) -> None:
+        await self.watch.close()
+
     # What the hooks are made of, in the order of their use.
 
     async def _read_directory(self) -> Directory:
+        self.watch.start()
         what = f"CNI configuration in {self._config.conf_dir}"
         directory, is_new = await call_within(self._config.status_timeout_s, what, self._directory.read)
         if is_new:

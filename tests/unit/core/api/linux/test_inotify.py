@@ -36,10 +36,22 @@ async def test_a_file_is_told_only_when_it_is_closed(tmp_path: Path) -> None:
 
 
 async def test_removals_come_when_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    with DirectoryWatch(tmp_path, removals=True) as watch:
-        (tmp_path / "a").unlink()
-        assert await take(watch, 1) == ["a"]
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    (directory / "a").touch()
+    (directory / "b").touch()
+    with DirectoryWatch(directory, removals=True) as watch:
+        (directory / "a").unlink()
+        (directory / "b").rename(tmp_path / "b")
+        assert await take(watch, 2) == ["a", "b"]
+
+
+async def test_new_directories_come_when_asked_for(tmp_path: Path) -> None:
+    with DirectoryWatch(tmp_path, directories=True) as watch:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").touch()
+        (tmp_path / "c").mkdir()
+        assert await take(watch, 3) == ["a", "b", "c"]  # b once, when it was closed
 
 
 async def test_iteration_ends_with_the_directory_and_at_close(tmp_path: Path) -> None:
