@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 MAX_PATH_BYTES = 4095
 """PATH_MAX, less the NUL at its end."""
+MAX_HOSTNAME_BYTES = 64
+"""__NEW_UTS_LEN: what sethostname(2) takes."""
 MAX_NAME_BYTES = 255
 """NAME_MAX: one part of a path, and so the name of a cgroup's or sysctl's file."""
 MAX_STRING_BYTES = 32 * os.sysconf("SC_PAGE_SIZE") - 1
@@ -50,7 +52,15 @@ RLIMITS = frozenset(
 """The resource limits of Linux, by their names in the OCI runtime specification."""
 SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:@-]+)*")
 HUGEPAGE = re.compile(r"[0-9]{1,20}[KMG]?B")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CPUSET = re.compile(r"[,:/ \n-]*[0-9][0-9,:/ \n-]*|all")  # none at all can't have processes
+
+
+def hostname_problem(text: str) -> str:
+    """Judge a host name as the kernel does, which takes any bytes; but it is one line of ``/etc/hostname``."""
+    if _CONTROL.search(text):
+        return f"{text!r:.100} has a control character in it"
+    return long_problem(text, MAX_HOSTNAME_BYTES)
 
 
 def path_problem(text: str) -> str:

@@ -33,7 +33,6 @@ _MOST_OF = {
     "labels": _MAX_NOTES,
     "annotations": _MAX_NOTES,
 }
-_NAME = re.compile(r"[^\x00-\x20\x7f/;]+")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _WORD = re.compile(r"[^\x00-\x20\x7f]+")
 
@@ -95,13 +94,6 @@ def require_field(message: Message, name: str, path: str) -> None:
         raise InvalidArgument(f"{path} is missing")
 
 
-def check_name(text: str, path: str) -> str:
-    """Accept what can be part of a path, a log line and a list of arguments; empty is fine."""
-    if text and (len(text.encode()) > MAX_NAME or text in (".", "..") or not _NAME.fullmatch(text)):
-        raise InvalidArgument(f"{path} {quote(text)} is not a name: at most {MAX_NAME} bytes, no blank, no / and no ;")
-    return text
-
-
 def check_words(words: Iterable[str], path: str) -> tuple[str, ...]:
     """Accept words of one line: not empty, no blanks, no control characters."""
     taken = tuple(words)
@@ -119,6 +111,11 @@ def check_path(text: str, path: str) -> str:
     return _good(text, path, bounds.path_problem(text))
 
 
+def check_hostname(text: str, path: str) -> str:
+    """Accept a host name that the kernel takes, or none."""
+    return _good(text, path, bounds.hostname_problem(text))
+
+
 def check_inner_path(text: str, path: str) -> str:
     """Accept a relative path that stays below where it begins, or none."""
     if text.startswith("/") or ".." in PurePosixPath(text).parts:
@@ -130,6 +127,11 @@ def check_descent(text: str, path: str) -> str:
     """Accept any path without ``..``."""
     if ".." in PurePosixPath(text).parts:
         raise InvalidArgument(f"{path} {quote(text)} must not hold ..")
+    return _good(text, path, bounds.path_problem(text))
+
+
+def check_path_length(text: str, path: str) -> str:
+    """Accept any path of a length the kernel takes, or none."""
     return _good(text, path, bounds.path_problem(text))
 
 
@@ -182,6 +184,11 @@ def check_line(text: str, most: int, path: str) -> str:
     if not _LINE.fullmatch(text):
         raise InvalidArgument(f"{path} {quote(text)} has a control character in it")
     return check_length(text, most, path)
+
+
+def check_lines(texts: Iterable[str], most: int, path: str) -> tuple[str, ...]:
+    """Accept texts of one line each."""
+    return tuple(check_line(text, most, f"{path}[{index}]") for index, text in enumerate(texts))
 
 
 def check_notes(notes: Mapping[str, str], path: str) -> dict[str, str]:

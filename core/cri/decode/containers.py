@@ -16,11 +16,10 @@ from crinoid.core.cri.decode.checks import (
     MAX_NAME,
     check_choice,
     check_inner_path,
-    check_least,
     check_line,
-    check_name,
     check_notes,
     check_path,
+    check_path_length,
     check_reference,
     check_words,
     require_field,
@@ -52,7 +51,8 @@ def decode_container_config(config: api_pb2.ContainerConfig, path: str = "config
     """Read what a container is asked to be."""
     linux, below = config.linux, f"{path}.linux"
     require_field(config, "metadata", f"{path}.metadata")
-    name = check_name(require_text(config.metadata.name, f"{path}.metadata.name"), f"{path}.metadata.name")
+    name = require_text(config.metadata.name, f"{path}.metadata.name")
+    check_line(name, MAX_NAME, f"{path}.metadata.name")
     return ContainerConfig(
         metadata=ContainerMetadata(name, config.metadata.attempt),
         image=check_reference(require_text(config.image.image, f"{path}.image.image"), f"{path}.image.image"),
@@ -60,14 +60,14 @@ def decode_container_config(config: api_pb2.ContainerConfig, path: str = "config
         image_annotations=dict(config.image.annotations),
         command=tuple(config.command),
         args=tuple(config.args),
-        working_dir=check_path(config.working_dir, f"{path}.working_dir"),
+        working_dir=check_path_length(config.working_dir, f"{path}.working_dir"),
         envs=_decode_envs(config.envs, f"{path}.envs"),
         mounts=tuple(_decode_mount(one, f"{path}.mounts[{index}]") for index, one in enumerate(config.mounts)),
         devices=tuple(_decode_device(one, f"{path}.devices[{index}]") for index, one in enumerate(config.devices)),
         cdi_devices=check_words((one.name for one in config.CDI_devices), f"{path}.CDI_devices"),
         labels=check_notes(config.labels, f"{path}.labels"),
         annotations=check_notes(config.annotations, f"{path}.annotations"),
-        log_path=check_inner_path(config.log_path, f"{path}.log_path"),
+        log_path=check_inner_path(config.log_path.lstrip("/"), f"{path}.log_path"),
         stdin=config.stdin,
         stdin_once=config.stdin_once,
         tty=config.tty,
@@ -78,13 +78,13 @@ def decode_container_config(config: api_pb2.ContainerConfig, path: str = "config
 
 
 def decode_grace(request: api_pb2.StopContainerRequest) -> float:
-    """Read the grace period in seconds."""
-    return float(check_least(request.timeout, 0, "timeout"))
+    """Read the grace period in seconds; none where it is below 0, as with peers."""
+    return float(max(request.timeout, 0))
 
 
 def decode_exec_timeout(request: api_pb2.ExecSyncRequest) -> float | None:
-    """Read the time limit in seconds; 0 on the wire is none."""
-    return float(check_least(request.timeout, 0, "timeout")) or None
+    """Read the time limit in seconds; 0 on the wire, or less, is none."""
+    return float(max(request.timeout, 0)) or None
 
 
 def decode_command(command: Iterable[str], path: str) -> tuple[str, ...]:
@@ -122,9 +122,7 @@ def _decode_mount(mount: api_pb2.Mount, path: str) -> VolumeMount:
     if mount.recursive_read_only and mount.propagation != api_pb2.PROPAGATION_PRIVATE:
         raise InvalidArgument(f"{path}.recursive_read_only is set with a propagation that is not private")
     return VolumeMount(
-        container_path=check_path(
-            require_text(mount.container_path, f"{path}.container_path"), f"{path}.container_path"
-        ),
+        container_path=check_path(_from_root(mount.container_path, f"{path}.container_path"), f"{path}.container_path"),
         host_path=check_path(mount.host_path, f"{path}.host_path"),
         readonly=mount.readonly,
         recursive_read_only=mount.recursive_read_only,
@@ -136,6 +134,11 @@ def _decode_mount(mount: api_pb2.Mount, path: str) -> VolumeMount:
         image_sub_path=check_inner_path(mount.image_sub_path, f"{path}.image_sub_path"),
         mount_options=check_words(mount.mount_options, f"{path}.mount_options"),
     )
+
+
+def _from_root(text: str, path: str) -> str:
+    """Return a path in the container from its root on: relative ones begin there, too."""
+    return "/" + require_text(text, path).removeprefix("/")
 
 
 def _decode_device(device: api_pb2.Device, path: str) -> DeviceMapping:

@@ -1,9 +1,16 @@
 """PodSandboxConfig and the parts that containers share with it."""
 
-import re
 from collections.abc import Iterable, Mapping
 
-from crinoid.core.api.bounds import HUGEPAGE, MAX_LABEL_BYTES, MAX_SYSCTL_BYTES, SYSCTL, path_problem, unified_problem
+from crinoid.core.api.bounds import (
+    HUGEPAGE,
+    MAX_LABEL_BYTES,
+    MAX_SYSCTL_BYTES,
+    MAX_WORD_BYTES,
+    SYSCTL,
+    path_problem,
+    unified_problem,
+)
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.pod import (
     DnsConfig,
@@ -22,18 +29,19 @@ from crinoid.core.api.values.pod import (
     UserNamespace,
 )
 from crinoid.core.cri.decode.checks import (
+    MAX_NAME,
     check_address,
     check_cpuset,
     check_descent,
+    check_hostname,
     check_id,
     check_least,
     check_length,
     check_line,
-    check_name,
+    check_lines,
     check_notes,
     check_path,
     check_range,
-    check_words,
     require_field,
     require_text,
 )
@@ -55,8 +63,6 @@ _PROFILES: Mapping[int, ProfileType] = {
     api_pb2.SecurityProfile.Unconfined: ProfileType.UNCONFINED,
     api_pb2.SecurityProfile.Localhost: ProfileType.LOCALHOST,
 }
-_MAX_HOSTNAME = 64  # the kernel's
-_HOSTNAME = re.compile(r"[A-Za-z0-9._-]*")
 _OLD_LOCALHOST = "localhost/"
 
 
@@ -65,11 +71,6 @@ def decode_pod_config(config: api_pb2.PodSandboxConfig, path: str = "config") ->
     require_field(config, "metadata", f"{path}.metadata")
     metadata, named = config.metadata, f"{path}.metadata"
     linux, below = config.linux, f"{path}.linux"
-    # The kernel takes 64 bytes; the kubelet cuts a pod's name to 63, as DNS has it.
-    if len(config.hostname) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(config.hostname):
-        raise InvalidArgument(
-            f"{path}.hostname {config.hostname[:100]!r} is not a host name of at most {_MAX_HOSTNAME} characters"
-        )
     # Names only: which sysctls belong to namespaces of the pod's own is for ``lifecycle`` to say.
     for name, value in linux.sysctls.items():
         if path_problem(name.replace(".", "/")) or not SYSCTL.fullmatch(name):
@@ -77,17 +78,17 @@ def decode_pod_config(config: api_pb2.PodSandboxConfig, path: str = "config") ->
         check_length(value, MAX_SYSCTL_BYTES, f"{below}.sysctls[{name!r}]")
     return PodConfig(
         metadata=PodMetadata(
-            name=check_name(require_text(metadata.name, f"{named}.name"), f"{named}.name"),
-            namespace=check_name(metadata.namespace, f"{named}.namespace"),
-            uid=check_name(metadata.uid, f"{named}.uid"),
+            name=check_line(require_text(metadata.name, f"{named}.name"), MAX_NAME, f"{named}.name"),
+            namespace=check_line(metadata.namespace, MAX_NAME, f"{named}.namespace"),
+            uid=check_line(metadata.uid, MAX_NAME, f"{named}.uid"),
             attempt=metadata.attempt,
         ),
-        hostname=config.hostname,
+        hostname=check_hostname(config.hostname, f"{path}.hostname"),
         log_directory=check_path(check_descent(config.log_directory, f"{path}.log_directory"), f"{path}.log_directory"),
         dns=DnsConfig(
-            servers=check_words(config.dns_config.servers, f"{path}.dns_config.servers"),
-            searches=check_words(config.dns_config.searches, f"{path}.dns_config.searches"),
-            options=check_words(config.dns_config.options, f"{path}.dns_config.options"),
+            servers=check_lines(config.dns_config.servers, MAX_WORD_BYTES, f"{path}.dns_config.servers"),
+            searches=check_lines(config.dns_config.searches, MAX_WORD_BYTES, f"{path}.dns_config.searches"),
+            options=check_lines(config.dns_config.options, MAX_WORD_BYTES, f"{path}.dns_config.options"),
         )
         if config.HasField("dns_config")  # without it the pod has the host's resolver
         else None,

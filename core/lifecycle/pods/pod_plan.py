@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from crinoid.core.api import bounds
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, UserNamespace
 from crinoid.core.config.models import Config
@@ -24,7 +25,6 @@ from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?|")
 _QUANTITY = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>[kMGTPE]|[KMGTPE]i|m|e[0-9]+)?")
 _UNITS = {"m": Decimal("0.001"), "k": Decimal(10**3), None: Decimal(1)}
 _UNITS |= {unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", 2)}
@@ -115,12 +115,10 @@ def own_namespaces(config: PodConfig, host_network: bool) -> tuple[str, ...]:
 
 def check_config(config: PodConfig) -> None:
     """Raise InvalidArgument or Unsupported for what no pod can be."""
-    metadata = config.metadata
-    for field in ("name", "namespace", "uid"):
-        if not getattr(metadata, field):
-            raise InvalidArgument(f"metadata.{field} of the pod sandbox is empty")
-    if not _HOSTNAME.fullmatch(config.hostname):
-        raise InvalidArgument(f"hostname {config.hostname!r} is not a host name of at most 64 letters, digits, - and .")
+    if not config.metadata.name:
+        raise InvalidArgument("metadata.name of the pod sandbox is empty")
+    if problem := bounds.hostname_problem(config.hostname):
+        raise InvalidArgument(f"hostname {problem}")
     if config.log_directory and not config.log_directory.startswith("/"):
         raise InvalidArgument(f"log_directory {config.log_directory!r} is not absolute")
     user_namespaces.check_pod(config)

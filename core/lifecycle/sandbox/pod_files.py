@@ -77,10 +77,10 @@ def write_hosts(directory: PodDirectory, hostname: str, addresses: Iterable[str]
 
 
 def resolv_conf(dns: DnsConfig) -> str:
-    """Write resolv.conf(5). Raises InvalidArgument for a value with white space, which would forge lines."""
+    """Write resolv.conf(5). Raises InvalidArgument for a value that would be lines of its own."""
     for value in (*dns.servers, *dns.searches, *dns.options):
-        if not value or value.split() != [value]:
-            raise InvalidArgument(f"dns_config: {value!r} is not a single word")
+        if len(value.splitlines()) > 1:
+            raise InvalidArgument(f"dns_config: {value!r} is more than one line")
     lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
     lines += [f"nameserver {server}" for server in dns.servers]
     lines += [f"options {' '.join(dns.options)}"] if dns.options else []

@@ -18,7 +18,7 @@ _SENTENCE_CHARACTERS = 2000
 _REQUEST_AT_FAULT = re.compile(
     r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
     r"|file name too long|argument list too long|exec.*permission denied|unable to find user|cannot find user"
-    r"|open executable: |unknown capability"
+    r"|open executable: |unknown capability|cwd must be an absolute path"
     r"|seccomp.*(invalid|unknown)|(valid|unknown|adding)\b.*seccomp|seccomp flags|get_seccomp_operator|SCMP_ACT_NOTIFY"
     r"|listenerPath is not set|not a valid syscall"
     r"|(minimum|maximum) allowed|unable to set memory limit|memory limit (could be )?too low"

@@ -88,7 +88,8 @@ def test_resolv_conf() -> None:
     dns = DnsConfig(("1.1.1.1", "::1"), ("a.b", "c"), ("ndots:5", "edns0"))
     assert resolv_conf(dns) == "search a.b c\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:5 edns0\n"
     assert resolv_conf(DnsConfig()) == ""
-    with pytest.raises(InvalidArgument, match="single word"):
+    assert resolv_conf(DnsConfig(("1.1.1.1",), (), ("", "a b"))) == "nameserver 1.1.1.1\noptions  a b\n"
+    with pytest.raises(InvalidArgument, match="more than one line"):
         resolv_conf(DnsConfig(("1.1.1.1\nnameserver 6.6.6.6",)))
 
 
