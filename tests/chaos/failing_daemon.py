@@ -35,8 +35,9 @@ KILL, KILL_ALONE = "kill", "kill alone"
 BEFORE, AFTER = "before", "after"
 LIBC_CALLS = frozenset({"mount", "umount2", "unshare", "syncfs", "sethostname"})
 SYSCALLS = {428: "open_tree", 429: "move_mount", 430: "fsopen", 432: "fsmount", 442: "mount_setattr"}
+SPAWN = "crinoid.core.api.linux.spawning.posix_spawnp"
 # SQLite says of a statement that fails that it is an I/O error, since a full disk has a remedy of its own in ``store``.
-OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, "os.posix_spawnp": errno.EAGAIN, "umount2": errno.EIO}
+OWN_ERRORS = {"os.fsync": errno.EIO, "syncfs": errno.EIO, SPAWN: errno.EAGAIN, "umount2": errno.EIO}
 """What the kernel answers when these fail; ENOSPC for all others."""
 
 # What differs from one run to the next.
@@ -163,15 +164,15 @@ def wrap(points: Failpoints) -> None:
     for name in ("fsync", "write", "kill", "killpg"):
         _wrap(points, os, name, lambda _arguments: _caller())
     _wrap(points, os, "open", lambda arguments: arguments[0], lambda arguments: bool(arguments[1] & os.O_CREAT))
-    _wrap(points, os, "posix_spawnp", lambda arguments: " ".join(map(str, _telling(arguments[1]))))
     _wrap(points, signal, "pidfd_send_signal", lambda _arguments: _caller())
     _wrap_connections(points)
 
-    from crinoid.core.api.linux import libc
+    from crinoid.core.api.linux import libc, spawning
     from crinoid.core.state import content
     from crinoid.plugins.networks.bridge import netlink, nftables
 
     _wrap_libc(points, libc)
+    _wrap(points, spawning, "posix_spawnp", lambda arguments: " ".join(map(str, _telling(arguments[1]))))
     _wrap(points, netlink.Channel, "tell", lambda arguments: ", ".join(m.title for m in arguments[1]))
     _wrap(points, netlink.Channel, "try_each", lambda arguments: ", ".join(m.title for m in arguments[1]))
     _wrap(points, netlink.Channel, "send_batch", lambda _arguments: _caller())

@@ -74,6 +74,13 @@ def test_verbose_status_has_more(node: Node, idle: str) -> None:
     assert told["runtimeSpec"]["process"]["args"][0] == told["config"]["command"][0] == "sh"
 
 
+def test_no_signal_is_ignored_or_blocked(node: Node, pod: Pod) -> None:
+    """What is ignored stays so across exec: also 32 and 33, which the C libraries of runtimes use themselves."""
+    look = ("grep", "-E", "SigIgn|SigBlk", "/proc/self/status")
+    for told in (node.output(pod, *look), node.execute(node.idle(pod), *look)[1]):
+        assert [int(line.split()[1], 16) for line in told.splitlines()] == [0, 0], told
+
+
 def test_ids_may_be_shortened(node: Node, idle: str) -> None:
     assert node.call("ContainerStatus", container_id=idle[:13])["status"]["id"] == idle
 

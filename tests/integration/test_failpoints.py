@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chaos.failing_daemon import AFTER, BEFORE, Plan
+from chaos.failing_daemon import AFTER, BEFORE, SPAWN, Plan
 from chaos.failpoints import FAIL, FailingNode, failing_node, take_before, try_point
 from chaos.lives import LIVES
 
@@ -18,7 +18,7 @@ POINTS = [
     (POD, Plan("sqlite INSERT OR REPLACE INTO pods ready", 1, BEFORE)),
     (
         POD,
-        Plan("os.posix_spawnp conmon --cid --cuuid --bundle --persist-dir --full-attach --log-level warning", 1, AFTER),
+        Plan(f"{SPAWN} conmon --cid --cuuid --bundle --persist-dir --full-attach --log-level warning", 1, AFTER),
     ),
     (POD, Plan("sqlite INSERT OR REPLACE INTO containers running", 1, BEFORE)),
     (POD, Plan("os.unlink run/rt/runc-bridge-overlay.runc/state/ID/exec.fifo", 1, BEFORE)),

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, ResourceExhausted, Unsupported
-from crinoid.core.api.linux import cgroups, libc, rights
+from crinoid.core.api.linux import cgroups, libc, rights, spawning
 from crinoid.core.api.linux.threads import call_in_fresh_thread, is_fresh, run_in_fresh_thread
 
 _LOG = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ _EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _NOT_RUNNABLE = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.ELOOP}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 _INHERITED = ("cwd", *(f"ns/{kind}" for kind in _NAMESPACES))
-# Python ignores these, and an ignored signal stays ignored across exec.
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +110,12 @@ def spawn(
     ResourceExhausted as ``run`` does.
     """
 
-    # posix_spawn in Python knows no chdir: a thread with a working directory of its own does it.
+    # posix_spawn knows no chdir: a thread with a working directory of its own does it.
     if cwd is not None:
         return call_in_fresh_thread(lambda: _spawn_in(command, env, fds, cwd, new_session))
-    with _child_fds(fds) as actions:
+    with _child_fds(fds) as copies:
         environment = os.environ if env is None else env
-        pid = _with_umask(lambda: _posix_spawn(command, environment, actions, new_session))
+        pid = _with_umask(lambda: _posix_spawn(command, environment, copies, new_session))
     return Process(pid, _open_pidfd(pid), new_session)
 
 
@@ -341,19 +339,11 @@ def _starter() -> _Starter:
 
 
 def _posix_spawn(
-    command: Sequence[str], env: Mapping[str, str], actions: list[tuple[int, int, int]], new_session: bool
+    command: Sequence[str], env: Mapping[str, str], copies: list[tuple[int, int]], new_session: bool
 ) -> int:
     _LOG.debug("run: %s", shlex.join(command))
     try:
-        return os.posix_spawnp(
-            command[0],
-            list(command),
-            env,
-            file_actions=actions,
-            setsid=new_session,
-            setsigmask=(),
-            setsigdef=_DEFAULT_SIGNALS,
-        )
+        return spawning.posix_spawnp(command[0], command, env, copies, new_session)
     except OSError as error:
         if error.errno in _NOT_RUNNABLE:
             raise Unsupported(f"program {command[0]} can't be run: {error.strerror}; is it installed?") from error
@@ -363,18 +353,18 @@ def _posix_spawn(
 
 
 @contextlib.contextmanager
-def _child_fds(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
+def _child_fds(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int]]]:
     """Duplicate our descriptors above all of the child's, so that no dup2 overwrites one that is still to be copied."""
     with contextlib.ExitStack() as stack:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, null)
         wanted = {0: null, 1: null, 2: null, **fds}
-        actions = []
+        copies = []
         for child, ours in wanted.items():
             high = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, max(wanted) + 1)
             stack.callback(os.close, high)
-            actions.append((os.POSIX_SPAWN_DUP2, high, child))
-        yield actions
+            copies.append((high, child))
+        yield copies
 
 
 @contextlib.contextmanager
