@@ -3,7 +3,7 @@
 A C library ignores the signals that it uses itself (32 and 33) in whatever it spawns, unless they are named in
 ``setsigdefault``, and an ignored signal stays ignored across exec: down through monitor and OCI runtime into
 containers, where a C library of another kind may want them. Python's ``os.posix_spawn`` can't name them. And what the
-daemon's own parent had it ignore (SIGHUP with nohup) is no concern of containers. An audit hook sees ``os.posix_spawn``.
+daemon's own parent had it ignore (SIGHUP with nohup) is no concern of containers.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def posix_spawnp(
     """Start a program, found by PATH, and return its process id; raise OSError.
 
     ``copies`` are pairs of a descriptor of ours and the child's, done in their order. No signal is blocked, and none
-    ignored.
+    ignored. Audit hooks see ``os.posix_spawn``.
     """
     sys.audit("os.posix_spawn", program, arguments, environment)
     argv = _strings(arguments)
