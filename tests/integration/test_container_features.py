@@ -538,6 +538,12 @@ def test_seccomp_by_a_local_profile(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"defaultAction": "SCMP_ACT_FLY"}')
     with refused("INVALID_ARGUMENT", r"seccomp profile .*/bad.json is not valid: defaultAction"):
         pod.create("true", linux=linux("bad.json"))
+    (tmp_path / "kill.json").write_text('{"defaultAction": "SCMP_ACT_KILL"}')
+    container = pod.create("true", linux=linux("kill.json"))  # a pod that is not to be restarted fails by it
+    with refused("INVALID_ARGUMENT", r"seccomp profile .*/kill.json allows no execve"):
+        pod.node.call("StartContainer", container_id=container)
+    status = pod.node.status(container)
+    assert (status["exit_code"], status["reason"]) == (128, "StartError")
 
 
 def test_oom_score(pod: Pod) -> None:

@@ -4,8 +4,10 @@ import base64
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from crinoid.core.api.linux import cgroups
@@ -107,6 +109,19 @@ def test_a_background_process_does_not_hold_it_up(pod: Pod, container: str) -> N
     assert pod.node.execute(container, "sh", "-c", "sleep 7100 & echo done", timeout=1) == (0, "done\n", "")
     assert time.monotonic() - began < 60
     assert "sleep 7100" in pod.node.execute(container, "ps", "-o", "args")[1]
+
+
+def test_a_container_with_no_room_for_another_process(pod: Pod, container: str) -> None:
+    """crun needs no more room than the command, runc some threads."""
+    limit = next(path / "pids.max" for path in Path("/sys/fs/cgroup").rglob(container) if (path / "pids.max").exists())
+    limit.write_text("2\n")
+    try:
+        assert pod.node.execute(container, "echo", "x") == (0, "x\n", "")
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error.details()
+        assert re.search(r"cgroup /.* has \d processes and threads, and may have 2", error.details())
+    limit.write_text("max\n")
+    assert pod.node.execute(container, "echo", "x") == (0, "x\n", "")
 
 
 def test_what_can_not_be_executed(pod: Pod, container: str) -> None:

@@ -501,6 +501,20 @@ def read_file(path: str, name: str) -> str | None:
     return _host().read_file(path, name)
 
 
+def full_of_processes(path: str, wanted: int) -> str:
+    """Return the cgroup, this one or one above it, that has no room for so many more processes and threads; or nothing.
+
+    The text says how many it has, and may have. The kernel counts both alike (cgroup-v2, "PID").
+    """
+    above = path.strip("/")
+    while above:
+        limit, current = (read_file(f"/{above}", f"pids.{name}") or "max" for name in ("max", "current"))
+        if "max" not in (limit.strip(), current.strip()) and int(current) + wanted > int(limit):
+            return f"cgroup /{above} has {int(current)} processes and threads, and may have {int(limit)}"
+        above = above.rpartition("/")[0]
+    return ""
+
+
 def write_resources(path: str, resources: LinuxResources) -> None:
     """Set limits; zero and empty fields stay as they are, -1 lifts a limit.
 

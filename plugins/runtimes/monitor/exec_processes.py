@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, DriverError
-from crinoid.core.api.linux import rights
+from crinoid.core.api.errors import CommandFailed, CrinoidError, DeadlineExceeded, DriverError, ResourceExhausted
+from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.values.runtime import ContainerHandle
 from crinoid.plugins.runtimes.binaries.binary import Binary
@@ -25,6 +25,8 @@ from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, last_erro
 from crinoid.plugins.runtimes.monitor import conmon
 from crinoid.plugins.runtimes.processes.exec_cgroups import ExecCgroup
 
+_STARTING_THREADS = 12
+"""What runc has at most in the container's cgroup until the process is there: threads of Go's."""
 STARTING_S = 0.05
 """Within what the runtime's binary mostly moves a process into its cgroup."""
 
@@ -104,4 +106,8 @@ class ExecProcess:
         log = self.directory / "log"
         said = last_error(log) or runtime_message(log)
         what = (f"{self.setup.binary.path} exec", *command[1:])
-        return as_error(what, code, said or f"no process was started in {self.name}, and it gave no reason")
+        error = as_error(what, code, said or f"no process was started in {self.name}, and it gave no reason")
+        place = self.handle.cgroup if self.handle.cgroup.startswith("/") else ""
+        if isinstance(error, CommandFailed) and (full := cgroups.full_of_processes(place, _STARTING_THREADS)):
+            raise ResourceExhausted(f"{full}, too few to execute anything beside them: {error.message}") from error
+        return error

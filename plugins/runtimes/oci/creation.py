@@ -19,7 +19,7 @@ from crinoid.plugins.runtimes.monitor.monitor import Monitor
 from crinoid.plugins.runtimes.oci.criu import explain
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
-from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters
+from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters, require_execve
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 
@@ -109,7 +109,10 @@ class Creation:
         # The binary kills and removes what this names, so it is the handle's, whatever the spec says.
         linux = dict(spec.get("linux") or {}) | {"cgroupsPath": request.handle.cgroup}
         own_seccomp = linux.pop("seccomp", None)  # of an extension, which knows what it does
-        seccomp = self._seccomp.resolve(request.seccomp, capabilities) or own_seccomp
+        seccomp = self._seccomp.resolve(request.seccomp, capabilities)
+        if seccomp is not None:
+            require_execve(seccomp, request.seccomp)
+        seccomp = seccomp or own_seccomp
         asked = {
             name: value
             for name, value in (spec.get("annotations") or {}).items()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument
+from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument, RuntimeRefused
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
@@ -44,6 +44,8 @@ _ARCHITECTURES = {
     "riscv64": ("riscv64", ("SCMP_ARCH_RISCV64",)),
 }
 _PROFILE_LIMIT_BYTES = 4 << 20
+_EXECUTES = frozenset({"execve", "execveat"})
+_PASSES = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY"})
 
 
 class _Json(BaseModel):
@@ -115,6 +117,22 @@ class SeccompFilters:
         if self._site_default is not None:
             return _from_file(self._site_default, capabilities, ConfigurationError)
         return _default_filter(capabilities, self._by_name)
+
+
+def require_execve(found: Filter, profile: SecurityProfile | None) -> None:
+    """Raise RuntimeRefused for a filter with which nothing can be started.
+
+    Runtimes say nothing that helps then: runc waits for a thread that was killed, crun for an answer, and what dies
+    before its start looks as if it had run.
+    """
+    rules = [rule for rule in found.get("syscalls", ()) if _EXECUTES & set(rule["names"])]
+    denied = {name for rule in rules if not rule.get("args") for name in rule["names"]}
+    by_default = found["defaultAction"] in _PASSES and not denied >= _EXECUTES
+    if not by_default and not any(rule["action"] in _PASSES for rule in rules):
+        path = profile.localhost_ref if profile is not None else ""
+        raise RuntimeRefused(
+            f"seccomp profile {path or 'of the slot'} allows no execve: nothing can be started with it"
+        )
 
 
 @functools.lru_cache(maxsize=64)

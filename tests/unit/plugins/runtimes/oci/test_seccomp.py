@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from crinoid.core.api.errors import ConfigurationError, InvalidArgument
+from crinoid.core.api.errors import ConfigurationError, InvalidArgument, RuntimeRefused
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
-from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters
+from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters, require_execve
 
 DEFAULT = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
 NOTHING: frozenset[str] = frozenset()
@@ -199,3 +199,46 @@ def test_a_profile_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path)
 def test_a_kernel_version_of_any_length_is_one(tmp_path: Path) -> None:
     rule = {"names": ["read"], "action": "SCMP_ACT_ALLOW", "excludes": {"minKernel": "9" * 5000 + ".\u00b2"}}
     assert local(write(tmp_path / "a.json", syscalls=[rule]))["syscalls"]
+
+
+ALLOW, DENY = "SCMP_ACT_ALLOW", "SCMP_ACT_KILL"
+
+
+def rule(action: str, *names: str, **more: Any) -> dict[str, Any]:
+    return {"names": list(names), "action": action, **more}
+
+
+@pytest.mark.parametrize(
+    ("default", "rules"),
+    [
+        (DENY, []),
+        ("SCMP_ACT_ERRNO", [rule(ALLOW, "read", "write")]),
+        ("SCMP_ACT_TRACE", []),
+        (ALLOW, [rule(DENY, "execve", "execveat")]),
+    ],
+)
+def test_with_what_allows_no_execve_nothing_can_be_started(default: str, rules: list[dict[str, Any]]) -> None:
+    profile = SecurityProfile(ProfileType.LOCALHOST, "/p.json")
+    with pytest.raises(RuntimeRefused, match=r"seccomp profile /p\.json allows no execve"):
+        require_execve({"defaultAction": default, "syscalls": rules}, profile)
+
+
+@pytest.mark.parametrize(
+    ("default", "rules"),
+    [
+        (ALLOW, []),
+        ("SCMP_ACT_LOG", []),
+        (DENY, [rule(ALLOW, "execve")]),
+        (DENY, [rule("SCMP_ACT_LOG", "execveat")]),
+        (ALLOW, [rule(DENY, "execveat")]),
+        (ALLOW, [rule(DENY, "execve", "execveat", args=[{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}])]),
+    ],
+)
+def test_with_an_execve_somewhere_the_runtime_is_to_judge(default: str, rules: list[dict[str, Any]]) -> None:
+    require_execve({"defaultAction": default, "syscalls": rules}, None)
+
+
+def test_the_default_lets_execute() -> None:
+    made = SeccompFilters().resolve(DEFAULT, NOTHING)
+    assert made is not None
+    require_execve(made, DEFAULT)
