@@ -10,6 +10,7 @@ from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.cli.check.isolation import examine_isolation
 from crinoid.core.cli.check.kernel_features import examine_kernel
 from crinoid.core.cli.check.network import examine_network
+from crinoid.core.cli.check.other_runtimes import examine_other_runtimes
 from crinoid.core.cli.check.privileges import examine_privileges
 from crinoid.core.cli.check.programs import examine_programs
 from crinoid.core.cli.check.slots import examine_slots
@@ -27,6 +28,7 @@ _PARTS: tuple[tuple[str, Callable[[Config], Iterator[Finding]]], ...] = (
     ("isolation", examine_isolation),
     ("disk", examine_disk),
     ("network", examine_network),
+    ("other runtimes", examine_other_runtimes),
     ("devices", examine_devices),
 )
 _ASYNC_PARTS: tuple[tuple[str, Callable[[Config], AsyncIterator[Finding]]], ...] = (("programs", examine_programs),)

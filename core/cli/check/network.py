@@ -1,6 +1,6 @@
 """What pods' packets need of the host: forwarding, and a bridge whose packets meet the host's rules."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from crinoid.core.cli.check.findings import Area, Finding
@@ -20,6 +20,22 @@ def examine_network(config: Config, sys_net: Path = Path("/proc/sys/net")) -> It
         sys_net / "ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding", "pods reach no IPv6 beyond this node"
     )
     yield _judge_bridge(sys_net / "bridge/bridge-nf-call-iptables")
+    if config.network.driver == "auto":
+        yield from judge_auto(config.network.options, _has_kubelet(Path("/")))
+
+
+def judge_auto(options: Mapping[str, object], has_kubelet: bool) -> Iterator[Finding]:
+    """Judge what pods get while there is no CNI configuration: on a node of a cluster a network of the node alone."""
+    if has_kubelet and options.get("fallback", "bridge") == "bridge":
+        detail = "pods that come before a network add-on's CNI configuration are attached to crinoid's own bridge"
+        advice = (
+            'set network.options.fallback = "none", or network.driver = "bridge" where there is no add-on'
+        )
+        yield _AREA.warning("auto", detail, advice)
+
+
+def _has_kubelet(root: Path) -> bool:
+    return any((root / place).exists() for place in ("var/lib/kubelet", "var/lib/rancher/k3s", "etc/kubernetes"))
 
 
 def _judge_switch(file: Path, name: str, consequence: str) -> Finding:
