@@ -6,6 +6,8 @@
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
+# One runs a kubelet over crinoid, from binaries that you have: make test-cluster CLUSTER_BINARIES=DIR (a directory with
+# kubelet), and with CLUSTER_RUNTIME=containerd over Debian's containerd, to see that pods end in the same words
 # One lets thousands of pods live and looks whether the daemon grows: make soak (SOAK="--lives 500" for fewer)
 # One measures how far a reader of the code has to go: make reading
 # One kills, breaks and cuts the power of daemons at every point of their work; hours, as root, in which it can be
@@ -22,13 +24,16 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-peers test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-cluster test-peers test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
 
 test: setup lint
 	$(BIN)/pytest $(PARALLEL)
+
+test-cluster: setup
+	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/pytest tests/cluster
 
 test-peers: setup
 	$(BIN)/pytest tests/conformance --cri-peer containerd

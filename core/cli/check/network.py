@@ -28,9 +28,7 @@ def judge_auto(options: Mapping[str, object], has_kubelet: bool) -> Iterator[Fin
     """Judge what pods get while there is no CNI configuration: on a node of a cluster a network of the node alone."""
     if has_kubelet and options.get("fallback", "bridge") == "bridge":
         detail = "pods that come before a network add-on's CNI configuration are attached to crinoid's own bridge"
-        advice = (
-            'set network.options.fallback = "none", or network.driver = "bridge" where there is no add-on'
-        )
+        advice = 'set network.options.fallback = "none", or network.driver = "bridge" where there is no add-on'
         yield _AREA.warning("auto", detail, advice)
 
 
