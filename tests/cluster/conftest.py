@@ -1,0 +1,81 @@
+"""A kubelet over crinoid, or over a peer: by programs that the caller names, as none of them is in this repository.
+
+``CLUSTER_BINARIES`` is a directory with ``kubelet``. With ``CLUSTER_RUNTIME=containerd`` the same tests run over
+Debian's containerd: the words that a pod's users see have to be the same.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.kubelet import Kubelet
+from cluster.place import Place, place_in
+from support.containerd import Containerd
+from support.daemon import Daemon
+
+RUNTIME = os.environ.get("CLUSTER_RUNTIME", "crinoid")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip where there is no kubelet, and say what is missing."""
+    for item in items:
+        if "cluster" not in item.path.parts:
+            continue
+        item.add_marker(pytest.mark.integration)
+        item.add_marker(pytest.mark.timeout(300))
+        if os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="real containers need root"))
+        elif not (_binaries() / "kubelet").is_file():
+            item.add_marker(pytest.mark.skip(reason="CLUSTER_BINARIES names no directory with a kubelet"))
+
+
+def _binaries() -> Path:
+    return Path(os.environ.get("CLUSTER_BINARIES", "/nonexistent"))
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place_in(tmp_path_factory.mktemp("cluster")) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def runtime(place: Place) -> Iterator[Daemon | Containerd]:
+    """The runtime that the tests are about; at the end nothing of it may be left."""
+    with contextlib.ExitStack() as stack:
+        if RUNTIME == "containerd":
+            peer = Containerd(
+                place.directory / "peer", place.cni_conf, place.registry.host, f"{place.images}/pause:1", place.prefix
+            )
+            stack.callback(peer.end)
+            peer.start()
+            yield peer
+            return
+        config = f"""
+            network.options.fallback = "none"
+            network.options.cni.conf_dir = "{place.cni_conf}"
+            [registries.distribution]
+            driver = "distribution"
+            options = {{ plain_http = ["{place.registry.host}"] }}
+            [runtimes.crun]
+            driver = "crun"
+        """
+        daemon = Daemon(place.directory / "daemon", config, place.prefix)
+        stack.callback(daemon.end)
+        daemon.start()
+        yield daemon
+        daemon.clean()
+        assert daemon.leftovers() == []
+
+
+@pytest.fixture(scope="session")
+def kubelet(place: Place, runtime: Daemon | Containerd) -> Iterator[Kubelet]:
+    kubelet = Kubelet(_binaries() / "kubelet", place, runtime.socket)
+    try:
+        kubelet.start()
+        yield kubelet
+    finally:
+        kubelet.end()
