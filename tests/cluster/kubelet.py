@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -55,7 +56,7 @@ class Kubelet:
         config = self.place.directory / "kubelet.json"
         config.write_text(json.dumps(self._configuration()))
         command = [str(self.program), f"--config={config}", f"--root-dir={self.directory}"]
-        command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}"]
+        command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}", "--v=3"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.place.prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -115,6 +116,15 @@ class Kubelet:
             return json.dumps(self.pods().get(name, {}).get("status"), indent=1) + "\n" + self.tail()
 
         found: Json = wait_for(look, told, patient(seconds))
+        return found
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """Return reason and message of each event of a pod, in order: without an API server they are in its log."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            if '"Event occurred"' in line and f'object="default/{name}-node"' in line:
+                words = dict(re.findall(r'(reason|message)=("(?:[^"\\]|\\.)*")', line))
+                found.append((json.loads(words["reason"]), json.loads(words["message"])))
         return found
 
     def execute(self, name: str, container: str, command: str) -> str:

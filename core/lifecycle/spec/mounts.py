@@ -143,8 +143,8 @@ def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
             raise Unsupported(f"{name}: this handler's runtime has no recursive read-only mounts")
     source = find_source(volume)
     path = os.path.normpath("/" + volume.container_path.lstrip("/"))
-    if not volume.container_path or path == "/" or "\0" in path:
-        raise InvalidArgument(f"container_path {volume.container_path!r} of a mount is not a path below /")
+    if not volume.container_path or "\0" in path:
+        raise InvalidArgument(f"container_path {volume.container_path!r} of a mount is not a path")
     # ``ro`` is of the mount itself; what is mounted below it stays writable, as in Kubernetes, without ``rro``.
     options = ["rbind", volume.propagation.value, "ro" if volume.readonly else "rw", *volume.mount_options]
     if volume.recursive_read_only:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded
+from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded, RuntimeRefused
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.runtime import ContainerProcess, ContainerRequest, ContainerStatus, OciSpec
@@ -108,6 +108,8 @@ class Creation:
         capabilities = frozenset((process.get("capabilities") or {}).get("bounding") or ())
         # The binary kills and removes what this names, so it is the handle's, whatever the spec says.
         linux = dict(spec.get("linux") or {}) | {"cgroupsPath": request.handle.cgroup}
+        if any(mount.get("destination") == "/" for mount in spec.get("mounts") or ()):
+            raise RuntimeRefused("a mount at / would hide the container's own files")
         own_seccomp = linux.pop("seccomp", None)  # of an extension, which knows what it does
         seccomp = self._seccomp.resolve(request.seccomp, capabilities)
         if seccomp is not None:
