@@ -53,12 +53,13 @@ async def test_changes_are_told(change: str, tmp_path: Path, listener: Listener)
     (directory / "a.conf").touch()
     (tmp_path / "b.conf").touch()
     watch = await started(directory, listener)
-    {
+    changes: dict[str, Callable[[], object]] = {
         "write": lambda: (directory / "a.conf").write_text("x"),
         "move in": lambda: (tmp_path / "b.conf").rename(directory / "b.conf"),
         "move out": lambda: (directory / "a.conf").rename(tmp_path / "a.conf"),
         "remove": lambda: (directory / "a.conf").unlink(),
-    }[change]()
+    }
+    changes[change]()
     await until(lambda: listener.calls > 1)
     await watch.close()
     await watch.close()
@@ -100,7 +101,8 @@ async def test_a_listener_that_fails_does_not_end_it(
 async def test_without_inotify_it_tries_again(
     tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, refused = libc.call, []
+    real = libc.call
+    refused: list[str] = []
 
     def refuse_once(name: str, *arguments: object, **more: object) -> int:
         if name == "inotify_init1" and not refused:
