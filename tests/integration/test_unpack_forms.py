@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crinoid.core.api.archives import Corrupt
 from crinoid.core.lifecycle.images.implied import settle_tree
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.tree import Tree

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from crinoid.core.api.archives import DIRECTORY, FILE, Corrupt, Entry
 from crinoid.core.lifecycle.images.unpack.extensions import KINDS as EXTENSION_KINDS
 from crinoid.core.lifecycle.images.unpack.extensions import Extensions
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt
-from crinoid.core.lifecycle.images.unpack.headers import DIRECTORY, FILE, GNU_SPARSE, Entry, HeaderParser
+from crinoid.core.lifecycle.images.unpack.headers import GNU_SPARSE, HeaderParser
 from crinoid.core.lifecycle.images.unpack.sparse import resolve_sparse
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 

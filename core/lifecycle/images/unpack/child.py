@@ -8,6 +8,7 @@ arguments, in the order of ``main``.
 import os
 import sys
 
+from crinoid.core.api.archives import ArchiveFault, Corrupt, TooLarge
 from crinoid.core.lifecycle.images.unpack import syscalls
 from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked
 from crinoid.core.lifecycle.images.unpack.blob import Blob
@@ -15,7 +16,6 @@ from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_p
 from crinoid.core.lifecycle.images.unpack.decompression import load_codec
 from crinoid.core.lifecycle.images.unpack.deletion import Deletion, read_list
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
 from crinoid.core.lifecycle.images.unpack.flushing import Flusher, Reserve
 from crinoid.core.lifecycle.images.unpack.parts import Parts
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader, LayerStream

@@ -5,8 +5,8 @@ What the blob is, its first bytes say; media types in the wild are sometimes wro
 
 from collections.abc import Iterator
 
+from crinoid.core.api.archives import Corrupt, NotSupported
 from crinoid.core.lifecycle.images.unpack.blob import Blob
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported
 
 #: So that a chunk is still in the processor's cache when it is hashed and written, and its memory is used again: with
 #: 1 MiB, a fifth of an unpacker's time went into page faults.

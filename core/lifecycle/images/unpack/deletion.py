@@ -4,9 +4,8 @@ Here and not in the daemon, since the list is a stranger's too: JSON of any shap
 which may lead through links.
 """
 
+from crinoid.core.api.archives import Corrupt, TooLarge, show, split
 from crinoid.core.lifecycle.images.unpack.blob import Blob
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, TooLarge, show
-from crinoid.core.lifecycle.images.unpack.paths import split
 from crinoid.core.lifecycle.images.unpack.tree import Tree
 
 _LONGEST_PATH = 4096  # PATH_MAX

@@ -6,8 +6,8 @@ Global pax headers are read over, as peers do: two runtimes must not see differe
 
 import binascii
 
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, show
-from crinoid.core.lifecycle.images.unpack.headers import WITHOUT_DATA, Entry, bound_time, check_id
+from crinoid.core.api.archives import Corrupt, Entry, show
+from crinoid.core.lifecycle.images.unpack.headers import WITHOUT_DATA, bound_time, check_id
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 PAX, PAX_SOLARIS, PAX_GLOBAL, LONG_NAME, LONG_LINK, VOLUME_LABEL = b"x", b"X", b"g", b"L", b"K", b"V"

@@ -1,4 +1,4 @@
-"""Walks the entries of a layer and has ``tree`` make them. Runs in the child, after ``confinement``.
+"""Walks the entries of a layer and has ``tree``, or a driver's own writer, make them. Runs in the child, confined.
 
 What a name means to a layer is decided here. Source: OCI image-spec, layer.md, "Whiteouts"; AUFS's own files, which
 some old images carry, are passed over.
@@ -6,13 +6,10 @@ some old images carry, are passed over.
 
 from collections.abc import Callable
 
-from crinoid.core.lifecycle.images.unpack import headers
+from crinoid.core.api import archives
+from crinoid.core.api.archives import Corrupt, Entry, LayerWriter, NotSupported, TooLarge, show, split
 from crinoid.core.lifecycle.images.unpack.archive import read_entries
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, TooLarge, show
-from crinoid.core.lifecycle.images.unpack.headers import Entry
-from crinoid.core.lifecycle.images.unpack.paths import split
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
-from crinoid.core.lifecycle.images.unpack.tree import Tree
 
 _WHITEOUT = b".wh."
 _OPAQUE_WHITEOUT = b".wh..wh..opq"
@@ -23,7 +20,7 @@ _Make = Callable[[bytes, bytes, Entry], None]
 class Extraction:
     """One pass over a layer. ``current`` is the name of the entry at hand, for messages."""
 
-    def __init__(self, reader: ByteReader, tree: Tree, max_entries: int | None, must_end: bool = False) -> None:
+    def __init__(self, reader: ByteReader, tree: LayerWriter, max_entries: int | None, must_end: bool = False) -> None:
         self._reader = reader
         self._tree = tree
         self._left = max_entries if max_entries is not None else -1
@@ -31,13 +28,13 @@ class Extraction:
         self._must_end = must_end
         self.current = b""
         self._makers: dict[bytes, _Make] = {
-            headers.FILE: tree.add_file,
-            headers.DIRECTORY: tree.add_directory,
-            headers.SYMLINK: tree.add_symlink,
-            headers.HARD_LINK: tree.add_hard_link,
-            headers.CHARACTER_DEVICE: tree.add_node,
-            headers.BLOCK_DEVICE: tree.add_node,
-            headers.FIFO: tree.add_node,
+            archives.FILE: tree.add_file,
+            archives.DIRECTORY: tree.add_directory,
+            archives.SYMLINK: tree.add_symlink,
+            archives.HARD_LINK: tree.add_hard_link,
+            archives.CHARACTER_DEVICE: tree.add_node,
+            archives.BLOCK_DEVICE: tree.add_node,
+            archives.FIFO: tree.add_node,
         }
 
     def run(self) -> None:
@@ -52,7 +49,7 @@ class Extraction:
                 self._hide(parent, base, entry)
             elif base:
                 self._maker(entry)(parent, base, entry)
-            elif entry.kind == headers.DIRECTORY:
+            elif entry.kind == archives.DIRECTORY:
                 self._tree.describe_root(entry)
             else:
                 raise Corrupt("it would replace the root of the layer")

@@ -10,8 +10,8 @@ import threading
 from _queue import SimpleQueue
 from collections.abc import Iterator
 
+from crinoid.core.api.archives import TooLarge
 from crinoid.core.lifecycle.images.unpack import syscalls
-from crinoid.core.lifecycle.images.unpack.faults import TooLarge
 
 STEP_BYTES = 16 << 20
 

@@ -7,9 +7,18 @@ Sources: POSIX pax (IEEE 1003.1), GNU tar manual "Basic Tar Format".
 import struct
 from zlib import adler32
 
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt
+from crinoid.core.api.archives import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    HARD_LINK,
+    SYMLINK,
+    Corrupt,
+    Entry,
+)
 
-FILE, HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 GNU_SPARSE = b"S"
 _SAME_AS_FILE = frozenset({b"\0", b"7"})
 WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO})
@@ -22,22 +31,6 @@ _ADLER = 65521
 _LATEST_S = 1 << 34  # what ext4 can store; a file system clamps to its own range
 _OWNERS_REMEMBERED = 4096
 _LARGEST_ID = 0xFFFF_FFFE
-
-
-class Entry:
-    """One member of an archive. ``size`` counts its bytes in the archive, ``mtime_ns`` is since the epoch."""
-
-    __slots__ = ("device", "gid", "kind", "link", "mode", "mtime_ns", "name", "raw", "size", "sparse", "uid", "xattrs")
-
-    def __init__(self, raw: bytes, kind: bytes) -> None:
-        self.raw = raw
-        self.kind = kind
-        self.name = self.link = b""
-        self.mode = self.uid = self.gid = self.size = self.mtime_ns = 0
-        self.device = (0, 0)
-        self.xattrs: dict[str, bytes] = {}
-        #: None, or the logical size and the (offset, length) of each piece of data in it.
-        self.sparse: tuple[int, list[tuple[int, int]]] | None = None
 
 
 class HeaderParser:

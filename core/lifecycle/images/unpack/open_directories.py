@@ -11,8 +11,7 @@ import resource
 import stat
 from collections.abc import Callable
 
-from crinoid.core.lifecycle.images.unpack import paths
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, show
+from crinoid.core.api.archives import Corrupt, parse, show
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
 _MOST_DIRECTORIES_OPEN = 4096
@@ -61,7 +60,7 @@ class DirectoryCache:
             return self._last
         directory = self._open.pop(name, None)
         if directory is None:
-            parts = paths.parse(name)
+            parts = parse(name)
             directory = self._try_open(parts) or self._make(parts)
         return self._remember(name, directory)
 
@@ -69,7 +68,7 @@ class DirectoryCache:
         """Return the directory of that name, or None where there is none."""
         if name == self._last_name:
             return self._last
-        directory = self._open.pop(name, None) or self._try_open(paths.parse(name))
+        directory = self._open.pop(name, None) or self._try_open(parse(name))
         return None if directory is None else self._remember(name, directory)
 
     def forget(self) -> None:

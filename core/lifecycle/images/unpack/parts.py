@@ -6,9 +6,8 @@ Unlike a layer, such an archive has no digest that says what it should be; so it
 import os
 from collections.abc import Mapping
 
+from crinoid.core.api.archives import FILE, Corrupt, Entry, NotSupported, TooLarge
 from crinoid.core.lifecycle.images.unpack.archive import read_entries
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, TooLarge
-from crinoid.core.lifecycle.images.unpack.headers import FILE, Entry
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -6,9 +6,9 @@ front of the file's data. Source: GNU tar manual, "Storing Sparse Files".
 
 from itertools import pairwise
 
+from crinoid.core.api.archives import FILE, Corrupt, Entry
 from crinoid.core.lifecycle.images.unpack.extensions import decimal, without_nul
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt
-from crinoid.core.lifecycle.images.unpack.headers import FILE, GNU_SPARSE, Entry, number
+from crinoid.core.lifecycle.images.unpack.headers import GNU_SPARSE, number
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 _MOST_PIECES = 1 << 20

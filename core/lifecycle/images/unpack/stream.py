@@ -10,9 +10,9 @@ import threading
 from _queue import SimpleQueue
 from collections.abc import Iterator
 
+from crinoid.core.api.archives import ArchiveFault, ByteSource, Corrupt, TooLarge
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.decompression import decompress
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, TooLarge
 
 _CHUNKS_WAITING = 16
 
@@ -63,7 +63,7 @@ class LayerStream:
             self._filled.put(error)
 
 
-class ByteReader:
+class ByteReader(ByteSource):
     """Takes exact numbers of bytes from chunks, copying no more than it must. ``offset`` counts what was taken."""
 
     __slots__ = ("_base", "_chunk", "_chunks", "_end", "_position", "_view")

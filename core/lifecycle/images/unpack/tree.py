@@ -10,10 +10,19 @@ import os
 import stat
 from collections.abc import Callable
 
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotADirectory, NotSupported, show
-from crinoid.core.lifecycle.images.unpack.headers import BLOCK_DEVICE, CHARACTER_DEVICE, Entry
+from crinoid.core.api.archives import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    Corrupt,
+    Entry,
+    LayerWriter,
+    NotADirectory,
+    NotSupported,
+    parse,
+    show,
+    split,
+)
 from crinoid.core.lifecycle.images.unpack.open_directories import Directory, DirectoryCache, list_attributes
-from crinoid.core.lifecycle.images.unpack.paths import parse, split
 from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
@@ -37,7 +46,7 @@ class _DirectoryMetadata:
         self.xattrs = entry.xattrs
 
 
-class Tree:
+class Tree(LayerWriter):
     """The tree under ``root_fd``. ``overlay``: whiteouts stay, in overlayfs's form; else they remove.
 
     ``used_bytes`` and ``inodes`` count what was made, in blocks of 4 KiB.

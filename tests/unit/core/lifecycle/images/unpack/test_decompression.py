@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from crinoid.core.api.archives import Corrupt, NotSupported, TooLarge
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.decompression import CHUNK_BYTES, decompress, load_codec
-from crinoid.core.lifecycle.images.unpack.faults import Corrupt, NotSupported, TooLarge
 from crinoid.core.lifecycle.images.unpack.stream import LayerStream
 
 CONTENT = b"".join(b"line %d of the layer\n" % number for number in range(20_000))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from crinoid.core.api.archives import ArchiveFault, Corrupt, NotSupported, TooLarge
 from crinoid.core.lifecycle.images.unpack import syscalls
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt, NotSupported, TooLarge
 from support.archives import END, ArchiveBuilder, header, pad, pax
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="devices, owners and trusted attributes need root")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crinoid.core.api.archives import ArchiveFault, Corrupt, Entry
 from crinoid.core.lifecycle.images.unpack.archive import read_entries
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, Corrupt
-from crinoid.core.lifecycle.images.unpack.headers import Entry, number
+from crinoid.core.lifecycle.images.unpack.headers import number
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from support.archives import END, ArchiveBuilder, header, pad, pax, pax_record, seal
 
