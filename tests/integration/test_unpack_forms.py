@@ -1,4 +1,5 @@
-"""The two forms of whiteouts mean the same: layers stacked by overlayfs show what layers applied in turn hold."""
+"""All forms of layers mean the same: stacked by overlayfs, as directories or as EROFS images, they show what layers
+applied in turn hold."""
 
 import os
 import stat
@@ -11,13 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crinoid.core.api.archives import Corrupt
+from crinoid.core.api.linux import mount
+from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.images.implied import settle_tree
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.tree import Tree
+from crinoid.plugins.snapshotters.erofs.settling import settle_image
+from crinoid.plugins.snapshotters.erofs.writer import IMAGE_FILE
 from crinoid.plugins.snapshotters.overlay import shown_trees
 from support.archives import ArchiveBuilder
+from support.erofs import write_image
 
 pytestmark = [
     pytest.mark.integration,
@@ -52,8 +58,9 @@ def test_a_whiteout_by_way_of_a_lower_link(tmp_path: Path, link: str, mark: str)
 def compare(base: Path, layers: list[bytes]) -> None:
     """Stack layers by overlayfs, apply them in turn, and compare what there is."""
     applied, lowers, merged = base / "applied", [base / f"l{number}" for number in range(len(layers))], base / "merged"
+    images = [base / f"i{number}" for number in range(len(layers))]
     nothing = base / "nothing"
-    for directory in (applied, *lowers, nothing, merged):
+    for directory in (applied, *lowers, *images, nothing, merged):
         directory.mkdir()
     for number, (lower, archive) in enumerate(zip(lowers, layers, strict=True)):
         try:
@@ -62,11 +69,23 @@ def compare(base: Path, layers: list[bytes]) -> None:
             return  # a file of the same layer where a directory must be
         settle_tree(shown_trees(tuple(lowers[:number][::-1])), lower, unpacked)
         unpack(archive, applied, overlay=False)
-    stack = [*shown_trees(tuple(reversed(lowers))), nothing]  # an overlay needs two
-    options = "lowerdir=" + ":".join(map(str, stack))
+        below = [image / IMAGE_FILE for image in images[:number][::-1]]
+        settle_image(write_image(archive, images[number]), below, bytes(16))
+    assert shown(shown_trees(tuple(reversed(lowers))), nothing, merged) == described(applied)
+    try:
+        for image in images:
+            mount.mount(Mount("erofs", str(image / IMAGE_FILE), ("ro",)), image)
+        assert shown(shown_trees(tuple(reversed(images))), nothing, merged) == described(applied)
+    finally:
+        for image in images:
+            mount.unmount(image)
+
+
+def shown(trees: tuple[Path, ...], nothing: Path, merged: Path) -> dict[str, object]:
+    options = "lowerdir=" + ":".join(map(str, [*trees, nothing]))  # an overlay needs two
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)
     try:
-        assert described(merged) == described(applied)
+        return described(merged)
     finally:
         subprocess.run(["umount", str(merged)], check=True)
 

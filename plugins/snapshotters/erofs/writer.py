@@ -30,6 +30,7 @@ from crinoid.plugins.snapshotters.erofs.layout import BLOCK_BYTES, INLINE, INODE
 
 IMAGE_FILE, SETTLE_FILE = "layer.erofs", "settle"
 OPAQUE = "trusted.overlay.opaque"
+_OPAQUE_BYTES = 32  # of it among packed attributes, with their head: settling may add it
 IMPLIED, RENEWED, HIDING = 1, 2, 4
 _CHUNK_BYTES = 64 * BLOCK_BYTES
 _IMPLIED_MODE = 0o755
@@ -267,7 +268,8 @@ class ImageWriter(LayerWriter):
             else:
                 head = INODE_BYTES + len(layout.pack_attributes(directory.xattrs))
                 tail = layout.entries_bytes([*directory.names, b".", b".."]) % BLOCK_BYTES
-                at = self._space.take_slot(head + tail if head + tail <= BLOCK_BYTES else head)
+                tail = tail if head + tail <= BLOCK_BYTES else 0
+                at = self._space.take_slot(head + max(tail, min(_OPAQUE_BYTES, BLOCK_BYTES - head)))
                 directory.nid = (self._space.base + at) // SLOT_BYTES
             for name, child in directory.names.items():
                 if isinstance(child, Directory):
@@ -474,15 +476,16 @@ def _entries_of(directory: Directory, above: int) -> Entries:
     return entries
 
 
-def write_directory(space: Space, nid: int, facts: Facts, entries: Entries) -> None:
+def write_directory(space: Space, nid: int, facts: Facts, entries: Entries, has_room: bool = True) -> None:
     """Write a directory, whose inode has its place already: with the last part of its entries behind it if they fit.
 
-    ``facts``: mode, uid, gid, time in nanoseconds, packed attributes. ``entries`` are sorted here.
+    ``facts``: mode, uid, gid, time in nanoseconds, packed attributes. ``entries`` are sorted here. ``has_room``: behind
+    the inode is the rest of its block, or what these very entries need.
     """
     mode, uid, gid, mtime_ns, attributes = facts
     data = layout.pack_entries(entries)
     tail = len(data) % BLOCK_BYTES
-    if INODE_BYTES + len(attributes) + tail > BLOCK_BYTES:
+    if not has_room or INODE_BYTES + len(attributes) + tail > BLOCK_BYTES:
         tail = 0
     body, first = len(data) - tail, 0
     if body:
