@@ -48,10 +48,15 @@ class DirectorySnapshotter:
 
     whiteouts: WhiteoutForm
     """The form in which layers are unpacked: ``DELETE`` where each layer holds the whole tree up to it."""
+    writer = ""
+    """The class that keeps layers in another form than directories, as ``LayerTarget.writer`` names it."""
+    content = "fs"
+    """What is there of each layer that is whole."""
 
     def __init__(self, config: DirectoryConfig, host: Host) -> None:
         self.host = host
-        self.storage = Storage(config.root or host.state_dir / "snapshots", host.log, host.unremoved)
+        root = config.root or host.state_dir / "snapshots"
+        self.storage = Storage(root, host.log, host.unremoved, self.content)
 
     def fill_layer(self, parent: str | None, directory: Path, cancelled: threading.Event) -> None:
         """Put into the empty ``directory`` of a new layer what it begins with. Raises NotFound for a parent it needs.
@@ -72,16 +77,16 @@ class DirectorySnapshotter:
     async def prepare_layer(self, chain_id: str, parent: str | None) -> LayerTarget:
         cancelled = threading.Event()
         fill = functools.partial(self.fill_layer, parent, cancelled=cancelled)
-        key, directory = await _in_thread(lambda: self.storage.prepare(parent, fill), cancelled.set)
-        return LayerTarget(key, directory, self.whiteouts)
+        key, directory = await in_thread(lambda: self.storage.prepare(parent, fill), cancelled.set)
+        return LayerTarget(key, directory, self.whiteouts, self.writer)
 
     @hookimpl
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
-        await _in_thread(lambda: self.storage.commit(key, chain_id, parent))
+        await in_thread(lambda: self.storage.commit(key, chain_id, parent))
 
     @hookimpl
     async def discard_layer(self, key: str) -> None:
-        await _in_thread(lambda: self.storage.discard(key))
+        await in_thread(lambda: self.storage.discard(key))
 
     @hookimpl
     async def has_layer(self, chain_id: str) -> bool:
@@ -93,14 +98,14 @@ class DirectorySnapshotter:
 
     @hookimpl
     async def remove_layer(self, chain_id: str) -> None:
-        await _in_thread(lambda: self.storage.remove_layer(chain_id))
+        await in_thread(lambda: self.storage.remove_layer(chain_id))
 
     @hookimpl
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:
         cancelled = threading.Event()
         fill = functools.partial(self.fill_snapshot, parent, readonly, cancelled=cancelled)
         create = functools.partial(self.storage.create, key, parent, readonly, fill)
-        return self.mounts_of(await _in_thread(create, cancelled.set))
+        return self.mounts_of(await in_thread(create, cancelled.set))
 
     @hookimpl
     async def mounts(self, key: str) -> tuple[Mount, ...]:
@@ -108,7 +113,7 @@ class DirectorySnapshotter:
 
     @hookimpl
     async def remove_snapshot(self, key: str) -> None:
-        await _in_thread(lambda: self.storage.remove_snapshot(key))
+        await in_thread(lambda: self.storage.remove_snapshot(key))
 
     @hookimpl
     async def list_snapshots(self) -> tuple[str, ...]:
@@ -116,22 +121,22 @@ class DirectorySnapshotter:
 
     @hookimpl
     async def list_unfinished(self) -> tuple[str, ...]:
-        return await _in_thread(self.storage.unfinished)
+        return await in_thread(self.storage.unfinished)
 
     @hookimpl
     async def usage(self, key: str) -> DiskUsage:
-        return await _in_thread(lambda: self.storage.snapshot_usage(key))
+        return await in_thread(lambda: self.storage.snapshot_usage(key))
 
     @hookimpl
     async def layer_usage(self, chain_id: str) -> DiskUsage:
-        return await _in_thread(lambda: self.storage.layer_usage(chain_id))
+        return await in_thread(lambda: self.storage.layer_usage(chain_id))
 
     @hookimpl
     async def total_usage(self) -> DiskUsage:
-        return await _in_thread(self.storage.total_usage)
+        return await in_thread(self.storage.total_usage)
 
 
-async def _in_thread(function: Callable[[], T], interrupt: Callable[[], None] = lambda: None) -> T:
+async def in_thread(function: Callable[[], T], interrupt: Callable[[], None] = lambda: None) -> T:
     """Run what blocks; most of it is short, and what is not is told by ``interrupt`` that nobody waits any more."""
     try:
         return await call_in_thread(function, interrupt)

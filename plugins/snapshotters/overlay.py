@@ -80,15 +80,17 @@ class OverlaySnapshotter(DirectorySnapshotter):
             copy_root_attributes(self.storage.stack(parent)[0], directory)
 
     def mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
-        """An overlay needs a lower layer, and two where it has no upper one: else a bind mount does."""
         directory = self.storage.snapshot_directory(snapshot)
-        stack = shown_trees(self.storage.stack(snapshot.parent))
-        if snapshot.readonly and len(stack) < 2:
+        return self.stacked(shown_trees(self.storage.stack(snapshot.parent)), directory, snapshot.readonly)
+
+    def stacked(self, stack: tuple[Path, ...], directory: Path, readonly: bool) -> tuple[Mount, ...]:
+        """An overlay needs a lower layer, and two where it has no upper one: else a bind mount does."""
+        if readonly and len(stack) < 2:
             return (Mount("bind", str([*stack, directory / "fs"][0]), ("rbind", "ro")),)
         if not stack:
             return (Mount("bind", str(directory / "fs"), ("rbind",)),)
         lowers = tuple(f"lowerdir+={tree}" for tree in stack)
-        if snapshot.readonly:
+        if readonly:
             return (Mount("overlay", "overlay", (*lowers, *self._options, "ro")),)
         parts = (f"upperdir={directory / 'fs'}", f"workdir={directory / 'work'}")
         return (Mount("overlay", "overlay", (*lowers, *parts, *self._options)),)

@@ -36,9 +36,12 @@ Fill = Callable[[Path], None]
 class Storage:
     """The directories of one slot and their index, read from the disk once."""
 
-    def __init__(self, root: Path, log: logging.Logger, unremoved: MutableMapping[str, str]) -> None:
-        """``unremoved``: see ``Host``."""
+    def __init__(
+        self, root: Path, log: logging.Logger, unremoved: MutableMapping[str, str], content: str = "fs"
+    ) -> None:
+        """``unremoved``: see ``Host``. ``content``: what is there of each layer that is whole, below its directory."""
         self.root = root
+        self._content = content
         self._log = log
         self._lock = threading.Lock()
         for name in ("layers", "unfinished", "snapshots", "scratch"):
@@ -156,7 +159,7 @@ class Storage:
 
     def _has_tree(self, chain_id: str) -> bool:
         layer = self._layers.get(chain_id)
-        return layer is not None and os.path.isdir(f"{self.root}/layers/{layer.number}/fs")  # noqa: PTH112  # each create
+        return layer is not None and os.path.exists(f"{self.root}/layers/{layer.number}/{self._content}")  # noqa: PTH110  # each create
 
     def layer(self, chain_id: str) -> Layer:
         """Find a committed layer. Raises NotFound."""
@@ -204,12 +207,15 @@ class Storage:
 
     def stack(self, chain_id: str | None) -> tuple[Path, ...]:
         """Return the trees that make up a chain id, topmost first. Raises NotFound."""
-        trees = []
+        return tuple(self._layer_directory(layer) / "fs" for layer in self.layer_stack(chain_id))
+
+    def layer_stack(self, chain_id: str | None) -> tuple[Layer, ...]:
+        """Return the layers that make up a chain id, topmost first. Raises NotFound."""
+        layers = []
         while chain_id is not None:
-            layer = self.layer(chain_id)
-            trees.append(self._layer_directory(layer) / "fs")
-            chain_id = layer.parent
-        return tuple(trees)
+            layers.append(self.layer(chain_id))
+            chain_id = layers[-1].parent
+        return tuple(layers)
 
     def unfinished(self) -> tuple[str, ...]:
         """Return the keys of all unfinished layers."""
@@ -349,6 +355,10 @@ class Storage:
 
     def _layer_directory(self, layer: Layer) -> Path:
         return self.root / "layers" / str(layer.number)
+
+    def unfinished_tree(self, key: str) -> Path:
+        """Return the directory that an unfinished layer was unpacked into. Raises NotFound."""
+        return self._unfinished(key) / "fs"
 
     def _unfinished(self, key: str) -> Path:
         directory = self.root / "unfinished" / key

@@ -3,6 +3,7 @@
 from crinoid.core.api.host import Host
 from crinoid.core.api.testing.snapshotters import SnapshotterContract
 from crinoid.plugins.snapshotters.copying import Reflink
+from crinoid.plugins.snapshotters.erofs.driver import ErofsConfig, ErofsSnapshotter
 from crinoid.plugins.snapshotters.native import NativeConfig, NativeSnapshotter
 from crinoid.plugins.snapshotters.overlay import OverlayConfig, OverlaySnapshotter
 
@@ -19,6 +20,11 @@ class TestOverlayWithOptions(SnapshotterContract):
         options = ("redirect_dir=nofollow", "xino=off")
         config = OverlayConfig(root=host.state_dir / "else where, with: odd name", mount_options=options)
         return OverlaySnapshotter(config, host)
+
+
+class TestErofs(SnapshotterContract):
+    def make_driver(self, host: Host) -> object:
+        return ErofsSnapshotter(ErofsConfig(), host)
 
 
 class TestNative(SnapshotterContract):

@@ -66,9 +66,15 @@ class SnapshotterHooks:
         restart."""
 
     @hookspec
+    async def verify_layer(self, chain_id: str) -> None:
+        """Read a committed layer, without those below it, and raise CorruptContent where it is not as it was committed.
+        May be left out by a driver that can't tell. Raises NotFound."""
+
+    @hookspec
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:  # type: ignore[empty-body]
         """Stack a writable part (or, if ``readonly``, none) named ``key`` on a chain id; return the mounts that make
-        its root. ``parent`` ``None``: an empty root. Raises AlreadyExists for a key in use, NotFound for the parent."""
+        its root, after those with a target of their own that it stands on (``Mount.target``). ``parent`` ``None``: an
+        empty root. Raises AlreadyExists for a key in use, NotFound for the parent."""
 
     @hookspec
     async def mounts(self, key: str) -> tuple[Mount, ...]:  # type: ignore[empty-body]

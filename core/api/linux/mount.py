@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crinoid.core.api.linux import libc
+from crinoid.core.api.linux import libc, loop
 from crinoid.core.api.linux.threads import call_in_fresh_thread
 from crinoid.core.api.values.snapshot import Mount
 
@@ -229,7 +229,14 @@ def _bind(source: Path, target: Path, options: MountOptions) -> None:
 
 
 def _mount_file_system(mount: Mount, target: Path, options: MountOptions) -> None:
-    _mount2(mount.source, target, mount.type, options.flags, ",".join(map(_quoted, options.data)))
+    data = ",".join(map(_quoted, options.data))
+    try:
+        _mount2(mount.source, target, mount.type, options.flags, data)
+    except OSError as error:
+        if error.errno != errno.ENOTBLK or not Path(mount.source).is_file():
+            raise
+        with loop.attached(Path(mount.source)) as device:  # before Linux 6.12, EROFS mounts no files
+            _mount2(device, target, mount.type, options.flags, data)
     if options.propagation:
         _set_propagation_or_unmount(target, options.propagation)
 

@@ -23,20 +23,33 @@ class Mount:
 
     The kernel of crinoid splits flags (``ro``, ``nosuid``, ``rbind``) from the file system's own data; an overlay's
     ``lowerdir`` is one option per layer, topmost first, each ``lowerdir+=PATH``.
+
+    Without a ``target``, it makes the snapshot's root, on top of those before it. With one, a path below the slot's
+    ``run_dir``, it is there for later ones to name: a layer that is no directory, say. The kernel makes it unless it is
+    there, and undoes it with the last root that needs it; so a target has the same type, source and options each time.
+    It can't be written to, and shows files with the owners that they have on disk.
     """
 
     type: str
     source: str
     options: tuple[str, ...] = ()
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTarget:
-    """Where to unpack a layer: ``key`` names the attempt until it is committed or discarded."""
+    """Where to unpack a layer: ``key`` names the attempt until it is committed or discarded.
+
+    ``writer``: ``module:class`` of a ``core.api.archives.LayerWriter`` of the driver's, which the confined unpacker is
+    to use: it keeps the layer in files of the directory in a form of its own. Such a layer is committed as it was
+    written: what in it only lower layers decide (directories without an entry, whiteouts that hide nothing) is for
+    ``commit_layer`` to settle.
+    """
 
     key: str
     directory: Path
     whiteouts: WhiteoutForm
+    writer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,9 +138,11 @@ class Layers:
             media_type=plan.blob.media_type,
             target=target.directory,
             whiteouts=target.whiteouts,
-            expected_diff_id=plan.diff_id,
+            expected_diff_id="" if plan.file else plan.diff_id,
             keep_free_percent=self._keep_free_percent,
             sync=False,  # commit_layer does that
+            writer=target.writer,
+            file=plan.file,
         )
         if follower is not None:
             unpacking = asyncio.create_task(unpack_layer(replace(request, growing=follower.growing), self._launcher))
@@ -154,7 +156,7 @@ class Layers:
                 await finish(_end(unpacking))
                 follower.close()  # before the wait for the parent: the place is another layer's now
         async with self._turns:
-            if not plan.file:
+            if not plan.file or target.writer:
                 return await unpack_layer(request, self._launcher)
             await call_in_thread(lambda: place_file(request.blob, target.directory, plan.file))
             return UnpackResult("", 0, 0, (".",))

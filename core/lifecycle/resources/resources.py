@@ -35,7 +35,8 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.resources import ownership
+from crinoid.core.lifecycle.resources import layer_mounts, ownership
+from crinoid.core.lifecycle.resources.layer_mounts import LayerMounts
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -55,7 +56,8 @@ _START_WAITS_S = 10.0
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
 PAUSE, CONTENTS = "pause", "contents"
-KINDS = frozenset({DIRECTORY, NAMESPACES, MOUNT, CGROUP, NETWORK, SNAPSHOT, CONTAINER, PAUSE, CONTENTS})
+LAYERS = layer_mounts.KIND
+KINDS = frozenset({DIRECTORY, NAMESPACES, MOUNT, CGROUP, NETWORK, SNAPSHOT, CONTAINER, PAUSE, CONTENTS, LAYERS})
 _DEFERRABLE = frozenset({DIRECTORY, CONTENTS, CGROUP, NETWORK, SNAPSHOT})
 
 S = TypeVar("S")
@@ -79,6 +81,9 @@ class Resources:
         self._slots = slots
         self._cgroup_root = cgroup_root
         self._threads = threads
+        self._layer_mounts = LayerMounts(
+            ledger.entries(), lambda: {slot.run_dir.parent for slot in slots.snapshotters.values()}
+        )
         self._given_up: dict[str, _GivenUp] = {}
         self._retry: asyncio.Task[None] | None = None
         self._undoing: set[asyncio.Task[None]] = set()
@@ -101,12 +106,14 @@ class Resources:
             MOUNT: lambda entry: mount.unmount(Path(entry.key)),
             CGROUP: self._undo_cgroup,
             CONTENTS: _undo_contents,
+            LAYERS: self._layer_mounts.undo,
         }
         self._check_of: Mapping[str, Callable[[LedgerEntry, str], None]] = {
             DIRECTORY: lambda entry, owner: ownership.require_path(entry.key, owner),
             MOUNT: lambda entry, owner: ownership.require_path(entry.key, owner),
             NAMESPACES: lambda entry, owner: ownership.require_paths(entry.data.get("paths"), owner),
             CONTENTS: _check_contents,
+            LAYERS: lambda entry, _: self._layer_mounts.check_entry(entry),
             NETWORK: _check_network,
             SNAPSHOT: lambda entry, owner: ownership.require_snapshot(entry.key, owner),
             CONTAINER: _check_container,
@@ -139,8 +146,19 @@ class Resources:
         await call_in_thread(bind)
 
     async def mount(self, owner: str, mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> None:
-        """Make mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
-        await self.make(owner, mounts_at(mounts, target, maps))
+        """Make a snapshot's mounts at ``target``, which exists; with ``maps``, files show other owners.
+
+        Those with a target of their own are layers, which others may use as well, and come first.
+        """
+        mounts = tuple(mounts)
+        layers = [one for one in mounts if one.target]
+        self._layer_mounts.require(layers)
+        steps = [mounts_at([one for one in mounts if not one.target], target, maps)]
+        if layers:
+            token = self._layer_mounts.new_token()
+            data = {"targets": [one.target for one in layers]}
+            steps.insert(0, Step(LAYERS, token, data, lambda: self._layer_mounts.make(layers, token)))
+        await self.make(owner, *steps)
 
     async def make_cgroup(self, owner: str, path: str) -> None:
         """Make a cgroup for a container outside its pod's, which must be new: then it is the owner's to end.

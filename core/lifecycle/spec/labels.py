@@ -75,11 +75,14 @@ def categories_of(pod_id: str) -> str:
 
 
 def label_mounts(mounts: "tuple[Mount, ...]", labels: Labels | None) -> "tuple[Mount, ...]":
-    """Return the mounts with the context that makes all files in them the container's."""
+    """Return the mounts with the context that makes all files in them the container's; layers are everybody's."""
     if labels is None:
         return mounts
     context = f"context={labels.files}"
-    return tuple(one if one.type in _UNLABELLED else replace(one, options=(*one.options, context)) for one in mounts)
+    return tuple(
+        one if one.type in _UNLABELLED or one.target else replace(one, options=(*one.options, context))
+        for one in mounts
+    )
 
 
 def relabel_volumes(config: ContainerConfig, labels: Labels | None) -> None:

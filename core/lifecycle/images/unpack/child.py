@@ -8,12 +8,12 @@ arguments, in the order of ``main``.
 import os
 import sys
 
-from crinoid.core.api.archives import ArchiveFault, Corrupt, TooLarge
+from crinoid.core.api.archives import FILE, ArchiveFault, Corrupt, Entry, LayerWriter, TooLarge, split
 from crinoid.core.lifecycle.images.unpack import syscalls
 from crinoid.core.lifecycle.images.unpack.answers import HIDING, IMPLIED, RENEWED, Failed, Unpacked
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.confinement import confine, die_with_parent
-from crinoid.core.lifecycle.images.unpack.decompression import load_codec
+from crinoid.core.lifecycle.images.unpack.decompression import CHUNK_BYTES, load_codec
 from crinoid.core.lifecycle.images.unpack.deletion import Deletion, read_list
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
 from crinoid.core.lifecycle.images.unpack.flushing import Flusher, Reserve
@@ -25,6 +25,9 @@ BLOB_FD, ANSWER_FD, TARGET_FD, ARRIVALS_FD = 0, 1, 3, 4
 FOREIGN_FDS = 5
 #: What the blob is, besides a layer (``overlay`` and ``delete``, the forms of its whiteouts).
 PARTS, DELETED = "parts", "deleted"
+#: A layer that a driver's own writer keeps, ``writer:MODULE:CLASS``.
+WRITER = "writer:"
+_SHOWN_FILE = 0o644
 _LARGEST_ANSWER = 8 << 20
 _DEEPEST = 6000  # directories in a path of PATH_MAX, and some
 
@@ -33,7 +36,8 @@ def main(arguments: list[str]) -> None:
     """Unpack and leave the process.
 
     ``arguments``: parent's pid, form, diffID (empty: unknown), max bytes, max entries, the percentage to keep free,
-    sync, parts (a name, a tab and its max bytes on each line), and the size of a blob that grows.
+    sync, parts (a name, a tab and its max bytes on each line; for a writer the name of the file that the blob is), and
+    the size of a blob that grows.
     """
     parent, form, diff_id, max_bytes, max_entries, keep_free, sync, parts, size = arguments
     die_with_parent(int(parent))
@@ -78,15 +82,18 @@ class _Job:
             return Failed("limit", 0, self._entry, "its directories are nested too deeply")
 
     def _unpack(self, diff_id: str, parts: str) -> Unpacked:
+        writer = load_writer(self._form) if self._form.startswith(WRITER) else None
         if self._form == DELETED:
             import json  # noqa: F401  # after the chroot there is nothing left to import
-        else:
+        elif writer is None or not parts:
             load_codec(self._blob)
         confine(TARGET_FD, FOREIGN_FDS)  # before any thread starts: capabilities are a thread's own
-        tree = Tree(TARGET_FD, self._form == "overlay", self._reader)
+        if writer is not None and parts:
+            return self._write_file(writer, os.fsencode(parts))
         if self._form == DELETED:
-            self._do(Deletion(tree, read_list(self._blob, self._max_bytes or 0)))
+            self._do(Deletion(Tree(TARGET_FD, False, self._reader), read_list(self._blob, self._max_bytes or 0)))
             return Unpacked("", 0, 0, ())
+        tree = writer(TARGET_FD, self._reader) if writer else Tree(TARGET_FD, self._form == "overlay", self._reader)
         self._stream.start()
         self._flusher.start()
         if self._form == PARTS:
@@ -102,14 +109,37 @@ class _Job:
         self._flusher.finish()  # it raises what writing back has met: the kernel would not tell it again
         if self._sync:
             syscalls.sync_file_system(TARGET_FD)
+        if not isinstance(tree, Tree):  # what lower layers decide of it, its driver settles
+            return Unpacked(found, tree.used_bytes, tree.inodes, ())
         kinds = ((IMPLIED, tree.implied), (RENEWED, tree.renewed), (HIDING, tree.hiding))
         directories = tuple((kind, path) for kind, paths in kinds for path in paths)
         if sum(len(path) + 2 for _, path in directories) > _LARGEST_ANSWER:
             raise TooLarge("it has too many directories that have whiteouts, or no entry of their own")
         return Unpacked(found, tree.used_bytes, tree.inodes, directories)
 
+    def _write_file(self, writer_class: type[LayerWriter], name: bytes) -> Unpacked:
+        """Have a driver's writer keep a layer of one file, the blob as it is: whose digest was verified."""
+        reader = ByteReader(self._flusher.watch(iter(lambda: self._blob.read(CHUNK_BYTES), b"")))
+        writer, self._entry = writer_class(TARGET_FD, reader), name
+        self._flusher.start()
+        entry = Entry(b"", FILE)
+        entry.name, entry.mode, entry.size = name, _SHOWN_FILE, os.fstat(BLOB_FD).st_size
+        writer.add_file(*split(name), entry)
+        writer.finish()
+        self._flusher.finish()
+        if self._sync:
+            syscalls.sync_file_system(TARGET_FD)
+        return Unpacked("", writer.used_bytes, writer.inodes, ())
+
     def _do(self, work: Extraction | Parts | Deletion) -> None:
         try:
             work.run()
         finally:
             self._entry = work.current
+
+
+def load_writer(form: str) -> type[LayerWriter]:
+    """Import a driver's writer; the process that forks children does so before, once for all of them."""
+    module, _, name = form.removeprefix(WRITER).partition(":")
+    writer: type[LayerWriter] = getattr(__import__(module, fromlist=[name]), name)
+    return writer

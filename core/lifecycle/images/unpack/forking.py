@@ -56,6 +56,7 @@ class _Forking:
             os._exit(0)
         act, number, *arguments = packet.split(b"\0")
         if act == b"run":
+            preload_writer(os.fsdecode(arguments[0]))
             self._fork(number, arguments, fds.tolist())
         else:
             self._kill(number)
@@ -82,6 +83,15 @@ class _Forking:
         for pid, number in self._children.values():  # none of them is reaped, so the pids are theirs
             if number == wanted:
                 os.kill(pid, _SIGKILL)
+
+
+def preload_writer(form: str) -> None:
+    """Load a driver's writer, where there is one, so that its children have it; each tells what is wrong with it."""
+    if form.startswith(child.WRITER):
+        try:
+            child.load_writer(form)
+        except Exception:  # noqa: BLE001  # a stranger's module
+            return
 
 
 def _become(fds: list[int], arguments: list[str]) -> None:

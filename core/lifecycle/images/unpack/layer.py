@@ -70,6 +70,9 @@ class UnpackRequest:
     directory; it must have a proper end. ``deleted``: a JSON list of paths to remove, of at most ``max_bytes``.
     ``name`` is for messages. ``blob_fd``: ``blob`` is open already, and stays the caller's.
 
+    ``writer``: the ``module:class`` that keeps the layer's entries in the target in a form of its own; ``file``: for
+    it, the blob is no archive, but the content of the layer's only file, of this name.
+
     ``growing``: ``blob`` is not there yet, and is unpacked while it comes; ``timeout_s`` counts from when it is whole.
     Whether it is what it should be then, the caller must see to before anybody uses the layer.
     """
@@ -86,6 +89,8 @@ class UnpackRequest:
     timeout_s: float = 1800.0
     growing: Growing | None = None
     form: Literal["layer", "parts", "deleted"] = "layer"
+    writer: str = ""
+    file: str = ""
     parts: tuple[tuple[str, int | None], ...] = ()
     name: str = ""
     blob_fd: int | None = None
@@ -127,19 +132,20 @@ async def unpack_layer(request: UnpackRequest, launcher: Launcher) -> UnpackResu
     a media type or entry that is not done here; ResourceExhausted for a passed limit or a full disk; DeadlineExceeded;
     CrinoidError for other faults of the host. Source: OCI image-spec, layer.md.
     """
-    if request.media_type not in _ACCEPTED:
+    if not request.file and request.media_type not in _ACCEPTED:
         raise Unsupported(
             f"{_describe(request)}: media type {request.media_type!r} is no layer that can be unpacked; "
             "OCI and Docker layers are tar, plain or compressed with gzip or zstd"
         )
     growing = request.growing
+    form = request.whiteouts.value if request.form == "layer" else request.form
     limits = [_number(request.max_bytes), _number(request.max_entries), str(request.keep_free_percent)]
     arguments = [  # as ``child.main`` takes them
-        request.whiteouts.value if request.form == "layer" else request.form,
+        f"writer:{request.writer}" if request.writer else form,
         request.expected_diff_id,
         *limits,
         "sync" if request.sync else "",
-        "\n".join(f"{name}\t{_number(most)}" for name, most in request.parts),
+        request.file or "\n".join(f"{name}\t{_number(most)}" for name, most in request.parts),
         str(growing.size) if growing else "",
     ]
     # The child gets descriptors, no paths: it is to reach the blob and the target, and nothing around them.
