@@ -22,7 +22,7 @@ from support.registry import RunningRegistry, running_registry
 from support.subnets import third_octet
 
 BUSYBOX = "docker.io/library/busybox:test"
-RUNTIMES, NETWORKS, SNAPSHOTTERS = ("runc", "crun"), ("cni", "bridge", "host"), ("overlay", "native")
+RUNTIMES, NETWORKS, SNAPSHOTTERS = ("runc", "crun"), ("cni", "bridge", "host"), ("overlay", "native", "erofs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -139,6 +139,7 @@ def configuration(directory: Path, registry: str, cni_conf: Path) -> str:
         f"[watchdog]\nstall_s = {patient(3)}",
         "[snapshotters.overlay]\ndriver = 'overlay'",
         "[snapshotters.native]\ndriver = 'native'",
+        "[snapshotters.erofs]\ndriver = 'erofs'",
         "[runtimes.crun]\ndriver = 'crun'",
         "[pods]\ncheckpoint_images = ['docker.io/test/checkpoint:*']",
         f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{directory}' }}",

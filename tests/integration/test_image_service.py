@@ -33,6 +33,7 @@ from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Store
 from crinoid.plugins.registries.layout import LayoutRegistry
+from crinoid.plugins.snapshotters.erofs.driver import ErofsSnapshotter
 from crinoid.plugins.snapshotters.native import NativeSnapshotter
 from crinoid.plugins.snapshotters.overlay import OverlaySnapshotter
 from support.images import (
@@ -49,11 +50,15 @@ from support.images import (
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")]
 NAME = "docker.io/library/busybox:latest"
-SNAPSHOTTERS: dict[str, Any] = {"overlay": OverlaySnapshotter, "native": NativeSnapshotter}
+SNAPSHOTTERS: dict[str, Any] = {
+    "overlay": OverlaySnapshotter,
+    "native": NativeSnapshotter,
+    "erofs": ErofsSnapshotter,
+}
 
 
 class Node:
-    """Images over two snapshotters, each used by the handler of its name."""
+    """Images over each snapshotter, each used by the handler of its name."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -73,14 +78,16 @@ class Node:
         assert record is not None
         slot = self.slots.snapshotters[snapshotter]
         top = await self.service.ensure_unpacked(record, snapshotter)
-        (made,) = await slot.create_snapshot("container", top, readonly=False)
-        root = self.directory / "root"
-        root.mkdir(exist_ok=True)
-        await asyncio.to_thread(mount, made, root)
+        made = await slot.create_snapshot("container", top, readonly=False)
+        places = [Path(one.target or self.directory / "root") for one in made]
+        for one, place in zip(made, places, strict=True):
+            await asyncio.to_thread(os.makedirs, place, exist_ok=True)
+            await asyncio.to_thread(mount, one, place)
         try:
-            yield root
+            yield places[-1]
         finally:
-            await asyncio.to_thread(unmount, root)
+            for place in reversed(places):
+                await asyncio.to_thread(unmount, place)
             await slot.remove_snapshot("container")
 
     async def assert_empty(self, *, images: bool = False) -> None:

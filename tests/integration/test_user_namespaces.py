@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from integration.conftest import BUSYBOX, Node
+from integration.conftest import BUSYBOX, SNAPSHOTTERS, Node
 from integration.own_nodes import own_node
 from integration.pods import Json, Pod, confined, refused
 from integration.test_streaming import executing
@@ -22,7 +22,7 @@ HANDLERS = [
     f"{runtime}-{network}-{snapshotter}"
     for runtime in ("runc", "crun")
     for network in ("cni",)
-    for snapshotter in ("overlay", "native")
+    for snapshotter in SNAPSHOTTERS
 ]
 NULL_DEVICE = (0, 0, 0o666)
 QUICK = ("runc-cni-overlay", "crun-cni-native")
