@@ -384,6 +384,12 @@ class SnapshotterDeadlines(Deadlines):
     """commit_layer, which syncs a whole layer to disk."""
     create_snapshot: Seconds = 600.0
     """create_snapshot, which may copy an image's files."""
+    write_layer: Seconds = 1800.0
+    """write_layer, which keeps a whole layer in a form of the driver's own."""
+    bring_layer: Seconds = 1800.0
+    """bring_layer, which may fetch a whole layer."""
+    verify_layer: Seconds = 1800.0
+    """verify_layer, which reads a whole layer."""
     remove_layer: Seconds = 300.0
     """remove_layer, which deletes a whole layer's files."""
     remove_snapshot: Seconds = 300.0

@@ -47,7 +47,13 @@ ROLES: Mapping[str, Role] = {
             frozenset({"check", "set_pod_cidrs", "collect_garbage", "close"}),
             "net",
         ),
-        Role("snapshotter", "crinoid.snapshotters", SnapshotterHooks, frozenset({"verify_layer"}), "snap"),
+        Role(
+            "snapshotter",
+            "crinoid.snapshotters",
+            SnapshotterHooks,
+            frozenset({"write_layer", "bring_layer", "verify_layer"}),
+            "snap",
+        ),
         Role("registry", "crinoid.registries", RegistryHooks, frozenset({"list_referrers", "close"}), "reg"),
         Role(
             "extension",

@@ -5,6 +5,11 @@ The story of an image: for each layer from the bottom, ``prepare_layer`` gives a
 together with all those below it. Of a container: ``create_snapshot`` stacks a writable part on a chain id and returns
 mounts; the kernel makes and undoes the mounts; ``remove_snapshot`` drops the writable part.
 
+That is all for a driver that keeps layers as directories. Others say so layer by layer, as ``LayerTarget`` tells: the
+unpacker may keep a layer by a class of the driver's (``writer``), or hand on its verified bytes (``form``,
+``write_layer``); or the driver brings the layer by itself (``bring_layer``). What is no directory is mounted by the
+kernel for the roots that need it (``Mount.target``).
+
 For a pod with a user namespace the kernel maps the owners of files in these mounts: of a bind mount as a whole, of an
 overlay's lower layers, whose new upper directory it gives to the pod's root. Layers keep the image's owners on disk,
 and ``SnapshotterFeatures.root`` must be on a file system with id-mapped mounts, or the handler has no user namespaces.
@@ -13,7 +18,14 @@ Everything survives a restart, and a kill at any moment leaves only what ``list_
 """
 
 from crinoid.core.api.hooks import hookspec
-from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures
+from crinoid.core.api.values.snapshot import (
+    DiskUsage,
+    LayerDescriptor,
+    LayerStream,
+    LayerTarget,
+    Mount,
+    SnapshotterFeatures,
+)
 
 
 class SnapshotterHooks:
@@ -38,6 +50,18 @@ class SnapshotterHooks:
         For ``WhiteoutForm.OVERLAY`` the directory is empty, root's and of mode 0755, whether the parent is there or
         not: the kernel gives it what the parent shows before it commits, unless the layer has an entry for its root.
         """
+
+    @hookspec
+    async def write_layer(self, key: str, stream: LayerStream) -> None:
+        """Keep the layer that was prepared as ``key``, whose target asked for its bytes (``LayerForm``): they are whole
+        and as the image says. It is committed next, once its parent is, or discarded. Only a driver whose targets ask
+        for bytes needs it."""
+
+    @hookspec
+    async def bring_layer(self, layer: LayerDescriptor) -> bool:  # type: ignore[empty-body]
+        """Bring a layer without the kernel, if the driver can: by its own protocol, or later, when files are read.
+        Asked at a pull for each layer that is missing, from the bottom, before its blob is fetched, until the answer is
+        no. After a yes the layer is committed, and its blob is never fetched. May be left out, which is a no."""
 
     @hookspec
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:

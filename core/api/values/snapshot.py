@@ -4,6 +4,8 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
+from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference
+
 
 class WhiteoutForm(enum.Enum):
     """What a layer's whiteouts become in the directory it is unpacked into.
@@ -15,6 +17,19 @@ class WhiteoutForm(enum.Enum):
 
     DELETE = "delete"
     OVERLAY = "overlay"
+
+
+class LayerForm(enum.Enum):
+    """In which form a driver wants a layer.
+
+    ``DIRECTORY``: the confined unpacker fills the target's directory, with files or by the target's ``writer``.
+    ``TAR``: the layer's uncompressed archive, ``BLOB``: its blob as it came, both as an open file that was verified,
+    for ``write_layer``.
+    """
+
+    DIRECTORY = "directory"
+    TAR = "tar"
+    BLOB = "blob"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +59,41 @@ class LayerTarget:
     to use: it keeps the layer in files of the directory in a form of its own. Such a layer is committed as it was
     written: what in it only lower layers decide (directories without an entry, whiteouts that hide nothing) is for
     ``commit_layer`` to settle.
+
+    ``form``: for ``TAR`` and ``BLOB`` the directory is the kernel's to use until ``write_layer``, and empty then.
     """
 
     key: str
     directory: Path
     whiteouts: WhiteoutForm
     writer: str = ""
+    form: LayerForm = LayerForm.DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStream:
+    """A layer's bytes: ``fd`` is an open file at its start, of ``size`` bytes, the kernel's to close.
+
+    ``media_type`` is the blob's, as its descriptor says, or that of a plain layer archive. ``file``: of an artifact,
+    the bytes are no archive, but the content of the layer's only file, which has this name.
+    """
+
+    fd: int
+    size: int
+    media_type: str
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDescriptor:
+    """A layer that is pulled, before anything of it was fetched. ``credentials`` are secret, and for this pull only."""
+
+    chain_id: str
+    parent: str | None
+    diff_id: str
+    blob: Descriptor
+    image: ImageReference
+    credentials: Credentials | None = None
 
 
 @dataclass(frozen=True, slots=True)

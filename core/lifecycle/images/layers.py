@@ -18,12 +18,14 @@ from crinoid.core.api.errors import CrinoidError, Unsupported
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.threads import call_in_thread
-from crinoid.core.api.values.snapshot import LayerTarget
+from crinoid.core.api.values.image import Credentials, ImageReference
+from crinoid.core.api.values.snapshot import LayerDescriptor, LayerForm, LayerStream, LayerTarget
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.blobs import Follower, InflightBlobs
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.implied import LEFT, OWNER, settle
 from crinoid.core.lifecycle.images.plans import LayerPlan
+from crinoid.core.lifecycle.images.unpack.child import ARCHIVE
 from crinoid.core.lifecycle.images.unpack.launcher import Launcher
 from crinoid.core.lifecycle.images.unpack.layer import UnpackRequest, UnpackResult, unpack_layer
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -32,6 +34,7 @@ from crinoid.core.state.store import Ledger, LedgerEntry
 
 LOG = logging.getLogger(__name__)
 LAYER = "layer"
+TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
 PATIENCE_S = 5.0
 """How long a preparation that is given up may take to tell what it made."""
 
@@ -61,6 +64,16 @@ class Layers:
             if await slot.has_layer(plans[count - 1].chain_id):
                 return plans[count:]
         return plans
+
+    async def bring(
+        self, slot: SnapshotterSlot, plans: Sequence[LayerPlan], image: ImageReference, credentials: Credentials | None
+    ) -> Sequence[LayerPlan]:
+        """Have the snapshotter bring layers by itself, from the bottom; return those that it does not."""
+        for count, plan in enumerate(plans if slot.implements("bring_layer") else ()):
+            layer = LayerDescriptor(plan.chain_id, plan.parent, plan.diff_id, plan.blob, image, credentials)
+            if not await slot.bring_layer(layer):
+                return plans[count:]
+        return () if slot.implements("bring_layer") else plans
 
     def check(self, slot: SnapshotterSlot, plans: Sequence[LayerPlan]) -> None:
         """Raise Unsupported for an image of more layers than the snapshotter takes."""
@@ -120,19 +133,24 @@ class Layers:
             # Shielded: whoever gives up here must yet learn what the driver made, to have it discarded.
             target = await asyncio.shield(preparing)
             entry = self._ledger.update(entry, facts | {"key": target.key})
-            unpacked = await self._fill(plan, target, follower)
+            unpacked = await self._fill(slot, plan, target, follower)
             # Overlay layers are unpacked side by side, each without its parents; only the commit goes from the bottom
             # up, since a layer that is there promises that all below it are.
             await self._await_commit(slot, plan.parent)
-            await settle(self._ledger, slot, plan.parent, target, unpacked)
+            if target.form is LayerForm.DIRECTORY:
+                await settle(self._ledger, slot, plan.parent, target, unpacked)
             await slot.commit_layer(target.key, plan.chain_id, plan.parent)  # syncs, then renames
         except BaseException:
             await finish(self._discard(slot, preparing, entry))
             raise
         self._ledger.forget(entry)
 
-    async def _fill(self, plan: LayerPlan, target: LayerTarget, follower: Follower | None) -> UnpackResult:
-        """Unpack the blob, or place it as a file."""
+    async def _fill(
+        self, slot: SnapshotterSlot, plan: LayerPlan, target: LayerTarget, follower: Follower | None
+    ) -> UnpackResult:
+        """Give the layer to the snapshotter in the form that it wants: most of them, unpacked in a directory."""
+        if target.form is LayerForm.BLOB or (plan.file and not target.writer):
+            return await self._place(slot, plan, target, follower)
         request = UnpackRequest(
             blob=self._content.path(plan.blob.digest),
             media_type=plan.blob.media_type,
@@ -143,23 +161,47 @@ class Layers:
             sync=False,  # commit_layer does that
             writer=target.writer,
             file=plan.file,
+            form="tar" if target.form is LayerForm.TAR else "layer",
         )
-        if follower is not None:
-            unpacking = asyncio.create_task(unpack_layer(replace(request, growing=follower.growing), self._launcher))
-            try:
-                # The transfer's end comes first: what the unpacker makes of bytes that turn out to be not the blob's
-                # is nothing to raise, for it would blame the image where the source or the connection is at fault.
-                if not await follower.wait():
-                    raise _BrokenOffError
-                return await unpacking
-            finally:
-                await finish(_end(unpacking))
-                follower.close()  # before the wait for the parent: the place is another layer's now
-        async with self._turns:
-            if not plan.file or target.writer:
+        unpacked = await self._unpack(request, follower)
+        if target.form is LayerForm.TAR:
+            archive = target.directory / ARCHIVE
+            with archive.open("rb") as file:
+                archive.unlink()
+                stream = LayerStream(file.fileno(), os.fstat(file.fileno()).st_size, TAR_LAYER)
+                await slot.write_layer(target.key, stream)
+        return unpacked
+
+    async def _unpack(self, request: UnpackRequest, follower: Follower | None) -> UnpackResult:
+        """Unpack the blob, or what comes of it behind its writer."""
+        if follower is None:
+            async with self._turns:
                 return await unpack_layer(request, self._launcher)
-            await call_in_thread(lambda: place_file(request.blob, target.directory, plan.file))
+        unpacking = asyncio.create_task(unpack_layer(replace(request, growing=follower.growing), self._launcher))
+        try:
+            # The transfer's end comes first: what the unpacker makes of bytes that turn out to be not the blob's
+            # is nothing to raise, for it would blame the image where the source or the connection is at fault.
+            if not await follower.wait():
+                raise _BrokenOffError
+            return await unpacking
+        finally:
+            await finish(_end(unpacking))
+            follower.close()  # before the wait for the parent: the place is another layer's now
+
+    async def _place(
+        self, slot: SnapshotterSlot, plan: LayerPlan, target: LayerTarget, follower: Follower | None
+    ) -> UnpackResult:
+        """Give the blob as it is: to the driver, or, one that is a file of an artifact, to the target's directory."""
+        if follower is not None and not await follower.wait():
+            raise _BrokenOffError
+        blob = self._content.path(plan.blob.digest)
+        if target.form is LayerForm.DIRECTORY:
+            await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
             return UnpackResult("", 0, 0, (".",))
+        with blob.open("rb") as file:
+            stream = LayerStream(file.fileno(), plan.blob.size, plan.blob.media_type, plan.file)
+            await slot.write_layer(target.key, stream)
+        return UnpackResult("", 0, 0, ())
 
     async def _discard(self, slot: SnapshotterSlot, preparing: "asyncio.Task[LayerTarget]", entry: LedgerEntry) -> None:
         """Drop a prepared layer, once it is known what to drop; what can't be dropped now stays in the ledger."""

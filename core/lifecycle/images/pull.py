@@ -120,7 +120,7 @@ class Puller:
             chain_ids = tuple(plan.chain_id for plan in image.plans)
             async with self._leases.hold(chain_ids):
                 with self._leaving(Leftover(digests, chain_ids), request):
-                    await self._provide_layers(slot, image, tracker, fetch)
+                    await self._provide_layers(request, image, tracker, fetch)
                     added = await self._add_record(request, image, decisions)
                 self._garbage.leftovers.forget(digests)
                 # The record is on disk before its blobs are marked as an image's: after a power cut in the other order
@@ -198,15 +198,17 @@ class Puller:
         return _Image(blob.digest, resolution, "", content.decode(), plan_layers(layers, config.rootfs.diff_ids))
 
     async def _provide_layers(
-        self, slot: SnapshotterSlot, image: "_Image", tracker: PullTracker, fetch: "_Fetch"
+        self, request: PullRequest, image: "_Image", tracker: PullTracker, fetch: "_Fetch"
     ) -> None:
         """Fetch and unpack what is missing; layers are fetched side by side, and unpacked as they come.
 
         A layer that is unpacked needs no blob of this pull's where it has one of an earlier pull (gzip, say, not zstd),
         or where none was ever asked for.
         """
-        old = self._catalog.get_whole(image.id)
-        missing = {plan.chain_id for plan in await self._layers.select_missing(slot, image.plans)}
+        slot, old = self._slots.snapshotters[request.snapshotter], self._catalog.get_whole(image.id)
+        absent = await self._layers.select_missing(slot, image.plans)
+        absent = await self._layers.bring(slot, absent, request.reference, request.credentials)
+        missing = {plan.chain_id for plan in absent}
         if missing:
             self._layers.warm_up()  # the unpacker's start goes on beside the first bytes from the registry
         steps = []
@@ -217,6 +219,8 @@ class Puller:
             is_lost = earlier is not None and not self._content.has(earlier) and not self._content.has(plan.blob)
             if plan.chain_id in missing:
                 steps.append(self._provide_layer(slot, plan, layer, fetch))
+            elif slot.implements("bring_layer"):
+                layer.enter(LayerState.DONE)  # its blob may never have been here
             elif len(self._slots.snapshotters) > 1 or is_damaged or is_lost:
                 # It is unpacked here, but a handler with another snapshotter may be asked for the image later.
                 steps.append(fetch(plan.blob, layer))

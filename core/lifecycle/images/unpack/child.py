@@ -27,6 +27,9 @@ FOREIGN_FDS = 5
 PARTS, DELETED = "parts", "deleted"
 #: A layer that a driver's own writer keeps, ``writer:MODULE:CLASS``.
 WRITER = "writer:"
+#: A layer whose archive is wanted, uncompressed, as the file ``ARCHIVE`` of the target.
+TAR, ARCHIVE = "tar", "layer.tar"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHOWN_FILE = 0o644
 _LARGEST_ANSWER = 8 << 20
 _DEEPEST = 6000  # directories in a path of PATH_MAX, and some
@@ -100,6 +103,8 @@ class _Job:
             lines = (line.partition("\t") for line in parts.splitlines())
             wanted = {name.encode(): _limit(most) for name, _, most in lines}
             self._do(Parts(self._reader, TARGET_FD, wanted, self._max_entries))
+        elif self._form == TAR:
+            self._reader.write_rest(os.open(ARCHIVE, _NEW_FILE, 0o600, dir_fd=TARGET_FD))
         else:
             self._do(Extraction(self._reader, tree, self._max_entries, must_end=not diff_id))
         # The digest is known only now, when all of it is unpacked: the target is no layer before the daemon commits it.

@@ -65,7 +65,8 @@ class UnpackRequest:
     members of the archive, ``keep_free_percent`` what must stay free of the target's file system. ``sync``: put the
     target's file system on disk before the call returns. ``timeout_s`` bounds it all.
 
-    ``form``: what the blob is. ``parts``: an archive out of which only the files named in ``parts`` are taken, each
+    ``form``: what the blob is, or to be: ``tar`` has a layer's archive uncompressed as the file ``ARCHIVE`` of the
+    target. ``parts``: an archive out of which only the files named in ``parts`` are taken, each
     with its most bytes (``None``: no limit of its own), a name with a slash at its end for all plain files in that
     directory; it must have a proper end. ``deleted``: a JSON list of paths to remove, of at most ``max_bytes``.
     ``name`` is for messages. ``blob_fd``: ``blob`` is open already, and stays the caller's.
@@ -88,7 +89,7 @@ class UnpackRequest:
     sync: bool = True
     timeout_s: float = 1800.0
     growing: Growing | None = None
-    form: Literal["layer", "parts", "deleted"] = "layer"
+    form: Literal["layer", "tar", "parts", "deleted"] = "layer"
     writer: str = ""
     file: str = ""
     parts: tuple[tuple[str, int | None], ...] = ()

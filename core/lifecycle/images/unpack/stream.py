@@ -118,6 +118,11 @@ class ByteReader(ByteSource):
         for piece in self._pieces(count):
             _write_all(fd, piece)
 
+    def write_rest(self, fd: int) -> None:
+        """Write all that is left to ``fd``."""
+        while self._position < self._end or self._refill():
+            self.write_to(fd, self._end - self._position)
+
     def drain(self) -> None:
         """Take all that is left: the padding after an archive counts for its digest."""
         while self._refill():
