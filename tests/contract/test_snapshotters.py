@@ -6,6 +6,7 @@ from crinoid.plugins.snapshotters.copying import Reflink
 from crinoid.plugins.snapshotters.erofs.driver import ErofsConfig, ErofsSnapshotter
 from crinoid.plugins.snapshotters.native import NativeConfig, NativeSnapshotter
 from crinoid.plugins.snapshotters.overlay import OverlayConfig, OverlaySnapshotter
+from support.layer_forms import BlobSnapshotter, TarSnapshotter
 
 
 class TestOverlay(SnapshotterContract):
@@ -25,6 +26,20 @@ class TestOverlayWithOptions(SnapshotterContract):
 class TestErofs(SnapshotterContract):
     def make_driver(self, host: Host) -> object:
         return ErofsSnapshotter(ErofsConfig(), host)
+
+
+class TestArchives(SnapshotterContract):
+    """A driver that takes layers as uncompressed archives."""
+
+    def make_driver(self, host: Host) -> object:
+        return TarSnapshotter(OverlayConfig(), host)
+
+
+class TestBlobs(SnapshotterContract):
+    """A driver that takes layers as they come."""
+
+    def make_driver(self, host: Host) -> object:
+        return BlobSnapshotter(OverlayConfig(), host)
 
 
 class TestNative(SnapshotterContract):

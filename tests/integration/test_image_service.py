@@ -47,6 +47,7 @@ from support.images import (
     name_manifest,
     read_blob,
 )
+from support.layer_forms import BlobSnapshotter, BringingSnapshotter, TarSnapshotter
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")]
 NAME = "docker.io/library/busybox:latest"
@@ -54,7 +55,10 @@ SNAPSHOTTERS: dict[str, Any] = {
     "overlay": OverlaySnapshotter,
     "native": NativeSnapshotter,
     "erofs": ErofsSnapshotter,
+    "tar": TarSnapshotter,
+    "blob": BlobSnapshotter,
 }
+ALL = SNAPSHOTTERS | {"bring": BringingSnapshotter}
 
 
 class Node:
@@ -65,6 +69,7 @@ class Node:
         self.layout = directory / "layouts" / "images"
         self.store = Store(directory / "state.db")
         self.content = ContentStore(directory / "content")
+        self.drivers: dict[str, Any] = {}
         self.slots = self._bind()
         self.service = ImageService(self.store, self.content, self.slots, ImagesConfig())
 
@@ -108,12 +113,12 @@ class Node:
                     self._adopt("runtime", name, FakeRuntime, None, RuntimeSlotConfig(driver="fake", snapshotter=name)),
                     RuntimeDeadlines(),
                 )
-                for name in SNAPSHOTTERS
+                for name in ALL
             },
             {},
             {
                 name: SnapshotterSlot(self._adopt("snapshotter", name, kind, kind.Config()), SnapshotterDeadlines())
-                for name, kind in SNAPSHOTTERS.items()
+                for name, kind in ALL.items()
             },
             {"layout": RegistrySlot(layout, RegistryDeadlines())},
         )
@@ -121,7 +126,8 @@ class Node:
     def _adopt(self, role: str, name: str, kind: Any, options: Any, config: SlotConfig | None = None) -> Binding:
         host = fake_host(self.directory / role, name)
         installed = InstalledDriver(role, name, "crinoid", "1.0", f"{name}:Driver")
-        return adopt(kind(options, host), installed, config or SlotConfig(driver=name), host)
+        driver = self.drivers[name] = kind(options, host)
+        return adopt(driver, installed, config or SlotConfig(driver=name), host)
 
 
 @pytest.fixture
@@ -224,7 +230,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     unmount(directory)
 
 
-@pytest.mark.parametrize("snapshotter", SNAPSHOTTERS)
+@pytest.mark.parametrize("snapshotter", ("overlay", "native", "erofs"))
 async def test_a_full_disk(small_disk: Path, tmp_path: Path, snapshotter: str) -> None:
     node = Node(tmp_path)
     layers = [make_layer([Entry(path="small")]), make_layer([Entry(path="large", content=os.urandom(4 << 20))])]
@@ -237,6 +243,24 @@ async def test_a_full_disk(small_disk: Path, tmp_path: Path, snapshotter: str) -
     await node.service.collect_garbage()
     await node.assert_empty()
     node.store.close()
+
+
+async def test_a_layer_that_the_driver_brings_is_not_fetched(node: Node) -> None:
+    built = build_image(node.layout, NAME, [make_layer([Entry(path=name)]) for name in ("one", "two", "three")])
+    driver = node.drivers["bring"]
+    driver.own = {built.layers[0].digest: "mine", built.layers[2].digest: "late"}
+    for _ in range(2):
+        await node.pull("bring")
+        assert [node.content.has(layer) for layer in built.layers] == [False, True, True]
+        async with node.view("bring") as root:
+            assert sorted(path.name for path in root.iterdir()) == ["mine", "three", "two"]
+    assert [(layer.blob.digest, layer.diff_id) for layer in driver.asked] == [
+        (layer.digest, diff_id) for layer, diff_id in zip(built.layers[:2], built.diff_ids, strict=False)
+    ]
+    assert [layer.parent for layer in driver.asked] == [None, driver.asked[0].chain_id]
+    await node.assert_empty(images=True)
+    await node.service.remove(NAME)
+    await node.assert_empty()
 
 
 async def test_an_unknown_image_names_the_source(node: Node) -> None:

@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,8 +35,16 @@ from crinoid.core.api.testing.binding import bind_hooks, cuts
 from crinoid.core.api.testing.contract import Contract, files_below
 from crinoid.core.api.testing.kills import kills
 from crinoid.core.api.testing.patience import patient
-from crinoid.core.api.testing.written_layers import filled
-from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures, WhiteoutForm
+from crinoid.core.api.testing.written_layers import write_archive, write_by_class
+from crinoid.core.api.values.snapshot import (
+    DiskUsage,
+    LayerForm,
+    LayerStream,
+    LayerTarget,
+    Mount,
+    SnapshotterFeatures,
+    WhiteoutForm,
+)
 
 BASE = "sha256:" + "a" * 64
 """A chain id of one layer."""
@@ -43,6 +52,7 @@ TOP = "sha256:" + "b" * 64
 """A chain id of two layers, on top of ``BASE``."""
 ABSENT = "sha256:" + "0" * 64
 _FILE_BYTES = 100_000
+_TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _MTIME_NS = 1_234_567_890_000_000_000
 _SETTLE_TRIES = 60
 _SYNC_TRIES = 8
@@ -62,36 +72,31 @@ class LayerContent:
     root: tuple[int, int] | None = None
     """Mode and owner of the root, where the layer has an entry for it."""
 
-    def unpack(self, target: LayerTarget) -> None:
-        """Do as the kernel's unpacking does, in the form that the target wants."""
-        with filled(target, self.root is not None) as directory:
-            for name in self.opaque:
-                self._hide(target, directory / name)
-            for name in self.deleted:
-                self._delete(target, directory / name)
-            for name, text in self.files.items():
-                path = directory / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-            if self.root is not None:
-                os.chown(directory, self.root[1], self.root[1])
-                directory.chmod(self.root[0])
-
-    def _hide(self, target: LayerTarget, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        for below in path.iterdir() if target.whiteouts is WhiteoutForm.DELETE else ():
-            shutil.rmtree(below) if below.is_dir() else below.unlink()
-        if target.whiteouts is WhiteoutForm.OVERLAY:
-            os.setxattr(path, "trusted.overlay.opaque", b"y")
-
-    def _delete(self, target: LayerTarget, path: Path) -> None:
-        if target.whiteouts is WhiteoutForm.OVERLAY:
+    def unpack(self, directory: Path, whiteouts: WhiteoutForm) -> None:
+        """Do as the kernel's unpacking does, with whiteouts of that form."""
+        for name in self.opaque:
+            (directory / name).mkdir(parents=True, exist_ok=True)
+            if whiteouts is WhiteoutForm.OVERLAY:
+                os.setxattr(directory / name, "trusted.overlay.opaque", b"y")
+            for below in (directory / name).iterdir() if whiteouts is WhiteoutForm.DELETE else ():
+                _remove(below)
+        for name in self.deleted:
+            if whiteouts is WhiteoutForm.DELETE:
+                _remove(directory / name)
+            else:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                os.mknod(directory / name, stat.S_IFCHR, 0)
+        for name, text in self.files.items():
+            path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.mknod(path, stat.S_IFCHR, 0)
-        elif path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+            path.write_text(text)
+        if self.root is not None:
+            os.chown(directory, self.root[1], self.root[1])
+            directory.chmod(self.root[0])
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class BoundSnapshotter:
@@ -181,10 +186,36 @@ class BoundSnapshotter:
         """Measure all layers, and check the answer."""
         return _measured(await self._hook.total_usage())
 
+    @asynccontextmanager
+    async def filling(self, target: LayerTarget, root_entry: bool = True) -> AsyncIterator[tuple[Path, WhiteoutForm]]:
+        """Give a layer in the form that the target wants: what a block puts into a directory, with such whiteouts.
+
+        ``root_entry``: the layer has an entry for its root.
+        """
+        if target.form is LayerForm.DIRECTORY and not target.writer:
+            yield target.directory, target.whiteouts
+            return
+        with tempfile.TemporaryDirectory(prefix="crinoid-layer-") as name, tempfile.TemporaryFile() as file:
+            directory = Path(name)
+            await asyncio.to_thread(directory.chmod, 0o755)
+            yield directory, WhiteoutForm.OVERLAY
+            if target.form is LayerForm.DIRECTORY:
+                await asyncio.to_thread(write_by_class, directory, target, root_entry)
+            else:
+                is_plain = target.form is LayerForm.TAR
+                await asyncio.to_thread(write_archive, directory, file, "" if is_plain else "gz", root_entry)
+                size, media_type = os.fstat(file.fileno()).st_size, _TAR_LAYER if is_plain else f"{_TAR_LAYER}+gzip"
+                await self._hook.write_layer(key=target.key, stream=LayerStream(file.fileno(), size, media_type))
+
+    async def fill(self, target: LayerTarget, content: LayerContent) -> None:
+        """Give a layer of that content."""
+        async with self.filling(target, content.root is not None) as (directory, whiteouts):
+            await asyncio.to_thread(content.unpack, directory, whiteouts)
+
     async def add_layer(self, chain_id: str, parent: str | None, content: LayerContent) -> None:
-        """Prepare, unpack and commit a layer."""
+        """Prepare, fill and commit a layer."""
         target = await self.prepare_layer(chain_id, parent)
-        content.unpack(target)
+        await self.fill(target, content)
         await self.settle_and_commit(target, chain_id, parent, content)
 
     async def settle_and_commit(
@@ -192,9 +223,10 @@ class BoundSnapshotter:
     ) -> None:
         """Do as the kernel does once the parent is committed: a layer without a root of its own shows the parent's.
 
-        One that a writer keeps is the driver's to settle.
+        One in another form is the driver's to settle.
         """
-        is_overlay = target.whiteouts is WhiteoutForm.OVERLAY and not target.writer
+        is_overlay = target.whiteouts is WhiteoutForm.OVERLAY
+        is_overlay = is_overlay and target.form is LayerForm.DIRECTORY and not target.writer
         if parent is not None and content.root is None and is_overlay:
             _copy_looks(await self.create_snapshot("view", parent, readonly=True), target.directory)
             await self.remove_snapshot("view")
@@ -306,7 +338,7 @@ class SnapshotterContract(Contract):
                     await snapshotter.settle_and_commit(prepared[layer], chain_ids[layer], parent, content)
                 else:
                     prepared[layer] = await snapshotter.prepare_layer(chain_ids[layer], parent)
-                    content.unpack(prepared[layer])
+                    await snapshotter.fill(prepared[layer], content)
             for readonly in (False, True):
                 async with _mounted(await snapshotter.create_snapshot("root", chain_ids[-1], readonly), target):
                     assert _looks(target) == expected, f"in the order {order}"
@@ -327,7 +359,7 @@ class SnapshotterContract(Contract):
         target = await snapshotter.prepare_layer(BASE, None)
         assert await snapshotter.list_unfinished() == {target.key}
         assert not await snapshotter.has_layer(BASE)
-        BASE_CONTENT.unpack(target)
+        await snapshotter.fill(target, BASE_CONTENT)
         await snapshotter.commit_layer(target.key, BASE, None)
         assert await snapshotter.has_layer(BASE)
         assert await snapshotter.list_layers() == {BASE: None}
@@ -335,7 +367,7 @@ class SnapshotterContract(Contract):
 
     async def test_a_discarded_layer_is_gone(self, snapshotter: BoundSnapshotter) -> None:
         target = await snapshotter.prepare_layer(BASE, None)
-        BASE_CONTENT.unpack(target)
+        await snapshotter.fill(target, BASE_CONTENT)
         for _ in range(2):
             await snapshotter.discard_layer(target.key)
         assert not target.directory.exists()
@@ -357,7 +389,7 @@ class SnapshotterContract(Contract):
         one, two = [await snapshotter.prepare_layer(BASE, None) for _ in range(2)]
         assert one.key != two.key and one.directory != two.directory
         for target in (one, two):
-            BASE_CONTENT.unpack(target)
+            await snapshotter.fill(target, BASE_CONTENT)
             await snapshotter.commit_layer(target.key, BASE, None)
         assert await snapshotter.list_layers() == {BASE: None}
         assert await snapshotter.list_unfinished() == set()
@@ -367,7 +399,7 @@ class SnapshotterContract(Contract):
         targets = await asyncio.gather(*(snapshotter.prepare_layer(BASE, None) for _ in range(5)))
         assert len({target.key for target in targets}) == 5
         for target in targets:
-            LayerContent().unpack(target)
+            await snapshotter.fill(target, LayerContent())
         await asyncio.gather(*(snapshotter.commit_layer(target.key, BASE, None) for target in targets))
         assert await snapshotter.list_layers() == {BASE: None}
         assert await snapshotter.list_unfinished() == set()
@@ -375,7 +407,7 @@ class SnapshotterContract(Contract):
     async def test_a_parent_that_is_not_committed(self, snapshotter: BoundSnapshotter) -> None:
         if snapshotter.features().parallel_unpack:
             top = await snapshotter.prepare_layer(TOP, BASE)
-            LayerContent().unpack(top)
+            await snapshotter.fill(top, LayerContent())
             await snapshotter.add_layer(BASE, None, BASE_CONTENT)
             await snapshotter.commit_layer(top.key, TOP, BASE)
             assert await snapshotter.list_layers() == {BASE: None, TOP: BASE}
@@ -427,7 +459,7 @@ class SnapshotterContract(Contract):
         self, snapshotter: BoundSnapshotter, host: Host
     ) -> None:
         kept, dropped = [await snapshotter.prepare_layer(BASE, None) for _ in range(2)]
-        BASE_CONTENT.unpack(kept)
+        await snapshotter.fill(kept, BASE_CONTENT)
         after = await self.restart(host)
         assert await after.list_unfinished() == {kept.key, dropped.key}
         await after.discard_layer(dropped.key)
@@ -513,8 +545,10 @@ class SnapshotterContract(Contract):
         for number in range(_SYNC_TRIES):
             chain_id = f"sha256:{number:064x}"
             target = await snapshotter.prepare_layer(chain_id, None)
-            (target.directory / "file").write_bytes(os.urandom(_FILE_BYTES))
-            with (target.directory / "file").open("rb") as file:
+            async with snapshotter.filling(target) as (directory, _):
+                (directory / "file").write_bytes(os.urandom(_FILE_BYTES))
+            kept = next(path for path in sorted(target.directory.rglob("*")) if path.is_file())
+            with kept.open("rb") as file:
                 could_be_seen = _unwritten_pages(file.fileno())
                 await snapshotter.commit_layer(target.key, chain_id, None)
                 if os.fstat(file.fileno()).st_nlink == 0:
@@ -624,7 +658,7 @@ class SnapshotterContract(Contract):
     @needs_root
     async def test_attributes_of_a_layer_show_in_the_root(self, snapshotter: BoundSnapshotter, target: Path) -> None:
         layer = await snapshotter.prepare_layer(BASE, None)
-        with filled(layer) as directory:
+        async with snapshotter.filling(layer) as (directory, _):
             _make_odd_files(directory)
         await snapshotter.commit_layer(layer.key, BASE, None)
         await snapshotter.add_layer(TOP, BASE, LayerContent(files={"other": "top"}))
@@ -652,8 +686,9 @@ class SnapshotterContract(Contract):
     @needs_root
     async def test_usage_of_layers(self, image: BoundSnapshotter) -> None:
         base, top = await image.layer_usage(BASE), await image.layer_usage(TOP)
-        in_files_of_its_own = (await image.prepare_layer(ABSENT, TOP)).writer
-        assert base.inodes >= (1 if in_files_of_its_own else len(BASE_CONTENT.files))
+        target = await image.prepare_layer(ABSENT, None)
+        is_directory = target.form is LayerForm.DIRECTORY and not target.writer
+        assert base.inodes >= (len(BASE_CONTENT.files) if is_directory else 1)
         assert top.used_bytes >= _FILE_BYTES
         total = await image.total_usage()
         assert max(base.used_bytes, top.used_bytes) <= total.used_bytes <= base.used_bytes + top.used_bytes
@@ -663,8 +698,9 @@ class SnapshotterContract(Contract):
     async def test_usage_is_what_files_take_on_disk(self, snapshotter: BoundSnapshotter, host: Host) -> None:
         """Each once, also by two names, and the same after a restart."""
         target = await snapshotter.prepare_layer(BASE, None)
-        (target.directory / "file").write_bytes(os.urandom(10 * _FILE_BYTES))
-        os.link(target.directory / "file", target.directory / "linked")
+        async with snapshotter.filling(target) as (directory, _):
+            (directory / "file").write_bytes(os.urandom(10 * _FILE_BYTES))
+            os.link(directory / "file", directory / "linked")
         await snapshotter.commit_layer(target.key, BASE, None)
         for one in (snapshotter, await self.restart(host)):
             for usage in (await one.layer_usage(BASE), await one.total_usage()):
@@ -682,7 +718,7 @@ async def _lay(snapshotter: BoundSnapshotter, act: str) -> str:
     if act == "prepare":
         return ""
     target = await snapshotter.prepare_layer(BASE, None)
-    BASE_CONTENT.unpack(target)
+    await snapshotter.fill(target, BASE_CONTENT)
     if act in ("remove", "create", "drop"):
         await snapshotter.commit_layer(target.key, BASE, None)
     if act == "drop":

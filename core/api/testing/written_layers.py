@@ -1,11 +1,12 @@
-"""Gives a driver's ``LayerWriter`` a layer, as the confined unpacker does, from a directory in overlay's form."""
+"""Gives a layer to a driver in the form that it wants, as the kernel does, from a directory in overlay's form."""
 
-import contextlib
+import io
 import os
 import stat
-import tempfile
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Literal
 
 from crinoid.core.api.archives import (
     BLOCK_DEVICE,
@@ -22,6 +23,7 @@ from crinoid.core.api.archives import (
 from crinoid.core.api.values.snapshot import LayerTarget
 
 _OPAQUE = "trusted.overlay.opaque"
+_OPAQUE_WHITEOUT = ".wh..wh..opq"
 _DEVICES = {stat.S_IFCHR: CHARACTER_DEVICE, stat.S_IFBLK: BLOCK_DEVICE, stat.S_IFIFO: FIFO}
 
 
@@ -40,22 +42,8 @@ class _Source(ByteSource):
         os.write(fd, self.take(count))
 
 
-@contextlib.contextmanager
-def filled(target: LayerTarget, root_entry: bool = True) -> Iterator[Path]:
-    """A directory for a block to put the layer into, in the form that the target wants; it is kept at the end.
-
-    ``root_entry``: the layer has an entry for its root.
-    """
-    if not target.writer:
-        yield target.directory
-        return
-    with tempfile.TemporaryDirectory(prefix="crinoid-layer-") as directory:
-        Path(directory).chmod(0o755)
-        yield Path(directory)
-        _write(Path(directory), target, root_entry)
-
-
-def _write(tree: Path, target: LayerTarget, root_entry: bool) -> None:
+def write_by_class(tree: Path, target: LayerTarget, root_entry: bool) -> None:
+    """Have the target's ``writer`` keep a layer; ``root_entry``: it has an entry for its root."""
     module, _, name = target.writer.partition(":")
     writer_class: type[LayerWriter] = getattr(__import__(module, fromlist=[name]), name)
     fd = os.open(target.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -131,3 +119,43 @@ def _pieces(fd: int, size: int) -> Iterator[tuple[int, int]]:
             return
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end - start
+
+
+def write_archive(tree: Path, file: IO[bytes], compression: Literal["", "gz"], root_entry: bool) -> None:
+    """Write a layer's archive, compressed or not."""
+    with tarfile.open(fileobj=file, mode=f"w:{compression}", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+        if root_entry:
+            archive.add(tree, "./", recursive=False)
+        if _is_opaque(tree):
+            archive.addfile(tarfile.TarInfo(_OPAQUE_WHITEOUT))
+        for path in sorted(tree.rglob("*")):
+            _archive(archive, path, str(path.relative_to(tree)))
+    file.flush()
+    file.seek(0)
+
+
+def _archive(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    status = path.lstat()
+    info = archive.gettarinfo(path, name)
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        archive.addfile(tarfile.TarInfo(str(Path(name).with_name(f".wh.{path.name}"))))
+        return
+    records: dict[str, str] = {}
+    for key in os.listxattr(path, follow_symlinks=False):
+        if key != _OPAQUE:
+            value = os.getxattr(path, key, follow_symlinks=False)
+            records[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
+    records["mtime"] = f"{status.st_mtime_ns // 10**9}.{status.st_mtime_ns % 10**9:09}"
+    data = b""
+    if info.isreg():
+        with path.open("rb") as file:
+            pieces = list(_pieces(file.fileno(), status.st_size))
+            data = b"".join(os.pread(file.fileno(), length, offset) for offset, length in pieces)
+        if len(data) != status.st_size:
+            info.size = len(data)
+            records["GNU.sparse.size"] = str(status.st_size)
+            records["GNU.sparse.map"] = ",".join(f"{offset},{length}" for offset, length in pieces)
+    info.pax_headers = records
+    archive.addfile(info, io.BytesIO(data))
+    if info.isdir() and _is_opaque(path):
+        archive.addfile(tarfile.TarInfo(f"{name}/{_OPAQUE_WHITEOUT}"))

@@ -74,13 +74,15 @@ class LayerTarget:
 class LayerStream:
     """A layer's bytes: ``fd`` is an open file at its start, of ``size`` bytes, the kernel's to close.
 
-    ``media_type`` is the blob's, as its descriptor says, or that of a plain layer archive. ``file``: of an artifact,
-    the bytes are no archive, but the content of the layer's only file, which has this name.
+    ``media_type`` is the blob's, as its descriptor says, or that of a plain layer archive. ``diff_id`` is what the
+    image says of the uncompressed archive: of a blob as it came nobody has looked yet. ``file``: of an artifact, the
+    bytes are no archive, but the content of the layer's only file, which has this name.
     """
 
     fd: int
     size: int
     media_type: str
+    diff_id: str = ""
     file: str = ""
 
 

@@ -168,7 +168,7 @@ class Layers:
             archive = target.directory / ARCHIVE
             with archive.open("rb") as file:
                 archive.unlink()
-                stream = LayerStream(file.fileno(), os.fstat(file.fileno()).st_size, TAR_LAYER)
+                stream = LayerStream(file.fileno(), os.fstat(file.fileno()).st_size, TAR_LAYER, plan.diff_id)
                 await slot.write_layer(target.key, stream)
         return unpacked
 
@@ -199,7 +199,7 @@ class Layers:
             await call_in_thread(lambda: place_file(blob, target.directory, plan.file))
             return UnpackResult("", 0, 0, (".",))
         with blob.open("rb") as file:
-            stream = LayerStream(file.fileno(), plan.blob.size, plan.blob.media_type, plan.file)
+            stream = LayerStream(file.fileno(), plan.blob.size, plan.blob.media_type, plan.diff_id, plan.file)
             await slot.write_layer(target.key, stream)
         return UnpackResult("", 0, 0, ())
 
