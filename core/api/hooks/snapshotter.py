@@ -91,8 +91,9 @@ class SnapshotterHooks:
 
     @hookspec
     async def verify_layer(self, chain_id: str) -> None:
-        """Read a committed layer, without those below it, and raise CorruptContent where it is not as it was committed.
-        May be left out by a driver that can't tell. Raises NotFound."""
+        """Read a committed layer, without those below it, and raise CorruptContent where it is not as it was committed:
+        from then on ``has_layer`` says no, so that the next pull makes it again. May be left out by a driver that can't
+        tell. Raises NotFound."""
 
     @hookspec
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:  # type: ignore[empty-body]

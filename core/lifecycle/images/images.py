@@ -223,6 +223,12 @@ class ImageService:
         for slot in self._slots.snapshotters.values():
             listed = {chain_id for chain_id, _ in await slot.list_layers()}
             whole = {chain_id for chain_id in record.chain_ids if await slot.has_layer(chain_id)}
+            for chain_id in sorted(whole) if slot.implements("verify_layer") else ():
+                try:
+                    await slot.verify_layer(chain_id)
+                except CorruptContent as error:
+                    wrong.append(error.message)
+                    whole.remove(chain_id)
             unpacked |= whole
             if lost := [chain_id for chain_id in record.chain_ids if chain_id in listed - whole]:
                 wrong.append(f"{slot.label}: layer {lost[0]} has lost its files, or one below it has")

@@ -56,7 +56,7 @@ class LayerMounts:
                 users.discard(entry.key)
                 if not users:
                     mount.unmount(Path(target))
-                    with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(OSError):  # somebody's file in it harms nobody
                         Path(target).rmdir()
                     self._users.pop(target, None)
 

@@ -77,14 +77,18 @@ class ErofsSnapshotter(OverlaySnapshotter):
         self.storage.commit(key, chain_id, parent)
 
     def _verify(self, layer: Layer) -> None:
-        """Compare an image with the digest that was recorded. Raises CorruptContent."""
-        tree = self._tree_of(layer)
+        """Compare an image with the digest that was recorded; put a damaged one aside. Raises CorruptContent.
+
+        Containers that stand on it keep it mounted; no other ever will be.
+        """
+        image = self._tree_of(layer) / IMAGE_FILE
         try:
-            recorded, found = (tree / _DIGEST_FILE).read_text(), _digest(tree / IMAGE_FILE)
-        except OSError as error:
-            raise CorruptContent(f"layer {layer.chain_id}: {error}") from error
+            recorded, found = image.with_name(_DIGEST_FILE).read_text(), _digest(image)
+        except OSError as error:  # what fs-verity refuses to read, too
+            recorded, found = "readable", f"not: {error}"
         if recorded != found:
-            raise CorruptContent(f"layer {layer.chain_id}: {tree / IMAGE_FILE} is {found}, and was {recorded}")
+            image.replace(image.with_name(f"{IMAGE_FILE}.damaged"))
+            raise CorruptContent(f"layer {layer.chain_id}: {image} was {recorded}, and is {found}")
 
     def fill_snapshot(self, parent: str | None, readonly: bool, directory: Path, cancelled: threading.Event) -> None:
         """A container sees the root of the topmost layer."""
