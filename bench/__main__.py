@@ -26,9 +26,10 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _QUICK = ("life", "crowd", "standing", "logging", "pulling")
 _EPILOGUE = f"""
 scenarios: {", ".join(SCENARIOS)}
-endpoints: {", ".join(OURS)}, containerd; crinoid with any other network+runtime, containerd=PROGRAM, crio=PROGRAM
+endpoints: {", ".join(OURS)}, containerd; containerd=PROGRAM, crio=PROGRAM, crinoid NETWORK+RUNTIME[+SNAPSHOTTER]
 
   python -m bench --quick --only life,crowd --on 'crinoid bridge+crun,containerd'
+  python -m bench --only pulling,life --on 'crinoid bridge+crun,crinoid bridge+crun+erofs,containerd'
   python -m bench --containerd /opt/containerd-2/containerd --json docs/performance.json --render
 
 All is stopped and removed at the end, also after Ctrl-C. Ratios are to the newest containerd unless --peer

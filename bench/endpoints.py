@@ -9,7 +9,7 @@ import signal
 import socket as sockets
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -114,14 +114,14 @@ class Endpoint:
 
 
 def start(name: str, directory: Path, registry: str) -> AbstractContextManager[Endpoint]:
-    """Start ``crinoid NETWORK+RUNTIME``, ``containerd``, ``containerd=PROGRAM`` or ``crio=PROGRAM``."""
+    """Start ``crinoid NETWORK+RUNTIME[+SNAPSHOTTER]``, ``containerd``, ``containerd=PROGRAM`` or ``crio=PROGRAM``."""
     kind, _, program = name.partition("=")
     if kind == "containerd":
         return containerd(directory, registry, program or "containerd")
     if kind == "crio":
         return crio(directory, registry, Path(program))
-    network, _, runtime = name.removeprefix("crinoid ").partition("+")
-    return crinoid(directory, name, network, runtime, registry)
+    network, runtime, *snapshotter = name.removeprefix("crinoid ").split("+")
+    return crinoid(directory, name, (network, runtime, *snapshotter), registry)
 
 
 def write_network(directory: Path, bridge: str, subnet: str, state: Path) -> Path:
@@ -157,12 +157,15 @@ def _subnet() -> str:
     return f"100.{64 + secrets.randbelow(64)}.{4 * secrets.randbelow(64)}.0/22"
 
 
-def crinoid_configuration(network: str, runtime: str, registry: str, cni_conf: Path) -> str:
-    """A node as a site runs it, with metrics on."""
+def crinoid_configuration(drivers: Sequence[str], registry: str, cni_conf: Path) -> str:
+    """A node as a site runs it, with metrics on. ``drivers``: network, runtime and, perhaps, snapshotter."""
+    network, runtime, snapshotter = (*drivers, "overlay")[:3]
     options = f"conf_dir = '{cni_conf}'" if network == "cni" else f"subnets = ['{_subnet()}']"
     return f"""[network]
 driver = "{network}"
 options = {{ {options} }}
+[snapshotter]
+driver = "{snapshotter}"
 [runtimes.{runtime}]
 driver = "{runtime}"
 [registries.distribution]
@@ -175,17 +178,18 @@ level = "info"
 
 
 @contextlib.contextmanager
-def crinoid(directory: Path, name: str, network: str, runtime: str, registry: str) -> Iterator[Endpoint]:
-    """Run crinoid with a network and a runtime."""
+def crinoid(directory: Path, name: str, drivers: Sequence[str], registry: str) -> Iterator[Endpoint]:
+    """Run crinoid with a network, a runtime and, if it is not overlay, a snapshotter."""
+    runtime = drivers[1]
     with _network(directory) as conf, cgroup_namespace.held() as prefix:
-        config = crinoid_configuration(network, runtime, registry, conf)
+        config = crinoid_configuration(drivers, registry, conf)
         daemon = Daemon(directory / "daemon", config, prefix if runtime == "crun" else ())
         try:
             daemon.start()
             assert daemon.process is not None
             endpoint = Endpoint(name, daemon.socket, daemon.cgroup, (f"/run/{daemon.name}/",), daemon.process.pid)
             endpoint.handler, endpoint.engine = runtime, daemon
-            endpoint.make = lambda other: crinoid(other, name, network, runtime, registry)
+            endpoint.make = lambda other: crinoid(other, name, drivers, registry)
             try:
                 yield endpoint
             finally:

@@ -64,6 +64,7 @@ FIGURES = (
     Figure(
         "pull-large", "PullImage, large", "PullImage, {large_mb} MB in {large_files} files, 4 layers", "s", (0.50, 0.50)
     ),
+    Figure("first-read", "first read", "a container of it that reads all files, nothing of them in memory", "s"),
     Figure("pull-tiny", "PullImage, many files", "PullImage, {tiny_files} tiny files in one layer", "s", (0.80, 0.80)),
     Figure(
         "remove-tiny", "RemoveImage, many files", "RemoveImage, {tiny_files} tiny files in one layer", "s", (0.05, 0.05)

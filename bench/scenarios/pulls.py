@@ -2,15 +2,20 @@
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from bench.client import forget_pod
 from bench.endpoints import Endpoint
 from bench.measure import settle
+from bench.scenarios.logs import wait_exit
 from bench.scenarios.node import Bench
 from crinoid.core.cri.wire import api_pb2 as cri
 
+_READ_ALL = "find / -xdev -type f -exec cat {} + >/dev/null"
 _numbers = itertools.count()
 
 
@@ -37,11 +42,29 @@ def pull_both(bench: Bench, endpoint: Endpoint) -> None:
             time.sleep(1)
             with bench.results.timed(figure, endpoint.name):
                 pull(used, bench.images[image])
+            if image == "large":
+                read_all(bench, used, bench.images[image])
             if image == "tiny":
                 with bench.results.timed("remove-tiny", endpoint.name):
                     remove_image(used, bench.images[image])
             elif used is endpoint:
                 remove_image(used, bench.images[image])
+
+
+def read_all(bench: Bench, endpoint: Endpoint, image: str) -> None:
+    """Have a container read every file of its image after the kernel has forgotten them."""
+    pod = bench.pod(endpoint)
+    try:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        with bench.results.timed("first-read", endpoint.name):
+            container = bench.container(endpoint, pod, "sh", "-c", _READ_ALL, image=image)
+            status = wait_exit(endpoint, container, 600)
+        if status.exit_code:
+            raise RuntimeError(f"reading all files of {image} ended with exit code {status.exit_code}")
+    finally:
+        bench.remove(endpoint, pod)
+        forget_pod(pod[1])
 
 
 def pull(endpoint: Endpoint, image: str) -> None:

@@ -50,6 +50,8 @@ ALLOWED = {
     "plugins/runtimes/processes/cgroup_places.py": KERNEL,
     "plugins/runtimes/binaries/runtime_errors.py": OWN,
     "plugins/runtimes/oci/criu.py": OWN,
+    "plugins/snapshotters/erofs/driver.py": OWN,
+    "plugins/snapshotters/erofs/settling.py": OWN,
     "plugins/runtimes/crun.py": OWN,
     "plugins/runtimes/processes/exec_cgroups.py": KERNEL,
     "plugins/runtimes/monitor/conmon_files.py": OWN,

@@ -53,15 +53,15 @@ class SnapshotterHooks:
 
     @hookspec
     async def write_layer(self, key: str, stream: LayerStream) -> None:
-        """Keep the layer that was prepared as ``key``, whose target asked for its bytes (``LayerForm``): they are whole
-        and as the image says. It is committed next, once its parent is, or discarded. Only a driver whose targets ask
-        for bytes needs it."""
+        """Optional. Keep the layer that was prepared as ``key``, whose target asked for its bytes (``LayerForm``): they
+        are whole and as the image says. It is committed next, once its parent is, or discarded. Only a driver whose
+        targets ask for bytes needs it."""
 
     @hookspec
     async def bring_layer(self, layer: LayerDescriptor) -> bool:  # type: ignore[empty-body]
-        """Bring a layer without the kernel, if the driver can: by its own protocol, or later, when files are read.
-        Asked at a pull for each layer that is missing, from the bottom, before its blob is fetched, until the answer is
-        no. After a yes the layer is committed, and its blob is never fetched. May be left out, which is a no."""
+        """Optional. Bring a layer without the kernel, if the driver can: by its own protocol, or later, when files are
+        read. Asked at a pull for each layer that is missing, from the bottom, before its blob is fetched, until the
+        answer is no. After a yes the layer is committed, and its blob is never fetched."""
 
     @hookspec
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
@@ -91,9 +91,8 @@ class SnapshotterHooks:
 
     @hookspec
     async def verify_layer(self, chain_id: str) -> None:
-        """Read a committed layer, without those below it, and raise CorruptContent where it is not as it was committed:
-        from then on ``has_layer`` says no, so that the next pull makes it again. May be left out by a driver that can't
-        tell. Raises NotFound."""
+        """Optional. Read a committed layer, without those below it, and raise CorruptContent where it is not as it was
+        committed: from then on ``has_layer`` says no, so that the next pull makes it again. Raises NotFound."""
 
     @hookspec
     async def create_snapshot(self, key: str, parent: str | None, readonly: bool) -> tuple[Mount, ...]:  # type: ignore[empty-body]

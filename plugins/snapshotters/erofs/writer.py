@@ -1,8 +1,8 @@
 """Writes one layer as an EROFS image, entry by entry as the layer's stream brings them. Runs in the confined child.
 
-Data go to the file as they come, from memory to disk once; what is held is the tree of names. Files' inodes are written
-with them, small files and the tails of large ones behind their inodes in the same block, so that reading the tree from
-the start is reading the image from the start. Directories come last.
+Data go to the file as they come, from memory to disk once; what is held is the tree of names. Small files lie behind
+their inodes in the same block, so that one read brings both. Large ones have blocks of their own to their last byte: a
+tail behind the inode would cost them a read, and their inodes lie close together. Directories come last.
 
 A directory that later may have to look as lower layers say has a block of its own, for ``settling`` to write anew. The
 list of these is the file ``SETTLE_FILE``, which is no part of the layer.
@@ -67,15 +67,11 @@ class Directory:
 
 
 class Space:
-    """Gives out the blocks of an image: runs for data, and slots in blocks of metadata, which are written in chunks."""
+    """Gives out the blocks of an image."""
 
     def __init__(self, fd: int, next_block: int) -> None:
         self.fd = fd
         self.next_block = next_block
-        self.chunk = bytearray(_CHUNK_BYTES)
-        self.base = 0
-        self._used = _CHUNK_BYTES
-        self._dirty = False
 
     def take_blocks(self, count: int) -> int:
         """Return the first of so many blocks in a row. Raises OSError when a file system has no more."""
@@ -85,15 +81,26 @@ class Space:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return block
 
-    def take_slot(self, count: int) -> int:
-        """Return the place in ``chunk`` of so many bytes of metadata: in one block if they fit, else from a start."""
+
+class Slots:
+    """Places for inodes, in blocks of their own that are written in chunks."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self.chunk = bytearray(_CHUNK_BYTES)
+        self.base = 0
+        self._used = _CHUNK_BYTES
+        self._dirty = False
+
+    def take(self, count: int) -> int:
+        """Return the place in ``chunk`` of so many bytes, which lie in one block; where it begins, ``base`` says."""
         used = self._used
         room = -used % BLOCK_BYTES
         if count > room:
             used += room
         if used + count > _CHUNK_BYTES:
             self.flush()
-            self.base = self.take_blocks(_CHUNK_BYTES // BLOCK_BYTES) * BLOCK_BYTES
+            self.base = self._space.take_blocks(_CHUNK_BYTES // BLOCK_BYTES) * BLOCK_BYTES
             used, self._dirty = 0, True
         self._used = used + count + (-count % SLOT_BYTES)
         return used
@@ -101,7 +108,7 @@ class Space:
     def flush(self) -> None:
         """Write the chunk, as far as it is used; what is left of it stays a hole."""
         if self._dirty:
-            write_at(self.fd, memoryview(self.chunk)[: self._used], self.base)
+            write_at(self._space.fd, memoryview(self.chunk)[: self._used], self.base)
             self.chunk[:] = bytes(_CHUNK_BYTES)
             self._used, self._dirty = _CHUNK_BYTES, False
 
@@ -114,6 +121,8 @@ class ImageWriter(LayerWriter):
         self._fd = os.open(IMAGE_FILE, _NEW_FILE, 0o600, dir_fd=directory_fd)
         self._source = source
         self._space = Space(self._fd, 2)
+        self._small = Slots(self._space)
+        self._large = Slots(self._space)
         self._position = 0
         self._root = Directory()
         self._last_name, self._last = b"", self._root
@@ -132,27 +141,22 @@ class ImageWriter(LayerWriter):
         elif len(name) > _LONGEST_NAME:
             raise _too_long()
         attributes = self._pack_attributes(entry, may_have_user=True) if entry.xattrs else b""
-        size = entry.size
+        size, first, tail, slots = entry.size, 0, 0, self._large
+        head = INODE_BYTES + len(attributes)
         if entry.sparse is not None:
-            size, first, format_ = entry.sparse[0], self._write_pieces(entry.sparse), _FORMAT_PLAIN
-            at = self._space.take_slot(INODE_BYTES + len(attributes))
-        else:
-            tail = size & 0xFFF
-            head = INODE_BYTES + len(attributes)
-            first, format_ = 0, _FORMAT_INLINE
-            if not tail or head + tail > BLOCK_BYTES:
-                tail, format_ = 0, _FORMAT_PLAIN
-            if size > tail:
-                first = self._write_blocks(size - tail)
-            at = self._space.take_slot(head + tail)
-            if tail:
-                self._space.chunk[at + head : at + head + tail] = self._source.take(tail)
+            size, first = entry.sparse[0], self._write_pieces(entry.sparse)
+        elif size and head + size <= BLOCK_BYTES:
+            tail, slots = size, self._small
+        elif size:
+            first = self._write_blocks(size)
+        at = slots.take(head + tail)
+        chunk = slots.chunk
         seconds, nanoseconds = divmod(entry.mtime_ns, 1_000_000_000)
         self.inodes += 1
         INODE.pack_into(
-            self._space.chunk,
+            chunk,
             at,
-            format_,
+            _FORMAT_INLINE if tail else _FORMAT_PLAIN,
             layout.count_attributes(attributes) if attributes else 0,
             _FILE_TYPE | entry.mode,
             0,
@@ -166,8 +170,10 @@ class ImageWriter(LayerWriter):
             1,
         )
         if attributes:
-            self._space.chunk[at + INODE_BYTES : at + INODE_BYTES + len(attributes)] = attributes
-        names[name] = (self._space.base + at) // SLOT_BYTES << 3 | layout.FILE
+            chunk[at + INODE_BYTES : at + head] = attributes
+        if tail:
+            chunk[at + head : at + head + tail] = self._source.take(tail)
+        names[name] = (slots.base + at) // SLOT_BYTES << 3 | layout.FILE
         self.used_bytes += size + (-size % BLOCK_BYTES)
 
     def add_directory(self, parent: bytes, name: bytes, entry: Entry) -> None:
@@ -244,7 +250,8 @@ class ImageWriter(LayerWriter):
             if (directory := self._find(path)) is not None:
                 directory.flags |= HIDING
         tree = self._place_directories()
-        self._space.flush()
+        self._small.flush()
+        self._large.flush()
         for directory, above, _ in tree:
             write_directory(self._space, directory.nid, _facts_of(directory), _entries_of(directory, above))
         for inode, count in self._count_links(tree).items():
@@ -269,8 +276,8 @@ class ImageWriter(LayerWriter):
                 head = INODE_BYTES + len(layout.pack_attributes(directory.xattrs))
                 tail = layout.entries_bytes([*directory.names, b".", b".."]) % BLOCK_BYTES
                 tail = tail if head + tail <= BLOCK_BYTES else 0
-                at = self._space.take_slot(head + max(tail, min(_OPAQUE_BYTES, BLOCK_BYTES - head)))
-                directory.nid = (self._space.base + at) // SLOT_BYTES
+                at = self._small.take(head + max(tail, min(_OPAQUE_BYTES, BLOCK_BYTES - head)))
+                directory.nid = (self._small.base + at) // SLOT_BYTES
             for name, child in directory.names.items():
                 if isinstance(child, Directory):
                     tree.append((child, directory.nid, b"%b/%b" % (path, name) if path else name))
@@ -427,7 +434,7 @@ class ImageWriter(LayerWriter):
         if data and head + len(data) > BLOCK_BYTES:
             first, inline = self._space.take_blocks(1), b""
             write_at(self._fd, data, first * BLOCK_BYTES)
-        at = self._space.take_slot(head + len(inline))
+        at = self._small.take(head + len(inline))
         inode = INODE.pack(
             _FORMAT_INLINE if inline else _FORMAT_PLAIN,
             layout.count_attributes(attributes),
@@ -441,8 +448,8 @@ class ImageWriter(LayerWriter):
             *divmod(entry.mtime_ns, 1_000_000_000),
             1,
         )
-        self._space.chunk[at : at + head + len(inline)] = inode + attributes + inline
-        nid = (self._space.base + at) // SLOT_BYTES
+        self._small.chunk[at : at + head + len(inline)] = inode + attributes + inline
+        nid = (self._small.base + at) // SLOT_BYTES
         self._put(names, name, nid << 3 | kind[1])
         return nid
 

@@ -32,8 +32,8 @@ def test_an_image_holds_what_would_be_unpacked(tmp_path_factory: pytest.TempPath
     archive = build(entries)
     try:
         expected = unpacked(archive, base / "unpacked")
-    except (ArchiveFault, OSError) as error:
-        with pytest.raises(type(error)):
+    except (ArchiveFault, OSError):
+        with pytest.raises((ArchiveFault, OSError)):
             write_image(archive, base)
         return
     with Image(write_image(archive, base)) as image:
@@ -71,7 +71,7 @@ def unpacked(archive: bytes, target: Path) -> dict[bytes, object]:
         os.close(fd)
         os.umask(old)
     implied = {os.fsencode(target) + b"/" + path for path in tree.implied} | {os.fsencode(target)}
-    found = {}
+    found: dict[bytes, object] = {}
     for path in (target, *target.rglob("*")):
         status = path.lstat()
         mtime_ns, data, links = status.st_mtime_ns, None, status.st_nlink
