@@ -206,8 +206,10 @@ class Tree(LayerWriter):
         for inode, metadata in self._pending.items():
             try:
                 fd = open_directory_in_root(self._root_fd, metadata.path)
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # replaced by a later entry
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    continue  # replaced by a later entry, which may be a link to itself
+                raise
             try:
                 if os.fstat(fd).st_ino == inode:
                     for name, value in metadata.xattrs.items():

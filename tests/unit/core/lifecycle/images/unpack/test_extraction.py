@@ -256,6 +256,11 @@ def test_metadata_of_a_replaced_directory_goes_with_it(extract, target: Path) ->
     assert (target / "other/e").stat().st_mtime == 10
 
 
+def test_a_directory_may_be_replaced_by_a_link_to_itself(extract, target: Path) -> None:
+    extract(layer().directory("d").symlink("d", "d").build())
+    assert (target / "d").readlink() == Path("d")
+
+
 def test_a_file_of_this_layer_is_no_directory(extract) -> None:
     with pytest.raises(Corrupt, match="no directory"):
         extract(layer().file("a").file("a/b").build())
