@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crinoid.core.api.archives import Corrupt
-from crinoid.core.api.linux import mount
+from crinoid.core.api.linux import loop, mount
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.images.implied import settle_tree
 from crinoid.core.lifecycle.images.unpack.extraction import Extraction
@@ -53,6 +53,21 @@ def test_a_whiteout_by_way_of_a_lower_link(tmp_path: Path, link: str, mark: str)
     lower.file("usr/lib/gone", b"gone").file("usr/lib/kept/below", b"kept").file("usr/file", b"file")
     lower.add("up", tarfile.SYMTYPE, linkname="usr/lib").add("lib", tarfile.SYMTYPE, linkname=link)
     compare(tmp_path, [lower.build(), ArchiveBuilder().file(f"lib/{mark}").build()])
+
+
+def test_an_image_by_way_of_a_loop_device(tmp_path: Path) -> None:
+    """As before Linux 6.12, which mounts files."""
+    image = write_image(ArchiveBuilder().file("d/f", b"content").build(), tmp_path)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    with loop.attached(image) as device:
+        mount.mount(Mount("erofs", device, ("ro",)), mounted)
+    try:
+        assert (mounted / "d/f").read_text() == "content"
+    finally:
+        mount.unmount(mounted, lazy=False)
+    backing = Path(f"/sys/block/{Path(device).name}/loop/backing_file")
+    assert not backing.exists() or str(image) not in backing.read_text()
 
 
 def compare(base: Path, layers: list[bytes]) -> None:
