@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from crinoid.core.api.archives import ArchiveFault, NotSupported
 from crinoid.core.api.errors import CorruptContent, NotFound, ResourceExhausted, Unsupported
 from crinoid.core.api.layouts.archives import read_archive
 from crinoid.core.api.layouts.directories import read_directory
@@ -29,7 +30,6 @@ from crinoid.core.api.manifests import (
 )
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.decompression import decompress, load_codec
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault, NotSupported
 
 _PIECE_BYTES = 1 << 20
 _CHECK_BYTES = 32 << 20

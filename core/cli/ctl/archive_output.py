@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO, Any, BinaryIO
 
+from crinoid.core.api.archives import ArchiveFault
 from crinoid.core.api.errors import CorruptContent, Unsupported
 from crinoid.core.api.manifests import OCI_INDEX
 from crinoid.core.cli.ctl.archive_input import spool_directory
 from crinoid.core.lifecycle.images.unpack.blob import Blob
 from crinoid.core.lifecycle.images.unpack.decompression import decompress
-from crinoid.core.lifecycle.images.unpack.faults import ArchiveFault
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"
