@@ -1,7 +1,7 @@
 """Opens what ``ctl load`` is given: a layout directory, an archive, compressed or not, or a stream of one.
 
-What can't be read in place is written to a directory of its own below ``$TMPDIR`` (or /var/tmp) first, and is removed
-in the end. Nothing of an archive is ever unpacked by its names: of each member only the place of its bytes is noted.
+What can't be read in place is written to a file without a name in ``$TMPDIR`` (or /var/tmp) first. Nothing of an
+archive is ever unpacked by its names: of each member only the place of its bytes is noted.
 """
 
 import os
@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -55,12 +55,12 @@ def opened(path: str, place: str) -> Iterator[LayoutIndex]:
 
     Raises NotFound, CorruptContent, Unsupported, and ResourceExhausted where the spool would fill the disk.
     """
-    with tempfile.TemporaryDirectory(prefix="crinoid-load-", dir=spool_directory()) as spool:
+    with ExitStack() as spools:
         try:
             if path != "-" and Path(path).is_dir():
                 yield read_directory(Path(path), place)
             else:
-                yield read_archive(_plain(path, Path(spool)), place)
+                yield read_archive(_plain(path, spools), place)
         except FileNotFoundError as error:
             raise NotFound(f"{error.filename or path}: there is no such file") from error
         except PermissionError as error:
@@ -103,15 +103,15 @@ def _placed(index: LayoutIndex, entry: DescriptorDocument) -> DescriptorDocument
     return entry.model_copy(update={"platform": place}) if place.os and place.architecture else entry
 
 
-def _plain(path: str, spool: Path) -> Path:
+def _plain(path: str, spools: ExitStack) -> Path:
     """Return the path of a plain archive: the one given, or one that was written."""
     if path == "-":
         if sys.stdin.isatty():
             raise NotFound("there is no archive on standard input, which is a terminal: name a file, or pipe one in")
-        source = _spooled(_pieces(sys.stdin.buffer), spool / "stdin.tar")
+        source = _spooled(_pieces(sys.stdin.buffer), spools)
     elif not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe that the shell has made: <(…)
         with Path(path).open("rb") as stream:
-            source = _spooled(_pieces(stream), spool / "stream.tar")
+            source = _spooled(_pieces(stream), spools)
     else:
         source = Path(path)
     with source.open("rb") as file:
@@ -120,15 +120,12 @@ def _plain(path: str, spool: Path) -> Path:
             return source
         try:
             load_codec(blob)
-            return _spooled(decompress(blob), spool / "plain.tar")
+            return _spooled(decompress(blob), spools)
         except NotSupported as error:
             words = str(error).removeprefix("the layer is ").partition(";")[0]
             raise Unsupported(f"{path} is {words}: unpack it to a plain .tar, or to one of gzip or zstd") from error
         except ArchiveFault as error:
             raise CorruptContent(f"{path} can't be decompressed: {error}") from error
-        finally:
-            if source.parent == spool:
-                source.unlink(missing_ok=True)
 
 
 def _pieces(stream: BinaryIO) -> Iterator[bytes]:
@@ -136,21 +133,25 @@ def _pieces(stream: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _spooled(pieces: Iterable[bytes], target: Path) -> Path:
-    unchecked = _CHECK_BYTES
-    with target.open("wb") as file:
-        for piece in pieces:
-            if (unchecked := unchecked + len(piece)) >= _CHECK_BYTES:
-                unchecked = 0
-                _check_space(target.parent)
-            try:
-                file.write(piece)
-            except OSError as error:
-                raise ResourceExhausted(f"{target.parent}: {error.strerror}; TMPDIR names another place") from error
-    return target
+def _spooled(pieces: Iterable[bytes], spools: ExitStack) -> Path:
+    """Write a stream to a file that has no name, so that nothing is left of it whatever ends this process."""
+    directory, unchecked = spool_directory(), _CHECK_BYTES
+    spool = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  # closed by the stack
+    file = spools.enter_context(spool)
+    for piece in pieces:
+        if (unchecked := unchecked + len(piece)) >= _CHECK_BYTES:
+            unchecked = 0
+            _check_space(directory)
+        try:
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) or 0 :]
+        except OSError as error:
+            raise ResourceExhausted(f"{directory}: {error.strerror}; TMPDIR names another place") from error
+    return Path(f"/proc/self/fd/{file.fileno()}")
 
 
-def _check_space(directory: Path) -> None:
+def _check_space(directory: str) -> None:
     usage = shutil.disk_usage(directory)
     if usage.free < usage.total * _KEPT_FREE:
         raise ResourceExhausted(

@@ -126,9 +126,9 @@ class _Sender:
         if wanted.digest in index.documents:
             return await self._send_bytes(index.documents[wanted.digest][wanted.offset :])
         if (span := index.span(wanted.digest)) is None:
-            return f"{index.path} names blob {wanted.digest}, but does not have it"
+            return f"it names blob {wanted.digest}, but does not have it"
         if span.size != wanted.size:
-            return f"{index.path}: blob {wanted.digest} has {span.size} bytes, not {wanted.size}"
+            return f"its blob {wanted.digest} has {span.size} bytes, not {wanted.size}"
         with span.open() as file:
             return await self._send_file(file, span.offset + wanted.offset, span.offset + span.size)
 
