@@ -48,7 +48,15 @@ from crinoid.core.api.values.runtime import (
     RuntimeState,
     TerminalSize,
 )
-from crinoid.core.api.values.snapshot import DiskUsage, LayerTarget, Mount, SnapshotterFeatures, WhiteoutForm
+from crinoid.core.api.values.snapshot import (
+    DiskUsage,
+    LayerDescriptor,
+    LayerStream,
+    LayerTarget,
+    Mount,
+    SnapshotterFeatures,
+    WhiteoutForm,
+)
 from crinoid.core.api.values.stats import CgroupUsage
 
 FIRST_FAKE_PID = 1 << 22
@@ -458,6 +466,18 @@ class FakeSnapshotter(Recorder):
         return LayerTarget(key, self._directory(key), WhiteoutForm.OVERLAY)
 
     @hookimpl
+    async def write_layer(self, key: str, stream: LayerStream) -> None:
+        await self._enter("write_layer", key=key, stream=stream)
+        if key not in self.unfinished:
+            raise NotFound(f"layer {key} was not prepared")
+
+    @hookimpl
+    async def verify_layer(self, chain_id: str) -> None:
+        await self._enter("verify_layer", chain_id=chain_id)
+        if chain_id not in self.layers:
+            raise NotFound(f"layer {chain_id} was not committed")
+
+    @hookimpl
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
         await self._enter("commit_layer", key=key, chain_id=chain_id, parent=parent)
         if key not in self.unfinished:
@@ -548,6 +568,23 @@ class FakeSnapshotter(Recorder):
         directory = self.host.state_dir / hashlib.sha256(key.encode()).hexdigest()[:16]
         directory.mkdir(parents=True, exist_ok=True)
         return directory
+
+
+class FakeBringingSnapshotter(FakeSnapshotter):
+    """The same, but asked for each layer before its blob is fetched: a snapshotter that has this hook is taken to need
+    no blobs. It brings those whose chain ids are in ``brings``."""
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.brings: set[str] = set()
+
+    @hookimpl
+    async def bring_layer(self, layer: LayerDescriptor) -> bool:
+        await self._enter("bring_layer", layer=layer)
+        if layer.chain_id not in self.brings:
+            return False
+        self.layers.setdefault(layer.chain_id, layer.parent)
+        return True
 
 
 class FakeRegistry(Recorder):

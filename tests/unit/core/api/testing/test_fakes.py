@@ -9,9 +9,11 @@ import pytest
 from crinoid.core.api.config import NoOptions
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from crinoid.core.api.testing import fakes, noops
+from crinoid.core.api.values.image import Descriptor, ImageReference
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.pod import PodMetadata
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest, ContainerStatus
+from crinoid.core.api.values.snapshot import LayerDescriptor
 from crinoid.core.config.models import SlotConfig
 from crinoid.core.slots.binding import adopt
 from crinoid.core.slots.drivers import InstalledDriver
@@ -32,7 +34,21 @@ def test_each_fits_the_hooks_of_its_role(kind: object, role: str, tmp_path: Path
     )
     assert binding.implemented >= ROLES[role].hooks - ROLES[role].optional
     if kind is fakes:
-        assert binding.implemented == ROLES[role].hooks, "a fake leaves nothing out"
+        assert binding.implemented == ROLES[role].hooks - {"bring_layer"}, "a fake leaves nothing else out"
+
+
+async def test_a_snapshotter_that_brings_layers_is_a_fake_of_its_own(tmp_path: Path) -> None:
+    host = fakes.fake_host(tmp_path)
+    fake = fakes.FakeBringingSnapshotter(NoOptions(), host)
+    binding = adopt(fake, InstalledDriver("snapshotter", "x", "d", "1", "d:D"), SlotConfig(driver="x"), host)
+    assert binding.implemented == ROLES["snapshotter"].hooks
+    reference = ImageReference.parse("registry.test/app:1")
+    layers = [
+        LayerDescriptor(f"sha256:{n}", None, f"sha256:{n}", Descriptor("m", "sha256:b", 1), reference) for n in "12"
+    ]
+    fake.brings = {layers[0].chain_id}
+    assert [await fake.bring_layer(layer) for layer in layers] == [True, False]
+    assert await fake.list_layers() == ((layers[0].chain_id, None),)
 
 
 @pytest.fixture
@@ -118,7 +134,7 @@ async def test_a_layer_that_carries_another_can_not_be_removed(tmp_path: Path) -
 
 def test_the_parameters_of_fakes_are_those_of_the_hooks() -> None:
     for name, role in ROLES.items():
-        fake = getattr(fakes, f"Fake{name.capitalize()}")
+        fake = fakes.FakeBringingSnapshotter if name == "snapshotter" else getattr(fakes, f"Fake{name.capitalize()}")
         for hook in role.hooks:
             wanted = inspect.signature(getattr(role.specification, hook)).parameters
             assert list(inspect.signature(getattr(fake, hook)).parameters) == list(wanted), f"{name} {hook}"
