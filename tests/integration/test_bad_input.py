@@ -224,8 +224,8 @@ def test_oversized_requests(clean_node: Node) -> None:
     ("rpc", "fields", "code", "words"),
     [
         ("RunPodSandbox", {}, "INVALID_ARGUMENT", ("config",)),
-        ("RunPodSandbox", {"config": {"metadata": {"name": "x"}}}, "INVALID_ARGUMENT", ("metadata",)),
-        ("RunPodSandbox", {"config": pod_config("x", hostname="-")}, "INVALID_ARGUMENT", ("hostname",)),
+        ("RunPodSandbox", {"config": {"metadata": {"uid": "x"}}}, "INVALID_ARGUMENT", ("metadata",)),
+        ("RunPodSandbox", {"config": pod_config("x", hostname="a\n")}, "INVALID_ARGUMENT", ("hostname",)),
         (
             "RunPodSandbox",
             {"config": pod_config("x", linux={"sysctls": {"vm.swappiness": "1"}})},

@@ -101,7 +101,7 @@ def test_a_version_names_the_commit_since_the_last_tag(tmp_path: Path) -> None:
 def test_it_runs_from_any_directory(crinoid: Path, tmp_path: Path) -> None:
     assert run(crinoid, "--version", cwd=tmp_path) == "crinoid, version 0.1.0\n"
     config = tmp_path / "config.toml"
-    config.write_text('[runtimes.fast]\ndriver = "crun"\n')
+    config.write_text('[runtimes.fast]\ndriver = "runc"\n')
     assert "the configuration is valid" in run(crinoid, "config", "check", "--config", str(config), cwd=tmp_path)
     where = run(crinoid.with_name("python"), "-c", "import crinoid.core; print(crinoid.core.__file__)", cwd=tmp_path)
     assert where.startswith(str(crinoid.parents[1]))

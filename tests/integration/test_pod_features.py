@@ -31,7 +31,7 @@ def test_resolver(node: Node) -> None:
     )
     assert resolver(node) == Path("/etc/resolv.conf").read_text()
     assert resolver(node, dns_config={}) == ""
-    with refused("INVALID_ARGUMENT", r"dns_config.servers\[0\] '1.1.1.1\\nsearch evil' is not one word"):
+    with refused("INVALID_ARGUMENT", r"dns_config.servers\[0\] '1.1.1.1\\nsearch evil' has a control character"):
         resolver(node, dns_config={"servers": ["1.1.1.1\nsearch evil"]})
 
 
@@ -57,7 +57,7 @@ def test_the_hosts_file_is_one_for_all_containers(node: Node) -> None:
     assert "nine" not in Path("/etc/hosts").read_text()
 
 
-@pytest.mark.parametrize("hostname", ["-x", "a" * 65, "a b", "ä"])
+@pytest.mark.parametrize("hostname", ["a" * 65, "a\nb", "a\0b"])
 def test_host_names_that_are_refused(node: Node, hostname: str) -> None:
     with refused("INVALID_ARGUMENT", "hostname"):
         node.run_pod(hostname=hostname)
