@@ -26,10 +26,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.timeout(patient(float(limit))), append=False)
 
 
+_turns = turns.Turns()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-timeout's: its clock starts when the turn has come
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """With several workers, a test marked ``alone`` waits until all others are done with theirs."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with turns.taken(alone=item.get_closest_marker("alone") is not None):
+    is_alone = _is_alone(item)
+    with _turns.one(alone=is_alone, goes_on=is_alone and nextitem is not None and _is_alone(nextitem)):
         return (yield)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None

@@ -23,6 +23,27 @@ def taken(*, alone: bool, turnstile: Path = TURNSTILE, machine: Path = MACHINE) 
         yield
 
 
+class Turns:
+    """The turns of one worker's tests. One that is alone keeps its turn for the next of its kind: each of them would
+    wait else for whatever test the other workers have begun meanwhile."""
+
+    def __init__(self) -> None:
+        self._turn = contextlib.ExitStack()
+        self._is_kept = False
+
+    @contextlib.contextmanager
+    def one(self, *, alone: bool, goes_on: bool) -> Iterator[None]:
+        """A test's turn; ``goes_on``: the next one is alone, too."""
+        if not self._is_kept:
+            self._turn.enter_context(taken(alone=alone))
+        self._is_kept = goes_on
+        try:
+            yield
+        finally:
+            if not goes_on:
+                self._turn.close()
+
+
 @contextlib.contextmanager
 def _locked(path: Path, kind: int) -> Iterator[None]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

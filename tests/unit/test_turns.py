@@ -1,7 +1,8 @@
 """Tests of several workers take turns with those that want the machine to themselves; here threads are the workers."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,20 @@ def test_two_that_are_alone_follow_each_other(begin: Callable[..., Worker]) -> N
     first.end()
     assert second.has_turn()
     second.end()
+
+
+def test_tests_that_are_alone_keep_their_turn_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    took: list[bool] = []
+
+    @contextlib.contextmanager
+    def taken(*, alone: bool) -> Iterator[None]:
+        took.append(alone)
+        yield
+        took.append(alone)
+
+    monkeypatch.setattr(turns, "taken", taken)
+    mine = turns.Turns()
+    for alone, goes_on in ((False, False), (True, True), (True, True), (True, False), (False, False)):
+        with mine.one(alone=alone, goes_on=goes_on):
+            assert len(took) % 2 == 1, "a turn is held"
+    assert took == [False, False, True, True, False, False]
