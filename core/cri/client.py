@@ -75,12 +75,14 @@ class Client:
         """Call an RPC that answers with a stream and yield its messages; errors as those of ``call``."""
         descriptor = _find(rpc)
         message = _build(descriptor, request or {})
-        invoke = self._channel.unary_stream(**_route(descriptor))
+        call = self._channel.unary_stream(**_route(descriptor))(message, timeout=timeout_s)
         try:
-            async for answer in invoke(message, timeout=timeout_s):
+            async for answer in call:
                 yield _to_json(answer)
         except grpc.aio.AioRpcError as error:
             raise self._to_error(error) from None
+        finally:
+            call.cancel()  # grpc does so for who leaves while it waits for a message, but not before the call has begun
 
     async def call_crinoid(self, rpc: str, timeout_s: float | None = None, **fields: Any) -> Any:
         """Call an RPC that crinoid serves beside the CRI; fields, and the answer, are protobuf's: bytes stay bytes.
@@ -98,11 +100,14 @@ class Client:
         """As ``call_crinoid``, of an RPC that answers with a stream."""
         descriptor = _OWN_RPCS[rpc]
         message = GetMessageClass(descriptor.input_type)(**fields)
+        call = self._channel.unary_stream(**_route(descriptor))(message)
         try:
-            async for answer in self._channel.unary_stream(**_route(descriptor))(message):
+            async for answer in call:
                 yield answer
         except grpc.aio.AioRpcError as error:
             raise self._to_own_error(error) from None
+        finally:
+            call.cancel()
 
     def _to_own_error(self, error: Any) -> CrinoidError:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
