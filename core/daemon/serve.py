@@ -124,12 +124,7 @@ async def _serve(
     watchdog.know(slots.all())
     with _fault_named():
         node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
-    about = "Host resources of pods that are gone which could not be removed yet; verbose Status names them"
-    instruments.show("crinoid_deferred_removals", about, node.resources.count_deferred)
-    about = "What drivers could not remove yet, such as a layer's files; verbose Status names it"
-    instruments.show("crinoid_unremoved", about, lambda: sum(len(slot.unremoved) for slot in slots.all()))
-    about = "Starts and ends that could not be written to the state database yet"
-    instruments.show("crinoid_unrecorded_changes", about, node.store.count_late)
+    _show_figures(instruments, node)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
     if succession is not None:
@@ -156,6 +151,7 @@ async def _serve(
         async with deferred_initialisation(instruments):
             await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
+        _do_not_reload()
         if handover.requested.is_set():
             LOG.info("another daemon takes over")
             await server.hand_over(config.server.graceful_stop_s, node.events.close)
@@ -183,6 +179,16 @@ async def _serve(
                 await server.stop(_CLOSE_S)
         handover.close()
         await _end(node, taken.unlock, failure)
+
+
+def _show_figures(instruments: DaemonInstruments, node: Composition) -> None:
+    """Show in the metrics what the node has to catch up with."""
+    about = "Host resources of pods that are gone which could not be removed yet; verbose Status names them"
+    instruments.show("crinoid_deferred_removals", about, node.resources.count_deferred)
+    about = "What drivers could not remove yet, such as a layer's files; verbose Status names it"
+    instruments.show("crinoid_unremoved", about, lambda: sum(len(slot.unremoved) for slot in node.slots.all()))
+    about = "Starts and ends that could not be written to the state database yet"
+    instruments.show("crinoid_unrecorded_changes", about, node.store.count_late)
 
 
 def _reloader(
@@ -334,7 +340,14 @@ async def _end(node: Composition, unlock: Callable[[], None], failure: BaseExcep
         os._exit(0 if failure is None else error_code)
 
 
+def _do_not_reload() -> None:
+    """Let SIGHUP, which would end the process, do nothing: a start reads the files anyway, an end needs none."""
+    words = "SIGHUP: nothing is reloaded while the daemon starts or ends"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, LOG.info, words)
+
+
 def _stop_signals() -> asyncio.Event:
+    _do_not_reload()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
