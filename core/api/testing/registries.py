@@ -232,7 +232,8 @@ class RegistryContract(Contract):
         request = await _largest(registry, sample)
         whole = await registry.read(request)
         offset = int(request.blob.size * part)
-        assert await registry.read(replace(request, offset=offset)) == whole[offset:]
+        read, wanted = await registry.read(replace(request, offset=offset)), whole[offset:]
+        assert (len(read), _digest(read)) == (len(wanted), _digest(wanted))  # pytest would compare line by line
 
     async def test_a_stream_that_is_left_early_hinders_nobody(
         self, registry: BoundRegistry, sample: RegistrySample

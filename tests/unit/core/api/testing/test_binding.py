@@ -206,5 +206,6 @@ def test_what_is_wrong_is_shown_with_its_values(pytester: pytest.Pytester) -> No
                 return driver
         """
     )
-    found = pytester.runpytest_inprocess("-k", "version", "-p", "no:cacheprovider")
+    scope = "asyncio_default_fixture_loop_scope=function"
+    found = pytester.runpytest_inprocess("-k", "version", "-p", "no:cacheprovider", "-o", scope)
     found.stdout.fnmatch_lines(["E *AssertionError: assert '7' == '1'"])
