@@ -18,25 +18,30 @@ LOG = logging.getLogger(__name__)
 async def discard_unfinished(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlot]) -> None:
     """Discard every layer that was being unpacked and delete it from the ledger. No pull is under way.
 
-    What a snapshotter can't discard now is logged, and stays in the ledger for the next start; so does what is of a
-    snapshotter that is no longer configured.
+    What a snapshotter can't discard now is logged, and ``discard_left`` tries it again; what is of a snapshotter that
+    is no longer configured stays in the ledger.
     """
-    failed = set()
     for name, slot in snapshotters.items():
         # The snapshotter knows best what is unfinished: a kill may have come before the key of it was in the ledger.
         try:
-            for key in await slot.list_unfinished():
-                LOG.info("%s: layer %s was half unpacked and is discarded", slot.label, key)
-                await slot.discard_layer(key)
+            unfinished = await slot.list_unfinished()
         except CrinoidError as error:
-            LOG.warning("half unpacked layers could not all be discarded: %s", error.message)
-            failed.add(name)
+            LOG.warning("what was half unpacked can't be discarded before the next start: %s", error.message)
+            continue
+        left = {key for key in unfinished if not await _discard_layer(slot, key)}
+        for entry in ledger.entries(OWNER):
+            if entry.kind != LAYER or entry.data.get("snapshotter") != name:
+                continue
+            if (key := entry.data.get("key")) in left:
+                left.discard(str(key))
+                ledger.update(entry, {**entry.data, LEFT: True})
+            else:
+                ledger.forget(entry)
+        ledger.record_all(OWNER, [(LAYER, key, {"snapshotter": name, "key": key, LEFT: True}) for key in left])
     for entry in ledger.entries(OWNER):
         named = snapshotters.get(str(entry.data.get("snapshotter")))
         if named is None:
             LOG.warning("%s %s is left in snapshotter %s, which is not configured", entry.kind, entry.key, entry.data)
-        elif entry.kind == LAYER and named.name not in failed:
-            ledger.forget(entry)
         elif entry.kind == VIEW:
             await _remove_view(ledger, named, entry)
 
@@ -54,13 +59,9 @@ async def discard_left(ledger: Ledger, snapshotters: Mapping[str, SnapshotterSlo
         if entry.kind == VIEW:
             are_gone.append(await _remove_view(ledger, slot, entry))
             continue
-        try:
-            await slot.discard_layer(str(entry.data["key"]))
+        are_gone.append(await _discard_layer(slot, str(entry.data["key"])))
+        if are_gone[-1]:
             ledger.forget(entry)
-            are_gone.append(True)
-        except CrinoidError as error:
-            LOG.warning("layer %s could not be discarded: %s", entry.data["key"], error.message)
-            are_gone.append(False)
     return all(are_gone)
 
 
@@ -80,6 +81,16 @@ async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Ma
             LOG.warning("whether image %s is unpacked can't be told: %s", record.id, error.message)
             return True
     return False
+
+
+async def _discard_layer(slot: SnapshotterSlot, key: str) -> bool:
+    LOG.info("%s: layer %s was half unpacked and is discarded", slot.label, key)
+    try:
+        await slot.discard_layer(key)
+    except CrinoidError as error:
+        LOG.warning("layer %s could not be discarded: %s", key, error.message)
+        return False
+    return True
 
 
 async def _remove_view(ledger: Ledger, slot: SnapshotterSlot, entry: LedgerEntry) -> bool:

@@ -460,7 +460,8 @@ async def test_the_credentials_of_one_pull_do_not_fail_another(node: Node, image
 
 
 @pytest.mark.parametrize("hook", ["piece", "unpack", "commit_layer"])
-async def test_a_killed_daemon_leaves_nothing(node: Node, image: BuiltImage, hook: str) -> None:
+@pytest.mark.parametrize("refusals", [0, 1])
+async def test_a_killed_daemon_leaves_nothing(node: Node, image: BuiltImage, hook: str, refusals: int) -> None:
     if hook == "unpack":
         node.unpacker.go.clear()
     else:
@@ -470,6 +471,7 @@ async def test_a_killed_daemon_leaves_nothing(node: Node, image: BuiltImage, hoo
     if hook != "piece":
         assert node.snapshotter.unfinished
     node.die()
+    node.snapshotter.fail("discard_layer", *[DriverError("busy")] * refusals)
     await node.restart()
     node.assert_nothing_half_made()
     assert node.service.list() == []
