@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run a command in a throw-away virtual machine with a kernel of Debian's own: for what this machine's kernel lacks.
 
-    python tests/vm/run.py [--mem 3G] [--cpus 2] [--accel kvm] [--timeout 600] [--out DIR] -- COMMAND...
+    python tests/vm/run.py [--systemd] [--mem 3G] [--cpus 2] [--accel kvm] [--timeout 600] [--out DIR] -- COMMAND...
 
 The guest is this machine as another kernel sees it: pure cgroup v2, AppArmor, every capability, kernel
 modules. COMMAND starts where the caller stands, with the caller's environment; what it changes is thrown
@@ -11,6 +11,9 @@ COMMAND leaves under $VM_OUT appears in DIR. 124 means timed out, 125 that the m
 There is no network but the guest's own. It is emulated, ten times as slow as the machine, unless --accel says kvm;
 the KVM of virtual machines is often too weak to boot anything. The first use, as root, installs what is missing by
 apt-get and keeps the kernel in ${XDG_CACHE_HOME:-~/.cache}/crinoid-vm.
+
+With --systemd the first process is systemd, with dbus and the journal, and COMMAND a service of it. Where the machine
+has none, the packages that apt-get would install are unpacked into that same cache, and are seen by guests alone.
 """
 
 import argparse
@@ -47,6 +50,7 @@ HERE = Path(__file__).parent
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systemd", action="store_true", help="as the guest's first process")
     parser.add_argument("--mem", default="3G")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--accel", default="tcg,thread=multi", help="QEMU's; kvm is fast where it really works")
@@ -94,6 +98,28 @@ def unpack_kernel(directory: Path) -> Path:
     return kernel
 
 
+def prepare_systemd() -> Path:
+    """Return the directory of what the machine lacks of systemd and dbus, as Debian's packages have it."""
+    layer = CACHE / "systemd"
+    if not layer.exists():
+        options = ("--simulate", "--no-upgrade", "--no-install-recommends")
+        said = quietly("apt-get", "install", *options, "systemd-sysv", "dbus")
+        packages = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            scratch, root = Path(directory), Path(directory) / "systemd"
+            (root / "usr").mkdir(parents=True)
+            if packages:
+                quietly("apt-get", "download", *packages, cwd=scratch)
+            for package in scratch.glob("*.deb"):
+                quietly("dpkg", "-x", str(package), str(root))
+            for name in ("bin", "lib", "lib64", "sbin"):  # links into usr on the machine, which these would hide
+                if (root / name).exists():
+                    quietly("cp", "-a", str(root / name), str(root / "usr"))
+                    shutil.rmtree(root / name)
+            root.rename(layer)
+    return layer
+
+
 def write_initramfs(scratch: Path, kernel: Path, options: argparse.Namespace) -> None:
     """Write what the guest begins with: busybox, the modules to find its disks, and the job."""
     root, modules = scratch / "initramfs", kernel.resolve() / "lib/modules"
@@ -106,12 +132,14 @@ def write_initramfs(scratch: Path, kernel: Path, options: argparse.Namespace) ->
     for number, path in enumerate(dict.fromkeys(re.findall(r"^insmod (\S+)", wanted, re.MULTILINE))):
         shutil.copy(path, root / f"modules/{number:02}")
     settings = {"MODULES": str(modules), "DIRECTORY": os.getcwd(), "OUT": str(options.out or "")}
+    settings["SYSTEMD"] = "yes" if options.systemd else ""
     (root / "job/settings").write_text("".join(f"{k}={shlex.quote(v)}\n" for k, v in settings.items()))
     environment = os.environ | {"PWD": os.getcwd()}
     passed_on = {k: v for k, v in environment.items() if k.isidentifier() and k not in {"TMPDIR", "VM_OUT", "_"}}
     exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in passed_on.items())
     (root / "job/command").write_text(f'{exports}cd "$PWD" || exit 125\nexec {shlex.join(options.command)}\n')
     shutil.copy(HERE / "init.sh", root / "job/init")
+    shutil.copy(HERE / "vm.service", root / "job/vm.service")
     shutil.copy(HERE / "early_init.sh", root / "init")
     quietly("sh", "-c", "chmod 755 init; find . | busybox cpio -o -H newc >../initrd", cwd=root)
 
@@ -142,6 +170,10 @@ def machine(scratch: Path, options: argparse.Namespace, disk: int, ports: list[i
     for number, descriptor in enumerate(ports, 1):
         backends += ["-chardev", f"file,id=port{number},path=/proc/self/fd/{descriptor}"]
         devices += [f"virtserialport,chardev=port{number},nr={number}"]
+    if options.systemd:
+        append += " systemd.unit=vm.service systemd.show_status=no fstab=no"
+        backends += ["-fsdev", f"local,id=systemd,path={CACHE}/systemd,security_model=none,readonly=on,multidevs=remap"]
+        devices += ["virtio-9p-device,fsdev=systemd,mount_tag=systemd"]
     if options.out:
         path = str(options.out).replace(",", ",,")
         backends += ["-fsdev", f"local,id=out,path={path},security_model=none,multidevs=remap"]
@@ -197,6 +229,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         kernel = prepare()
+        if options.systemd:
+            prepare_systemd()
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as directory, tempfile.TemporaryFile(dir=CACHE) as disk:

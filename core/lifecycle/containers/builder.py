@@ -28,6 +28,7 @@ from crinoid.core.api.errors import (
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_within
@@ -50,7 +51,7 @@ from crinoid.core.lifecycle.containers.stop_signals import signal_number
 from crinoid.core.lifecycle.events.views import ContainerViews, view_pod
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.resources import user_namespaces
-from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of, path_below_mount
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of
 from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.sandbox import pod_files
 from crinoid.core.lifecycle.sandbox.pod_files import PodDirectory
@@ -405,7 +406,7 @@ class ContainerBuilder:
         Raises Refused, naming who wants what.
         """
         cgroup, who = wanted.cgroup, f"{wanted.author} wants cgroup {wanted.cgroup!r:.300}"
-        path = path_below_mount(cgroup)
+        path = below_mount(cgroup)
         if self._cgroups.systemd != (cgroup.count(":") == 2) or not cgroups.is_path(path):
             form = f"slice:prefix:{container_id}" if self._cgroups.systemd else "an absolute path below the root"
             raise Refused(f"{who}, which is not {form}, as crinoid's cgroup driver is {self._cgroups.driver}")

@@ -25,6 +25,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
@@ -40,7 +41,6 @@ from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.events.views import ContainerViews
 from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.queries import ContainerFilter
-from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.sandbox.pod_init import PodInit
 from crinoid.core.lifecycle.spec.isolation import settle_swap
@@ -427,7 +427,7 @@ class ContainerService:
 
 def end_by_cgroup(record: ContainerRecord) -> None:
     """Kill what runs in a container's cgroup, if that was made for it. Blocks. Raises DeadlineExceeded."""
-    path = path_below_mount(record.handle.cgroup)
+    path = below_mount(record.handle.cgroup)
     if cgroups.belongs_to(path, record.id):
         cgroups.kill(path)
 

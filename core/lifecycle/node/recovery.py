@@ -13,6 +13,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups, rights
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.network import NetworkRequest
@@ -20,7 +21,6 @@ from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.checkpoints.source import REQUEST_FILE
 from crinoid.core.lifecycle.events.exit_monitor import ExitMonitor
 from crinoid.core.lifecycle.resources import user_namespaces
-from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.resources.ownership import owner_of
 from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.sandbox.pod_init import PodInit, init_owner
@@ -229,7 +229,7 @@ class Recovery:
 
 def _processes_of(record: ContainerRecord) -> tuple[int, ...]:
     """Return what runs in the container's own cgroup. Blocks."""
-    path = path_below_mount(record.handle.cgroup)
+    path = below_mount(record.handle.cgroup)
     return cgroups.processes(path) if cgroups.belongs_to(path, record.id) else ()
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from crinoid.core.api.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
@@ -32,7 +33,7 @@ from crinoid.core.lifecycle.events.views import view_pod
 from crinoid.core.lifecycle.pods.pod_plan import PodPlan, PodPlanner
 from crinoid.core.lifecycle.queries import PodFilter
 from crinoid.core.lifecycle.resources import user_namespaces
-from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of, path_below_mount
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, holder_of
 from crinoid.core.lifecycle.resources.resources import (
     CGROUP,
     CONTAINER,
@@ -253,7 +254,7 @@ class PodService:
         try:
             # What needs nothing of the host is refused first, while there is nothing to take back.
             plan = self._planner.plan(config, handler)
-            if config.cgroup_parent and (holder := holder_of(path_below_mount(plan.cgroup_parent), self._store, "")):
+            if config.cgroup_parent and (holder := holder_of(below_mount(plan.cgroup_parent), self._store, "")):
                 raise InvalidArgument(
                     f"cgroup_parent {config.cgroup_parent!r} lies in the cgroup of {holder}: the pod would end with it"
                 )

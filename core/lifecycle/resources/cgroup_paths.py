@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.cgroup_names import below_mount, is_slice
 from crinoid.core.config.models import PodsConfig
 from crinoid.core.state.store import Store
 
@@ -41,9 +42,11 @@ class CgroupPaths:
         Raises InvalidArgument for a path where a slice is due, or the reverse.
         """
         if self.systemd:
-            if given and not given.endswith(".slice"):
-                raise InvalidArgument(f"cgroup_parent {given!r} is no slice, and crinoid's cgroup driver is systemd")
-            return given.rpartition("/")[2] or f"{PREFIX}.slice"
+            name = given.rpartition("/")[2] or (given and "-.slice")  # whose path is the mount point's
+            if given and not is_slice(name):
+                why = f"is no slice, and crinoid's cgroup driver is {self.driver}"
+                raise InvalidArgument(f"cgroup_parent {given!r:.300} {why}")
+            return name or f"{PREFIX}.slice"
         if given.endswith(".slice") and "/" not in given.strip("/"):
             raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
         path = "/" + "/".join(filter(None, (given or f"{self.root}/{pod_id}").split("/")))
@@ -71,24 +74,11 @@ def holder_of(path: str, store: Store, besides: str) -> str | None:
     """
     inner = f"{path.rstrip('/')}/"
     for pod in store.pods:
-        own = path_below_mount(pod.cgroup_parent)
+        own = below_mount(pod.cgroup_parent)
         if pod.id != besides and own.endswith(f"/{pod.id}") and inner.startswith(f"{own}/"):
             return f"pod {pod.id}"
     for container in store.containers:
-        own = path_below_mount(container.handle.cgroup)
+        own = below_mount(container.handle.cgroup)
         if cgroups.is_path(own) and inner.startswith(f"{own}/"):
             return f"container {container.id}"
     return None
-
-
-def path_below_mount(cgroup: str) -> str:
-    """Return where a pod's or container's cgroup lies, below the mount point, whatever driver made it."""
-    parent, _, scope = cgroup.partition(":")
-    path = slice_path(parent) if parent.endswith(".slice") else parent
-    return f"{path}/{scope.replace(':', '-', 1)}.scope" if scope else path
-
-
-def slice_path(name: str) -> str:
-    """Return a slice's path below the mount point: ``a-b.slice`` is ``/a.slice/a-b.slice``."""
-    parts = name.removesuffix(".slice").split("-")
-    return "".join(f"/{'-'.join(parts[: n + 1])}.slice" for n in range(len(parts)))

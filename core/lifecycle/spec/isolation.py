@@ -16,9 +16,9 @@ from crinoid.core.api import bounds
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import touching
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.values.container import DeviceMapping
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
-from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.spec.mounts import check_count
 
 JsonObject = dict[str, Any]
@@ -79,7 +79,7 @@ def build_resources(resources: LinuxResources, pids_limit: int, cgroup: str) -> 
     resources = settle_swap(resources)
     has_unified, sizes = cgroups.version() == 2, cgroups.hugepage_sizes()
     if has_unified and resources.unified:  # runtimes say of some unknown settings that permission is denied
-        cgroups.check_settings(path_below_mount(cgroup), resources.unified)
+        cgroups.check_settings(below_mount(cgroup), resources.unified)
     for size, limit in resources.hugepage_limits.items():
         if size not in sizes and limit:  # a kubelet sends 0 for each size that it knows of
             known = f"has {', '.join(sorted(sizes))}" if sizes else "is not in use on this host"

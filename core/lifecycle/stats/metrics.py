@@ -14,9 +14,9 @@ from pathlib import Path
 
 from crinoid.core.api.errors import NotFound
 from crinoid.core.api.linux import procfs
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.cgroupdetails import read_details
 from crinoid.core.api.values.stats import CgroupDetails
-from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.stats.metric_table import METRICS, DiskFigures, MetricDescriptor, Reading
 from crinoid.core.lifecycle.stats.stats import BATCH, StatsService, batched, read_networks
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord
@@ -76,14 +76,14 @@ class MetricsService:
         running = [one for one in self._store.containers_of(pod.id) if one.state is ContainerState.RUNNING]
         containers = await asyncio.gather(*(self._container(pod, one) for one in running))
         reading = await asyncio.to_thread(_read_pod, pod)
-        base = ("", path_below_mount(pod.cgroup_parent), "", "", *_place(pod))
+        base = ("", below_mount(pod.cgroup_parent), "", "", *_place(pod))
         return PodSamples(pod.id, take_samples(reading, base), tuple(containers))
 
     async def _container(self, pod: PodRecord, container: ContainerRecord) -> ContainerSamples:
         layer = await self._stats.disk(container, pod)
         used_bytes = None if layer.usage is None else layer.usage.used_bytes
         reading = await asyncio.to_thread(_read_container, container, used_bytes, layer.mountpoint)
-        cgroup = path_below_mount(container.handle.cgroup)
+        cgroup = below_mount(container.handle.cgroup)
         name = container.config.metadata.name
         base = (name, cgroup, self._image(container), container.id, *_place(pod))
         return ContainerSamples(container.id, take_samples(reading, base))
@@ -133,7 +133,7 @@ def _read_container(container: ContainerRecord, used_bytes: int | None, mountpoi
 
 def _read_cgroup(cgroup: str) -> CgroupDetails | None:
     try:
-        return read_details(path_below_mount(cgroup))
+        return read_details(below_mount(cgroup))
     except (NotFound, OSError):
         return None
 

@@ -18,10 +18,10 @@ from typing import TypeVar
 
 from crinoid.core.api.errors import CrinoidError, NotFound
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.namespaces import call_in_each
 from crinoid.core.api.values.stats import CgroupUsage, InterfaceUsage, NetworkUsage
 from crinoid.core.lifecycle.queries import ContainerFilter, ContainerUsage, PodFilter, PodUsage
-from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.stats.writable_layers import LayerUsage, WritableLayers
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord
@@ -199,7 +199,7 @@ def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _pod_usage(cgroup_parent: str) -> CgroupUsage | None:
     try:
-        return cgroups.read_usage(path_below_mount(cgroup_parent))
+        return cgroups.read_usage(below_mount(cgroup_parent))
     except (NotFound, OSError):
         return None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crinoid.core.api.errors import InvalidArgument
+from crinoid.core.api.linux.cgroup_names import is_scope
 from crinoid.core.api.linux.descriptors import readable
 from crinoid.core.api.linux.process import Process, spawn, spawn_in_cgroup
 from crinoid.core.api.values.runtime import ContainerRequest
@@ -124,7 +125,6 @@ def create_command(
     binary: Binary,
     bundle: ConmonFiles,
     request: ContainerRequest,
-    systemd: bool,
     checkpoint: Path | None = None,
 ) -> list[str]:
     """Return the command line that creates a container. conmon forks once more, so that nobody has to reap it.
@@ -140,7 +140,7 @@ def create_command(
     command += ["--container-pidfile", str(bundle.pid_file), "--conmon-pidfile", str(bundle.monitor_pid_file)]
     command += ["--log-path", "none" if log is None else f"k8s-file:{log}"]
     command += [] if monitor.sync_log else ["--no-sync-log"]
-    command += ["--systemd-cgroup"] if systemd else []
+    command += ["--systemd-cgroup"] if is_scope(request.handle.cgroup) else []
     command += ["--terminal"] if request.terminal else []
     command += ["--stdin"] if request.stdin else []
     command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []

@@ -78,8 +78,7 @@ class ConmonMonitor(Monitor):
         released until it is there, forks, so that it outlives us, and runs the binary, which reports on the sync pipe.
         """
         files = ConmonFiles(bundle.directory)
-        settings = self._options.monitor, self._binary, files, request, self._options.systemd_cgroup
-        command = conmon.create_command(*settings, checkpoint)
+        command = conmon.create_command(self._options.monitor, self._binary, files, request, checkpoint)
         log = rights.open_file(files.monitor_log)
         try:
             async with conmon.started_in_cgroup(command, {2: log}, files.directory, request.monitor_cgroup) as monitor:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.procfs import read_lines
-from crinoid.plugins.runtimes.processes.cgroup_places import below_mount, cgroup_directory
+from crinoid.plugins.runtimes.processes.cgroup_places import cgroup_directory
 
 _ROUNDS = 50  # each finds what was forked meanwhile
 _CLOCK_S = 0.1
@@ -30,7 +31,7 @@ class Before:
     @classmethod
     def look(cls, former: str) -> "Before":
         """Look for the cgroup that the processes were in, as its runtime named it; empty: nobody knows."""
-        path = below_mount(former, systemd=former.count(":") == 2)
+        path = below_mount(former)
         former, gone = path, ""
         while path.startswith("/") and path != "/" and ".." not in path.split("/") and not cgroups.exists(path):
             gone, path = path, path.rpartition("/")[0]

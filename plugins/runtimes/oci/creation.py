@@ -10,6 +10,7 @@ from typing import Any
 
 from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded, RuntimeRefused
 from crinoid.core.api.finishing import finish
+from crinoid.core.api.linux.cgroup_names import is_scope
 from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.runtime import ContainerProcess, ContainerRequest, ContainerStatus, OciSpec
 from crinoid.plugins.runtimes.binaries.bundle import Bundle
@@ -81,7 +82,7 @@ class Creation:
             # and its state directory. The fifo shows that it keeps its state there as runc and crun do.
             fifo = self._binary.state_directory(handle.container_id) / FIFO
             others = request.spec.get("hooks") or (request.spec.get("linux") or {}).get("intelRdt")
-            is_plain = self._options.shortcuts and not self._options.systemd_cgroup and not others and fifo.exists()
+            is_plain = self._options.shortcuts and not is_scope(handle.cgroup) and not others and fifo.exists()
             # Only once this is written does ``delete`` know what to look for without asking the monitor's files.
             bundle.write_processes(replace(started, log_path=str(request.log_path or ""), plain=is_plain))
             if spec["linux"].get("uidMappings"):

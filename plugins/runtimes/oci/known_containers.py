@@ -9,28 +9,28 @@ import uuid
 
 from crinoid.core.api.errors import DriverError, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerStatus, RuntimeState
 from crinoid.plugins.runtimes.binaries.bundle import Bundle, Processes
 from crinoid.plugins.runtimes.monitor.monitor import Monitor
 from crinoid.plugins.runtimes.oci.starting import FIFO, has_begun
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
-from crinoid.plugins.runtimes.processes.cgroup_places import below_mount, is_frozen
+from crinoid.plugins.runtimes.processes.cgroup_places import is_frozen
 from crinoid.plugins.runtimes.processes.exec_cgroups import ExecCgroup
 
 
 class KnownContainers:
     """The containers of one slot."""
 
-    def __init__(self, traits: BinaryTraits, monitor: Monitor, *, systemd_cgroup: bool) -> None:
+    def __init__(self, traits: BinaryTraits, monitor: Monitor) -> None:
         self._traits = traits
         self._binary = traits.binary
         self._monitor = monitor
-        self._systemd_cgroup = systemd_cgroup
 
     def cgroup(self, handle: ContainerHandle) -> str:
         """Return the container's cgroup below the mount point."""
-        return below_mount(handle.cgroup, self._systemd_cgroup)
+        return below_mount(handle.cgroup)
 
     def owns_cgroup(self, handle: ContainerHandle) -> bool:
         """Return whether what is in the container's cgroup may be killed, frozen and removed with it.

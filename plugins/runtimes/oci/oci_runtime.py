@@ -86,7 +86,7 @@ class OciRuntime(CheckpointHooks):
         self._binary = binary
         self._traits = traits(binary, config)
         self._monitor: MonitorPort = self.Monitor(config, binary)
-        self._known = KnownContainers(self._traits, self._monitor, systemd_cgroup=config.systemd_cgroup)
+        self._known = KnownContainers(self._traits, self._monitor)
         self._deletion = Deletion(binary, self._known, self._monitor, self._deadlines, host.log)
         self._creation = Creation(config, self._traits, self._monitor, self._known, self._deletion)
         self._criu = Criu(self._deadlines.probe_s)

@@ -1,31 +1,10 @@
-"""Where a container's cgroup is: from the name that its runtime was given to the directories on this host."""
+"""Where a container's cgroup is in this host's hierarchies, and what it tells."""
 
 import functools
 from pathlib import Path
 
-from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux.cgroups import Hierarchies
 from crinoid.core.api.linux.procfs import read_lines
-
-
-def below_mount(cgroup: str, systemd: bool) -> str:
-    """Return the path of a container's cgroup below the mount point.
-
-    systemd's form ``slice:prefix:name`` names the unit ``prefix-name.scope`` in a slice whose dashes are directories
-    (systemd.slice(5)). Raises InvalidArgument for a name that is not of the form the slot was configured for.
-    """
-    parts = cgroup.split(":")
-    if systemd != (len(parts) == 3):
-        form = "slice:prefix:name" if systemd else "a path"
-        raise InvalidArgument(f"cgroup {cgroup!r} is not {form}; do the slot's systemd_cgroup and the kubelet agree?")
-    if not systemd:
-        return "/" + cgroup.strip("/")
-    parent, prefix, name = parts
-    unit = f"{prefix}-{name}.scope" if prefix else name
-    stem = (parent or "system.slice").removesuffix(".slice")
-    steps = [] if stem == "-" else stem.split("-")  # -.slice is the root
-    above = "".join(f"/{'-'.join(steps[: count + 1])}.slice" for count in range(len(steps)))
-    return f"{above}/{unit}"
 
 
 def cgroup_directory(controller: str, path: str) -> Path | None:

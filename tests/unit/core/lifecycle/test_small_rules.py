@@ -9,7 +9,7 @@ from crinoid.core.api.values.pod import DnsConfig, LinuxResources
 from crinoid.core.lifecycle.containers.containers import merge_resources
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
 from crinoid.core.lifecycle.pods.pod_plan import bandwidth_limits
-from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths, slice_path
+from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
 from crinoid.core.lifecycle.sandbox.pod_files import resolv_conf
 from crinoid.core.lifecycle.sandbox.pod_sysctls import check_sysctls
 from crinoid.core.lifecycle.stats.stats import Rates, parse_interfaces
@@ -99,14 +99,15 @@ def test_cgroup_parents() -> None:
     assert files.pod_parent("kubepods/pod1/", "p") == "/kubepods/pod1"
     assert systemd.pod_parent("/a/kubepods-pod1.slice", "p") == "kubepods-pod1.slice"
     assert systemd.pod_parent("", "p") == "crinoid.slice"
+    assert systemd.pod_parent("/", "p") == systemd.pod_parent("-.slice", "p") == "-.slice"
     assert files.pod_parent("/n" * 62, "p") == "/n" * 62, "with room for containers and what is executed in them"
     bad = ("a.slice", "/a/../b", "/a\nb", "/n" * 63, "/n" * 1500)
-    for paths, given in ((systemd, "/a/b"), *((files, one) for one in bad)):
+    no_slices = ("/a/b", "a-.slice", "-a.slice", "a--b.slice", "a b.slice")
+    for paths, given in (*((systemd, one) for one in no_slices), *((files, one) for one in bad)):
         with pytest.raises(InvalidArgument):
             paths.pod_parent(given, "p")
     assert files.of_container("/a", "c") == "/a/c"
     assert systemd.of_container("a.slice", "c") == "a.slice:crinoid:c"
-    assert slice_path("kubepods-pod1.slice") == "/kubepods.slice/kubepods-pod1.slice"
 
 
 def test_rates_need_a_second() -> None:

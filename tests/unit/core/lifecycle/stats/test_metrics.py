@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import pytest
-
 from crinoid.core.api.linux.procfs import OpenFiles, count_open_files, device_name, soft_limit
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.api.values.stats import (
@@ -15,7 +13,6 @@ from crinoid.core.api.values.stats import (
     Pressure,
     PressureStats,
 )
-from crinoid.core.lifecycle.resources.cgroup_paths import path_below_mount
 from crinoid.core.lifecycle.stats.metric_table import LABELS, METRICS, DiskFigures, Reading
 from crinoid.core.lifecycle.stats.metrics import take_samples
 
@@ -127,15 +124,3 @@ def test_processes_tell_their_files_and_limits() -> None:
     assert soft_limit(2**22 + 1, "Max open files") is None
     assert soft_limit(os.getpid(), "Max nonsense") is None
     assert device_name(0, 9999) == "0:9999"
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "path"),
-    [
-        ("/kubepods/pod1/c1", "/kubepods/pod1/c1"),
-        ("kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
-        ("kubepods-pod1.slice:crinoid:c1", "/kubepods.slice/kubepods-pod1.slice/crinoid-c1.scope"),
-    ],
-)
-def test_cgroups_of_both_drivers_have_a_path(cgroup: str, path: str) -> None:
-    assert path_below_mount(cgroup) == path

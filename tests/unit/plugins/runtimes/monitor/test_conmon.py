@@ -36,10 +36,8 @@ def request_(tmp_path: Path) -> ContainerRequest:
     return ContainerRequest(handle=handle, spec={}, log_path=tmp_path / "log")
 
 
-def command(
-    monitor: MonitorOptions, binary: Binary, request: ContainerRequest, systemd: bool = False
-) -> tuple[str, ...]:
-    return tuple(conmon.create_command(monitor, binary, ConmonFiles(request.handle.bundle), request, systemd))
+def command(monitor: MonitorOptions, binary: Binary, request: ContainerRequest) -> tuple[str, ...]:
+    return tuple(conmon.create_command(monitor, binary, ConmonFiles(request.handle.bundle), request))
 
 
 def test_create(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
@@ -70,7 +68,8 @@ def test_options_of_a_request(
 
 def test_systemd(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
     """conmon passes it on to ``create``; the runtimes keep it in their state for all later commands."""
-    assert "--systemd-cgroup" in command(monitor, binary, request_, systemd=True)
+    scope = replace(request_, handle=replace(request_.handle, cgroup="pods.slice:crinoid:c1"))
+    assert "--systemd-cgroup" in command(monitor, binary, scope), "whatever made the name, nothing else has to agree"
 
 
 def test_a_log_path_that_conmon_would_cut(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
@@ -139,7 +138,7 @@ async def test_a_monitor_is_told_little_and_glib_to_take_no_memory_ahead(
 
 def test_a_restore(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest, tmp_path: Path) -> None:
     files = ConmonFiles(request_.handle.bundle)
-    made = conmon.create_command(monitor, binary, files, request_, False, tmp_path / "images")
+    made = conmon.create_command(monitor, binary, files, request_, tmp_path / "images")
     assert made == [
         *command(monitor, binary, request_),
         "--restore",
