@@ -34,8 +34,11 @@ class ImageService:
             yield batch
 
     async def image_status(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
-        find = self._images.find if request.verbose else self._images.find_usable
-        record = find(decode_image(request))
+        reference, handler = decode_image(request), request.image.runtime_handler
+        if request.verbose:
+            record = self._images.find(reference, handler or None)
+        else:
+            record = self._images.find_usable(reference, handler)
         if record is None:  # by the API an empty answer, no error
             return api_pb2.ImageStatusResponse()
         info = dict(self._images.info(record)) if request.verbose else {}
@@ -57,7 +60,7 @@ class ImageService:
         return api_pb2.PullImageResponse(image_ref=image_id)
 
     async def remove_image(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
-        await self._images.remove(decode_image(request))
+        await self._images.remove(decode_image(request), request.image.runtime_handler)
         return api_pb2.RemoveImageResponse()
 
     async def image_fs_info(self, request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:

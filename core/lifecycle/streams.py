@@ -88,11 +88,16 @@ class StreamService:
                 return await self._containers.slot_of(record).attach(record.handle, request)
 
     async def connect(self, pod_id: str, port: int) -> socket.socket:
-        """Connect to a port on the pod's own loopback address, of IPv4 or else of IPv6: a socket that does not block.
+        """Connect to a port on the pod's own loopback address, of IPv4 or else of IPv6, or as its runtime does.
+
+        Returns a socket that does not block.
 
         Raises Unavailable when nobody listens, NotFound, FailedPrecondition for a pod that was stopped.
         """
         pod = self._ready(pod_id)
+        slot = self._pods.runtime_of(pod)
+        if slot is not None and slot.implements("forward_port"):
+            return await slot.forward_port(pod.sandbox, port)
         refusals = []
         for family, address in _LOOPBACKS:
             try:

@@ -18,6 +18,7 @@ from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArg
 from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import rights
+from crinoid.core.api.values.image import Platform
 from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
 from crinoid.core.slots.calls import Binding, Slot
@@ -71,6 +72,11 @@ class Slots:
     def snapshotter_of(self, handler: str) -> SnapshotterSlot:
         """Return the snapshotter that a runtime handler's containers stand on."""
         return self.snapshotters[self._config_of(handler).snapshotter]
+
+    def platform_of(self, handler: str) -> Platform | None:
+        """Return what the images of a runtime handler are for, ``None`` for the node's own, also of an unknown one."""
+        slot = self.runtimes.get(handler or self.default_runtime)
+        return None if slot is None else slot.traits().platform
 
     def all(self) -> tuple[Slot, ...]:
         """Return every slot."""

@@ -35,7 +35,8 @@ ROLES: Mapping[str, Role] = {
             "crinoid.runtimes",
             RuntimeHooks,
             frozenset(
-                {"start_pod", "stop_pod", "exec_stream", "attach", "stats_many"}
+                {"traits", "start_pod", "stop_pod", "wait_pod", "update_pod", "pod_stats", "forward_port"}
+                | {"exec_sync", "exec_stream", "attach", "stats_many"}
                 | {"check_checkpoint", "pause", "resume", "checkpoint", "restore"}
             ),
             "rt",

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import math
+import socket
 from collections.abc import Sequence
 
 from crinoid.core.api.errors import NotFound, NotImplementedHere
@@ -17,6 +18,8 @@ from crinoid.core.api.values.runtime import (
     ExecRequest,
     ExecStreamRequest,
     ExitStatus,
+    PodSandbox,
+    RuntimeTraits,
 )
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.core.slots.answers import nothing, one, usage, usages
@@ -28,7 +31,7 @@ _EXEC_SESSION = one(ExecSession)  # type: ignore[type-abstract]  # it is only as
 _ATTACH_SESSION = one(AttachSession)  # type: ignore[type-abstract]
 
 
-@calls_hooks(RuntimeHooks, {"stats": usage})
+@calls_hooks(RuntimeHooks, {"stats": usage, "pod_stats": usage})
 class RuntimeSlot(Slot, RuntimeHooks):
     """One runtime handler. Every method is the hook of its name.
 
@@ -37,12 +40,32 @@ class RuntimeSlot(Slot, RuntimeHooks):
     NotImplementedHere.
     """
 
+    _traits: RuntimeTraits | None = None
+
+    def traits(self) -> RuntimeTraits:
+        """Return in what the driver differs from one that runs the node's own programs; it is asked once."""
+        if self._traits is None:
+            is_told = self.implements("traits")
+            self._traits = self._ask_now("traits", one(RuntimeTraits)) if is_told else RuntimeTraits()
+        return self._traits
+
+    async def wait_pod(self, pod: PodSandbox) -> str:
+        """Wait for the end of what ``start_pod`` has made, however long that takes."""
+        return await self._ask("wait_pod", one(str), math.inf, pod=pod)
+
+    async def forward_port(self, pod: PodSandbox, port: int) -> socket.socket:
+        """Connect to a port inside of a pod."""
+        made = await self._ask("forward_port", one(socket.socket), pod=pod, port=port)
+        made.setblocking(False)  # the event loop would stand still
+        return made
+
     async def wait(self, handle: ContainerHandle) -> ExitStatus:
         """Wait for the container's end, however long that takes."""
         return await self._ask("wait", one(ExitStatus), math.inf, handle=handle)
 
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
         """Run an exec process to its end, which the driver bounds by the request's own timeout."""
+        self._require("exec_sync", "can't execute commands in containers")
         limit = math.inf if request.timeout_s is None else request.timeout_s + self._deadlines.of("exec_sync")
         return await self._ask("exec_sync", one(ExecOutput), limit, handle=handle, request=request)
 

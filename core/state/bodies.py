@@ -32,7 +32,7 @@ UPGRADES: Mapping[int, Callable[[str, Json], Json]] = {
 }
 """By version: makes of a body of this version, of a table's kind, one of the next."""
 
-ValueT = TypeVar("ValueT", runtime.ContainerHandle, network.NetworkRequest)
+ValueT = TypeVar("ValueT", runtime.ContainerHandle, runtime.PodSandbox, network.NetworkRequest)
 
 
 # What the CRI's messages can carry: one record beyond that would fail the lists of all.
@@ -150,6 +150,13 @@ class _Handle(_Body):
     pod_id: str
     bundle: Path
     cgroup: str
+
+
+class _Sandbox(_Body):
+    pod_id: str
+    config: _PodConfig
+    namespaces: Mapping[str, Path]
+    cgroup_parent: str
 
 
 class _NetworkRequest(_Body):
@@ -313,6 +320,7 @@ class _Image(_Body):
     artifact: str = ""
     annotations: Mapping[str, str] = Field(default_factory=dict)
     decisions: tuple[tuple[str, str], ...] = ()
+    platform: str = ""
 
 
 PAIRS: Mapping[type[_Body], type[Any]] = {
@@ -329,6 +337,7 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
     _PodConfig: pod.PodConfig,
     _Attachment: network.Attachment,
     _Handle: runtime.ContainerHandle,
+    _Sandbox: runtime.PodSandbox,
     _NetworkRequest: network.NetworkRequest,
     _Pod: records.PodRecord,
     _ContainerMetadata: container.ContainerMetadata,
@@ -344,7 +353,7 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
 }
 """Which value each body is of."""
 
-LATER: Mapping[type[_Body], tuple[str, ...]] = {_Container: ("start_error",), _Image: ("decisions",)}
+LATER: Mapping[type[_Body], tuple[str, ...]] = {_Container: ("start_error",), _Image: ("decisions", "platform")}
 """Fields that came after their version of the body: at their default they aren't written, so that a program from before
 them reads the body, too."""
 

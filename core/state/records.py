@@ -13,7 +13,7 @@ from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.image import Descriptor
 from crinoid.core.api.values.network import Attachment
 from crinoid.core.api.values.pod import LinuxResources, PodConfig
-from crinoid.core.api.values.runtime import ContainerHandle
+from crinoid.core.api.values.runtime import ContainerHandle, PodSandbox
 
 
 class PodState(enum.Enum):
@@ -69,6 +69,11 @@ class PodRecord:
     resources: LinuxResources | None = None
     overhead: LinuxResources | None = None
     answered: bool = False
+
+    @property
+    def sandbox(self) -> PodSandbox:
+        """The pod as the pod hooks of its runtime see it."""
+        return PodSandbox(self.id, self.config, self.namespaces, self.cgroup_parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class ImageRecord:
     config.md) as JSON text. ``artifact`` is the type of what is no container image (manifest.md, "artifactType"): its
     id is the digest of its manifest, it has no configuration, and each layer is a file. ``annotations`` are those of
     the manifest. ``decisions`` are what extensions said of it when it was pulled, each with its slot's name.
+    ``platform`` is what it is for where that is a runtime handler's own platform, and not the node's.
     """
 
     id: str
@@ -145,3 +151,4 @@ class ImageRecord:
     artifact: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
     decisions: tuple[tuple[str, str], ...] = ()
+    platform: str = ""

@@ -1,5 +1,9 @@
 """The runtime role: makes, starts, watches and ends the containers of a pod (entry points ``crinoid.runtimes``).
 
+The story of a pod, for a driver whose pods are more than namespaces, such as virtual machines: ``start_pod``, then
+``wait_pod`` for as long as it is up, ``update_pod``, ``pod_stats`` and ``forward_port`` at any time, ``stop_pod``. All
+of these are optional.
+
 The story of a container: ``create`` leaves its process waiting before its entry point, ``start`` lets it go, any
 number of ``exec_sync``, ``exec_stream``, ``attach``, ``update``, ``kill`` and ``stats`` follow, ``wait`` tells of its
 end, ``delete`` removes what is left. The daemon may be killed between any two of these and call on with the same
@@ -9,6 +13,8 @@ idempotent.
 A driver that can write down what a container's processes do has all of ``check_checkpoint``, ``pause``, ``resume``,
 ``checkpoint`` and ``restore``, or none. A container that is restored has neither ``create`` nor ``start``.
 """
+
+import socket
 
 from crinoid.core.api.hooks import hookspec
 from crinoid.core.api.sessions import AttachSession, ExecSession
@@ -26,6 +32,7 @@ from crinoid.core.api.values.runtime import (
     PodSandbox,
     RuntimeFeatures,
     RuntimeState,
+    RuntimeTraits,
 )
 from crinoid.core.api.values.stats import CgroupUsage
 
@@ -41,12 +48,51 @@ class RuntimeHooks:
         """
 
     @hookspec
+    def traits(self) -> RuntimeTraits:  # type: ignore[empty-body]
+        """Optional. Tell in what the driver differs from one that runs the node's own programs.
+
+        The only hook that is no coroutine. Constant for the slot's life.
+        """
+
+    @hookspec
     async def start_pod(self, pod: PodSandbox) -> None:
-        """Optional. Prepare for the pod's containers, after its namespaces and network are there (a VM starts here)."""
+        """Optional. Prepare for the pod's containers, after its namespaces and network are there (a VM starts here).
+
+        On an error, and when cancelled, the kernel calls ``stop_pod``.
+        """
 
     @hookspec
     async def stop_pod(self, pod: PodSandbox) -> None:
-        """Optional. Undo ``start_pod``; all containers of the pod have ended."""
+        """Optional. Undo ``start_pod``, whole or in part; idempotent. All containers of the pod have ended."""
+
+    @hookspec
+    async def wait_pod(self, pod: PodSandbox) -> str:  # type: ignore[empty-body]
+        """Optional. Wait, with no deadline, until what ``start_pod`` has made ends by itself; say why in a few words.
+
+        Answers at once when it has ended. The pod is not ready from then on; ``wait`` tells of its containers. Called
+        again after a restart of the daemon, and cancelled before ``stop_pod``.
+        """
+
+    @hookspec
+    async def update_pod(
+        self, pod: PodSandbox, resources: LinuxResources | None, overhead: LinuxResources | None
+    ) -> None:
+        """Optional. Take what the pod's containers may use together, and what the pod may use beside them.
+
+        Either is ``None`` where it was never told. The pod's cgroup, which is the kubelet's, has its limits already.
+        """
+
+    @hookspec
+    async def pod_stats(self, pod: PodSandbox) -> CgroupUsage:  # type: ignore[empty-body]
+        """Optional. Read what the pod uses now, where its cgroup does not tell. Raises NotFound once it has ended."""
+
+    @hookspec
+    async def forward_port(self, pod: PodSandbox, port: int) -> socket.socket:  # type: ignore[empty-body]
+        """Optional. Connect to a TCP port inside of the pod, where its programs listen in no namespace of the host's.
+
+        Returns a stream socket of any family, connected and non-blocking, which the caller closes. Raises Unavailable
+        when nobody listens.
+        """
 
     @hookspec
     async def create(self, request: ContainerRequest) -> ContainerProcess:  # type: ignore[empty-body]
@@ -82,7 +128,7 @@ class RuntimeHooks:
 
     @hookspec
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:  # type: ignore[empty-body]
-        """Run an exec process to its end. Raises DeadlineExceeded after killing its process tree."""
+        """Optional. Run an exec process to its end. Raises DeadlineExceeded after killing its process tree."""
 
     @hookspec
     async def exec_stream(self, handle: ContainerHandle, request: ExecStreamRequest) -> ExecSession:  # type: ignore[empty-body]

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from crinoid.core.api.values.image import (
     BlobRequest,
     Descriptor,
     ImageReference,
+    Platform,
     ReferrersRequest,
     ResolvedImage,
     ResolveRequest,
@@ -46,6 +48,7 @@ from crinoid.core.api.values.runtime import (
     PodSandbox,
     RuntimeFeatures,
     RuntimeState,
+    RuntimeTraits,
     TerminalSize,
 )
 from crinoid.core.api.values.snapshot import (
@@ -376,6 +379,67 @@ class FakeRuntime(Recorder):
             return self._containers[handle.container_id]
         except KeyError:
             raise NotFound(f"container {handle.container_id} is not there") from None
+
+
+class FakeGuestRuntime(FakeRuntime):
+    """Pods that are guests: entries of a table, which end by :meth:`lose_guest`; images are for ``wasi/wasm``.
+
+    ``forward_port`` connects to a socket whose other end is in ``forwarded``. It can't execute commands.
+    """
+
+    exec_sync = None  # type: ignore[assignment]  # leaves the hook out
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.told = RuntimeTraits(platform=Platform("wasi", "wasm"), artifact_types=frozenset({"application/x.wasm"}))
+        self.forwarded: list[socket.socket] = []
+        self._guests: dict[str, asyncio.Future[str]] = {}
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """The pods whose guests are there, alive or not."""
+        return tuple(self._guests)
+
+    def lose_guest(self, pod_id: str, why: str) -> None:
+        """Let a guest end by itself."""
+        self._guests[pod_id].set_result(why)
+
+    @hookimpl
+    def traits(self) -> RuntimeTraits:
+        return self.told
+
+    @hookimpl
+    async def start_pod(self, pod: PodSandbox) -> None:
+        self._guests[pod.pod_id] = asyncio.get_running_loop().create_future()
+        await self._enter("start_pod", pod=pod)
+
+    @hookimpl
+    async def stop_pod(self, pod: PodSandbox) -> None:
+        await self._enter("stop_pod", pod=pod)
+        self._guests.pop(pod.pod_id, None)
+
+    @hookimpl
+    async def wait_pod(self, pod: PodSandbox) -> str:
+        await self._enter("wait_pod", pod=pod)
+        return await asyncio.shield(self._guests[pod.pod_id])
+
+    @hookimpl
+    async def update_pod(
+        self, pod: PodSandbox, resources: LinuxResources | None, overhead: LinuxResources | None
+    ) -> None:
+        await self._enter("update_pod", pod=pod, resources=resources, overhead=overhead)
+
+    @hookimpl
+    async def pod_stats(self, pod: PodSandbox) -> CgroupUsage:
+        await self._enter("pod_stats", pod=pod)
+        return CgroupUsage(timestamp_ns=time.time_ns(), cpu_ns=4711)
+
+    @hookimpl
+    async def forward_port(self, pod: PodSandbox, port: int) -> socket.socket:
+        await self._enter("forward_port", pod=pod, port=port)
+        ours, theirs = socket.socketpair()
+        self.forwarded.append(theirs)
+        return ours
 
 
 def _usage() -> CgroupUsage:

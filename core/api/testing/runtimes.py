@@ -10,6 +10,8 @@ It wants root, pytest, pytest-asyncio and a statically linked busybox (Debian: b
 containers in a cgroup of its own, which must be gone at the end. ``build_rootfs`` and ``minimal_spec`` serve a driver's
 own tests too. A driver whose containers are no processes of the host, have no cgroup or run no programs for Linux says
 so by the switches of the class (``has_…``): what it can't do is skipped and named, all the rest holds for it.
+
+A driver whose traits say that it mounts roots finds the root in ``root_mounts``, as any other finds it in ``root.path``.
 """
 
 import asyncio
@@ -62,6 +64,7 @@ from crinoid.core.api.values.runtime import (
     RuntimeState,
     TerminalSize,
 )
+from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.api.values.stats import CgroupUsage
 
 T = TypeVar("T")
@@ -288,7 +291,8 @@ class Workbench:
         process = process or minimal_process(*self.programs.get(args, args))
         spec = minimal_spec(self.rootfs, handle.cgroup, process, resources)
         log = self.directory / f"{container_id}.log"
-        return replace(ContainerRequest(handle=handle, spec=spec, log_path=log), **changes)
+        root = (Mount("bind", str(self.rootfs), ("rbind",)),)
+        return replace(ContainerRequest(handle=handle, spec=spec, log_path=log, root_mounts=root), **changes)
 
     async def create(self, *args: str, **changes: Any) -> ContainerRequest:
         """Make a container that waits before its entry point."""
@@ -410,6 +414,8 @@ class RuntimeContract(Contract):
     """Whether containers run programs for Linux, such as busybox; see ``programs``."""
     has_seccomp: ClassVar[bool] = True
     """Whether the driver filters system calls (one for virtual machines may not)."""
+    has_exec: ClassVar[bool] = True
+    """Whether the driver has the hook ``exec_sync``."""
     has_streams: ClassVar[bool] = True
     """Whether the driver has the hooks ``exec_stream`` and ``attach``."""
     has_checkpoints: ClassVar[bool] = False
@@ -497,7 +503,8 @@ class RuntimeContract(Contract):
         request = await bench.start("sleep", "1000")
         state = await bench.runtime.state(request.handle)
         assert state.status is ContainerStatus.RUNNING
-        await bench.until(lambda: _command_line(state.pid) == "sleep 1000", "the entry point is running")
+        if self.has_shell:
+            await bench.until(lambda: _command_line(state.pid) == "sleep 1000", "the entry point is running")
         assert state.pid in cgroups.processes(request.handle.cgroup)
 
     @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -TERM $$; sleep 9", 143)])
@@ -553,7 +560,7 @@ class RuntimeContract(Contract):
         chosen = f"{bench.parent}/chosen"
         cgroups.make_new(chosen, request.handle.container_id)
         handle = replace(request.handle, cgroup=chosen)
-        spec = minimal_spec(bench.rootfs, chosen, minimal_process("sleep", "1000"))
+        spec = minimal_spec(bench.rootfs, chosen, request.spec["process"])
         bench.made[-1] = handle
         await bench.runtime.create(replace(request, handle=handle, spec=spec))
         await bench.runtime.start(handle)
@@ -704,7 +711,8 @@ class RuntimeContract(Contract):
         request = await bench.create("sleep", "1000")
         await restarted().start(request.handle)
         bench.runtime = restarted()
-        assert (await bench.execute(request, "echo", "still")).stdout == b"still\n"
+        if self.has_exec and self.has_shell:
+            assert (await bench.execute(request, "echo", "still")).stdout == b"still\n"
         await restarted().kill(request.handle, signal.SIGKILL)
         assert (await restarted().wait(request.handle)).exit_code == 137
         await restarted().delete(request.handle)
@@ -836,7 +844,7 @@ class RuntimeContract(Contract):
 
     # exec
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_exec(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         script = "echo out; echo err >&2; pwd; echo $HELLO; id -u; exit 5"
@@ -845,7 +853,7 @@ class RuntimeContract(Contract):
         output = await bench.runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=_WAIT_S))
         assert output == ExecOutput(5, b"out\n/tmp\nyou\n1000\n", b"err\n")
 
-    @needs("shell", "host_process")
+    @needs("exec", "shell", "host_process")
     async def test_the_oom_score_of_an_exec(self, bench: Workbench) -> None:
         """Or the kernel would rather kill the container, or the rest of the node, than what was executed in it."""
         request = await bench.start(process=minimal_process("sleep", "1000") | {"oomScoreAdj": 777})
@@ -854,18 +862,18 @@ class RuntimeContract(Contract):
         assert (await bench.runtime.exec_sync(request.handle, wanted)).stdout == b"777\n"
 
     @pytest.mark.parametrize(("script", "code"), [("exit 255", 255), ("exit 127", 127), ("kill -9 $$", 137)])
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_the_exit_code_of_an_exec(self, bench: Workbench, script: str, code: int) -> None:
         request = await bench.start("sleep", "1000")
         assert await bench.execute(request, "sh", "-c", script) == ExecOutput(code, b"", b"")
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_exec_of_a_missing_program(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         with pytest.raises(CrinoidError, match=_NOT_FOUND):
             await bench.execute(request, "nowhere")
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_exec_where_nothing_runs(self, bench: Workbench) -> None:
         with pytest.raises((FailedPrecondition, NotFound)):
             await bench.execute(bench.request("true"), "true")
@@ -876,14 +884,14 @@ class RuntimeContract(Contract):
         with pytest.raises(FailedPrecondition):
             await bench.execute(request, "true")
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_exec_gives_megabytes_whole(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         script = "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2"
         output = await bench.execute(request, "sh", "-c", script)
         assert (output.exit_code, len(output.stdout), len(output.stderr)) == (0, 3_000_000, 2_000_000)
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_exec_drops_what_is_too_much(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         output = await bench.execute(
@@ -891,7 +899,7 @@ class RuntimeContract(Contract):
         )
         assert output == ExecOutput(4, b"y\n" * 500, b"end\n")
 
-    @needs("shell", "cgroup")
+    @needs("exec", "shell", "cgroup")
     async def test_an_exec_does_not_wait_for_what_it_left_in_the_background(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         async with asyncio.timeout(patient(60)):
@@ -901,7 +909,7 @@ class RuntimeContract(Contract):
         await bench.runtime.delete(request.handle)
         assert cgroups.processes(request.handle.cgroup) == ()
 
-    @needs("shell", "cgroup")
+    @needs("exec", "shell", "cgroup")
     async def test_a_timeout_kills_all_that_came_from_an_exec(self, bench: Workbench) -> None:
         own = "sleep 1000 & sleep 1000; true"
         request = await bench.shell(own)
@@ -915,7 +923,7 @@ class RuntimeContract(Contract):
         assert time.monotonic() - started_s < patient(5)
         assert bench.commands(request) == before, f"alive: {bench.commands(request)}"
 
-    @needs("shell", "cgroup")
+    @needs("exec", "shell", "cgroup")
     async def test_an_exec_that_is_cancelled(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         for cut in cuts():
@@ -928,13 +936,13 @@ class RuntimeContract(Contract):
             await executing
         assert bench.commands(request) == ["sleep 1000"]
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_many_execs_at_once(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         outputs = await asyncio.gather(*(bench.execute(request, "echo", str(number)) for number in range(8)))
         assert [output.stdout for output in outputs] == [b"%d\n" % number for number in range(8)]
 
-    @needs("shell", "cgroup")
+    @needs("exec", "shell", "cgroup")
     async def test_the_container_ends_during_an_exec(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         executing = asyncio.ensure_future(bench.execute(request, "sleep", "6020"))
@@ -979,7 +987,7 @@ class RuntimeContract(Contract):
             assert await _read_all(session.stdout) == b"go\r\n43 101\r\n"
             assert await session.wait() == 3
 
-    @needs("streams", "shell")
+    @needs("exec", "streams", "shell")
     async def test_a_streamed_exec_whose_session_is_closed(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
         process = minimal_process("sh", "-c", "trap '' PIPE; cat; echo lost || echo ended > /tmp/end")
@@ -1204,7 +1212,7 @@ class RuntimeContract(Contract):
 
     # logs
 
-    @needs("shell")
+    @needs("exec", "shell")
     async def test_a_flooded_log_loses_nothing_when_it_is_rotated(self, bench: Workbench) -> None:
         flood = "i=1; while ! [ -e /tmp/stop ]; do seq $i $((i + 999)); i=$((i + 1000)); done; echo last"
         request = await bench.shell(flood)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crinoid.core.api.values.image import Platform
 from crinoid.core.api.values.pod import PodConfig, SecurityProfile
+from crinoid.core.api.values.snapshot import Mount
 
 OciSpec = Mapping[str, Any]
 """An OCI runtime-spec ``config.json`` as a JSON object; ``Any`` because its schema is the specification's."""
@@ -39,7 +41,8 @@ class ContainerHandle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRequest:
-    """A container to be made from ``spec``, whose ``root.path`` is mounted already.
+    """A container to be made from ``spec``, whose ``root.path`` is mounted already, unless the driver's traits say that
+    it mounts the root: then that is an empty directory, and ``root_mounts`` is what makes the root, in this order.
 
     The driver completes the spec by what its slot says (seccomp, extra annotations) and writes it to the bundle.
     ``seccomp`` ``None`` means unconfined, as in a privileged container, unless ``spec`` brings a filter of its own.
@@ -55,6 +58,7 @@ class ContainerRequest:
     stdin: bool = False
     stdin_once: bool = False
     monitor_cgroup: str = ""
+    root_mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,20 @@ class RuntimeFeatures:
     recursive_read_only_mounts: bool = False
     user_namespaces: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeTraits:
+    """In what a runtime differs from one that runs the node's own programs.
+
+    ``platform`` is what its images are for, ``None`` for the node's own. ``artifact_types`` are those of OCI artifacts
+    that it runs: their files are the root, and the first of them is the program of a container that names none.
+    ``mounts_root``: it mounts the root itself (see ``ContainerRequest``), as one does that gives it to a guest.
+    """
+
+    platform: Platform | None = None
+    artifact_types: frozenset[str] = frozenset()
+    mounts_root: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode, ProfileType
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
+from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
 from crinoid.core.lifecycle.checkpoints.source import (
@@ -165,7 +166,7 @@ class ContainerBuilder:
         if (found := checkpoint or self._checkpoints.find(config)) is not None:
             slot = self._slots.runtimes[pod.runtime]
             opened = await self._checkpoints.open(found, container_id, pod, slot, self._snapshotter(pod))
-        image = self._image(config) if opened is None or opened.exact else opened.base
+        image = self._image(pod, config) if opened is None or opened.exact else opened.base
         if opened is not None:
             config = self._checkpoints.annotate(opened, config)
         if config.stop_signal:
@@ -207,10 +208,12 @@ class ContainerBuilder:
 
         # The specification looks into the root (passwd) and at the volumes, so it comes after them.
         given, spec = await self._specify(order, rootfs)
+        if self._slots.runtimes[pod.runtime].traits().mounts_root:
+            await self._resources.unmount(owner, rootfs)
         handle = ContainerHandle(owner, pod.id, order.bundle, given.cgroup)
         process, start_error = ContainerProcess(0), ""
         try:
-            process = await self._create(order, given, handle, spec)
+            process = await self._create(order, given, handle, spec, root_mounts)
         except RuntimeRefused as error:
             # A kubelet repeats a CreateContainer that fails without end. A container that can never run is made, and
             # its StartContainer fails: that counts against the pod's restart policy, with a status for people to read.
@@ -262,7 +265,7 @@ class ContainerBuilder:
         """Build the specification, with what extensions want and with devices; return what it was built from, too."""
         pod, config = order.pod, order.config
         what = f"container {config.metadata.name!r}"
-        image_config = self._images.config_of(order.image).config
+        image_config = self._images.defaults_of(order.image)
         target_pid, recursive = self._target_pid(pod, config), await self._has_recursive_read_only(pod.runtime)
 
         def build() -> tuple[SpecInput, JsonObject]:
@@ -309,13 +312,18 @@ class ContainerBuilder:
         return given, spec
 
     async def _create(
-        self, order: _Order, given: SpecInput, handle: ContainerHandle, spec: JsonObject
+        self,
+        order: _Order,
+        given: SpecInput,
+        handle: ContainerHandle,
+        spec: JsonObject,
+        root_mounts: tuple[Mount, ...],
     ) -> ContainerProcess:
         """Have the runtime make the process, which waits; of a checkpoint only the request for a later one is kept."""
         config, opened, pod = given.config, order.opened, order.pod
         what = f"container {config.metadata.name!r}"
         if opened is not None and opened.exact:
-            check_same(opened, self._image(config), spec["process"])
+            check_same(opened, self._image(pod, config), spec["process"])
         # An exec runs with the same environment, user and capabilities, whatever becomes of the specification.
         await asyncio.to_thread(rights.write_file, handle.bundle / PROCESS_FILE, json.dumps(spec["process"]))
         path = log_path(pod, config)
@@ -331,6 +339,7 @@ class ContainerBuilder:
             stdin=config.stdin,
             stdin_once=config.stdin_once,
             monitor_cgroup=self._config.pods.monitor_cgroup or self._cgroups.monitors,
+            root_mounts=root_mounts,
         )
         if opened is not None:
             return write_request(handle.bundle, request)
@@ -347,15 +356,12 @@ class ContainerBuilder:
                 error.add_note(f"it was adjusted by {order.asked.authors}")
             raise
 
-    def _image(self, config: ContainerConfig) -> ImageRecord:
+    def _image(self, pod: PodRecord, config: ContainerConfig) -> ImageRecord:
         if not config.image:
             raise InvalidArgument(f"container {config.metadata.name!r} names no image")
-        if (image := self._images.find(config.image)) is None:
+        if (image := self._images.find(config.image, pod.runtime)) is None:
             raise NotFound(f"image {config.image!r} of container {config.metadata.name!r} is not on this node: pull it")
-        if image.artifact:
-            raise InvalidArgument(
-                f"image {config.image!r} is an artifact of type {image.artifact}: mount it as a volume, it can't be run"
-            )
+        self._images.check_platform(image, pod.runtime)
         return image
 
     async def _ask_extensions(

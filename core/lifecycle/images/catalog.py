@@ -46,16 +46,18 @@ class Catalog:
         """As ``get``, but no record that stands in for one that can't be read: nobody knows what that lacks."""
         return None if image_id in self.damaged else self.get(image_id)
 
-    def find(self, reference: str) -> ImageRecord | None:
+    def find(self, reference: str, platform: str | None = None) -> ImageRecord | None:
         """Return the image of a name in full or short form, of an id, or of a beginning of an id that is unique.
 
-        A name wins over an id that reads the same. What is no reference at all means no image.
+        A name wins over an id that reads the same, and means an image of this ``platform``, as records tell it, or an
+        artifact; ``None`` for any, first the node's own. What is no reference at all means no image.
         """
         with contextlib.suppress(InvalidArgument):
             wanted = ImageReference.parse(reference)
             found = list(filter(None, map(self._store.images.get, self.index.ids(name_of(wanted)))))
-            if found:  # an index may have been pulled for two platforms: the one pulled last
-                return max(found, key=lambda record: record.pulled_at_ns)
+            fitting = [one for one in found if platform is None or one.artifact or one.platform == platform]
+            if fitting:  # an index may have been pulled for two platforms: the one pulled last
+                return max(fitting, key=lambda record: (not record.platform, record.pulled_at_ns))
         match = _ID.fullmatch(reference)
         if match is None or len(match[1]) < _SHORTEST_PREFIX:
             return None
@@ -65,7 +67,8 @@ class Catalog:
         return begun[0] if len(begun) == 1 else None
 
     def add(self, record: ImageRecord) -> ImageRecord:
-        """Write an image that is complete, with the names it has already; a tag leaves the image that had it.
+        """Write an image that is complete, with the names it has already; a tag leaves the image of this platform that
+        had it.
 
         A row that can't be read goes into quarantine, and a whole one takes its place.
         """
@@ -108,10 +111,12 @@ class Catalog:
 
     def tidy(self) -> None:
         """Pin what the configuration says now; let a tag that two images have, after a crash, be the later one's."""
-        seen: set[str] = set()
+        seen: dict[str, list[ImageRecord]] = {}
         for record in self.list():
-            tidied = self._pin(replace(record, tags=tuple(tag for tag in record.tags if tag not in seen)))
-            seen.update(record.tags)
+            free = [tag for tag in record.tags if not any(_are_rivals(one, record) for one in seen.get(tag, ()))]
+            tidied = self._pin(replace(record, tags=tuple(free)))
+            for tag in record.tags:
+                seen.setdefault(tag, []).append(record)
             if tidied != record:
                 self._put(tidied)
 
@@ -124,9 +129,11 @@ class Catalog:
         return self._index
 
     def _take_tags(self, owner: ImageRecord) -> None:
-        """Take the tags of an image from all others."""
+        """Take the tags of an image from all others, but for those of other platforms."""
         others = {found for tag in owner.tags for found in self.index.ids(tag)} - {owner.id}
         for other in filter(None, map(self._store.images.get, others)):
+            if not _are_rivals(other, owner):
+                continue
             self._put(replace(other, tags=tuple(tag for tag in other.tags if tag not in owner.tags)))
 
     def _put(self, record: ImageRecord) -> ImageRecord:
@@ -143,6 +150,11 @@ class Catalog:
     def _pin(self, record: ImageRecord) -> ImageRecord:
         names = (*record.tags, *record.digests)
         return replace(record, pinned=any(_matches(name, pattern) for name in names for pattern in self._pinned))
+
+
+def _are_rivals(one: ImageRecord, other: ImageRecord) -> bool:
+    """Return whether a tag can mean only one of two images: an index has one for each platform."""
+    return one.platform == other.platform or bool(one.artifact or other.artifact)
 
 
 def _in_full(pinned: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ from crinoid.core.lifecycle.images.exports import Exports
 from crinoid.core.lifecycle.images.faults import while_doing
 from crinoid.core.lifecycle.images.filesystems import Filesystems
 from crinoid.core.lifecycle.images.garbage import KEPT_S, GarbageCollector, Leftover
-from crinoid.core.lifecycle.images.image_config import ImageConfig
+from crinoid.core.lifecycle.images.image_config import ContainerDefaults, ImageConfig
 from crinoid.core.lifecycle.images.image_recovery import discard_left, discard_unfinished, is_usable
 from crinoid.core.lifecycle.images.layers import Layers
 from crinoid.core.lifecycle.images.leases import Leases
@@ -104,7 +104,7 @@ class ImageService:
     async def pull(
         self, reference: str, credentials: Credentials | None, annotations: Mapping[str, str], runtime_handler: str
     ) -> str:
-        """Fetch an image, unpack it for the handler's snapshotter, and return its id.
+        """Fetch an image for the handler's platform, unpack it for its snapshotter, and return its id.
 
         Requests for the same image at the same time share one pull, which goes on when all of them were cancelled.
         Of the ``annotations`` only ``VERIFY`` means something here. Raises InvalidArgument for a malformed reference or
@@ -112,7 +112,7 @@ class ImageService:
         """
         request = PullRequest(
             ImageReference.parse(reference),
-            self._platform,
+            self._slots.runtime(runtime_handler).traits().platform or self._platform,
             credentials,
             self._slots.snapshotter_of(runtime_handler).name,
             verify=annotations.get(VERIFY) == "true",
@@ -193,20 +193,49 @@ class ImageService:
         await self._exports.write(self._store.images)
         return renamed
 
-    def find(self, reference: str) -> ImageRecord | None:
-        """Return the image of a reference in full or short form, an id, or four and more digits that begin one id."""
-        return self._catalog.find(reference)
+    def find(self, reference: str, handler: str | None = None) -> ImageRecord | None:
+        """Return the image of a reference in full or short form, an id, or four and more digits that begin one id.
+
+        A name means the image for the platform of a runtime handler (empty: the default); ``None``: for any platform.
+        """
+        return self._catalog.find(reference, None if handler is None else self._platform_of(handler))
+
+    def check_platform(self, record: ImageRecord, handler: str) -> None:
+        """Raise InvalidArgument for an image that a runtime handler can't run: an id may be that of any image."""
+        artifacts = self._slots.runtimes[handler].traits().artifact_types if handler in self._slots.runtimes else ()
+        if record.artifact:
+            if record.artifact not in artifacts:
+                raise InvalidArgument(
+                    f"{_name(record)} is an artifact of type {record.artifact}: mount it as a volume, it can't be run"
+                )
+        elif record.platform != (wanted := self._platform_of(handler)):
+            platforms = [one or str(self._platform) for one in (record.platform, wanted)]
+            raise InvalidArgument(
+                f'{_name(record)} is for {platforms[0]}, and runtime handler "{handler}" runs {platforms[1]}'
+            )
+
+    def _platform_of(self, handler: str) -> str:
+        """Return the platform of a handler's images, as records tell it."""
+        platform = self._slots.platform_of(handler)
+        return "" if platform is None else self._told(platform)
+
+    def _told(self, platform: Platform) -> str:
+        """Return a platform as records tell it: empty for the node's own, or where no handler asks for it."""
+        wanted = platform.normalized()
+        asked = [slot.traits().platform for slot in self._slots.runtimes.values()]
+        is_own = wanted == self._platform.normalized()
+        return str(wanted) if not is_own and wanted in [one.normalized() for one in asked if one is not None] else ""
 
     def get(self, image_id: str) -> ImageRecord | None:
         """Return the image with exactly this id."""
         return self._catalog.get(image_id)
 
-    def find_usable(self, reference: str) -> ImageRecord | None:
+    def find_usable(self, reference: str, handler: str = "") -> ImageRecord | None:
         """Return the image of a reference as ``find``, but none that containers can't be made of until it is pulled.
 
         What asks before it pulls, as the kubelet does, pulls it then.
         """
-        record = self._catalog.find(reference)
+        record = self.find(reference, handler)
         return None if record is None or record.id in self._unusable else record
 
     async def verify(self, record: ImageRecord) -> Sequence[str]:
@@ -269,16 +298,23 @@ class ImageService:
             self._configs[record.id] = parse(ImageConfig, record.config, f"image configuration {record.id}")
         return self._configs[record.id]
 
+    def defaults_of(self, record: ImageRecord) -> ContainerDefaults:
+        """Return what containers of the image take from it; of an artifact its first file is the program."""
+        defaults = self.config_of(record).config
+        if not record.artifact or not record.layers:
+            return defaults
+        return defaults.model_copy(update={"entrypoint": (f"/{plan_artifact(record.layers)[0].file}",)})
+
     def progress(self) -> tuple[PullProgress, ...]:
         """Return how far each pull is that is under way."""
         return tuple(tracker.report() for tracker in self._trackers.values())
 
-    async def remove(self, reference: str) -> None:
+    async def remove(self, reference: str, handler: str = "") -> None:
         """Forget an image with all its names, and give back what only it needed. Idempotent.
 
         By whatever name it is called, all of the image goes. Containers that stand on it keep its layers.
         """
-        record = self.find(reference)
+        record = self.find(reference, handler or None)
         if record is None:
             return
         # The record first: a kill from here on leaves layers and blobs that nobody names, and the next start collects
@@ -374,7 +410,7 @@ class ImageService:
         tracker = self._trackers[request] = PullTracker(str(request.reference))
         try:
             with on_behalf_of(f"the pull of {request.reference}"):
-                record = await self._puller.pull(request, self._config, tracker)
+                record = await self._puller.pull(request, self._told(request.platform), self._config, tracker)
         except BaseException:  # cancelled, too: what came is kept, but not for ever
             self._watch_leftovers()
             raise

@@ -84,9 +84,11 @@ class Puller:
         self._layers = layers
         self._blobs = Blobs(content, layers.inflight)
 
-    async def pull(self, request: PullRequest, config: ImagesConfig, tracker: PullTracker) -> ImageRecord:
-        """Return the image's record, written when all of it was there."""
-        work = self._pull(request, config.max_parallel_layers, tracker)
+    async def pull(
+        self, request: PullRequest, platform: str, config: ImagesConfig, tracker: PullTracker
+    ) -> ImageRecord:
+        """Return the image's record, written when all of it was there; it tells its platform as ``platform`` does."""
+        work = self._pull(request, platform, config.max_parallel_layers, tracker)
         try:
             return await run_until_idle(work, tracker.idle_s, config.pull_idle_timeout_s)
         except CrinoidError as error:  # the reference once, at the end: the kubelet puts it before the words, too
@@ -97,7 +99,7 @@ class Puller:
         """Give up transfers that are under way."""
         await self._blobs.close()
 
-    async def _pull(self, request: PullRequest, max_fetches: int, tracker: PullTracker) -> ImageRecord:
+    async def _pull(self, request: PullRequest, platform: str, max_fetches: int, tracker: PullTracker) -> ImageRecord:
         """Read downwards: documents, leases, configuration, layers, record. Each step says what a failure leaves."""
         # The manifest names all the rest by digest, so it does not matter who serves the blobs: each is verified.
         asked = ResolveRequest(request.reference, request.platform, request.credentials)
@@ -121,7 +123,7 @@ class Puller:
             async with self._leases.hold(chain_ids):
                 with self._leaving(Leftover(digests, chain_ids), request):
                     await self._provide_layers(request, image, tracker, fetch)
-                    added = await self._add_record(request, image, decisions)
+                    added = await self._add_record(request, image, platform, decisions)
                 self._garbage.leftovers.forget(digests)
                 # The record is on disk before its blobs are marked as an image's: after a power cut in the other order
                 # they would be garbage that no record names, and not what an interrupted pull had brought.
@@ -252,7 +254,7 @@ class Puller:
         tracker.enter(LayerState.DONE)
 
     async def _add_record(
-        self, request: PullRequest, image: "_Image", decisions: tuple[tuple[str, str], ...]
+        self, request: PullRequest, image: "_Image", platform: str, decisions: tuple[tuple[str, str], ...]
     ) -> ImageRecord:
         """Store manifest and index, then write the record: from here on there is such an image.
 
@@ -292,6 +294,7 @@ class Puller:
             artifact=image.artifact,
             annotations=manifest.annotations,
             decisions=decisions,
+            platform="" if image.artifact else platform,
         )
         return self._catalog.add(record)
 

@@ -21,7 +21,6 @@ from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
-from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.concurrency.locks import Locks
@@ -51,6 +50,7 @@ from crinoid.core.lifecycle.sandbox.pod_init import PodInit
 from crinoid.core.lifecycle.sandbox.pod_sysctls import part_sysctls, write_sysctls, write_sysctls_in
 from crinoid.core.lifecycle.spec.labels import label_mounts, selinux_labels
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import PodRecord, PodState
 from crinoid.core.state.store import Store
 
@@ -164,8 +164,8 @@ class PodService:
         """Keep the limits of the pod's containers together, and what the pod costs beside them; absent ones stay.
 
         The kubelet tells them after it has set the pod's cgroup, which is its own (api.proto,
-        UpdatePodSandboxResources): nothing of the host changes. Raises NotFound, FailedPrecondition for a pod that is
-        not ready, Refused by an extension.
+        UpdatePodSandboxResources): nothing of the host changes but what the runtime makes of it. Raises NotFound,
+        FailedPrecondition for a pod that is not ready, Refused by an extension, and what the runtime raises.
         """
         extensions = self._slots.extensions
         await extensions.pod_updating(view_pod(self._changeable(pod_id)), resources, overhead)
@@ -177,6 +177,8 @@ class PodService:
                 resources=resources or record.resources or record.config.resources,
                 overhead=overhead or record.overhead or record.config.overhead,
             )
+            if (slot := self.runtime_of(record)) is not None:
+                await slot.update_pod(record.sandbox, record.resources, record.overhead)
             self._store.pods.put_fact(record)
         await extensions.pod_updated(view_pod(record))
 
@@ -189,6 +191,10 @@ class PodService:
     def get(self, pod_id: str) -> PodRecord:
         """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.pods.find(pod_id)
+
+    def runtime_of(self, record: PodRecord) -> RuntimeSlot | None:
+        """Return the runtime slot of a pod; ``None`` where it is no longer configured."""
+        return self._slots.runtimes.get(record.runtime)
 
     def is_up(self, pod_id: str) -> bool:
         """Return whether the pod is ready and whole: no longer so once a stop begins to take away what the pod has.
@@ -304,7 +310,7 @@ class PodService:
                 record = await self._init.start(record)
             if (maps := user_namespaces.maps_of(record)) is not None:
                 pod_files.give_files(plan.directory, maps)  # after the network, whose addresses /etc/hosts has
-            await plan.runtime.start_pod(_sandbox(record))
+            await self._resources.start_sandbox(pod_id, plan.runtime, record.sandbox)
             # Extensions may refuse the pod before anybody else can see it; the record comes last but for them: a daemon
             # that is killed before leaves rows without an owner, which the next start undoes.
             view = view_pod(record)
@@ -383,8 +389,8 @@ class PodService:
         await self._containers.end_all(pod_id)
         self._going_down.add(pod_id)  # a stop that fails from here on leaves it down: nobody knows how far it got
         await self._init.undo(pod_id, {CONTAINER})
-        if (slot := self._slots.runtimes.get(record.runtime)) is not None:
-            await slot.stop_pod(_sandbox(record))
+        if (slot := self.runtime_of(record)) is not None:
+            await slot.stop_pod(record.sandbox)
         if record.state is PodState.READY:
             await self._slots.extensions.pod_stopping(view_pod(record))
         # The address is free from here on. Namespaces, files and cgroup stay until RemovePodSandbox.
@@ -406,10 +412,6 @@ class PodService:
             return self._store.pods.find(pod_id)
         except NotFound:
             return None
-
-
-def _sandbox(record: PodRecord) -> PodSandbox:
-    return PodSandbox(record.id, record.config, record.namespaces, record.cgroup_parent)
 
 
 def _shown(resources: LinuxResources | None) -> dict[str, object] | None:

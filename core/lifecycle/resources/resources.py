@@ -33,7 +33,7 @@ from crinoid.core.api.linux.threads import call_in_thread, call_within
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
-from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
+from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest, PodSandbox
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.resources import layer_mounts, ownership
 from crinoid.core.lifecycle.resources.layer_mounts import LayerMounts
@@ -55,9 +55,11 @@ _START_WAITS_S = 10.0
 
 DIRECTORY, NAMESPACES, MOUNT, CGROUP = "directory", "namespaces", "mount", "cgroup"
 NETWORK, SNAPSHOT, CONTAINER = "network", "snapshot", "container"
-PAUSE, CONTENTS = "pause", "contents"
+PAUSE, CONTENTS, SANDBOX = "pause", "contents", "sandbox"
 LAYERS = layer_mounts.KIND
-KINDS = frozenset({DIRECTORY, NAMESPACES, MOUNT, CGROUP, NETWORK, SNAPSHOT, CONTAINER, PAUSE, CONTENTS, LAYERS})
+KINDS = frozenset(
+    {DIRECTORY, NAMESPACES, MOUNT, CGROUP, NETWORK, SNAPSHOT, CONTAINER, PAUSE, CONTENTS, SANDBOX, LAYERS}
+)
 _DEFERRABLE = frozenset({DIRECTORY, CONTENTS, CGROUP, NETWORK, SNAPSHOT})
 
 S = TypeVar("S")
@@ -99,6 +101,9 @@ class Resources:
             PAUSE: lambda entry: self._slot(slots.runtimes, "runtime", entry).resume(
                 bodies.parse_value(ContainerHandle, entry.data["handle"])
             ),
+            SANDBOX: lambda entry: self._slot(slots.runtimes, "runtime", entry).stop_pod(
+                bodies.parse_value(PodSandbox, entry.data["pod"])
+            ),
         }
         self._undo_in_thread_of: Mapping[str, Callable[[LedgerEntry], None]] = {
             DIRECTORY: lambda entry: files.remove_tree(Path(entry.key)),
@@ -117,6 +122,7 @@ class Resources:
             NETWORK: _check_network,
             SNAPSHOT: lambda entry, owner: ownership.require_snapshot(entry.key, owner),
             CONTAINER: _check_container,
+            SANDBOX: lambda entry, owner: ownership.require_id(entry.key, owner),
         }
 
     async def make(self, owner: str, *steps: "Step") -> None:
@@ -159,6 +165,18 @@ class Resources:
             data = {"targets": [one.target for one in layers]}
             steps.insert(0, Step(LAYERS, token, data, lambda: self._layer_mounts.make(layers, token)))
         await self.make(owner, *steps)
+
+    async def unmount(self, owner: str, target: Path) -> None:
+        """Undo the mount at a target before the owner's end; layers below it stay for who mounts it elsewhere."""
+        await self._undo_entries(
+            one for one in self._ledger.entries(owner) if one.kind == MOUNT and one.key == str(target)
+        )
+
+    async def start_sandbox(self, owner: str, slot: RuntimeSlot, pod: PodSandbox) -> None:
+        """Have the runtime start what its pods need, if they need anything; undone by ``stop_pod``."""
+        if slot.implements("start_pod"):
+            self._ledger.record(owner, SANDBOX, pod.pod_id, {"slot": slot.name, "pod": bodies.dump_value(pod)})
+            await slot.start_pod(pod)
 
     async def make_cgroup(self, owner: str, path: str) -> None:
         """Make a cgroup for a container outside its pod's, which must be new: then it is the owner's to end.

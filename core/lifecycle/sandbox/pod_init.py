@@ -27,6 +27,7 @@ from crinoid.core.lifecycle.sandbox.pod_files import PodDirectory
 from crinoid.core.lifecycle.spec.build import InitInput, build_init_spec
 from crinoid.core.lifecycle.spec.process import entry_point
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.runtime import RuntimeSlot
 from crinoid.core.state.records import PodRecord, PodState
 from crinoid.core.state.store import Store
 
@@ -111,14 +112,21 @@ class PodInit:
         return dataclasses.replace(pod, init=handle, namespaces={**pod.namespaces, "pid": directory.pin("pid")})
 
     def watch(self, pod: PodRecord) -> None:
-        """Note when the pod's init process ends: the pod is not ready from then on."""
+        """Note when what the pod can't live without ends, its init process or what its runtime has started for it.
+
+        The pod is not ready from then on.
+        """
         if pod.init is not None:
-            self._watchers[pod.id] = asyncio.create_task(self._watch(pod), name=f"init of {pod.id}")
+            self._watchers[init_owner(pod.id)] = asyncio.create_task(self._watch(pod), name=f"init of {pod.id}")
+        slot = self._slots.runtimes.get(pod.runtime)
+        if slot is not None and slot.implements("wait_pod") and pod.id not in self._watchers:
+            self._watchers[pod.id] = asyncio.create_task(self._watch_sandbox(pod, slot), name=f"sandbox of {pod.id}")
 
     async def undo(self, pod_id: str, kinds: Collection[str] | None = None) -> None:
-        """End a pod's init, and with all ``kinds`` remove what there is of it. Idempotent."""
-        if (watcher := self._watchers.pop(pod_id, None)) is not None:
-            watcher.cancel()
+        """End a pod's init, and with all ``kinds`` remove what there is of it; stop watching. Idempotent."""
+        for key in (pod_id, init_owner(pod_id)):
+            if (watcher := self._watchers.pop(key, None)) is not None:
+                watcher.cancel()
         await self._resources.undo(init_owner(pod_id), kinds)
 
     def note_not_ready(self, pod_id: str, why: str) -> None:
@@ -144,6 +152,14 @@ class PodInit:
             LOG.warning("pod %s: its init can't be watched: %s", pod.id, error)
             return
         self.note_not_ready(pod.id, "its init process ended")
+
+    async def _watch_sandbox(self, pod: PodRecord, slot: RuntimeSlot) -> None:
+        try:
+            why = await slot.wait_pod(pod.sandbox)
+        except CrinoidError as error:
+            LOG.warning("pod %s: its sandbox can't be watched: %s", pod.id, error.message)
+            return
+        self.note_not_ready(pod.id, why)
 
     async def _prepare_root(self, pod: PodRecord, directory: PodDirectory) -> InitProgram:
         """Make the root that the init runs in: empty but for catatonit, or that of the pause image.

@@ -170,10 +170,26 @@ class StatsService:
         members = self._members(records)
         readings = await asyncio.to_thread(read_pods, places)
         containers = {one.record.id: one for one in await self._containers(list(chain.from_iterable(members)))}
+        told = await asyncio.gather(
+            *(self._told_usage(record, usage) for record, (usage, _) in zip(records, readings, strict=True))
+        )
         return [
             PodUsage(record, usage, self._rate(record, usage), network, tuple(containers[one.id] for one in own))
-            for record, own, (usage, network) in zip(records, members, readings, strict=True)
+            for record, own, usage, (_, network) in zip(records, members, told, readings, strict=True)
         ]
+
+    async def _told_usage(self, record: PodRecord, of_cgroup: CgroupUsage | None) -> CgroupUsage | None:
+        """Return what the runtime tells of a pod where it does, else what its cgroup has told."""
+        slot = self._slots.runtimes.get(record.runtime)
+        if slot is None or not slot.implements("pod_stats"):
+            return of_cgroup
+        try:
+            return await slot.pod_stats(record.sandbox)
+        except NotFound:
+            return None
+        except CrinoidError as error:
+            LOG.warning("pod %s is reported without what it uses: %s", record.id, error.message)
+            return None
 
     def _rate(self, record: PodRecord | ContainerRecord, usage: CgroupUsage | None) -> int | None:
         return None if usage is None else self._rates.rate(record.id, usage.timestamp_ns, usage.cpu_ns)
