@@ -5,7 +5,11 @@ Exit codes: 0, 1 for a failure that was told on standard error, 2 for a wrong us
 a full disk: the same start succeeds once the cause is gone.
 """
 
+import contextlib
+import errno
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +67,23 @@ class Refusal(click.ClickException):
 class LazyGroup(SuggestingGroup):
     """A group whose commands are imported one by one, and whose CrinoidErrors need no traceback."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the program; an output that can't be written, as on a full disk, is an error like any other."""
+        if os.environ.get("NO_COLOR"):  # click knows nothing of it
+            options.setdefault("color", False)
+        try:
+            try:
+                return super().main(*arguments, **options)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in _OUTPUT_ERRORS or error.filename is not None:
+                raise
+            with contextlib.suppress(OSError):
+                click.echo(f"crinoid: the output can't be written: {error.strerror}", err=True)
+            _drop_output()
+            sys.exit(1)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""
         return list(COMMANDS)
@@ -86,6 +107,16 @@ class LazyGroup(SuggestingGroup):
             return super().invoke(ctx)
         except CrinoidError as error:
             raise Refusal(error) from error
+
+
+_OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE})
+"""What write(2) says of an output; an error of a file that was opened has the file's name."""
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere, or the interpreter would complain of it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
 import signal
@@ -345,3 +346,67 @@ def test_a_port_that_is_taken_is_told(node: Node, serving: str) -> None:
         code, _, err = run(node, "port-forward", serving, f"{port}:8080")
     assert code == 1
     assert f"can't listen on 127.0.0.1 port {port}: address already in use" in err.decode().lower()
+
+
+def test_forwarding_ends_with_the_pod(node: Node) -> None:
+    """Also while nobody is connected, when the endpoint tells nothing of it."""
+    pod = node.run_pod()
+    with forwarding(node, pod, ":80") as (process, _):
+        node.call("StopPodSandbox", pod_sandbox_id=pod)
+        assert process.wait(WAIT_S) == 1
+        assert process.stderr is not None
+        assert process.stderr.read().decode() == f"crinoid: pod {pod} has been stopped\n"
+
+
+def test_files_are_copied_both_ways(node: Node, container: str, tmp_path: Path) -> None:
+    source = tmp_path / "tree"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep/bulk").write_bytes(BULK)
+    (source / "link").symlink_to("deep")
+    assert run(node, "cp", source, f"{container}:/tmp") == (0, b"", b"")
+    assert node.execute(container, "sha256sum", "/tmp/tree/link/bulk")[1].split()[0] == hashlib.sha256(BULK).hexdigest()
+    assert run(node, "cp", f"{container}:/tmp/tree/", tmp_path / "back") == (0, b"", b"")
+    assert (tmp_path / "back/deep/bulk").read_bytes() == BULK
+    assert (tmp_path / "back/link").readlink() == Path("deep")
+    code, _, err = run(node, "cp", f"{container}:/nosuch", tmp_path)
+    assert (code, err.splitlines()[-1]) == (1, b"crinoid: tar in the container ended with exit code 1")
+
+
+def test_the_processes_of_a_container_are_shown(node: Node, container: str) -> None:
+    code, out, _ = run(node, "top", "-o", "json", container)
+    (process,) = json.loads(out)
+    assert (code, process["command"], process["user"]) == (0, "sleep 1000", 0)
+
+
+def test_what_has_ended_is_pruned(node: Node, container: str) -> None:
+    kept = node.status(container)["id"]
+    ended = node.run_container(node.run_pod("other"), "true")
+    node.wait_exit(ended)
+    code, out, err = run(node, "prune")
+    assert (code, out) == (2, b"")
+    assert ended[:13].encode() in err
+    assert run(node, "prune", "--force")[:2] == (0, f"{ended}\n".encode())
+    assert [one["id"] for one in node.call("ListContainers")["containers"]] == [kept]
+
+
+@pytest.mark.parametrize("verb", [["ps"], ["inspect"], ["logs"], ["exec", "CONTAINER", "id"], ["stats"], ["ps", "-q"]])
+def test_an_output_on_a_full_disk_is_an_error_in_one_line(node: Node, verb: list[str]) -> None:
+    container = node.run_container(node.run_pod(), "sh", "-c", "echo said; sleep 1000")
+    until(lambda: node.log(container), "a line of log")
+    words = [container if word == "CONTAINER" else word for word in verb] + (
+        [container] if verb[0] in ("inspect", "logs") else []
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command_of(node, *words), stdout=full, stderr=subprocess.PIPE, timeout=WAIT_S, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"crinoid: the output can't be written: No space left on device\n")
+
+
+def test_a_shell_completes_names(node: Node) -> None:
+    node.run_container(node.run_pod("completed"), "sleep", "1000", name="by-its-name")
+    words = ["crinoid", "ctl", "-r", f"unix://{node.daemon.socket}", "logs", "by-"]
+    environment = {**os.environ, "_CRINOID_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": "5"}
+    command = [str(Path(sys.executable).with_name("crinoid"))]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=WAIT_S, check=True)
+    assert done.stdout == b"plain,by-its-name\n"

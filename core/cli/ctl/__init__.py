@@ -26,6 +26,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "forwarding": ("port-forward",),
     "logs": ("logs",),
     "stats": ("stats", "statsp", "metricsp", "metricdescs"),
+    "top": ("top",),
+    "copying": ("cp",),
+    "prune": ("prune",),
     "inspection": ("inspect", "inspectp", "inspecti"),
     "images": ("images", "rmi", "imagefsinfo"),
     "pull": ("pull",),
@@ -38,6 +41,15 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 """The verbs of each module, in the order of the help; a module is imported when one of its verbs is used."""
 ALIASES: Mapping[str, str] = {"image": "images", "img": "images", "event": "events"}
 """crictl's second names of verbs; they work without being listed."""
+ELSEWHERE: Mapping[str, str] = {
+    "build": "crinoid builds no images; `ctl load` takes those that another tool wrote",
+    "config": "the client has no file of its own: its endpoint is that of CONTAINER_RUNTIME_ENDPOINT, or of --endpoint",
+    "jsonschema": "`ctl run` takes the configurations of crictl; a field that they don't have is told by its name",
+    "login": "credentials are in the configuration, see docs/registries.md; `ctl pull --creds` takes them once",
+    "push": "crinoid pushes no images; `ctl save` writes them for a tool that does",
+    "restart": "a container has one life: `ctl stop`, `ctl rm` and `ctl run`, or let its kubelet make the next",
+}
+"""Verbs that people look for, and what there is instead."""
 
 
 class VerbGroup(SuggestingGroup):
@@ -52,6 +64,8 @@ class VerbGroup(SuggestingGroup):
         name = ALIASES.get(cmd_name, cmd_name)
         family = next((family for family, verbs in FAMILIES.items() if name in verbs), None)
         if family is None:
+            if name in ELSEWHERE:
+                ctx.fail(f"there is no command {name!r}: {ELSEWHERE[name]}")
             return None
         verbs: tuple[click.Command, ...] = importlib.import_module(f"{__name__}.{family}").VERBS
         return next(verb for verb in verbs if verb.name == name)
@@ -83,6 +97,12 @@ class VerbGroup(SuggestingGroup):
     metavar="DURATION",
     help="How long one call may take, such as 2s; by default 10s for a question and 5m for an act.",
 )
+@click.option(
+    "--max-retries",
+    default=0,
+    metavar="N",
+    help="How often to try again, with growing pauses, while nobody serves the endpoint; negative is for ever.",
+)
 @flag("--debug", "-D", help="Show each call, its answer and how long it took, on standard error.")
 @config_option
 @click.version_option(__version__, "--version", "-v", prog_name="crinoid ctl")
@@ -93,6 +113,7 @@ def ctl(
     runtime_endpoint: str | None,
     image_endpoint: str | None,
     timeout: float | None,
+    max_retries: int,
     debug: bool,
 ) -> None:
     """Work with the pods, containers and images of a CRI endpoint.
@@ -100,4 +121,9 @@ def ctl(
     Containers and pods are named by their id, by the beginning of it, or by their name where that is unique;
     POD/CONTAINER means a container by its pod's name.
     """
-    ctx.obj = Target(paths, runtime_endpoint, image_endpoint, timeout or None, debug)
+    if paths.main.suffix in (".yaml", ".yml"):
+        raise click.UsageError(
+            f"{paths.main} is no configuration of crinoid's: of crictl.yaml nothing is read; give its endpoints as "
+            "--runtime-endpoint and --image-endpoint, or as CONTAINER_RUNTIME_ENDPOINT and IMAGE_SERVICE_ENDPOINT"
+        )
+    ctx.obj = Target(paths, runtime_endpoint, image_endpoint, timeout or None, max_retries, debug)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
+from crinoid.core.cli.ctl.completion import CONTAINER, POD
 from crinoid.core.cli.ctl.directory import Directory, find_pod, read_directory
 from crinoid.core.cli.ctl.figures import format_age, shorten_id
 from crinoid.core.cli.ctl.flags import flag
@@ -44,7 +45,7 @@ async def ps(session: Session, query: ContainerQuery, listing: Listing, resolve_
 
 
 @click.command()
-@click.argument("pod")
+@click.argument("pod", type=POD)
 @click.argument("container_config", type=click.Path(path_type=Path))
 @click.argument("pod_config", type=click.Path(path_type=Path))
 @flag("--no-pull", help="Leave images alone; so it is without any flag.")
@@ -65,7 +66,7 @@ async def create(
 
 
 @click.command()
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", type=CONTAINER, nargs=-1, required=True)
 @in_session
 async def start(session: Session, containers: tuple[str, ...]) -> int:
     """Start containers that were created."""
@@ -73,7 +74,7 @@ async def start(session: Session, containers: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.argument("containers", nargs=-1)
+@click.argument("containers", type=CONTAINER, nargs=-1)
 @click.option("--timeout", "-t", default=0, metavar="SECONDS", show_default=True, help="Grace before it is killed.")
 @flag("--all", "-a", help="All that run.")
 @in_session
@@ -86,7 +87,7 @@ async def stop(session: Session, containers: tuple[str, ...], timeout: int, **fl
 
 
 @click.command()
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", type=CONTAINER, nargs=-1, required=True)
 @click.option("--signal", "-s", default="KILL", show_default=True, help="KILL; the CRI can send no other.")
 @in_session
 async def kill(session: Session, containers: tuple[str, ...], signal: str) -> int:
@@ -102,7 +103,7 @@ async def kill(session: Session, containers: tuple[str, ...], signal: str) -> in
 
 
 @click.command()
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", type=CONTAINER, nargs=-1, required=True)
 @in_session
 async def wait(session: Session, containers: tuple[str, ...]) -> int:
     """Wait for the end of containers, and print the exit code of each."""
@@ -110,7 +111,7 @@ async def wait(session: Session, containers: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.argument("containers", nargs=-1)
+@click.argument("containers", type=CONTAINER, nargs=-1)
 @flag("--all", "-a", help="All containers.")
 @flag("--force", "-f", help="Those that run too.")
 @flag("--keep-logs", "-k", help="Leave their logs.")
@@ -122,7 +123,7 @@ async def rm(session: Session, containers: tuple[str, ...], force: bool, keep_lo
 
 
 @click.command()
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", type=CONTAINER, nargs=-1, required=True)
 @click.option("--cpu-period", default=0, metavar="MICROSECONDS", help="Length of a CFS period.")
 @click.option("--cpu-quota", default=0, metavar="MICROSECONDS", help="CPU time in each period.")
 @click.option("--cpu-share", "cpu_shares", default=0, help="Weight against others.")
@@ -139,7 +140,7 @@ async def update(session: Session, containers: tuple[str, ...], **resources: int
 
 
 @click.command()
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", type=CONTAINER, nargs=-1, required=True)
 @click.option("--export", "-e", "location", required=True, metavar="FILE", help="Archive to write, on the node.")
 @in_session
 async def checkpoint(session: Session, containers: tuple[str, ...], location: str) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import click
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, NotFound, NotImplementedHere
+from crinoid.core.cli.ctl.completion import CONTAINER
 from crinoid.core.cli.ctl.directory import find_container
 from crinoid.core.cli.ctl.flags import flag, gather, labels
 from crinoid.core.cli.ctl.json_documents import unfold
@@ -82,7 +83,7 @@ _filters = gather(
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.argument("arguments", nargs=-1, required=True, metavar="[CONTAINER] COMMAND [ARG]...")
+@click.argument("arguments", type=CONTAINER, nargs=-1, required=True, metavar="[CONTAINER] COMMAND [ARG]...")
 @_filters
 @_manner
 @dialing_options
@@ -108,7 +109,7 @@ async def execute(
 
 
 @click.command()
-@click.argument("container")
+@click.argument("container", type=CONTAINER)
 @flag("--stdin", "-i", help="With standard input.")
 @flag("--tty", "-t", help="The container has a terminal; with -i, ctrl-p ctrl-q detaches.")
 @dialing_options

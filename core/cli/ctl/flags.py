@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -31,16 +31,17 @@ def gather(into: str, kind: type, *options: Callable[[Any], Any]) -> Callable[[F
     return decorate
 
 
-def output(default: str = TABLE) -> Callable[[F], F]:
-    """Add ``--output``, given to the verb as ``output``."""
-    return click.option(
-        "--output",
-        "-o",
-        type=click.Choice((JSON, YAML, TABLE)),
-        default=default,
-        show_default=True,
-        help="Form of the output.",
-    )
+def output(default: str = TABLE, forms: Sequence[str] = (JSON, YAML, TABLE)) -> Callable[[F], F]:
+    """Add ``--output``, given to the verb as ``output``, and crictl's ``--template``, which says what to use."""
+
+    def decorate(verb: F) -> F:
+        chosen = click.option(
+            "--output", "-o", type=_Form(forms), default=default, show_default=True, help="Form of the output."
+        )
+        template = click.option("--template", expose_value=False, hidden=True, callback=_refuse_template)
+        return chosen(template(verb))
+
+    return decorate
 
 
 def flag(*names: str, help: str) -> Callable[[F], F]:  # noqa: A002  # click's own name
@@ -51,6 +52,25 @@ def flag(*names: str, help: str) -> Callable[[F], F]:  # noqa: A002  # click's o
 def labels(name: str = "--label") -> Callable[[F], F]:
     """Add an option ``key=value`` that may be given again, as a tuple of pairs."""
     return click.option(name, type=PAIR, multiple=True, metavar="KEY=VALUE", help="Only with this label.")
+
+
+_NO_TEMPLATES = (
+    "Go's templates are not here: use `-o json` and a program that reads JSON, such as "
+    "`crinoid ctl inspect -o json NAME | jq -r .status.state`"
+)
+
+
+class _Form(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.2 on
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Say of crictl's go-template what to use instead."""
+        if value == "go-template":
+            self.fail(_NO_TEMPLATES, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _refuse_template(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise click.BadParameter(_NO_TEMPLATES, ctx, parameter)
 
 
 class _Pair(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import click
 
-from crinoid.core.api.errors import CrinoidError, Unavailable
+from crinoid.core.api.errors import CrinoidError, NotFound, Unavailable
+from crinoid.core.cli.ctl.completion import POD
 from crinoid.core.cli.ctl.directory import find_pod
 from crinoid.core.cli.ctl.session import Session, in_session, tell
 from crinoid.core.cli.ctl.streams import dialing as dialing_options
@@ -18,6 +19,7 @@ from crinoid.core.cri.streaming.client.portforward import Forwarder, port_forwar
 
 _LOOPBACKS = ("127.0.0.1", "::1")
 _ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_POLL_S = 1.0
 _MAX_PORT = (1 << 16) - 1
 
 
@@ -47,7 +49,7 @@ class _PortPair(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gen
 
 
 @click.command("port-forward")
-@click.argument("pod")
+@click.argument("pod", type=POD)
 @click.argument("pairs", nargs=-1, required=True, type=_PortPair(), metavar="[LOCAL:]REMOTE...")
 @dialing_options
 @in_session
@@ -59,8 +61,22 @@ async def port_forward(session: Session, pod: str, pairs: tuple[Pair, ...], dial
     async with port_forwarder(answer["url"], dialing) as forwarder, _carrier(forwarder) as carrier:
         for pair in pairs:
             await carrier.listen(pair)
-        await forwarder.gone.wait()
-    raise Unavailable(f"the connection to pod {found['id']} was lost, and with it all that were forwarded")
+        await _until_gone(session, found["id"], forwarder)
+
+
+async def _until_gone(session: Session, pod_id: str, forwarder: Forwarder) -> None:
+    """Wait until the connection to the endpoint is lost, or the pod has ended: with no connection open, the endpoint
+    tells nothing of that. Raises Unavailable with what it was."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(forwarder.gone.wait(), _POLL_S)
+            raise Unavailable(f"the connection to pod {pod_id} was lost, and with it all that were forwarded")
+        try:
+            status = (await session.ask("PodSandboxStatus", {"pod_sandbox_id": pod_id}))["status"]
+        except NotFound:
+            raise Unavailable(f"pod {pod_id} has been removed") from None
+        if status["state"] != "SANDBOX_READY":
+            raise Unavailable(f"pod {pod_id} has been stopped")
 
 
 VERBS = (port_forward,)

@@ -7,6 +7,7 @@ import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
 from crinoid.core.api.values.image import ImageReference
+from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.figures import format_size, shorten_id
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, output
 from crinoid.core.cli.ctl.json_documents import print_answer, print_document, to_camel
@@ -20,7 +21,7 @@ _FILTERS_HELP = "One of dangling=true|false, reference=REGEX, before=IMAGE, sinc
 
 
 @click.command()
-@click.argument("name", default="", metavar="[REPOSITORY[:TAG]]")
+@click.argument("name", type=IMAGE, default="", metavar="[REPOSITORY[:TAG]]")
 @click.option("--filter", "-f", "filters", multiple=True, metavar="FILTER", help=_FILTERS_HELP)
 @listing
 @flag("--digests", help="With a column of digests.")
@@ -41,14 +42,14 @@ async def images(session: Session, name: str, filters: tuple[str, ...], listing:
 
 
 @click.command()
-@click.argument("images", nargs=-1)
+@click.argument("images", type=IMAGE, nargs=-1)
 @flag("--all", "-a", help="All images.")
 @flag("--prune", "-q", help="All that no container uses and that are not pinned.")
 @in_session
 async def rmi(session: Session, images: tuple[str, ...], **flags: bool) -> int:
     """Remove images, each with all its tags: the CRI knows no removal of a single one."""
     if flags["prune"]:
-        chosen = await _list_unused(session)
+        chosen = await list_unused(session)
     elif flags["all"]:
         chosen = [image["id"] for image in await find_images(session)]
     elif images:
@@ -137,7 +138,7 @@ def _names(image: Json) -> list[str]:
     return [*image["repo_tags"], *image["repo_digests"]]
 
 
-async def _list_unused(session: Session) -> list[str]:
+async def list_unused(session: Session) -> list[str]:
     """Return the ids of images that no container uses."""
     containers = (await session.ask("ListContainers"))["containers"]
     used = {container["image_id"] for container in containers}

@@ -8,6 +8,7 @@ import click
 from crinoid.core.api.errors import NotFound
 from crinoid.core.cli.ctl import containers as container_verbs
 from crinoid.core.cli.ctl import pods as pod_verbs
+from crinoid.core.cli.ctl.completion import CONTAINER, IMAGE, POD
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.figures import format_age, format_size, to_rfc3339
 from crinoid.core.cli.ctl.flags import JSON, TABLE, flag, gather, output
@@ -38,7 +39,7 @@ showing = gather("showing", Showing, output(JSON), flag("--quiet", "-q", help="W
 
 
 @click.command()
-@click.argument("containers", nargs=-1)
+@click.argument("containers", type=CONTAINER, nargs=-1)
 @container_query
 @showing
 @in_session
@@ -56,7 +57,7 @@ async def inspect(session: Session, containers: tuple[str, ...], query: Containe
 
 
 @click.command()
-@click.argument("pods", nargs=-1)
+@click.argument("pods", type=POD, nargs=-1)
 @pod_query
 @showing
 @in_session
@@ -75,7 +76,7 @@ async def inspectp(session: Session, pods: tuple[str, ...], query: PodQuery, sho
 
 
 @click.command()
-@click.argument("images", nargs=-1)
+@click.argument("images", type=IMAGE, nargs=-1)
 @click.option("--name", default="", metavar="IMAGE", help="Only images of this name.")
 @click.option("--filter", "-f", "filters", multiple=True, metavar="FILTER", help="As of `images`.")
 @showing

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from crinoid.core.api.errors import FailedPrecondition, NotFound
+from crinoid.core.cli.ctl.completion import CONTAINER
 from crinoid.core.cli.ctl.directory import find_container
 from crinoid.core.cli.ctl.durations import INSTANT
 from crinoid.core.cli.ctl.flags import flag, gather
@@ -43,7 +44,7 @@ _selection = gather(
 
 
 @click.command()
-@click.argument("container")
+@click.argument("container", type=CONTAINER)
 @_selection
 @flag("--follow", "-f", help="Go on until the container ends.")
 @flag("--previous", "-p", help="The log of the attempt before.")

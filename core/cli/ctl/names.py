@@ -2,12 +2,13 @@
 
 import click
 
+from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.session import Session, for_each, in_session, tell
 
 
 @click.command()
-@click.argument("image")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("image", type=IMAGE)
+@click.argument("names", type=IMAGE, nargs=-1, required=True, metavar="NAME...")
 @in_session
 async def tag(session: Session, image: str, names: tuple[str, ...]) -> int:
     """Give an image more names; one that another image has leaves that one."""
@@ -20,7 +21,7 @@ async def tag(session: Session, image: str, names: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", type=IMAGE, nargs=-1, required=True, metavar="NAME...")
 @in_session
 async def untag(session: Session, names: tuple[str, ...]) -> int:
     """Take names from images. The images stay, also without any name: `ctl rmi` removes them."""

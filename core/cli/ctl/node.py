@@ -66,7 +66,7 @@ async def update_runtime_config(session: Session, pod_cidr: str) -> None:
 
 
 @click.command()
-@click.option("--output", "-o", type=click.Choice((JSON, YAML)), default=JSON, show_default=True, help="Form.")
+@output(JSON, (JSON, YAML))
 @in_session
 async def events(session: Session, output: str) -> None:
     """Show what happens to containers, until it is interrupted."""

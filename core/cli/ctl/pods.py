@@ -8,6 +8,7 @@ import click
 
 from crinoid.core.api.errors import FailedPrecondition
 from crinoid.core.api.linux.files import remove_tree
+from crinoid.core.cli.ctl.completion import POD
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import format_age, shorten_id
@@ -53,7 +54,7 @@ async def runp(session: Session, pod_config: Path, runtime: str, cancel_timeout:
 
 
 @click.command()
-@click.argument("pods", nargs=-1, required=True)
+@click.argument("pods", type=POD, nargs=-1, required=True)
 @in_session
 async def stopp(session: Session, pods: tuple[str, ...]) -> int:
     """Stop pods with all their containers."""
@@ -61,7 +62,7 @@ async def stopp(session: Session, pods: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.argument("pods", nargs=-1)
+@click.argument("pods", type=POD, nargs=-1)
 @flag("--all", "-a", help="All pods.")
 @flag("--force", "-f", help="Those that run too.")
 @in_session

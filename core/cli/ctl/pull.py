@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from crinoid.core.api.errors import InvalidArgument, NotFound
+from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.flags import PAIR, gather
 from crinoid.core.cli.ctl.progress import Display, open_display, read_progress
@@ -64,7 +65,7 @@ pulling = gather("pulling", Pulling, *_CREDENTIALS)
 
 
 @click.command()
-@click.argument("image")
+@click.argument("image", type=IMAGE)
 @pulling
 @click.option("--annotation", "-a", "annotations", type=PAIR, multiple=True, help="Annotation of the image.")
 @click.option("--pod-config", type=click.Path(path_type=Path), help="Configuration of the pod that it is for.")

@@ -11,6 +11,7 @@ import click
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument
 from crinoid.core.api.linux.files import remove_tree
+from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.containers import wait_for_end
 from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.logs import Selection, show_log
@@ -135,7 +136,9 @@ class _Run(click.Command):
 
 
 @click.command(cls=_Run)
-@click.argument("arguments", nargs=-1, metavar="[IMAGE [COMMAND [ARG]...] | POD.yaml | CONTAINER.json POD.json]")
+@click.argument(
+    "arguments", type=IMAGE, nargs=-1, metavar="[IMAGE [COMMAND [ARG]...] | POD.yaml | CONTAINER.json POD.json]"
+)
 @_shape
 @_manner
 @pulling

@@ -11,11 +11,12 @@ import click
 
 from crinoid.core.api.errors import CrinoidError, FailedPrecondition, InvalidArgument, Unavailable
 from crinoid.core.cli.ctl.archive_output import FORMS
+from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.session import Session, in_session
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=IMAGE, nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--output", "-o", "target", default="-", metavar="FILE", help="Where to; by default standard output.")
 @click.option("--format", "form", type=click.Choice(tuple(FORMS)), default="oci", show_default=True, help="Its form.")
 @click.option("--keep-index", is_flag=True, help="Keep the digest of an index that an image was pulled by.")

@@ -4,6 +4,7 @@ A verb is a coroutine that takes a Session first; ``in_session`` makes a functio
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CrinoidError, Unavailable
 from crinoid.core.config.paths import ConfigPaths
 
 if TYPE_CHECKING:
@@ -27,17 +28,23 @@ T = TypeVar("T")
 ASK_TIMEOUT_S = 10.0
 ACT_TIMEOUT_S = 300.0
 INTERRUPTED = 130
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
 _IMAGE_RPCS = frozenset({"ListImages", "ImageStatus", "PullImage", "RemoveImage", "ImageFsInfo"})
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What stood before the verb: the endpoints and the deadline of a call in seconds, each ``None`` by default."""
+    """What stood before the verb: the endpoints and the deadline of a call in seconds, each ``None`` by default.
+
+    ``max_retries`` is how often an endpoint that nobody serves is tried again, negative without end.
+    """
 
     paths: ConfigPaths
     runtime: str | None = None
     images: str | None = None
     timeout_s: float | None = None
+    max_retries: int = 0
     debug: bool = False
 
     def find_endpoint(self) -> str:
@@ -147,7 +154,23 @@ async def _converse(
 
     assert target is not None, "the group puts it there"
     endpoint = target.find_endpoint()
+    await _wait_until_served(endpoint, target.max_retries)
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(Client(endpoint))
         images = await stack.enter_async_context(Client(target.images)) if target.images else runtime
         return await verb(Session(runtime, images, target.timeout_s, target.debug), *arguments, **options)
+
+
+async def _wait_until_served(endpoint: str, retries: int) -> None:
+    """Ask for the version until somebody answers, or the retries are used up; what is wrong then, the verb says."""
+    from crinoid.core.cri.client import Client
+
+    pause_s = _FIRST_PAUSE_S
+    while retries:
+        with contextlib.suppress(Unavailable):
+            async with Client(endpoint) as client:  # a new one each time: grpc has pauses of its own
+                await client.call("Version", {}, ASK_TIMEOUT_S)
+                return
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        retries -= 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from crinoid.core.cli.ctl.completion import CONTAINER, POD
 from crinoid.core.cli.ctl.directory import read_directory
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.figures import format_size, shorten_id
@@ -40,7 +41,7 @@ _measuring = gather(
 
 
 @click.command()
-@click.argument("container", default="")
+@click.argument("container", type=CONTAINER, default="")
 @click.option("--id", "container_id", default="", metavar="CONTAINER", help="Only this container.")
 @click.option("--pod", "-p", default="", metavar="POD", help="Only containers of this pod.")
 @labels()
@@ -67,7 +68,7 @@ async def stats(session: Session, container: str, measuring: Measuring, **wanted
 
 
 @click.command()
-@click.argument("pod", default="")
+@click.argument("pod", type=POD, default="")
 @click.option("--id", "pod_id", default="", metavar="POD", help="Only this pod.")
 @labels()
 @_measuring
@@ -86,7 +87,7 @@ async def statsp(session: Session, pod: str, measuring: Measuring, **wanted: Any
 
 
 @click.command()
-@click.option("--output", "-o", type=click.Choice((JSON, YAML)), default=JSON, show_default=True, help="Form.")
+@output(JSON, (JSON, YAML))
 @click.option("--seconds", "-s", type=DURATION, default=1.0, help="With --watch, the time between two answers.")
 @flag("--watch", "-w", help="Show them until it is interrupted.")
 @in_session
@@ -99,7 +100,7 @@ async def metricsp(session: Session, output: str, seconds: float, watch: bool) -
 
 
 @click.command()
-@click.option("--output", "-o", type=click.Choice((JSON, YAML)), default=JSON, show_default=True, help="Form.")
+@output(JSON, (JSON, YAML))
 @in_session
 async def metricdescs(session: Session, output: str) -> None:
     """Show which metrics there are."""

@@ -1,6 +1,8 @@
 """The verbs as a family: what is there, what needs no endpoint, and how options reach a verb."""
 
 import importlib
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from crinoid.core.cli.ctl import ALIASES, FAMILIES, ctl
+from crinoid.core.cli.ctl import ALIASES, FAMILIES, ctl, session
 from crinoid.core.cli.ctl.flags import gather
 from crinoid.core.cli.main import main
 
@@ -53,6 +55,50 @@ def test_an_endpoint_that_is_not_there_is_one_line() -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [["ps", "--help"], ["completion"], ["--version"]])
+def test_an_output_that_can_not_be_written_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "crinoid", "ctl", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "crinoid: the output can't be written: No space left on device\n")
+
+
+def test_no_color_is_heeded_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def coloured() -> None:
+        click.secho("word", fg="red")
+
+    monkeypatch.setattr(main, "get_command", lambda ctx, name: coloured)
+    shown = {}
+    for value in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", value)
+        shown[value] = CliRunner().invoke(main, ["coloured"], color=True).output
+    assert shown == {"": "\x1b[31mword\x1b[0m\n", "1": "word\n"}
+
+
+def test_an_endpoint_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(session.asyncio, "sleep", pause)
+    result = run("--max-retries", "3", "ps")
+    assert result.exit_code == 1
+    assert "no socket at" in result.stderr
+    assert [pause for pause in pauses if pause] == [0.1, 0.2, 0.4]
+
+
+def test_a_shell_that_completes_a_name_is_told_nothing_when_nobody_serves() -> None:
+    environment = {
+        "_CRINOID_COMPLETE": "bash_complete",
+        "COMP_WORDS": "crinoid ctl -r /nowhere/x.sock exec ",
+        "COMP_CWORD": "5",
+    }
+    result = CliRunner().invoke(main, [], env=environment, prog_name="crinoid")
+    assert (result.exit_code, result.output) == (0, "\n")
+
+
 def test_the_endpoint_comes_from_the_environment_or_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +139,12 @@ def test_the_endpoint_comes_from_the_environment_or_the_configuration(
         (["exec", "-r", "http", "c", "sh"], "not one of"),
         (["attach", "--tls-ca", "/nowhere", "c"], "does not exist"),
         (["ps", "-o", "toml"], "not one of"),
+        (["ps", "-o", "go-template"], "use `-o json`"),
+        (["inspect", "--template", "{{.status.id}}", "c"], "use `-o json`"),
+        (["-c", "/etc/crictl.yaml", "ps"], "of crictl.yaml nothing is read"),
+        (["config", "--list"], "the client has no file of its own"),
+        (["cp", "a", "b"], "one of the two must be CONTAINER:PATH"),
+        (["cp", "c:/a", "d:/b"], "one of the two must be CONTAINER:PATH"),
     ],
 )
 def test_a_wrong_use_is_told_without_asking_anybody(arguments: list[str], words: str) -> None:
