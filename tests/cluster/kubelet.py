@@ -25,11 +25,15 @@ START_S = patient(60)
 
 @dataclass
 class Kubelet:
-    """One kubelet over a runtime's socket: ``start``, ``kill`` and again, ``end``."""
+    """One kubelet over a runtime's socket: ``start``, ``kill`` and again, ``end``.
+
+    ``settings`` are those of its configuration file that it has beyond the ones that every kubelet here has.
+    """
 
     program: Path
     place: Place
     socket: Path
+    settings: Json = field(default_factory=dict)
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
     process: subprocess.Popen[bytes] | None = None
 
@@ -56,7 +60,7 @@ class Kubelet:
         config = self.place.directory / "kubelet.json"
         config.write_text(json.dumps(self._configuration()))
         command = [str(self.program), f"--config={config}", f"--root-dir={self.directory}"]
-        command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}", "--v=3"]
+        command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}", "--v=4"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.place.prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -69,6 +73,12 @@ class Kubelet:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def restart(self, **settings: Any) -> None:
+        """Kill it, and start it with other settings."""
+        self.kill()
+        self.settings = settings
+        self.start()
 
     def end(self) -> None:
         """Kill it, and undo what it made."""
@@ -127,6 +137,23 @@ class Kubelet:
                 found.append((json.loads(words["reason"]), json.loads(words["message"])))
         return found
 
+    def written_since(self, size: int) -> str:
+        """Return what it wrote since its log was of this size."""
+        with self.log.open("rb") as log:
+            log.seek(size)
+            return log.read().decode(errors="replace")
+
+    def received(self, name: str) -> list[str]:
+        """Return the runtime's events on a pod's containers that it was sent (evented PLEG), in order."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            if '"container event received"' in line and rf"metadata:{{name:\"{name}-node\"" in line:
+                kind = re.search(r"container_event_type:CONTAINER_([A-Z]+)_EVENT", line)
+                container, sandbox = re.findall(r'(?:container_id|pod_sandbox_status:{id):\\"([0-9a-f]+)', line)[:2]
+                if container != sandbox:
+                    found.append(kind[1] if kind else "CREATED")
+        return found
+
     def execute(self, name: str, container: str, command: str) -> str:
         """Run a command of one word in a container, by the kubelet's ``run``."""
         url = f"https://127.0.0.1:10250/run/default/{name}-node/{container}?cmd={command}"
@@ -167,6 +194,7 @@ class Kubelet:
             "resolvConf": str(self.place.directory / "resolv.conf"),
             "fileCheckFrequency": "1s",
             "syncFrequency": "2s",
+            **self.settings,
         }
 
 

@@ -1,0 +1,75 @@
+"""The runtime ends, starts anew and is upgraded under a kubelet: a client in Go, which calls all the time.
+
+What the kubelet has to say of it is in its log, and what became of the pods is in their statuses.
+"""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.kubelet import Json, Kubelet, wait_for
+from cluster.place import Place
+from cluster.test_static_pods import container, is_in, is_ready, only_crinoid, pod
+from support.containerd import Containerd
+from support.daemon import Daemon
+from support.patience import patient
+
+PROBE = {"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 1}
+FAILED = re.compile(r"code = (?!NotFound)")
+EVENTED = {"featureGates": {"EventedPLEG": True}}
+
+
+@pytest.fixture
+def daemon(runtime: Daemon | Containerd) -> Daemon:
+    if not isinstance(runtime, Daemon):
+        pytest.skip(only_crinoid)
+    return runtime
+
+
+@pytest.fixture(params=[{}, EVENTED], ids=["relisting", "evented"])
+def any_kubelet(request: pytest.FixtureRequest, kubelet: Kubelet) -> Iterator[Kubelet]:
+    """The kubelet, which learns of containers' ends by lists, or by the runtime's events."""
+    kubelet.restart(**request.param)
+    yield kubelet
+    kubelet.restart()
+
+
+def test_an_upgrade_is_nothing_to_a_kubelet(any_kubelet: Kubelet, place: Place, daemon: Daemon) -> None:
+    kubelet = any_kubelet
+    mode = "evented" if kubelet.settings else "relisting"
+    stays = f"stays-{mode}"
+    kubelet.run(pod(stays, container(place, "sleep", "1000", livenessProbe=PROBE, readinessProbe=PROBE)))
+    kubelet.until(stays, is_ready)
+    before = kubelet.statuses(stays)["app"]
+    logged = kubelet.log.stat().st_size
+    names: list[str] = []
+    formers = []
+    for turn in range(3):
+        for seconds in range(4):
+            names.append(f"ends-{mode}-{turn}-{seconds}")
+            kubelet.run(pod(names[-1], container(place, "sleep", str(seconds)), restartPolicy="Never"))
+        kubelet.until(names[-4], lambda found: found["status"].get("containerStatuses"))
+        formers.append(daemon.take_over())
+        for name in names[-4:]:
+            kubelet.until(name, is_in("Succeeded"))
+    failed = [line for line in kubelet.written_since(logged).splitlines() if FAILED.search(line)]
+    after = kubelet.statuses(stays)["app"]
+    assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
+    if mode == "evented":  # a stream can't be passed on: it ends, and another has what it would have had
+        assert [line for line in failed if "ontainer event" not in line] == []
+        for name in names:
+            assert kubelet.received(name)[:3] == ["CREATED", "STARTED", "STOPPED"]
+    else:
+        assert failed == []
+    assert [reason for reason, _ in kubelet.events(stays) if reason in ("Unhealthy", "Killing")] == []
+    for name in names:
+        reasons = [reason for reason, _ in kubelet.events(name)]
+        assert [one for one in reasons if one in ("Created", "Started", "Failed")] == ["Created", "Started"]
+    for name in (stays, *names):
+        kubelet.drop(name)
+    wait_for(lambda: not kubelet.pods(), kubelet.tail, patient(60))
+    kubelet.restart(**kubelet.settings)  # its connection is to the first of them, which passes its calls on
+    for former in formers:
+        former.terminate()
+        assert former.wait(patient(30)) == 0
