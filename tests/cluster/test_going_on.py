@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.kubelet import Json, Kubelet, wait_for
+from cluster.kubelet import Kubelet, wait_for
 from cluster.place import Place
 from cluster.test_static_pods import container, is_in, is_ready, only_crinoid, pod
 from support.containerd import Containerd
