@@ -11,7 +11,7 @@ containers in a cgroup of its own, which must be gone at the end. ``build_rootfs
 own tests too. A driver whose containers are no processes of the host, have no cgroup or run no programs for Linux says
 so by the switches of the class (``has_…``): what it can't do is skipped and named, all the rest holds for it.
 
-A driver whose traits say that it mounts roots finds the root in ``root_mounts``, as any other finds it in ``root.path``.
+A driver whose traits say that it mounts roots finds the root in ``root_mounts``, any other in ``root.path``.
 """
 
 import asyncio

@@ -57,6 +57,8 @@ class OciOptions(DriverConfig):
     """Name (looked up on PATH) or absolute path of the runtime's binary; empty for the driver's own name."""
     state_root: Path | None = None
     """Directory of the binary's own state (its ``--root``); by default below the slot's run directory."""
+    systemd_cgroup: bool = False
+    """Without effect, and kept so that older configurations load: ``[pods] cgroup_driver`` decides alone."""
     seccomp_profile: Path | None = None
     """Profile in Docker's or the OCI's JSON form that RuntimeDefault means; by default crinoid's own."""
     annotations: Mapping[str, str] = Field(default_factory=dict)
