@@ -45,8 +45,9 @@ class ForkedDaemon(Daemon):
 
     _template: "subprocess.Popen[str] | None" = None
 
-    def launch(self, *arguments: str) -> None:
+    def launch(self, *arguments: str, is_forked: bool = True) -> None:
         """Start, and don't wait."""
+        assert is_forked
         assert not arguments
         options = self.write_config()
         if self._template is None:

@@ -145,7 +145,7 @@ def _crinoid(given: Surroundings) -> Iterator[Node]:
     with given.cgroups() as prefix:
         daemon = Daemon(given.directory / "daemon", config, (*given.network.prefix, *prefix))
         try:
-            daemon.start()
+            daemon.start(is_forked=False)  # this one as it is started elsewhere, with an interpreter of its own
             yield Node(daemon.cri, "crinoid", given.images, given.directory, given.network, daemon.cgroup)
             daemon.clean()
             assert daemon.leftovers() == []

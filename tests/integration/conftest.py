@@ -169,7 +169,7 @@ def node_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         config = configuration(layouts, registry.host, directory / "net.d")
         daemon = Daemon(directory / "daemon", config, prefix)
         try:
-            daemon.start()
+            daemon.start(is_forked=False)  # this one as it is started elsewhere, with an interpreter of its own
             node = Node(daemon, layouts, registry, bridge, directory / "logs")
             node.pull()
             yield node

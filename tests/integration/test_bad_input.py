@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import grpc
 import pytest
 
 from integration.conftest import BUSYBOX, Node
+from support import programs
 from support.daemon import Daemon, container_config, pod_config
 from support.faults import FaultRegistry, fault_registry, manifest_of, refuse, send, stream
 from support.images import HOST_ARCHITECTURE, Entry, build_busybox, busybox_layer, digest_of, make_layer
@@ -347,7 +347,7 @@ def test_a_configuration_with_a_mistake(tmp_path: Path, text: str, words: tuple[
         assert all(word in daemon.tail() for word in words), daemon.tail()
         assert "Traceback" not in daemon.tail()
         command = [sys.executable, "-m", "crinoid", "config", "check", "--config", str(daemon.config_file)]
-        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        checked = programs.run(command, capture_output=True, text=True, check=False)
         assert checked.returncode != 0
         assert all(word in checked.stdout + checked.stderr for word in words)
     finally:

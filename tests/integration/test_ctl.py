@@ -25,6 +25,7 @@ from crinoid.core.cli.main import main
 from crinoid.core.cri.wire import api_pb2
 from integration.conftest import BUSYBOX, Node
 from integration.pods import QUICK, until
+from support import programs
 from support.daemon import Daemon
 from support.faults import Answer, fault_registry, manifest_of, send
 from support.images import Entry, digest_of, make_layer
@@ -145,7 +146,7 @@ def test_a_run_that_fails_leaves_nothing(node: Node, ctl: Ctl, name: str) -> Non
 def test_an_interrupted_run_removes_its_pod(node: Node, name: str) -> None:
     flags = ("--image", BUSYBOX, "--name", name, "--network", "host", "--rm")
     command = command_of(node.daemon, "run", *flags, "--", "sleep", "99")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = programs.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pod, _ = process.stdout.readline(), process.stdout.readline()
     process.send_signal(signal.SIGINT)
@@ -170,7 +171,7 @@ def test_logs_are_followed_across_a_rotation_until_the_end(node: Node, ctl: Ctl,
     script = f"i=0; end=20; {lines}; {wait}; end=40; {lines}; printf unfinished"
     pod, container = run_script(ctl, name, script)
     command = command_of(node.daemon, "logs", "-f", container)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with programs.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         log = Path(node.status(container)["log_path"])
@@ -191,7 +192,7 @@ def test_logs_are_followed_across_a_rotation_until_the_end(node: Node, ctl: Ctl,
 def test_following_ends_at_an_interrupt(node: Node, ctl: Ctl, name: str) -> None:
     pod, container = run_script(ctl, name, "echo begun; sleep 99")
     command = command_of(node.daemon, "logs", "-f", container)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = programs.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
@@ -405,7 +406,7 @@ def slow_daemon(slow_image: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 def test_a_pull_shows_its_layers_as_lines(slow_daemon: Daemon, slow_image: str) -> None:
     pull = command_of(slow_daemon, "pull", slow_image)
-    finished = subprocess.run(pull, capture_output=True, text=True, timeout=patient(60))
+    finished = programs.run(pull, capture_output=True, text=True, timeout=patient(60))
     assert finished.stdout.startswith("Image is up to date for sha256:"), finished.stderr
     first, *steps, last = finished.stderr.splitlines()
     assert (first, last.rpartition(" in ")[0]) == (f"pulling {slow_image}", f"pulled {slow_image}")
@@ -414,12 +415,12 @@ def test_a_pull_shows_its_layers_as_lines(slow_daemon: Daemon, slow_image: str) 
 
 def test_a_pull_shows_bars_on_a_terminal(slow_daemon: Daemon, slow_image: str) -> None:
     remove = command_of(slow_daemon, "rmi", "-a")
-    removed = subprocess.run(remove, capture_output=True, text=True, timeout=patient(60))
+    removed = programs.run(remove, capture_output=True, text=True, timeout=patient(60))
     assert removed.stdout == f"Deleted: {slow_image}\n"
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     command = command_of(slow_daemon, "pull", slow_image)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True)
+    process = programs.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True)
     os.close(theirs)
     shown = read_all(ours)
     output, _ = process.communicate(timeout=patient(60))

@@ -22,6 +22,7 @@ import pytest
 
 from crinoid.core.api.linux import namespaces
 from integration.conftest import BUSYBOX, Node
+from support import programs
 from support.patience import patient
 from support.terminal import on_terminal
 
@@ -38,7 +39,7 @@ def command_of(node: Node, *arguments: str | Path) -> list[str]:
 def run(node: Node, *arguments: str | Path, stdin: bytes | None = None) -> tuple[int, bytes, bytes]:
     """Run a verb in a process of its own; return exit code, stdout, stderr."""
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    done = subprocess.run(command_of(node, *arguments), capture_output=True, timeout=WAIT_S, check=False, **given)
+    done = programs.run(command_of(node, *arguments), capture_output=True, timeout=WAIT_S, check=False, **given)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -72,7 +73,7 @@ def test_input_from_a_file_and_output_to_a_file(node: Node, container: str, tmp_
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(BULK)
     with source.open("rb") as stdin, target.open("wb") as stdout:
-        subprocess.run(
+        programs.run(
             command_of(node, "exec", "-i", container, "cat"), stdin=stdin, stdout=stdout, timeout=WAIT_S, check=True
         )
     assert target.read_bytes() == BULK
@@ -80,7 +81,7 @@ def test_input_from_a_file_and_output_to_a_file(node: Node, container: str, tmp_
 
 def test_output_comes_as_it_is_written(node: Node, container: str) -> None:
     command = command_of(node, "exec", "-i", container, "cat")
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    process = programs.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     assert process.stdout is not None
     for piece in (b"one\n", b"two\n"):
@@ -96,7 +97,7 @@ def test_without_i_the_command_has_no_input(node: Node, container: str) -> None:
 
 
 def test_a_reader_that_has_enough_ends_the_stream(node: Node, container: str) -> None:
-    process = subprocess.Popen(command_of(node, "exec", container, "yes"), stdout=subprocess.PIPE)
+    process = programs.Popen(command_of(node, "exec", container, "yes"), stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.read(4) == b"y\ny\n"
     process.stdout.close()
@@ -154,7 +155,7 @@ def test_a_killed_client_gives_the_terminal_back(node: Node, container: str) -> 
         assert not terminal.is_raw
 
 
-def programs(node: Node, pod: str) -> set[str]:
+def commands_of(node: Node, pod: str) -> set[str]:
     """Name what runs in a pod's containers."""
     pids = node.daemon.cgroup_processes(pod)
     found = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids if Path(f"/proc/{pid}").exists()}
@@ -164,7 +165,7 @@ def programs(node: Node, pod: str) -> set[str]:
 def test_an_interrupted_exec_ends(node: Node) -> None:
     pod = node.run_pod()
     container = node.run_container(pod, "sleep", "1000")
-    process = subprocess.Popen(
+    process = programs.Popen(
         command_of(node, "exec", "-i", container, "sh", "-c", "echo on; cat"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -173,7 +174,7 @@ def test_an_interrupted_exec_ends(node: Node) -> None:
     assert process.stdout.readline() == b"on\n"
     process.send_signal(signal.SIGINT)
     assert process.wait(WAIT_S) == 130
-    until(lambda: programs(node, pod) == {"sleep"}, "the command has ended with its input")
+    until(lambda: commands_of(node, pod) == {"sleep"}, "the command has ended with its input")
     process.communicate()
 
 
@@ -247,7 +248,7 @@ def test_an_attached_terminal_can_be_left(node: Node) -> None:
 def forwarding(node: Node, pod: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[int, int]]]:
     """Forward ports; yield the process, and the local port of each of the pod's."""
     command = command_of(node, "port-forward", pod, *arguments)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = programs.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     wanted = sum(not argument.startswith("-") and argument not in TRANSPORTS for argument in arguments)
     try:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from crinoid.core.cli.main import main
+from support import programs
 from support.daemon import Daemon
 from support.image_archives import compress, docker_archive, files_of, oci_archive, tar_of
 from support.images import (
@@ -260,7 +261,7 @@ class TestHostileArchives:
     def test_what_a_client_that_was_killed_has_brought_is_gone(self, daemon: Daemon, ctl: Ctl, tmp_path: Path) -> None:
         image = build_image(tmp_path / "layout", NAME, [BASE, make_layer([Entry(path="x", content=bytes(50 << 20))])])
         command = [sys.executable, "-m", "crinoid", "ctl", "-r", f"unix://{daemon.socket}", "load", str(image.layout)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as loading:
+        with programs.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as loading:
             while not stored(daemon) and loading.poll() is None:
                 pass
             loading.kill()
@@ -357,7 +358,7 @@ class TestSave:
         ctl("load", image.layout)
         leader, follower = pty.openpty()
         command = [sys.executable, "-m", "crinoid", "ctl", "-r", f"unix://{daemon.socket}", "save", NAME]
-        done = subprocess.run(command, stdout=follower, stderr=subprocess.PIPE, timeout=60)
+        done = programs.run(command, stdout=follower, stderr=subprocess.PIPE, timeout=60)
         os.close(leader)
         os.close(follower)
         assert done.returncode == 1

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 from integration.conftest import SNAPSHOTTERS, Node
 from integration.pods import QUICK, Pod, refused, until
 from integration.test_user_namespaces import in_user_namespace
+from support import programs
 from support.images import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -279,7 +279,7 @@ def test_an_artifact_with_two_files_of_one_name(node: Node, name: str) -> None:
 def verify(node: Node, *arguments: str) -> tuple[int, str]:
     """Run ``crinoid image verify``; return its exit code and output."""
     command = [sys.executable, "-m", "crinoid", "image", "-r", f"unix://{node.daemon.socket}", "verify", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
+    done = programs.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -18,6 +18,7 @@ import pytest
 from integration.conftest import Node
 from integration.own_nodes import own_node
 from integration.pods import refused, until
+from support import programs
 from support.patience import patient
 from support.subnets import third_octet
 
@@ -39,7 +40,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def crinoid(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
     daemon = node.daemon
     command = [*daemon.prefix, sys.executable, "-m", "crinoid", *arguments, "--config", str(daemon.config_file)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient(60))
+    return programs.run(command, capture_output=True, text=True, check=False, timeout=patient(60))
 
 
 def is_alive(node: Node, pod: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from support import programs
 from support.daemon import Daemon, pod_config
 from support.distributions import QUIET, QUIET_ENTRIES, Site
 from support.patience import patient
@@ -260,7 +261,7 @@ def test_a_forgotten_mark_is_refused_by_serve_and_by_check(naughty: Daemon, tmp_
         assert message in daemon.tail()
         for command in (("config", "check"), ("plugins",)):
             words = [*daemon.prefix, daemon.python, "-m", "crinoid", *command, "--config", str(daemon.config_file)]
-            told = subprocess.run(words, capture_output=True, text=True, check=False)
+            told = programs.run(words, capture_output=True, text=True, check=False)
             assert message in told.stdout + told.stderr
             assert (told.returncode, command) in ((78, ("config", "check")), (0, ("plugins",)))
     finally:

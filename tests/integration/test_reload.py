@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
 from integration.pods import until
+from support import programs
 from support.images import build_busybox
 from support.patience import patient
 
@@ -36,9 +36,9 @@ def changes(node: Node) -> Iterator[Path]:
 def crinoid(node: Node, *arguments: str, code: int = 0) -> str:
     """Run a command with the daemon's configuration; return what it prints."""
     command = [sys.executable, "-m", "crinoid", *arguments, "--config", str(node.daemon.config_file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
+    done = programs.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
     assert done.returncode == code, done.stderr
-    return done.stdout or done.stderr
+    return str(done.stdout or done.stderr)
 
 
 def is_pinned(node: Node) -> bool:
@@ -100,7 +100,7 @@ def test_the_log_level_is_changed_until_the_next_reload(node: Node, changes: Pat
 def test_without_a_daemon_there_is_nothing_to_reload(node: Node, tmp_path: Path) -> None:
     node.daemon.config_file.with_name("other.toml").write_text(f"run = '{tmp_path}/run'\nroot = '{tmp_path}/root'\n")
     command = [sys.executable, "-m", "crinoid", "reload", "-c", str(node.daemon.config_file.with_name("other.toml"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
+    done = programs.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no daemon that knows this runs over" in done.stderr
 

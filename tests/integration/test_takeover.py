@@ -22,6 +22,7 @@ from crinoid.core.cri.wire import api_pb2
 from integration.conftest import Node
 from integration.own_nodes import own_node
 from integration.pods import refused, until
+from support import programs
 from support.cri import Cri
 from support.daemon import pod_config
 from support.patience import patient
@@ -354,7 +355,7 @@ def test_upgrade_returns_once_the_successor_serves(node: Node) -> None:
     os.kill(successor, signal.SIGTERM)
     until(lambda: not Path(f"/proc/{successor}").exists())
     node.daemon.start()
-    refused = subprocess.run(
+    refused = programs.run(
         [sys.executable, "-m", "crinoid", "upgrade", "--config", "/nonexistent/c.toml"],
         capture_output=True,
         check=False,

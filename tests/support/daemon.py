@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support import programs
 from support.cri import Cri, Json
 from support.patience import patient
 
@@ -81,9 +82,9 @@ class Daemon:
             self._cri = Cri(self.socket)
         return self._cri
 
-    def start(self) -> "Daemon":
-        """Start, and wait until it serves."""
-        self.launch()
+    def start(self, *, is_forked: bool = True) -> "Daemon":
+        """Start, and wait until it serves; ``is_forked`` as of ``launch``."""
+        self.launch(is_forked=is_forked)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self.process is not None
@@ -121,12 +122,12 @@ class Daemon:
             return int(asking.recv(20) or b"0")
         return None
 
-    def launch(self, *arguments: str) -> None:
-        """Start, and don't wait."""
+    def launch(self, *arguments: str, is_forked: bool = True) -> None:
+        """Start, and don't wait. ``is_forked``: where that makes no difference, by a fork (see ``programs``)."""
         options = self.write_config()
         command = [*self.prefix, self.python, "-m", self.module, "serve", *options, *arguments]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = (programs.Popen if is_forked else subprocess.Popen)(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

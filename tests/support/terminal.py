@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from support import programs
 from support.patience import patient
 
 WAIT_S = patient(15)
@@ -62,7 +63,7 @@ class Terminal:
 def on_terminal(command: Sequence[str], width: int = 90, height: int = 30) -> Iterator[Terminal]:
     """Run a program on a new terminal, which controls it."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(["setsid", "--ctty", *command], stdin=slave, stdout=slave, stderr=slave)
+    process = programs.Popen(["setsid", "--ctty", *command], stdin=slave, stdout=slave, stderr=slave)
     terminal = Terminal(master, process, slave)
     terminal.resize(width, height)
     try:
