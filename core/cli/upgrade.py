@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import select
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -38,17 +40,37 @@ def upgrade(paths: ConfigPaths, timeout_s: float) -> None:
     chosen = ("--config", str(paths.main)) if paths.required else ()
     command = [sys.executable, "-m", "crinoid", "serve", "--takeover", *chosen]
     environment = {**os.environ, **watchdog_of(before)}
-    successor = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
-    )
+    pid = start_orphan(command, environment)
+    end = os.pidfd_open(pid)  # a daemon that has ended already is init's to reap
     deadline_s = time.monotonic() + timeout_s
-    while asyncio.run(serving_pid(config)) != successor.pid:
-        if successor.poll() is not None:
+    while asyncio.run(serving_pid(config)) != pid:
+        if select.select([end], [], [], _PAUSE_S)[0]:
             raise ConfigurationError(
-                f"the new daemon ended with {successor.returncode}, see its log; process {before} serves on if it has "
-                f"not been taken over"
+                f"the new daemon, process {pid}, has ended, see its log; process {before} serves on if it has not been "
+                f"taken over"
             )
         if time.monotonic() > deadline_s:
-            raise DeadlineExceeded(f"process {successor.pid} does not serve after {timeout_s:g} s: see its log")
-        time.sleep(_PAUSE_S)
-    click.echo(f"process {successor.pid} has taken over from {before}")
+            raise DeadlineExceeded(f"process {pid} does not serve after {timeout_s:g} s: see its log")
+    click.echo(f"process {pid} has taken over from {before}")
+
+
+def start_orphan(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Start a program as a child of init, and return its process id.
+
+    systemd looks at who the parent is when a service names another main process: of one that is no child of its own, as
+    that of a control process that has not ended, it thinks that its end would not be seen. So it would wait for none,
+    and send SIGKILL right after SIGTERM at every stop from then on (systemd 252, ``service_enter_signal``).
+    """
+    reading, writing = os.pipe()
+    if (between := os.fork()) == 0:
+        try:
+            started = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
+            )
+            os.write(writing, str(started.pid).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(between, 0)  # only now is what it has started init's
+    with open(reading) as pipe:
+        return int(pipe.read())

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -338,22 +339,31 @@ def test_takeover_is_a_start_where_no_daemon_runs(node: Node) -> None:
     assert node.call("Version")
 
 
-def test_upgrade_returns_once_the_successor_serves(node: Node) -> None:
+def test_upgrade_returns_once_the_successor_serves(node: Node, notified: Notified) -> None:
     before = node.daemon.process
     assert before is not None
-    command = [sys.executable, "-m", "crinoid", "upgrade", "--config", str(node.daemon.config_file)]
+    assert notified.take() == ["READY=1", f"MAINPID={before.pid}"]
+    program = [*node.daemon.prefix, sys.executable, "-m", "crinoid"]
+    command = [*program, "upgrade", "--config", str(node.daemon.config_file)]
+    environment = os.environ | node.daemon.environment
     with node.daemon.log.open("ab") as log:  # which the successor goes on to write
-        done = subprocess.run(
-            [*node.daemon.prefix, *command], stdout=subprocess.PIPE, stderr=log, text=True, timeout=60, check=True
-        )
+        upgrade = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        states = until(notified.take)
+        main = int(states[1].removeprefix("MAINPID="))
+        parent = re.search(r"^PPid:\t(\d+)$", Path(f"/proc/{main}/status").read_text(), re.MULTILINE)
+        said, _ = upgrade.communicate(timeout=patient(60))
+    assert parent is not None
+    assert int(parent[1]) != upgrade.pid, "systemd waits for the end of its own children alone"
+    assert upgrade.returncode == 0
     assert stat.S_IMODE((node.daemon.run / "takeover.sock").stat().st_mode) & 0o077 == 0  # root's alone
     successor = node.daemon.serving_pid()
-    assert done.stdout == f"process {successor} has taken over from {before.pid}\n"
-    assert successor is not None
+    assert said == f"process {successor} has taken over from {before.pid}\n"
+    assert successor == main
     node.run_pod()
     end(before)
     os.kill(successor, signal.SIGTERM)
     until(lambda: not Path(f"/proc/{successor}").exists())
+    node.daemon.environment = {}
     node.daemon.start()
     refused = programs.run(
         [sys.executable, "-m", "crinoid", "upgrade", "--config", "/nonexistent/c.toml"],
