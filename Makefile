@@ -6,6 +6,8 @@
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
+# One runs the unit and the systemd cgroup driver in such a machine with systemd: make test-systemd, in half an hour;
+# with CLUSTER_BINARIES=DIR over a kubelet, too
 # One runs a kubelet over crinoid, from binaries that you have: make test-cluster CLUSTER_BINARIES=DIR (a directory with
 # kubelet), and with CLUSTER_RUNTIME=containerd over Debian's containerd, to see that pods end in the same words
 # One lets thousands of pods live and looks whether the daemon grows: make soak (SOAK="--lives 500" for fewer)
@@ -24,7 +26,7 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-cluster test-peers test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-cluster test-peers test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -40,6 +42,10 @@ test-peers: setup
 
 test-vm: setup
 	$(BIN)/python tests/vm/suite.py tests/integration tests/conformance tests/contract
+
+test-systemd: setup
+	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/suite.py --systemd --results build/test-systemd.jsonl \
+		tests/with_systemd
 
 test-vm-short: setup
 	$(BIN)/python tests/vm/suite.py --results build/test-vm-short.jsonl @tests/vm/short.txt

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run tests in virtual machines, one after the other, until every test has ended once; then sum up.
 
-    python tests/vm/suite.py [--results FILE] [--failed-again] [--budget 900] TEST...
+    python tests/vm/suite.py [--systemd] [--results FILE] [--failed-again] [--budget 900] TEST...
 
 A machine takes on tests until its budget is spent, and the next one goes on: what one of them spoils lasts no longer,
 and a test that hangs costs no more than itself. FILE remembers how each test ended (see record.py), and a run that was
@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default="build/test-vm.jsonl", metavar="FILE")
+    parser.add_argument("--systemd", action="store_true", help="as the first process of each machine")
     parser.add_argument("--failed-again", action="store_true", help="run again what failed, and what never ran")
     parser.add_argument("--budget", type=float, default=900, metavar="SECONDS", help="of each machine")
     parser.add_argument("--cpus", default="2", help="of each machine")
@@ -41,6 +42,7 @@ def boot(options: argparse.Namespace, results: Path) -> int:
     """Run a machine to its end; return its exit status."""
     machine = [sys.executable, str(HERE / "run.py"), "--cpus", options.cpus, "--out", str(results.parent)]
     machine += ["--timeout", str(options.budget + 1500)]  # a test's own limit is 1,200 s
+    machine += ["--systemd"] if options.systemd else []
     pytest = [sys.executable, str(HERE / "record.py"), f"/run/vm/out/{results.name}", str(options.budget)]
     pytest += ["-p", "no:cacheprovider", "-v", "-rN", "--color=no", *options.tests]
     environment = os.environ | {"CRINOID_TEST_SLOWNESS": SLOWNESS}
