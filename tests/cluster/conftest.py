@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.control_plane import PROGRAMS, ControlPlane
 from cluster.kubelet import Kubelet
 from cluster.place import Place, place_in
 from support.containerd import Containerd
 from support.daemon import Daemon
 
 RUNTIME = os.environ.get("CLUSTER_RUNTIME", "crinoid")
+DEFAULT_HANDLER = os.environ.get("CLUSTER_HANDLER", "runc")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +47,40 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture(scope="session")
 def runtime(place: Place) -> Iterator[Daemon | Containerd]:
     """The runtime that the tests are about; at the end nothing of it may be left."""
+    with _runtime_in(place) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="session")
+def kubelet(place: Place, runtime: Daemon | Containerd) -> Iterator[Kubelet]:
+    kubelet = Kubelet(_binaries() / "kubelet", place, runtime.socket)
+    try:
+        kubelet.start()
+        yield kubelet
+    finally:
+        kubelet.end()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A cluster of one node, in a place of its own."""
+    missing = [name for name in PROGRAMS if not (_binaries() / name).is_file()]
+    if missing:
+        pytest.skip(f"CLUSTER_BINARIES has no {', '.join(missing)}")
+    with place_in(tmp_path_factory.mktemp("node")) as place, _runtime_in(place) as runtime:
+        kubeconfig = place.directory / "kubeconfig.json"
+        cluster = ControlPlane(
+            _binaries(), place, Kubelet(_binaries() / "kubelet", place, runtime.socket, kubeconfig=kubeconfig), runtime
+        )
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.end()
+
+
+@contextlib.contextmanager
+def _runtime_in(place: Place) -> Iterator[Daemon | Containerd]:
     with contextlib.ExitStack() as stack:
         if RUNTIME == "containerd":
             peer = Containerd(
@@ -57,6 +93,8 @@ def runtime(place: Place) -> Iterator[Daemon | Containerd]:
         config = f"""
             network.options.fallback = "none"
             network.options.cni.conf_dir = "{place.cni_conf}"
+            pods.default_runtime = "{DEFAULT_HANDLER}"
+            pods.cdi_spec_dirs = ["{place.directory}/cdi"]
             [registries.distribution]
             driver = "distribution"
             options = {{ plain_http = ["{place.registry.host}"] }}
@@ -69,13 +107,3 @@ def runtime(place: Place) -> Iterator[Daemon | Containerd]:
         yield daemon
         daemon.clean()
         assert daemon.leftovers() == []
-
-
-@pytest.fixture(scope="session")
-def kubelet(place: Place, runtime: Daemon | Containerd) -> Iterator[Kubelet]:
-    kubelet = Kubelet(_binaries() / "kubelet", place, runtime.socket)
-    try:
-        kubelet.start()
-        yield kubelet
-    finally:
-        kubelet.end()

@@ -1,4 +1,4 @@
-"""A kubelet by itself, without an API server: its pods are manifests in a directory (static pods)."""
+"""A kubelet: by itself, with manifests in a directory as its pods (static pods), or as the node of an API server."""
 
 import contextlib
 import json
@@ -27,13 +27,15 @@ START_S = patient(60)
 class Kubelet:
     """One kubelet over a runtime's socket: ``start``, ``kill`` and again, ``end``.
 
-    ``settings`` are those of its configuration file that it has beyond the ones that every kubelet here has.
+    With a ``kubeconfig`` it is a node of an API server. ``settings`` are those of its configuration file that it has
+    beyond the ones that every kubelet here has.
     """
 
     program: Path
     place: Place
     socket: Path
     settings: Json = field(default_factory=dict)
+    kubeconfig: Path | None = None
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
     process: subprocess.Popen[bytes] | None = None
 
@@ -41,6 +43,11 @@ class Kubelet:
     def directory(self) -> Path:
         """All its files."""
         return self.place.directory / "kubelet"
+
+    @property
+    def address(self) -> str:
+        """Where it serves: the API server has to reach it."""
+        return "127.0.0.1" if self.kubeconfig is None else NODE_IP
 
     @property
     def manifests(self) -> Path:
@@ -61,6 +68,8 @@ class Kubelet:
         config.write_text(json.dumps(self._configuration()))
         command = [str(self.program), f"--config={config}", f"--root-dir={self.directory}"]
         command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}", "--v=4"]
+        if self.kubeconfig is not None:
+            command += [f"--kubeconfig={self.kubeconfig}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.place.prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -106,7 +115,7 @@ class Kubelet:
 
     def pods(self) -> dict[str, Json]:
         """Return all pods by the names of their manifests, as their status is now."""
-        found = self.place.fetch_json("http://127.0.0.1:10255/pods").get("items") or []
+        found = self.place.fetch_json(f"http://{self.address}:10255/pods").get("items") or []
         return {pod["metadata"]["name"].removesuffix("-node"): pod for pod in found}
 
     def statuses(self, name: str) -> dict[str, Json]:
@@ -180,7 +189,7 @@ class Kubelet:
             "containerRuntimeEndpoint": f"unix://{self.socket}",
             "staticPodPath": str(self.manifests),
             "podLogsDir": str(self.place.directory / "pod-logs"),
-            "address": "127.0.0.1",
+            "address": self.address,
             "readOnlyPort": 10255,
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},

@@ -1,6 +1,6 @@
 """Where a kubelet and a runtime live for a test: network and mount namespaces of their own, cgroups, images, a CNI.
 
-The mounts of the host are seen, but nothing that is mounted here is mounted there. ``/var/lib`` is empty, as a kubelet
+The mounts of the host are seen, but nothing that is mounted here is mounted there. ``/var/lib`` and ``/var/log`` are empty, as a kubelet
 has directories there whose place is no setting. Where the host has cgroup v2 beside v1, it is hidden, for crun.
 """
 
@@ -22,7 +22,7 @@ from support.registry import RunningRegistry, running_registry
 
 NODE_IP = "192.168.99.1"
 _MAKE = """
-mount --make-rshared / && mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/kubelet &&
+mount --make-rshared / && mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/kubelet && mount -t tmpfs tmpfs /var/log &&
 if [ "$HIDE" ]; then umount "$HIDE" && mount -t tmpfs tmpfs "$HIDE"; fi && echo && exec cat
 """
 
