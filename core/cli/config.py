@@ -1,4 +1,4 @@
-"""``crinoid config``: check the configuration, show it with its origins, print its schema."""
+"""``crinoid config``: check the configuration, show it with its origins, print its schema, import another runtime's."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from crinoid.core.cli.migration import import_
 from crinoid.core.cli.options import config_option, output_option
+from crinoid.core.cli.toml_text import write_table
 from crinoid.core.config.loader import ConfigPaths, Loaded, examine, load
 from crinoid.core.config.origins import name_key, refuse
 from crinoid.core.config.positions import KeyPath
@@ -49,7 +51,7 @@ def show(paths: ConfigPaths, output: str) -> None:
     loaded = load(paths)
     table = _effective(loaded, check_slots(loaded.config, loaded.origins))
     if output == "toml":
-        click.echo("\n".join(_write_table(table, (), loaded)))
+        click.echo("\n".join(write_table(table, loaded.origins.tell)))
         return
     origins = {name_key(key): loaded.origins.tell(key) for key, _ in _leaves(table)}
     click.echo(json.dumps({"config": table, "origins": origins}, indent=2))
@@ -59,6 +61,9 @@ def show(paths: ConfigPaths, output: str) -> None:
 def schema() -> None:
     """Print JSON Schema of the configuration, with the options of every installed driver."""
     click.echo(json.dumps(make_schema(), indent=2))
+
+
+config.add_command(import_)
 
 
 def _effective(loaded: Loaded, slots: tuple[ValidSlot, ...]) -> dict[str, Any]:
@@ -78,26 +83,3 @@ def _leaves(table: dict[str, Any], base: KeyPath = ()) -> Iterator[tuple[KeyPath
             yield from _leaves(value, (*base, name))
         else:
             yield (*base, name), value
-
-
-def _write_table(table: dict[str, Any], base: KeyPath, loaded: Loaded) -> Iterator[str]:
-    """Write a table as TOML, its own values first, each with its origin as a comment."""
-    plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
-    if base and (plain or not table):
-        yield ""
-        yield f"[{name_key(base)}]"
-    for name, value in plain.items():
-        unset = "# " if value is None else ""  # TOML has no word for it
-        text = '""' if value is None else _write_value(value)
-        yield f"{unset}{name_key((name,))} = {text}  # {loaded.origins.tell((*base, name))}"
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _write_table(value, (*base, name), loaded)
-
-
-def _write_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name_key((key,))} = {_write_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_write_value(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
