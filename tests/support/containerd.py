@@ -74,7 +74,7 @@ class Containerd:
         (self.directory / "config.toml").write_text(self._config())
         self._allow_http()
         self.launch()
-        self._wait()
+        self.wait()
 
     def launch(self) -> None:
         """Start, over what is there already, and don't wait."""
@@ -150,7 +150,8 @@ socket_path = {json.dumps(str(self.run / "nri.sock"))}
         hosts.parent.mkdir(parents=True, exist_ok=True)
         hosts.write_text(f'server = "http://{self.registry}"\n')
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until it serves."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self.process is not None
