@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "image": LazyCommand("crinoid.core.cli.image", "image", "Verify, repair, prune and adopt the images of a node."),
     "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),
     "doctor": LazyCommand("crinoid.core.cli.doctor", "doctor", "Find what is on no record, and adopt or remove it."),
+    "report": LazyCommand("crinoid.core.cli.report", "report", "Gather what a bug report needs, without secrets."),
     "state": LazyCommand("crinoid.core.cli.state", "state", "Write records and ledger to a file, and read them again."),
     "config": LazyCommand("crinoid.core.cli.config", "config", "Check and show the configuration."),
     "plugins": LazyCommand("crinoid.core.cli.plugins", "plugins", "List the installed plugins and what uses them."),

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -336,6 +337,24 @@ def test_images_are_listed_and_removed(node: Node, ctl: Ctl) -> None:
     assert rows(ctl("images", BUSYBOX)) != [], "an image in use is not pruned"
     assert "there is no image" in ctl("rmi", other, code=1).stderr
     assert json.loads(ctl("imagefsinfo").stdout)["status"]["imageFilesystems"][0]["fsId"]["mountpoint"]
+
+
+def test_a_report_tells_of_pods_without_their_secrets(node: Node, ctl: Ctl, name: str, tmp_path: Path) -> None:
+    run_script(ctl, name, "sleep 99", "--env", "KEY=hunter2-environment")
+    pod = node.run_pod("annotated", annotations={"vault": "hunter2-annotation"}, labels={"team": "hunter2-label"})
+    file = tmp_path / "report.tar.gz"
+    options = ("-c", str(node.daemon.config_file), "-o", str(file), "--log", str(node.daemon.log))
+    result = CliRunner().invoke(main, ["report", *options])
+    assert result.exit_code == 0, result.output
+    with tarfile.open(file) as archive:
+        members = {member.name.rpartition("/")[2]: archive.extractfile(member) for member in archive}
+        texts = {part: content.read().decode() for part, content in members.items() if content}
+    assert [part for part, text in texts.items() if "hunter2" in text] == []
+    assert pod in {one["id"] for one in json.loads(texts["objects.json"])["pods"]}
+    assert json.loads(texts["status.json"])["info"]["deferred"] == []
+    assert any(entry["owner"] == pod for entry in json.loads(texts["ledger.json"])["ledger"])
+    assert pod in texts["log.txt"]
+    ctl("rmp", "--all", "--force")
 
 
 def test_the_node_tells_of_itself(node: Node, ctl: Ctl) -> None:
