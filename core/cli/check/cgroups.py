@@ -70,17 +70,20 @@ def judge_driver(wanted: str, version: int, systemd: bool) -> Finding:
 
 def _try_one(root: str) -> Finding:
     path = f"{root.rstrip('/')}/check-{os.getpid()}"
-    had_root = _exists(root)
+    before = _places(root)
     try:
         cgroups.make(path)
         cgroups.remove(path)
-        if not had_root:
+        # Each hierarchy by itself: a daemon that sees only some of them has made its root in those alone.
+        for made in _places(root) - before:
             with suppress(OSError):  # a daemon has put pods there in between
-                cgroups.remove(root)
+                made.rmdir()
     except (OSError, CrinoidError) as error:
         return _AREA.failure("making one", f"{path}: {error}", "mount the cgroup file systems writable; run as root")
     return _AREA.ok("making one", f"{path} was made and removed")
 
 
-def _exists(path: str) -> bool:
-    return any(Path(f"/sys/fs/cgroup{directory}{path}").is_dir() for directory in ("", "/memory", "/pids"))
+def _places(path: str) -> set[Path]:
+    """Return where a cgroup is: in the one hierarchy of version 2, or in those of version 1."""
+    mounts = (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir())
+    return {place for mount in mounts if (place := mount / path.strip("/")).is_dir()}
