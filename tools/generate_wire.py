@@ -20,13 +20,14 @@ NRI = Path("crinoid/plugins/extensions/nri/wire")
 
 def generate(output_root: Path) -> list[Path]:
     """Write api_pb2.py, api_pb2.pyi and api_pb2_grpc.py of the CRI in their package's directory under output_root,
-    and node_images_pb2.py with its .pyi, of what is served beside it.
+    and node_images_pb2.py and node_explain_pb2.py with their .pyi, of what is served beside it.
 
     The .proto is named by its path from the import root: so the stubs import each other as members of
     crinoid.core.cri.wire, and no other program's "api.proto" clashes with ours in protobuf's pool.
     """
     _compile(f"--grpc_python_out={output_root}", *_outputs(output_root), str(CRI / "api.proto"))
-    _compile(*_outputs(output_root), str(CRI / "node_images.proto"))
+    for name in ("node_images.proto", "node_explain.proto"):
+        _compile(*_outputs(output_root), str(CRI / name))
     return sorted((output_root / CRI).glob("*_pb2*.py*"))
 
 

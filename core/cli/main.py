@@ -42,6 +42,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "ctl": LazyCommand("crinoid.core.cli.ctl", "ctl", "Work with the pods, containers and images of a CRI endpoint."),
     "image": LazyCommand("crinoid.core.cli.image", "image", "Verify, repair, prune and adopt the images of a node."),
     "check": LazyCommand("crinoid.core.cli.check", "check", "Examine the host: what is fit, what is not, what to do."),
+    "explain": LazyCommand(
+        "crinoid.core.cli.explain", "explain", "Tell what was done to a pod or an image, and what took how long."
+    ),
     "doctor": LazyCommand("crinoid.core.cli.doctor", "doctor", "Find what is on no record, and adopt or remove it."),
     "report": LazyCommand("crinoid.core.cli.report", "report", "Gather what a bug report needs, without secrets."),
     "state": LazyCommand("crinoid.core.cli.state", "state", "Write records and ledger to a file, and read them again."),

@@ -228,6 +228,13 @@ class WatchdogConfig(Section):
     """How long the loop may stand still before the log says what holds it, and /healthz answers 503, in seconds."""
 
 
+class TimelineConfig(Section):
+    """What `crinoid explain` tells: a timeline of each request that changed something, below `root`."""
+
+    size_bytes: Annotated[int, Field(ge=0, le=1 << 30)] = 32 << 20
+    """How much of the disk timelines may take; the oldest go first. 32 MiB hold some 8,000 pods. 0 keeps none."""
+
+
 class TracingConfig(Section):
     """OpenTelemetry traces: a span for each RPC and each hook."""
 
@@ -475,6 +482,8 @@ class Config(Section):
     """Prometheus metrics."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """Watch over the event loop."""
+    timeline: TimelineConfig = TimelineConfig()
+    """Timelines of pods, containers and images."""
     tracing: TracingConfig = TracingConfig()
     """OpenTelemetry traces."""
     images: ImagesConfig = ImagesConfig()

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,11 +21,13 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from crinoid.core.api import timeline
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere, Unavailable
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
 from crinoid.core.cri.forwarding import Forwarder
-from crinoid.core.cri.wire import api_pb2, node_images_pb2
+from crinoid.core.cri.wire import api_pb2, node_explain_pb2, node_images_pb2
+from crinoid.core.state.timelines import Ending
 
 Method = Callable[[Any], Awaitable[Message | bytes]]
 """One RPC: a request message in, the response out, as a message or encoded already. ``Any``: each has its own type."""
@@ -36,6 +38,7 @@ StreamMethod = Callable[[Any], AsyncGenerator[Message | bytes, None]]
 SERVICES: Mapping[str, ServiceDescriptor] = {
     **api_pb2.DESCRIPTOR.services_by_name,
     **node_images_pb2.DESCRIPTOR.services_by_name,
+    **node_explain_pb2.DESCRIPTOR.services_by_name,
 }
 
 _GIVE_UP_S = 5.0
@@ -43,7 +46,18 @@ _GIVE_UP_S = 5.0
 
 _log = logging.getLogger("crinoid.cri")
 
-_READS = re.compile(r"ProvideBlob|ImageDiskUsage|List|Stream|Version|Status|Get|.*(Status|Stats|FsInfo)$|RuntimeConfig")
+_READS = re.compile(
+    r"ReadTimeline|DryRunPod|ProvideBlob|ImageDiskUsage|List|Stream|Version|Status|Get|.*(Status|Stats|FsInfo)$"
+    r"|RuntimeConfig"
+)
+RECORDED = frozenset(
+    {"RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "UpdatePodSandboxResources", "RestorePod", "CheckpointPod"}
+    | {"CreateContainer", "StartContainer", "StopContainer", "RemoveContainer", "UpdateContainerResources"}
+    | {"CheckpointContainer", "ReopenContainerLog", "PullImage", "RemoveImage", "LoadImage", "AdoptImages"}
+    | {"TagImage", "UntagImage"}
+)
+"""The RPCs whose timelines are kept: what changes something. A kubelet's probes (ExecSync) come each second."""
+
 _OUR_FAULT = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
 
 
@@ -60,11 +74,12 @@ class CallHooks:
 
     ``observe(rpc, seconds, code)`` is told the end of each, with gRPC's name of the status. ``span(rpc, metadata)``
     returns the context that the call runs in, ``None`` for none; ``metadata`` are the request's headers, with
-    ``traceparent`` maybe.
+    ``traceparent`` maybe. ``record(rpc, about)`` returns the context that keeps the timeline of an RPC of ``RECORDED``.
     """
 
     observe: Callable[[str, float, str], None] = _ignore
     span: Callable[[str, Mapping[str, str]], contextlib.AbstractContextManager[object]] | None = None
+    record: Callable[[str, Iterable[str]], contextlib.AbstractContextManager[Ending]] | None = None
 
 
 NO_HOOKS = CallHooks()
@@ -91,11 +106,14 @@ class Calls:
         self._scopes: dict[asyncio.Task[object], tuple[str, asyncio.Timeout]] = {}
         self._observe = hooks.observe
         self._trace = hooks.span
+        self._record = hooks.record
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
-        async with self._around(rpc, request, context) as readable:
-            return await method(readable)
+        async with self._recorded(rpc, request, context) as readable:
+            answer = await method(readable)
+            timeline.about(*_subjects(answer))
+            return answer
         raise AssertionError("a call ends in an answer or an error")  # not reached: nothing is swallowed around it
 
     async def serve_stream(self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Any) -> None:
@@ -103,13 +121,35 @@ class Calls:
 
         The client gets the answer's headers once the call has begun, whenever the first message comes.
         """
-        async with self._around(rpc, request, context) as readable, contextlib.aclosing(method(readable)) as answers:
+        async with self._recorded(rpc, request, context) as readable, contextlib.aclosing(method(readable)) as answers:
             await context.send_initial_metadata(())
             async for answer in answers:
                 await context.write(answer)
 
+    def _recorded(
+        self, rpc: str, request: Message | Malformed, context: Any
+    ) -> contextlib.AbstractAsyncContextManager[Message]:
+        """Return what is around a call; of those of ``RECORDED`` the timeline is kept."""
+        if self._record is None or rpc not in RECORDED:
+            return self._around(rpc, request, context, Ending())
+        return self._in_timeline(self._record, rpc, request, context)
+
     @contextlib.asynccontextmanager
-    async def _around(self, rpc: str, request: Message | Malformed, context: Any) -> AsyncIterator[Message]:
+    async def _in_timeline(
+        self,
+        record: Callable[[str, Iterable[str]], contextlib.AbstractContextManager[Ending]],
+        rpc: str,
+        request: Message | Malformed,
+        context: Any,
+    ) -> AsyncIterator[Message]:
+        with record(rpc, _subjects(request)) as ending:
+            async with self._around(rpc, request, context, ending) as readable:
+                yield readable
+
+    @contextlib.asynccontextmanager
+    async def _around(
+        self, rpc: str, request: Message | Malformed, context: Any, ending: Ending
+    ) -> AsyncIterator[Message]:
         """All that is around a call, from its count to its line in the log; yields the request once it is checked."""
         task = asyncio.current_task()
         assert task is not None  # a call runs in a task of grpc's
@@ -146,6 +186,7 @@ class Calls:
             raise  # not reached: abort raises, by grpc's own exception
         finally:
             self.in_flight[rpc] -= 1
+            ending.code, ending.message = code, text
             self.note(rpc, request, time.monotonic() - started_s, code, text)
 
     async def drain(self, timeout_s: float, but: Collection[str] = ()) -> None:
@@ -205,6 +246,20 @@ def once_delivered(note: Callable[[], None]) -> None:
     call = asyncio.current_task()
     assert call is not None  # a call runs in a task of grpc's
     call.add_done_callback(tell)
+
+
+def _subjects(message: object) -> list[str]:
+    """Name all that a request or an answer is about: ids, the names of pod and container, the image."""
+    config, sandbox = getattr(message, "config", None), getattr(message, "sandbox_config", None)
+    found = [getattr(message, name, "") for name in ("pod_sandbox_id", "container_id", "name")]
+    images = [getattr(message, "image_ref", "")]
+    images += [getattr(getattr(one, "image", None), "image", "") for one in (message, config)]
+    found += [f"{timeline.IMAGE}{image}" for image in images if image]
+    for metadata in (getattr(config, "metadata", None), getattr(sandbox, "metadata", None)):
+        if metadata is not None and metadata.name:
+            namespace = getattr(metadata, "namespace", "")
+            found += [metadata.name, *([f"{namespace}/{metadata.name}"] * bool(namespace))]
+    return [one for one in found if isinstance(one, str) and one]
 
 
 def describe_subject(request: object) -> str:

@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, PermissionDenied, Unavailable, Unsupported
 from crinoid.core.cri.errors import REASON_KEY, from_status
-from crinoid.core.cri.wire import api_pb2, node_images_pb2
+from crinoid.core.cri.wire import api_pb2, node_explain_pb2, node_images_pb2
 
 Json = dict[str, Any]
 """A JSON object; ``Any`` because its form is the message's."""
@@ -28,7 +28,10 @@ _RPCS: Mapping[str, MethodDescriptor] = {
     rpc.name: rpc for service in api_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods
 }
 _OWN_RPCS: Mapping[str, MethodDescriptor] = {
-    rpc.name: rpc for service in node_images_pb2.DESCRIPTOR.services_by_name.values() for rpc in service.methods
+    rpc.name: rpc
+    for module in (node_images_pb2, node_explain_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for rpc in service.methods
 }
 
 

@@ -17,6 +17,7 @@ from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
 from crinoid.core.cri.forwarding import Forwarder
 from crinoid.core.cri.image_service import ImageService
+from crinoid.core.cri.node_explain import NodeExplain
 from crinoid.core.cri.node_images import NodeImages
 from crinoid.core.cri.runtime_service import RuntimeService
 from crinoid.core.cri.services import Services
@@ -107,6 +108,7 @@ class Server:
                 generic_handler("RuntimeService", RuntimeService(services), self._calls),
                 generic_handler("ImageService", ImageService(services), self._calls),
                 generic_handler("NodeImages", NodeImages(services, endpoint.max_request_bytes), self._calls),
+                generic_handler("NodeExplain", NodeExplain(services, endpoint.max_response_bytes), self._calls),
             )
         )
 

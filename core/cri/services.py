@@ -20,11 +20,13 @@ from crinoid.core.lifecycle.pods.pod_restore import PodRestorer
 from crinoid.core.lifecycle.pods.pods import PodService
 from crinoid.core.lifecycle.stats.metrics import MetricsService
 from crinoid.core.lifecycle.stats.stats import StatsService
+from crinoid.core.state.timelines import Timelines
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that the RPC methods need. ``streams`` gives out the URLs of Exec, Attach and PortForward."""
+    """All that the RPC methods need. ``streams`` gives out the URLs of Exec, Attach and PortForward; ``timelines``
+    has what was done."""
 
     pods: PodService
     containers: ContainerService
@@ -40,3 +42,4 @@ class Services:
     restorer: PodRestorer
     streams: StreamingServer
     events: EventBus
+    timelines: Timelines

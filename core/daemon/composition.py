@@ -33,6 +33,10 @@ from crinoid.core.lifecycle.streams import StreamService
 from crinoid.core.slots.binding import Slots
 from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Store
+from crinoid.core.state.timelines import Timelines
+
+START = "start of crinoid"
+"""The act of what is brought in order at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,12 @@ class Composition(Services):
 
     async def recover(self) -> None:
         """Bring records and host together, then let extensions in."""
-        self.recovery.prepare()
-        await self.images.recover()
-        await self.node.recover()
-        await self.recovery.run()
-        await self.slots.extensions.connect(self.kernel)
+        with self.timelines.recording(START):
+            self.recovery.prepare()
+            await self.images.recover()
+            await self.node.recover()
+            await self.recovery.run()
+            await self.slots.extensions.connect(self.kernel)
 
     async def close(self) -> None:
         """Give up what is under way and close the store; pods and containers run on."""
@@ -70,6 +75,7 @@ class Composition(Services):
         await self.resources.close()
         await self.slots.close()
         self.store.close()
+        self.timelines.close()
 
 
 def compose(config: Config, slots: Slots, version: str) -> Composition:
@@ -106,6 +112,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,
+        timelines=Timelines(config.root, config.timeline.size_bytes),
         recovery=Recovery(
             (config.root, config.run), StandIns(store, slots, config.run), store, slots, resources, exit_monitor, init
         ),

@@ -135,7 +135,8 @@ async def _serve(
             is_up = await _ends_before(stopping, node.recover())
         if not is_up:
             return
-        hooks = CallHooks(instruments.observe_rpc, instruments.rpc_span if instruments.traces else None)
+        span = instruments.rpc_span if instruments.traces else None
+        hooks = CallHooks(instruments.observe_rpc, span, node.timelines.recording)
         server = Server(_endpoint(config), node, hooks, None if succession is None else succession.listener)
         await node.streams.start()
         await server.start()

@@ -23,6 +23,7 @@ from crinoid.core.api.errors import (
     NotFound,
 )
 from crinoid.core.api.exhaustion import exhausted
+from crinoid.core.api.timeline import stage
 from crinoid.core.config.models import Deadlines, SlotConfig
 from crinoid.core.slots.answers import Check, nothing
 from crinoid.core.slots.drivers import InstalledDriver
@@ -158,7 +159,7 @@ class Slot:
 
     @contextlib.contextmanager
     def _watch(self, hook: str) -> Iterator[None]:
-        """Measure and trace a call; ``cancelled`` when neither an answer nor an error came."""
+        """Measure, record and trace a call; ``cancelled`` when neither an answer nor an error came."""
         started_s, outcome = time.monotonic(), "cancelled"
         attributes = {
             "crinoid.role": self.role,
@@ -167,8 +168,10 @@ class Slot:
             "crinoid.hook": hook,
         }
         instruments = self._binding.instruments
+        # What waits for a container's end has a stage of its own, which knows how it ended.
+        step = contextlib.nullcontext() if hook == "wait" else stage(f"{self.label} {hook}")
         try:
-            with instruments.span(f"{self.role}.{hook}", attributes), self._named(hook):
+            with instruments.span(f"{self.role}.{hook}", attributes), step, self._named(hook):
                 yield
             outcome = "ok"
         except CrinoidError as error:

@@ -294,6 +294,7 @@ class _Container(_Body):
     volume_images: Mapping[str, str] = Field(default_factory=dict)
     checkpoint: Path | None = None
     start_error: str = ""
+    adjustments: tuple[tuple[str, str], ...] = ()
     answered: bool = False
 
 
@@ -353,7 +354,10 @@ PAIRS: Mapping[type[_Body], type[Any]] = {
 }
 """Which value each body is of."""
 
-LATER: Mapping[type[_Body], tuple[str, ...]] = {_Container: ("start_error",), _Image: ("decisions", "platform")}
+LATER: Mapping[type[_Body], tuple[str, ...]] = {
+    _Container: ("start_error", "adjustments"),
+    _Image: ("decisions", "platform"),
+}
 """Fields that came after their version of the body: at their default they aren't written, so that a program from before
 them reads the body, too."""
 

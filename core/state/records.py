@@ -94,6 +94,7 @@ class ContainerRecord:
     image volume's image, as asked for, to the image's id.
     ``checkpoint`` is the directory that its processes are restored from when it is started; ``None`` from then on, and
     for every other container. ``start_error`` is why the runtime refused to make it, which is told when it is started.
+    ``adjustments`` are what extensions changed in it: who, and which field, without its value.
     """
 
     id: str
@@ -117,6 +118,7 @@ class ContainerRecord:
     volume_images: Mapping[str, str] = field(default_factory=dict)
     checkpoint: Path | None = None
     start_error: str = ""
+    adjustments: tuple[tuple[str, str], ...] = ()
     answered: bool = False
 
     @property

@@ -84,6 +84,8 @@ class ContainerAdjustment:
     full names. ``spec_patch`` is a JSON merge patch (RFC 7396) of the OCI specification, for all that has no field
     here; it comes last. One that makes no sense is a failure of the extension: ``adjustments.check_adjustment`` tells.
     ``author`` names who wants it in messages, where an extension speaks for others; empty is the extension itself.
+    ``authors`` says then which of them changed which field, as pairs for people (``("NRI plugin x", "Env PATH")``):
+    names, no values.
     """
 
     envs: tuple[tuple[str, str], ...] = ()
@@ -106,6 +108,7 @@ class ContainerAdjustment:
     cgroup: str = ""
     spec_patch: Mapping[str, Any] = field(default_factory=dict)
     author: str = ""
+    authors: tuple[tuple[str, str], ...] = ()
 
 
 class ImageDocuments(Protocol):

@@ -76,6 +76,11 @@ def has_owner() -> bool:
     return bool(_behalf.get().owner)
 
 
+def current_behalf() -> Behalf:
+    """Return for whom the caller works."""
+    return _behalf.get()
+
+
 def touching(path: Path | str) -> None:
     """Note the path that the calling thread goes to next: if it hangs there, this is what is reported."""
     call = current_call()

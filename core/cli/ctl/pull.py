@@ -1,6 +1,7 @@
 """The verb pull, and pulling on behalf of ``run`` and ``create``."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Literal
 
 import click
 
-from crinoid.core.api.errors import InvalidArgument, NotFound
+from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotFound
 from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.durations import DURATION
-from crinoid.core.cli.ctl.flags import PAIR, gather
+from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.progress import Display, open_display, read_progress
 from crinoid.core.cli.ctl.queries import find_image_id
-from crinoid.core.cli.ctl.session import Json, Session, in_session
+from crinoid.core.cli.ctl.session import Json, Session, in_session, tell
 
 Policy = Literal["never", "missing", "always"]
 POLL_S = 0.1
@@ -69,6 +70,7 @@ pulling = gather("pulling", Pulling, *_CREDENTIALS)
 @pulling
 @click.option("--annotation", "-a", "annotations", type=PAIR, multiple=True, help="Annotation of the image.")
 @click.option("--pod-config", type=click.Path(path_type=Path), help="Configuration of the pod that it is for.")
+@flag("--explain", help="Tell then which host was asked, by which CA and whose credentials, and what it answered.")
 @in_session
 async def pull(
     session: Session,
@@ -76,6 +78,7 @@ async def pull(
     pulling: Pulling,
     annotations: tuple[tuple[str, str], ...],
     pod_config: Path | None,
+    explain: bool,
 ) -> None:
     """Pull an image, and show how its layers arrive."""
     request: Json = {"image": {"image": image, "annotations": dict(annotations)}}
@@ -83,11 +86,34 @@ async def pull(
         from crinoid.core.cli.ctl.manifests import read_pod_config  # with YAML
 
         request["sandbox_config"] = read_pod_config(pod_config)
-    answer = await pull_image(session, request, pulling)
+    began_ns = time.time_ns()
+    try:
+        answer = await pull_image(session, request, pulling)
+    finally:
+        if explain:
+            await _explain(session, image, began_ns)
     click.echo(f"Image is up to date for {answer['image_ref']}")
 
 
 VERBS = (pull,)
+
+
+async def _explain(session: Session, image: str, since_ns: int) -> None:
+    """Print what the daemon recorded of the pull that has just ended: what was asked, and what was answered."""
+    from crinoid.core.cli.explain.timeline_view import print_act
+    from crinoid.core.state.timelines import parse_act
+
+    try:
+        answer = await session.ask_crinoid("ReadTimeline", 30.0, about=[image], since_ns=since_ns)
+    except CrinoidError as error:  # the pull's own outcome is what counts
+        tell(f"the pull can't be explained: {error.message}")
+        return
+    acts = [act for line in answer.acts if (act := parse_act(line)) is not None and act.name == "PullImage"]
+    if acts:
+        print_act(acts[-1], everything=True)
+    else:
+        why = "timeline.size_bytes is 0" if answer.off else "no room on the disk, or it can't be written; see its log"
+        tell(f"the daemon has kept no timeline of the pull: {why}")
 
 
 async def provide_image(session: Session, image: str, policy: Policy, pulling: Pulling) -> None:

@@ -6,10 +6,11 @@ Nobody waits for ever: who does not get a lock in time is told which act holds i
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from weakref import WeakValueDictionary
 
 from crinoid.core.api.errors import DeadlineExceeded
+from crinoid.core.api.timeline import stage
 
 PATIENCE_S = 120.0
 """As long as a kubelet waits for the answer of most calls."""
@@ -38,8 +39,9 @@ class Locks:
         if lock is None:
             lock = self._locks[key] = _Held()
         try:
-            async with asyncio.timeout(patience_s):
-                await lock.acquire()
+            with stage(f"wait for {lock.act}") if lock.locked() else nullcontext():
+                async with asyncio.timeout(patience_s):
+                    await lock.acquire()
         except TimeoutError:
             held_s = time.monotonic() - lock.since_s
             raise DeadlineExceeded(f"{act} waits for {lock.act}, which has been under way for {held_s:.0f} s") from None

@@ -7,10 +7,12 @@ another caller waits for. So the work is a task of its own, owned here, and call
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 from crinoid.core.api.errors import Unavailable
+from crinoid.core.api.timeline import stage
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,10 +56,13 @@ class SharedTasks:
         """
         while (shared := self._shared.get(key)) is not None and shared.task.cancelling():
             await asyncio.wait({shared.task})
+        joins = f"{self._what.removesuffix(' of')} that another request has begun"
+        waits = nullcontext() if shared is None else stage(joins)
         shared = shared or self._begin(key, start)
         shared.callers += 1
         try:
-            return cast("T", await asyncio.shield(shared.task))
+            with waits:
+                return cast("T", await asyncio.shield(shared.task))
         except asyncio.CancelledError:
             why = "the daemon stops" if self._closed else shared.given_up
             if why and shared.task.cancelled() and not _is_being_cancelled():

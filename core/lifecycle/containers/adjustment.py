@@ -39,6 +39,41 @@ def adjust_config(config: ContainerConfig, changes: Iterable[ContainerAdjustment
     return config
 
 
+def name_changes(change: ContainerAdjustment) -> tuple[tuple[str, str], ...]:
+    """Return who changes what, for people: names of fields, variables, paths and keys, and no value, which may be
+    a secret."""
+    if change.authors:
+        return change.authors
+    found = [f"env {name}" for name, _ in change.envs]
+    found += [f"annotation {key}" for key, _ in change.annotations]
+    found += [f"mount {mount.container_path}" for mount in change.mounts]
+    found += [f"mount {mount.destination}" for mount in change.oci_mounts]
+    found += [f"device {device.container_path}" for device in change.devices]
+    found += [f"device {device.path}" for device in change.oci_devices]
+    for kind in ("envs", "annotations", "mounts", "devices"):
+        found += [f"{kind.removesuffix('s')} {name} removed" for name in getattr(change, f"removed_{kind}")]
+    found += [f"CDI device {name}" for name in change.cdi_devices]
+    found += [f"hook {hook.stage} {hook.path}" for hook in change.oci_hooks]
+    found += [f"rlimit {limit.type}" for limit in change.rlimits]
+    if change.resources is not None:
+        fields = dataclasses.fields(LinuxResources)
+        found += [f"resources {field.name}" for field in fields if getattr(change.resources, field.name)]
+    named = ("args", "oom_score_adj", "cgroup")
+    found += [name for name in named if getattr(change, name) not in ((), None, "")]
+    found += ["device rules"] * bool(change.oci_device_rules)
+    found += [f"spec {path}" for path in _paths(change.spec_patch)]
+    return tuple((change.author, name) for name in found)
+
+
+def _paths(patch: Mapping[str, Any], above: str = "") -> Iterable[str]:
+    """Yield the fields that a JSON merge patch sets or removes."""
+    for key, value in patch.items():
+        if isinstance(value, Mapping) and value:
+            yield from _paths(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}" + (" removed" if value is None else "")
+
+
 def adjust_spec(spec: JsonObject, changes: Sequence[ContainerAdjustment]) -> None:
     """Edit a specification that was built from the adjusted configuration."""
     for number, change in enumerate(changes):

@@ -6,6 +6,7 @@ undoes all of them in reverse.
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import logging
 import secrets
@@ -32,6 +33,7 @@ from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.linux.probes import PathProbes
 from crinoid.core.api.linux.threads import call_within
+from crinoid.core.api.timeline import note, stage
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode, ProfileType
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest
@@ -46,7 +48,7 @@ from crinoid.core.lifecycle.checkpoints.source import (
     write_request,
 )
 from crinoid.core.lifecycle.concurrency.rollback import Rollback
-from crinoid.core.lifecycle.containers.adjustment import adjust_config, adjust_spec
+from crinoid.core.lifecycle.containers.adjustment import adjust_config, adjust_spec, name_changes
 from crinoid.core.lifecycle.containers.log_files import prepare_log
 from crinoid.core.lifecycle.containers.stop_signals import signal_number
 from crinoid.core.lifecycle.events.views import ContainerViews, view_pod
@@ -81,6 +83,7 @@ class _Asked:
 
     view: ContainerView | None = None
     authors: str = ""
+    adjustments: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,24 +193,28 @@ class ContainerBuilder:
 
         # The root file system: a writable part on the image. A read-only root is writable until the runtime has made
         # the mount points in it, as with every peer.
-        chain_id = await self._images.ensure_unpacked(order.image, snapshotter.name)
+        with stage("look for the image's layers"):
+            chain_id = await self._images.ensure_unpacked(order.image, snapshotter.name)
         root_mounts = await self._resources.create_snapshot(owner, owner, snapshotter, chain_id)
         rootfs = order.bundle / "rootfs"
         rights.make_directory(rootfs, rights.PASSAGE)  # what is mounted there has a mode of its own
         root_mounts = label_mounts(root_mounts, selinux_labels(pod.id, pod.config, config))
         await self._resources.mount(owner, root_mounts, rootfs, maps)
         if order.opened is not None:
-            await self._checkpoints.apply(order.opened, rootfs)
+            with stage("files of the checkpoint"):
+                await self._checkpoints.apply(order.opened, rootfs)
 
         # Volumes: what the image declares, images as volumes, and what has to be mounted with a pod's ids beforehand.
-        declared = await self._make_declared_volumes(order, rootfs)
-        of_images = await self._image_volumes.prepare(owner, config.mounts, snapshotter, order.bundle, maps)
-        mounts = (*declared, *of_images.mounts)
-        staged = await stage_volumes(owner, mounts, order.bundle, maps, self._resources, self._path_s)
+        with stage("volumes"):
+            declared = await self._make_declared_volumes(order, rootfs)
+            of_images = await self._image_volumes.prepare(owner, config.mounts, snapshotter, order.bundle, maps)
+            mounts = (*declared, *of_images.mounts)
+            staged = await stage_volumes(owner, mounts, order.bundle, maps, self._resources, self._path_s)
         order = dataclasses.replace(order, config=dataclasses.replace(config, mounts=staged))
 
         # The specification looks into the root (passwd) and at the volumes, so it comes after them.
-        given, spec = await self._specify(order, rootfs)
+        with stage("OCI specification"):
+            given, spec = await self._specify(order, rootfs)
         if self._slots.runtimes[pod.runtime].traits().mounts_root:
             await self._resources.unmount(owner, rootfs)
         handle = ContainerHandle(owner, pod.id, order.bundle, given.cgroup)
@@ -235,6 +242,7 @@ class ContainerBuilder:
             start_error=start_error,
             resources=settle_swap(given.config.resources),
             volume_images=of_images.images,
+            adjustments=order.asked.adjustments,
         )
 
     def _snapshotter(self, pod: PodRecord) -> SnapshotterSlot:
@@ -329,7 +337,8 @@ class ContainerBuilder:
         path = log_path(pod, config)
         if path is not None:  # late, as it may be replaced at any time: what a monitor then waits for is bounded
             directory = Path(pod.config.log_directory)
-            await call_within(self._path_s, what, lambda: prepare_log(directory, config.log_path))
+            with stage("log file"):
+                await call_within(self._path_s, what, lambda: prepare_log(directory, config.log_path))
         request = ContainerRequest(
             handle=handle,
             spec=spec,
@@ -382,6 +391,9 @@ class ContainerBuilder:
             dataclasses.replace(change, author=change.author or f'extension "{slot}"') for slot, change in found
         )
         order.asked.authors = ", ".join(dict.fromkeys(change.author for change in changes))
+        order.asked.adjustments = tuple(named for change in changes for named in name_changes(change))
+        for author, names in itertools.groupby(order.asked.adjustments, key=lambda named: named[0]):
+            note(f"{author} changes {', '.join(name for _, name in names)}")
         return changes
 
     async def _changed(self, given: SpecInput, changes: tuple[ContainerAdjustment, ...], pod: PodRecord) -> SpecInput:

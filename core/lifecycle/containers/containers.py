@@ -27,6 +27,7 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.timeline import stage
 from crinoid.core.api.values.container import ContainerConfig
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig
 from crinoid.core.api.values.runtime import ExecOutput, ExecRequest, ExitStatus
@@ -157,8 +158,10 @@ class ContainerService:
             self._exit_monitor.watch(record)
             if timeout_s > 0:
                 await slot.kill(record.handle, signal_number(record.stop_signal), False)
-                if await self._exit_monitor.happened(record.id, timeout_s):
-                    return
+                with stage(f"wait for its end, {timeout_s:g} s at most") as step:
+                    if await self._exit_monitor.happened(record.id, timeout_s):
+                        return
+                    step.note("it did not end within its grace period and is killed")
             await self._kill(slot, record)
 
     async def _ended_unborn(self, container_id: str) -> bool:
@@ -225,6 +228,7 @@ class ContainerService:
             "runtimeSlot": None if pod is None else pod.runtime,
             "bundle": str(record.handle.bundle),
             "cgroup": record.handle.cgroup,
+            "adjustments": [{"by": author, "field": name} for author, name in record.adjustments],
             "runtimeSpec": spec,
         }
 
@@ -333,7 +337,8 @@ class ContainerService:
             with on_behalf_of(name[0]):
                 # Before the lock is taken: a volume that hangs, as when its NFS server has gone, is no reason for the
                 # pod's end to wait.
-                await self.paths.require(foreign_paths(self._ready_pod(name[0]), config), what)
+                with stage("look at volumes, devices and log"):
+                    await self.paths.require(foreign_paths(self._ready_pod(name[0]), config), what)
                 async with self._locks.hold(name[0], f"CreateContainer of {what} in pod {name[0]}"):
                     pod = self._ready_pod(name[0])
                     if config.security.namespaces.pid is NamespaceMode.POD:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 
 from crinoid.core.api.errors import CrinoidError, DriverError, FailedPrecondition, InvalidArgument, NotFound
 from crinoid.core.api.linux.bulkheads import on_behalf_of
+from crinoid.core.api.timeline import stage
 from crinoid.core.api.values.pod import NamespaceMode
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
 from crinoid.core.lifecycle.events.events import EventBus, EventType
@@ -145,7 +146,9 @@ class ExitMonitor:
             LOG.error("container %s: its runtime slot is no longer configured, so its end can't be seen", record.id)
             return
         try:
-            status = await slot.wait(record.handle)
+            with stage("until the container's end") as ending:
+                status = await slot.wait(record.handle)
+                ending.note(f"exit code {status.exit_code}{', for want of memory' * status.oom_killed}")
         except NotFound:
             status = UNSEEN
         except CrinoidError as error:

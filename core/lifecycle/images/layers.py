@@ -18,6 +18,7 @@ from crinoid.core.api.errors import CrinoidError, Unsupported
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.threads import call_in_thread
+from crinoid.core.api.timeline import stage
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.core.api.values.snapshot import LayerDescriptor, LayerForm, LayerStream, LayerTarget
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
@@ -94,7 +95,8 @@ class Layers:
         Its parent is committed, or is being installed by another call: this one waits for that at the latest moment
         that the snapshotter allows. Raises what ``unpack_layer`` and the snapshotter raise.
         """
-        await self._shared.join((slot.name, plan.chain_id), lambda: self._install(slot, plan))
+        with stage(f"unpack {plan.blob.digest[:19]}"):
+            await self._shared.join((slot.name, plan.chain_id), lambda: self._install(slot, plan))
 
     def follows(self, plan: LayerPlan) -> bool:
         """Return whether the layer is better installed while its blob is fetched than after that."""

@@ -18,6 +18,7 @@ from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceed
 from crinoid.core.api.hooks.extension import PullView
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import parse
+from crinoid.core.api.timeline import IMAGE, about, note, stage
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.core.config.models import ImagesConfig
 from crinoid.core.lifecycle.concurrency.together import run_together
@@ -104,7 +105,9 @@ class Puller:
         # The manifest names all the rest by digest, so it does not matter who serves the blobs: each is verified.
         asked = ResolveRequest(request.reference, request.platform, request.credentials)
         resolution = await resolve({"": request.source} if request.source else self._slots.registries, asked)
-        decisions = await self._judge(request, resolution)
+        about(*(f"{IMAGE}{one}" for one in (request, resolution.image.target.digest)))
+        with stage(f"decide on {resolution.image.target.digest}"):
+            decisions = await self._judge(request, resolution)
         source = BlobSource(resolution.source, request.reference, request.credentials)
         fetch = _Fetch(self._blobs, source, asyncio.Semaphore(max_fetches))
         slot, manifest = self._slots.snapshotters[request.snapshotter], resolution.manifest
@@ -127,7 +130,8 @@ class Puller:
                 self._garbage.leftovers.forget(digests)
                 # The record is on disk before its blobs are marked as an image's: after a power cut in the other order
                 # they would be garbage that no record names, and not what an interrupted pull had brought.
-                await self._catalog.sync()
+                with stage("sync the record"):
+                    await self._catalog.sync()
                 self._content.settle(blobs_of(added))
                 return added
 
@@ -141,6 +145,7 @@ class Puller:
         decisions = await self._slots.extensions.image_pulling(view)
         for slot, words in decisions:
             LOG.info('extension "%s" on %s, manifest %s: %s', slot, request, image.target.digest, words)
+            note(f'decision of extension "{slot}" on {image.target.digest}: {words}')
         return decisions
 
     @contextmanager
@@ -325,7 +330,8 @@ class _Fetch:
         """Fetch a blob unless it is stored; ``then``: what its layer is at after that."""
         async with self.turns:
             tracker.enter(LayerState.FETCHING)
-            await self.blobs.fetch(blob, self.source, tracker)
+            with stage(f"fetch {blob.digest[:19]}, {blob.size} bytes"):
+                await self.blobs.fetch(blob, self.source, tracker)
         tracker.enter(then)
 
 

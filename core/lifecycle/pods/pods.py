@@ -19,6 +19,7 @@ from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
+from crinoid.core.api.timeline import stage
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.snapshot import Mount
@@ -265,7 +266,8 @@ class PodService:
                     f"cgroup_parent {config.cgroup_parent!r} lies in the cgroup of {holder}: the pod would end with it"
                 )
             if plan.user is not None:
-                await self._user_namespaces.require(handler)
+                with stage("probe of user namespaces"):
+                    await self._user_namespaces.require(handler)
             LOG.debug("pod %s: %s", plan.pod_id, _name(config))
             with on_behalf_of(plan.pod_id):  # threads that hang at what the pod named count against the pod
                 record = await self._make(plan)
@@ -307,7 +309,8 @@ class PodService:
             if late:  # those of interfaces, which are there only now
                 await asyncio.to_thread(write_sysctls_in, plan.pins, late)
             if plan.config.security.namespaces.pid is NamespaceMode.POD:
-                record = await self._init.start(record)
+                with stage("init process of the shared PID namespace"):
+                    record = await self._init.start(record)
             if (maps := user_namespaces.maps_of(record)) is not None:
                 pod_files.give_files(plan.directory, maps)  # after the network, whose addresses /etc/hosts has
             await self._resources.start_sandbox(pod_id, plan.runtime, record.sandbox)

@@ -30,6 +30,7 @@ from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
 from crinoid.core.api.linux.threads import call_in_thread, call_within
+from crinoid.core.api.timeline import stage
 from crinoid.core.api.values.checkpoint import RestoreRequest
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
@@ -128,7 +129,8 @@ class Resources:
     async def make(self, owner: str, *steps: "Step") -> None:
         """Make several resources, one after the other in one thread; all are in the ledger before the first is made."""
         self._ledger.record_all(owner, [(step.kind, step.key, step.data) for step in steps])
-        await call_in_thread(lambda: [step.make() for step in steps])
+        with stage("make " + ", ".join(dict.fromkeys(step.kind for step in steps))):
+            await call_in_thread(lambda: [step.make() for step in steps])
 
     async def make_directory(self, owner: str, path: Path, group: int | None = None) -> None:
         """Make a private directory of the owner's own, with a way through it for a group; undone with all that is in
@@ -269,7 +271,8 @@ class Resources:
                     LOG.debug("undoing %s", ", ".join(f"{one.kind} {one.key} of {one.owner}" for one in batch))
                     if in_thread:
                         what = f"{batch[0].kind} {batch[0].key} of {batch[0].owner} could not be undone"
-                        errors = await call_within(_UNDO_S, what, functools.partial(self._try_in_thread, batch))
+                        with stage("undo " + ", ".join(dict.fromkeys(one.kind for one in batch))):
+                            errors = await call_within(_UNDO_S, what, functools.partial(self._try_in_thread, batch))
                     else:
                         errors = [await self._try(batch[0])]
                     for entry, error in zip(batch, errors, strict=True):

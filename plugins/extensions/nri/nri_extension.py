@@ -159,7 +159,11 @@ class NriExtension:
             return None
         authors = ", ".join(creation.authors)
         author = creation.owners.owner(container.container_id, nri_pb2.Field.CgroupsPath) or authors
-        adjustment = replace(decode_adjustment(creation.adjust, container), author=f"NRI plugin {author}")
+        adjustment = replace(
+            decode_adjustment(creation.adjust, container),
+            author=f"NRI plugin {author}",
+            authors=tuple(creation.owners.list(container.container_id)),
+        )
         try:  # each one's was checked; all together may be more than a container can have
             check_adjustment(adjustment)
         except InvalidArgument as error:

@@ -1,5 +1,7 @@
 """Who changed what: two plugins may not set the same thing, unless the later one removes the earlier one's first."""
 
+from collections.abc import Iterator
+
 from crinoid.core.api.errors import Refused
 from crinoid.plugins.extensions.nri.wire import nri_pb2
 
@@ -51,6 +53,20 @@ class Owners:
         if container_id not in self.told.owners:
             return ""
         return str(self.told.owners[container_id].simple.get(field, "")).removeprefix(_CLEARED)
+
+    def list(self, container_id: str) -> Iterator[tuple[str, str]]:
+        """Yield who changed what, for people: the plugin, and the field with the name of its entry, without values."""
+        if container_id not in self.told.owners:
+            return
+        found = self.told.owners[container_id]
+        changes = [(field, "", plugin) for field, plugin in found.simple.items()]
+        changes += [
+            (field, f" {entry}", who) for field, one in found.compound.items() for entry, who in one.owners.items()
+        ]
+        for field, entry, plugin in sorted(changes):
+            removed = " removed" if plugin.startswith(_CLEARED) else ""
+            for one in plugin.removeprefix(_CLEARED).split(","):
+                yield f"NRI plugin {one}", f"{F.Name(field)}{entry}{removed}"
 
     def join(self, container_id: str, field: int, plugin: str) -> None:
         """Note a plugin beside others, for a field to which all may add."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
+from crinoid.core.api.timeline import stage
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 
 MAX_WAIT_S = 60.0
@@ -35,6 +36,11 @@ class HostFault(Exception):
         self.passing = passing and retry_after_s <= MAX_WAIT_S
         self.retry_after_s = retry_after_s
         super().__init__(str(error))
+
+    @property
+    def reason(self) -> str:
+        """That of the error."""
+        return self.error.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ class Attempts:
             wait_s = max(asked_for, self._policy.wait_s(self._round))
             if time.monotonic() + wait_s > self._began_at + self._policy.patience_s:
                 raise StopAsyncIteration
-            await asyncio.sleep(wait_s)
+            with stage("wait before the hosts are asked again"):
+                await asyncio.sleep(wait_s)
             self._waiting = again
         return self._waiting.pop(0)
 

@@ -23,6 +23,7 @@ from crinoid.core.api.manifests import (
     is_digest,
     verify,
 )
+from crinoid.core.api.timeline import note, stage
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference, ReferrersRequest
 from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
@@ -189,9 +190,23 @@ class RegistryClient:
 
     async def _ask(self, asker: Asker, path: str, headers: dict[str, str]) -> ClientResponse:
         """One exchange, authenticated when the host wants it; 200 or 206, else HostFault."""
+        with stage(f"ask {asker.endpoint.label} for {path[:200]}") as step:
+            step.note(asker.endpoint.trust)
+            try:
+                response = await self._converse(asker, path, headers)
+            except HostFault as fault:
+                step.note(str(fault))
+                raise
+            if not str(response.url).startswith(asker.endpoint.url):
+                step.note(f"redirected to {response.url.host}")
+            step.note(f"answer: {response.status}")
+            return response
+
+    async def _converse(self, asker: Asker, path: str, headers: dict[str, str]) -> ClientResponse:
         endpoint = asker.endpoint
         url = f"{endpoint.url}{path}" + (f"?ns={endpoint.namespace}" if endpoint.namespace else "")
-        authorization = self._authorizer.known(asker)
+        if authorization := self._authorizer.known(asker):
+            note("credentials: the token of before, or of the pull request")
         may_have_expired = True
         for attempt in range(_MAX_ASKS):
             response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))

@@ -20,6 +20,7 @@ from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.linux.process import run
 from crinoid.core.api.manifests import Document, TextMap
+from crinoid.core.api.timeline import note
 from crinoid.core.api.values.image import DEFAULT_REGISTRY, Credentials, ImageReference
 from crinoid.plugins.registries.distribution.hosts import Endpoint
 
@@ -77,13 +78,16 @@ class NodeCredentials:
     ) -> Credentials | None:
         for key in _keys(host, reference):
             if helper := config.helpers.get(key):
+                note(f"credentials: helper docker-credential-{helper}, by credHelpers of {path}")
                 return await self._ask_helper(helper, _store_key(host))
         if config.store and (found := await self._ask_helper(config.store, _store_key(host))):
+            note(f"credentials: helper docker-credential-{config.store}, by credsStore of {path}")
             return found
         by_key = {_key_of(key): (key, auth) for key, auth in config.auths.items()}
         for wanted in _keys(host, reference):
             if (entry := by_key.get(_key_of(wanted))) is not None:
                 where = f"docker configuration {path}: auths.{entry[0]}"
+                note(f"credentials: {where}")
                 return _read(_Auth, entry[1], where).credentials(where)
         return None
 

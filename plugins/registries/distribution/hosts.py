@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
+from crinoid.core.api.timeline import note
 from crinoid.core.api.values.image import DEFAULT_REGISTRY
 
 _MAX_FILE_BYTES = 1 << 20
@@ -63,6 +64,16 @@ class Endpoint:
         parts = urlsplit(self.url)
         return f"{'mirror ' if self.is_mirror else ''}{parts.scheme}://{parts.netloc}"
 
+    @property
+    def trust(self) -> str:
+        """How messages say by what the host is known."""
+        if self.url.startswith("http://"):
+            return "plain http: it is not verified"
+        said = "certificate not verified (skip_verify)" if self.tls.skip_verify else "CA: those of the system"
+        if self.tls.ca and not self.tls.skip_verify:
+            said += "".join(f", {path}" for path in self.tls.ca)
+        return said + "".join(f"; client certificate {cert}" for cert, _ in self.tls.client)
+
 
 def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tuple[str, ...]) -> tuple[Endpoint, ...]:
     """Return the hosts to ask for a registry's images, in order; the last one is the registry itself.
@@ -79,9 +90,12 @@ def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tu
         if not directory.is_dir():
             continue
         if (file := directory / "hosts.toml").exists():
+            note(f"hosts of {registry}: {file}")
             return _read_hosts(file, registry, own)
+        note(f"certificates of {registry}: {directory}")
         pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(directory.glob("*.cert")))
         return (Endpoint(own, tls=Tls(ca=tuple(sorted(directory.glob("*.crt"))), client=pairs)),)
+    note(f"hosts of {registry}: itself, as there is no hosts.toml for it")
     return (Endpoint(own),)
 
 

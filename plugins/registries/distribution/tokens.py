@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
 from crinoid.core.api.manifests import Document, parse
+from crinoid.core.api.timeline import note, stage
 from crinoid.core.api.values.image import Credentials, ImageReference
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials, applies, is_empty
@@ -114,12 +115,16 @@ class Authorizer:
         given, credentials = asker.credentials, None
         if given and not is_empty(given) and applies(given, asker.endpoint, asker.reference.registry):
             credentials = given
+            note("credentials: those of the pull request")
         elif not given or is_empty(given) or asker.endpoint.is_mirror:
             try:
                 credentials = await self._node.find(_credential_host(asker), asker.reference)
             except CrinoidError as error:
                 raise HostFault(error) from error
-        # else they name another server: the peers go on without any, for a public image needs none.
+            if credentials is None:
+                note("credentials: none, neither in the pull request nor on the node")
+        else:  # they name another server: the peers go on without any, for a public image needs none
+            note("credentials: none, as those of the pull request are for another server")
         for challenge in challenges:
             if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                 return await self._fetch(asker, challenge.parameters, credentials)
@@ -141,10 +146,11 @@ class Authorizer:
             raise HostFault(Unauthenticated(words))
         exchange = _token_exchange(asker, wanted, credentials)
         try:
-            async with await self._transport.send(exchange) as response:
-                if response.status != 200:
-                    raise await refusal(response)
-                answer = parse(TokenAnswer, await read_answer(response, _MAX_ANSWER_BYTES), "its answer")
+            with stage(f"ask token server {realm.scheme}://{realm.netloc.rpartition('@')[2]}"):
+                async with await self._transport.send(exchange) as response:
+                    if response.status != 200:
+                        raise await refusal(response)
+                    answer = parse(TokenAnswer, await read_answer(response, _MAX_ANSWER_BYTES), "its answer")
             token, told = answer.token or answer.access_token, answer.expires_in
             if not _SENDABLE.fullmatch(token):
                 raise CorruptContent("its answer holds no usable token")

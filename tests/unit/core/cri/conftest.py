@@ -326,6 +326,10 @@ class FakeNode:
         self.cidrs.append(cidrs)
 
 
+async def _no_acts(_about: object, _since_ns: int) -> list[str]:
+    return []
+
+
 @pytest.fixture
 def services() -> SimpleNamespace:
     return SimpleNamespace(
@@ -343,6 +347,7 @@ def services() -> SimpleNamespace:
         restorer=SimpleNamespace(),
         events=FakeEvents(),
         metrics=FakeMetrics(),
+        timelines=SimpleNamespace(is_off=True, read=_no_acts),
     )
 
 

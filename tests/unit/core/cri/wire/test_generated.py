@@ -10,7 +10,8 @@ from crinoid.core.cri.wire import api_pb2_grpc
 
 ROOT = Path(__file__).parents[5]
 COMMITTED = ROOT / "core" / "cri" / "wire"
-STUBS = ["api_pb2.py", "api_pb2.pyi", "api_pb2_grpc.py", "node_images_pb2.py", "node_images_pb2.pyi"]
+STUBS = ["api_pb2.py", "api_pb2.pyi", "api_pb2_grpc.py", "node_explain_pb2.py", "node_explain_pb2.pyi"]
+STUBS += ["node_images_pb2.py", "node_images_pb2.pyi"]
 
 
 @pytest.fixture(scope="module")
