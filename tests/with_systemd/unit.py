@@ -67,8 +67,9 @@ class UnitDaemon(Daemon):
         (UNITS / self.unit).write_text(text)
         systemctl("daemon-reload")
 
-    def start(self) -> "UnitDaemon":
-        """Start; systemctl returns once it serves."""
+    def start(self, *, is_forked: bool = False) -> "UnitDaemon":
+        """Start; systemctl returns once it serves, and it is never forked from here."""
+        assert not is_forked
         systemctl("start", self.unit)
         return self
 

@@ -1,5 +1,6 @@
 """The verbs as a family: what is there, what needs no endpoint, and how options reach a verb."""
 
+import asyncio
 import importlib
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from crinoid.core.cli.ctl import ALIASES, FAMILIES, ctl, session
+from crinoid.core.cli.ctl import ALIASES, FAMILIES, ctl
 from crinoid.core.cli.ctl.flags import gather
 from crinoid.core.cli.main import main
 
@@ -82,7 +83,7 @@ def test_an_endpoint_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPat
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(session.asyncio, "sleep", pause)
+    monkeypatch.setattr(asyncio, "sleep", pause)
     result = run("--max-retries", "3", "ps")
     assert result.exit_code == 1
     assert "no socket at" in result.stderr
