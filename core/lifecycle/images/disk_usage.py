@@ -1,6 +1,7 @@
 """What images, containers and volumes take on disk, and what of it nothing needs (``crinoid ctl system df``).
 
-Every layer, every writable layer and every volume is walked for it: seconds on a node with much, and asked by people.
+Layers were measured once for all; every writable layer and every volume is walked: seconds on a node with much, and
+asked by people.
 """
 
 import asyncio
@@ -109,14 +110,15 @@ class NodeDisk:
     async def _measure_layers(self, records: Sequence[ImageRecord], pieces: _Pieces) -> list[LayerUse]:
         """Measure every layer of every image once in each snapshotter that has it, and note who needs it."""
         blobs: dict[str, str] = {}
-        images: Counter[str] = Counter()
+        images: dict[str, list[str]] = {}
         for record in records:
-            images.update(set(record.chain_ids))
+            for chain_id in set(record.chain_ids):
+                images.setdefault(chain_id, []).append(record.id)
             blobs.update(zip(record.chain_ids, (layer.digest for layer in record.layers), strict=False))
         layers = []
         for slot in self._slots.snapshotters.values():
             for chain_id, _ in await slot.list_layers():
-                if not images[chain_id]:
+                if chain_id not in images:
                     continue
                 try:
                     unpacked = (await slot.layer_usage(chain_id)).used_bytes
@@ -124,11 +126,10 @@ class NodeDisk:
                     unpacked = 0
                 name, digest = f"{slot.name} {chain_id}", blobs[chain_id]
                 pieces.sizes[name] = unpacked
-                for record in records:
-                    if chain_id in record.chain_ids:
-                        pieces.needs[record.id].add(name)
+                for image in images[chain_id]:
+                    pieces.needs[image].add(name)
                 blob = self._content.size(digest)
-                layers.append(LayerUse(chain_id, slot.name, digest, unpacked, blob, images[chain_id]))
+                layers.append(LayerUse(chain_id, slot.name, digest, unpacked, blob, len(images[chain_id])))
         return layers
 
     async def _container(self, record: ContainerRecord) -> ContainerUse:

@@ -23,6 +23,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.files import open_in_root
 from crinoid.core.api.linux.mount import lower_paths
+from crinoid.core.api.replaying import Replayed
 from crinoid.core.api.values.snapshot import LayerTarget, Mount, WhiteoutForm
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.slots.snapshotter import SnapshotterSlot
@@ -100,7 +101,9 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
     with contextlib.ExitStack() as stack:
         # All is named from open directories: a layer's links, absolute ones too, must not lead into the host.
         root = stack.enter_context(_opened(os.open(target, _DIRECTORY)))
-        roots = [stack.enter_context(_opened(os.open(lower, _DIRECTORY))) for lower in lowers]
+        # No further down than somebody looks, as a rule into the topmost: an image may have hundreds of layers, and
+        # each of them is settled.
+        roots = Replayed(stack.enter_context(_opened(os.open(lower, _DIRECTORY))) for lower in lowers)
         if unpacked.hiding:
             # First whiteouts go to where they hide something, then those that hide nothing go, then the directories
             # that were made for such alone; a directory's own removal needs it to be empty.
@@ -134,7 +137,7 @@ def _without_links(root: int, directories: Iterable[str]) -> Iterator[str]:
             yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
 
 
-def _hide_by_link(lowers: Sequence[int], root: int, directory: str) -> None:
+def _hide_by_link(lowers: Iterable[int], root: int, directory: str) -> None:
     """Hide where it is what whiteouts name by way of a link of lower layers: ``lib/.wh.x`` above ``lib -> usr/lib``.
 
     What was made in ``directory`` for them is idle then, and goes with the other idle whiteouts.
@@ -156,7 +159,7 @@ def _hide_by_link(lowers: Sequence[int], root: int, directory: str) -> None:
             os.setxattr(target, _OPAQUE, b"y")
 
 
-def _follow(lowers: Sequence[int], root: int, directory: str) -> str | None:
+def _follow(lowers: Iterable[int], root: int, directory: str) -> str | None:
     """Return the path without links of a directory of lower layers; None where they have none."""
     pending, done, links = list(reversed(Path(directory).parts)), list[str](), 0
     while pending:
@@ -179,7 +182,7 @@ def _follow(lowers: Sequence[int], root: int, directory: str) -> str | None:
     return "/".join(done) or "."
 
 
-def _make_directories(lowers: Sequence[int], root: int, directory: str) -> int:
+def _make_directories(lowers: Iterable[int], root: int, directory: str) -> int:
     """Open a directory of the target, making what is missing on the way as it looks below."""
     current, made = os.dup(root), list[str]()
     parts = Path(directory).parts
@@ -194,7 +197,7 @@ def _make_directories(lowers: Sequence[int], root: int, directory: str) -> int:
     return current
 
 
-def _remove_idle_whiteouts(lowers: Sequence[int], root: int, directory: str) -> None:
+def _remove_idle_whiteouts(lowers: Iterable[int], root: int, directory: str) -> None:
     """Remove the whiteouts in a directory of the target that hide nothing of lower layers."""
     with (
         _opened(_open_directory(root, directory)) as found,
@@ -207,7 +210,7 @@ def _remove_idle_whiteouts(lowers: Sequence[int], root: int, directory: str) -> 
                 os.unlink(name, dir_fd=found)
 
 
-def _remove_if_idle(lowers: Sequence[int], root: int, directory: str, is_renewed: bool) -> None:
+def _remove_if_idle(lowers: Iterable[int], root: int, directory: str, is_renewed: bool) -> None:
     """Remove an implied directory that is empty by now, unless it is that of a lower layer.
 
     One that was made anew leaves the whiteout that it had replaced.
@@ -230,30 +233,31 @@ def _remove_if_idle(lowers: Sequence[int], root: int, directory: str, is_renewed
 
 @contextlib.contextmanager
 def merged_directories(
-    lowers: Sequence[int], root: int, directory: str, itself: int | None = None
-) -> Iterator[list[int]]:
-    """Open the lower directories that a directory of the target is merged with, topmost first.
+    lowers: Iterable[int], root: int, directory: str, itself: int | None = None
+) -> Iterator[Iterable[int]]:
+    """Open the lower directories that a directory of the target is merged with, topmost first, as they are looked at.
 
     There are none where the target hides them: where it is opaque on the way, its root too, or ``itself`` is.
     """
     with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        hides = False
-        if directory != ".":
-            above, hides = _look(root, str(Path(directory).parent))
+        is_hidden = itself is not None and _is_opaque(itself)
+        if directory != "." and not is_hidden:
+            above, is_hidden = _look(root, str(Path(directory).parent))
             if above is not None:
                 os.close(above)
-        if not hides and not (itself is not None and _is_opaque(itself)):
+
+        def find() -> Iterator[int]:
             for lower in lowers:
                 one, hides = _look(lower, directory)
                 if one is not None:
-                    found.append(stack.enter_context(_opened(one)))
+                    yield stack.enter_context(_opened(one))
                 if hides:
                     break
-        yield found
+
+        yield () if is_hidden else Replayed(find())
 
 
-def _is_shown(directories: Sequence[int], name: str) -> bool:
+def _is_shown(directories: Iterable[int], name: str) -> bool:
     """Return whether a name is in directories that overlayfs merges, topmost first."""
     top = next((directory for directory in directories if _exists(directory, name)), None)
     return top is not None and not _is_whiteout(top, name)
@@ -283,17 +287,17 @@ class _LinkError(OSError):
     """A symbolic link where a directory was expected."""
 
 
-def _copy_attributes(lowers: Sequence[int], root: int, directory: str) -> None:
+def _copy_attributes(lowers: Iterable[int], root: int, directory: str) -> None:
     """Make a directory of the target look as it does below, where it is there."""
     with _opened(_open_directory(root, directory)) as target, merged_directories(lowers, root, directory) as below:
-        if not below:
+        if (top := next(iter(below), None)) is None:
             return
-        facts = os.fstat(below[0])  # of merged directories overlayfs shows the topmost one's owner and mode
+        facts = os.fstat(top)  # of merged directories overlayfs shows the topmost one's owner and mode
         os.fchown(target, facts.st_uid, facts.st_gid)
         os.fchmod(target, stat.S_IMODE(facts.st_mode))  # after chown, which clears set-group-id
-        for name in os.listxattr(below[0]):
+        for name in os.listxattr(top):
             if not name.startswith("trusted.overlay."):  # overlayfs's own marks say something of that layer alone
-                os.setxattr(target, name, os.getxattr(below[0], name))
+                os.setxattr(target, name, os.getxattr(top, name))
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 

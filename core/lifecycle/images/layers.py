@@ -9,7 +9,8 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -97,6 +98,16 @@ class Layers:
         """
         with stage(f"unpack {plan.blob.digest[:19]}"):
             await self._shared.join((slot.name, plan.chain_id), lambda: self._install(slot, plan))
+
+    @contextmanager
+    def remembering_commits(self, slot: SnapshotterSlot, plans: Sequence[LayerPlan]) -> Iterator[None]:
+        """Remember the commits of layers while the block installs them.
+
+        Otherwise the snapshotter is asked about the parent of each, and looks after all that is below.
+        """
+        committed = [self._committed(slot, plan.chain_id) for plan in plans]
+        yield
+        committed.clear()
 
     def follows(self, plan: LayerPlan) -> bool:
         """Return whether the layer is better installed while its blob is fetched than after that."""
@@ -228,11 +239,14 @@ class Layers:
         """Wait until a layer is there that this pull or another one installs; ``None`` stands below the lowest."""
         if chain_id is None:
             return
-        key = (slot.name, chain_id)
         # The event is there before the question: a commit that comes between the two is not missed.
-        committed = self._commits.get(key) or self._commits.setdefault(key, asyncio.Event())
-        if not await slot.has_layer(chain_id):
+        committed = self._committed(slot, chain_id)
+        if not committed.is_set() and not await slot.has_layer(chain_id):
             await committed.wait()
+
+    def _committed(self, slot: SnapshotterSlot, chain_id: str) -> asyncio.Event:
+        key = (slot.name, chain_id)
+        return self._commits.get(key) or self._commits.setdefault(key, asyncio.Event())
 
 
 async def _end(unpacking: "asyncio.Task[UnpackResult]") -> None:

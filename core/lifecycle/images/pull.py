@@ -233,7 +233,8 @@ class Puller:
                 steps.append(fetch(plan.blob, layer))
             else:
                 layer.enter(LayerState.DONE)
-        await run_together(steps)
+        with self._layers.remembering_commits(slot, absent):
+            await run_together(steps)
 
     async def _provide_layer(
         self, slot: SnapshotterSlot, plan: LayerPlan, tracker: LayerTracker, fetch: "_Fetch"

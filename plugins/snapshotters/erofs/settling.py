@@ -8,12 +8,13 @@ that is named by way of a lower layer's link hides what the link leads to. Every
 Changed directories keep their inodes' places; their entries go to new blocks where they no longer fit.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from crinoid.core.api.errors import CorruptContent
+from crinoid.core.api.replaying import Replayed
 from crinoid.plugins.snapshotters.erofs import layout
 from crinoid.plugins.snapshotters.erofs.image import DamagedImage, Image, Inode
 from crinoid.plugins.snapshotters.erofs.writer import (
@@ -39,16 +40,13 @@ def settle_image(path: Path, lowers: Sequence[Path], uuid: bytes) -> None:
     Raises DamagedImage, and OSError.
     """
     notes = _read_notes(path.with_name(SETTLE_FILE))
-    images = list[Image]()
-    try:
-        images += [Image(path, writable=True)]
-        images += [Image(lower) for lower in lowers] if notes else []
-        settled = _Settling(images[0], [_Layer(image) for image in images[1:]], notes)
+    with ExitStack() as stack:
+        image = stack.enter_context(Image(path, writable=True))
+        # Each is opened when somebody looks so far down: an image may have hundreds of layers, and each is settled.
+        below = Replayed(_Layer(stack.enter_context(Image(lower))) for lower in lowers)
+        settled = _Settling(image, below, notes)
         settled.run()
         settled.write(uuid)
-    finally:
-        for image in images:
-            os.close(image.fd)
 
 
 def _read_notes(path: Path) -> dict[_Path, int]:
@@ -109,13 +107,13 @@ class _Layer:
         return current, hides
 
 
-_Below = list[tuple[_Layer, Inode]]
+_Below = Replayed[tuple[_Layer, Inode]]
 
 
 class _Settling:
     """The layer at hand, with the directories of it that were looked at."""
 
-    def __init__(self, image: Image, lowers: Sequence[_Layer], notes: dict[_Path, int]) -> None:
+    def __init__(self, image: Image, lowers: Replayed[_Layer], notes: dict[_Path, int]) -> None:
         self._image = image
         self._lowers = lowers
         self._notes = notes
@@ -128,9 +126,8 @@ class _Settling:
         implied = [path for path, flags in self._notes.items() if flags & IMPLIED]
         hiding = [path for path, flags in self._notes.items() if flags & HIDING]
         if hiding:
-            for path in hiding if self._lowers else ():
-                if path in set(implied):
-                    self._hide_by_link(path)
+            for path in set(hiding).intersection(implied):
+                self._hide_by_link(path)
             for path in dict.fromkeys((*hiding, *implied)):
                 self._remove_idle_whiteouts(path)
             for path in sorted(implied, key=len, reverse=True):
@@ -215,17 +212,18 @@ class _Settling:
     # What is to be done
 
     def _merged(self, path: _Path, itself: _Directory | None = None) -> _Below:
-        """Return the lower directories that one of the layer is merged with, topmost first."""
-        found: _Below = []
-        hides = self._look(path[:-1])[1] if path else False
-        if not hides and not (itself is not None and itself.is_opaque):
-            for lower in self._lowers:
+        """Find the lower directories that one of the layer is merged with, topmost first, as they are looked at."""
+        is_hidden = (itself is not None and itself.is_opaque) or (path and self._look(path[:-1])[1])
+
+        def find() -> Iterator[tuple[_Layer, Inode]]:
+            for lower in () if is_hidden else self._lowers:
                 one, hides = lower.look(path)
                 if one is not None:
-                    found.append((lower, one))
+                    yield lower, one
                 if hides:
                     break
-        return found
+
+        return Replayed(find())
 
     def _hide_by_link(self, path: _Path) -> None:
         found, place = self._find(path), self._follow(path)
@@ -292,9 +290,9 @@ class _Settling:
 
     def _copy_attributes(self, path: _Path) -> None:
         """Make a directory look as it does below, where it is there."""
-        if self._find(path) is None or not (below := self._merged(path)):
+        if self._find(path) is None or (top := next(iter(self._merged(path)), None)) is None:
             return
-        directory, facts = self._change(path), below[0][1]
+        directory, facts = self._change(path), top[1]
         directory.mode, directory.uid, directory.gid = facts.mode & 0o7777, facts.uid, facts.gid
         directory.mtime_ns = facts.mtime_ns
         lower = {name: value for name, value in facts.attributes.items() if not name.startswith("trusted.overlay.")}

@@ -45,9 +45,9 @@ def found_in(upper: Path, lower: Path, directory: str) -> Path | None:
     """Return the directory of which layer gives its looks to a further layer's, which is empty."""
     (target := upper.parent / "further").mkdir(exist_ok=True)
     with opened(upper, lower, target) as (*lowers, root), merged_directories(lowers, root, directory) as found:
-        if not found:
+        if (top := next(iter(found), None)) is None:
             return None
-        inode = os.fstat(found[0]).st_ino
+        inode = os.fstat(top).st_ino
     return next(
         layer for layer in (upper, lower) if (layer / directory).exists() and (layer / directory).stat().st_ino == inode
     )
@@ -136,3 +136,24 @@ def test_a_link_in_the_layer_is_not_followed(tmp_path: Path, lower: Path) -> Non
 )
 def test_lower_directories(mounts: list[Mount], expected: list[str]) -> None:
     assert [str(directory) for directory in lower_directories(mounts)] == expected
+
+
+@pytest.mark.parametrize("layers", [2, 100])
+def test_layers_that_nobody_looks_into_are_not_opened(
+    tmp_path: Path, upper: Path, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of n layers is settled, above all below it: to look into all of them would be quadratic."""
+    lowers = [tmp_path / f"lower{number}" for number in range(layers)]
+    for lower in lowers:
+        (lower / "a").mkdir(parents=True)
+    (upper / "a").mkdir()
+    opened_paths: list[object] = []
+    really_open = os.open
+
+    def count(path: object, *arguments: object, **more: object) -> int:
+        opened_paths.append(path)
+        return really_open(path, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", count)
+    settle_tree(lowers, upper, implying(".", "a"))
+    assert [path for path in opened_paths if path in lowers] == lowers[:1]

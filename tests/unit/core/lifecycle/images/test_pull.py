@@ -6,12 +6,29 @@ from typing import Any
 
 import pytest
 
+from crinoid.core.api.config import NoOptions
 from crinoid.core.api.errors import FailedPrecondition, InvalidArgument
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.host import Host
+from crinoid.core.api.testing.fakes import FakeSnapshotter
 from crinoid.core.api.values.image import Credentials
 from crinoid.core.lifecycle.images.progress import LayerState
 from support.images import OCI_INDEX, OCI_MANIFEST, BuiltImage, ImageConfig, add_json, build_index, read_blob
 
 from .conftest import NAME, Node, Publisher, SerialSnapshotter, chain, until
+
+
+class CountingSnapshotter(FakeSnapshotter):
+    """Notes what it answers to the question for a layer."""
+
+    def __init__(self, config: NoOptions, host: Host) -> None:
+        super().__init__(config, host)
+        self.answers: list[bool] = []
+
+    @hookimpl
+    async def has_layer(self, chain_id: str) -> bool:
+        self.answers.append(await super().has_layer(chain_id))
+        return self.answers[-1]
 
 
 async def test_a_pull_leaves_a_whole_image(node: Node, image: BuiltImage) -> None:
@@ -313,3 +330,16 @@ async def test_pinned_images(node: Node, publisher: Publisher, image: BuiltImage
     node.reconfigure(pinned=())
     await node.service.recover()
     assert not any(record.pinned for record in node.service.list())
+
+
+@pytest.mark.parametrize("layers", [3, 20])
+async def test_a_layer_installed_by_a_pull_is_not_asked_for_again(
+    node: Node, publisher: Publisher, layers: int
+) -> None:
+    """Whether it is there depends on all below it, so asking about each would be quadratic."""
+    publisher.publish(node.source, publisher.build(*map(str, range(layers))))
+    snapshotter = node.add_snapshotter("default", CountingSnapshotter)
+    await node.pull()
+    assert isinstance(snapshotter, CountingSnapshotter)
+    assert sum(snapshotter.answers) <= 1
+    assert len(snapshotter.answers) <= 3 * layers

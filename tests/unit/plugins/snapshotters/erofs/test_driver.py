@@ -5,7 +5,9 @@ import pytest
 
 from crinoid.core.api.errors import CorruptContent, NotFound
 from crinoid.core.api.testing.fakes import fake_host
+from crinoid.plugins.snapshotters.erofs import settling
 from crinoid.plugins.snapshotters.erofs.driver import ErofsConfig, ErofsSnapshotter
+from crinoid.plugins.snapshotters.erofs.image import Image
 from crinoid.plugins.snapshotters.erofs.writer import IMAGE_FILE
 from support.archives import ArchiveBuilder
 from support.erofs import read_tree, write_image
@@ -38,6 +40,27 @@ async def test_a_directory_without_an_entry_looks_as_below(snapshotter: ErofsSna
         b"d": (0o1777, 7, 8),
     }
     assert tree[b"d"].mtime_ns == 5_000_000_000
+
+
+@pytest.mark.parametrize("layers", [2, 20])
+async def test_layers_that_nobody_looks_into_are_not_read(
+    snapshotter: ErofsSnapshotter, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of n layers is settled, above all below it: to look into all of them would be quadratic."""
+    read = []
+
+    class CountedImage(Image):
+        def __init__(self, path: Path, writable: bool = False) -> None:
+            read.append(path)
+            super().__init__(path, writable)
+
+    monkeypatch.setattr(settling, "Image", CountedImage)
+    parent = None
+    for number in range(layers):
+        chain_id = f"sha256:{number:064}"
+        await add(snapshotter, chain_id, parent, ArchiveBuilder().file(f"d/{number}").build())
+        parent = chain_id
+    assert len(read) <= 2 * layers  # itself and the topmost below it
 
 
 async def test_whiteouts_that_hide_nothing_go(snapshotter: ErofsSnapshotter) -> None:
