@@ -207,7 +207,8 @@ class Storage:
 
     def stack(self, chain_id: str | None) -> tuple[Path, ...]:
         """Return the trees that make up a chain id, topmost first. Raises NotFound."""
-        return tuple(self._layer_directory(layer) / "fs" for layer in self.layer_stack(chain_id))
+        layers = f"{self.root}/layers"  # one path each is parsed, not three: an image may have hundreds of layers
+        return tuple(Path(f"{layers}/{layer.number}/fs") for layer in self.layer_stack(chain_id))
 
     def layer_stack(self, chain_id: str | None) -> tuple[Layer, ...]:
         """Return the layers that make up a chain id, topmost first. Raises NotFound."""

@@ -164,8 +164,7 @@ def test_metrics(node: Node, runtime: str) -> None:
     container = node.run_container(pod, "sh", "-c", script, linux={"resources": resources})
     node.run_container(pod, "true", name="ended")
     descriptors = {one["name"]: one for one in node.call("ListMetricDescriptors")["descriptors"]}
-    until(lambda: _throttled_periods(node) > 0)
-    (answer,) = node.call("ListPodSandboxMetrics")["pod_metrics"]
+    (answer,) = until(lambda: _metrics_once_throttled(node, container))
     assert answer["pod_sandbox_id"] == pod
     (of_container,) = answer["container_metrics"]
     assert of_container["container_id"] == container
@@ -193,13 +192,13 @@ def test_metrics(node: Node, runtime: str) -> None:
     assert set(map(tuple, network.values())) == {("eth0",)}
 
 
-def _throttled_periods(node: Node) -> int:
-    """How often the only pod's running container had to wait: the machine may have given it nothing to wait for yet."""
-    (answer,) = node.call("ListPodSandboxMetrics")["pod_metrics"]
-    (container,) = answer["container_metrics"]
+def _metrics_once_throttled(node: Node, container: str) -> list[Json]:
+    """The metrics of the only pod, once no other of its containers runs, and this one has had to wait."""
+    pods: list[Json] = node.call("ListPodSandboxMetrics")["pod_metrics"]
+    of_containers = pods[0]["container_metrics"]
     name = "container_cpu_cfs_throttled_periods_total"
-    (periods,) = [int(one["value"]["value"]) for one in container["metrics"] if one["name"] == name]
-    return periods
+    periods = [int(one["value"]["value"]) for of in of_containers for one in of["metrics"] if one["name"] == name]
+    return pods if len(of_containers) == 1 and of_containers[0]["container_id"] == container and periods[0] > 0 else []
 
 
 def _spec_values(node: Node) -> dict[str, str]:

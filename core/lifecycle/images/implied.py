@@ -98,6 +98,8 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
     listed as files that can't be opened. Directories that were made for such whiteouts alone go with them, the deepest
     first.
     """
+    if not unpacked.hiding and {*unpacked.implied} <= {"."}:
+        lowers = lowers[:1]  # as of most layers: the topmost one's root is what overlayfs shows of roots
     with contextlib.ExitStack() as stack:
         # All is named from open directories: a layer's links, absolute ones too, must not lead into the host.
         root = stack.enter_context(_opened(os.open(target, _DIRECTORY)))
