@@ -19,6 +19,7 @@ from crinoid.core.api.errors import CrinoidError, NotFound, Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
+from crinoid.core.api.linux.cgroup_names import is_scope
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
 from crinoid.core.api.sessions import AttachSession, ExecSession
 from crinoid.core.api.values.pod import LinuxResources
@@ -49,6 +50,7 @@ from crinoid.plugins.runtimes.oci.criu import Criu
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
 from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources
+from crinoid.plugins.runtimes.oci.scopes import scope_properties, set_properties
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
@@ -191,7 +193,8 @@ class OciRuntime(CheckpointHooks):
 
     @hookimpl
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
-        """See the hook. What the binary's ``update`` can't write goes to the cgroup directly, after it."""
+        """See the hook. What the binary's ``update`` can't write goes to the cgroup directly, after it; a scope's to
+        systemd first, which would undo it else."""
         pid = await self._known.require(handle, "update", *_ALIVE)
         self._known.require_own_cgroup(handle, "update")
         cgroup = self._known.cgroup(handle)
@@ -203,8 +206,11 @@ class OciRuntime(CheckpointHooks):
             text = json.dumps(limits).encode()
             await self._binary.run(command, timeout_s=self._deadlines.update_s, stdin=text)
         for rest in (beyond_update(changed), lifted if lifted != LinuxResources() else None):
-            if rest is not None:
-                await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
+            if rest is None:
+                continue
+            if is_scope(handle.cgroup) and (assignments := scope_properties(rest)):
+                await set_properties(handle.cgroup, assignments, self._deadlines.update_s)
+            await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
         if changed.oom_score_adj:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(changed.oom_score_adj)))  # noqa: ASYNC240
