@@ -19,6 +19,7 @@ import click
 from crinoid import __version__
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.cli.groups import SuggestingGroup
+from crinoid.core.daemon.journal import ERROR, is_journal, with_priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,10 @@ class Refusal(click.ClickException):
         self.exit_code = error.cli_exit_code  # type: ignore[misc]  # click looks at the object
 
     def show(self, file: Any = None) -> None:  # Any: click's own signature
-        """Print each line of the message after the program's name."""
+        """Print each line of the message after the program's name; in the journal as an error."""
         for line in self.format_message().splitlines():
-            click.echo(f"crinoid: {line}", file=file, err=True)
+            text = f"crinoid: {line}"
+            click.echo(with_priority(ERROR, text) if is_journal(2) else text, file=file, err=True)
 
 
 class LazyGroup(SuggestingGroup):

@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import LogConfig
+from crinoid.core.daemon.journal import is_journal, with_priority
 
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -44,13 +44,13 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next((number for level, number in self._PRIORITIES if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).split("\n"))
+        return with_priority(priority, self._inner.format(record))
 
 
 def set_up(config: LogConfig) -> None:
     """Direct all logging to standard error, in the form and from the level that the configuration names."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(config.format, in_journal=_is_journal(sys.stderr.fileno())))
+    handler.setFormatter(_formatter(config.format, in_journal=is_journal(sys.stderr.fileno())))
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
     for library in ("asyncio", "grpc", "stevedore"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -71,9 +71,3 @@ def _formatter(wanted: str, *, in_journal: bool) -> logging.Formatter:
     if wanted == "console" or (wanted == "auto" and sys.stderr.isatty()):
         return logging.Formatter("{asctime} {levelname:<7} {name}: {message}", style="{")
     return JsonFormatter()
-
-
-def _is_journal(stream: int) -> bool:
-    """Tell whether a descriptor is the journal's: systemd names its device and inode in ``JOURNAL_STREAM``."""
-    status = os.fstat(stream)
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from integration import conftest
 from integration.conftest import BUSYBOX, Node
 from integration.pods import Pod
+from support import cgroup_namespace
 from support.images import build_busybox
 from support.registry import RunningRegistry
 from with_systemd.unit import UnitDaemon, start_time, systemctl
+
+RUNTIMES = ("runc",) if cgroup_namespace.is_hybrid() else conftest.RUNTIMES  # crun refuses hybrid hosts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,9 +45,9 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnitDaemon]:
         [registries.layout]
         driver = "layout"
         options = {{ directory = "{directory}/layouts" }}
-        [runtimes.crun]
-        driver = "crun"
     """
+    if "crun" in RUNTIMES:
+        config += '[runtimes.crun]\ndriver = "crun"\n'
     daemon = UnitDaemon(directory / "daemon", config)
     try:
         daemon.install()
@@ -96,7 +100,7 @@ class Living:
 @pytest.fixture(scope="session")
 def living(node_of_session: Node) -> Living:
     found: dict[str, tuple[int, str]] = {}
-    for runtime in ("runc", "crun"):
+    for runtime in RUNTIMES:
         pod = Pod(node_of_session, node_of_session.run_pod(f"living-{runtime}", handler=runtime))
         container = pod.start("sleep", "100000")
         pid = pod.pid(container)

@@ -9,8 +9,9 @@ import pytest
 
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.cgroup_names import below_mount
-from integration.conftest import RUNTIMES, Node
+from integration.conftest import Node
 from integration.pods import Json, Pod, confined, refused, until
+from with_systemd.conftest import RUNTIMES
 from with_systemd.unit import UnitDaemon, show, start_slice, systemctl, units
 
 pytestmark = pytest.mark.skipif(cgroups.version() != 2, reason="the files that are read here are of cgroup v2")

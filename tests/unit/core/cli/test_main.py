@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,18 @@ def test_the_module_is_the_same_program() -> None:
     assert finished.returncode == 78
     assert finished.stdout == ""
     assert finished.stderr == "crinoid: /nowhere.toml: there is no such file; --config must name one\n"
+
+
+def test_why_a_start_failed_is_an_error_in_the_journal() -> None:
+    """``journalctl -p err`` shows it: systemd's own line there says no more than that the unit has failed."""
+    reading, writing = os.pipe()
+    status = os.fstat(writing)
+    environment = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+    command = [sys.executable, "-m", "crinoid", "serve", "-c", "/nowhere.toml"]
+    with os.fdopen(reading) as pipe:
+        assert subprocess.run(command, stderr=writing, env=environment, check=False).returncode == 78
+        os.close(writing)
+        assert pipe.read() == "<3>crinoid: /nowhere.toml: there is no such file; --config must name one\n"
 
 
 def test_the_version_is_told() -> None:
