@@ -140,11 +140,12 @@ def create_command(
     command += ["--container-pidfile", str(bundle.pid_file), "--conmon-pidfile", str(bundle.monitor_pid_file)]
     command += ["--log-path", "none" if log is None else f"k8s-file:{log}"]
     command += [] if monitor.sync_log else ["--no-sync-log"]
-    command += ["--systemd-cgroup"] if is_scope(request.handle.cgroup) else []
     command += ["--terminal"] if request.terminal else []
     command += ["--stdin"] if request.stdin else []
     command += ["--leave-stdin-open"] if request.stdin and not request.stdin_once else []
     runtime: tuple[str, ...] = (str(binary.program), *binary.global_options(bundle.runtime_log))
+    if is_scope(request.handle.cgroup):  # conmon's own option of this name would put it before a shell's script below
+        runtime = (*runtime, "--systemd-cgroup")
     if binary.gives_streams_away:  # what conmon has no pipe for is the host's /dev/null
         if request.terminal:
             runtime = without_null_streams(runtime)

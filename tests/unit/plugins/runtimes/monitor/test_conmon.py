@@ -67,9 +67,15 @@ def test_options_of_a_request(
 
 
 def test_systemd(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
-    """conmon passes it on to ``create``; the runtimes keep it in their state for all later commands."""
+    """The runtime has it at ``create``, and keeps it in its state for all later commands.
+
+    conmon's own option would put it first, which is before the script of the shell that gives crun its streams.
+    """
     scope = replace(request_, handle=replace(request_.handle, cgroup="pods.slice:crinoid:c1"))
-    assert "--systemd-cgroup" in command(monitor, binary, scope), "whatever made the name, nothing else has to agree"
+    for giving in (False, True):
+        made = command(monitor, replace(binary, gives_streams_away=giving), scope)
+        assert "--runtime-arg=--systemd-cgroup" in made, "whatever made the name, nothing else has to agree"
+        assert "--systemd-cgroup" not in made
 
 
 def test_a_log_path_that_conmon_would_cut(monitor: MonitorOptions, binary: Binary, request_: ContainerRequest) -> None:
