@@ -7,7 +7,7 @@ as strings, bytes as base64, enum values by name. An error status is raised as t
 import difflib
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import grpc
 from google.protobuf import json_format
@@ -132,6 +132,15 @@ class Client:
         if "Connection refused" in details:
             return Unavailable(f"nobody serves {self._endpoint}; start the daemon")
         return Unavailable(f"{self._endpoint}: {details}")
+
+
+def encode_config(kind: Literal["PodSandboxConfig", "ContainerConfig"], config: Mapping[str, Any]) -> bytes:
+    """Encode a configuration of the CRI, for a field of crinoid's own RPCs. Raises InvalidArgument."""
+    message: Message = getattr(api_pb2, kind)()
+    try:
+        return json_format.ParseDict(dict(config), message).SerializeToString()
+    except json_format.ParseError as error:
+        raise InvalidArgument(f"{kind}: {error}") from error
 
 
 def rpc_names() -> tuple[str, ...]:

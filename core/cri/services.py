@@ -16,6 +16,7 @@ from crinoid.core.lifecycle.images.images import ImageService
 from crinoid.core.lifecycle.images.loading import Loads
 from crinoid.core.lifecycle.images.saving import Saves
 from crinoid.core.lifecycle.node.node import NodeService
+from crinoid.core.lifecycle.pods.dry_run import DryRun
 from crinoid.core.lifecycle.pods.pod_restore import PodRestorer
 from crinoid.core.lifecycle.pods.pods import PodService
 from crinoid.core.lifecycle.stats.metrics import MetricsService
@@ -43,3 +44,4 @@ class Services:
     streams: StreamingServer
     events: EventBus
     timelines: Timelines
+    dry_run: DryRun

@@ -21,6 +21,7 @@ from crinoid.core.lifecycle.images.saving import Saves
 from crinoid.core.lifecycle.node.extension_kernel import ExtensionKernel
 from crinoid.core.lifecycle.node.node import NodeService
 from crinoid.core.lifecycle.node.recovery import Recovery
+from crinoid.core.lifecycle.pods.dry_run import DryRun
 from crinoid.core.lifecycle.pods.pod_restore import PodRestorer
 from crinoid.core.lifecycle.pods.pods import PodParts, PodService
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
@@ -112,6 +113,7 @@ def compose(config: Config, slots: Slots, version: str) -> Composition:
         streams=StreamingServer(_streaming_options(config.streaming), StreamService(containers, pods)),
         node=NodeService(store, slots, images, resources, cgroups, version),
         events=events,
+        dry_run=DryRun(config, slots, images, pods, cgroups),
         timelines=Timelines(config.root, config.timeline.size_bytes),
         recovery=Recovery(
             (config.root, config.run), StandIns(store, slots, config.run), store, slots, resources, exit_monitor, init

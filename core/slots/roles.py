@@ -36,7 +36,7 @@ ROLES: Mapping[str, Role] = {
             RuntimeHooks,
             frozenset(
                 {"traits", "start_pod", "stop_pod", "wait_pod", "update_pod", "pod_stats", "forward_port"}
-                | {"exec_sync", "exec_stream", "attach", "stats_many"}
+                | {"exec_sync", "exec_stream", "attach", "stats_many", "preview"}
                 | {"check_checkpoint", "pause", "resume", "checkpoint", "restore"}
             ),
             "rt",

@@ -103,6 +103,13 @@ class RuntimeHooks:
         """
 
     @hookspec
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:  # type: ignore[empty-body]
+        """Optional. Say what ``create`` would do, a line for each step, a command as a shell would take it; do nothing.
+
+        For ``crinoid explain --dry-run``: nothing that the request names is there, its bundle neither.
+        """
+
+    @hookspec
     async def start(self, handle: ContainerHandle) -> None:
         """Let the created container run. Raises CommandFailed when its entry point can't be executed."""
 

@@ -335,6 +335,11 @@ class FakeRuntime(Recorder):
         return tuple(None if one is None or one.ended.done() else _usage() for one in known)
 
     @hookimpl
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        await self._enter("preview", request=request)
+        return (f"fake create {request.handle.container_id}",)
+
+    @hookimpl
     async def check_checkpoint(self) -> None:
         await self._enter("check_checkpoint")
 

@@ -73,6 +73,15 @@ class PodParts:
     events: EventBus
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What RunPodSandbox would make: its plan, what stands before the network, and what the network is asked for."""
+
+    plan: PodPlan
+    steps: Sequence[Step]
+    network: NetworkRequest | None
+
+
 class PodService:
     """RunPodSandbox, StopPodSandbox, RemovePodSandbox and what is asked about pods."""
 
@@ -242,6 +251,14 @@ class PodService:
             "attachment": None if record.attachment is None else dict(record.attachment.data),
         }
 
+    def preview(self, config: PodConfig, handler: str) -> "Preview":
+        """Return what ``run`` would make, having checked the request as it does; nothing is done."""
+        plan = self._planner.plan(config, handler)
+        early, _late = part_sysctls(plan.sysctls)
+        steps = self._steps_before_network(plan, early)
+        has_network = config.security.namespaces.network is not NamespaceMode.NODE
+        return Preview(plan, steps, self._network_request(plan) if has_network else None)
+
     async def close(self) -> None:
         """Give up what is under way; the next start undoes it."""
         await self._starting.close()
@@ -356,7 +373,18 @@ class PodService:
     async def _attach(self, plan: PodPlan) -> Attachment:
         """Attach the pod to its network, and write down for its containers what came of it."""
         config = plan.config
-        request = NetworkRequest(
+        attachment = await self._resources.attach(plan.pod_id, plan.network, self._network_request(plan))
+        # A kubelet mounts an /etc/hosts of its own over this one; other clients don't. The request's DNS settings win
+        # over the network's.
+        if not plan.host_network:
+            pod_files.write_hosts(plan.directory, plan.hostname, attachment.addresses)
+        if config.dns is None and attachment.dns is not None and attachment.dns.servers:
+            pod_files.write_small(plan.directory.path / "resolv.conf", pod_files.resolv_conf(attachment.dns))
+        return attachment
+
+    def _network_request(self, plan: PodPlan) -> NetworkRequest:
+        config = plan.config
+        return NetworkRequest(
             pod_id=plan.pod_id,
             metadata=config.metadata,
             netns=plan.pins.get("network"),
@@ -368,14 +396,6 @@ class PodService:
             cgroup_parent=plan.cgroup_parent,
             annotations=config.annotations,
         )
-        attachment = await self._resources.attach(plan.pod_id, plan.network, request)
-        # A kubelet mounts an /etc/hosts of its own over this one; other clients don't. The request's DNS settings win
-        # over the network's.
-        if not plan.host_network:
-            pod_files.write_hosts(plan.directory, plan.hostname, attachment.addresses)
-        if config.dns is None and attachment.dns is not None and attachment.dns.servers:
-            pod_files.write_small(plan.directory.path / "resolv.conf", pod_files.resolv_conf(attachment.dns))
-        return attachment
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """Return the node's address ranges as UpdateRuntimeConfig told them last."""

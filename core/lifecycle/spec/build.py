@@ -26,7 +26,8 @@ class SpecInput:
 
     ``config`` has the extensions' adjustments in it already. ``target_pid`` is the first process of the container
     whose PID namespace is joined, 0 for none. ``cgroup`` is as in ContainerHandle. ``site`` holds the node's defaults.
-    ``mappings`` are the runtime-spec's of the pod's user namespace, if it has one.
+    ``mappings`` are the runtime-spec's of the pod's user namespace, if it has one. ``dry``: nothing of the host may
+    change: absent sources of mounts are not made, and no file is relabelled.
     """
 
     container_id: str
@@ -44,6 +45,7 @@ class SpecInput:
     site: PodsConfig
     recursive_read_only: bool
     mappings: Mapping[str, Any] = field(default_factory=dict)
+    dry: bool = False
 
 
 def build_spec(given: SpecInput) -> JsonObject:
@@ -56,6 +58,7 @@ def build_spec(given: SpecInput) -> JsonObject:
         given.site.read_only_tmpfs,
         user_namespace=bool(given.mappings),
         host_network="network" not in given.namespaces,
+        dry=given.dry,
     )
     labels = selinux_labels(given.pod_id, given.pod, given.config)
     made = mounts.build_mounts(given.config.mounts, given.pod_files, traits)
@@ -83,9 +86,10 @@ def build_spec(given: SpecInput) -> JsonObject:
     if labels is not None:  # into the specification, and onto the files that the container gets from the host
         spec["process"]["selinuxLabel"] = labels.process
         spec["linux"]["mountLabel"] = labels.files
-        relabel_volumes(given.config, labels)
-        for path in (given.pod_files.hostname, given.pod_files.hosts, given.pod_files.resolv_conf):
-            lsm.relabel(path, labels.files)
+        if not given.dry:
+            relabel_volumes(given.config, labels)
+            for path in (given.pod_files.hostname, given.pod_files.hosts, given.pod_files.resolv_conf):
+                lsm.relabel(path, labels.files)
     return spec
 
 

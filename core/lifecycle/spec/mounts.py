@@ -38,7 +38,8 @@ class PodFiles:
 @dataclass(frozen=True, slots=True)
 class MountTraits:
     """What bends the mounts: a privileged container, a read-only root, the runtime's recursive read-only mounts, a user
-    namespace of the pod's own, in which the kernel allows less, above all beside the host's network."""
+    namespace of the pod's own, in which the kernel allows less, above all beside the host's network.
+    ``dry``: none is made."""
 
     privileged: bool
     readonly_rootfs: bool
@@ -46,6 +47,7 @@ class MountTraits:
     read_only_tmpfs: bool = False
     user_namespace: bool = False
     host_network: bool = False
+    dry: bool = False
 
 
 def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountTraits) -> list[JsonObject]:
@@ -64,7 +66,7 @@ def build_mounts(volumes: Iterable[VolumeMount], files: PodFiles, traits: MountT
     ]
     if traits.readonly_rootfs and traits.read_only_tmpfs:
         own += [_entry(path, "tmpfs", "tmpfs", "nosuid", "nodev", "mode=1777") for path in _SCRATCH]
-    if traits.user_namespace:
+    if traits.user_namespace and not traits.dry:  # else what it looks at is not there
         for entry in (*own, *chosen):
             keep_flags(entry)
     together = [entry for entry in own if entry["destination"] not in taken] + chosen
@@ -141,7 +143,7 @@ def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
             raise InvalidArgument(f"{name}: recursive_read_only needs readonly and private propagation")
         if not traits.recursive_read_only:
             raise Unsupported(f"{name}: this handler's runtime has no recursive read-only mounts")
-    source = find_source(volume)
+    source = find_source(volume, make=not traits.dry)
     path = os.path.normpath("/" + volume.container_path.lstrip("/"))
     if not volume.container_path or "\0" in path:
         raise InvalidArgument(f"container_path {volume.container_path!r} of a mount is not a path")
@@ -152,20 +154,20 @@ def _volume(volume: VolumeMount, traits: MountTraits) -> JsonObject:
     return _entry(path, "bind", str(source), *options)
 
 
-def find_source(volume: VolumeMount) -> Path:
-    """Resolve links, make an absent directory as peers do, and see that the propagation asked for is possible."""
+def find_source(volume: VolumeMount, *, make: bool = True) -> Path:
+    """Resolve links, ``make`` an absent directory as peers do, and see that the propagation asked for is possible."""
     if not volume.host_path.startswith("/"):
         raise InvalidArgument(f"mount {volume.container_path}: host_path {volume.host_path!r} is not absolute")
     touching(volume.host_path)
     source = Path(os.path.realpath(volume.host_path))
     try:
-        if not source.exists():  # mkdir(2) would lock the directory above, which a call that hangs may hold
+        if make and not source.exists():  # mkdir(2) would lock the directory above, which a call that hangs may hold
             rights.make_directories(source, rights.SHOWN_DIRECTORY)
     except FileExistsError:
         pass
     except OSError as error:
         raise FailedPrecondition(f"mount {volume.container_path}: host_path {source} can't be made: {error}") from error
-    if volume.propagation is not MountPropagation.PRIVATE:
+    if volume.propagation is not MountPropagation.PRIVATE and (make or source.exists()):
         # A bind mount joins the peer group of its source, or is its slave: of a private mount there is none to join.
         shared, slave = mount.propagation(source)
         if not (shared or (slave and volume.propagation is not MountPropagation.BIDIRECTIONAL)):

@@ -7,6 +7,7 @@ sockets that it keeps in the bundle; ``sync_execs`` and ``exec_streams`` run pro
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -70,6 +71,15 @@ class ConmonMonitor(Monitor):
         """See the base."""
         said = await ask(self.program, "--version", self._deadlines.probe_s)
         return said.removeprefix("conmon version ").split("\n")[0].strip()
+
+    def preview(self, bundle: Bundle, request: ContainerRequest) -> tuple[str, ...]:
+        """See the base. conmon runs the binary with what it gets as options of the runtime."""
+        files = ConmonFiles(bundle.directory)
+        settings = self._options.monitor, self._binary, files, request, self._options.systemd_cgroup
+        runs = [str(self._binary.program), *self._binary.global_options(files.runtime_log)]
+        runs += ["create", "--bundle", str(bundle.directory), "--pid-file", str(files.pid_file)]
+        runs += [request.handle.container_id]
+        return (shlex.join(conmon.create_command(*settings)), f"which runs: {shlex.join(runs)}")
 
     async def create(self, bundle: Bundle, request: ContainerRequest, checkpoint: Path | None = None) -> Processes:
         """See the base.

@@ -55,6 +55,10 @@ class Monitor(abc.ABC):
     def program(self) -> Path:
         """Its program. Raises Unsupported when there is none, saying what to install."""
 
+    def preview(self, bundle: Bundle, request: ContainerRequest) -> tuple[str, ...]:
+        """Return the commands that ``create`` would run, for people; run none. Blocks."""
+        return ()
+
     @abc.abstractmethod
     async def version(self) -> str:
         """Ask the program for its version. Raises CommandFailed when it can't be run."""

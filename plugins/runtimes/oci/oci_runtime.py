@@ -119,6 +119,11 @@ class OciRuntime(CheckpointHooks):
         return await self._creation.create(request)
 
     @hookimpl
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        """See the hook."""
+        return await asyncio.to_thread(self._monitor.preview, Bundle(request.handle.bundle), request)
+
+    @hookimpl
     async def start(self, handle: ContainerHandle) -> None:
         """See the hook. A plain container's first process waits at a fifo, and the binary need not run again."""
         processes = Bundle(handle.bundle).read_processes()

@@ -347,6 +347,7 @@ def services() -> SimpleNamespace:
         restorer=SimpleNamespace(),
         events=FakeEvents(),
         metrics=FakeMetrics(),
+        dry_run=SimpleNamespace(),
         timelines=SimpleNamespace(is_off=True, read=_no_acts),
     )
 
