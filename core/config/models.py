@@ -232,7 +232,7 @@ class TimelineConfig(Section):
     """What `crinoid explain` tells: a timeline of each request that changed something, below `root`."""
 
     size_bytes: Annotated[int, Field(ge=0, le=1 << 30)] = 32 << 20
-    """How much of the disk timelines may take; the oldest go first. 32 MiB hold some 8,000 pods. 0 keeps none."""
+    """How much of the disk timelines may take; the oldest go first. 32 MiB hold some 6,000 pods. 0 keeps none."""
 
 
 class TracingConfig(Section):
