@@ -91,14 +91,14 @@ async def pull(
         answer = await pull_image(session, request, pulling)
     finally:
         if explain:
-            await _explain(session, image, began_ns)
+            await explain_pull(session, image, began_ns)
     click.echo(f"Image is up to date for {answer['image_ref']}")
 
 
 VERBS = (pull,)
 
 
-async def _explain(session: Session, image: str, since_ns: int) -> None:
+async def explain_pull(session: Session, image: str, since_ns: int) -> None:
     """Print what the daemon recorded of the pull that has just ended: what was asked, and what was answered."""
     from crinoid.core.cli.explain.timeline_view import print_act
     from crinoid.core.state.timelines import parse_act

@@ -40,7 +40,9 @@ from crinoid.core.cri.client import Client, rpc_names
 from crinoid.core.cri.server import Endpoint, Listener, Server
 from crinoid.core.cri.wire import api_pb2
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
+from crinoid.core.state import timeline_log
 from crinoid.core.state.records import ContainerState, PodState
+from crinoid.core.state.timelines import Timelines
 
 POD_CONFIG = {"metadata": {"name": "web", "namespace": "shop", "uid": "u1"}}
 CONTAINER_CONFIG = {"metadata": {"name": "nginx"}, "image": {"image": "nginx"}}
@@ -508,6 +510,28 @@ class TestObservation:
                 await stop(b"\x0a\x01x", metadata=(("traceparent", "00-1-2-01"), ("some-bin", b"\xff")))
         await server.stop(0)
         assert told == [("PodSandboxStatus", "00-1-2-01"), "there is no pod x"]
+
+    async def test_what_changes_something_is_recorded_by_all_its_names_and_without_its_secrets(
+        self, endpoint: Endpoint, services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(timeline_log, "LEAST_FREE_BYTES", 0)
+        timelines = services.timelines = Timelines(tmp_path, 1 << 20)
+        server = Server(endpoint, services, CallHooks(record=timelines.recording))
+        await server.start()
+        async with Client(f"unix://{endpoint.path}") as client:
+            pod = await client.call("RunPodSandbox", {"config": POD_CONFIG})
+            await client.call("PullImage", {"image": {"image": "nginx"}, "auth": {"username": "u", "password": "hush"}})
+            await client.call("ListContainers")
+            await client.call("ExecSync", {"container_id": "none", "cmd": ["true"]})
+            answer = await client.call_crinoid("ReadTimeline")
+            named = await client.call_crinoid("ReadTimeline", about=["shop/web"])
+        await server.stop(0)
+        acts = [json.loads(line) for line in answer.acts]
+        assert [(act["act"], act["code"]) for act in acts] == [("RunPodSandbox", "OK"), ("PullImage", "OK")]
+        assert {"web", "shop/web", pod["pod_sandbox_id"]} <= set(acts[0]["about"])
+        assert "image:nginx" in acts[1]["about"]
+        assert list(named.acts) == list(answer.acts)[:1]
+        assert "hush" not in str(answer)
 
     async def test_acts_are_logged_with_what_they_are_about_and_no_secrets(
         self, client: Client, caplog: pytest.LogCaptureFixture

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from crinoid.core.api.errors import InvalidArgument, NotFound, Unavailable
 from crinoid.core.cli.ctl import progress
 from crinoid.core.cli.ctl.progress import Bars, Layer, Lines, read_progress
-from crinoid.core.cli.ctl.pull import Policy, Pulling, provide_image, pull_image
+from crinoid.core.cli.ctl.pull import Policy, Pulling, explain_pull, provide_image, pull_image
 from crinoid.core.cli.ctl.session import Session
 
 LAYERS = [
@@ -149,3 +150,40 @@ def test_credentials_become_an_auth_config(pulling: Pulling, auth: dict[str, str
 def test_credentials_that_make_no_sense_are_refused(pulling: Pulling) -> None:
     with pytest.raises(InvalidArgument):
         pulling.make_auth()
+
+
+class Explaining(Endpoint):
+    """An endpoint that has recorded its pulls."""
+
+    def __init__(self, *acts: str, off: bool = False) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
+        self._answer = SimpleNamespace(acts=acts, off=off)
+
+    async def ask_crinoid(self, rpc: str, limit_s: float | None = None, **fields: Any) -> Any:
+        assert rpc == "ReadTimeline"
+        self.asked.append(fields)
+        return self._answer
+
+
+def recorded(act: str, note: str) -> str:
+    steps = [["ask mirror https://mirror.example for /app", 0, 5000, "NotFound", -1, [], [note]]]
+    head = {"id": act + note, "act": act, "at": 1, "s": 0.1, "code": "NOT_FOUND", "message": "", "about": []}
+    return json.dumps(head | {"steps": steps})
+
+
+async def test_an_explained_pull_shows_the_last_that_was_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    acts = [recorded("PullImage", "older"), recorded("PullImage", "404 Not Found"), recorded("RemoveImage", "later")]
+    endpoint = Explaining(*acts)
+    await explain_pull(endpoint, "app", 7)
+    assert endpoint.asked == [{"about": ["app"], "since_ns": 7}]
+    text = capsys.readouterr().out
+    assert "ask mirror https://mirror.example for /app  NotFound" in text
+    assert "404 Not Found" in text
+    assert "older" not in text
+    assert "later" not in text
+
+
+async def test_a_pull_that_was_not_recorded_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    await explain_pull(Explaining(off=True), "app", 7)
+    assert "timeline.size_bytes is 0" in capsys.readouterr().err

@@ -316,6 +316,7 @@ async def test_plugins_are_asked_by_index_and_see_what_came_before(make: Any) ->
     found = await nri.driver.adjust_container(a_container())
     assert list(second.requests("CreateContainer")[0].container.env) == ["B=2", "X=1", "A=9"]
     assert (found.envs, found.removed_envs) == ((("A", "9"), ("X", "2")), ("X",))
+    assert found.authors == (("NRI plugin 10-a", "Env A"), ("NRI plugin 20-b", "Env X"))
 
 
 @pytest.mark.parametrize(
