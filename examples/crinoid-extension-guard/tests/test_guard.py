@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from crinoid_extension_guard import GuardExtension, GuardOptions
 
@@ -47,7 +48,7 @@ class TestGuard(ExtensionContract):
     def make_unwilling_driver(self, host: Host) -> object:
         return GuardExtension(GuardOptions(allow=("nowhere.test/*",)), host)
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def make(self, host: Host) -> AsyncIterator[Make]:
         """Makes drivers with options; they are closed after the test."""
         made: list[BoundExtension] = []
