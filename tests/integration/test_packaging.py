@@ -23,9 +23,19 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy that knows of no git, without fetching a build tool."""
+    """A wheel, built as from a checkout, without fetching a build tool."""
     copy, built = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     copy_sources(copy)
+    if shutil.which("git") is not None:  # what git lists, setuptools-scm hands to setuptools
+        (copy / ".gitignore").write_text("_version.py\n*.egg-info/\nbuild/\n")
+        for arguments in (
+            ["init", "-q"],
+            ["add", "."],
+            ["commit", "-qm", "all"],
+            ["tag", "-am", "a release", "v0.1.0"],
+        ):
+            command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+            subprocess.run(command, cwd=copy, check=True, capture_output=True)
     command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
     subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=patient(100))
     (found,) = built.glob("*.whl")
