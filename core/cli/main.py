@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "report": LazyCommand("crinoid.core.cli.report", "report", "Gather what a bug report needs, without secrets."),
     "state": LazyCommand("crinoid.core.cli.state", "state", "Write records and ledger to a file, and read them again."),
     "config": LazyCommand("crinoid.core.cli.config", "config", "Check and show the configuration."),
+    "build": LazyCommand("crinoid.core.cli.node_build", "build", "Build a node from one file, or verify one."),
     "plugins": LazyCommand("crinoid.core.cli.plugins", "plugins", "List the installed plugins and what uses them."),
     "plugin": LazyCommand("crinoid.core.cli.plugin", "plugin", "Begin a plugin, or check one before it is used."),
     "demo": LazyCommand("crinoid.core.cli.demo", "demo", "Show a node at work, from an image to an empty host."),
