@@ -3,6 +3,7 @@
 #   make test   linters and every test
 # and one runs the suite of CRI tests against Debian's containerd, to see that what we say of it is still true:
 #   make test-peers
+# and one builds a node twice, compares the bytes, and installs, upgrades and downgrades it in an empty Debian: make test-site
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
@@ -26,7 +27,7 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-cluster test-peers test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
 demo: setup
 	$(BIN)/crinoid demo
@@ -36,6 +37,9 @@ test: setup lint
 
 test-cluster: setup
 	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/pytest tests/cluster
+
+test-site: setup
+	sh tools/try_site.sh
 
 test-peers: setup
 	$(BIN)/pytest tests/conformance --cri-peer containerd
