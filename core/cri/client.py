@@ -126,11 +126,19 @@ class Client:
 
     def _to_connection_error(self, details: str) -> CrinoidError:
         if "Permission denied" in details:
-            return PermissionDenied(f"may not open {self._endpoint}: run this as root or as a member of its group")
+            return PermissionDenied(
+                f"may not open {self._endpoint}: run this as root or as a member of its group: "
+                "docs/troubleshooting.md#permission-denied-at-the-socket"
+            )
         if "No such file" in details:
-            return Unavailable(f"there is no socket at {self._endpoint}; is the daemon running, and serving there?")
+            return Unavailable(
+                f"there is no socket at {self._endpoint}; is the daemon running, and serving there? "
+                "docs/troubleshooting.md#no-socket"
+            )
         if "Connection refused" in details:
-            return Unavailable(f"nobody serves {self._endpoint}; start the daemon")
+            return Unavailable(
+                f"nobody serves {self._endpoint}; start the daemon: docs/troubleshooting.md#nobody-serves"
+            )
         return Unavailable(f"{self._endpoint}: {details}")
 
 

@@ -226,7 +226,10 @@ def _locked(name: str, path: Path) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigurationError(f"another crinoid runs over {path}: stop it, or set another {name}") from error
+            raise ConfigurationError(
+                f"another crinoid runs over {path}: stop it, or set another {name}; "
+                "docs/troubleshooting.md#another-crinoid"
+            ) from error
         yield descriptor
     finally:
         _unlock([descriptor])

@@ -62,7 +62,10 @@ class Slots:
         slot = self.runtimes.get(handler or self.default_runtime)
         if slot is None:
             known = ", ".join(sorted(self.runtimes))
-            raise InvalidArgument(f'runtime handler "{handler}" is not in the configuration; known: {known}')
+            raise InvalidArgument(
+                f'runtime handler "{handler}" is not in the configuration; known: {known}; '
+                "docs/troubleshooting.md#unknown-runtime-handler"
+            )
         return slot
 
     def network_of(self, handler: str) -> NetworkSlot:

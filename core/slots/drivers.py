@@ -185,7 +185,8 @@ def _is_served(version: object) -> bool:
 
 def _say_missing(role: Role, name: str, known: set[str]) -> str:
     advice = f"install the distribution that has it (entry point group {role.group}), or name another"
-    return f'no {role.name} driver "{name}" is installed: {advice}{suggest(name, known)}'
+    page = "docs/troubleshooting.md#driver-not-installed"
+    return f'no {role.name} driver "{name}" is installed: {advice} ({page}){suggest(name, known)}'
 
 
 def _say_broken(driver: InstalledDriver, failures: list[BaseException]) -> str:

@@ -404,7 +404,8 @@ def _full_disk_named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise ResourceExhausted(
-                f"no space to store {path}: {error.strerror}; free some or remove images"
+                f"no space to store {path}: {error.strerror}; free some or remove images; "
+                "docs/troubleshooting.md#disk-full"
             ) from error
         raise
 

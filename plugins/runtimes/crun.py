@@ -28,7 +28,8 @@ _HYBRID = (
     "crun can't work on this host: it has cgroup v1 with v2 beside it (hybrid, /sys/fs/cgroup/unified). "
     "Start the kernel with systemd.unified_cgroup_hierarchy=1, or use the driver runc, or start crinoid where that "
     "directory can't be seen: unshare -m --propagation unchanged sh -c 'mount --make-rprivate /sys/fs/cgroup && "
-    "umount /sys/fs/cgroup/unified && mount -t tmpfs tmpfs /sys/fs/cgroup/unified && exec crinoid serve'"
+    "umount /sys/fs/cgroup/unified && mount -t tmpfs tmpfs /sys/fs/cgroup/unified && exec crinoid serve'; "
+    "docs/troubleshooting.md#crun-on-a-hybrid-host"
 )
 
 

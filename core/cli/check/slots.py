@@ -9,9 +9,11 @@ from pathlib import Path
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
+from crinoid.core.api.values.network import NetworkStatus
 from crinoid.core.cli.check.disk import existing
 from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.loader import Loaded
+from crinoid.core.config.models import DEFAULT_SLOT
 from crinoid.core.slots.binding import Slots, bind
 
 _AREA = Area("slots")
@@ -60,10 +62,7 @@ async def _ask_status(slots: Slots) -> AsyncIterator[Finding]:
         except CrinoidError as error:
             yield _AREA.failure(name, error.message, "report it to the driver's authors: status never raises")
             continue
-        if status.ready:
-            yield _AREA.ok(name, f"{network.driver} is ready")
-        else:
-            yield _AREA.warning(name, f"{status.reason}: {status.message}", "the node is NotReady until then")
+        yield judge_network(network.name, network.driver, status)
     for source in slots.registries.values():
         name = f"image source {source.name}"
         try:
@@ -72,3 +71,12 @@ async def _ask_status(slots: Slots) -> AsyncIterator[Finding]:
             yield _AREA.warning(name, error.message, "images of this source can't be pulled")
             continue
         yield _AREA.ok(name, source.driver) if ready.ready else _AREA.warning(name, ready.message, "see its options")
+
+
+def judge_network(name: str, driver: str, status: NetworkStatus) -> Finding:
+    """Judge a network's status: the default one has to work, or wait for nothing but a cluster's network add-on."""
+    if status.ready:
+        return _AREA.ok(f"network {name}", f"{driver} is ready")
+    waits = name != DEFAULT_SLOT or status.reason == "NoNetworkConfiguration"
+    judge = _AREA.warning if waits else _AREA.failure
+    return judge(f"network {name}", f"{status.reason}: {status.message}", "the node is NotReady until then")

@@ -181,7 +181,10 @@ class CniNetwork:
         if directory.networks:
             return self._selected(directory)
         problems = _describe_problems(directory)
-        message = f"no CNI configuration in {self._config.conf_dir}: put a .conflist file there"
+        message = (
+            f"no CNI configuration in {self._config.conf_dir}: put a .conflist file there; "
+            "docs/troubleshooting.md#network-not-ready"
+        )
         raise NotReady("NoNetworkConfiguration", f"{message} ({problems})" if problems else message)
 
     async def _ask_status(self, network: Network) -> None:
@@ -206,7 +209,8 @@ class CniNetwork:
                 where = ", ".join(self._bin_dirs)
                 raise NotReady(
                     "NetworkPluginMissing",
-                    f"plugin {plugin} of {network.file} is not installed: no executable of this name in {where}",
+                    f"plugin {plugin} of {network.file} is not installed: no executable of this name in {where}; "
+                    "docs/troubleshooting.md#cni-plugin-missing",
                 )
             supported[plugin] = await self._supported.ask(binary)
         version = versions.negotiate(network.versions, supported)

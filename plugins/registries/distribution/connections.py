@@ -92,6 +92,7 @@ def _certificate_fault(said: Exception, route: Route) -> HostFault:
     code, detail = getattr(said, "verify_code", 0), getattr(said, "verify_message", "") or type(said).__name__
     if code in _UNTRUSTED:
         advice = f"if it is to be trusted, name the certificate of its authority as ca in {route.settings}"
+        advice += "; docs/troubleshooting.md#unknown-authority"
         words = f"x509: certificate signed by unknown authority ({detail})"
         return HostFault(Unavailable(words), advice=advice)
     if code in (_EXPIRED, _NOT_YET_VALID):
@@ -106,7 +107,13 @@ def _tls_fault(error: Exception, route: Route) -> HostFault:
         words = f"server gave HTTP response to HTTPS client ({reason})"
         by_slot = f"name {route.host!r} in plain_http of the slot"
         by_file = f'write server = "http://{route.host}" in {route.settings}'
-        return HostFault(Unavailable(words), advice=f"if it is to be asked by plain http, {by_slot}, or {by_file}")
+        return HostFault(
+            Unavailable(words),
+            advice=(
+                f"if it is to be asked by plain http, {by_slot}, or {by_file}; "
+                "docs/troubleshooting.md#http-where-https-was-tried"
+            ),
+        )
     if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
         advice = f"if it requires a client certificate, name one as client in {route.settings}"
         return HostFault(Unavailable(f"TLS failed: {reason}"), advice=advice)

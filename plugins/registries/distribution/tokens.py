@@ -132,7 +132,8 @@ class Authorizer:
             schemes = ", ".join(challenge.scheme for challenge in challenges) or "nothing"
             raise HostFault(Unauthenticated(f"401, and of the ways to authenticate it names {schemes} is known here"))
         if credentials is None or not credentials.username:
-            raise HostFault(Unauthenticated(f"401: it wants a user and a password, and there are none {_where(asker)}"))
+            words = f"401: it wants a user and a password, and there are none {_where(asker)}"
+            raise HostFault(Unauthenticated(words), advice="docs/troubleshooting.md#registry-wants-credentials")
         return _Pass(_basic(credentials), time.monotonic() + _BASIC_LIFE_S)
 
     async def _fetch(self, asker: Asker, wanted: Mapping[str, str], credentials: Credentials | None) -> _Pass:

@@ -28,7 +28,7 @@ class Criu:
         finished = await run((str(program), "check"), timeout_s=self._timeout_s, env=environment())
         if finished.exit_code != 0:
             said = sentence(finished.stderr.decode(errors="replace")) or f"exit code {finished.exit_code}"
-            raise Unsupported(f"criu can't work on this host; `criu check` says: {said}")
+            raise Unsupported(f"criu can't work on this host; `criu check` says: {said}; docs/troubleshooting.md#criu")
         self._works = True
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from crinoid.core.api.values.network import NetworkStatus
 from crinoid.core.cli.check import examination
 from crinoid.core.cli.check.cgroups import judge_controllers, judge_driver, judge_version
 from crinoid.core.cli.check.devices import examine_devices
@@ -17,7 +18,7 @@ from crinoid.core.cli.check.kernel_features import judge_file_systems, judge_rel
 from crinoid.core.cli.check.network import examine_network
 from crinoid.core.cli.check.privileges import judge_capabilities
 from crinoid.core.cli.check.programs import examine_programs, judge_cni_plugins
-from crinoid.core.cli.check.slots import examine_slots
+from crinoid.core.cli.check.slots import examine_slots, judge_network
 from crinoid.core.cli.main import main
 from crinoid.core.config.loader import ConfigPaths, load
 from crinoid.core.config.models import Config, PodsConfig, ServerConfig, SlotConfig
@@ -182,6 +183,18 @@ def test_cni_plugins_may_lie_in_several_directories(tmp_path: Path) -> None:
     assert judge_cni_plugins(directories).detail.startswith("without portmap")
     (directories[1] / "portmap").touch()
     assert judge_cni_plugins(directories).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "verdict"),
+    [
+        ("default", "NetworkLibraryMissing", Verdict.FAILURE),
+        ("default", "NoNetworkConfiguration", Verdict.WARNING),
+        ("second", "NetworkPluginMissing", Verdict.WARNING),
+    ],
+)
+def test_a_network_that_only_waits_for_its_add_on_is_no_failure(name: str, reason: str, verdict: Verdict) -> None:
+    assert judge_network(name, "auto", NetworkStatus(ready=False, reason=reason)).verdict is verdict
 
 
 async def test_slots_are_asked_in_directories_of_their_own(quiet: Site, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_an_absent_driver_is_told_with_the_nearest_name(site: Site) -> None:
     site.install("star-net", ENTRY)
     assert refusal("starr") == (
         'no network driver "starr" is installed: install the distribution that has it (entry point group'
-        ' crinoid.networks), or name another; did you mean "star"?'
+        ' crinoid.networks), or name another (docs/troubleshooting.md#driver-not-installed); did you mean "star"?'
     )
 
 
