@@ -1,7 +1,8 @@
 """Where a kubelet and a runtime live for a test: network and mount namespaces of their own, cgroups, images, a CNI.
 
-The mounts of the host are seen, but nothing that is mounted here is mounted there. ``/var/lib`` and ``/var/log`` are empty, as a kubelet
-has directories there whose place is no setting. Where the host has cgroup v2 beside v1, it is hidden, for crun.
+The mounts of the host are seen, but nothing that is mounted here is mounted there. ``/var/lib`` and ``/var/log`` are
+empty, as a kubelet has directories there whose place is no setting. Where the host has cgroup v2 beside v1, it is
+hidden, for crun.
 """
 
 import contextlib

@@ -75,11 +75,11 @@ class ConmonMonitor(Monitor):
     def preview(self, bundle: Bundle, request: ContainerRequest) -> tuple[str, ...]:
         """See the base. conmon runs the binary with what it gets as options of the runtime."""
         files = ConmonFiles(bundle.directory)
-        settings = self._options.monitor, self._binary, files, request, self._options.systemd_cgroup
+        command = conmon.create_command(self._options.monitor, self._binary, files, request)
         runs = [str(self._binary.program), *self._binary.global_options(files.runtime_log)]
         runs += ["create", "--bundle", str(bundle.directory), "--pid-file", str(files.pid_file)]
         runs += [request.handle.container_id]
-        return (shlex.join(conmon.create_command(*settings)), f"which runs: {shlex.join(runs)}")
+        return (shlex.join(command), f"which runs: {shlex.join(runs)}")
 
     async def create(self, bundle: Bundle, request: ContainerRequest, checkpoint: Path | None = None) -> Processes:
         """See the base.

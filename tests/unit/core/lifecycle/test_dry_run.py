@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,7 @@ async def test_the_specification_is_that_of_a_real_container(fake_node: FakeNode
     (planned,) = (await fake_node.now.dry_run.explain(a_pod(), "", [a_container()], False))["containers"]
     pod = await fake_node.now.pods.run(a_pod(), "")
     container = await fake_node.now.containers.create(pod, a_container(), None)
+    made: Any
     (made,) = [call.arguments["request"] for call in fake_node.runtime.calls if call.hook == "create"]
 
     def without_ids(spec: object, *ids: str) -> str:

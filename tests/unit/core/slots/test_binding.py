@@ -76,7 +76,8 @@ def test_options_reach_the_driver_as_its_own_model(quiet: Site, tmp_path: Path) 
         (
             STAR.replace("star", "satr"),
             f'config.toml:{LINE}: network.driver: no network driver "satr" is installed: install the distribution that'
-            " has it (entry point group crinoid.networks), or name another (docs/troubleshooting.md#driver-not-installed)"
+            " has it (entry point group crinoid.networks), or name another"
+            " (docs/troubleshooting.md#driver-not-installed)"
             '; did you mean "star"?',
         ),
         (
