@@ -23,6 +23,7 @@ from crinoid.plugins.runtimes.processes.cgroup_places import is_hybrid
 
 _RECURSIVE_READ_ONLY_SINCE = (1, 4)
 _PROGRAM = "run.oci.seccomp_bpf_data"
+_SUBGROUP = "run.oci.systemd.subgroup"
 _PROGRAMS_KEPT = 64
 _HYBRID = (
     "crun can't work on this host: it has cgroup v1 with v2 beside it (hybrid, /sys/fs/cgroup/unified). "
@@ -73,9 +74,12 @@ class CrunTraits(BinaryTraits):
             raise Unsupported(f"{self.binary.path} was built without criu (crun --version names no +CRIU): use runc")
 
     def added_annotations(self, seccomp: Filter | None) -> Mapping[str, str]:
-        """Give crun the program that it made of the same filter before: compiling takes 10 ms."""
+        """Give crun the program that it made of the same filter before: compiling takes 10 ms.
+
+        And have a container lie in its scope itself, as with every other runtime: crun would make a cgroup in that.
+        """
         program = self._programs.get(json.dumps(seccomp)) if seccomp else None
-        return {_PROGRAM: program} if program else {}
+        return {_SUBGROUP: ""} | ({_PROGRAM: program} if program else {})
 
     def learn(self, state: Path, seccomp: Filter | None) -> None:
         """Keep the program that crun has compiled. A filter that asks a listener may depend on the container."""

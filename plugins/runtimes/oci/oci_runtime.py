@@ -50,11 +50,11 @@ from crinoid.plugins.runtimes.oci.criu import Criu
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
 from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources
-from crinoid.plugins.runtimes.oci.scopes import scope_properties, set_properties
+from crinoid.plugins.runtimes.oci.scopes import tell_systemd
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
-from crinoid.plugins.runtimes.processes.cgroup_places import oom_kills
+from crinoid.plugins.runtimes.processes.cgroup_places import is_unified, oom_kills
 
 _KILL = signal.SIGKILL
 _ALIVE = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
@@ -198,8 +198,8 @@ class OciRuntime(CheckpointHooks):
 
     @hookimpl
     async def update(self, handle: ContainerHandle, resources: LinuxResources) -> None:
-        """See the hook. What the binary's ``update`` can't write goes to the cgroup directly, after it; a scope's to
-        systemd first, which would undo it else."""
+        """See the hook. What the binary's ``update`` can't write goes to the cgroup directly, after it. In the end
+        systemd is told of a scope's limits, as it would undo them else."""
         pid = await self._known.require(handle, "update", *_ALIVE)
         self._known.require_own_cgroup(handle, "update")
         cgroup = self._known.cgroup(handle)
@@ -211,11 +211,10 @@ class OciRuntime(CheckpointHooks):
             text = json.dumps(limits).encode()
             await self._binary.run(command, timeout_s=self._deadlines.update_s, stdin=text)
         for rest in (beyond_update(changed), lifted if lifted != LinuxResources() else None):
-            if rest is None:
-                continue
-            if is_scope(handle.cgroup) and (assignments := scope_properties(rest)):
-                await set_properties(handle.cgroup, assignments, self._deadlines.update_s)
-            await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
+            if rest is not None:
+                await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
+        if is_scope(handle.cgroup) and is_unified():
+            await tell_systemd(handle.cgroup, self._deadlines.update_s)
         if changed.oom_score_adj:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(changed.oom_score_adj)))  # noqa: ASYNC240

@@ -1,66 +1,50 @@
-"""Limits that are written to a scope's cgroup beside its runtime, told to systemd as well.
+"""Limits that a scope's cgroup has, told to systemd.
 
 systemd writes all properties of a unit that belong to one controller whenever one of them changes. So a limit that it
-does not know of is undone by the next change, by whomever it is made. Source: systemd.resource-control(5).
+does not know of is undone by the next change, by whomever it is made: what is written beside it, and what the binaries
+leave out (runc 1.1 tells it of no swap limit of 0, crun of no quota that is lifted).
+Source: systemd.resource-control(5).
 """
 
-import re
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 
+from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.process import run_checked
-from crinoid.core.api.values.pod import LinuxResources
 from crinoid.plugins.runtimes.binaries.binary import environment, find_program
 
-
-def _bytes(name: str) -> Callable[[str], list[str]]:
-    return lambda value: [f"{name}={'infinity' if value == 'max' else value}"]
-
-
-def _cpu_max(value: str) -> list[str]:
-    quota, _, period = value.partition(" ")
-    period_us = int(period or 100_000)
-    percent = "" if quota == "max" else f"{int(quota) / period_us:.2%}"  # empty: none
-    return [f"CPUQuota={percent}", f"CPUQuotaPeriodSec={period_us}us"]
-
-
-def _text(name: str) -> Callable[[str], list[str]]:
-    return lambda value: [f"{name}={value}"]
-
-
-_PROPERTIES: Mapping[str, Callable[[str], list[str]]] = {
-    "cpu.max": _cpu_max,
-    "cpu.weight": _text("CPUWeight"),
-    "cpuset.cpus": _text("AllowedCPUs"),
-    "cpuset.mems": _text("AllowedMemoryNodes"),
-    "memory.high": _bytes("MemoryHigh"),
-    "memory.low": _bytes("MemoryLow"),
-    "memory.max": _bytes("MemoryMax"),
-    "memory.min": _bytes("MemoryMin"),
-    "memory.swap.max": _bytes("MemorySwapMax"),
-    "pids.max": _bytes("TasksMax"),
+_PROPERTIES: Mapping[str, str] = {
+    "cpu.weight": "CPUWeight",
+    "cpuset.cpus": "AllowedCPUs",
+    "cpuset.mems": "AllowedMemoryNodes",
+    "memory.high": "MemoryHigh",
+    "memory.low": "MemoryLow",
+    "memory.max": "MemoryMax",
+    "memory.min": "MemoryMin",
+    "memory.swap.max": "MemorySwapMax",
+    "pids.max": "TasksMax",
 }
-"""Settings of cgroup v2 that systemd has a property for; any other it leaves alone."""
-_NUMBERS = re.compile(r"(?:max|\d+)(?: \d+)?|[\d,-]+")
+"""Settings of cgroup v2 that systemd has a property for, besides cpu.max; any other it leaves alone."""
 
 
-def scope_properties(resources: LinuxResources) -> list[str]:
-    """Return assignments for ``systemctl set-property``: of unified settings, and of limits that are lifted (-1)."""
-    settings = dict(resources.unified)
-    for lifted, name in (
-        (resources.cpu_quota, "cpu.max"),
-        (resources.memory_limit_bytes, "memory.max"),
-        (resources.memory_swap_limit_bytes, "memory.swap.max"),
-    ):
-        if lifted < 0:
-            settings.setdefault(name, "max")
-    known = ((name, value.strip()) for name, value in settings.items() if name in _PROPERTIES)
-    return [one for name, value in known if _NUMBERS.fullmatch(value) for one in _PROPERTIES[name](value)]
+def scope_properties(read: Callable[[str], str | None]) -> Iterator[str]:
+    """Yield assignments for ``systemctl set-property`` from a cgroup's files, which ``read`` returns by name."""
+    for name, property_ in _PROPERTIES.items():
+        value = read(name)
+        if value is not None:  # else its controller is off
+            yield f"{property_}={'infinity' if value.strip() == 'max' else value.strip()}"
+    if (limit := read("cpu.max")) is not None:
+        quota, period_us = limit.split()
+        percent = "" if quota == "max" else f"{int(quota) / int(period_us):.2%}"  # empty: none
+        yield from (f"CPUQuota={percent}", f"CPUQuotaPeriodSec={period_us}us")
 
 
-async def set_properties(cgroup: str, assignments: list[str], timeout_s: float) -> None:
-    """Change properties of a scope for as long as it lives. Raises CrinoidError."""
-    unit = PurePosixPath(below_mount(cgroup)).name
-    command = (str(find_program("systemctl", "systemd")), "set-property", "--runtime", "--", unit, *assignments)
+async def tell_systemd(cgroup: str, timeout_s: float) -> None:
+    """Make the limits that a scope's cgroup has its unit's, for as long as it lives. Raises CrinoidError."""
+    path = below_mount(cgroup)
+    assignments = await asyncio.to_thread(list, scope_properties(lambda name: cgroups.read_file(path, name)))
+    systemctl = str(find_program("systemctl", "systemd"))
+    command = (systemctl, "set-property", "--runtime", "--", PurePosixPath(path).name, *assignments)
     await run_checked(command, timeout_s=timeout_s, env=environment())

@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.values.pod import LinuxResources
+from crinoid.plugins.runtimes.binaries.binary import Binary
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.versions import numbers, read_features, read_version
-from crinoid.plugins.runtimes.crun import CrunOptions
+from crinoid.plugins.runtimes.crun import CrunOptions, CrunTraits
 from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources, split_lifted
 from crinoid.plugins.runtimes.runc import RuncOptions
 
@@ -84,3 +85,9 @@ def test_every_option_is_documented() -> None:
     fields = RuncOptions.model_json_schema()["properties"]
     assert fields.keys() == RuncOptions.model_fields.keys()
     assert all("description" in field for field in fields.values())
+
+
+def test_crun_makes_no_cgroup_below_a_scope(tmp_path: Path) -> None:
+    """By default it would, on cgroup v2: limits, statistics and execs would miss where the container lies."""
+    traits = CrunTraits(Binary("crun", "crun", tmp_path, Scratch(tmp_path)), CrunOptions())
+    assert traits.added_annotations(None) == {"run.oci.systemd.subgroup": ""}
