@@ -111,6 +111,17 @@ def test_signatures_in_a_registry_by_tag_and_by_referrers_index(site: Site) -> N
     assert "is signed by release.pub" in site.decisions(f"{site.registry.host}/referred:1")["policy"]
 
 
+def test_a_signature_in_a_layout_that_refers_to_its_image(site: Site) -> None:
+    layout = site.layouts / "all"
+    image = site.image(name := "registry.test/referred:1")
+    blob = referring(layout, image.manifest, BUNDLE, bundle_of(site.key, image.manifest.digest))
+    index = json.loads((layout / "index.json").read_text())
+    index["manifests"].append(blob.document())
+    (layout / "index.json").write_text(json.dumps(index))
+    assert site.pull(name) == image.config.digest
+    assert "is signed by release.pub" in site.decisions(name)["policy"]
+
+
 def push_referrer(site: Site, blob: Any, subject: str) -> None:
     """Push a manifest with its blobs, and the index of what refers to its subject."""
     base, layout = f"http://{site.registry.host}/v2/referred", site.layouts / "all"

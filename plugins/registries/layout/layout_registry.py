@@ -18,9 +18,11 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.layouts.layout_index import LayoutIndex, Span, Stamp, changed
 from crinoid.core.api.manifests import (
     INDEX_TYPES,
+    MANIFEST_TYPES,
     MAX_DOCUMENT_BYTES,
     DescriptorDocument,
     IndexDocument,
+    ManifestDocument,
     PlatformDocument,
     choose,
     classify,
@@ -33,6 +35,7 @@ from crinoid.core.api.values.image import (
     BlobRequest,
     Descriptor,
     Platform,
+    ReferrersRequest,
     ResolvedImage,
     ResolveRequest,
     SourceStatus,
@@ -80,6 +83,11 @@ class LayoutRegistry:
         return await asyncio.to_thread(self._open, request)
 
     @hookimpl
+    async def list_referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        """Look through the manifests of all layouts: index.json lists those that refer to another, too."""
+        return await asyncio.to_thread(self._referrers, request)
+
+    @hookimpl
     async def status(self) -> SourceStatus:
         """Tell what of the directory can't be used; the source is ready as long as the directory can be read."""
         return await asyncio.to_thread(self._status)
@@ -109,10 +117,37 @@ class LayoutRegistry:
                 return FileStream(span, request.offset)
         raise NotFound(f"pull {request.reference}: no layout in {self._directory} has the blob {digest}")
 
+    def _referrers(self, request: ReferrersRequest) -> tuple[Descriptor, ...]:
+        wanted = (request.reference.digest, request.artifact_type)
+        found: dict[str, Descriptor] = {}
+        for layout in self._catalog.indexes():
+            for entry in layout.targets.values():
+                if entry.media_type in MANIFEST_TYPES and _subject_and_type(layout, entry) == wanted:
+                    found[entry.digest] = entry.descriptor()
+        return tuple(found.values())
+
     def _status(self) -> SourceStatus:
         if self._directory.exists() and not os.access(self._directory, os.R_OK | os.X_OK):
             return SourceStatus(ready=False, message=f"{self._directory} can't be read")
         return SourceStatus(ready=True, message="; ".join(self._catalog.problems()))
+
+
+class _ReferringManifest(ManifestDocument):
+    subject: DescriptorDocument | None = None
+
+
+def _subject_and_type(layout: LayoutIndex, entry: DescriptorDocument) -> tuple[str, str]:
+    """Return the digest that a manifest refers to, and its artifact type; nothing where it can't be read.
+
+    Source: image-spec, manifest.md, ``subject`` and ``artifactType``.
+    """
+    try:
+        content = _read_document(layout, entry.descriptor(), str(layout.path))
+        manifest = parse(_ReferringManifest, content, entry.digest)
+    except (CorruptContent, Unavailable, Unsupported):  # it hides no other
+        return "", ""
+    kind = manifest.artifact_type or manifest.config.media_type
+    return (manifest.subject.digest, kind) if manifest.subject else ("", kind)
 
 
 _Found = tuple[LayoutIndex, DescriptorDocument]

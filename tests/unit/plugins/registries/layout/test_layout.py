@@ -21,16 +21,21 @@ from crinoid.core.api.values.image import (
     Descriptor,
     ImageReference,
     Platform,
+    ReferrersRequest,
     ResolvedImage,
     ResolveRequest,
 )
 from crinoid.plugins.registries.layout import LayoutRegistry
 from crinoid.plugins.registries.layout.layout_registry import LayoutOptions
+from support.image_archives import oci_archive
 from support.images import (
     OCI_INDEX,
+    OCI_MANIFEST,
     BuiltImage,
     Entry,
     ImageConfig,
+    add_blob,
+    add_json,
     build_image,
     build_index,
     digest_of,
@@ -40,6 +45,7 @@ from support.images import (
 LAYER = make_layer([Entry(path="hello", content=b"hello\n" * 400_000)])
 AMD64 = ImageConfig(architecture="amd64")
 NAME = "example.com/app:1"
+EMPTY = "application/vnd.oci.empty.v1+json"
 
 
 async def test_a_directory_that_is_not_there_has_nothing_to_say(tmp_path: Path) -> None:
@@ -456,3 +462,36 @@ def test_the_directorys_former_name_is_taken_and_both_are_refused() -> None:
     assert LayoutOptions.model_validate({"folder": "/a"}).directory == Path("/a")
     with pytest.raises(ValidationError, match="folder"):
         LayoutOptions.model_validate({"folder": "/a", "directory": "/b"})
+
+
+@pytest.mark.parametrize("is_typed", [True, False])
+@pytest.mark.parametrize("is_archive", [False, True])
+async def test_manifests_that_refer_to_another_are_listed(
+    registry: BoundRegistry, directory: Path, tmp_path: Path, is_typed: bool, is_archive: bool
+) -> None:
+    """Without an artifact type the configuration's media type is it (image-spec, manifest.md)."""
+    layout = tmp_path / "work" if is_archive else directory / "app"
+    subject = build(layout).manifest
+    kind = "application/vnd.example.signature"
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": add_blob(layout, EMPTY if is_typed else kind, b"{}").document(),
+        "layers": [],
+        "subject": subject.document(),
+    }
+    referrer = add_json(layout, OCI_MANIFEST, document | ({"artifactType": kind} if is_typed else {}))
+    torn = add_json(layout, OCI_MANIFEST, {"subject": "none"})
+    index = json.loads((layout / "index.json").read_text())
+    index["manifests"] += [referrer.document(), torn.document()]
+    (layout / "index.json").write_text(json.dumps(index))
+    if is_archive:
+        (directory / "app.tar").write_bytes(oci_archive(layout))
+    subject_place = ImageReference("example.com", "app", "", subject.digest)
+    (found,) = await registry.list_referrers(ReferrersRequest(subject_place, kind))
+    assert found.digest == referrer.digest
+    place = ImageReference("example.com", "app", "", found.digest)
+    image = await registry.resolve(ResolveRequest(place, Platform("linux", "amd64")))
+    assert json.loads(image.manifest_content)["subject"]["digest"] == subject.digest
+    assert await registry.list_referrers(ReferrersRequest(subject_place, "application/other")) == ()
+    assert await registry.list_referrers(ReferrersRequest(place, kind)) == ()
