@@ -10,6 +10,7 @@ import functools
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +34,10 @@ _SCHEMA1_TYPES = frozenset(
         "application/vnd.docker.distribution.manifest.v1+json",
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
+)
+#: An escape in a text of JSON; its first group is a surrogate without its other half.
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
 _ALGORITHMS = {"sha256": 64, "sha384": 96, "sha512": 128}
 
@@ -71,6 +76,14 @@ def _names_by_folded(model: type[BaseModel]) -> Mapping[str, str]:
     return {name.lower(): name for name in fields}
 
 
+def _with_known_digests(entries: Any) -> Any:  # Any: whatever the JSON holds
+    """Leave out entries whose digest is of an unknown algorithm or none: it is theirs alone, unless all are so."""
+    if not isinstance(entries, list):
+        return entries
+    known = [one for one in entries if not isinstance(one, dict) or is_digest(str(one.get("digest", "")))]
+    return known or entries
+
+
 class PlatformDocument(Document):
     """The platform of an entry of an index."""
 
@@ -98,7 +111,7 @@ class IndexDocument(Document):
     """An OCI index or a Docker manifest list."""
 
     media_type: Annotated[str, Field(alias="mediaType")] = ""
-    manifests: tuple[DescriptorDocument, ...] = ()
+    manifests: Annotated[tuple[DescriptorDocument, ...], BeforeValidator(_with_known_digests)] = ()
 
 
 class ManifestDocument(Document):
@@ -127,11 +140,22 @@ def read_manifest(content: bytes, what: str) -> ManifestDocument:
 def parse(model: type[_D], content: bytes | str, what: str) -> _D:
     """Validate JSON from outside against a model; raise CorruptContent, naming ``what`` and the first fault."""
     try:
-        return model.model_validate_json(content)
+        try:
+            return model.model_validate_json(content)
+        except ValidationError:
+            if (text := as_text(content)) == content:
+                raise
+            return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise CorruptContent(f"{what}: {f'{place}: ' if place else ''}{first['msg']}") from error
+
+
+def as_text(content: bytes | str) -> str:
+    """Return JSON as Go reads it: what is no Unicode, bytes or a surrogate without its other half, is U+FFFD."""
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+    return _ESCAPE.sub(lambda found: "\\ufffd" if found[1] else found[0], text) if "\\u" in text else text
 
 
 def classify(content: bytes, declared: str, what: str) -> str:
@@ -163,7 +187,7 @@ def classify(content: bytes, declared: str, what: str) -> str:
 def _top_level(content: bytes, what: str) -> dict[str, Any]:
     """Return the fields of a document, by their names in lower case."""
     try:
-        facts = json.loads(content)
+        facts = json.loads(as_text(content))
     except (ValueError, RecursionError) as error:
         raise CorruptContent(f"{what} is not JSON ({error or type(error).__name__})") from error
     if not isinstance(facts, dict):
@@ -237,6 +261,8 @@ def _runnable(platform: Platform) -> Sequence[_Place]:
     places: list[_Place] = [(architecture, variant)]
     if architecture in ("amd64", "arm"):
         places = [(architecture, f"v{number}") for number in range(level, 0, -1)] or places
+    if architecture == "amd64":
+        places.append(("386", ""))
     if architecture == "arm64":
         places += [("arm64", f"v{number}") for number in range(level - 1, 7, -1)]
         places += [("arm", f"v{number}") for number in range(8, 4, -1)]

@@ -17,7 +17,7 @@ from typing import TypeVar
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DeadlineExceeded, ResourceExhausted, Unsupported
 from crinoid.core.api.hooks.extension import PullView
 from crinoid.core.api.linux.threads import call_in_thread
-from crinoid.core.api.manifests import parse
+from crinoid.core.api.manifests import as_text, parse
 from crinoid.core.api.timeline import IMAGE, about, note, stage
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.core.config.models import ImagesConfig
@@ -202,7 +202,7 @@ class Puller:
             runs = {wanted.architecture, *_RUNS_ALSO.get(wanted.architecture, ())}
             if found.normalized().os != wanted.os or found.normalized().architecture not in runs:
                 raise Unsupported(f"the image is for {config.os}/{config.architecture}, and {platform} is wanted here")
-        return _Image(blob.digest, resolution, "", content.decode(), plan_layers(layers, config.rootfs.diff_ids))
+        return _Image(blob.digest, resolution, "", as_text(content), plan_layers(layers, config.rootfs.diff_ids))
 
     async def _provide_layers(
         self, request: PullRequest, image: "_Image", tracker: PullTracker, fetch: "_Fetch"

@@ -191,7 +191,7 @@ class ImageWriter(LayerWriter):
         """Make a symbolic link. What it says is nobody's business here: nothing follows it out of the image."""
         names = self._find_or_make(parent).names
         if not entry.link:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise Corrupt("it is a symbolic link without a target")
         if len(entry.link) > _LONGEST_PATH:
             raise _too_long()
         nid = self._add_inode(names, name, entry, (_LINK_TYPE | 0o777, layout.SYMLINK), entry.link)

@@ -127,6 +127,8 @@ class Tree(LayerWriter):
 
     def add_symlink(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a symbolic link. What it says is nobody's business here: nothing follows it out of the tree."""
+        if not entry.link:
+            raise Corrupt("it is a symbolic link without a target")
         directory = self._directories.find_or_make(parent)
         self._make(directory, name, lambda: os.symlink(entry.link, name, dir_fd=directory.fd))
         self._finish_node(directory, name, entry)

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from crinoid.core.api.errors import CorruptContent, CrinoidError, Unsupported
 from crinoid.core.api.manifests import (
+    DOCKER_CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
+    as_text,
     choose,
     classify,
     digest_of,
@@ -50,6 +52,8 @@ def chosen(platform: str, *places: str | None) -> str | None:
         ("linux/amd64", ["Linux/AMD64"], "Linux/AMD64"),
         ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"], "linux/amd64/v2"),
         ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v3"], "linux/amd64/v3"),
+        ("linux/amd64", ["linux/386"], "linux/386"),
+        ("linux/amd64", ["linux/386", "linux/amd64"], "linux/amd64"),
         ("linux/arm64", ["linux/arm/v7", "linux/arm64/v8"], "linux/arm64/v8"),
         ("linux/arm64/v8", ["linux/arm64"], "linux/arm64"),
         ("linux/arm64", ["linux/aarch64"], "linux/aarch64"),
@@ -69,11 +73,39 @@ def test_the_best_entry_is_taken(platform: str, places: list[str | None], taken:
     assert chosen(platform, *places) == taken
 
 
+def test_an_entry_of_an_unknown_algorithm_hides_no_other() -> None:
+    """Go reads a digest as any text, and looks at that of the chosen entry alone."""
+    strange = entry("linux/amd64", digest="blake3:" + "0" * 64)
+    index = read_index(json.dumps({"manifests": [strange, entry("linux/amd64")]}).encode(), "index")
+    assert choose(index, Platform("linux", "amd64"), "index").digest == entry("linux/amd64")["digest"]
+    with pytest.raises(CorruptContent, match="digest"):
+        read_index(json.dumps({"manifests": [strange]}).encode(), "index")
+
+
+@pytest.mark.parametrize(
+    ("author", "read"),
+    [
+        (b"J\xf6rg", "J\ufffdrg"),
+        (b"cut \\ud83d", "cut \ufffd"),
+        (b"\\udE00 \\ud83d\\uDE00", "\ufffd \U0001f600"),
+        (b"C:\\\\udata", "C:\\udata"),
+        (b"\\\\\\ud800", "\\\ufffd"),
+    ],
+)
+def test_texts_that_are_no_unicode_are_read_as_go_reads_them(author: bytes, read: str) -> None:
+    config = {"mediaType": DOCKER_CONFIG, "digest": digest_of(b""), "size": 1}
+    document = json.dumps({"config": config, "annotations": {"author": "AUTHOR"}}).encode()
+    content = document.replace(b"AUTHOR", author)
+    assert read_manifest(content, "manifest").annotations == {"author": read}
+    assert json.loads(as_text(content))["annotations"] == {"author": read}
+    assert classify(content, "", "manifest") == OCI_MANIFEST
+
+
 @pytest.mark.parametrize(
     ("platform", "places"),
     [
         ("linux/amd64", []),
-        ("linux/amd64", ["linux/arm64", "linux/386"]),
+        ("linux/amd64", ["linux/arm64", "linux/s390x"]),
         ("linux/amd64", ["linux/amd64/v2"]),
         ("linux/arm/v6", ["linux/arm/v7", "linux/arm64"]),
         ("linux/amd64", ["unknown/unknown"]),

@@ -159,6 +159,11 @@ def test_hard_links_count_the_names_that_are_left(tmp_path: Path) -> None:
     assert [tree[name].links for name in (b"a", b"b", b"s", b"t")] == [2, 1, 2, 2]
 
 
+def test_a_symlink_without_a_target_is_the_layer_s_fault(tmp_path: Path) -> None:
+    with pytest.raises(Corrupt, match="without a target"):
+        write_image(ArchiveBuilder().symlink("l", "").build(), tmp_path)
+
+
 def test_hard_link_to_a_lower_layer_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotSupported, match="native"):
         write_image(ArchiveBuilder().hard_link("b", "nowhere").build(), tmp_path)

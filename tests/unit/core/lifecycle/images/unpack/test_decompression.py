@@ -78,6 +78,13 @@ def test_zstd_may_begin_with_a_skippable_frame(unpacked) -> None:
     assert unpacked(SKIPPABLE + zstd(CONTENT)) == CONTENT
 
 
+def test_a_zstd_window_too_large_is_told_as_such(unpacked) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=False)
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    with pytest.raises(NotSupported, match="window"):
+        unpacked(writer.compress(b"content") + writer.flush())
+
+
 def test_gzip_header_with_a_file_name(unpacked) -> None:
     packer = zlib.compressobj(wbits=-15)
     body = packer.compress(CONTENT) + packer.flush()

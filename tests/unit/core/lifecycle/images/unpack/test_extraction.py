@@ -84,6 +84,11 @@ def test_symlink_says_what_it_said(extract, target: Path) -> None:
     assert (target / "s").lstat().st_mtime == 55
 
 
+def test_a_symlink_without_a_target_is_the_layer_s_fault(extract) -> None:
+    with pytest.raises(Corrupt, match="without a target"):
+        extract(layer().symlink("l", "").build())
+
+
 def test_hard_links_share_a_file(extract, target: Path) -> None:
     tree = extract(layer().file("d/a", b"x").hard_link("b", "d/a").hard_link("b", "./d/a").build())
     assert (target / "b").samefile(target / "d/a")
