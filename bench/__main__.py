@@ -14,7 +14,7 @@ from types import FrameType
 
 from bench import document, images, plots, report, scenarios
 from bench.document import Run
-from bench.endpoints import OURS, Endpoint, named, start
+from bench.endpoints import OTHER_SNAPSHOTTERS, OURS, Endpoint, named, start
 from bench.measure import witness
 from bench.scenarios import SCENARIOS, Bench, note_gap, tell
 from bench.scenarios.pulls import pull
@@ -26,7 +26,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _QUICK = ("life", "crowd", "standing", "logging", "pulling")
 _EPILOGUE = f"""
 scenarios: {", ".join(SCENARIOS)}
-endpoints: {", ".join(OURS)}, containerd; containerd=PROGRAM, crio=PROGRAM, crinoid NETWORK+RUNTIME[+SNAPSHOTTER]
+endpoints: {", ".join((*OURS, *OTHER_SNAPSHOTTERS))}, containerd;
+  containerd=PROGRAM, crio=PROGRAM, crinoid NETWORK+RUNTIME[+SNAPSHOTTER]
 
   python -m bench --quick --only life,crowd --on 'crinoid bridge+crun,containerd'
   python -m bench --only pulling,life --on 'crinoid bridge+crun,crinoid bridge+crun+erofs,containerd'
@@ -77,7 +78,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--directory", help="where to keep images and state; on the disk that nodes use")
     wanted = parser.parse_args()
     wanted.only = _parts(wanted.only) or list(_QUICK if wanted.quick else SCENARIOS)
-    wanted.on = _parts(wanted.on) or [*OURS, "containerd"]
+    wanted.images_only = frozenset() if _parts(wanted.on) else frozenset(OTHER_SNAPSHOTTERS)
+    wanted.on = _parts(wanted.on) or [*OURS, *OTHER_SNAPSHOTTERS, "containerd"]
     wanted.on += [f"containerd={program}" for program in wanted.containerd]
     wanted.on += [f"crio={program}" for program in wanted.crio]
     if unknown := sorted(set(wanted.only) - set(SCENARIOS)):
@@ -120,7 +122,7 @@ def set_up(stack: ExitStack, directory: Path, wanted: argparse.Namespace) -> Ben
     subprocess.run([sys.executable, str(compiler)], check=True)
     registry = stack.enter_context(running_registry(directory / "registry"))
     sizes = images.QUICK if wanted.quick else images.Sizes()
-    references = images.push_all(directory, registry, "pulling" in wanted.only, sizes)
+    references = images.push_all(directory, registry, any(name.startswith("pulling") for name in wanted.only), sizes)
     found: list[Endpoint] = []
     seconds = 3.0 if wanted.quick else 10.0
     bench = Bench(found, registry.host, references, directory / "logs", wanted.rounds, wanted.pods, seconds)
@@ -135,7 +137,7 @@ def set_up(stack: ExitStack, directory: Path, wanted: argparse.Namespace) -> Ben
         except Exception as error:  # noqa: BLE001  # a run without it is better than none
             note_gap(bench, "set-up", name, error)
     bench.quick, bench.sizes, bench.running_registry = wanted.quick, sizes, registry
-    bench.log_mb = 20 if wanted.quick else 200
+    bench.log_mb, bench.images_only = 20 if wanted.quick else 200, wanted.images_only
     return bench
 
 

@@ -25,6 +25,8 @@ from support.daemon import Daemon
 
 PAUSE = "bench/pause:1"
 OURS = ("crinoid bridge+crun", "crinoid cni+runc")
+OTHER_SNAPSHOTTERS = ("crinoid bridge+crun+erofs",)
+"""Measured, unless the command line names endpoints, where images are concerned."""
 
 
 @dataclass

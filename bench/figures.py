@@ -70,6 +70,20 @@ FIGURES = (
         "remove-tiny", "RemoveImage, many files", "RemoveImage, {tiny_files} tiny files in one layer", "s", (0.05, 0.05)
     ),
     Figure(
+        "again-tiny",
+        "PullImage, many files, after a removal",
+        "the same while an image of that size was removed a moment ago",
+        "s",
+        (0.80, 0.80),
+    ),
+    Figure(
+        "again-large",
+        "PullImage, large, after a removal",
+        "PullImage, {large_mb} MB in {large_files} files, in that state",
+        "s",
+        (0.35, 0.35),
+    ),
+    Figure(
         "remove-of-many",
         "RemoveImage of many",
         "RemoveImage of one of 400 images (20 when quick), 12 layers each",

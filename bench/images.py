@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +132,15 @@ def _large_layers(sizes: Sizes | None = None) -> Iterator[bytes]:
             start = source.randrange(len(block) - 100_000)
             content = (block[start : start + 100_000] * (size // 100_000 + 1))[:size]
             entries.append(Entry(path=f"usr/lib/l{layer}/d{number % 100}/f{number}", content=content))
-        yield make_layer(entries)
+        yield make_layer(_as_walked(entries))
 
 
 def _tiny_layer(sizes: Sizes | None = None) -> bytes:
     count = (sizes or Sizes()).tiny_files
-    files = (Entry(path=f"srv/d{n % 300}/f{n}", content=b"%d\n" % n) for n in range(count))
+    files = _as_walked(Entry(path=f"srv/d{n % 300}/f{n}", content=b"%d\n" % n) for n in range(count))
     return make_layer([Entry(path="bin/sh", content=b"x", mode=0o755), *files])
+
+
+def _as_walked(entries: Iterable[Entry]) -> list[Entry]:
+    """Sort as builders do, which walk a tree: what lies in one directory comes together."""
+    return sorted(entries, key=lambda entry: entry.path.split("/"))

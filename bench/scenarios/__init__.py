@@ -1,6 +1,7 @@
-"""What is measured. A scenario is a row of turns, and every turn is taken by each endpoint (A B A B).
+"""What is measured. A scenario is a row of turns, and every turn is taken by each endpoint, in rotation (A B C, B C A).
 
-So a drift of the machine hits all alike. An endpoint that fails a turn leaves a gap with its reason, and takes no
+So a drift of the machine hits all alike, and so does what one turn leaves to the next, such as inodes that ext4 passes
+over for minutes after many files were removed. An endpoint that fails a turn leaves a gap with its reason, and takes no
 further part in that scenario. The pods of a turn are its own, and are gone when it ends.
 """
 
@@ -25,11 +26,14 @@ SCENARIOS: Mapping[str, Scenario] = {
     "standing": standing.turns,
     "logging": logs.turns,
     "pulling": pulls.turns,
+    "pulling-again": pulls.again_turns,
     "many-images": many.turns,
     "growth-pods": growth.pod_turns,
     "growth-images": growth.image_turns,
     "growth-layers": growth.layer_turns,
 }
+IMAGE_SCENARIOS = frozenset({"life", "pulling", "pulling-again", "many-images"})
+"""Those in which the snapshotter matters; of them alone ``Bench.images_only`` is part."""
 
 
 def run(bench: Bench, names: Sequence[str], witness: Witness) -> None:
@@ -54,8 +58,10 @@ def shares(before: Busy, after: Busy, seconds: float) -> dict[str, float]:
 
 def _take_turns(bench: Bench, name: str) -> None:
     out: set[str] = set()
-    for turn in _turns(bench, name):
-        for endpoint in bench.endpoints:
+    endpoints = [one for one in bench.endpoints if one.name not in bench.images_only or name in IMAGE_SCENARIOS]
+    for number, turn in enumerate(_turns(bench, name)):
+        first = number % max(1, len(endpoints))
+        for endpoint in (*endpoints[first:], *endpoints[:first]):
             if endpoint.name in out:
                 continue
             try:

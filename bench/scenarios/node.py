@@ -23,7 +23,8 @@ Pod = tuple[str, Any]
 
 @dataclass
 class Bench:
-    """What scenarios run with. ``seconds`` is how long polling and idling are watched, ``sizes`` what is pulled."""
+    """What scenarios run with. ``seconds`` is how long polling and idling are watched, ``sizes`` what is pulled,
+    ``images_only`` names endpoints that are part of those scenarios alone in which the snapshotter matters."""
 
     endpoints: Sequence[Endpoint]
     registry: str
@@ -38,6 +39,7 @@ class Bench:
     log_mb: int = 200
     running_registry: RunningRegistry | None = None
     small_images: list[str] = field(default_factory=list)
+    images_only: frozenset[str] = frozenset()
 
     @property
     def growth_seconds(self) -> float:

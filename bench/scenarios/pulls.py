@@ -1,4 +1,4 @@
-"""Pulls of a large image and of one with very many files, from a registry on loopback."""
+"""Pulls of a large image and of one with very many files, from a registry on loopback; of what was removed, too."""
 
 import contextlib
 import itertools
@@ -48,6 +48,30 @@ def pull_both(bench: Bench, endpoint: Endpoint) -> None:
                 with bench.results.timed("remove-tiny", endpoint.name):
                     remove_image(used, bench.images[image])
             elif used is endpoint:
+                remove_image(used, bench.images[image])
+
+
+def again_turns(bench: Bench) -> Iterator[Any]:
+    """Both images a turn, in a scenario of their own: what is removed here slows down whoever pulls after it."""
+    for _ in range(1 if bench.quick else 3):
+        yield pull_again
+
+
+def pull_again(bench: Bench, endpoint: Endpoint) -> None:
+    """Pull what was removed a moment ago, as on a node whose garbage collection makes room for the next image."""
+    with contextlib.ExitStack() as stack:
+        used = endpoint
+        if endpoint.make is not None:
+            used = stack.enter_context(endpoint.make(bench.logs.parent / f"pull{next(_numbers)}"))
+            pull(used, bench.images["busybox"])
+        for figure, image in (("again-tiny", "tiny"), ("again-large", "large")):
+            pull(used, bench.images[image])
+            remove_image(used, bench.images[image])
+            settle()
+            time.sleep(1)
+            with bench.results.timed(figure, endpoint.name):
+                pull(used, bench.images[image])
+            if used is endpoint:
                 remove_image(used, bench.images[image])
 
 

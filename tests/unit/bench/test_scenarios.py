@@ -51,11 +51,23 @@ def test_endpoints_take_turns_and_a_failure_is_a_gap(bench: Bench, monkeypatch: 
 
     monkeypatch.setattr(scenarios, "SCENARIOS", {"first": turns, "second": turns})
     scenarios.run(bench, ["first", "second"], Witness(None))
-    assert taken == ["a", "b", "c", "a", "c"] * 2
+    assert taken == ["a", "b", "c", "c", "a"] * 2
     assert bench.results.gaps == [Gap(name, "b", "b does not answer") for name in ("first", "second")]
     assert bench.results.samples == {"run": {"a": [1.0] * 4, "c": [1.0] * 4}}
     assert [endpoint.acts for endpoint in bench.endpoints] == [[], ["revive", "remove all"] * 2, []]  # type: ignore[attr-defined]
     assert set(bench.results.busy) == {"first", "second"}
+
+
+@pytest.mark.parametrize(("scenario", "expected"), [("pulling", ["a", "b", "c"]), ("crowd", ["a", "c"])])
+def test_another_snapshotter_is_measured_where_images_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, scenario: str, expected: list[str]
+) -> None:
+    taken: list[str] = []
+    bench.images_only = frozenset({"b"})
+    turns: Any = lambda bench: [lambda _bench, endpoint: taken.append(endpoint.name)]  # noqa: E731
+    monkeypatch.setattr(scenarios, "SCENARIOS", {scenario: turns})
+    scenarios.run(bench, [scenario], Witness(None))
+    assert taken == expected
 
 
 def test_samples_go_where_they_belong() -> None:
@@ -122,7 +134,9 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     )
     wanted = command.arguments()
     assert wanted.only == ["life", "crowd"]
-    assert wanted.on == ["crinoid bridge+crun", "crinoid cni+runc", "containerd", "containerd=/opt/c", "crio=/o"]
+    ours = ["crinoid bridge+crun", "crinoid cni+runc", "crinoid bridge+crun+erofs"]
+    assert wanted.on == [*ours, "containerd", "containerd=/opt/c", "crio=/o"]
+    assert wanted.images_only == {"crinoid bridge+crun+erofs"}
     assert (wanted.rounds, wanted.pods) == (6, 20)
     monkeypatch.setattr("sys.argv", ["bench", "--only", "live"])
     with pytest.raises(SystemExit):

@@ -110,7 +110,9 @@ def _unzstd(source: _Input) -> Iterator[bytes]:
                     yield chunk
         except zstandard.ZstdError as error:
             if "too much memory" in str(error):
-                raise NotSupported("its zstd window is larger than 128 MiB: compress it without --long=28 or more") from error
+                raise NotSupported(
+                    "its zstd window is larger than 128 MiB: compress it without --long=28 or more"
+                ) from error
             raise Corrupt(f"the zstd stream is damaged: {error}") from error
         source.held = frame.unused_data
         if source.at_end():
