@@ -218,7 +218,7 @@ class MetricsConfig(Section):
     """Prometheus metrics of the daemon."""
 
     listen: Annotated[str, AfterValidator(_check_listen)] = ""
-    """host:port to serve /metrics and /healthz on; empty turns it off."""
+    """host:port to serve /metrics, /healthz and /readyz on; empty turns it off."""
 
 
 class WatchdogConfig(Section):

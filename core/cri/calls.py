@@ -65,6 +65,10 @@ def _ignore(_rpc: str, _seconds: float, _code: str) -> None:
     """Measure nothing."""
 
 
+def _ignore_failure(_rpc: str, _reason: str) -> None:
+    """Count nothing."""
+
+
 _NO_SPAN = contextlib.nullcontext()
 
 
@@ -75,11 +79,13 @@ class CallHooks:
     ``observe(rpc, seconds, code)`` is told the end of each, with gRPC's name of the status. ``span(rpc, metadata)``
     returns the context that the call runs in, ``None`` for none; ``metadata`` are the request's headers, with
     ``traceparent`` maybe. ``record(rpc, about)`` returns the context that keeps the timeline of an RPC of ``RECORDED``.
+    ``fail(rpc, reason)`` is told each error with its reason, before its end.
     """
 
     observe: Callable[[str, float, str], None] = _ignore
     span: Callable[[str, Mapping[str, str]], contextlib.AbstractContextManager[object]] | None = None
     record: Callable[[str, Iterable[str]], contextlib.AbstractContextManager[Ending]] | None = None
+    fail: Callable[[str, str], None] = _ignore_failure
 
 
 NO_HOOKS = CallHooks()
@@ -107,6 +113,7 @@ class Calls:
         self._observe = hooks.observe
         self._trace = hooks.span
         self._record = hooks.record
+        self._fail = hooks.fail
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
@@ -181,6 +188,7 @@ class Calls:
                 code, text = "CANCELLED", "the client has gone away"
                 raise
             status = to_status(error, rpc)
+            self._fail(rpc, status.reason)
             code, text = status.code.name, status.message
             await context.abort(status.code, status.message, status.trailer)
             raise  # not reached: abort raises, by grpc's own exception

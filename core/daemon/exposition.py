@@ -1,7 +1,8 @@
-"""The address of ``/metrics`` and ``/healthz``, taken at the start, as it may be somebody else's.
+"""The address of ``/metrics``, ``/healthz`` and ``/readyz``, taken at the start, as it may be somebody else's.
 
-Answered from threads: a loop that stands still is what one wants to hear of most. ``/healthz`` is answered at once, 200
-or 503 with the reason; ``/metrics`` once there is what to say.
+Answered from threads: a loop that stands still is what one wants to hear of most. ``/healthz`` (the daemon answers) and
+``/readyz`` (a pod could be made now) are answered at once, 200 or 503 with the reason; ``/metrics`` once there is what
+to say.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
 
 LOG = logging.getLogger(__name__)
-HEALTH_PATH = "/healthz"
+HEALTH_PATH, READY_PATH = "/healthz", "/readyz"
 _PAUSE_S = 1.0  # after an error such as too many open files, which would be there at once again
 _SILENCE_S = 30.0  # how long a connection may say nothing
 _MAX_CONNECTIONS = 32  # each has a thread; when more come, the oldest is closed: one of a monitoring lasts for moments
@@ -38,6 +39,8 @@ class MetricsEndpoint:
         except (OSError, OverflowError) as error:
             raise ConfigurationError(f"metrics.listen {listen!r}: {error}") from error
         self._health = health
+        self.ready: Health | None = None
+        """Asked for ``/readyz`` where the health is good."""
         self._metrics: type[BaseHTTPRequestHandler] | None = None
         self._connections: dict[socket.socket, None] = {}  # the oldest first; changed from several threads
         self._opened, self._closed = threading.Event(), threading.Event()
@@ -100,14 +103,17 @@ class MetricsEndpoint:
             timeout = _SILENCE_S
 
             def do_GET(self) -> None:  # as http.server wants it
-                if self.path.partition("?")[0] == HEALTH_PATH:
-                    self._tell_health()
+                path = self.path.partition("?")[0]
+                if path in (HEALTH_PATH, READY_PATH):
+                    self._tell_health(is_ready_wanted=path == READY_PATH)
                 elif endpoint._opened.wait(_SILENCE_S) and (metrics := endpoint._metrics) is not None:
                     self.registry = metrics.registry  # type: ignore[attr-defined]  # of prometheus-client's handler
                     metrics.do_GET(self)  # type: ignore[attr-defined]
 
-            def _tell_health(self) -> None:
+            def _tell_health(self, *, is_ready_wanted: bool) -> None:
                 is_well, text = endpoint._health()
+                if is_ready_wanted and is_well:
+                    is_well, text = endpoint.ready() if endpoint.ready is not None else (False, "starting")
                 body = f"{text}\n".encode(errors="replace")
                 self.send_response(200 if is_well else 503)
                 self.send_header("Content-Type", "text/plain; charset=utf-8")

@@ -8,25 +8,33 @@ import functools
 import importlib
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import MetricsConfig, TracingConfig
-from crinoid.core.daemon.exposition import MetricsEndpoint
+from crinoid.core.daemon.exposition import Health, MetricsEndpoint
+from crinoid.core.daemon.metric_families import (
+    ABANDONED,
+    ERRORS,
+    HOOK_SECONDS,
+    LEFT_BEHIND,
+    LOOP_LAG,
+    LOOP_STALL,
+    RPC_SECONDS,
+)
 from crinoid.core.daemon.watchdog import LAG_BOUNDS_S, Watchdog
 
 LOG = logging.getLogger(__name__)
 Span = AbstractContextManager[object]
 Child = Callable[..., Any]  # Any: prometheus-client's child of a histogram, by its labels
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120)
-_RPC_LABELS = ("rpc", "code")
-_HOOK_LABELS = ("role", "slot", "hook", "outcome")
 
 
 class Metrics:
-    """Histograms of RPCs by status, of hooks by outcome and of the loop's lag, on ``/metrics``.
+    """Histograms of RPCs by status, of hooks by outcome and of the loop's lag, and what else is added, on ``/metrics``.
 
     What is told before ``open`` is kept until then: making tables takes time that the first answer can do without.
     """
@@ -36,7 +44,8 @@ class Metrics:
         self._watchdog = watchdog
         self._endpoint = MetricsEndpoint(listen, watchdog.health)
         self._early: list[Callable[[], None]] = []
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._errors: Counter[tuple[str, str]] = Counter()
+        self._collectors: list[Collector] = [_LoopCollector(watchdog), _ErrorCollector(self._errors)]
         self._rpc: Child | None = None
         self._hook: Child | None = None
 
@@ -45,11 +54,10 @@ class Metrics:
         prometheus = await asyncio.to_thread(importlib.import_module, "prometheus_client")
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
-        registry.register(_LoopCollector(self._watchdog))
-        registry.register(_GaugeCollector(self._gauges))
+        for collector in self._collectors:
+            registry.register(collector)
         make = functools.partial(prometheus.Histogram, buckets=_BUCKETS, registry=registry)
-        rpcs = make("crinoid_rpc_seconds", "CRI calls by RPC and gRPC status", _RPC_LABELS)
-        hooks = make("crinoid_hook_seconds", "Hook calls by role, slot, hook and outcome", _HOOK_LABELS)
+        rpcs, hooks = (make(one.name, one.about, one.labels) for one in (RPC_SECONDS, HOOK_SECONDS))
         # a child is found by its labels each time; that takes longer than to observe, and these are few
         self._rpc, self._hook = functools.cache(rpcs.labels), functools.cache(hooks.labels)
         for observe in self._early:
@@ -57,9 +65,14 @@ class Metrics:
         self._early.clear()
         self._endpoint.open(prometheus.MetricsHandler.factory(registry))
 
-    def show(self, name: str, about: str, read: Callable[[], float]) -> None:
-        """Show a figure that ``read`` returns, in a thread of ours, each time that somebody asks."""
-        self._gauges[name] = (about, read)
+    def add(self, collector: "Collector") -> None:
+        """Have a collector of prometheus-client's asked, in a thread of ours, each time that somebody asks. Before
+        ``open``."""
+        self._collectors.append(collector)
+
+    def count_error(self, rpc: str, reason: str) -> None:
+        """Take one failure."""
+        self._errors[rpc, reason] += 1
 
     def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
         """Take one finished call."""
@@ -75,9 +88,21 @@ class Metrics:
         else:
             self._hook(role, slot, hook, outcome).observe(seconds)
 
+    def be_ready(self, ready: Health) -> None:
+        """Have ``/readyz`` answered by this."""
+        self._endpoint.ready = ready
+
     def close(self) -> None:
         """Stop serving. Idempotent."""
         self._endpoint.close()
+
+
+class Collector(Protocol):
+    """prometheus-client's, which has no types."""
+
+    def collect(self) -> Iterator[Any]:
+        """Yield families with their samples."""
+        ...
 
 
 class _LoopCollector:
@@ -93,26 +118,26 @@ class _LoopCollector:
         clock, calls = self._watchdog.clock, self._watchdog.calls
         sums = itertools.accumulate(clock.counts)
         buckets = [(str(bound), total) for bound, total in zip((*LAG_BOUNDS_S, "+Inf"), sums, strict=True)]
-        about = "How long the event loop was away from its sockets, each time: so long did everybody wait"
-        yield HistogramMetricFamily("crinoid_loop_lag_seconds", about, buckets=buckets, sum_value=clock.total_s)
-        yield GaugeMetricFamily("crinoid_loop_stall_seconds", "How long the event loop is away by now", clock.stall_s)
-        about = "Hooks that went on after they were cancelled and were left behind"
-        yield CounterMetricFamily("crinoid_hooks_abandoned", about, calls.abandoned_ever)
-        yield GaugeMetricFamily("crinoid_hooks_left_behind", f"{about}, and still run", len(calls.abandoned))
+        yield HistogramMetricFamily(LOOP_LAG.name, LOOP_LAG.about, buckets=buckets, sum_value=clock.total_s)
+        yield GaugeMetricFamily(LOOP_STALL.name, LOOP_STALL.about, clock.stall_s)
+        yield CounterMetricFamily(ABANDONED.name, ABANDONED.about, calls.abandoned_ever)
+        yield GaugeMetricFamily(LEFT_BEHIND.name, LEFT_BEHIND.about, len(calls.abandoned))
 
 
-class _GaugeCollector:
-    """Figures that others keep, in prometheus-client's words."""
+class _ErrorCollector:
+    """How often calls failed, by RPC and reason."""
 
-    def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        self._gauges = gauges
+    def __init__(self, errors: Mapping[tuple[str, str], int]) -> None:
+        self._errors = errors
 
     def collect(self) -> Iterator[Any]:
         """See prometheus-client's Collector; it has no types."""
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily
 
-        for name, (about, read) in self._gauges.items():
-            yield GaugeMetricFamily(name, about, read())
+        family = CounterMetricFamily(ERRORS.name, ERRORS.about, labels=ERRORS.labels)
+        for labels, count in tuple(self._errors.items()):
+            family.add_metric(labels, count)
+        yield family
 
 
 class Tracer(Protocol):
@@ -183,10 +208,20 @@ class DaemonInstruments:
         if self._metrics is not None:
             await self._metrics.open()
 
-    def show(self, name: str, about: str, read: Callable[[], float]) -> None:
-        """Show a figure of somebody else's; ``read`` is called in any thread."""
+    def add(self, collector: "Collector") -> None:
+        """Show what somebody else has; it is asked in any thread. Before ``open``."""
         if self._metrics is not None:
-            self._metrics.show(name, about, read)
+            self._metrics.add(collector)
+
+    def be_ready(self, ready: Health) -> None:
+        """Have ``/readyz`` answered by this, in any thread, once the daemon serves."""
+        if self._metrics is not None:
+            self._metrics.be_ready(ready)
+
+    def count_error(self, rpc: str, reason: str) -> None:
+        """Take one failure of an RPC."""
+        if self._metrics is not None:
+            self._metrics.count_error(rpc, reason)
 
     def observe(self, role: str, slot: str, hook: str, seconds: float, outcome: str) -> None:
         """Take one finished hook."""

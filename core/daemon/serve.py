@@ -22,6 +22,7 @@ from crinoid.core.daemon import directories, logs, nulldevice
 from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.daemon.deferred import deferred_initialisation
 from crinoid.core.daemon.directories import Taken
+from crinoid.core.daemon.figures import NodeFigures
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify, ping_watchdog
 from crinoid.core.daemon.reload import Reload
@@ -40,6 +41,8 @@ _EVENTS_KEPT_S = 60.0
 _FORWARD_S = 1.2 * AGE_S
 """How long calls are passed on to a successor: no connection is older."""
 _LEAST_DESCRIPTORS = 256
+_READY_S = 10.0
+"""How long the node's conditions may take for ``/readyz``."""
 _CANCEL_S = 2.0
 """How long what is still under way then may take to end."""
 
@@ -124,7 +127,7 @@ async def _serve(
     watchdog.know(slots.all())
     with _fault_named():
         node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
-    _show_figures(instruments, node)
+    _show_figures(instruments, config, node)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
     if succession is not None:
@@ -136,7 +139,7 @@ async def _serve(
         if not is_up:
             return
         span = instruments.rpc_span if instruments.traces else None
-        hooks = CallHooks(instruments.observe_rpc, span, node.timelines.recording)
+        hooks = CallHooks(instruments.observe_rpc, span, node.timelines.recording, instruments.count_error)
         server = Server(_endpoint(config), node, hooks, None if succession is None else succession.listener)
         await node.streams.start()
         await server.start()
@@ -182,14 +185,26 @@ async def _serve(
         await _end(node, taken.unlock, failure)
 
 
-def _show_figures(instruments: DaemonInstruments, node: Composition) -> None:
-    """Show in the metrics what the node has to catch up with."""
-    about = "Host resources of pods that are gone which could not be removed yet; verbose Status names them"
-    instruments.show("crinoid_deferred_removals", about, node.resources.count_deferred)
-    about = "What drivers could not remove yet, such as a layer's files; verbose Status names it"
-    instruments.show("crinoid_unremoved", about, lambda: sum(len(slot.unremoved) for slot in node.slots.all()))
-    about = "Starts and ends that could not be written to the state database yet"
-    instruments.show("crinoid_unrecorded_changes", about, node.store.count_late)
+def _show_figures(instruments: DaemonInstruments, config: Config, node: Composition) -> None:
+    """Show in the metrics what the node has, and by ``/readyz`` whether a pod could be made."""
+    instruments.add(NodeFigures(config, node, __version__))
+    loop = asyncio.get_running_loop()
+
+    async def ask() -> tuple[bool, str]:
+        async with asyncio.timeout(_READY_S):
+            status = await node.node.status(verbose=False)
+        wrong = [f"{one.type}: {one.reason}: {one.message}" for one in status.conditions if not one.ready]
+        return not wrong, "; ".join(wrong) or "ok"
+
+    def ready() -> tuple[bool, str]:
+        asking = asyncio.run_coroutine_threadsafe(ask(), loop)
+        try:
+            return asking.result(_READY_S + 1)
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody should count on this node
+            asking.cancel()
+            return False, f"the node's status can't be had: {type(error).__name__} {error}".rstrip()
+
+    instruments.be_ready(ready)
 
 
 def _reloader(

@@ -381,6 +381,10 @@ class Ledger:
         """Return how many entries an owner has. May be called in any thread."""
         return self._counts[owner]
 
+    def total(self) -> int:
+        """Return how many entries there are. May be called in any thread."""
+        return sum(tuple(self._counts.values()))
+
     def entries(self, owner: str | None = None) -> list[LedgerEntry]:
         """Return entries, the latest first: the order in which to undo."""
         if owner is not None and owner not in self._counts:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,7 @@ from crinoid.core.lifecycle.images.leases import Leases
 from crinoid.core.lifecycle.images.plans import plan_artifact, plan_layers, top_of
 from crinoid.core.lifecycle.images.progress import PullProgress, PullTracker
 from crinoid.core.lifecycle.images.pull import Puller, PullRequest
+from crinoid.core.lifecycle.images.pull_figures import PullFigures, PullSums
 from crinoid.core.lifecycle.images.targets import ImageSource
 from crinoid.core.lifecycle.queries import FilesystemReport
 from crinoid.core.lifecycle.stats.writable_layers import WritableLayers
@@ -81,6 +83,7 @@ class ImageService:
         self._filesystems = Filesystems(content, slots.snapshotters.values(), self.writables)
         self._exports = Exports(content)
         self._pulls = SharedTasks("pull of")
+        self._pulled = PullFigures()
         self._collections = SharedTasks("garbage collection")
         self._collecting = asyncio.Lock()
         self._collected = 0
@@ -305,6 +308,11 @@ class ImageService:
             return defaults
         return defaults.model_copy(update={"entrypoint": (f"/{plan_artifact(record.layers)[0].file}",)})
 
+    @property
+    def pulled(self) -> Mapping[tuple[str, str], PullSums]:
+        """What pulls that ended come to, by registry and outcome. May be called in any thread."""
+        return self._pulled.sums()
+
     def progress(self) -> tuple[PullProgress, ...]:
         """Return how far each pull is that is under way."""
         return tuple(tracker.report() for tracker in self._trackers.values())
@@ -408,13 +416,18 @@ class ImageService:
 
     async def _pull(self, request: PullRequest) -> ImageRecord:
         tracker = self._trackers[request] = PullTracker(str(request.reference))
+        outcome, began_s = "cancelled", time.monotonic()
         try:
             with on_behalf_of(f"the pull of {request.reference}"):
                 record = await self._puller.pull(request, self._told(request.platform), self._config, tracker)
-        except BaseException:  # cancelled, too: what came is kept, but not for ever
+            outcome = "ok"
+        except BaseException as error:  # cancelled, too: what came is kept, but not for ever
+            outcome = error.reason if isinstance(error, CrinoidError) else outcome
             self._watch_leftovers()
             raise
         finally:
+            registry = request.reference.registry if request.source is None else "archive"
+            self._pulled.note(registry, outcome, time.monotonic() - began_s, tracker.fetched_bytes)
             del self._trackers[request]
         LOG.info("pulled %s: %s", request.reference, record.id)
         self._configs.pop(record.id, None)  # it may be that of a record that could not be read

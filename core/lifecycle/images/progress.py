@@ -104,6 +104,11 @@ class PullTracker:
             return 0.0
         return time.monotonic() - max([self._touched_s, *(layer.touched_s for layer in self._layers)])
 
+    @property
+    def fetched_bytes(self) -> int:
+        """How much of its layers has been fetched since it began."""
+        return sum(layer.transfer.fetched_bytes for layer in self._layers)
+
     def report(self) -> PullProgress:
         """Return how far it is."""
         return PullProgress(self._reference, self._started_at_ns, tuple(layer.report() for layer in self._layers))

@@ -11,6 +11,7 @@ from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.hooks.extension import ContainerAdjustment
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
 from crinoid.core.api.values.pod import NamespaceMode
+from crinoid.core.api.values.runtime import ContainerRequest
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
 
 ACTS = {"attach", "create", "start", "start_pod", "create_snapshot", "pod_starting", "pod_started", "prepare_layer"}
@@ -61,6 +62,7 @@ async def test_the_specification_is_that_of_a_real_container(fake_node: FakeNode
     container = await fake_node.now.containers.create(pod, a_container(), None)
     made: Any
     (made,) = [call.arguments["request"] for call in fake_node.runtime.calls if call.hook == "create"]
+    assert isinstance(made, ContainerRequest)
 
     def without_ids(spec: object, *ids: str) -> str:
         text = json.dumps(spec, sort_keys=True, default=str)
