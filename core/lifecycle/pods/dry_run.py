@@ -114,11 +114,14 @@ class DryRun:
 
     async def _container(self, pod: PodRecord, config: ContainerConfig, ask_extensions: bool) -> JsonObject:
         container_id, notes = secrets.token_hex(32), list[str]()
-        image = self.images.find(config.image)
+        image = self.images.find(config.image, pod.runtime)
         if image is None:
             notes.append(f"image {config.image} is not on this node: it has to be pulled before")
-        elif image.artifact:
-            notes.append(f"image {config.image} is an artifact, which can't be run")
+        else:
+            try:
+                self.images.check_platform(image, pod.runtime)
+            except CrinoidError as error:
+                notes.append(error.message)
         chain = image.chain_ids[-1] if image is not None and image.chain_ids else "none"
         given = await self._input(pod, config, container_id, image, notes)
         spec = await call_within(self.config.pods.path_timeout_s, "dry run", lambda: build_spec(given))
@@ -163,7 +166,7 @@ class DryRun:
         self, pod: PodRecord, config: ContainerConfig, container_id: str, image: ImageRecord | None, notes: list[str]
     ) -> SpecInput:
         """Put together what the specification is built from, with places for what is only made by a real run."""
-        defaults = _UNKNOWN if image is None else self.images.config_of(image).config
+        defaults = _UNKNOWN if image is None else self.images.defaults_of(image)
         bundle = self.config.run / "containers" / container_id
         volumes = self.config.root / "containers" / container_id / "volumes"
         mounts = []
