@@ -4,7 +4,12 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 
 from crinoid.core.api.errors import RegistryUnavailable, SignatureValidationFailed, StateNotUsable, Unavailable
-from crinoid.core.cri.decode.images import decode_credentials, decode_image, decode_image_filter
+from crinoid.core.cri.decode.images import (
+    decode_credentials,
+    decode_image,
+    decode_image_filter,
+    decode_pod_of_pull,
+)
 from crinoid.core.cri.encode.images import encode_image, encode_image_fs_info
 from crinoid.core.cri.encode.pods import encode_info
 from crinoid.core.cri.lists import EncodedList
@@ -19,6 +24,7 @@ class ImageService:
 
     def __init__(self, services: Services) -> None:
         self._images = services.images
+        self._pods = services.pods
         self._image_list = EncodedList(self._encode)
 
     async def list_images(self, request: api_pb2.ListImagesRequest) -> bytes:
@@ -49,6 +55,8 @@ class ImageService:
     async def pull_image(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
         reference, credentials = decode_image(request), decode_credentials(request)
         annotations, handler = dict(request.image.annotations), request.image.runtime_handler
+        if not handler and (pod := decode_pod_of_pull(request)) is not None:
+            handler = self._pods.handler_of(pod)
         try:
             image_id = await self._images.pull(reference, credentials, annotations, handler)
         except SignatureValidationFailed as error:

@@ -35,6 +35,7 @@ from support.images import (
 from support.patience import patient
 from support.subnets import third_octet
 
+ONLY_WASM = "registry.test/only-wasm:1"
 NAMES = ("extension-guard", "network-ipam", "registry-http", "snapshotter-farm", "wasm")
 REFERENCE, ARTIFACT, FORBIDDEN = "registry.test/app:1", "registry.test/module:1", "forbidden.test/app:1"
 WASM_CONFIG = "application/vnd.wasm.config.v0+json"
@@ -105,6 +106,7 @@ def build(images: Path) -> None:
     wasm_config = ImageConfig(os="wasi", architecture="wasm", entrypoint=("/speaks.wasm",), cmd=())
     wasm = build_image(app, "", [layer], wasm_config)
     build_index(app, REFERENCE, [native, wasm])
+    build_image(images / "registry.test/only-wasm", ONLY_WASM, [layer], wasm_config)
     build_artifact(images / "registry.test/module")
     build_image(images / "forbidden.test/app", FORBIDDEN, [busybox_layer()])
 
@@ -202,6 +204,18 @@ def test_a_module_lives_on_while_the_daemon_is_gone(place: Place, images: dict[s
     assert "can't execute commands in containers" in raised.value.details()
     call("StopContainer", container_id=container, timeout=20)
     assert place.until_exited(container)["exit_code"] == 143
+    call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def test_a_pull_for_a_pod_is_one_for_its_handler(place: Place) -> None:
+    """As a kubelet asks, which names no handler without a feature gate."""
+    pod = place.run_pod("pulling", "wasm")
+    call, image = place.daemon.cri.call, {"image": ONLY_WASM}
+    with pytest.raises(grpc.RpcError, match=r"the image is for wasi/wasm, and linux/[a-z0-9/]+ is wanted here"):
+        call("PullImage", image=image)
+    pulled = call("PullImage", image=image, sandbox_config=pod_config("pulling"))["image_ref"]
+    assert "image" not in call("ImageStatus", image=image)
+    assert place.until_exited(place.start(pod, "pulling", pulled))["exit_code"] == 7
     call("RemovePodSandbox", pod_sandbox_id=pod)
 
 

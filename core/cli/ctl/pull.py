@@ -69,6 +69,7 @@ pulling = gather("pulling", Pulling, *_CREDENTIALS)
 @click.argument("image", type=IMAGE)
 @pulling
 @click.option("--annotation", "-a", "annotations", type=PAIR, multiple=True, help="Annotation of the image.")
+@click.option("--runtime", "-r", default="", metavar="HANDLER", help="Runtime handler that it is for.")
 @click.option("--pod-config", type=click.Path(path_type=Path), help="Configuration of the pod that it is for.")
 @flag("--explain", help="Tell then which host was asked, by which CA and whose credentials, and what it answered.")
 @in_session
@@ -77,11 +78,12 @@ async def pull(
     image: str,
     pulling: Pulling,
     annotations: tuple[tuple[str, str], ...],
+    runtime: str,
     pod_config: Path | None,
     explain: bool,
 ) -> None:
     """Pull an image, and show how its layers arrive."""
-    request: Json = {"image": {"image": image, "annotations": dict(annotations)}}
+    request: Json = {"image": {"image": image, "annotations": dict(annotations), "runtime_handler": runtime}}
     if pod_config:
         from crinoid.core.cli.ctl.manifests import read_pod_config  # with YAML
 
@@ -116,13 +118,13 @@ async def explain_pull(session: Session, image: str, since_ns: int) -> None:
         tell(f"the daemon has kept no timeline of the pull: {why}")
 
 
-async def provide_image(session: Session, image: str, policy: Policy, pulling: Pulling) -> None:
-    """Pull an image as the policy says. Raises NotFound when it is not there and may not be pulled."""
-    if policy != "always" and await find_image_id(session, image):
+async def provide_image(session: Session, image: str, policy: Policy, pulling: Pulling, runtime: str = "") -> None:
+    """Pull an image for a handler as the policy says. Raises NotFound when it is not there and may not be pulled."""
+    if policy != "always" and await find_image_id(session, image, runtime):
         return
     if policy == "never":
         raise NotFound(f"image {image} is not on this node, and --pull=never forbids to pull it")
-    await pull_image(session, {"image": {"image": image}}, pulling)
+    await pull_image(session, {"image": {"image": image, "runtime_handler": runtime}}, pulling)
 
 
 async def pull_image(session: Session, request: Mapping[str, Json], pulling: Pulling) -> Json:

@@ -249,7 +249,7 @@ def _is_file(argument: str) -> bool:
 async def _make(session: Session, plan: Plan, policy: Policy, pulling: Pulling) -> tuple[str, list[str]]:
     """Pull and make all, so that it can be started; when any of it fails nothing is left but images."""
     for image in dict.fromkeys(container["image"]["image"] for container in plan.containers):
-        await provide_image(session, image, policy, pulling)
+        await provide_image(session, image, policy, pulling, plan.runtime)
     async with AsyncExitStack() as steps:
         steps.push_async_callback(_remove_logs, plan)
         for directory in plan.log_directories:

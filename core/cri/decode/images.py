@@ -5,6 +5,7 @@ import binascii
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.image import Credentials
+from crinoid.core.api.values.pod import PodMetadata
 from crinoid.core.cri.decode.checks import check_reference, require_text
 from crinoid.core.cri.wire import api_pb2
 
@@ -14,6 +15,17 @@ def decode_image(
 ) -> str:
     """Read the reference or id that a request is about."""
     return check_reference(require_text(request.image.image.strip(), "image.image"), "image.image")
+
+
+def decode_pod_of_pull(request: api_pb2.PullImageRequest) -> PodMetadata | None:
+    """Read which pod an image is pulled for: a kubelet makes the pod first, and says so in each pull.
+
+    It names the runtime handler as well only with the feature gate RuntimeClassInImageCriApi.
+    """
+    metadata = request.sandbox_config.metadata
+    if not metadata.name:
+        return None
+    return PodMetadata(metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
 
 
 def decode_image_filter(request: api_pb2.ListImagesRequest | api_pb2.StreamImagesRequest) -> str:

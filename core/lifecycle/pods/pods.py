@@ -202,6 +202,11 @@ class PodService:
         """Return the pod with this id or unique beginning of one. Raises NotFound, InvalidArgument."""
         return self._store.pods.find(pod_id)
 
+    def handler_of(self, metadata: PodMetadata) -> str:
+        """Return the runtime handler of the pod with this name, empty where there is none, or its slot is gone."""
+        found = next((pod.runtime for pod in self._store.pods if pod.config.metadata == metadata), "")
+        return found if found in self._slots.runtimes else ""
+
     def runtime_of(self, record: PodRecord) -> RuntimeSlot | None:
         """Return the runtime slot of a pod; ``None`` where it is no longer configured."""
         return self._slots.runtimes.get(record.runtime)
