@@ -14,7 +14,7 @@ from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.durations import DURATION
 from crinoid.core.cli.ctl.flags import PAIR, flag, gather
 from crinoid.core.cli.ctl.progress import Display, open_display, read_progress
-from crinoid.core.cli.ctl.queries import find_image_id
+from crinoid.core.cli.ctl.queries import find_image_id, image_spec
 from crinoid.core.cli.ctl.session import Json, Session, in_session, tell
 
 Policy = Literal["never", "missing", "always"]
@@ -83,7 +83,7 @@ async def pull(
     explain: bool,
 ) -> None:
     """Pull an image, and show how its layers arrive."""
-    request: Json = {"image": {"image": image, "annotations": dict(annotations), "runtime_handler": runtime}}
+    request: Json = {"image": image_spec(image, runtime) | {"annotations": dict(annotations)}}
     if pod_config:
         from crinoid.core.cli.ctl.manifests import read_pod_config  # with YAML
 
@@ -124,7 +124,7 @@ async def provide_image(session: Session, image: str, policy: Policy, pulling: P
         return
     if policy == "never":
         raise NotFound(f"image {image} is not on this node, and --pull=never forbids to pull it")
-    await pull_image(session, {"image": {"image": image, "runtime_handler": runtime}}, pulling)
+    await pull_image(session, {"image": image_spec(image, runtime)}, pulling)
 
 
 async def pull_image(session: Session, request: Mapping[str, Json], pulling: Pulling) -> Json:

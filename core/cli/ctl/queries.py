@@ -152,9 +152,14 @@ async def _of_image(session: Session, image: str, containers: list[Json]) -> lis
     return [one for one in containers if wanted and wanted in (one["image_id"], ids[one["image"]["image"]])]
 
 
+def image_spec(image: str, runtime: str = "") -> Json:
+    """Return an ImageSpec; a runtime handler stands in it only where one is meant."""
+    return {"image": image} | ({"runtime_handler": runtime} if runtime else {})
+
+
 async def find_image_id(session: Session, image: str, runtime: str = "") -> str:
     """Return the id of an image for a runtime handler, empty where there is none."""
-    answer = await session.ask("ImageStatus", {"image": {"image": image, "runtime_handler": runtime}})
+    answer = await session.ask("ImageStatus", {"image": image_spec(image, runtime)})
     return str(answer.get("image", {}).get("id", ""))
 
 

@@ -10,12 +10,12 @@ import pytest
 from pydantic import BaseModel
 
 from crinoid.core.api.values.network import NetworkRequest
-from crinoid.core.api.values.runtime import ContainerHandle
+from crinoid.core.api.values.runtime import ContainerHandle, PodSandbox
 from crinoid.core.state import bodies
 
 GOLDEN = Path(__file__).with_name("golden")
 VERSIONS = sorted(int(path.stem.partition("-")[2]) for path in GOLDEN.glob("records-*.jsonl"))
-VALUES: Any = {"handle": ContainerHandle, "request": NetworkRequest}
+VALUES: Any = {"handle": ContainerHandle, "request": NetworkRequest, "sandbox": PodSandbox}
 
 
 def golden(version: int) -> list[dict[str, str]]:
