@@ -4,6 +4,7 @@ Source of the keys and defaults: CRI-O, docs/crio.conf.5.md, docs/crio.conf.d.5.
 """
 
 import json
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -139,7 +140,7 @@ class _Crio:
         if annotations := table.get("default_annotations"):
             draft.set(("runtimes", name, "options", "annotations"), annotations, place)
         conmon = table.get("monitor_path") or self.general.get("conmon", "")
-        if PurePosixPath(conmon).name == "conmon":
+        if PurePosixPath(conmon).name == "conmon" and shutil.which("conmon") is None:  # else it may go with CRI-O
             draft.set(("runtimes", name, "options", "monitor", "binary"), conmon, place)
         if profile := both.get("seccomp_profile"):
             if self.node.at(profile).is_file():
@@ -232,7 +233,7 @@ class _Crio:
             "no_pivot": lost(_OPTIONS, False),
             "decryption_keys_path": lost("crinoid can't decrypt images", "", "/etc/crio/keys/"),
             "additional_artifact_stores": nonempty(lost("crinoid has one store")),
-            "conmon": nonempty(_note(self.general, "options.monitor.binary of the runtimes")),
+            "conmon": nonempty(_note(self.general, "options.monitor.binary, where there is no conmon on PATH")),
             "conmon_cgroup": _judge_monitor_cgroup,
             "monitor_cgroup": _judge_monitor_cgroup,
             "conmon_env": moot("conmon has the environment that it needs"),
@@ -304,7 +305,7 @@ class _Crio:
             "inherit_default_runtime": self._hold(),
             "default_annotations": self._hold("options.annotations"),
             "seccomp_profile": self._hold("options.seccomp_profile"),
-            "monitor_path": self._hold("options.monitor.binary"),
+            "monitor_path": self._hold("options.monitor.binary, where there is no conmon on PATH"),
             "container_create_timeout": self._hold("options.deadlines.create_s"),
             "runtime_root": moot("crinoid keeps the runtime's state below /run/crinoid"),
             "monitor_cgroup": _judge_monitor_cgroup,

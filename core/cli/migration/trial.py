@@ -66,7 +66,7 @@ def _withdraw(draft: Draft, problem: Problem) -> None:
             draft.hosts.tls.pop(name, None)
         draft.tell(Outcome.LOST, "certs.d", ", ".join(sorted(named)), f"it can't be used as it is: {message}")
         return
-    if key[:1] == ("runtimes",) and len(key) > 1 and key[2:3] in ((), ("driver",), ("options",)):
+    if key[:1] == ("runtimes",) and len(key) > 1 and key[2:] in ((), ("driver",), ("options",)):
         name = str(key[1])
         place = draft.origins.get(("runtimes", name, "driver"), "import")
         draft.remove(("runtimes", name))

@@ -401,6 +401,16 @@ def test_crio_with_a_drop_in(crio_node: Node) -> None:
         assert words in lost, words
 
 
+@pytest.mark.usefixtures("without_drivers")
+def test_an_option_that_is_refused_does_not_take_its_handler_along(node: Node) -> None:
+    handler = "[crio.runtime.runtimes.crun]\ncontainer_create_timeout = 99999\n"
+    node.put({"/etc/crio/crio.conf": f'[crio.runtime]\ndefault_runtime = "crun"\n{handler}'})
+    config = node.config()
+    assert config["pods"]["default_runtime"] == "crun"
+    assert "enabled" not in config["runtimes"]["crun"]
+    assert "crio.conf:3: runtimes.crun.options.deadlines.create_s" in node.lost()
+
+
 def test_registries_conf(crio_node: Node) -> None:
     config = crio_node.config()
     certs = (crio_node.to / "certs.d",)

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.cli.main import main
 from crinoid.core.cli.node_build import tree
+from crinoid.core.cli.node_build.site_file import Site, read_site
 
 MAIN = "import sys, tiny_dep\nprint(sys.prefix, tiny_dep.VERSION, *sys.argv[1:])\n"
 PREFIX = "/opt/edge"
@@ -353,6 +354,15 @@ def test_mistakes_in_the_file_are_told(tmp_path: Path, line: str, words: str) ->
     file = tmp_path / "site.toml"
     file.write_text(f'{line}\nversion = "1"\n')
     assert words in run(file, code=78).output
+
+
+def test_the_example_of_the_document_is_valid(tmp_path: Path) -> None:
+    document = Path(__file__).parents[5] / "docs/site.md"
+    below = document.read_text().partition("## The file\n")[2].partition("\nPaths are beside")[0]
+    (tmp_path / "site.toml").write_text("\n".join(line.removeprefix("    ") for line in below.splitlines()))
+    site = read_site(tmp_path / "site.toml")
+    assert site.requirements == ("crinoid[policy]>=0.1,<0.2", "crinoid-example>=1,<2")
+    assert set(Site.model_fields) - set(site.model_fields_set) == {"description"}
 
 
 @pytest.mark.parametrize("place", [f"{PREFIX}/bin/crinoid", "/etc/../x", "etc/x", "/etc/x/"])
