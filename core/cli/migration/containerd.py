@@ -130,9 +130,6 @@ class _Containerd:
         made_here = [name for name in self.places if draft.get("runtimes", name)]
         if any(self.systemd.values()):
             draft.set(("pods", "cgroup_driver"), "systemd", "SystemdCgroup of the runtimes")
-            for name in made_here or [default]:
-                draft.set(("runtimes", name, "driver"), draft.get("runtimes", name, "driver", default="runc"), "")
-                draft.set(("runtimes", name, "options", "systemd_cgroup"), True, "as pods.cgroup_driver")
             differ = [name for name in made_here if not self.systemd.get(name)]
             if differ:
                 text = f"{', '.join(differ)} did not have it: crinoid has one cgroup driver for all, now systemd"

@@ -90,10 +90,6 @@ class _Crio:
         draft.set(("pods", "enable_unprivileged_ports"), False, "CRI-O leaves it to default_sysctls")
         draft.set(("pods", "enable_unprivileged_icmp"), False, "CRI-O leaves it to default_sysctls")
         draft.set(("network", "options", "fallback"), "none", "as CRI-O: no network until CNI is configured")
-        if draft.get("pods", "cgroup_driver") == "systemd":
-            for name in draft.get("runtimes", default={}) or ["runc"]:
-                draft.set(("runtimes", name, "driver"), draft.get("runtimes", name, "driver", default="runc"), "")
-                draft.set(("runtimes", name, "options", "systemd_cgroup"), True, "as pods.cgroup_driver")
         if self.metrics.get("enable_metrics"):
             host = self.metrics.get("metrics_host") or "127.0.0.1"
             host = f"[{host}]" if ":" in host else host

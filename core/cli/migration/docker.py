@@ -26,10 +26,6 @@ def import_docker(node: Node, file: Path, draft: Draft) -> None:
     """Read the file and the certificates. Raises ConfigurationError."""
     apply(node.read_json(file), _rules(node), draft, PEER)
     import_certificates(node, Path("/etc/docker/certs.d"), draft)
-    systemd = draft.get("pods", "cgroup_driver") == "systemd"
-    for name in (draft.get("runtimes", default={}) or ["runc"]) if systemd else []:
-        draft.set(("runtimes", name, "driver"), draft.get("runtimes", name, "driver", default="runc"), "")
-        draft.set(("runtimes", name, "options", "systemd_cgroup"), True, "as pods.cgroup_driver")
     draft.set(("network", "options", "fallback"), "none", "as with cri-dockerd: no network until CNI is configured")
 
 

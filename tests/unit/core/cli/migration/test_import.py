@@ -172,7 +172,7 @@ def test_what_kubeadm_s_guide_writes(node: Node) -> None:
     config = node.config()
     assert config["pods"]["pause_image"] == "registry.example/pause:3.9"
     assert config["pods"]["cgroup_driver"] == "systemd"
-    assert config["runtimes"]["runc"] == {"driver": "runc", "options": {"systemd_cgroup": True}}
+    assert config["runtimes"]["runc"] == {"driver": "runc"}
     assert config["network"]["options"]["fallback"] == "none"
     # containerd 1 has them off, and a node that is moved should not let more through than it did
     assert config["pods"]["enable_unprivileged_ports"] is False
@@ -293,7 +293,7 @@ def test_a_wrapper_of_runc_is_a_slot_of_the_driver_for_any_oci_runtime(node: Nod
     program.chmod(0o755)
     node.put(containerd(NVIDIA.format(program=program)))
     slot = node.config()["runtimes"]["nvidia"]
-    assert slot == {"driver": "oci", "options": {"binary": str(program), "systemd_cgroup": True}}
+    assert slot == {"driver": "oci", "options": {"binary": str(program)}}
     assert node.lost() == ""
 
 
@@ -379,9 +379,7 @@ def test_crio_with_a_drop_in(crio_node: Node) -> None:
     assert pods["default_ulimits"] == ["nofile=1024:2048"]
     assert pods["default_env"] == {"TZ": "UTC"}
     assert "CAP_NET_RAW" not in pods["default_capabilities"]  # CRI-O's default, which no key names
-    assert config["runtimes"] == {
-        "crun": {"driver": "crun", "options": {"binary": "/usr/bin/crun", "systemd_cgroup": True}}
-    }
+    assert config["runtimes"] == {"crun": {"driver": "crun", "options": {"binary": "/usr/bin/crun"}}}
     assert config["images"]["pinned"] == ["registry.example/*"]
     assert config["network"]["options"]["cni"]["bin_dirs"] == ["/opt/cni/bin/", "/usr/libexec/cni"]
     assert config["metrics"]["listen"] == "127.0.0.1:0"
