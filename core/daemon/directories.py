@@ -197,8 +197,9 @@ def _check_ours(name: str, path: Path) -> None:
 
 
 def _is_allowed(name: str) -> bool:
-    """What file systems make by themselves, and tools under names of their own (``crinoid check``)."""
-    return name == "lost+found" or name.startswith(".")
+    """What file systems make by themselves, tools under names of their own (``crinoid check``), and what somebody puts
+    there before the first start: images for the driver ``layout`` (docs/registries.md)."""
+    return name in ("lost+found", "layouts") or name.startswith(".")
 
 
 def _upwards(path: Path) -> list[Path]:

@@ -99,6 +99,13 @@ def test_a_second_daemon_is_refused_and_has_changed_nothing(place: Path, root: s
         subprocess.run(["umount", place / "bound-root"], check=True)
 
 
+def test_images_may_lie_there_before_the_first_start(place: Path) -> None:
+    """docs/registries.md says to put them there, and that a registry is not needed then."""
+    (place / "root/layouts/app").mkdir(parents=True)
+    with taken(Config(root=place / "root", run=place / "run")):
+        assert mode(place / "root") == 0o700
+
+
 @pytest.mark.parametrize("name", ["root", "run"])
 def test_a_strangers_directory_is_refused(place: Path, name: str) -> None:
     """Who makes it first, as in /tmp, owns it."""
