@@ -70,7 +70,7 @@ cp "$work"/site-a-*/dist/*.deb "$work"/site-a-0.1.0/dist/*.tar.gz "$work"/site-a
 PYTHONPATH=$here/tests "$bin/python" -c "
 from pathlib import Path
 from support.images import build_busybox
-build_busybox(Path('$root/var/lib/crinoid/layouts/busybox'), 'docker.io/library/busybox:1')"
+build_busybox(Path('$root/root/layouts/busybox'), 'docker.io/library/busybox:1')"
 
 cat >"$root/root/trial" <<'END'
 set -eu
@@ -89,6 +89,7 @@ say "a pod"
 crinoid serve 2>/root/daemon.log &
 daemon=$!
 for _ in $(seq 300); do [ -S /run/crinoid/crinoid.sock ] && break; sleep 0.2; done
+mv /root/layouts /var/lib/crinoid
 crinoid ctl pull docker.io/library/busybox:1
 crinoid ctl run --network host --image docker.io/library/busybox:1 --name hello -- sleep 10000
 before=$(pid)
