@@ -17,7 +17,7 @@ from crinoid.core.slots.roles import ROLES
 from support.patience import patient
 
 REPOSITORY = Path(__file__).parents[2]
-PARTS = ("core", "plugins", "src", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("core", "plugins", "src", "packaging", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 
@@ -72,12 +72,21 @@ def run(program: Path, *arguments: str, cwd: Path) -> str:
 
 
 def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name and ".data/" not in name}
     expected = {"crinoid/__init__.py", "crinoid/__main__.py", "crinoid/_version.py", "crinoid/py.typed"}
     for top in ("core", "plugins"):
         files = [path for path in (REPOSITORY / top).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         expected |= {f"crinoid/{path.relative_to(REPOSITORY)}" for path in files}
     assert names == expected
+
+
+def test_the_wheel_brings_unit_and_documents(wheel: Path) -> None:
+    """They are installed below the environment's prefix, where docs/install.md says they are."""
+    marker = ".data/data/share/"
+    shared = {name.partition(marker)[2] for name in zipfile.ZipFile(wheel).namelist() if marker in name}
+    documents = {f"doc/crinoid/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
+    brought = {f"crinoid/{name}" for name in ("crinoid.service", "10-crinoid.conflist")}
+    assert shared == documents | brought | {"doc/crinoid/README.md", "doc/crinoid/CHANGELOG.md"}
 
 
 def test_the_wheel_carries_the_licence(wheel: Path) -> None:
