@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a machine that has Debian, Python and root:
-#   make demo   a real pod, told as a story
+#   make demo   a real pod, told as a story; it says what it installs
 #   make test   linters and every test
 # and one runs the suite of CRI tests against Debian's containerd, to see that what we say of it is still true:
 #   make test-peers
@@ -27,10 +27,13 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
-demo: setup
+demo: demo-packages bytecode
 	$(BIN)/crinoid demo
+
+demo-packages:
+	@sh tools/install_packages.sh demo
 
 test: setup lint
 	$(BIN)/pytest $(PARALLEL)

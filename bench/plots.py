@@ -12,6 +12,7 @@ from bench.report import AXES
 COLOURS = ("#2f9e74", "#3b82d0", "#d9822b", "#a05fc4", "#c94f4f", "#7a8a99")
 _STYLE = """<style>
 text { font: 12px sans-serif; fill: #24292f } .small { font-size: 10px } .head { font-size: 13px; font-weight: bold }
+.title { font-size: 15px; font-weight: bold }
 .grid { stroke: #8884; fill: none } .axis { stroke: #888; fill: none } .goal { stroke: #24292f; stroke-width: 2 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .goal { stroke: #e6edf3 } }
 </style>"""
@@ -47,20 +48,25 @@ def draw_all(run: Run, stem: str) -> dict[str, str]:
 
 
 def draw_ratios(run: Run) -> str:
-    """Draw each figure's ratio to the peer as a bar, beside a mark for its goal."""
+    """Draw each figure's ratio to the peer as a bar, beside a mark for its goal; other peers have bars without one."""
     figures = [figure for figure in run.figures() if figure.goals and not figure.absolute]
-    rows = [(figure, name) for figure in figures for name in run.ours()]
+    names = [*run.ours(), *run.peers()[1:]]
+    rows = [(figure, name) for figure in figures for name in names]
     scale = Scale(0.01, 3, _LEFT, _LEFT + _WIDTH)
-    height = 62 + _BAR * len(rows) + 8 * len(figures)
-    parts = list(_key(run.ours(), _LEFT, 14))
-    parts.append(_text(_LEFT - 30, 36, f"ratio to {run.peer}", "end"))
+    height = 112 + _BAR * len(rows) + 8 * len(figures)
+    parts = [_text(20, 18, f"Medians, as a ratio to {run.peer}: below 1 is less time, memory or CPU", "start", "title")]
+    colours = dict(zip(run.endpoints, COLOURS, strict=False))
+    parts += _key({name: colours[name] for name in names}, _LEFT, 42)
+    parts.append(f'<path class="goal" d="M{_LEFT + 5} 51v{_BAR - 1}"/>')
+    parts.append(_text(_LEFT + 15, 62, "goal", "start"))
+    parts.append(_text(_LEFT - 30, 86, f"ratio to {run.peer}", "end"))
     for tick in (0.01, 0.03, 0.1, 0.3, 1, 3):
         x = scale.place(tick)
-        parts.append(f'<path class="{"axis" if tick == 1 else "grid"}" d="M{x:.1f} 42V{height - 8}"/>')
-        parts.append(_text(x, 36, f"{tick:g}", "middle"))
+        parts.append(f'<path class="{"axis" if tick == 1 else "grid"}" d="M{x:.1f} 92V{height - 8}"/>')
+        parts.append(_text(x, 86, f"{tick:g}", "middle"))
     for number, (figure, name) in enumerate(rows):
-        group, place = divmod(number, len(run.ours()))
-        y = 50 + _BAR * number + 8 * group
+        group, place = divmod(number, len(names))
+        y = 100 + _BAR * number + 8 * group
         if place == 0:
             parts.append(_text(_LEFT - 10, y + 12, figure.label, "end"))
         verdict = run.verdict(figure.key, name)
@@ -68,7 +74,7 @@ def draw_ratios(run: Run) -> str:
             parts.append(_text(_LEFT + 4, y + 12, "gap", "start", "small"))
             continue
         end = scale.place(verdict.value)
-        parts.append(f'<path fill="{COLOURS[place]}" d="M{_LEFT} {y}H{max(end, _LEFT + 1):.1f}v{_BAR - 3}H{_LEFT}z"/>')
+        parts.append(f'<path fill="{colours[name]}" d="M{_LEFT} {y}H{max(end, _LEFT + 1):.1f}v{_BAR - 3}H{_LEFT}z"/>')
         if verdict.goal is not None:
             x = scale.place(verdict.goal)
             parts.append(f'<path class="goal" d="M{x:.1f} {y - 1}v{_BAR - 1}"/>')
@@ -81,12 +87,14 @@ def draw_ratios(run: Run) -> str:
 def draw_growth(run: Run, axis: str) -> str:
     """Draw a panel a figure: medians of each endpoint by number, both scales logarithmic."""
     figures = run.grown(axis)
-    parts = list(_key(run.endpoints, 20, 14))
+    top = 58
+    parts = [_text(20, 18, f"Medians by the number of {AXES[axis]}; both scales are logarithmic", "start", "title")]
+    parts += _key(dict(zip(run.endpoints, COLOURS, strict=False)), 20, 42)
     for number, (figure, name) in enumerate(figures):
         row, column = divmod(number, 3)
         curves = {endpoint: run.growth(axis, figure.key, endpoint) for endpoint in run.endpoints}
-        parts += _panel(name, curves, (20 + 320 * column, 34 + 210 * row))
-    height = 34 + 210 * -(-len(figures) // 3)
+        parts += _panel(name, curves, (20 + 320 * column, top + 210 * row))
+    height = top + 210 * -(-len(figures) // 3)
     parts.append(_text(480, height + 10, f"across: number of {AXES[axis]}", "middle"))
     return _svg(970, height + 20, parts)
 
@@ -124,10 +132,10 @@ def _title(title: str, corner: tuple[int, int]) -> Iterator[str]:
         yield _text(corner[0] + 10, corner[1] + 12 + 14 * number, line, "start")
 
 
-def _key(names: Sequence[str], left: float, y: float) -> Iterator[str]:
-    for number, name in enumerate(names):
+def _key(colours: Mapping[str, str], left: float, y: float) -> Iterator[str]:
+    for number, (name, colour) in enumerate(colours.items()):
         x = left + 175 * number
-        yield f'<path fill="{COLOURS[number]}" d="M{x} {y - 9}h10v10h-10z"/>'
+        yield f'<path fill="{colour}" d="M{x} {y - 9}h10v10h-10z"/>'
         yield _text(x + 15, y, name, "start", "head")
 
 

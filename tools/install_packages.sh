@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that crinoid, its demo and its tests run on, where they are missing.
+# Installs the Debian packages that crinoid, its demo and its tests run on, where they are missing, and says which.
+# With the argument "demo" only those that crinoid and its demo take.
 # One line a program: where it is, and the package that has it.
 set -eu
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -17,13 +18,15 @@ need nft nftables
 need ip iproute2
 need unshare util-linux
 need busybox busybox-static
-need criu criu
 need docker-registry docker-registry
 need skopeo skopeo
-need umoci umoci
-need openssl openssl
-need containerd containerd
-need faketime faketime
+if [ "${1:-}" != demo ]; then
+    need criu criu
+    need umoci umoci
+    need openssl openssl
+    need containerd containerd
+    need faketime faketime
+fi
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ]; then
@@ -35,7 +38,7 @@ if ! command -v apt-get >/dev/null 2>&1; then
     echo "These Debian packages are missing, and there is no apt-get to install them with:$missing" >&2
     exit 1
 fi
-echo "Installing:$missing"
+echo "Installing these Debian packages:$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # Services of these packages stay off: a policy that forbids starting any of them, for this call only.

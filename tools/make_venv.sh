@@ -25,6 +25,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
     install python3-venv
 fi
+echo "Installing crinoid and its development tools into $venv, and nothing else; a minute or more"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # pip before 25.1 knows no dependency groups.
 "$venv/bin/pip" install --quiet --upgrade 'pip>=25.1'

@@ -67,7 +67,8 @@ def test_the_generated_part_alone_is_written(run: Run, tmp_path: Path) -> None:
 
 def test_the_plot_of_ratios(run: Run) -> None:
     texts = _texts(plots.draw_ratios(run))
-    assert {"0.05", "0.41", "0.25", "gap", "ratio to containerd 2.3.4"} <= set(texts)
+    assert {"0.05", "0.41", "0.25", "gap", "ratio to containerd 2.3.4", "goal", "containerd 1.6.20"} <= set(texts)
+    assert "Medians, as a ratio to containerd 2.3.4: below 1 is less time, memory or CPU" in texts
     assert "CPU left alone" not in texts  # its goal is no ratio
     missed = _texts(plots.draw_ratios(replace(run, peer="containerd 1.6.20")))
     assert "0.68, goal not met" in missed
