@@ -354,6 +354,7 @@ def test_a_report_tells_of_pods_without_their_secrets(node: Node, ctl: Ctl, name
     assert json.loads(texts["status.json"])["info"]["deferred"] == []
     assert any(entry["owner"] == pod for entry in json.loads(texts["ledger.json"])["ledger"])
     assert pod in texts["log.txt"]
+    assert pod in texts["timelines.jsonl"]
     ctl("rmp", "--all", "--force")
 
 

@@ -31,6 +31,8 @@ TESTS = {
     "doctor": "integration/test_lost_state.py",
     "state": "unit/core/cli/test_state.py",
     "report": "unit/core/cli/report/test_report.py",
+    "explain": "unit/core/cli/explain/test_command.py",
+    "build": "unit/core/cli/node_build/test_build.py",
     "upgrade": "integration/test_takeover.py",
     "reload": "integration/test_reload.py",
     "log-level": "integration/test_reload.py",

@@ -27,9 +27,11 @@ from crinoid.core.config.origins import name_key
 from crinoid.core.cri.client import Client
 from crinoid.core.slots.selection import ValidSlot
 from crinoid.core.slots.selection import examine as examine_slots
+from crinoid.core.state.timelines import DIRECTORY, read_acts
 from crinoid.core.state.transfer import copied
 
 _LIMIT_S = 10.0
+_MOST_ACTS = 500
 _JOURNAL = ("journalctl", "--unit", "crinoid.service", "--no-pager", "--output", "short-iso")
 _OURS = "crinoid"
 _README = """\
@@ -42,6 +44,7 @@ What this archive says of a node, written by `crinoid report`:
   objects.json        pods, containers and images: ids, names, states, times
   ledger.json         resources of the host that are on the ledger, and records in quarantine
   host.json           kernel, distribution, memory, disks
+  timelines.jsonl     the last acts, as `crinoid explain` tells of them
   log.txt             the end of the daemon's log
 
 Not in it: environment, annotations, labels, commands and logs of pods. What is secret by its place or looks so is
@@ -76,6 +79,7 @@ async def gather(paths: ConfigPaths, log: Path | None, lines: int) -> Mapping[st
         "objects.json": lambda: _list_objects(loaded),
         "ledger.json": lambda: asyncio.to_thread(_read_ledger, loaded.config.root / "state.db", secrets),
         "host.json": lambda: asyncio.to_thread(_describe_host, loaded),
+        "timelines.jsonl": lambda: asyncio.to_thread(_read_timelines, loaded.config.root / DIRECTORY),
         "log.txt": lambda: _read_log(subject),
     }
     made: dict[str, object] = {"README.txt": _README, "configuration.json": configuration}
@@ -253,6 +257,10 @@ def _measure(path: Path) -> object:
         "free inodes": files.f_favail,
         "device": f"{os.major(device)}:{os.minor(device)}",
     }
+
+
+def _read_timelines(directory: Path) -> str:
+    return "".join(f"{line}\n" for line in [*read_acts(directory)][-_MOST_ACTS:]) if directory.is_dir() else ""
 
 
 async def _read_log(subject: Subject) -> object:

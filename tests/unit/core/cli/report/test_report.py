@@ -103,7 +103,7 @@ def test_no_secret_is_in_it_wherever_it_was(texts: dict[str, str]) -> None:
 def test_what_helps_is_in_it(texts: dict[str, str]) -> None:
     assert set(texts) == {
         "README.txt", "check.json", "configuration.json", "versions.json", "status.json", "objects.json", "ledger.json",
-        "host.json", "log.txt",
+        "host.json", "log.txt", "timelines.jsonl",
     }  # fmt: skip
     configuration = json.loads(texts["configuration.json"])
     assert configuration["origins"]["server.socket"].endswith("config.toml:4")
