@@ -126,7 +126,12 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with `crinoid check`, then `crinoid serve`, and in another terminal `crinoid ctl status`. "
+    "When something does not work: docs/troubleshooting.md, in the environment's share/doc/crinoid.",
+)
 @click.version_option(__version__, prog_name="crinoid")
 def main() -> None:
     """A Kubernetes container runtime (CRI v1) whose every organ is a plugin."""

@@ -7,7 +7,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -27,7 +27,15 @@ def validate(model: type[M], table: Mapping[str, Any], origins: Origins, base: K
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        return [_explain(model, detail, origins, base) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        return [_explain(model, one, origins, base) for one in details if not _is_consequence(one, details)]
+
+
+def _is_consequence(detail: ErrorDetails, others: Sequence[ErrorDetails]) -> bool:
+    """Return whether a list is called too short only because what is wrong with its elements was left out of it."""
+    place = detail["loc"]
+    is_around = any(one["loc"][: len(place)] == place and one is not detail for one in others)
+    return detail["type"] == "too_short" and is_around
 
 
 def _explain(model: type[BaseModel], detail: ErrorDetails, origins: Origins, base: KeyPath) -> Problem:

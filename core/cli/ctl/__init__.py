@@ -41,6 +41,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 """The verbs of each module, in the order of the help; a module is imported when one of its verbs is used."""
 ALIASES: Mapping[str, str] = {"image": "images", "img": "images", "event": "events"}
 """crictl's second names of verbs; they work without being listed."""
+_WHOLE = 1000
 ELSEWHERE: Mapping[str, str] = {
     "build": "crinoid builds no images; `ctl load` takes those that another tool wrote",
     "config": "the client has no file of its own: its endpoint is that of CONTAINER_RUNTIME_ENDPOINT, or of --endpoint",
@@ -69,6 +70,12 @@ class VerbGroup(SuggestingGroup):
             return None
         verbs: tuple[click.Command, ...] = importlib.import_module(f"{__name__}.{family}").VERBS
         return next(verb for verb in verbs if verb.name == name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each verb with all of its first sentence; click would cut it at 80 columns."""
+        verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(_WHOLE)) for name, verb in verbs if verb])
 
 
 @click.group(cls=VerbGroup)

@@ -217,3 +217,11 @@ def test_the_example_of_the_guide_is_a_form(tmp_path: Path) -> None:
     example = GUIDE.split("### The short form")[1].split("| key")[0]
     form = read_form(write(tmp_path, textwrap.dedent(example)))
     assert (form.name, form.ports, form.containers[0].env) == ("web", ("8080:80/tcp",), {"A": "b"})
+
+
+def test_a_mistake_in_the_only_container_is_no_list_without_containers(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\ncontainers:\n  - {name: a, image: b, memory: 8m}\n")
+    with pytest.raises(InvalidArgument) as caught:
+        read_form(path)
+    assert str(caught.value).startswith(f"{path}:3: containers[0].memory: must be a number of bytes")
+    assert len(str(caught.value).splitlines()) == 1
