@@ -5,6 +5,7 @@ import json
 import pytest
 
 from crinoid.core.api.errors import DriverError
+from crinoid.core.lifecycle.images.catalog import Catalog
 from crinoid.core.state.records import ImageRecord
 from support.images import BuiltImage, ImageConfig
 
@@ -131,3 +132,25 @@ async def test_a_container_that_goes_meanwhile_counts_nothing(node: Node) -> Non
     node.snapshotter.fail("usage", DriverError("gone"))
     _, containers = await node.service.filesystems()
     assert containers[0].usage.inodes == 0
+
+
+def test_a_tag_has_an_image_for_each_platform(node: Node) -> None:
+    """It leaves the image of its own platform alone; an artifact has none, and takes it from all."""
+    catalog, tag = Catalog(node.store, ()), "docker.io/library/app:1"
+
+    def add(digit: str, **facts: str) -> str:
+        return catalog.add(ImageRecord(id=f"sha256:{digit * 64}", tags=(tag,), **facts)).id  # type: ignore[arg-type]
+
+    def found(platform: str | None) -> str | None:
+        record = catalog.find("app:1", platform)
+        return None if record is None else record.id
+
+    first, module = add("1"), add("2", platform="wasi/wasm")
+    assert (found(""), found("wasi/wasm"), found(None), found("other")) == (first, module, first, None)
+    catalog.tidy()
+    second = add("3")
+    assert (found(""), found("wasi/wasm")) == (second, module)
+    record = node.store.images.get(first)
+    assert record is not None and record.tags == ()
+    artifact = add("4", artifact="text/plain")
+    assert {found(platform) for platform in ("", "wasi/wasm", None)} == {artifact}
