@@ -66,7 +66,7 @@ if [ ! -e "$work/base/etc/debian_version" ]; then
         --include=python3,conmon,runc,libnftables1,iproute2 bookworm "$work/base" http://deb.debian.org/debian >"$work/debootstrap.log"
 fi
 rm -rf "$root" && cp -a "$work/base" "$root"
-cp "$work"/site-a-*/dist/*.deb "$work"/site-a-0.1.0/dist/*.tar.gz "$work"/site-a-0.1.0/dist/*.build.json "$root/root"
+cp "$work"/site-a-*/dist/*.deb "$work"/site-a-0.1.0/dist/*.tar.gz "$work"/site-a-*/dist/*.build.json "$root/root"
 PYTHONPATH=$here/tests "$bin/python" -c "
 from pathlib import Path
 from support.images import build_busybox
@@ -76,7 +76,7 @@ cat >"$root/root/trial" <<'END'
 set -eu
 say() { printf '\n== %s\n' "$*"; }
 pid() { crinoid ctl inspect --output json hello | python3 -c 'import json, sys; print(json.load(sys.stdin)["info"]["pid"])'; }
-same() { [ "$(pid)" = "$before" ] && crinoid ctl exec hello cat /proc/1/comm && echo "the container runs on: pid $before"; }
+same() { [ "$(pid)" = "$before" ] && [ "$(crinoid ctl exec hello cat /proc/1/comm)" = sleep ] && echo "the container runs on: pid $before"; }
 say "install 0.1.0"
 dpkg -i /root/crinoid-edge_0.1.0_amd64.deb
 crinoid --version
@@ -136,7 +136,8 @@ unshare --mount --propagation private --pid --fork --kill-child --net --uts --ip
     done
     mkdir dev/pts dev/shm && mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts && ln -s pts/ptmx dev/ptmx
     ln -s /proc/self/fd dev/fd && mount -t tmpfs tmpfs dev/shm && ip link set lo up
-    exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive sh /root/trial
+    mkdir -p old && pivot_root . old && cd / && umount --lazy old && rmdir old  # in a chroot exec would see the host
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive sh /root/trial
 " || status=$?
 find /sys/fs/cgroup -depth -type d -path '*/crinoid-site-trial*' -exec rmdir {} + 2>/dev/null || :
 [ $status = 0 ] || { echo "failed: $status"; tail -30 "$root/root/daemon.log"; }

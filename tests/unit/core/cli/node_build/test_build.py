@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.cli.main import main
 from crinoid.core.cli.node_build import tree
+from crinoid.core.cli.node_build.archives import write_tar
 from crinoid.core.cli.node_build.site_file import Site, read_site
 
 MAIN = "import sys, tiny_dep\nprint(sys.prefix, tiny_dep.VERSION, *sys.argv[1:])\n"
@@ -190,6 +191,16 @@ def contents(built: Built) -> dict[str, bytes]:
         if (file := archive.extractfile(member) if member.isfile() else None) is not None:
             found[member.name] = file.read()
     return found
+
+
+def test_source_date_epoch_is_the_time_of_all_members_and_order_is_by_name() -> None:
+    files = [("/b/two", tree.Entry(b"2")), ("/a/one", tree.Entry(b"1", 0o600)), ("/b/link", tree.Entry(link="two"))]
+    one, other = tree.Tree("/b", dict(files)), tree.Tree("/b", dict(reversed(files)))
+    written = write_tar(one.sorted(), 1700000000)
+    assert written == write_tar(other.sorted(), 1700000000) != write_tar(other.sorted(), 1700000001)
+    with tarfile.open(fileobj=io.BytesIO(written)) as archive:
+        assert archive.getnames() == [".", "./a", "./a/one", "./b", "./b/link", "./b/two"]
+        assert {member.mtime for member in archive.getmembers()} == {1700000000}
 
 
 def test_each_file_in_record_is_there(built: Built) -> None:
