@@ -52,7 +52,7 @@ def get_wheels(site: Site, directory: Path, into: Path, relock: bool = False) ->
         was = lines[0].removeprefix(_HEAD) if lines else "nothing"
         raise ConfigurationError(f"{file}: made for {was}; the site asks for {wanted.removeprefix(_HEAD)}: --relock")
     locks = _parse(file, lines[1:])
-    if site.wheels.directory:
+    if not site.wheels.is_online:
         return _find(locks, directory / site.wheels.directory)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as exact:
         exact.write("\n".join(map(str, locks)))
@@ -80,11 +80,11 @@ def run_pip(arguments: Sequence[str]) -> None:
 
 
 def _download(site: Site, directory: Path, into: Path, what: Iterable[str]) -> None:
-    place = []
-    if site.wheels.directory:
-        place = ["--no-index", "--find-links", str(directory / site.wheels.directory)]
-    elif site.wheels.index:
-        place = ["--index-url", site.wheels.index]
+    place = ["--find-links", str(directory / site.wheels.directory)] if site.wheels.directory else []
+    if site.wheels.index not in ("", "pip"):
+        place += ["--index-url", site.wheels.index]
+    elif not site.wheels.is_online:
+        place += ["--no-index"]
     run_pip(["download", "--quiet", "--dest", str(into), *target_options(site), *place, *what])
 
 

@@ -40,11 +40,17 @@ class Wheels(Described):
     """Where the wheels come from."""
 
     directory: str = ""
-    """A directory of wheels, beside the file: nothing is fetched. Empty for pip's index."""
+    """A directory of wheels, beside the file. With it and no index nothing is fetched."""
     index: str = ""
-    """URL of an index instead of pip's own."""
+    """URL of an index, or "pip" for pip's own, which is also meant where there is no directory. Beside a directory: for
+    what is not there."""
     lock: str = "site.lock"
     """The file, beside this one, that says exactly which wheels: written by the first build, used by all others."""
+
+    @property
+    def is_online(self) -> bool:
+        """Whether anything may be fetched."""
+        return bool(self.index) or not self.directory
 
 
 class File(Described):
