@@ -1,8 +1,11 @@
-"""What holds for all tests: on a slow machine each may take longer (see ``support.patience``), and those that measure
-time or the whole machine run alone (see ``support.turns``)."""
+"""What holds for all tests: on a slow machine each may take longer (see ``support.patience``), those that measure time
+or the whole machine run alone (see ``support.turns``), and what pytest makes of a file's assertions is made once.
+"""
 
 import signal
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -10,17 +13,37 @@ from support import turns
 from support.patience import SLOWNESS, patient
 
 
-def pytest_configure() -> None:
-    """Let programs that tests start see an interrupt: a shell that starts pytest in the background has it ignored."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let programs that tests start see an interrupt: a shell that starts pytest in the background has it ignored.
+
+    And keep what pytest compiles, whatever ``PYTHONDONTWRITEBYTECODE`` says of other programs: to rewrite all files'
+    assertions takes 13 s. Each of several workers begins at another file, so that most are rewritten by one of them.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.dont_write_bytecode = False
+    if hasattr(config, "workerinput"):
+        files = [file for argument in config.args for file in _test_files(argument)]
+        number = int(config.workerinput["workerid"].removeprefix("gw"))
+        first = len(files) * number // int(config.workerinput["workercount"])
+        config.args[:] = files[first:] + files[:first]
+
+
+def _test_files(argument: str) -> list[str]:
+    """The files of a directory that is to be tested; anything else stays as it is."""
+    if not Path(argument).is_dir():
+        return [argument]
+    return sorted(map(str, Path(argument).rglob("test_*.py")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with files that have a test marked ``alone``, and stretch the time limit of every test.
 
-    Later on, such a test would wait for long ones of other workers, and keep the rest from going on meanwhile.
+    Later on, such a test would wait for long ones of other workers, and keep the rest from going on meanwhile. The
+    order is the same for all workers, wherever they have begun.
     """
+    places = [config.rootpath / place for place in config.getini("testpaths")]
+    items.sort(key=lambda item: ([not item.path.is_relative_to(place) for place in places], item.path))
     files = {item.path for item in items if _is_alone(item)}
     items.sort(key=lambda item: item.path not in files)
     if SLOWNESS == 1:
