@@ -14,6 +14,7 @@ import pytest
 
 from crinoid.core.cli.plugin.project import Project
 from crinoid.core.slots.roles import ROLES
+from support import programs
 from support.daemon import Daemon, container_config, pod_config
 from support.images import build_image, busybox_layer
 from support.patience import patient
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def run(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [str(python), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=patient(300))
+    return programs.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=patient(300))
 
 
 @pytest.fixture(scope="module")

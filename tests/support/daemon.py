@@ -184,9 +184,13 @@ class Daemon:
             found += [f"ledger {row}" for row in self.query("SELECT owner, kind, key FROM ledger")]
         return found
 
-    def stalls(self) -> list[str]:
-        """Return what the watchdog wrote of an event loop that stood still."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+    def stalls(self, since: int = 0) -> list[str]:
+        """Return what the watchdog wrote of an event loop that stood still, ``since`` the log had this size."""
+        if not self.log.exists():
+            return []
+        with self.log.open("rb") as log:
+            log.seek(since)
+            lines = log.read().decode(errors="replace").splitlines()
         return [line for line in lines if "the event loop has stood still" in line]
 
     def cgroup_processes(self, pod: str) -> list[int]:

@@ -98,12 +98,13 @@ def run(
     return done
 
 
-class _Forks:
+class Forks:
     """The server's other end; the server is started at the first request."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
+        self._server: subprocess.Popen[bytes] | None = None
         self._surroundings: object = None
 
     def fork(
@@ -136,18 +137,21 @@ class _Forks:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         command = [sys.executable, forkserver.__file__, str(theirs.fileno()), "-" * forkserver.PADDING]
-        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self._channel, self._surroundings = ours, surroundings
+        atexit.register(self.close)
 
-        def end() -> None:
-            ours.close()
-            server.wait()
+    def close(self) -> None:
+        """End the server; what it has forked lives on."""
+        if self._channel is not None and self._server is not None:
+            self._channel.shutdown(socket.SHUT_RDWR)  # a fork of this process may have it open, too
+            self._channel.close()
+            self._server.wait()
+            self._channel = None
 
-        atexit.register(end)
 
-
-_forks = _Forks()
+_forks = Forks()
 
 
 def _is_plain(wanted: Mapping[str, Any]) -> bool:

@@ -103,6 +103,16 @@ def is_forked(**given: Any) -> bool:
         return process.is_forked
 
 
+@pytest.fixture
+def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Since this process's limits may have been changed after the other began."""
+    forks = programs.Forks()
+    monkeypatch.setattr(programs, "_forks", forks)
+    yield
+    forks.close()
+
+
+@pytest.mark.usefixtures("own_server")
 def test_what_can_not_be_had_by_a_fork_is_executed(tmp_path: Path) -> None:
     assert is_forked()
     assert not is_forked(command=["env", *VERSION])
