@@ -47,6 +47,7 @@ class CrunTraits(BinaryTraits):
     gives_streams_away = True  # until 1.24
     execs_inherit_oom_score = True
     leaves_other_cgroups = True
+    sets_scope_properties = False  # 1.8
 
     def __init__(self, binary: Binary, options: OciOptions) -> None:
         super().__init__(binary, options)

@@ -20,9 +20,11 @@ from crinoid.plugins.runtimes.monitor.monitor import Monitor
 from crinoid.plugins.runtimes.oci.criu import explain
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
+from crinoid.plugins.runtimes.oci.scopes import tell_systemd
 from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters, require_execve
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
+from crinoid.plugins.runtimes.processes.cgroup_places import is_unified
 
 
 class Creation:
@@ -78,6 +80,8 @@ class Creation:
                     if (explained := explain(error, bundle.restore_log)) is not error:
                         raise explained from error
                     raise
+                if is_scope(handle.cgroup) and is_unified() and not self._traits.sets_scope_properties:
+                    await tell_systemd(handle.cgroup, timeout_s)
             # A plain container needs the binary for neither its start nor its end: it has made nothing but the cgroup
             # and its state directory. The fifo shows that it keeps its state there as runc and crun do.
             fifo = self._binary.state_directory(handle.container_id) / FIFO

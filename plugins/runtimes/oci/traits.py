@@ -27,6 +27,8 @@ class BinaryTraits(abc.ABC):
     """Whether the binary gives ``oomScoreAdj`` to a container's first process only, not to what is executed in it."""
     leaves_other_cgroups: ClassVar[bool] = False
     """Whether ``exec --cgroup=NAME`` takes the process out of the hierarchies of cgroup v1 that have no such cgroup."""
+    sets_scope_properties: ClassVar[bool] = True
+    """Whether the binary makes the limits of a container properties of its scope, so that systemd keeps them."""
     execs_in_cgroups: bool = True
     """Whether the binary has ``exec --cgroup``, so that all that came from an exec process can be found."""
 
