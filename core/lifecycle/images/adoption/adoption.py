@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError, InvalidArgument
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.manifests import read_manifest
 from crinoid.core.api.values.image import Descriptor, ImageReference, ResolveRequest
@@ -92,8 +93,8 @@ class Adoptions:
                     how = await call_in_thread(partial(self._place, source.store, blob, not copy and not is_artifact))
                     taken[how] += blob.size
                 record = await self._images.take_in(source, reference)
-        except CrinoidError:
-            await self._images.let_go(digests)
+        except BaseException:  # cancelled, too: the client has gone
+            await finish(self._images.let_go(digests))
             raise
         return Adopted(str(reference), record.id, taken["cloned"], taken["linked"], taken["copied"])
 
