@@ -1,5 +1,6 @@
 """The verb save: images to an archive, in a file or on standard output."""
 
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -79,15 +80,35 @@ def _opened(target: str) -> Iterator[BinaryIO]:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("xb") as file:
+        with _unnamed(path.parent) or temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not temporary.exists():
+                _name(file.fileno(), temporary)
         temporary.rename(path)
     except OSError as error:
         raise CrinoidError(f"{error.filename or path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unnamed(directory: Path) -> BinaryIO | None:
+    """Make a file without a name, of which a kill leaves nothing; ``None`` where the file system has none."""
+    try:
+        return os.fdopen(os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666), "wb")
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):  # the second from kernels that don't know it
+            return None
+        raise
+
+
+def _name(fd: int, path: Path) -> None:
+    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # only with a directory's descriptor Python calls linkat(2), which can follow the link to what is open
+        os.link(str(fd), path, src_dir_fd=descriptors, follow_symlinks=True)
+    finally:
+        os.close(descriptors)
 
 
 VERBS = (save,)

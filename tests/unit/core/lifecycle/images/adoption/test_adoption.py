@@ -12,7 +12,7 @@ from crinoid.core.state.content import ContentStore
 from support.bolt import write_bolt
 from support.images import BuiltImage
 
-from ..conftest import NAME, Node, until
+from ..conftest import NAME, Node, until  # noqa: TID252
 
 
 @pytest.fixture
