@@ -72,7 +72,7 @@ FIGURES = (
     Figure(
         "again-tiny",
         "PullImage, many files, after a removal",
-        "the same while an image of that size was removed a moment ago",
+        "PullImage, {tiny_files} tiny files, when an image of that size was just removed",
         "s",
         (0.80, 0.80),
     ),
