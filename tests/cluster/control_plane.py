@@ -61,6 +61,11 @@ class ControlPlane:
     def start(self) -> None:
         """Start all but kube-proxy, and wait until the node is ready."""
         self.directory.mkdir()
+        for setting in (
+            "net.ipv4.ip_forward=1",
+            "net.bridge.bridge-nf-call-iptables=1",
+        ):  # as documents on nodes ask for
+            self.place.run("sysctl", "-qw", setting)
         self.kubeconfig.write_text(json.dumps(_kubeconfig()))
         (self.directory / "tokens").write_text(f"{_TOKEN},admin,admin,system:masters\n")
         for command in (
@@ -199,10 +204,17 @@ class ControlPlane:
         version = version.removesuffix("/runtimeclasses")
         self.ask("POST", _PATHS[kind], {"apiVersion": version, "kind": kind, "metadata": metadata, **content})
 
-    def remove(self, kind: str, name: str) -> None:
-        """Remove an object, and wait until it and what hangs on it is gone."""
-        self.ask("DELETE", f"{_PATHS[kind]}/{name}?propagationPolicy=Foreground")
-        wait_for(lambda: self.get(kind, name) is None, lambda: json.dumps(self.get(kind, name)), patient(120))
+    def clear(self) -> None:
+        """Remove all objects of tests, and wait until their pods are gone."""
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        for kind, path in _PATHS.items():
+            if kind in ("Service", "ConfigMap"):  # the cluster has its own of them
+                for one in self.ask("GET", f"{path}?labelSelector=!component")["items"]:
+                    if one["metadata"]["name"] != "kube-root-ca.crt":
+                        self.ask("DELETE", f"{path}/{one['metadata']['name']}", options)
+            else:
+                self.ask("DELETE", path, options)
+        wait_for(lambda: not self.pods(), lambda: json.dumps(self.pods()), patient(120))
 
     def get(self, kind: str, name: str) -> Json | None:
         """Return an object, if it is there."""
