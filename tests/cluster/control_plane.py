@@ -97,12 +97,16 @@ class ControlPlane:
         )
         self.launch("kube-scheduler", by, "--leader-elect=false")
         self.kubelet.start()
-        wait_for(self._is_node_ready, self.kubelet.tail, patient(120))
+        self.wait_for_node()
         wait_for(
             lambda: self.find(f"{_CORE}/namespaces/default/serviceaccounts/default"),
             lambda: self.tail("kube-controller-manager"),
             patient(60),
         )
+
+    def wait_for_node(self) -> None:
+        """Wait until pods may come to the node."""
+        wait_for(self._takes_pods, self.kubelet.tail, patient(120))
 
     def launch(self, program: str, *arguments: str) -> None:
         """Start one of the programs."""
@@ -254,11 +258,10 @@ class ControlPlane:
         except (AssertionError, URLError, OSError):
             return False
 
-    def _is_node_ready(self) -> bool:
-        node = self.find(f"{_CORE}/nodes/node") or {}
-        return any(
-            one["type"] == "Ready" and one["status"] == "True" for one in node.get("status", {}).get("conditions", ())
-        )
+    def _takes_pods(self) -> bool:
+        node = self.find(f"{_CORE}/nodes/node") or {"status": {}, "spec": {}}
+        ready = [one["status"] for one in node["status"].get("conditions", ()) if one["type"] == "Ready"]
+        return ready == ["True"] and not node["spec"].get("taints")
 
 
 def _kubeconfig() -> Json:

@@ -81,23 +81,6 @@ def _restarts(found: Json) -> int:
     return max((one["restartCount"] for one in found["status"].get("containerStatuses", ())), default=0)
 
 
-def test_a_full_disk_takes_unused_images_first_and_then_pods(ordinary: Kubelet, place: Place, cri: Cri) -> None:
-    kubelet = ordinary
-    layout = place.directory / "layout"
-    build_busybox(layout, "unused:1", extra=[Entry(path="unused", content=b"unused")])
-    place.network.call(lambda: place.registry.push(layout, "unused:1", "cluster/unused:1"))
-    unused = f"{place.images}/unused:1"
-    cri.call("PullImage", image={"image": unused})
-    kubelet.run(pod("evicted", container(place, "sleep", "1000")))
-    kubelet.until("evicted", is_ready)
-    kubelet.restart(evictionHard={"nodefs.available": "100%"}, imageMinimumGCAge="0s")
-    found = kubelet.until("evicted", lambda found: found["status"].get("reason") == "Evicted", 120)
-    assert "low on resource: ephemeral-storage" in found["status"]["message"]
-    assert not cri.call("ImageStatus", image={"image": unused}).get("image")
-    kubelet.restart()
-    drop(kubelet, "evicted")
-
-
 def test_statistics_by_the_runtime(ordinary: Kubelet, place: Place, runtime: Daemon | Containerd) -> None:
     if not isinstance(runtime, Daemon):
         pytest.skip("containerd 1.6 does not know all that the gate asks for")
@@ -143,6 +126,27 @@ def test_a_checkpoint(kubelet: Kubelet, place: Place, runtime: Daemon | Containe
     drop(kubelet, "frozen")
 
 
+def test_a_full_disk_takes_unused_images_first_and_then_pods(cluster: ControlPlane) -> None:
+    place, kubelet = cluster.place, cluster.kubelet
+    layout = place.directory / "layout"
+    build_busybox(layout, "unused:1", extra=[Entry(path="unused", content=b"unused")])
+    place.network.call(lambda: place.registry.push(layout, "unused:1", "cluster/unused:1"))
+    unused = {"image": f"{place.images}/unused:1"}
+    client = Cri(cluster.runtime.socket)
+    client.call("PullImage", image=unused)
+    cluster.make("Pod", "evicted", spec=pod("evicted", container(place, "sleep", "1000"))["spec"])
+    cluster.until("Pod", "evicted", is_ready)
+    kubelet.restart(evictionHard={"nodefs.available": "99%"}, imageMinimumGCAge="0s")
+    try:
+        cluster.until("Pod", "evicted", lambda found: found["status"].get("reason") == "Evicted", 120)
+        assert not client.call("ImageStatus", image=unused).get("image")
+    finally:
+        client.close()
+        kubelet.restart()
+        cluster.wait_for_node()
+        cluster.clear()
+
+
 def test_devices_of_a_plugin_by_cdi(cluster: ControlPlane) -> None:
     if not isinstance(cluster.runtime, Daemon):
         pytest.skip("containerd 1.6 knows no CDI devices")
@@ -152,9 +156,16 @@ def test_devices_of_a_plugin_by_cdi(cluster: ControlPlane) -> None:
         {"name": name, "containerEdits": {"env": [f"FOUND_{name.upper()}=1"], "deviceNodes": [_node(name)]}}
         for name in ("one", "two")
     ]
-    spec = {"cdiVersion": "0.6.0", "kind": "tests.example/widget", "devices": devices}
+    spec: Json = {"cdiVersion": "0.6.0", "kind": "tests.example/widget", "devices": devices}
     (place.directory / "cdi" / "widget.json").write_text(json.dumps(spec))
-    command = [*place.prefix, sys.executable, "-m", "cluster.device_plugin", "tests.example/widget", spec["kind"]]
+    command: list[str] = [
+        *place.prefix,
+        sys.executable,
+        "-m",
+        "cluster.device_plugin",
+        "tests.example/widget",
+        spec["kind"],
+    ]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(TESTS)}) as plugin:
         try:
             _use_devices(cluster)

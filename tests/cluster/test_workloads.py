@@ -258,7 +258,7 @@ def test_user_namespaces(cluster: ControlPlane, handler: str) -> None:
         pytest.skip("containerd 1.6 has no user namespaces")
     name = f"mapped-{handler}"
     script = "cat /proc/self/uid_map; touch /v/mine && stat -c %u /v/mine"
-    mounts = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    mounts: Json = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
     run(
         cluster,
         name,
@@ -277,10 +277,12 @@ def test_user_namespaces(cluster: ControlPlane, handler: str) -> None:
 def test_a_configuration_that_comes_late(cluster: ControlPlane) -> None:
     env = [{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "k"}}}]
     run(cluster, "late", container(cluster.place, "sh", "-c", "echo $K", env=env), restartPolicy="Never")
-    waiting = lambda found: found["status"].get("containerStatuses") and state_of(found)  # noqa: E731
-    found = cluster.until(
-        "Pod", "late", lambda found: (waiting(found) or {}).get("reason") == "CreateContainerConfigError"
-    )
+
+    def waits(found: Json) -> bool:
+        statuses = found["status"].get("containerStatuses")
+        return bool(statuses) and state_of(found).get("reason") == "CreateContainerConfigError"
+
+    found = cluster.until("Pod", "late", waits)
     assert state_of(found)["message"] == 'configmap "late" not found'
     cluster.make("ConfigMap", "late", data={"k": "value"})
     cluster.until("Pod", "late", is_in("Succeeded"))
