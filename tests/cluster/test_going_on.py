@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.kubelet import Kubelet, wait_for
+from cluster.control_plane import ControlPlane
+from cluster.kubelet import Json, Kubelet, wait_for
 from cluster.place import Place
 from cluster.test_static_pods import container, is_in, is_ready, only_crinoid, pod
 from support.containerd import Containerd
@@ -73,3 +74,41 @@ def test_an_upgrade_is_nothing_to_a_kubelet(any_kubelet: Kubelet, place: Place, 
     for former in formers:
         former.terminate()
         assert former.wait(patient(30)) == 0
+
+
+def test_the_runtime_is_killed_while_a_deployment_grows_and_shrinks(cluster: ControlPlane) -> None:
+    runtime = cluster.runtime
+    if not isinstance(runtime, Daemon):
+        pytest.skip(only_crinoid)
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 60}
+    script = "trap 'exit 0' TERM; sleep 100000 & wait"
+    app = container(cluster.place, "sh", "-c", script, livenessProbe=probe, readinessProbe=PROBE)
+    made = {"metadata": {"labels": {"app": "lasting"}}, "spec": pod("", app)["spec"]}
+    cluster.make(
+        "Deployment", "lasting", spec={"selector": {"matchLabels": {"app": "lasting"}}, "template": made, "replicas": 2}
+    )
+
+    def has(available: int) -> None:
+        def holds(found: Json) -> bool:
+            return bool(found["status"].get("availableReplicas") == available == len(cluster.pods("app=lasting")))
+
+        cluster.until("Deployment", "lasting", holds, 90)
+
+    def ids() -> set[tuple[str, int]]:
+        statuses = [one for found in cluster.pods("app=lasting") for one in found["status"]["containerStatuses"]]
+        return {(one["containerID"], one["restartCount"]) for one in statuses}
+
+    try:
+        has(2)
+        before = ids()
+        for replicas in (6, 1, 5):
+            cluster.kubectl("scale", "deployment/lasting", f"--replicas={replicas}")
+            runtime.kill()
+            runtime.start()
+            has(replicas)
+        assert before & ids(), "those that were there from the beginning go last"
+        assert {restarts for _, restarts in ids()} == {0}
+        sandboxes = {one["metadata"]["name"] for one in runtime.cri.call("ListPodSandbox")["items"]}
+        assert sandboxes >= {one["metadata"]["name"] for one in cluster.pods("app=lasting")}
+    finally:
+        cluster.clear()
