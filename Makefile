@@ -10,7 +10,8 @@
 # One runs the unit and the systemd cgroup driver in such a machine with systemd: make test-systemd, in half an hour;
 # with CLUSTER_BINARIES=DIR over a kubelet, too
 # One runs a kubelet over crinoid, from binaries that you have: make test-cluster CLUSTER_BINARIES=DIR (a directory with
-# kubelet), and with CLUSTER_RUNTIME=containerd over Debian's containerd, to see that pods end in the same words
+# kubelet, and what a cluster needs besides), and with CLUSTER_RUNTIME=containerd over Debian's containerd, to see that
+# pods end in the same words; with CLUSTER_WORDS=docs/words.json these are kept for docs/words.md
 # One lets thousands of pods live and looks whether the daemon grows: make soak (SOAK="--lives 500" for fewer)
 # One measures how far a reader of the code has to go: make reading
 # One kills, breaks and cuts the power of daemons at every point of their work; hours, as root, in which it can be
