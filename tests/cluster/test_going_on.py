@@ -36,7 +36,9 @@ def any_kubelet(request: pytest.FixtureRequest, kubelet: Kubelet) -> Iterator[Ku
     kubelet.restart()
 
 
-def test_an_upgrade_is_nothing_to_a_kubelet(any_kubelet: Kubelet, place: Place, daemon: Daemon) -> None:
+def test_an_upgrade_is_nothing_to_a_kubelet(
+    any_kubelet: Kubelet, place: Place, daemon: Daemon, request: pytest.FixtureRequest
+) -> None:
     kubelet = any_kubelet
     mode = "evented" if kubelet.settings else "relisting"
     stays = f"stays-{mode}"
@@ -55,6 +57,7 @@ def test_an_upgrade_is_nothing_to_a_kubelet(any_kubelet: Kubelet, place: Place, 
         for name in names[-4:] if mode == "evented" else names[-4:-3]:
             kubelet.until(name, _has_started if mode == "evented" else _is_known)
         formers.append(daemon.take_over())
+        request.addfinalizer(formers[-1].kill)  # also where the test fails
         for name in names[-4:]:
             kubelet.until(name, is_in("Succeeded"))
     failed = [line for line in kubelet.written_since(logged).splitlines() if FAILED.search(line)]
