@@ -209,10 +209,10 @@ class FakeImages:
             raise self.error
         return "sha256:abc"
 
-    def find(self, reference: str, /) -> ImageRecord | None:
+    def find(self, reference: str, _handler: str | None = None, /) -> ImageRecord | None:
         return self.records.get(reference)
 
-    def find_usable(self, reference: str, /) -> ImageRecord | None:
+    def find_usable(self, reference: str, _handler: str = "", /) -> ImageRecord | None:
         return self.records.get(reference)
 
     async def verify(self, record: ImageRecord, /) -> tuple[str, ...]:
@@ -234,8 +234,8 @@ class FakeImages:
     def user_of(self, record: ImageRecord, /) -> tuple[int | None, str]:
         return 0, ""
 
-    async def remove(self, reference: str, /) -> None:
-        self.calls.append(("remove", reference))
+    async def remove(self, reference: str, handler: str = "", /) -> None:
+        self.calls.append(("remove", reference, handler))
 
     async def filesystems(self) -> tuple[tuple[FilesystemReport, ...], tuple[FilesystemReport, ...]]:
         return (FilesystemReport(5, "/images", DiskUsage(10, 2)),), (FilesystemReport(6, "/layers", DiskUsage(20, 3)),)

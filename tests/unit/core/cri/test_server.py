@@ -293,7 +293,7 @@ class TestImages:
 
     async def test_remove_and_filesystems(self, client: Client, services: Any) -> None:
         await client.call("RemoveImage", {"image": {"image": "nginx"}})
-        assert services.images.calls == [("remove", "nginx")]
+        assert services.images.calls == [("remove", "nginx", "")]
         answer = await client.call("ImageFsInfo")
         assert answer["image_filesystems"][0]["fs_id"] == {"mountpoint": "/images"}
         assert answer["container_filesystems"][0]["used_bytes"] == {"value": "20"}

@@ -21,6 +21,8 @@ from crinoid.core.slots.roles import ROLES
 
 HANDLE = ContainerHandle("c1", "p1", Path("/bundle"), "/cgroup")
 REQUEST = ContainerRequest(handle=HANDLE, spec={})
+GUEST = frozenset({"traits", "wait_pod", "update_pod", "pod_stats", "forward_port"})
+LEFT_OUT = {"snapshotter": {"bring_layer"}, "runtime": GUEST}
 
 
 @pytest.mark.parametrize("kind", [fakes, noops])
@@ -34,7 +36,14 @@ def test_each_fits_the_hooks_of_its_role(kind: object, role: str, tmp_path: Path
     )
     assert binding.implemented >= ROLES[role].hooks - ROLES[role].optional
     if kind is fakes:
-        assert binding.implemented == ROLES[role].hooks - {"bring_layer"}, "a fake leaves nothing else out"
+        assert binding.implemented == ROLES[role].hooks - LEFT_OUT.get(role, set()), "a fake leaves nothing else out"
+
+
+def test_a_runtime_of_guests_is_a_fake_of_its_own(tmp_path: Path) -> None:
+    host = fakes.fake_host(tmp_path)
+    fake = fakes.FakeGuestRuntime(NoOptions(), host)
+    binding = adopt(fake, InstalledDriver("runtime", "x", "d", "1", "d:D"), SlotConfig(driver="x"), host)
+    assert binding.implemented == ROLES["runtime"].hooks - {"exec_sync"}
 
 
 async def test_a_snapshotter_that_brings_layers_is_a_fake_of_its_own(tmp_path: Path) -> None:
@@ -133,8 +142,9 @@ async def test_a_layer_that_carries_another_can_not_be_removed(tmp_path: Path) -
 
 
 def test_the_parameters_of_fakes_are_those_of_the_hooks() -> None:
+    others = {"bring_layer": fakes.FakeBringingSnapshotter} | dict.fromkeys(GUEST, fakes.FakeGuestRuntime)
     for name, role in ROLES.items():
-        fake = fakes.FakeBringingSnapshotter if name == "snapshotter" else getattr(fakes, f"Fake{name.capitalize()}")
         for hook in role.hooks:
+            fake = others.get(hook) or getattr(fakes, f"Fake{name.capitalize()}")
             wanted = inspect.signature(getattr(role.specification, hook)).parameters
             assert list(inspect.signature(getattr(fake, hook)).parameters) == list(wanted), f"{name} {hook}"
