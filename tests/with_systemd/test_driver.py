@@ -169,7 +169,8 @@ def test_want_of_memory(pod: Pod, parent: str) -> None:
 
 
 def test_statistics(pod: Pod, parent: str) -> None:
-    container = pod.start("sh", "-c", "x=$(head -c 4000000 /dev/zero | tr '\\0' x); echo ready; sleep 1000")
+    # The shell would become its last command, and have let go of the memory.
+    container = pod.start("sh", "-c", "x=$(head -c 4000000 /dev/zero | tr '\\0' x); echo ready; sleep 1000; true")
     until(lambda: pod.node.log(container))
     stats = pod.node.call("ContainerStats", container_id=container)["stats"]
     assert int(stats["memory"]["working_set_bytes"]["value"]) > 4_000_000
