@@ -72,10 +72,12 @@ def _processes(daemon: Daemon, pid: int) -> Iterator[str]:
 
 
 def _inside(pid: int, command: list[str]) -> list[str]:
-    done = subprocess.run(
-        ["nsenter", f"--net=/proc/{pid}/ns/net", *command], capture_output=True, text=True, check=True
-    )
-    return done.stdout.splitlines()
+    line = ["nsenter", f"--net=/proc/{pid}/ns/net", *command]
+    for _ in range(10):  # a dump that a removal interrupts is an error of ip's
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.splitlines()
+    raise RuntimeError(f"{' '.join(line)}: {done.stderr}")
 
 
 def _files(top: Path, name: str) -> Iterator[str]:
