@@ -18,7 +18,6 @@ from crinoid.core.api.errors import CorruptContent, NotFound, Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import libc, mount, rights, verity
-from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.api.linux.threads import call_in_fresh_thread, call_in_thread
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.plugins.snapshotters.common_hooks import in_thread
@@ -51,8 +50,12 @@ class ErofsSnapshotter(OverlaySnapshotter):
 
     @hookimpl
     async def probe(self) -> None:
+        def try_here() -> None:
+            with self.storage.trial() as directory:
+                try_erofs(directory)
+
         await super().probe()
-        await call_in_thread(lambda: try_erofs(self.storage.new_scratch()))
+        await call_in_thread(try_here)
 
     @hookimpl
     async def commit_layer(self, key: str, chain_id: str, parent: str | None) -> None:
@@ -142,8 +145,6 @@ def try_erofs(directory: Path) -> None:
         call_in_fresh_thread(lambda: _write_and_mount(directory))
     except OSError as error:
         raise Unsupported(f"EROFS images can't be mounted in {directory.parent}: {_advice(error)} ({error})") from error
-    finally:
-        remove_tree(directory)
 
 
 def _write_and_mount(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """What the contract does not ask: the mounts that each driver names, its options, and what it says of a bad host."""
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from crinoid.core.api.linux import mount
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.plugins.snapshotters import native
 from crinoid.plugins.snapshotters.copying import Reflink
+from crinoid.plugins.snapshotters.erofs.driver import ErofsSnapshotter
 from crinoid.plugins.snapshotters.native import NativeConfig, NativeSnapshotter
 from crinoid.plugins.snapshotters.overlay import OverlayConfig, OverlaySnapshotter
 
@@ -120,6 +122,29 @@ async def test_probe_leaves_nothing(host: Host, tmp_path: Path) -> None:
     await driver.probe()
     assert mount.mountpoints(tmp_path) == ()
     assert [path for path in driver.storage.root.rglob("*") if path.parent != driver.storage.root] == []
+
+
+@needs_root
+@pytest.mark.parametrize("driver", [OverlaySnapshotter, ErofsSnapshotter])
+async def test_what_probe_can_not_remove_goes_a_little_later(
+    driver: type[OverlaySnapshotter], host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[Path] = []
+    rmdir = Path.rmdir
+
+    def refuse_first(path: Path) -> None:
+        if path not in refused and path.parent.name == "scratch":
+            refused.append(path)
+            raise OSError(errno.EIO, "I/O error", str(path))
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", refuse_first)
+    made = driver(driver.Config(), host)
+    await made.probe()
+    assert refused
+    async with asyncio.timeout(30):
+        while [path for path in made.storage.root.rglob("*") if path.parent != made.storage.root]:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def test_native_probe_wants_reflink_only_if_asked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
