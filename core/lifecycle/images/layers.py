@@ -239,12 +239,9 @@ class Layers:
         """Wait until a layer is there that this pull or another one installs; ``None`` stands below the lowest."""
         if chain_id is None:
             return
-        # The event is there before the question: a commit that comes between the two is not missed. One that is being
-        # installed sets it at its end; the snapshotter may say yes for some time before.
+        # The event is there before the question: a commit that comes between the two is not missed.
         committed = self._committed(slot, chain_id)
-        if committed.is_set():
-            return
-        if (slot.name, chain_id) in self._shared or not await slot.has_layer(chain_id):
+        if not committed.is_set() and not await slot.has_layer(chain_id):
             await committed.wait()
 
     def _committed(self, slot: SnapshotterSlot, chain_id: str) -> asyncio.Event:
