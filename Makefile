@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 # Much of the tests' time is waiting. A file's tests stay in one worker, which shares its daemon among them; those marked
 # "alone" run while the other workers stand still (tests/support/turns.py). WORKERS=1 runs all tests one after another.
-WORKERS ?= 4
+WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
