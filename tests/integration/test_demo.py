@@ -33,7 +33,9 @@ def find_remains(told: str) -> set[str]:
     names |= {name.replace("crinoid-demo-", "crinoid-") for name in names}
     places = [*Path("/run").iterdir(), *Path("/var/tmp").iterdir(), *Path("/sys/class/net").iterdir()]
     found = {str(path) for path in places if path.name in names}
-    found |= {str(path) for name in names for path in Path("/sys/fs/cgroup").glob(f"**/{name}")}
+    # Cgroups of others come and go meanwhile, which os.walk passes over.
+    walked = os.walk("/sys/fs/cgroup")
+    found |= {f"{top}/{name}" for top, directories, _ in walked for name in names.intersection(directories)}
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {line for line in mounts if any(name in line for name in names)}
     for directory in Path("/proc").glob("[0-9]*"):
