@@ -46,6 +46,7 @@ class CrunTraits(BinaryTraits):
     command_annotations = (*BinaryTraits.command_annotations, "run.oci.")
     gives_streams_away = True  # until 1.24
     execs_inherit_oom_score = True
+    execs_can_be_joined = True
     leaves_other_cgroups = True
     sets_scope_properties = False  # 1.8
 
@@ -86,10 +87,16 @@ class CrunTraits(BinaryTraits):
         """Keep the program that crun has compiled. A filter that asks a listener may depend on the container."""
         if not seccomp or "listenerPath" in seccomp or len(self._programs) >= _PROGRAMS_KEPT:
             return
+        if program := self.seccomp_program(state, seccomp):
+            self._programs[json.dumps(seccomp)] = base64.b64encode(program).decode()
+
+    def seccomp_program(self, state: Path, seccomp: Filter) -> bytes | None:
+        """See the base."""
+        if seccomp.get("flags") or "listenerPath" in seccomp:
+            return None
         with contextlib.suppress(OSError):
-            program = (state / "seccomp.bpf").read_bytes()
-            if program:
-                self._programs[json.dumps(seccomp)] = base64.b64encode(program).decode()
+            return (state / "seccomp.bpf").read_bytes()
+        return None
 
     def split_update(self, resources: LinuxResources) -> tuple[LinuxResources, LinuxResources]:
         """See the base. crun (1.8) can't lift every limit, with either version of cgroups."""

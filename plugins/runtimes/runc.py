@@ -24,6 +24,8 @@ class RuncTraits(BinaryTraits):
 
     package = "runc"
     answers_new_calls = True
+    execs_can_be_joined = True
+    keyring = "_ses.{}"
 
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
         """See the base."""

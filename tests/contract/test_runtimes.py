@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from contract.joined_execs import JoinedExecs
 from crinoid.core.api.errors import (
     CommandFailed,
     ConfigurationError,
@@ -26,9 +27,16 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
-from crinoid.core.api.testing.runtimes import BoundRuntime, RuntimeContract, Workbench, build_rootfs, joined_text
+from crinoid.core.api.testing.runtimes import (
+    BoundRuntime,
+    RuntimeContract,
+    Workbench,
+    build_rootfs,
+    joined_text,
+    minimal_process,
+)
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
-from crinoid.core.api.values.runtime import ContainerStatus
+from crinoid.core.api.values.runtime import ContainerStatus, ExecRequest
 from crinoid.plugins.runtimes.any_oci import AnyOciOptions, AnyOciRuntime
 from crinoid.plugins.runtimes.binaries.options import Deadlines, MonitorOptions
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunRuntime
@@ -43,8 +51,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="running containers ne
 
 
 @needs_runc
-class TestRunc(RuntimeContract):
+class TestRunc(JoinedExecs, RuntimeContract):
     has_checkpoints = True
+
+    def make_binary_driver(self, host: Host) -> object:
+        return RuncRuntime(RuncOptions(joined_execs=False), host)
 
     def make_driver(self, host: Host) -> object:
         return RuncRuntime(RuncOptions(), host)
@@ -70,9 +81,21 @@ class TestAnyOci(RuntimeContract):
 
 
 @needs_crun
-class TestCrun(RuntimeContract):
+class TestCrun(JoinedExecs, RuntimeContract):
     __test__ = not cgroup_namespace.is_hybrid()  # else test_crun_where_cgroups_are_not_hybrid runs it
     has_checkpoints = True
+    filters_are_kept = True
+
+    def make_binary_driver(self, host: Host) -> object:
+        return CrunRuntime(CrunOptions(joined_execs=False), host)
+
+    async def test_an_exec_has_its_own_umask(self, bench: Workbench, by_binary: BoundRuntime) -> None:
+        """runc's exec (1.1) passes over it."""
+        request = await bench.start("sleep", "1000")
+        process = minimal_process("sh", "-c", "umask", user={"uid": 0, "gid": 0, "umask": 0o027})
+        for runtime in (bench.runtime, by_binary):
+            output = await runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=60))
+            assert output.stdout == b"0027\n"
 
     def make_driver(self, host: Host) -> object:
         return CrunRuntime(CrunOptions(), host)

@@ -41,6 +41,8 @@ ALLOWED = {
     "core/lifecycle/strays/stand_ins.py": OWN,
     "core/lifecycle/strays/strays.py": KERNEL,
     "core/state/content.py": OWN,
+    "plugins/runtimes/joining/joined_execs.py": OWN,
+    "plugins/runtimes/joining/joining_process.py": OWN,
     "core/state/salvage.py": OWN,
     "core/state/transfer.py": OWN,
     "plugins/networks/bridge/sysctls.py": BOTH,

@@ -162,6 +162,17 @@ def clone(source: Path) -> int:
     return _open_tree(source, _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
 
 
+def clone_read_only(source: Path) -> int:
+    """Return a mount that nothing can be written through, as ``clone`` does; what is opened there keeps it."""
+    tree = clone(source)
+    try:
+        _mount_setattr(tree, MountOptions(words=frozenset({"ro"})), 0, source)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
 def map_owners(tree: int, maps: int, target: Path) -> None:
     """Give a mount that ``clone`` made the maps of a user namespace; raises OSError as ``bind_mapped`` does."""
     _map_owners(tree, 0, maps, target)

@@ -116,7 +116,7 @@ def minimal_process(*args: str, **changes: object) -> dict[str, Any]:
         "terminal": False,
         "user": {"uid": 0, "gid": 0},
         "args": list(args),
-        "env": ["PATH=/bin"],
+        "env": ["PATH=/bin", "HOME=/"],
         "cwd": "/",
         "noNewPrivileges": True,
         "capabilities": {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")},

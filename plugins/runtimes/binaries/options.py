@@ -68,6 +68,9 @@ class OciOptions(DriverConfig):
     shortcuts: bool = True
     """Run the binary only where it is needed: from a copy in memory, and not at all to start or to remove a container
     that has neither hooks nor a cgroup of systemd's. ``false`` runs the file itself for each of these."""
+    joined_execs: bool = True
+    """Run a command of ExecSync (an exec probe) without the binary and its monitor where the container is plain: a
+    process of crinoid's own joins it. ``false``, or ``shortcuts = false``, has the binary run each."""
     monitor: MonitorOptions = MonitorOptions()
     """How conmon is run."""
     deadlines: Deadlines = Deadlines()

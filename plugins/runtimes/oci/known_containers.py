@@ -50,10 +50,13 @@ class KnownContainers:
                 "have its id for a name, and was not made for it"
             )
 
-    def exec_cgroup(self, handle: ContainerHandle) -> ExecCgroup:
-        """Return a new cgroup for an exec process, to be made below the container's."""
-        name = f"exec-{uuid.uuid4().hex[:16]}" if self._traits.execs_in_cgroups else ""
-        return ExecCgroup(self.cgroup(handle), name, everywhere=self._traits.leaves_other_cgroups)
+    def exec_cgroup(self, handle: ContainerHandle, *, joined: bool = False) -> ExecCgroup:
+        """Return a new cgroup for an exec process, to be made below the container's.
+
+        ``joined``: the process is not the binary's to start, which may want it in every hierarchy.
+        """
+        name = f"exec-{uuid.uuid4().hex[:16]}" if joined or self._traits.execs_in_cgroups else ""
+        return ExecCgroup(self.cgroup(handle), name, everywhere=not joined and self._traits.leaves_other_cgroups)
 
     def processes(self, handle: ContainerHandle) -> Processes | None:
         """What was started for the container: as noted, else (the daemon was killed meanwhile) as its monitor knows."""

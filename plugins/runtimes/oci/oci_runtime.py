@@ -42,6 +42,7 @@ from crinoid.plugins.runtimes.binaries.bundle import Bundle
 from crinoid.plugins.runtimes.binaries.options import OciOptions
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.sealing import SealedPrograms
+from crinoid.plugins.runtimes.joining.joined_execs import CantJoinError, JoinedExecs
 from crinoid.plugins.runtimes.monitor.conmon_monitor import ConmonMonitor
 from crinoid.plugins.runtimes.monitor.monitor import Monitor as MonitorPort
 from crinoid.plugins.runtimes.oci.checkpoints import CheckpointHooks
@@ -90,6 +91,7 @@ class OciRuntime(CheckpointHooks):
         self._monitor: MonitorPort = self.Monitor(config, binary)
         self._known = KnownContainers(self._traits, self._monitor)
         self._deletion = Deletion(binary, self._known, self._monitor, self._deadlines, host.log)
+        self._joined = JoinedExecs(self._traits)
         self._creation = Creation(config, self._traits, self._monitor, self._known, self._deletion)
         self._criu = Criu(self._deadlines.probe_s)
         self._probed: tuple[tuple[ProgramIdentity, ...], RuntimeFeatures] | None = None
@@ -182,6 +184,10 @@ class OciRuntime(CheckpointHooks):
     async def exec_sync(self, handle: ContainerHandle, request: ExecRequest) -> ExecOutput:
         """See the hook."""
         await self._known.require(handle, "exec", ContainerStatus.RUNNING)
+        try:
+            return await self._joined.run(handle, request, self._known.exec_cgroup(handle, joined=True))
+        except CantJoinError as error:
+            self._host.log.debug("exec in %s goes by %s: %s", handle.container_id, self._binary.name, error)
         return await self._monitor.exec_sync(handle, request, self._known.exec_cgroup(handle))
 
     @hookimpl

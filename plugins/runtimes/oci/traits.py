@@ -32,6 +32,10 @@ class BinaryTraits(abc.ABC):
     execs_in_cgroups: bool = True
     """Whether the binary has ``exec --cgroup``, so that all that came from an exec process can be found."""
 
+    execs_can_be_joined: ClassVar[bool] = False
+    """Whether a container is made by the kernel's own means alone, so that an exec can do without the binary."""
+    keyring: ClassVar[str] = "{}"
+    """How the binary names the session keyring of a container with this id."""
     answers_new_calls: ClassVar[bool] = False
     """Whether the binary makes a seccomp filter answer ENOSYS to system calls newer than its libseccomp."""
     keeps_fifo: ClassVar[bool] = True
@@ -59,6 +63,10 @@ class BinaryTraits(abc.ABC):
 
     def learn(self, state: Path, seccomp: Filter | None) -> None:  # noqa: B027  # optional
         """Take from the state directory of a container just created what speeds up the next one. Optional."""
+
+    def seccomp_program(self, state: Path, seccomp: Filter) -> bytes | None:
+        """Return what the binary made of a container's filter, in the kernel's form; ``None``: not kept. Optional."""
+        return None
 
     def split_update(self, resources: LinuxResources) -> tuple[LinuxResources, LinuxResources]:
         """Return what the binary's ``update`` can write, and what goes to the cgroup beside it. Optional."""

@@ -24,6 +24,25 @@ def is_hybrid() -> bool:
     return _hierarchies().version == 1 and bool(_hierarchies().unified)
 
 
+def memberships(pid: int | str) -> dict[str, str]:
+    """Return the cgroup of a process (or ``self``) by the mount point of its hierarchy; cgroups(7), /proc/pid/cgroup.
+
+    Hierarchies that are not mounted where we see them are left out. Raises OSError when there is no such process.
+    """
+    hierarchies, found = _hierarchies(), {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text(errors="surrogateescape").splitlines():
+        _, names, path = line.split(":", 2)
+        if not names:
+            roots: tuple[str, ...] = (hierarchies.unified,) if hierarchies.unified else ()
+        elif names.startswith("name="):
+            roots = tuple(one for one in hierarchies.others if Path(one).name == names.removeprefix("name="))
+        else:
+            root = hierarchies.by_controller.get(names.split(",")[0])
+            roots = (root,) if root else ()
+        found.update(dict.fromkeys(roots, path))
+    return found
+
+
 def oom_kills(path: str) -> int:
     """Return how often the kernel has killed in a cgroup for want of memory; 0 when the cgroup is gone."""
     memory = cgroup_directory("memory", path)

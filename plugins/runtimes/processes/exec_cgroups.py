@@ -48,6 +48,11 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
         if self._path is not None:
             await call_in_thread(self._remove)
 
+    @property
+    def directory(self) -> Path | None:
+        """Where it is, in the freezer's hierarchy or that of cgroup v2; ``None`` where it could not be made."""
+        return self._path
+
     def runtime_options(self) -> tuple[str, ...]:
         """Return the options of ``exec`` that start the process in the cgroup."""
         if self._path is None:

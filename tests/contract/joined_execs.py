@@ -1,0 +1,248 @@
+"""An exec without the runtime's binary, held to what the binary makes of the same request, attribute by attribute."""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, ResourceExhausted
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.testing.runtimes import BoundRuntime, Workbench, minimal_process
+from crinoid.core.api.values.pod import ProfileType, SecurityProfile
+from crinoid.core.api.values.runtime import ContainerRequest, ExecOutput, ExecRequest
+from crinoid.plugins.runtimes.joining.joining_process import JoiningProcess
+from crinoid.plugins.runtimes.processes.pidfds import children
+
+RUNTIME_DEFAULT = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+CAPABILITIES = ["CAP_CHOWN", "CAP_SETUID", "CAP_NET_RAW"]
+KINDS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+_HOST_ID = 300000
+
+# What a process can tell of itself. The shell is the process executed, so /proc/$$ is its own.
+TELLS = """
+b=/bin/busybox
+cat /proc/$$/status /proc/$$/limits /proc/$$/cgroup /proc/$$/oom_score_adj /proc/$$/timerslack_ns /proc/$$/mountinfo
+cat /proc/$$/coredump_filter /proc/$$/loginuid /proc/$$/sessionid /proc/$$/attr/current
+for one in cgroup ipc mnt net pid pid_for_children user uts time; do $b readlink /proc/$$/ns/$one; done
+$b cut -d ' ' -f 7,8,18,19,40,41 /proc/$$/stat
+$b readlink /proc/$$/cwd /proc/$$/root; $b readlink /proc/$$/exe
+for fd in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$fd ] && $b stat -L -c "$fd %F %a %u" /proc/$$/fd/$fd; done
+umask; pwd; $b env | $b sort; id
+"""
+_ITS_OWN = re.compile(
+    r"^(\w*Pid|NS\w+|Tgid|State|Vm\w+|Rss\w+|Hugetlb\w*|voluntary_\w+|nonvoluntary_\w+|Threads|SigQ|FDSize|"
+    r"Cpus_allowed\w*|Mems_allowed\w*|untag_mask|x86_\w+|CoreDumping|THP_enabled):.*$",
+    re.MULTILINE,
+)
+_NUMBERS = re.compile(rb"\d+")
+_EXEC_CGROUP = re.compile(r"(?<!:)/exec-[0-9a-f]{16}$|(?<=:/)exec-[0-9a-f]{16}$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A container, and what is executed in it."""
+
+    process: dict[str, Any] = field(default_factory=dict)
+    seccomp: SecurityProfile | None = None
+    linux: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    owner: int = 0
+
+
+CASES = {
+    "plain": Case(),
+    "privileged ways": Case({"noNewPrivileges": False, "capabilities": {"bounding": CAPABILITIES}}),
+    "another user": Case(
+        {
+            "user": {"uid": 1000, "gid": 1001, "additionalGids": [7, 8]},
+            "cwd": "/tmp",  # the container's
+            "env": ["PATH=/nowhere:/bin", "HOME=/home", "A=b=c", "A=last", "EMPTY="],
+        }
+    ),
+    "another user with capabilities": Case(
+        {
+            "noNewPrivileges": False,
+            "user": {"uid": 1000, "gid": 1000},
+            "capabilities": {kind: ["CAP_NET_BIND_SERVICE"] for kind in KINDS},
+        }
+    ),
+    "limits": Case(
+        {
+            # Its soft limit of open files, where it is another than the hard one, runc (1.1) overrules by that.
+            "rlimits": [
+                {"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200},
+                {"type": "RLIMIT_FSIZE", "soft": 1 << 20, "hard": 1 << 30},
+            ],
+            "oomScoreAdj": 500,
+        }
+    ),
+    "filtered": Case({}, RUNTIME_DEFAULT),
+    "filtered with new privileges": Case({"noNewPrivileges": False}, RUNTIME_DEFAULT),
+    "filtered, another user": Case({"user": {"uid": 5, "gid": 6}, "noNewPrivileges": False}, RUNTIME_DEFAULT),
+    "host namespaces": Case(without=("pid", "network", "ipc", "uts")),
+    "cgroup namespace": Case(linux={"namespaces": ("cgroup",)}),
+    "user namespace": Case(linux={"namespaces": ("user",)}, owner=_HOST_ID),
+    "user namespace, another user": Case(
+        {"user": {"uid": 1000, "gid": 1000}}, linux={"namespaces": ("user", "cgroup")}, owner=_HOST_ID
+    ),
+}
+
+
+def described(bench: Workbench, case: Case) -> ContainerRequest:
+    """The container of a case."""
+    request = bench.request(
+        "sleep", "1000", seccomp=case.seccomp, process=minimal_process("sleep", "1000", **case.process)
+    )
+    linux = dict(request.spec["linux"])
+    kinds = [one["type"] for one in linux["namespaces"] if one["type"] not in case.without]
+    linux["namespaces"] = [{"type": kind} for kind in (*kinds, *case.linux.get("namespaces", ()))]
+    if case.owner:
+        linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": case.owner, "size": 65536}]
+        for path in (bench.rootfs, *bench.rootfs.rglob("*")):
+            os.lchown(path, case.owner, case.owner)
+        for above in bench.rootfs.parents:
+            if above != Path("/"):
+                above.chmod(above.stat().st_mode | 0o011)
+    return dataclasses.replace(request, spec={**request.spec, "linux": linux})
+
+
+def told(output: ExecOutput) -> str:
+    """What a process told of itself, without what is each process's own."""
+    assert output.exit_code == 0, output.stderr.decode()
+    return _EXEC_CGROUP.sub("", _ITS_OWN.sub("", output.stdout.decode()))
+
+
+class JoinedExecs:
+    """Tests for a driver whose execs can be joined. ``filters_are_kept``: a filter's program is there to be loaded."""
+
+    filters_are_kept = False
+
+    def make_binary_driver(self, host: Host) -> object:
+        """The same driver, that has the binary run every exec."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def by_binary(self, host: Host) -> BoundRuntime:
+        """It runs what is executed in the same containers."""
+        return BoundRuntime(self.make_binary_driver(host))
+
+    @pytest.fixture
+    def starts(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """Each start of an exec without the binary."""
+        seen: list[object] = []
+        start: Callable[..., Any] = JoiningProcess.start
+
+        def noted(self: JoiningProcess, *args: Any) -> Any:
+            seen.append(args)
+            return start(self, *args)
+
+        monkeypatch.setattr(JoiningProcess, "start", noted)
+        return seen
+
+    @pytest.mark.parametrize("name", CASES)
+    async def test_an_exec_is_the_same_without_the_binary(
+        self, bench: Workbench, by_binary: BoundRuntime, starts: list[object], name: str
+    ) -> None:
+        case = CASES[name]
+        request = described(bench, case)
+        await bench.runtime.create(request)
+        await bench.runtime.start(request.handle)
+        process = minimal_process("sh", "-c", TELLS, **case.process)
+        joined = await bench.runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=60))
+        assert bool(starts) == (case.seccomp is None or self.filters_are_kept)
+        binary = await by_binary.exec_sync(request.handle, ExecRequest(process=process, timeout_s=60))
+        differences = list(difflib.unified_diff(told(binary).splitlines(), told(joined).splitlines(), n=0))
+        assert not differences, differences
+        assert _NUMBERS.sub(b"N", joined.stderr) == _NUMBERS.sub(b"N", binary.stderr)
+
+    @pytest.mark.parametrize(
+        ("args", "changes"),
+        [
+            (["nothing-of-this-name"], {}),
+            (["/nothing/there"], {}),
+            (["/etc"], {}),
+            (["/etc/passwd"], {}),
+            (["true"], {"cwd": "/nowhere"}),
+            (["true"], {"cwd": "/etc/passwd"}),
+        ],
+    )
+    async def test_what_cant_be_executed_is_refused_alike(
+        self, bench: Workbench, by_binary: BoundRuntime, starts: list[object], args: list[str], changes: dict[str, str]
+    ) -> None:
+        (bench.rootfs / "bin/no-format").write_bytes(b"\0\1\2\3")
+        (bench.rootfs / "bin/no-format").chmod(0o755)
+        request = await bench.start("sleep", "1000")
+        errors = []
+        for runtime in (bench.runtime, by_binary):
+            with pytest.raises(CrinoidError) as caught:
+                await runtime.exec_sync(
+                    request.handle, ExecRequest(process=minimal_process(*args, **changes), timeout_s=60)
+                )
+            errors.append(caught.value)
+        assert len(starts) == 1
+        assert type(errors[0]) is type(errors[1]), errors
+        assert bench.commands(request) == ["sleep 1000"]
+
+    async def test_what_has_no_format_ends_with_1(
+        self, bench: Workbench, by_binary: BoundRuntime, starts: list[object]
+    ) -> None:
+        (bench.rootfs / "bin/no-format").write_bytes(b"\0\1\2\3")
+        (bench.rootfs / "bin/no-format").chmod(0o755)
+        request = await bench.start("sleep", "1000")
+        for runtime in (bench.runtime, by_binary):
+            process = minimal_process("/bin/no-format")
+            output = await runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=60))
+            assert (output.exit_code, output.stdout) == (1, b"")
+            assert b"exec format error" in output.stderr.lower()
+        assert len(starts) == 1
+
+    async def test_it_leads_a_session_of_its_own(self, bench: Workbench, starts: list[object]) -> None:
+        request = await bench.start("sleep", "1000")
+        output = await bench.execute(request, "sh", "-c", "echo $$; /bin/busybox cut -d ' ' -f 5,6 /proc/$$/stat")
+        pid, group, session = output.stdout.split()
+        assert pid == group == session
+        assert len(starts) == 1
+
+    async def test_the_program_of_who_executes_cant_be_written_through(
+        self, bench: Workbench, starts: list[object]
+    ) -> None:
+        """What is executed in a container may be /proc/self/exe, by a script, and open that (CVE-2019-5736)."""
+        request = await bench.start("sleep", "1000")
+        await bench.execute(request, "true")
+        assert len(starts) == 1
+        helpers = [
+            pid for pid in children(os.getpid()) if b"joining.helper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        assert helpers
+        for pid in helpers:
+            assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY
+            assert Path(f"/proc/{pid}/exe").stat().st_ino == Path(sys.executable).stat().st_ino
+
+    async def test_nothing_executes_beside_as_many_processes_as_may_be(
+        self, bench: Workbench, starts: list[object]
+    ) -> None:
+        request = await bench.start("sleep", "1000")
+        _limit_pids(request)
+        with pytest.raises(ResourceExhausted, match="may have 1"):
+            await bench.execute(request, "true")
+        assert not starts
+
+    async def test_all_that_came_of_it_is_killed_at_its_timeout(self, bench: Workbench, starts: list[object]) -> None:
+        request = await bench.start("sleep", "1000")
+        with pytest.raises(DeadlineExceeded, match="had not ended after 1 s"):
+            await bench.execute(request, "sh", "-c", "sleep 6001 & (setsid sleep 6002 &); sleep 6003", timeout_s=1.0)
+        await bench.until(lambda: bench.commands(request) == ["sleep 1000"], "all of the tree is gone")
+        assert len(starts) == 1
+
+
+def _limit_pids(request: ContainerRequest) -> None:
+    root = "/sys/fs/cgroup" if cgroups.version() == 2 else "/sys/fs/cgroup/pids"
+    Path(f"{root}{request.handle.cgroup}/pids.max").write_text("1")
