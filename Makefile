@@ -18,6 +18,7 @@
 # interrupted and started again: make chaos (CHAOS="--workers 4" for four nodes at a time)
 # Two measure, beside containerd in one run; BENCH takes more options, such as --containerd PROGRAM (--help names all):
 #   make bench         every figure at 50 pods and how each grows, into docs/performance.md; under half an hour
+#   make bench-cluster a Deployment under a kubelet, from binaries that are named: CLUSTER_BINARIES=DIR
 #   make bench-quick   small and few, in under two minutes
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +29,7 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
 
 demo: demo-packages bytecode
 	$(BIN)/crinoid demo
@@ -80,6 +81,9 @@ chaos-power: setup
 
 bench: setup
 	PYTHONPATH=.:tests $(BIN)/python -m bench --json docs/performance.json --render $(BENCH)
+
+bench-cluster: setup
+	PYTHONPATH=.:tests $(BIN)/python -m bench.cluster --binaries $(CLUSTER_BINARIES) --json docs/performance-cluster.json --render $(BENCH)
 
 bench-quick: setup
 	PYTHONPATH=.:tests $(BIN)/python -m bench --quick $(BENCH)

@@ -97,5 +97,18 @@ FIGURES = (
     Figure("list-images", "ListImages", "ListImages", "ms"),
     Figure("image-status", "ImageStatus", "ImageStatus", "ms"),
     Figure("pull", "PullImage, small", "PullImage of a small image", "ms"),
+    # Under a kubelet (bench.cluster); the goal of the first is for what is above the floor.
+    Figure("cluster-ready", "pods to Ready", "{cluster_pods} pods of a Deployment to Ready", "s"),
+    Figure("cluster-cpu", "CPU for that", "CPU of daemon and monitors for that", "s", (0.20, 0.40)),
+    Figure("cluster-gone", "deletion", "deletion of these pods, until the API has none", "s", (0.40, 0.40)),
+    Figure("cluster-memory", "memory under a kubelet", "memory of daemon and monitors at these pods", "MiB"),
+    Figure("cluster-pss", "PSS under a kubelet", "their PSS", "MiB"),
+    Figure(
+        "cluster-probed",
+        "CPU of probes",
+        "CPU of daemon and monitors in {probed_s} s of them with an exec probe each 10 s",
+        "s",
+        (0.20, 0.35),
+    ),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}

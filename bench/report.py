@@ -11,6 +11,8 @@ from bench.figures import BY_KEY
 
 BEGIN = "<!-- From here to the end mark `make bench` writes; `python -m bench --render-only` does it from JSON. -->\n"
 END = "<!-- The end mark. -->\n"
+CLUSTER_BEGIN = "<!-- From here to its end mark `make bench-cluster` writes. -->\n"
+CLUSTER_END = "<!-- The end mark of the cluster. -->\n"
 AXES = {
     "pods": "pods that stand there",
     "images": "images on the node",
@@ -81,6 +83,19 @@ def update(path: Path, run: Run) -> None:
     path.write_text(f"{before}{BEGIN}\n{markdown(run)}\n{END}{after}")
 
 
+def update_cluster(path: Path, run: Run) -> None:
+    """Write the part that ``bench.cluster`` measured, between marks of its own."""
+    before, _, rest = path.read_text().partition(CLUSTER_BEGIN)
+    _, _, after = rest.partition(CLUSTER_END)
+    path.write_text(f"{before}{CLUSTER_BEGIN}\n{cluster_markdown(run)}\n{CLUSTER_END}{after}")
+
+
+def cluster_markdown(run: Run) -> str:
+    """Return what is generated of a run of ``bench.cluster``."""
+    parts = [_about(run), _ratios(run, "###"), _missed(run, "###"), _medians(run, "###")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def generated(text: str) -> str:
     """Return what stands between the marks of a document."""
     return text.partition(BEGIN)[2].partition(END)[0].strip() + "\n"
@@ -103,10 +118,14 @@ def _facts(run: Run) -> Iterator[str]:
 
 
 def _goals(run: Run) -> str:
+    return f"{_ratios(run)}\n\n![Ratios to the peer, and goals](performance.svg)"
+
+
+def _ratios(run: Run, mark: str = "##") -> str:
     head = ["figure", *(f"{name}: ratio (goal)" for name in run.ours())]
     others = [(name, peer) for peer in run.peers()[1:] for name in run.ours()]
     head += [f"{name} to {peer}" for name, peer in others]
-    lines = [f"## Ratios to {run.peer}", "", _row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [f"{mark} Ratios to {run.peer}", "", _row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
     for figure in run.figures():
         if figure.goals is None:
             continue
@@ -115,7 +134,7 @@ def _goals(run: Run) -> str:
         cells += ["" if figure.absolute else "gap" if found is None else _number(found.value) for found in more]
         lines.append(_row([figure.name(run.settings), *cells]))
     note = "Below 1 is better than the peer. A goal with a unit is a value, no ratio."
-    return "\n".join([*lines, "", note, "", "![Ratios to the peer, and goals](performance.svg)"])
+    return "\n".join([*lines, "", note])
 
 
 def _told(verdict: Verdict | None, absolute: bool) -> str:
@@ -126,16 +145,16 @@ def _told(verdict: Verdict | None, absolute: bool) -> str:
     return text if verdict.met else f"**{text} not met**"
 
 
-def _missed(run: Run) -> str:
+def _missed(run: Run, mark: str = "##") -> str:
     lines = [
         f"- **{figure.label}**, {name}: {_number(verdict.value)}, the goal is {verdict.goal:g}"
         for figure, name, verdict in run.missed()
     ]
-    return "\n".join(["## Goals that this run did not meet", "", *(lines or ["None."])])
+    return "\n".join([f"{mark} Goals that this run did not meet", "", *(lines or ["None."])])
 
 
-def _medians(run: Run) -> str:
-    lines = ["## Medians (least, 95th percentile)", "", _row(["figure", *run.endpoints])]
+def _medians(run: Run, mark: str = "##") -> str:
+    lines = [f"{mark} Medians (least, 95th percentile)", "", _row(["figure", *run.endpoints])]
     lines.append(_row(["---"] + ["---:"] * len(run.endpoints)))
     for figure in run.figures():
         samples = run.results.samples[figure.key]
