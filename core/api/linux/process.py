@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import queue
+import select
 import shlex
 import signal
 import threading
@@ -24,6 +25,7 @@ from types import MappingProxyType
 
 from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, ResourceExhausted, Unsupported
 from crinoid.core.api.linux import cgroups, libc, rights, spawning
+from crinoid.core.api.linux.bulkheads import start_thread
 from crinoid.core.api.linux.threads import call_in_fresh_thread, is_fresh, run_in_fresh_thread
 
 _LOG = logging.getLogger(__name__)
@@ -108,6 +110,9 @@ def spawn(
     ``fds`` stay the caller's to close. With ``new_session`` the program leads a session and a process group, and
     ``kill`` means all of the group. The program's umask is ``rights.PROGRAM_UMASK``. Raises Unsupported and
     ResourceExhausted as ``run`` does.
+
+    A program may ask to die with the daemon (PR_SET_PDEATHSIG), but not one with ``cwd``: the thread that starts that
+    ends at once.
     """
 
     # posix_spawn knows no chdir: a thread with a working directory of its own does it.
@@ -278,14 +283,15 @@ def _with_umask(start: Callable[[], int]) -> int:
 
     A fresh thread can do it itself. For all others of the daemon one thread does, which lives as long as they: a
     program that asked to die with its parent dies with the thread that started it (PR_SET_PDEATHSIG). Whoever has
-    entered a namespace or a directory meanwhile gets another thread, which begins there.
+    entered a namespace or a directory meanwhile, or whose directory was renamed or removed, gets another thread, which
+    begins there and lasts as long as the program.
     """
     if is_fresh():
         return _start_here(start)
     starter = _starter()
     if starter.surroundings == _surroundings():
         return starter.start(start)
-    return call_in_fresh_thread(lambda: _start_here(start))
+    return _start_and_stay(start)
 
 
 def _start_here(start: Callable[[], int]) -> int:
@@ -295,6 +301,29 @@ def _start_here(start: Callable[[], int]) -> int:
         return start()
     finally:
         os.umask(own)
+
+
+def _start_and_stay(start: Callable[[], int]) -> int:
+    """Start a program in a thread of its own, which ends after it."""
+    started: Future[int] = Future()
+
+    def work() -> None:
+        watched = -1
+        try:
+            pid = _start_here(start)
+            with contextlib.suppress(OSError):  # without one, the caller can't watch the program either, and kills it
+                watched = os.pidfd_open(pid)
+            started.set_result(pid)
+        except BaseException as error:  # noqa: BLE001  # it is raised again where the program is wanted
+            started.set_exception(error)
+        if watched >= 0:
+            ended = select.poll()
+            ended.register(watched, select.POLLIN)
+            ended.poll()
+            os.close(watched)
+
+    start_thread(work)
+    return started.result()
 
 
 def _surroundings() -> tuple[str, ...]:

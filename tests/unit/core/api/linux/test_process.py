@@ -308,6 +308,22 @@ async def test_who_dies_with_the_daemon_outlives_its_start() -> None:
     process.close()
 
 
+async def test_who_dies_with_the_daemon_outlives_its_start_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several: the thread that started one may end before it asks to die with it."""
+    await run(["true"], timeout_s=20)
+    monkeypatch.chdir(tmp_path)
+    before = open_fds()
+    processes = [spawn(["setpriv", "--pdeathsig", "KILL", "sh", "-c", "sleep 0.3; exit 7"]) for _ in range(10)]
+    assert [await process.wait() for process in processes] == [7] * 10
+    for process in processes:
+        process.close()
+    async with asyncio.timeout(patient(30)):
+        while open_fds() != before:  # noqa: ASYNC110  # the threads that waited tell nobody
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_program_is_in_the_namespaces_of_whoever_starts_it(fresh: bool) -> None:
