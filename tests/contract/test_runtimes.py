@@ -48,6 +48,8 @@ from support.daemon import cgroup_directories
 needs_runc = pytest.mark.skipif(not shutil.which("runc"), reason="wants runc and conmon")
 needs_crun = pytest.mark.skipif(not shutil.which("crun"), reason="wants crun and conmon")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="running containers needs root")
+DEADLINES = Deadlines(exec_drain_s=1.0)
+"""Ten seconds, the default, are waited for in tests/integration/test_streaming.py."""
 
 
 @needs_runc
@@ -58,7 +60,7 @@ class TestRunc(JoinedExecs, RuntimeContract):
         return RuncRuntime(RuncOptions(joined_execs=False), host)
 
     def make_driver(self, host: Host) -> object:
-        return RuncRuntime(RuncOptions(), host)
+        return RuncRuntime(RuncOptions(deadlines=DEADLINES), host)
 
 
 @needs_runc
@@ -68,7 +70,7 @@ class TestAnyOci(RuntimeContract):
     has_checkpoints = True
 
     def make_driver(self, host: Host) -> object:
-        return AnyOciRuntime(AnyOciOptions(binary="runc", exec_cgroup=True), host)
+        return AnyOciRuntime(AnyOciOptions(binary="runc", exec_cgroup=True, deadlines=DEADLINES), host)
 
     async def test_an_exec_without_a_cgroup_of_its_own_is_killed_by_its_tree(
         self, bench: Workbench, host: Host
@@ -98,7 +100,7 @@ class TestCrun(JoinedExecs, RuntimeContract):
             assert output.stdout == b"0027\n"
 
     def make_driver(self, host: Host) -> object:
-        return CrunRuntime(CrunOptions(), host)
+        return CrunRuntime(CrunOptions(deadlines=DEADLINES), host)
 
     async def test_a_filter_is_compiled_once(self, bench: Workbench) -> None:
         """The second container gets the program of the first; a request's own program is not taken."""
