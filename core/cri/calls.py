@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ from crinoid.core.api import timeline
 from crinoid.core.api.errors import CrinoidError, InvalidArgument, NotImplementedHere, Unavailable
 from crinoid.core.cri.decode.checks import check_message
 from crinoid.core.cri.errors import to_status
-from crinoid.core.cri.forwarding import Forwarder
+from crinoid.core.cri.forwarding import ENDLESS, Forwarder, relayed_until_s
 from crinoid.core.cri.wire import api_pb2, node_explain_pb2, node_images_pb2
 from crinoid.core.state.timelines import Ending
 
@@ -40,6 +41,9 @@ SERVICES: Mapping[str, ServiceDescriptor] = {
     **node_images_pb2.DESCRIPTOR.services_by_name,
     **node_explain_pb2.DESCRIPTOR.services_by_name,
 }
+
+RELAYED_UNTIL_S: ContextVar[float | None] = ContextVar("relayed until", default=None)
+"""Of a stream that comes over an earlier daemon, until when it can (time.monotonic): see ``forwarding``."""
 
 _GIVE_UP_S = 5.0
 """How long calls that are given up may take to end."""
@@ -109,7 +113,7 @@ class Calls:
         self.in_flight: Counter[str] = Counter()
         self._ended = ended
         self.forwarder: Forwarder | None = None
-        self._scopes: dict[asyncio.Task[object], tuple[str, asyncio.Timeout]] = {}
+        self._scopes: dict[asyncio.Future[Any], tuple[str, asyncio.Timeout]] = {}
         self._observe = hooks.observe
         self._trace = hooks.span
         self._record = hooks.record
@@ -117,7 +121,9 @@ class Calls:
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
-        async with self._recorded(rpc, request, context) as readable:
+        task = asyncio.current_task()
+        assert task is not None  # a call runs in a task of grpc's
+        async with self._recorded(rpc, request, context, task) as readable:
             answer = await method(readable)
             timeline.about(*_subjects(answer))
             return answer
@@ -128,18 +134,29 @@ class Calls:
 
         The client gets the answer's headers once the call has begun, whenever the first message comes.
         """
-        async with self._recorded(rpc, request, context) as readable, contextlib.aclosing(method(readable)) as answers:
-            await context.send_initial_metadata(())
-            async for answer in answers:
-                await context.write(answer)
+        RELAYED_UNTIL_S.set(relayed_until_s(context))
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # another daemon may go on with it
+        try:
+            async with (
+                self._recorded(rpc, request, context, over) as readable,
+                contextlib.aclosing(method(readable)) as answers,
+            ):
+                await context.send_initial_metadata(())
+                async for answer in answers:
+                    await context.write(answer)
+        finally:
+            over.set_result(None)
 
     def _recorded(
-        self, rpc: str, request: Message | Malformed, context: Any
+        self, rpc: str, request: Message | Malformed, context: Any, over: "asyncio.Future[Any]"
     ) -> contextlib.AbstractAsyncContextManager[Message]:
-        """Return what is around a call; of those of ``RECORDED`` the timeline is kept."""
+        """Return what is around a call, which has ended here when ``over`` is done.
+
+        Of those of ``RECORDED`` the timeline is kept.
+        """
         if self._record is None or rpc not in RECORDED:
-            return self._around(rpc, request, context, Ending())
-        return self._in_timeline(self._record, rpc, request, context)
+            return self._around(rpc, request, context, Ending(), over)
+        return self._in_timeline(self._record, rpc, request, context, over)
 
     @contextlib.asynccontextmanager
     async def _in_timeline(
@@ -148,14 +165,15 @@ class Calls:
         rpc: str,
         request: Message | Malformed,
         context: Any,
+        over: "asyncio.Future[Any]",
     ) -> AsyncIterator[Message]:
         with record(rpc, _subjects(request)) as ending:
-            async with self._around(rpc, request, context, ending) as readable:
+            async with self._around(rpc, request, context, ending, over) as readable:
                 yield readable
 
     @contextlib.asynccontextmanager
     async def _around(
-        self, rpc: str, request: Message | Malformed, context: Any, ending: Ending
+        self, rpc: str, request: Message | Malformed, context: Any, ending: Ending, over: "asyncio.Future[Any]"
     ) -> AsyncIterator[Message]:
         """All that is around a call, from its count to its line in the log; yields the request once it is checked."""
         task = asyncio.current_task()
@@ -171,8 +189,8 @@ class Calls:
                 try:
                     # ``drain`` moves this deadline to now: no client has gone then, so it has to be an error of ours.
                     async with asyncio.timeout(None) as scope:
-                        self._scopes[task] = (rpc, scope)
-                        task.add_done_callback(lambda done: self._scopes.pop(done, None))
+                        self._scopes[over] = (rpc, scope)
+                        over.add_done_callback(lambda done: self._scopes.pop(done, None))
                         if isinstance(request, Malformed):
                             raise InvalidArgument(request.message)
                         check_message(request)
@@ -202,11 +220,11 @@ class Calls:
 
         After ``timeout_s`` the others are given up: they are answered UNAVAILABLE.
         """
-        tasks = {task for task, (rpc, _) in self._scopes.items() if rpc not in but}
-        pending = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else set()
-        for task in pending:
-            if task in self._scopes:
-                self._scopes[task][1].reschedule(0)
+        calls = {over for over, (rpc, _) in self._scopes.items() if rpc not in but}
+        pending = (await asyncio.wait(calls, timeout=timeout_s))[1] if calls else set()
+        for over in pending:
+            if over in self._scopes:
+                self._scopes[over][1].reschedule(0)
         if pending:
             await asyncio.wait(pending, timeout=_GIVE_UP_S)
 
@@ -301,7 +319,11 @@ def _method_handler(rpc: MethodDescriptor, implementation: object, calls: Calls)
     async def serve(request: Message | Malformed, context: Any) -> Message | bytes | None:
         if calls.forwarder is not None and not isinstance(request, Malformed):
             return await calls.forwarder.pass_on(rpc, request, context)
-        return await run(rpc.name, method, request, context)
+        answer = await run(rpc.name, method, request, context)
+        if rpc.name in ENDLESS and calls.forwarder is not None and not isinstance(request, Malformed):
+            # It has ended as this daemon has nothing more to tell; the other one has.
+            return await calls.forwarder.pass_on(rpc, request, context, has_begun=True)
+        return answer
 
     make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler
     return make(serve, request_deserializer=read, response_serializer=_write)

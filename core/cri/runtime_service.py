@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 
-from crinoid.core.cri.calls import once_delivered
+from crinoid.core.cri.calls import RELAYED_UNTIL_S, once_delivered
 from crinoid.core.cri.decode.checks import check_least, check_path, require_field, require_text
 from crinoid.core.cri.decode.containers import (
     decode_command,
@@ -183,7 +183,8 @@ class RuntimeService:
     def get_container_events(
         self, request: api_pb2.GetEventsRequest
     ) -> AsyncGenerator[api_pb2.ContainerEventResponse, None]:
-        return self._follow(self._events.subscribe())  # subscribed before the client gets its headers
+        subscribed = self._events.subscribe(RELAYED_UNTIL_S.get())  # before the client gets its headers
+        return self._follow(subscribed)
 
     async def _follow(self, events: EventReader) -> AsyncGenerator[api_pb2.ContainerEventResponse, None]:
         async for event in events:

@@ -5,8 +5,9 @@ How the socket comes to its place and goes is ``core.api.linux.sockets``'.
 
 import asyncio
 import grp
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import grpc
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.api.linux.sockets import SocketPlace
 from crinoid.core.cri.calls import NO_HOOKS, CallHooks, Calls, generic_handler
-from crinoid.core.cri.forwarding import Forwarder
+from crinoid.core.cri.forwarding import ENDLESS, Forwarder
 from crinoid.core.cri.image_service import ImageService
 from crinoid.core.cri.node_explain import NodeExplain
 from crinoid.core.cri.node_images import NodeImages
@@ -32,12 +33,13 @@ _HANDSHAKE_MS = 10_000
 """For a client on the same machine to say that it speaks HTTP/2, and to acknowledge our settings."""
 _IDLE_MS = 300_000
 """After so long without a call a connection is closed, which its client makes anew when it needs one."""
-_ENDLESS = frozenset({"GetContainerEvents"})
 _STREAMS_END_S = 5.0
 """How long streams of events may take to end: a client may be slow to read what is left."""
 AGE_S = 600.0
 """After so long, a tenth more or less, a client is asked to make its connection anew, without the loss of a call: so
 that a daemon which was taken over has no client some time later."""
+RELAY_S = 1.1 * AGE_S
+"""After so long no client's connection is one to a daemon that was taken over, but for streams that don't end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +132,15 @@ class Server:
             await self._server.stop(None)  # takes the socket away again
             raise
 
-    async def hand_over(self, grace_s: float, end_streams: Callable[[], None]) -> None:
+    async def hand_over(self, grace_s: float, end_streams: Callable[[], Awaitable[None]]) -> None:
         """Pass all calls from now on to the daemon that listens at the socket's path; return when none is left here.
 
-        Those under way have ``grace_s`` seconds to end; then ``end_streams`` is to end those that never do by
-        themselves, whose clients have got by then all that came of the others.
+        Those under way have ``grace_s`` seconds to end; then ``end_streams`` is to end this daemon's part of those that
+        never do by themselves, whose clients have got by then all that came of the others. The other daemon goes on.
         """
-        self._calls.forwarder = Forwarder(self._endpoint.path)
-        await self._calls.drain(grace_s, _ENDLESS)
-        end_streams()
+        self._calls.forwarder = Forwarder(self._endpoint.path, time.monotonic() + RELAY_S)
+        await self._calls.drain(grace_s, ENDLESS)
+        await end_streams()
         await self._calls.drain(_STREAMS_END_S)
 
     async def stop(self, grace_s: float) -> None:

@@ -65,14 +65,18 @@ class Composition(Services):
             await self.recovery.run()
             await self.slots.extensions.connect(self.kernel)
 
+    async def settle(self) -> None:
+        """Give up what would change a pod or container from now on, and so be told to nobody. Idempotent."""
+        await self.containers.close()
+        await self.pods.close()
+        await self.init.close()
+        await self.exit_monitor.close()
+
     async def close(self) -> None:
         """Give up what is under way and close the store; pods and containers run on."""
         await self.streams.stop()
-        await self.containers.close()
-        await self.pods.close()
+        await self.settle()
         await self.images.close()
-        await self.init.close()
-        await self.exit_monitor.close()
         await self.resources.close()
         await self.slots.close()
         self.store.close()

@@ -36,10 +36,9 @@ from crinoid.core.slots.selection import check
 LOG = logging.getLogger(__name__)
 _CLOSE_S = 5.0
 """How long the services may take to give up what is under way, once the server has stopped."""
-_EVENTS_KEPT_S = 60.0
-"""How long after a takeover events are kept for clients that subscribe again: a kubelet does within seconds."""
-_FORWARD_S = 1.2 * AGE_S
-"""How long calls are passed on to a successor: no connection is older."""
+_FORWARD_S = 1.3 * AGE_S
+"""How long calls are passed on to a successor: no connection is older, and streams of events have moved by then (
+``lifecycle.events`` may take ``KEPT_S`` and ``MOVE_WITHIN_S`` longer than ``cri.server.RELAY_S`` for that)."""
 _LEAST_DESCRIPTORS = 256
 _READY_S = 10.0
 """How long the node's conditions may take for ``/readyz``."""
@@ -117,7 +116,13 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
 
 
 async def _serve(
-    paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog, taken: Taken, succession: Succession | None
+    paths: ConfigPaths,
+    loaded: Loaded,
+    watchdog: Watchdog,
+    taken: Taken,
+    succession: Succession | None,
+    *,
+    is_back: bool = False,
 ) -> None:
     """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``."""
     config = loaded.config
@@ -130,8 +135,8 @@ async def _serve(
     _show_figures(instruments, config, node)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
-    if succession is not None:
-        node.events.keep(_EVENTS_KEPT_S)
+    if succession is not None or is_back:
+        node.events.keep()
     server: Server | None = None
     try:
         with _fault_named():
@@ -158,7 +163,7 @@ async def _serve(
         _do_not_reload()
         if handover.requested.is_set():
             LOG.info("another daemon takes over")
-            await server.hand_over(config.server.graceful_stop_s, node.events.close)
+            await server.hand_over(config.server.graceful_stop_s, lambda: _hand_over_events(node))
         else:
             pings.cancel()  # an end may take long
             notify("STOPPING=1")
@@ -245,6 +250,15 @@ def _take_commands(handover: Handover, reload: Reload) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
 
 
+async def _hand_over_events(node: Composition) -> None:
+    """End the streams of events here when nothing happens any more that they would have to tell.
+
+    Whatever happens from now on the successor finds, and tells.
+    """
+    await _close("what pods and containers are told by", node.settle())
+    node.events.hand_over()
+
+
 async def _let_go(handover: Handover, taken: Taken, stopping: asyncio.Event) -> None:
     """Let the successor have everything; return once it serves, or has ended, or this daemon is told to stop."""
     taken.release()
@@ -272,7 +286,7 @@ async def _serve_again(paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog) -
     LOG.error("the daemon that was taking over has ended before it served: this one serves again")
     notify("STATUS=serving again after a takeover that failed")
     with directories.taken(loaded.config) as taken:
-        await _serve(paths, loaded, watchdog, taken, None)
+        await _serve(paths, loaded, watchdog, taken, None, is_back=True)
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -291,12 +291,10 @@ def _fork_when_told() -> None:
             continue
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        log = os.open(line.rstrip("\n"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for source, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        os.close(log)
-        os.close(nothing)
+        # not by os.open: it is no act of crinoid's
+        with open(line.rstrip("\n"), "ab") as log, open(os.devnull, "rb") as nothing:
+            for source, target in ((nothing, 0), (log, 1), (log, 2)):
+                os.dup2(source.fileno(), target)
         return
     sys.exit()
 

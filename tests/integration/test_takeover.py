@@ -14,22 +14,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 
 from crinoid.core.cri.wire import api_pb2
-from integration.conftest import Node
+from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
 from integration.pods import refused, until
-from support import programs
+from support import programs, short_ages
 from support.cri import Cri
-from support.daemon import pod_config
+from support.daemon import container_config, pod_config
 from support.patience import patient
 
-CREATED, STARTED, STOPPED = (
-    api_pb2.ContainerEventType.Value(f"CONTAINER_{name}_EVENT") for name in ("CREATED", "STARTED", "STOPPED")
+CREATED, STARTED, STOPPED, DELETED = (
+    api_pb2.ContainerEventType.Value(f"CONTAINER_{name}_EVENT") for name in ("CREATED", "STARTED", "STOPPED", "DELETED")
 )
 
 
@@ -78,7 +79,7 @@ class Calling:
 
 @dataclass
 class Following:
-    """A client of container events that subscribes again when its stream ends."""
+    """A client of container events that subscribes again when its stream ends; ``ends`` has the ends' status."""
 
     node: Node
     events: list[tuple[str, int]] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Following:
                 for data in self._stream:
                     event = api_pb2.ContainerEventResponse.FromString(data)
                     self.events.append((event.container_id, event.container_event_type))
+                self.ends.append("OK")
             except grpc.RpcError as error:
                 self.ends.append(error.code().name)
             if not self._stopped:
@@ -154,12 +156,79 @@ def test_a_client_that_calls_all_the_time_sees_no_failure(node: Node) -> None:
     assert execs == [0, 0]
     seen = Counter(event for event in following.events if event[0] in ending)
     assert seen == Counter((one, kind) for one in ending for kind in (CREATED, STARTED, STOPPED))  # each once
-    assert set(following.ends) - {"CANCELLED"} == {"UNAVAILABLE"}
+    assert following.ends == ["CANCELLED"], "its stream goes on until it leaves"
     for process in before:
         assert process.poll() is None  # clients are connected to it still
         end(process)
     assert node.status(staying)["state"] == "CONTAINER_RUNNING"
     print([(calling.calls, round(calling.longest_s, 2)) for calling in callings])  # with -s: how long the pause is
+
+
+@dataclass
+class Lives:
+    """Leads lives of pods with a container; ``ids`` are those of which all was answered."""
+
+    pause_s: float = 0.0
+    ids: list[str] = field(default_factory=list)
+
+    def __call__(self, cri: Cri, number: int) -> None:
+        pod = cri.call("RunPodSandbox", config=pod_config(f"life{number}"))["pod_sandbox_id"]
+        wanted = container_config("app", BUSYBOX, "sleep", "1000")
+        container = cri.call("CreateContainer", pod_sandbox_id=pod, config=wanted)["container_id"]
+        cri.call("StartContainer", container_id=container)
+        cri.call("StopContainer", container_id=container, timeout=0)
+        cri.call("RemoveContainer", container_id=container)
+        cri.call("StopPodSandbox", pod_sandbox_id=pod)
+        cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+        self.ids += [pod, container]
+        time.sleep(self.pause_s)
+
+    def check(self, events: list[tuple[str, int]]) -> None:
+        """Each event of each life once, in order."""
+        told: dict[str, list[int]] = {}
+        for subject, kind in events:
+            told.setdefault(subject, []).append(kind)
+        life = [CREATED, STARTED, STOPPED, DELETED]
+        assert {one: told.get(one) for one in self.ids} == {one: life for one in self.ids}  # noqa: C420  # a list
+
+
+def test_a_stream_of_events_goes_on_over_takeovers_with_each_event_once(node: Node) -> None:
+    lives, before = Lives(), []
+    with Following(node) as following, Calling(node, lives) as calling:
+
+        def served(calls: int) -> bool:
+            return calling.calls >= calls
+
+        for number in range(1, 4):
+            until(partial(served, number))
+            before.append(node.daemon.take_over())
+        until(partial(served, calling.calls + 2))
+        calling.stop()
+        until(lambda: (lives.ids[-2], DELETED) in following.events)  # the last pod's
+        ends = list(following.ends)
+    assert (calling.failures, ends) == ([], [])
+    lives.check(following.events)
+    for process in reversed(before):
+        end(process)
+
+
+def test_a_stream_moves_to_the_successor_before_the_earlier_daemon_ends(tmp_path: Path) -> None:
+    """Once, without an error; the client subscribes again, and gets what has happened meanwhile, each event once."""
+    age = {short_ages.AGE: str(patient(10)), "PYTHONPATH": str(Path(__file__).parents[1])}
+    with own_node(tmp_path) as node:
+        node.daemon.module, node.daemon.environment = short_ages.__name__, age
+        node.daemon.restart()
+        lives = Lives(pause_s=patient(0.3))
+        with Following(node) as following, Calling(node, lives) as calling:
+            before = node.daemon.take_over()
+            assert before.wait(patient(90)) == 0
+            served = calling.calls
+            until(lambda: calling.calls > served + 1)
+            calling.stop()
+            until(lambda: (lives.ids[-2], DELETED) in following.events)
+            ends = list(following.ends)
+        assert (calling.failures, ends) == ([], ["OK"])
+        lives.check(following.events)
 
 
 def test_a_successor_that_can_not_start_leaves_the_daemon_as_it_is(node: Node) -> None:

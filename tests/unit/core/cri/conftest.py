@@ -301,8 +301,10 @@ class FakeEvents:
 
     def __init__(self) -> None:
         self.reader = EventReader(8)
+        self.relayed_until_s: list[float | None] = []
 
-    def subscribe(self) -> EventReader:
+    def subscribe(self, relayed_until_s: float | None = None) -> EventReader:
+        self.relayed_until_s.append(relayed_until_s)
         return self.reader
 
 

@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,8 +38,9 @@ from crinoid.core.api.values.image import Credentials
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.cri.calls import CallHooks
 from crinoid.core.cri.client import Client, rpc_names
-from crinoid.core.cri.server import Endpoint, Listener, Server
+from crinoid.core.cri.server import RELAY_S, Endpoint, Listener, Server
 from crinoid.core.cri.wire import api_pb2
+from crinoid.core.lifecycle.events.events import Event, EventType
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state import timeline_log
 from crinoid.core.state.records import ContainerState, PodState
@@ -686,8 +688,22 @@ class TestClient:
             await client.call("StartContainer", {"container": "c1"})
 
 
-async def _first(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    return await anext(stream)
+@contextlib.asynccontextmanager
+async def succeeding(endpoint: Endpoint, services: Any) -> AsyncIterator[tuple[Server, Any]]:
+    """A successor that listens, and does not serve yet, with services of its own."""
+    listener = Listener(endpoint)
+    await listener.listen(taking_over=True)
+    listener.publish()
+    own: Any = SimpleNamespace(**vars(services) | {"node": type(services.node)(), "events": type(services.events)()})
+    successor = Server(endpoint, own, listener=listener)
+    try:
+        yield successor, own
+    finally:
+        await successor.stop(0)
+
+
+def an_event(number: int) -> Event:
+    return Event(EventType.STARTED, f"c{number}", number, None, ())
 
 
 class TestHandover:
@@ -698,45 +714,105 @@ class TestHandover:
         services.pods.pause = asyncio.Event()
         under_way = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
         await wait_until(lambda: server.in_flight["RunPodSandbox"])
-        following = asyncio.create_task(_first(client.stream("GetContainerEvents")))
-        await wait_until(lambda: server.in_flight["GetContainerEvents"])
-        listener = Listener(endpoint)
-        await listener.listen(taking_over=True)
-        listener.publish()
         left: list[int] = []
 
-        def end_streams() -> None:
+        async def end_streams() -> None:
             left.append(server.in_flight["RunPodSandbox"])
-            services.events.reader.end(Unavailable("subscribe again"))
 
-        handing_over = asyncio.create_task(server.hand_over(60, end_streams))
-        await asyncio.sleep(0)
-        waiting = asyncio.create_task(client.call("Version"))
-        services.pods.pause.set()
-        await handing_over
-        assert (await under_way)["pod_sandbox_id"]
-        assert left == [0]
-        with pytest.raises(Unavailable, match="subscribe again"):
-            await following
-        assert not waiting.done()
-        other: Any = SimpleNamespace(**vars(services) | {"node": type(services.node)()})
-        other.node.version = "2.0.0"
-        successor = Server(endpoint, other, listener=listener)
-        await successor.start()
-        assert (await waiting)["runtime_version"] == "2.0.0"
-        with pytest.raises(NotFound, match="there is no pod x"):
-            await client.call("PodSandboxStatus", {"pod_sandbox_id": "x"})
-        streamed = [answer async for answer in client.stream("StreamPodSandboxes")]
-        assert {pod["id"] for answer in streamed for pod in answer["pod_sandboxes"]} == {"pod1", "pod2"}
-        await server.stop(1)
-        assert endpoint.path.is_socket()  # it is the successor's
-        await successor.stop(0)
+        async with succeeding(endpoint, services) as (successor, other):
+            handing_over = asyncio.create_task(server.hand_over(60, end_streams))
+            await asyncio.sleep(0)
+            waiting = asyncio.create_task(client.call("Version"))
+            services.pods.pause.set()
+            await handing_over
+            assert (await under_way)["pod_sandbox_id"]
+            assert left == [0]
+            assert not waiting.done()
+            other.node.version = "2.0.0"
+            await successor.start()
+            assert (await waiting)["runtime_version"] == "2.0.0"
+            with pytest.raises(NotFound, match="there is no pod x"):
+                await client.call("PodSandboxStatus", {"pod_sandbox_id": "x"})
+            streamed = [answer async for answer in client.stream("StreamPodSandboxes")]
+            assert {pod["id"] for answer in streamed for pod in answer["pod_sandboxes"]} == {"pod1", "pod2"}
+            await server.stop(1)
+            assert endpoint.path.is_socket()  # it is the successor's
+
+    async def test_streams_of_events_go_on_with_the_successor_until_it_ends_them(
+        self, server: Server, client: Client, endpoint: Endpoint, services: Any
+    ) -> None:
+        """Of two successors in a row, over the first daemon's connection; the last is told until when that is there."""
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for event in client.stream("GetContainerEvents"):
+                seen.append(event["container_id"])  # noqa: PERF401  # each as it comes
+
+        def handing(events: Any) -> Callable[[], Awaitable[None]]:
+            async def end_streams() -> None:
+                events.reader.end(StopAsyncIteration())
+
+            return end_streams
+
+        following = asyncio.create_task(follow())
+        services.events.reader.put(an_event(1))
+        await wait_until(lambda: seen == ["c1"])
+        async with succeeding(endpoint, services) as (second, events_of_second):
+            services.events.reader.put(an_event(2))
+            before_s = time.monotonic()
+            await server.hand_over(60, handing(services.events))
+            events_of_second.events.reader.put(an_event(3))  # while nobody serves
+            await second.start()
+            await wait_until(lambda: seen == ["c1", "c2", "c3"])
+            async with succeeding(endpoint, services) as (third, events_of_third):
+                await second.hand_over(60, handing(events_of_second.events))
+                await third.start()
+                events_of_third.events.reader.put(an_event(4))
+                await wait_until(lambda: len(seen) == 4)
+                (until_s,) = events_of_third.events.relayed_until_s
+                assert before_s + RELAY_S - 0.001 <= until_s <= time.monotonic() + RELAY_S
+                assert until_s == events_of_second.events.relayed_until_s[0], "the first daemon is the first to end"
+                assert services.events.relayed_until_s == [None]
+                assert not following.done()
+                events_of_third.events.reader.put(an_event(5))
+                events_of_third.events.reader.end(StopAsyncIteration())
+                await following  # without an error
+        assert seen == ["c1", "c2", "c3", "c4", "c5"]
+
+    async def test_a_client_that_leaves_its_stream_leaves_the_successor_s_too(
+        self, server: Server, client: Client, endpoint: Endpoint, services: Any
+    ) -> None:
+        async def follow() -> None:
+            async for _ in client.stream("GetContainerEvents"):
+                pass
+
+        async def end_streams() -> None:
+            services.events.reader.end(StopAsyncIteration())
+
+        following = asyncio.create_task(follow())
+        await wait_until(lambda: server.in_flight["GetContainerEvents"])
+        async with succeeding(endpoint, services) as (successor, _):
+            await server.hand_over(60, end_streams)
+            await successor.start()
+            await wait_until(lambda: successor.in_flight["GetContainerEvents"])
+            following.cancel()
+            await wait_until(lambda: not successor.in_flight["GetContainerEvents"])
+
+    @pytest.mark.parametrize("value", ["soon", "nan", "inf", ""])
+    async def test_nonsense_in_the_header_of_relayed_streams_is_none(
+        self, server: Server, endpoint: Endpoint, services: Any, value: str
+    ) -> None:
+        services.events.reader.end(StopAsyncIteration())
+        async with grpc.aio.insecure_channel(f"unix:{endpoint.path}") as channel:
+            call = channel.unary_stream("/runtime.v1.RuntimeService/GetContainerEvents", _registered_method=True)
+            assert [one async for one in call(b"", metadata=(("crinoid-relayed-until", value),), timeout=60)] == []
+        assert services.events.relayed_until_s == [None]
 
     async def test_what_does_not_end_is_given_up(self, server: Server, client: Client, services: Any) -> None:
         services.pods.pause = asyncio.Event()
         calling = asyncio.create_task(client.call("RunPodSandbox", {"config": POD_CONFIG}))
         await wait_until(lambda: server.in_flight["RunPodSandbox"])
-        await server.hand_over(0.01, lambda: None)
+        await server.hand_over(0.01, lambda: asyncio.sleep(0))
         with pytest.raises(Unavailable, match="RunPodSandbox had not ended when another crinoid took over: ask it"):
             await calling
         assert services.pods.cancelled

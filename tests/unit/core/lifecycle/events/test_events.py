@@ -1,8 +1,10 @@
 """The event bus: order, several readers, slow readers, the end of the daemon, containers that end while they start."""
 
 import asyncio
+import dataclasses
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from crinoid.core.api.errors import DriverError, ResourceExhausted, Unavailable
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata
 from crinoid.core.api.values.pod import NamespaceMode, PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import ContainerHandle
-from crinoid.core.lifecycle.events.events import EventBus, EventReader, EventType
+from crinoid.core.lifecycle.events.events import MOVE_WITHIN_S, EventBus, EventReader, EventType
 from crinoid.core.state.records import ContainerRecord, ContainerState, PodRecord, PodState
 from crinoid.core.state.store import Store
 from unit.core.lifecycle.conftest import FakeNode, a_container, a_pod
@@ -144,6 +146,109 @@ async def test_after_a_takeover_what_happens_is_kept_for_those_who_come_back(
     assert await take(late, 1) == await take(first, 1) == [("p1", EventType.DELETED)]
 
 
+async def test_of_more_than_can_be_kept_nobody_misses_a_part_unknowingly(store: Store) -> None:
+    bus = EventBus(store, queue_length=2)
+    bus.keep(60)
+    for _ in range(4):
+        bus.notify_pod(EventType.STARTED, POD)
+    reader = bus.subscribe()
+    assert len(await take(reader, 2)) == 2
+    with pytest.raises(ResourceExhausted, match="list pods and containers"):
+        await anext(reader)
+
+
+async def test_a_successor_goes_on_after_all_that_was_queued(store: Store) -> None:
+    bus = EventBus(store)
+    reader = bus.subscribe()
+    bus.notify_pod(EventType.STARTED, POD)
+    bus.hand_over()
+    assert [event.type async for event in reader] == [EventType.STARTED]
+    assert [event.type async for event in reader] == []
+
+
+class Relays:
+    """A bus at a time that the test says, with readings that come over earlier daemons."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store, self.now_s = store, 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", self._note)
+        self.bus = EventBus(store)
+        self._due: list[tuple[float, Callable[[], None]]] = []
+
+    def _note(self, seconds: float, callback: Callable[[], None]) -> "Relays":
+        self._due = [(self.now_s + seconds, callback)]  # the bus has one timer
+        return self
+
+    def cancel(self) -> None:
+        self._due.clear()
+
+    def wait_until(self, now_s: float) -> None:
+        """Let the time pass."""
+        while self._due and self._due[0][0] <= now_s:
+            self.now_s, callback = self._due.pop()
+            callback()
+        self.now_s = now_s
+
+
+@pytest.fixture
+async def relays(store: Store, monkeypatch: pytest.MonkeyPatch) -> Relays:
+    store.containers.put(dataclasses.replace(CONTAINER, state=ContainerState.RUNNING))
+    return Relays(store, monkeypatch)
+
+
+async def drain(reader: EventReader) -> list[EventType]:
+    return [event.type async for event in reader]
+
+
+async def test_all_that_come_over_earlier_daemons_move_at_one_moment_and_miss_nothing(relays: Relays) -> None:
+    bus = relays.bus
+    late, early, direct = bus.subscribe(1900.0), bus.subscribe(1500.0), bus.subscribe()
+    relays.wait_until(1499)
+    bus.notify_pod(EventType.CREATED, POD)
+    relays.wait_until(1501)
+    bus.notify_pod(EventType.STARTED, POD)
+    assert await drain(late) == await drain(early) == [EventType.CREATED]
+    again = [bus.subscribe(), bus.subscribe()]
+    bus.notify_pod(EventType.STOPPED, POD)
+    for reader in again:
+        assert await take(reader, 2) == [("p1", EventType.STARTED), ("p1", EventType.STOPPED)]
+    assert [kind for _, kind in await take(direct, 3)] == [EventType.CREATED, EventType.STARTED, EventType.STOPPED]
+    assert not direct.has_ended
+
+
+async def test_nobody_moves_while_events_are_kept_from_another_moment(relays: Relays) -> None:
+    bus = relays.bus
+    bus.keep(60)
+    relayed = bus.subscribe(1010.0)
+    relays.wait_until(1059)
+    assert not relayed.has_ended
+    bus.notify_pod(EventType.CREATED, POD)
+    relays.wait_until(1061)
+    bus.notify_pod(EventType.STARTED, POD)
+    assert await drain(relayed) == [EventType.CREATED]
+    assert await take(bus.subscribe(), 1) == [("p1", EventType.STARTED)]
+
+
+async def test_nobody_moves_between_a_container_s_creation_and_its_start_but_not_for_ever(relays: Relays) -> None:
+    bus = relays.bus
+    created = dataclasses.replace(CONTAINER, id="c2", state=ContainerState.CREATED)
+    relays.store.containers.put(created)
+    relayed = bus.subscribe(1010.0)
+    relays.wait_until(1020)
+    assert not relayed.has_ended
+    relays.store.containers.put(dataclasses.replace(created, state=ContainerState.RUNNING))
+    relays.wait_until(1021)
+    assert relayed.has_ended
+    relays.wait_until(1100)
+    relays.store.containers.put(dataclasses.replace(created, id="c3"))
+    forgotten = bus.subscribe(1110.0)
+    relays.wait_until(1110 + MOVE_WITHIN_S - 1)
+    assert not forgotten.has_ended
+    relays.wait_until(1110 + MOVE_WITHIN_S + 1)
+    assert forgotten.has_ended
+
+
 async def test_a_reader_that_nobody_holds_is_forgotten(store: Store) -> None:
     bus = EventBus(store)
     gone = weakref.ref(bus.subscribe())
@@ -175,6 +280,24 @@ async def test_the_services_tell_each_step(fake_node: FakeNode) -> None:
     services.events.close()
     with pytest.raises(Unavailable):
         await anext(reader)
+
+
+async def test_what_ends_once_the_streams_are_handed_over_is_the_successor_s_to_tell(fake_node: FakeNode) -> None:
+    services = fake_node.now
+    pod = await services.pods.run(a_pod(), "")
+    container = await services.containers.create(pod, a_container(), None)
+    await services.containers.start(container)
+    reader = services.events.subscribe()
+    await services.settle()
+    services.events.hand_over()
+    fake_node.runtime.finish(container, 3)
+    await asyncio.sleep(0.05)
+    assert await drain(reader) == []
+    assert services.store.containers.find(container).state is ContainerState.RUNNING
+    await services.close()
+    successor = await fake_node.start()
+    assert await successor.exit_monitor.happened(container, 60)
+    assert successor.store.containers.find(container).exit_code == 3
 
 
 async def test_a_container_that_could_not_start_has_stopped(fake_node: FakeNode) -> None:
