@@ -18,6 +18,7 @@ has none, the packages that apt-get would install are unpacked into that same ca
 
 import argparse
 import ctypes
+import errno
 import lzma
 import mmap
 import os
@@ -79,8 +80,17 @@ def prepare() -> Path:
         quietly("apt-get", "install", "-y", "--no-install-recommends", *missing)
     if not kernel.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-            unpack_kernel(Path(directory)).rename(kernel)
+            keep(unpack_kernel(Path(directory)), kernel)
     return kernel
+
+
+def keep(made: Path, place: Path) -> None:
+    """Move a directory to its place in the cache, unless another run has been quicker."""
+    try:
+        made.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def unpack_kernel(directory: Path) -> Path:
@@ -116,7 +126,7 @@ def prepare_systemd() -> Path:
                 if (root / name).exists():
                     quietly("cp", "-a", str(root / name), str(root / "usr"))
                     shutil.rmtree(root / name)
-            root.rename(layer)
+            keep(root, layer)
     return layer
 
 
