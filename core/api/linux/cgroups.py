@@ -336,7 +336,7 @@ def belongs_to(path: str, owner: str) -> bool:
     """Return whether a cgroup is the owner's, so that what runs in it may be killed and it may be removed.
 
     It is if its name is the owner's id, 64 hexadecimal digits that crinoid has drawn and nobody could know before (with
-    systemd ``PREFIX-ID.scope``), or if it is there and has been made for this owner by ``make_new``.
+    systemd ``PREFIX-ID.scope`` or ``PREFIX-ID.slice``), or if it is there and ``make_new`` has made it for this owner.
     """
     return _host().belongs_to(path, owner)
 
@@ -564,9 +564,10 @@ def _check(path: str) -> None:
 
 
 def owner_in_name(path: str) -> str:
-    """Return what a cgroup's name says of its owner: the name itself, or what ``PREFIX-ID.scope`` has for an id."""
-    name = path.rstrip("/").rpartition("/")[2]
-    return name.removesuffix(".scope").rpartition("-")[2] if name.endswith(".scope") else name
+    """Return what a cgroup's name says of its owner: the name itself, or what a unit of systemd's, ``PREFIX-ID.scope``
+    or ``PREFIX-ID.slice``, has for an id."""
+    name, dot, kind = path.rstrip("/").rpartition("/")[2].rpartition(".")
+    return name.rpartition("-")[2] if kind in ("scope", "slice") else name + dot + kind
 
 
 def _read_mark(directory: str) -> str:

@@ -45,6 +45,7 @@ from crinoid.core.lifecycle.resources.resources import (
     directory_at,
     mounts_at,
     namespaces_at,
+    slice_at,
 )
 from crinoid.core.lifecycle.sandbox import pod_files
 from crinoid.core.lifecycle.sandbox.pod_init import PodInit
@@ -371,8 +372,10 @@ class PodService:
                 options += [f"uid={plan.user.uids[0].host_id}", f"gid={plan.user.gids[0].host_id}"]
             labels = selinux_labels(plan.pod_id, plan.config, None)
             steps.append(mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.directory.shm))
-        if not self._cgroups.systemd:  # else the kubelet makes the slice, and the runtime a scope in it
+        if not self._cgroups.systemd:
             steps.append(cgroup_at(plan.cgroup_parent))
+        elif not plan.config.cgroup_parent:  # else the slice is the kubelet's; the runtime makes a scope in either
+            steps.append(slice_at(below_mount(plan.cgroup_parent)))
         return steps
 
     async def _attach(self, plan: PodPlan) -> Attachment:

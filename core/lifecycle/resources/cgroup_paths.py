@@ -46,7 +46,7 @@ class CgroupPaths:
             if given and not is_slice(name):
                 why = f"is no slice, and crinoid's cgroup driver is {self.driver}"
                 raise InvalidArgument(f"cgroup_parent {given!r:.300} {why}")
-            return name or f"{PREFIX}.slice"
+            return name or f"{PREFIX}-{pod_id}.slice"
         if given.endswith(".slice") and "/" not in given.strip("/"):
             raise InvalidArgument(f"cgroup_parent {given!r} is a slice, and crinoid's cgroup driver is cgroupfs")
         path = "/" + "/".join(filter(None, (given or f"{self.root}/{pod_id}").split("/")))
@@ -70,12 +70,12 @@ class CgroupPaths:
 def holder_of(path: str, store: Store, besides: str) -> str | None:
     """Name the pod or container, other than the pod ``besides``, in whose own cgroup a path lies, if there is one.
 
-    What lies there ends with it. A pod's own is that which has its id for a name; a parent that was given is nobody's.
+    What lies there ends with it. A pod's own is named by its id; a parent that was given is nobody's.
     """
     inner = f"{path.rstrip('/')}/"
     for pod in store.pods:
         own = below_mount(pod.cgroup_parent)
-        if pod.id != besides and own.endswith(f"/{pod.id}") and inner.startswith(f"{own}/"):
+        if pod.id != besides and cgroups.owner_in_name(own) == pod.id and inner.startswith(f"{own}/"):
             return f"pod {pod.id}"
     for container in store.containers:
         own = below_mount(container.handle.cgroup)

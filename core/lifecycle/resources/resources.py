@@ -36,7 +36,7 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest, PodSandbox
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.resources import layer_mounts, ownership
+from crinoid.core.lifecycle.resources import layer_mounts, ownership, slices
 from crinoid.core.lifecycle.resources.layer_mounts import LayerMounts
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
@@ -482,7 +482,7 @@ class Resources:
         for path in made:
             if cgroups.belongs_to(path, owner):
                 cgroups.kill(path)
-                cgroups.remove(path)
+                slices.remove(path)
             elif cgroups.is_path(path) and cgroups.exists(path):
                 LOG.info("cgroup %s is left as it is: it was not made for %s", path, owner)
         for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
@@ -580,6 +580,11 @@ def cgroup_at(path: str) -> Step:
     shared = [] if own else _ours(path)
     above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent))]
     return Step(CGROUP, path, {"made": own, "above": shared + above}, lambda: cgroups.make(path))
+
+
+def slice_at(path: str) -> Step:
+    """A pod's own slice, which systemd makes with the first scope in it."""
+    return Step(CGROUP, path, {"made": [path], "above": []}, lambda: None)
 
 
 def _ours(path: str) -> list[str]:

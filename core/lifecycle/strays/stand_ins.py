@@ -212,7 +212,8 @@ def _subject(entry: LedgerEntry) -> str:
     if entry.kind == NETWORK:
         return str(_mapping(entry.data.get("request")).get("pod_id", ""))
     if entry.kind in (DIRECTORY, NAMESPACES, MOUNT, CGROUP):
-        return next((part for part in reversed(entry.key.split("/")) if len(part) == _ID_DIGITS), "")
+        parts = (cgroups.owner_in_name(part) for part in reversed(entry.key.split("/")))
+        return next((part for part in parts if len(part) == _ID_DIGITS), "")
     return ""
 
 

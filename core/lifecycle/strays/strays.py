@@ -20,6 +20,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups, files, links, mount, namespaces
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.runtime import ContainerHandle
+from crinoid.core.lifecycle.resources import slices
 from crinoid.core.lifecycle.resources.ownership import owner_of
 from crinoid.core.lifecycle.resources.resources import CGROUP, CONTAINER, DIRECTORY, MOUNT, NAMESPACES, SNAPSHOT
 from crinoid.core.lifecycle.sandbox.pod_init import init_owner
@@ -158,7 +159,7 @@ class Repair:
         ledger.record(stray.id, NAMESPACES, stray.id, {"paths": [str(path) for path in stray.namespaces]})
         for path in reversed([path for path in stray.mounts if path not in stray.namespaces]):
             ledger.record(stray.id, MOUNT, str(path), {})
-        own = [path for path in stray.cgroups if path.endswith(f"/{stray.id}")]
+        own = [path for path in stray.cgroups if path.endswith((f"/{stray.id}", f"-{stray.id}.slice"))]
         outermost = min(own, key=len, default="")
         if outermost:
             ledger.record(stray.id, CGROUP, outermost, {"made": [outermost], "above": []})
@@ -216,7 +217,7 @@ def _remove_from_host(stray: Stray) -> None:
     for path in stray.directories:
         files.remove_tree(path)
     for cgroup in reversed(stray.cgroups):
-        cgroups.remove(cgroup)
+        slices.remove(cgroup)
 
 
 def _monitors(run: Path) -> Iterator[tuple[int, str, str]]:

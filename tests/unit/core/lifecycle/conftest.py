@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -89,7 +90,7 @@ class FakeMachine:
         return path not in self.cgroups
 
     def owns_cgroup(self, path: str, owner: str) -> bool:
-        named = len(owner) == 64 and path.endswith(f"/{owner}")
+        named = len(owner) == 64 and cgroups.owner_in_name(path) == owner
         return path in self.cgroups and (named or self.marks.get(path) == owner)
 
     @property
@@ -109,6 +110,7 @@ class FakeNode:
     snapshotter: FakeSnapshotter
     extension: FakeExtension
     services: Composition | None = None
+    cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
 
     @property
     def config(self) -> Config:
@@ -116,7 +118,8 @@ class FakeNode:
         root, run = self.directory / "root", self.directory / "run"
         root.mkdir(exist_ok=True)
         (run / "pods").mkdir(parents=True, exist_ok=True)
-        return Config(root=root, run=run, pods=PodsConfig(init_binary="/bin/true", kill_timeout_s=0.2))
+        pods = PodsConfig(init_binary="/bin/true", kill_timeout_s=0.2, cgroup_driver=self.cgroup_driver)
+        return Config(root=root, run=run, pods=pods)
 
     @property
     def drivers(self) -> tuple[Recorder, ...]:

@@ -98,7 +98,7 @@ def test_cgroup_parents() -> None:
     assert files.pod_parent("", "p") == "/crinoid/p"
     assert files.pod_parent("kubepods/pod1/", "p") == "/kubepods/pod1"
     assert systemd.pod_parent("/a/kubepods-pod1.slice", "p") == "kubepods-pod1.slice"
-    assert systemd.pod_parent("", "p") == "crinoid.slice"
+    assert systemd.pod_parent("", "p") == "crinoid-p.slice", "of its own, as with cgroupfs"
     assert systemd.pod_parent("/", "p") == systemd.pod_parent("-.slice", "p") == "-.slice"
     assert files.pod_parent("/n" * 62, "p") == "/n" * 62, "with room for containers and what is executed in them"
     bad = ("a.slice", "/a/../b", "/a\nb", "/n" * 63, "/n" * 1500)

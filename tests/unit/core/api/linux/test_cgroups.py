@@ -407,6 +407,8 @@ def test_a_name_tells_the_owner(v2: Hierarchies) -> None:
     owner = "0123456789abcdef" * 4
     assert v2.belongs_to(f"/kubepods/pod1/{owner}", owner)
     assert v2.belongs_to(f"/kubepods.slice/crinoid-{owner}.scope", owner)
+    assert v2.belongs_to(f"/crinoid.slice/crinoid-{owner}.slice", owner)
+    assert not v2.belongs_to(f"/crinoid.slice/crinoid-{owner}.mount", owner)
     assert not v2.belongs_to(f"/kubepods/{owner}/inner", owner)
     assert not v2.belongs_to(f"/kubepods/{'1' * 64}", owner)
     assert not v2.belongs_to("/pod", "pod"), "a name that anybody may have chosen says nothing"
