@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crinoid.core.api.linux import cgroups
 from integration import conftest
 from integration.conftest import BUSYBOX, Node
 from integration.pods import Pod
@@ -42,6 +43,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnitDaemon]:
         log.format = "auto"
         log.level = "info"
         network.driver = "host"
+        pods.cgroup_driver = "{"auto" if cgroups.version() == 2 else "systemd"}"
         [registries.layout]
         driver = "layout"
         options = {{ directory = "{directory}/layouts" }}

@@ -215,26 +215,6 @@ def test_other_parents(node: Node, name: str, runtime: str) -> None:
     assert not Path(f"/sys/fs/cgroup{path}/{scope(container)}").exists()
 
 
-def test_a_pod_without_a_parent_has_a_slice_of_its_own(node: Node, runtime: str) -> None:
-    """Its statistics are its own, and its end is not another's."""
-    one, other = (Pod(node, run_in(node, runtime, "", name)) for name in ("one", "other"))
-    for pod in (one, other, other):
-        pod.start("sleep", "1000")
-
-    def processes(pod: Pod) -> int:
-        usage = node.call("PodSandboxStats", pod_sandbox_id=pod.id)["stats"]["linux"]
-        return int(usage["process"]["process_count"]["value"])
-
-    assert (processes(one), processes(other)) == (1, 2)
-    assert units("crinoid-*.slice") == sorted(f"crinoid-{pod.id}.slice" for pod in (one, other))
-    node.call("RemovePodSandbox", pod_sandbox_id=one.id)
-    assert units("crinoid-*.slice") == [f"crinoid-{other.id}.slice"]
-    assert not Path(f"/sys/fs/cgroup/crinoid.slice/crinoid-{one.id}.slice").exists()
-    assert processes(other) == 2
-    node.call("RemovePodSandbox", pod_sandbox_id=other.id)
-    assert units("crinoid-*.slice") == []
-
-
 @pytest.mark.parametrize("name", ["/kubepods/pod1", "a--b.slice", "a-.slice"])
 def test_parents_that_are_no_slices(node: Node, name: str) -> None:
     with refused("INVALID_ARGUMENT", "is no slice"):

@@ -17,20 +17,14 @@ _STOP_S = 30.0
 _MOST_WORDS = 1 << 12
 
 
-def is_unit(path: str) -> bool:
-    """Return whether a cgroup is a slice of systemd's, by its name."""
-    return path.endswith(".slice")
-
-
 def remove(path: str) -> None:
     """Remove a cgroup in which nothing runs any more, with those below it. Idempotent. Blocks.
 
     Raises OSError while it is in use, CommandFailed and DeadlineExceeded where systemd does not stop a slice.
     """
-    if not is_unit(path):
-        cgroups.remove(path)
-    elif cgroups.exists(path):  # else it was never started, or the host has booted since
+    if path.endswith(".slice") and cgroups.exists(path):  # else it was never started, or the host has booted since
         _stop(PurePosixPath(path).name)
+    cgroups.remove(path)  # of a slice what runc makes with cgroup v1 in hierarchies that systemd has nothing to do with
 
 
 def _stop(unit: str) -> None:

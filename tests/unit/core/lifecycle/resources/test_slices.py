@@ -13,7 +13,15 @@ SLICE = "/crinoid.slice/crinoid-one.slice"
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories that were removed."""
+    found: list[str] = []
+    monkeypatch.setattr(cgroups, "remove", found.append)
+    return found
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: list[str]) -> Path:
     """A file with what systemctl was told; the slice is there."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(cgroups, "exists", lambda path: path == SLICE)
@@ -27,9 +35,10 @@ def write_systemctl(directory: Path, script: str) -> None:
     program.chmod(0o755)
 
 
-def test_a_slice_is_systemds_to_remove(told: Path) -> None:
+def test_a_slice_is_systemds_to_stop(told: Path, removed: list[str]) -> None:
     slices.remove(SLICE)
     assert told.read_text() == "stop -- crinoid-one.slice\n"
+    assert removed == [SLICE], "runc makes directories of it that systemd does not know"
 
 
 def test_one_that_was_never_started_is_not_asked_for(told: Path) -> None:
@@ -37,9 +46,7 @@ def test_one_that_was_never_started_is_not_asked_for(told: Path) -> None:
     assert not told.exists()
 
 
-def test_any_other_cgroup_is_removed_by_hand(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    removed: list[str] = []
-    monkeypatch.setattr(cgroups, "remove", removed.append)
+def test_any_other_cgroup_is_no_unit(told: Path, removed: list[str]) -> None:
     slices.remove("/crinoid/one")
     assert removed == ["/crinoid/one"]
     assert not told.exists()
