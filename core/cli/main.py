@@ -48,6 +48,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "doctor": LazyCommand("crinoid.core.cli.doctor", "doctor", "Find what is on no record, and adopt or remove it."),
     "report": LazyCommand("crinoid.core.cli.report", "report", "Gather what a bug report needs, without secrets."),
+    "trace": LazyCommand(
+        "crinoid.core.cli.trace", "trace", "Record a daemon's calls without secrets, and replay them without a node."
+    ),
     "state": LazyCommand("crinoid.core.cli.state", "state", "Write records and ledger to a file, and read them again."),
     "config": LazyCommand("crinoid.core.cli.config", "config", "Check and show the configuration."),
     "build": LazyCommand("crinoid.core.cli.node_build", "build", "Build a node from one file, or verify one."),

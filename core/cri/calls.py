@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
+from google.protobuf import json_format
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -29,6 +30,9 @@ from crinoid.core.cri.errors import to_status
 from crinoid.core.cri.forwarding import ENDLESS, Forwarder, relayed_until_s
 from crinoid.core.cri.wire import api_pb2, node_explain_pb2, node_images_pb2
 from crinoid.core.state.timelines import Ending
+
+Json = dict[str, Any]
+"""A JSON object; ``Any`` because its form is the message's."""
 
 Method = Callable[[Any], Awaitable[Message | bytes]]
 """One RPC: a request message in, the response out, as a message or encoded already. ``Any``: each has its own type."""
@@ -65,8 +69,25 @@ RECORDED = frozenset(
 _OUR_FAULT = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
 
 
+class RpcTape(Protocol):
+    """Takes down calls as a whole, while somebody records them. Nothing here raises, or blocks.
+
+    ``request`` and ``answer`` make JSON, in any thread; the answer's is ``None`` where there is none.
+    """
+
+    def begin_rpc(self, rpc: str, request: Callable[[], Json]) -> int:
+        """Take down a request; the hooks that its task calls are its own. Return its number, above 0."""
+
+    def end_rpc(self, number: int, seconds: float, code: str, message: str, answer: Callable[[], Json | None]) -> None:
+        """Take down what came of it; ``number`` 0, or another tape's: this one has not seen its begin."""
+
+
 def _ignore(_rpc: str, _seconds: float, _code: str) -> None:
     """Measure nothing."""
+
+
+def _no_tape() -> None:
+    """Take nothing down."""
 
 
 def _ignore_failure(_rpc: str, _reason: str) -> None:
@@ -83,13 +104,15 @@ class CallHooks:
     ``observe(rpc, seconds, code)`` is told the end of each, with gRPC's name of the status. ``span(rpc, metadata)``
     returns the context that the call runs in, ``None`` for none; ``metadata`` are the request's headers, with
     ``traceparent`` maybe. ``record(rpc, about)`` returns the context that keeps the timeline of an RPC of ``RECORDED``.
-    ``fail(rpc, reason)`` is told each error with its reason, before its end.
+    ``fail(rpc, reason)`` is told each error with its reason, before its end. ``tape()`` is where calls are taken down
+    now, ``None`` for nowhere.
     """
 
     observe: Callable[[str, float, str], None] = _ignore
     span: Callable[[str, Mapping[str, str]], contextlib.AbstractContextManager[object]] | None = None
     record: Callable[[str, Iterable[str]], contextlib.AbstractContextManager[Ending]] | None = None
     fail: Callable[[str, str], None] = _ignore_failure
+    tape: Callable[[], RpcTape | None] = _no_tape
 
 
 NO_HOOKS = CallHooks()
@@ -100,6 +123,18 @@ class Malformed:
     """Takes the place of a request that could not be read."""
 
     message: str
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A call for the tape: its number, 0 without one, and its answer. Lists and statuses, encoded already, are left
+    out: they tell what the state at the end of a trace does."""
+
+    number: int = 0
+    answer: Message | bytes | None = None
+
+    def answer_json(self) -> Json | None:
+        return to_json(self.answer) if isinstance(self.answer, Message) else None
 
 
 class Calls:
@@ -118,13 +153,14 @@ class Calls:
         self._trace = hooks.span
         self._record = hooks.record
         self._fail = hooks.fail
+        self._tape = hooks.tape
 
     async def serve(self, rpc: str, method: Method, request: Message | Malformed, context: Any) -> Message | bytes:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
         task = asyncio.current_task()
         assert task is not None  # a call runs in a task of grpc's
-        async with self._recorded(rpc, request, context, task) as readable:
-            answer = await method(readable)
+        async with self._recorded(rpc, request, context, task) as (readable, taken):
+            answer = taken.answer = await method(readable)
             timeline.about(*_subjects(answer))
             return answer
         raise AssertionError("a call ends in an answer or an error")  # not reached: nothing is swallowed around it
@@ -138,7 +174,7 @@ class Calls:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # another daemon may go on with it
         try:
             async with (
-                self._recorded(rpc, request, context, over) as readable,
+                self._recorded(rpc, request, context, over) as (readable, _),
                 contextlib.aclosing(method(readable)) as answers,
             ):
                 await context.send_initial_metadata(())
@@ -149,7 +185,7 @@ class Calls:
 
     def _recorded(
         self, rpc: str, request: Message | Malformed, context: Any, over: "asyncio.Future[Any]"
-    ) -> contextlib.AbstractAsyncContextManager[Message]:
+    ) -> contextlib.AbstractAsyncContextManager[tuple[Message, "_Taken"]]:
         """Return what is around a call, which has ended here when ``over`` is done.
 
         Of those of ``RECORDED`` the timeline is kept.
@@ -166,21 +202,24 @@ class Calls:
         request: Message | Malformed,
         context: Any,
         over: "asyncio.Future[Any]",
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncIterator[tuple[Message, "_Taken"]]:
         with record(rpc, _subjects(request)) as ending:
-            async with self._around(rpc, request, context, ending, over) as readable:
-                yield readable
+            async with self._around(rpc, request, context, ending, over) as call:
+                yield call
 
     @contextlib.asynccontextmanager
     async def _around(
         self, rpc: str, request: Message | Malformed, context: Any, ending: Ending, over: "asyncio.Future[Any]"
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncIterator[tuple[Message, "_Taken"]]:
         """All that is around a call, from its count to its line in the log; yields the request once it is checked."""
         task = asyncio.current_task()
         assert task is not None  # a call runs in a task of grpc's
         started_s, code, text = time.monotonic(), "OK", ""
         span: contextlib.AbstractContextManager[object] = _NO_SPAN
         self.in_flight[rpc] += 1
+        taken = _Taken()
+        if (tape := self._tape()) is not None and isinstance(request, Message):
+            taken.number = tape.begin_rpc(rpc, functools.partial(to_json, request))
         try:
             if self._trace is not None:
                 pairs = context.invocation_metadata() or ()  # values are bytes under names that end with -bin
@@ -194,7 +233,7 @@ class Calls:
                         if isinstance(request, Malformed):
                             raise InvalidArgument(request.message)
                         check_message(request)
-                        yield request
+                        yield request, taken
                 except TimeoutError as error:
                     if not scope.expired():
                         raise
@@ -213,7 +252,10 @@ class Calls:
         finally:
             self.in_flight[rpc] -= 1
             ending.code, ending.message = code, text
-            self.note(rpc, request, time.monotonic() - started_s, code, text)
+            seconds = time.monotonic() - started_s
+            if (tape := self._tape()) is not None:
+                tape.end_rpc(taken.number, seconds, code, text, taken.answer_json)
+            self.note(rpc, request, seconds, code, text)
 
     async def drain(self, timeout_s: float, but: Collection[str] = ()) -> None:
         """Wait for the end of all calls under way here ``but`` those of some RPCs, and of what follows their answers.
@@ -247,6 +289,12 @@ def generic_handler(service: str, implementation: object, calls: Calls) -> Any:
     descriptor = SERVICES[service]
     handlers = {rpc.name: _method_handler(rpc, implementation, calls) for rpc in descriptor.methods}
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+
+
+def to_json(message: Message) -> Json:
+    """Return a message as JSON, by the field names of the ``.proto``, without fields at their defaults."""
+    found: Json = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return found
 
 
 def method_name(rpc: str) -> str:

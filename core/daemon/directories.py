@@ -69,6 +69,8 @@ RULES: Sequence[Rule] = (
     Rule("root", "checkpoints/*", rights.DIRECTORY),
     Rule("root", "timeline", rights.DIRECTORY),
     Rule("root", "timeline/*.jsonl", rights.FILE),
+    Rule("root", "trace", rights.DIRECTORY),
+    Rule("root", "trace/*.jsonl.gz", rights.FILE),
     Rule("root", "plugins", rights.DIRECTORY),
     Rule("root", "plugins/*", rights.DIRECTORY),
     Rule("root", "plugins/*/*", rights.DIRECTORY),  # a slot's own; what lies below is its driver's

@@ -25,6 +25,7 @@ from crinoid.core.daemon.metric_families import (
     LOOP_STALL,
     RPC_SECONDS,
 )
+from crinoid.core.daemon.recorder import Recorder
 from crinoid.core.daemon.watchdog import LAG_BOUNDS_S, Watchdog
 
 LOG = logging.getLogger(__name__)
@@ -200,6 +201,8 @@ class DaemonInstruments:
     """Fits what ``slots`` and ``cri`` report to, with or without metrics and traces."""
 
     def __init__(self, metrics: MetricsConfig, tracing: TracingConfig, version: str, watchdog: Watchdog) -> None:
+        self.tape: Recorder | None = None
+        """Where calls are taken down while somebody records; see ``recording``."""
         self._metrics = Metrics(metrics.listen, watchdog) if metrics.listen else None
         self._tracer: Tracer = OpenTelemetry(tracing, version) if tracing.endpoint else NoTracer()
 

@@ -25,6 +25,7 @@ from crinoid.core.daemon.directories import Taken
 from crinoid.core.daemon.figures import NodeFigures
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify, ping_watchdog
+from crinoid.core.daemon.recording import Recordings
 from crinoid.core.daemon.reload import Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
@@ -144,11 +145,18 @@ async def _serve(
         if not is_up:
             return
         span = instruments.rpc_span if instruments.traces else None
-        hooks = CallHooks(instruments.observe_rpc, span, node.timelines.recording, instruments.count_error)
+        recordings = Recordings(loaded, taken.passage, node, instruments)
+        hooks = CallHooks(
+            instruments.observe_rpc,
+            span,
+            node.timelines.recording,
+            instruments.count_error,
+            lambda: instruments.tape,
+        )
         server = Server(_endpoint(config), node, hooks, None if succession is None else succession.listener)
         await node.streams.start()
         await server.start()
-        _take_commands(handover, _reloader(paths, loaded, node, instruments, watchdog))
+        _take_commands(handover, _reloader(paths, loaded, node, instruments, watchdog), recordings)
         with _fault_named():
             await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
@@ -161,6 +169,7 @@ async def _serve(
             await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
         _do_not_reload()
+        await recordings.stop("the daemon ends")
         if handover.requested.is_set():
             LOG.info("another daemon takes over")
             await server.hand_over(config.server.graceful_stop_s, lambda: _hand_over_events(node))
@@ -221,8 +230,8 @@ def _reloader(
     return Reload(loaded.config, lambda: load(paths), node.images, node.slots, bind_anew)
 
 
-def _take_commands(handover: Handover, reload: Reload) -> None:
-    """Let root reload the configuration, and change the log's level until the next reload."""
+def _take_commands(handover: Handover, reload: Reload, recordings: Recordings) -> None:
+    """Let root reload the configuration, change the log's level until the next reload, and record traces."""
 
     async def apply(_: str) -> str:
         return "\n".join(await reload.apply())
@@ -240,7 +249,7 @@ def _take_commands(handover: Handover, reload: Reload) -> None:
         finally:
             notify("READY=1")
 
-    handover.commands |= {"reload": apply, "log-level": set_level}
+    handover.commands |= {"reload": apply, "log-level": set_level, "trace": recordings.command}
     tasks: set[asyncio.Task[None]] = set()
 
     def begin() -> None:

@@ -1,6 +1,6 @@
 """``crinoid report``: one file for a bug report, with what is needed to understand a node and without its secrets.
 
-``parts`` gathers, ``redaction`` knows what must not be told; here they become an archive.
+``parts`` gathers, ``daemon.redaction`` knows what must not be told; here they become an archive.
 """
 
 import asyncio

@@ -15,16 +15,16 @@ from typing import Any
 from crinoid import __version__
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.cli.check.examination import examine as examine_host
-from crinoid.core.cli.report.redaction import (
+from crinoid.core.config.loader import ConfigPaths, Loaded, examine
+from crinoid.core.config.origins import name_key
+from crinoid.core.cri.client import Client
+from crinoid.core.daemon.redaction import (
     Secrets,
     learn_environment,
     learn_files,
     learn_records,
     redact_table,
 )
-from crinoid.core.config.loader import ConfigPaths, Loaded, examine
-from crinoid.core.config.origins import name_key
-from crinoid.core.cri.client import Client
 from crinoid.core.slots.selection import ValidSlot
 from crinoid.core.slots.selection import examine as examine_slots
 from crinoid.core.state.timelines import DIRECTORY, read_acts

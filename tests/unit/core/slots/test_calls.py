@@ -72,6 +72,8 @@ LABEL = 'network "default" (star)'
 class Meter:
     """Instruments that remember."""
 
+    tape = None
+
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str, str]] = []
         self.spans: list[tuple[str, Mapping[str, str]]] = []

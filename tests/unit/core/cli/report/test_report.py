@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from crinoid.core.cli.main import main
-from crinoid.core.cli.report.redaction import Secrets
+from crinoid.core.daemon.redaction import Secrets
 
 SECRETS = {
     "environment of this process": "hunter2-environment",

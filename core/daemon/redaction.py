@@ -1,4 +1,4 @@
-"""What must not leave the node with a report: secrets that are known by where they lie, and text that looks like one.
+"""What must not leave the node with a report or a trace: what is secret where it stands, and text that looks so.
 
 Two nets, one behind the other. ``Secrets`` learns every value that is secret where it stands (credentials of
 registries, headers of hosts.toml, environment and annotations of pods, variables of this process, secret options), and
@@ -7,6 +7,7 @@ registries, headers of hosts.toml, environment and annotations of pods, variable
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 import tomllib
@@ -179,3 +180,80 @@ def _decode(value: str) -> Iterator[str]:
     except (binascii.Error, ValueError, UnicodeDecodeError):
         return
     yield from (part for part in (value, value.partition(":")[2]) if len(part) >= _LEAST)
+
+
+_KEPT_ANNOTATIONS = ("kubernetes.io/", "io.kubernetes.", "org.opencontainers.", "crinoid.io/")
+"""How annotations begin whose values crinoid or a runtime goes by, or that Kubernetes itself writes."""
+_LEAST_SCANNED = 12
+
+
+class TraceRedaction:
+    """Takes secrets out of what a trace tells, where they stand: two that were equal are equal afterwards.
+
+    By the rules of a report: credentials, values of the environment and of annotations, arguments and keys that are
+    secret by their names, and what looks like a secret. A message of an error has none of them either, wherever they
+    came from. What programs have written (ExecSync) is left out.
+    """
+
+    def __init__(self, secrets: Secrets) -> None:
+        """``secrets``: those of the node, its files and its options."""
+        self._secrets = secrets
+        self._environment = Secrets()
+
+    def redact(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a line of a trace, or a part of one, without secrets."""
+        shown: dict[str, Any] = self._hide(line, "")
+        return shown
+
+    def _hide(self, value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            if key in ("annotations", "image_annotations"):
+                return {name: self._annotation(name, one) for name, one in value.items()}
+            if key in ("default_env", "env", "environment"):
+                return {name: self._variable(one) for name, one in value.items()}
+            return {name: self._hide(one, name) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._item(one, key) for one in value]
+        if not isinstance(value, str) or not value:
+            return value
+        if key in ("stdout", "stderr"):
+            return ""
+        if key == "message":
+            return self._secrets.scrub(self._environment.scrub(value))
+        if is_secret_name(key) and not value.startswith("/"):
+            self._secrets.learn(value)
+            return HIDDEN
+        return self._secrets.scrub(value) if len(value) >= _LEAST_SCANNED else value
+
+    def _item(self, one: Any, key: str) -> Any:
+        """One of a list: variables and annotations come as ``NAME=value``, as pairs, and as the CRI has them."""
+        if key in ("env", "envs"):
+            if isinstance(one, str):
+                name, equals, value = one.partition("=")
+                return f"{name}{equals}{self._variable(value)}"
+            if isinstance(one, Mapping):  # of a request, where the value is bytes
+                with contextlib.suppress(ValueError):
+                    self._environment.learn(base64.b64decode(str(one.get("value", ""))).decode(errors="replace"))
+                return {**one, "value": base64.b64encode(HIDDEN.encode()).decode()}
+            if isinstance(one, list | tuple) and len(one) == 2:
+                return [one[0], self._variable(one[1])]
+        if key == "annotations" and isinstance(one, list | tuple) and len(one) == 2:
+            return [one[0], self._annotation(one[0], one[1])]
+        if key in ("args", "command", "cmd") and isinstance(one, str):
+            name, equals, value = one.partition("=")
+            if equals and is_secret_name(name):
+                self._secrets.learn(value)
+                return f"{name}={HIDDEN}"
+        return self._hide(one, key)
+
+    def _variable(self, value: Any) -> Any:
+        if isinstance(value, str) and value:
+            self._environment.learn(value)
+            return HIDDEN
+        return value
+
+    def _annotation(self, name: str, value: Any) -> Any:
+        if not isinstance(value, str) or not value or name.startswith(_KEPT_ANNOTATIONS):
+            return self._hide(value, name)
+        self._environment.learn(value)
+        return HIDDEN
