@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -154,6 +154,25 @@ def note(text: str) -> None:
     """Add something to the stage under way, if there is one; no secret."""
     if (step := _current()) is not None:
         step.note(text)
+
+
+def graft(steps: Iterable[Step], began_s: float) -> None:
+    """Put stages that another process has recorded below the stage under way. Their times are from ``began_s`` on, by
+    the monotonic clock; parents come before their parts."""
+    here = _here.get()
+    if here is None or here[0].is_closed:
+        return
+    act, parent = here
+    base, after_s = len(act.steps), began_s - act.began_s
+    for step in steps:
+        if len(act.steps) >= MAX_STEPS:
+            act.left_out += 1
+            continue
+        step.name, step.outcome, step.notes = clean(step.name), clean(step.outcome), step.notes[:_MAX_NOTES]
+        step.notes = [clean(text) for text in step.notes]
+        step.began_s += after_s
+        step.parent = parent if step.parent < 0 else base + step.parent
+        act.steps.append(step)
 
 
 def about(*names: str) -> None:

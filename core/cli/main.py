@@ -24,11 +24,12 @@ from crinoid.core.daemon.journal import ERROR, is_journal, with_priority
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """A command that is imported when it is called; ``summary`` is its line in the help of the group."""
+    """A command that is imported when it is called; ``summary`` is its line in the help of the group, if it has one."""
 
     module: str
     attribute: str
     summary: str
+    is_hidden: bool = False
 
 
 COMMANDS: Mapping[str, LazyCommand] = {
@@ -56,6 +57,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "build": LazyCommand("crinoid.core.cli.node_build", "build", "Build a node from one file, or verify one."),
     "plugins": LazyCommand("crinoid.core.cli.plugins", "plugins", "List the installed plugins and what uses them."),
     "plugin": LazyCommand("crinoid.core.cli.plugin", "plugin", "Begin a plugin, or check one before it is used."),
+    "plugin-host": LazyCommand(
+        "crinoid.core.cli.plugin_host", "plugin_host", "Serve one driver to a daemon (the daemon starts it).", True
+    ),
     "demo": LazyCommand("crinoid.core.cli.demo", "demo", "Show a node at work, from an image to an empty host."),
 }
 
@@ -96,7 +100,7 @@ class LazyGroup(SuggestingGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""
-        return list(COMMANDS)
+        return [name for name, lazy in COMMANDS.items() if not lazy.is_hidden]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
@@ -109,7 +113,7 @@ class LazyGroup(SuggestingGroup):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands with their summaries, without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, lazy.summary) for name, lazy in COMMANDS.items()])
+            formatter.write_dl([(name, lazy.summary) for name, lazy in COMMANDS.items() if not lazy.is_hidden])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; end a CrinoidError here, with its message."""

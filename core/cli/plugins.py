@@ -18,8 +18,8 @@ from crinoid.core.slots.listing import Plugin, list_plugins
 
 _DAEMON_TIMEOUT_S = 3.0
 
-Errors = Mapping[tuple[str, str], str]
-"""Last errors of a daemon's slots, by role and slot."""
+Told = Mapping[tuple[str, str], Mapping[str, Any]]
+"""What a daemon tells of its slots, by role and slot; Any: an answer of the CRI, as JSON."""
 
 
 @click.command()
@@ -29,8 +29,8 @@ def plugins(paths: ConfigPaths, output: str) -> None:
     """List the installed plugins: whose they are, which slots use them, and their last error."""
     loaded = _load(paths)
     found = list_plugins(loaded.config, loaded.origins) if loaded else list_plugins(None)
-    errors = asyncio.run(_ask_daemon(str(loaded.config.server.socket))) if loaded else {}
-    rows = [_describe(plugin, errors) for plugin in found]
+    told = asyncio.run(_ask_daemon(str(loaded.config.server.socket))) if loaded else {}
+    rows = [_describe(plugin, told) for plugin in found]
     if output == "json":
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -46,7 +46,7 @@ def _load(paths: ConfigPaths) -> Loaded | None:
         return None
 
 
-async def _ask_daemon(socket: str) -> Errors:
+async def _ask_daemon(socket: str) -> Told:
     from crinoid.core.cri.client import Client  # it needs grpc, which takes long to import
 
     try:
@@ -54,24 +54,28 @@ async def _ask_daemon(socket: str) -> Errors:
             status = await client.call("Status", {"verbose": True}, _DAEMON_TIMEOUT_S)
     except CrinoidError:
         return {}  # no daemon runs, or it is no crinoid
-    return _read_errors(status)
+    return _read_slots(status)
 
 
-def _read_errors(status: Mapping[str, Any]) -> Errors:  # Any: an answer of the CRI, as JSON
+def _read_slots(status: Mapping[str, Any]) -> Told:
     try:
         slots = json.loads(status.get("info", {}).get("slots", "[]"))
-        failed = [slot for slot in slots if slot.get("lastError")]
-        return {
-            (slot["role"], slot["slot"]): f"{slot['lastError']['hook']}: {slot['lastError']['message']}"
-            for slot in failed
-        }
+        return {(slot["role"], slot["slot"]): slot for slot in slots}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}  # another runtime serves this socket
 
 
-def _describe(plugin: Plugin, errors: Errors) -> dict[str, Any]:
+def _say_error(slot: Mapping[str, Any]) -> str:
+    error, process = slot.get("lastError"), slot.get("process")
+    down = process.get("problem", "") if isinstance(process, dict) else ""
+    said = f"{error.get('hook')}: {error.get('message')}" if isinstance(error, dict) else ""
+    return "; ".join(filter(None, (down, said)))
+
+
+def _describe(plugin: Plugin, told: Told) -> dict[str, Any]:
     driver = plugin.driver
-    said = [errors[driver.role, slot] for slot in plugin.slots if (driver.role, slot) in errors]
+    slots = [told[driver.role, slot] for slot in plugin.slots if (driver.role, slot) in told]
+    said = [error for slot in slots if (error := _say_error(slot))]
     return {
         "role": driver.role,
         "name": driver.name,
@@ -79,6 +83,8 @@ def _describe(plugin: Plugin, errors: Errors) -> dict[str, Any]:
         "version": driver.version,
         "apiVersion": driver.api_version,
         "slots": list(plugin.slots),
+        "isolated": list(plugin.isolated),
+        "processes": [slot["process"] for slot in slots if slot.get("process")],
         "state": plugin.state.value,
         "lastError": plugin.error or "; ".join(said),
     }
@@ -87,7 +93,7 @@ def _describe(plugin: Plugin, errors: Errors) -> dict[str, Any]:
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the plugins as a table, and their errors, which are long, as lines below it."""
     print_table(
-        ("ROLE", "NAME", "DISTRIBUTION", "API", "SLOTS", "STATE"),
+        ("ROLE", "NAME", "DISTRIBUTION", "API", "SLOTS", "ISOLATED", "STATE"),
         (
             (
                 row["role"],
@@ -95,6 +101,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{row['distribution']} {row['version']}".strip() or "-",
                 row["apiVersion"] or "-",
                 ", ".join(row["slots"]) or "-",
+                ", ".join(row["isolated"]) or "-",
                 row["state"],
             )
             for row in rows

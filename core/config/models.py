@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from crinoid.core.api.bounds import RLIMITS, SYSCTL
 from crinoid.core.api.config import Described, Form
@@ -431,6 +431,36 @@ class DeadlinesConfig(Section):
     """How long a hook that was cancelled may clean up before it is left behind and its caller answered, in seconds."""
 
 
+class IsolationConfig(Section):
+    """A process of its own for a slot's driver."""
+
+    user: str = ""
+    """User that the process runs as, a name or a number; empty is the daemon's own. What else than root can do is for
+    the driver to know: a runtime, a network and a snapshotter most often can't do without."""
+    python: AbsolutePath | None = None
+    """Interpreter of the environment that the driver is installed in, with the same crinoid beside it; absent is the
+    daemon's own."""
+    program: tuple[str, ...] = ()
+    """Program and arguments instead of an interpreter: a driver in another language, which speaks the protocol of
+    docs/isolation.md on descriptor 3."""
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory that the process and what it starts may take, in bytes, by a cgroup; 0 is no limit. A driver takes some
+    50 MiB at least."""
+    unresponsive_s: Seconds = 30.0
+    """How long something may hold the thread that its hooks run in before the process is killed and started again, in
+    seconds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "IsolationConfig":
+        if self.python is not None and self.program:
+            raise ValueError("python and program exclude each other")
+        return self
+
+
+def _to_isolation(value: object) -> object:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class SlotConfig(Section):
     """A named use of a driver."""
 
@@ -438,6 +468,12 @@ class SlotConfig(Section):
     """Name of the driver, as its distribution gave it in the role's entry point group."""
     options: dict[str, Any] = {}
     """The driver's own options."""
+    isolation: Annotated[
+        IsolationConfig | None,
+        BeforeValidator(_to_isolation, json_schema_input_type=bool | IsolationConfig),
+    ] = None
+    """Run the driver in a process of its own, spoken to over a socket: true, or a table that says more. What blocks,
+    leaks or crashes there harms no other slot."""
 
 
 class RuntimeSlotConfig(SlotConfig):

@@ -20,6 +20,7 @@ from crinoid.core.api.errors import ConfigurationError, StateUnavailable
 from crinoid.core.api.linux import rights
 from crinoid.core.config.models import Config
 from crinoid.core.slots.roles import ROLES
+from crinoid.core.slots.selection import select
 
 LOG = logging.getLogger(__name__)
 _LOCK = "lock"
@@ -34,7 +35,8 @@ TAKEOVER_SOCKET = "takeover.sock"
 class Rule:
     """What is at a place below ``root`` or ``run``, as a glob pattern, and its mode.
 
-    ``gated``: 0710 is right, too, with a group that ``rights.let_in`` admitted. ``linked``: a file with a further hard
+    ``gated``: 0710 is right, too, with a group that ``rights.let_in`` admitted; ``passable``: so is 0711 where a
+    driver's process has a user, who has to reach his own. ``linked``: a file with a further hard
     link is left alone, as it is shown in a container by that name.
     """
 
@@ -43,6 +45,7 @@ class Rule:
     mode: int
     gated: bool = False
     linked: bool = False
+    passable: bool = False
 
     @property
     def is_directory(self) -> bool:
@@ -51,7 +54,7 @@ class Rule:
 
 
 RULES: Sequence[Rule] = (
-    Rule("root", ".", rights.DIRECTORY),
+    Rule("root", ".", rights.DIRECTORY, passable=True),
     Rule("root", _LOCK, rights.FILE),
     Rule("root", "state.db*", rights.FILE),  # the log and the index too, and what was put aside as broken
     Rule("root", "content", rights.DIRECTORY),
@@ -71,8 +74,8 @@ RULES: Sequence[Rule] = (
     Rule("root", "timeline/*.jsonl", rights.FILE),
     Rule("root", "trace", rights.DIRECTORY),
     Rule("root", "trace/*.jsonl.gz", rights.FILE),
-    Rule("root", "plugins", rights.DIRECTORY),
-    Rule("root", "plugins/*", rights.DIRECTORY),
+    Rule("root", "plugins", rights.DIRECTORY, passable=True),
+    Rule("root", "plugins/*", rights.DIRECTORY, passable=True),
     Rule("root", "plugins/*/*", rights.DIRECTORY),  # a slot's own; what lies below is its driver's
     Rule("run", ".", rights.PASSAGE),
     Rule("run", _LOCK, rights.FILE),
@@ -85,7 +88,7 @@ RULES: Sequence[Rule] = (
     Rule("run", "containers/*/process.json", rights.FILE),
     Rule("run", "checkpoints", rights.DIRECTORY),
     Rule("run", "checkpoints/*", rights.DIRECTORY),
-    *(Rule("run", role.directory, rights.DIRECTORY) for role in ROLES.values()),
+    *(Rule("run", role.directory, rights.DIRECTORY, passable=True) for role in ROLES.values()),
     *(Rule("run", f"{role.directory}/*", rights.DIRECTORY) for role in ROLES.values()),
 )
 """Every directory that others could walk, and every file beside them. A driver's own begin below its slot's."""
@@ -119,7 +122,7 @@ def taken(config: Config) -> Iterator[Taken]:
         tops_by_age = sorted(tops.items(), key=lambda item: not item[1].exists())
         held = [locks.enter_context(_locked(name, path)) for name, path in tops_by_age]
         with _named(config.run):
-            changed = _repair(tops)
+            changed = _repair(tops, _lets_pass(config))
             for path in (config.run / "pods", config.run / "containers"):
                 rights.make_directories(path, rights.PASSAGE)
             passage = _passage(config.run)
@@ -245,23 +248,33 @@ def _unlock(descriptors: Iterable[int]) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _repair(tops: dict[str, Path]) -> int:
+def _lets_pass(config: Config) -> bool:
+    """Whether a driver's process has a user of its own."""
+    return any(one.config.isolation is not None and one.config.isolation.user for one in select(config))
+
+
+def _repair(tops: dict[str, Path], lets_pass: bool) -> int:
     """Give everything the mode that the rules state; return how many had another. Never enters a driver's directory.
 
     The tops come first: from then on nobody else is below, so no path can be changed on the way.
     """
-    return sum(_apply(rule, Path(os.path.realpath(tops[rule.top]))) for rule in RULES)
+    return sum(_apply(rule, Path(os.path.realpath(tops[rule.top])), lets_pass) for rule in RULES)
 
 
-def _apply(rule: Rule, top: Path) -> int:
+def _apply(rule: Rule, top: Path, lets_pass: bool) -> int:
     changed = 0
+    right = {
+        rule.mode,
+        rights.GATE if rule.gated else rule.mode,
+        rights.PASSAGE if rule.passable and lets_pass else rule.mode,
+    }
     for name in glob.iglob(rule.pattern, root_dir=top, include_hidden=True):  # noqa: PTH207
         path = os.path.join(top, name)  # noqa: PTH118  # strings: a node has thousands of blobs
         found = os.lstat(path)
         mode = stat.S_IMODE(found.st_mode)
         if stat.S_ISDIR(found.st_mode) != rule.is_directory or (rule.linked and found.st_nlink > 1):
             continue
-        if stat.S_ISLNK(found.st_mode) or mode in (rule.mode, rights.GATE if rule.gated else rule.mode):
+        if stat.S_ISLNK(found.st_mode) or mode in right:
             continue
         os.chmod(path, rule.mode)  # noqa: PTH101
         changed += bool(mode & ~rule.mode)

@@ -14,6 +14,7 @@ from crinoid.core.config.models import Config
 from crinoid.core.daemon import metric_families as families
 from crinoid.core.daemon.composition import Composition
 from crinoid.core.daemon.metric_families import Metric
+from crinoid.core.slots.isolation.proxy import DriverProcess
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.timelines import DIRECTORY
 
@@ -46,6 +47,9 @@ class NodeFigures:
             (families.STATE_BYTES, self._state_bytes),
             (families.BUILD, lambda: [((version, platform.python_version()), 1)]),
             (families.PLUGINS, self._plugins),
+            (families.PLUGIN_UP, lambda: self._processes(lambda one: not one.problem)),
+            (families.PLUGIN_RESTARTS, lambda: self._processes(lambda one: one.restarts)),
+            (families.PLUGIN_MEMORY, lambda: self._processes(lambda one: one.memory_bytes)),
         )
 
     def collect(self) -> Iterator[Any]:
@@ -86,6 +90,11 @@ class NodeFigures:
         for slot in self._node.slots.all():
             driver = slot.installed
             yield (slot.role, slot.name, slot.driver, driver.distribution, driver.version), 1
+
+    def _processes(self, read: Callable[[DriverProcess], float | None]) -> Samples:
+        for slot in self._node.slots.all():
+            if slot.process is not None and (value := read(slot.process)) is not None:
+                yield (slot.role, slot.name), value
 
 
 def _by_state(kind: type[PodState] | type[ContainerState], found: Iterable[PodState | ContainerState]) -> Samples:

@@ -94,6 +94,25 @@ PLUGINS = Metric(
     ("role", "slot", "driver", "distribution", "version"),
 )
 
+PLUGIN_UP = Metric(
+    "crinoid_plugin_up",
+    "gauge",
+    "Whether the process of a slot's driver takes calls, for each slot with `isolation`",
+    ("role", "slot"),
+)
+PLUGIN_RESTARTS = Metric(
+    "crinoid_plugin_restarts",
+    "counter",
+    "How often the process of a slot's driver was started again, for each slot with `isolation`",
+    ("role", "slot"),
+)
+PLUGIN_MEMORY = Metric(
+    "crinoid_plugin_memory_bytes",
+    "gauge",
+    "What the process of a slot's driver has in memory (RSS), for each slot with `isolation`",
+    ("role", "slot"),
+)
+
 METRICS: tuple[Metric, ...] = (
     RPC_SECONDS,
     ERRORS,
@@ -119,4 +138,7 @@ METRICS: tuple[Metric, ...] = (
     STATE_BYTES,
     BUILD,
     PLUGINS,
+    PLUGIN_UP,
+    PLUGIN_RESTARTS,
+    PLUGIN_MEMORY,
 )

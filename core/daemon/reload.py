@@ -87,6 +87,7 @@ class Reload:
                 await slot.close()
             except CrinoidError as error:
                 LOG.warning("%s", error.message)
+            await slot.end()
 
 
 def _merge(old: Config, new: Config) -> Config:

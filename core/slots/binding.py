@@ -5,8 +5,12 @@ against its role's hooks. Anything wrong stops the start. One manager a slot hol
 they would share one deadline and one failure, and pluggy would call the last one first.
 """
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +29,8 @@ from crinoid.core.slots.calls import Binding, Slot
 from crinoid.core.slots.drivers import SLOW_S, InstalledDriver, check_hooks
 from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
 from crinoid.core.slots.instruments import NO_INSTRUMENTS, Instruments
+from crinoid.core.slots.isolation.plugin_process import find_user
+from crinoid.core.slots.isolation.proxy import Proxy
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.roles import ROLES
@@ -93,8 +99,8 @@ class Slots:
         return tuple(slot for group in groups for slot in group)
 
     async def close(self) -> None:
-        """Let extensions, image sources and networks finish; one that fails is logged. Idempotent as far as they
-        are."""
+        """Let extensions, image sources and networks finish, and end what drivers have for processes of their own; one
+        that fails is logged. Idempotent as far as they are."""
         await self.extensions.close()
         closing: tuple[RegistrySlot | NetworkSlot, ...] = (*self.registries.values(), *self.networks.values())
         for slot in closing:
@@ -102,6 +108,7 @@ class Slots:
                 await slot.close()
             except CrinoidError as error:
                 LOG.warning("%s", error.message)
+        await asyncio.gather(*(slot.end() for slot in self.all()))
 
     def _config_of(self, handler: str) -> RuntimeSlotConfig:
         config = self.runtime(handler).config
@@ -122,9 +129,7 @@ def bind(
     lists every driver that can't be used, with the distribution it is of.
     """
     binder = _Binder(config, origins, instruments, version, calls or HookCalls(config.deadlines.grace_s))
-    bindings = [binder.bind(slot) for slot in check(config, origins)]
-    refuse(binder.problems)
-    return assemble(config, [binding for binding in bindings if binding])
+    return assemble(config, binder.bind_all(check(config, origins)))
 
 
 def bind_registries(
@@ -132,9 +137,8 @@ def bind_registries(
 ) -> Mapping[str, RegistrySlot]:
     """As ``bind``, for image sources alone, beside those that are in use."""
     binder = _Binder(config, origins, instruments, version, calls)
-    bindings = [binder.bind(slot) for slot in check(config, origins) if slot.selection.role == "registry"]
-    refuse(binder.problems)
-    return assemble(config, [binding for binding in bindings if binding]).registries
+    slots = [slot for slot in check(config, origins) if slot.selection.role == "registry"]
+    return assemble(config, binder.bind_all(slots)).registries
 
 
 def adopt(
@@ -171,6 +175,7 @@ def adopt(
         own_on_failure=_own_on_failure(driver, installed),
         calls=calls or HookCalls(),
         unremoved=host.unremoved,
+        process=driver.process if isinstance(driver, Proxy) else None,
     )
 
 
@@ -208,16 +213,34 @@ class _Binder:
         self._buffers = BufferPool(config.streaming.max_buffer_bytes // 2)  # the server has the other half
         self.problems: list[Problem] = []
 
-    def bind(self, slot: ValidSlot) -> Binding | None:
-        """Make a slot's driver and bind it; on a failure add a problem."""
+    def bind_all(self, slots: Iterable[ValidSlot]) -> list[Binding]:
+        """Make all drivers and bind them; raise a ConfigurationError that lists every problem, with nothing running."""
+        slots, bindings = [*slots], []
+        with ThreadPoolExecutor(max_workers=4) as threads:  # processes start side by side
+            apart = {id(slot): threads.submit(self._make, slot) for slot in slots if slot.selection.config.isolation}
         try:
-            return self._bind(slot)
+            for slot in slots:
+                with self._collected(slot):
+                    driver, host = apart[id(slot)].result() if id(slot) in apart else self._make(slot)
+                    bindings.append(self._adopt(slot, driver, host))
+            refuse(self.problems)
+        except BaseException:
+            for made in apart.values():
+                if made.exception() is None and isinstance(proxy := made.result()[0], Proxy):
+                    proxy.process.end_now()
+            raise
+        return bindings
+
+    @contextlib.contextmanager
+    def _collected(self, slot: ValidSlot) -> Iterator[None]:
+        try:
+            yield
         except ConfigurationError as error:
             key = (*slot.selection.key, "driver")
             self.problems.append(Problem(key, str(error), self._origins.nearest(key)))
-            return None
 
-    def _bind(self, slot: ValidSlot) -> Binding:
+    def _make(self, slot: ValidSlot) -> tuple[object, Host]:
+        """Make a slot's directories and its driver."""
         selection, role = slot.selection, ROLES[slot.selection.role]
         if slot.driver.import_s > SLOW_S:
             title = slot.driver.installed.title
@@ -225,17 +248,41 @@ class _Binder:
         directory = _directory_name(selection)
         state_dir = _make_directory(self._config.root / "plugins" / role.name / directory)
         run_dir = _make_directory(self._config.run / role.directory / directory)
+        if (isolation := selection.config.isolation) is not None and isolation.user:
+            hand_over({state_dir: self._config.root, run_dir: self._config.run}, isolation.user)
         log = logging.getLogger(f"crinoid.plugins.{role.name}.{selection.name}")
         host = Host(selection.name, state_dir, run_dir, log, self._version, self._buffers)
+        if selection.config.isolation is not None:
+            return make(slot, host), host
         with self._calls.blocking(f'{role.name} "{selection.name}"', "__init__"):
-            driver = make(slot, host)
-        return adopt(driver, slot.driver.installed, selection.config, host, self._instruments, self._calls)
+            return make(slot, host), host
+
+    def _adopt(self, slot: ValidSlot, driver: object, host: Host) -> Binding:
+        config = slot.selection.config
+        binding = adopt(driver, slot.driver.installed, config, host, self._instruments, self._calls)
+        if binding.process is not None:
+            binding.process.attach()
+        return binding
 
 
 def _directory_name(selection: Selection) -> str:
     """Give each driver of a slot a directory of its own: what one made must not meet another's."""
     name, driver = selection.name, selection.config.driver
     return name if name == driver else f"{name}.{driver}"
+
+
+def hand_over(directories: Mapping[Path, Path], user: str) -> None:
+    """Give a slot's directories to the user of its driver's process, and let him pass to them from the given tops on.
+
+    What lies in them already is left as it is: it may be another driver's.
+    """
+    uid, gid = find_user(user)
+    for directory, top in directories.items():
+        os.chown(directory, uid, gid)
+        for above in directory.parents:
+            rights.correct(above, rights.PASSAGE)
+            if above == top:
+                break
 
 
 def make(slot: ValidSlot, host: Host) -> object:

@@ -28,6 +28,7 @@ from crinoid.core.config.models import Deadlines, SlotConfig
 from crinoid.core.slots.answers import Check, nothing
 from crinoid.core.slots.drivers import InstalledDriver
 from crinoid.core.slots.instruments import Ended, Instruments
+from crinoid.core.slots.isolation.proxy import DriverProcess
 from crinoid.core.slots.roles import Role
 from crinoid.core.slots.running import HookCall, HookCalls, describe, foreign
 
@@ -75,6 +76,8 @@ class Binding:
     calls: HookCalls = field(default_factory=HookCalls)
     unremoved: Mapping[str, str] = field(default_factory=dict)
     """What the driver could not remove so far: see ``Host``."""
+    process: DriverProcess | None = None
+    """The process of its own that the driver is in, if it is (``isolation``)."""
 
     @property
     def label(self) -> str:
@@ -102,6 +105,8 @@ class Slot:
     """The slot's directory that survives a reboot."""
     run_dir: Path
     """The slot's directory that does not survive a reboot."""
+    process: DriverProcess | None
+    """The process of its own that the driver is in, if it is (``isolation``)."""
     last_error: LastError | None
     """What the driver failed with last."""
 
@@ -111,7 +116,7 @@ class Slot:
         self.role, self.name, self.driver = binding.role.name, binding.name, binding.driver.name
         self.installed, self.config = binding.driver, binding.config
         self.state_dir, self.run_dir = binding.state_dir, binding.run_dir
-        self.label = binding.label
+        self.label, self.process = binding.label, binding.process
         self.last_error = None
         self._log = logging.getLogger(f"crinoid.slots.{self.role}.{self.name}")
 
@@ -122,6 +127,16 @@ class Slot:
     def unremoved(self) -> Mapping[str, str]:
         """What the driver could not remove so far, with the reason; a copy. May be called in any thread."""
         return dict(self._binding.unremoved)
+
+    @property
+    def problem(self) -> str:
+        """Why no hook can be called now, as the driver's process is down; empty where that is not so."""
+        return "" if self.process is None else self.process.problem
+
+    async def end(self) -> None:
+        """End the driver's process, if it has one of its own. Idempotent."""
+        if self.process is not None:
+            await self.process.end()
 
     def implements(self, hook: str) -> bool:
         """Return whether the driver has this hook."""
@@ -193,7 +208,7 @@ class Slot:
         try:
             yield
         except Exception as error:
-            failure = _translate(error)
+            failure = translate(error)
             raised = error if failure is not error else error.__cause__
             if type(failure) is DriverError and (failure is not error or not isinstance(raised, Exception | None)):
                 told = raised if raised and len(describe(raised)) <= _MESSAGE_CHARACTERS else None
@@ -256,7 +271,7 @@ class _Taped:
             tape.end_hook(self._number, *self._call, ended)
 
 
-def _translate(error: BaseException) -> CrinoidError:
+def translate(error: BaseException) -> CrinoidError:
     """Make an error of our tree from any other; a task group's only error counts as itself.
 
     One of our tree that can't be told, as its text or its status is no such thing, is as foreign as any.

@@ -152,7 +152,7 @@ def _check_contract(driver: InstalledDriver, factory: Any) -> type[DriverConfig]
     if not isinstance(factory, type):
         raise UnusableDriverError(f"{driver.title}: {driver.target} is no class; report it to its authors")
     version = getattr(factory, "api_version", None)
-    if not _is_served(version):
+    if not is_served(version):
         raise UnusableDriverError(_say_version(driver, version))
     options = getattr(factory, "Config", None)
     if not (isinstance(options, type) and issubclass(options, DriverConfig)):
@@ -174,7 +174,7 @@ def check_hooks(factory_or_driver: object, driver: InstalledDriver) -> None:
         )
 
 
-def _is_served(version: object) -> bool:
+def is_served(version: object) -> bool:
     """Return whether a driver that was written for this version of the API may rely on ours: the same major one, and no
     newer minor one."""
     if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", version):

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crinoid.core.config.models import Config
 from crinoid.core.config.origins import NO_ORIGINS, Origins
@@ -22,12 +22,14 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A driver that is installed, or that the configuration wants; ``slots`` are those that use it."""
+    """A driver that is installed, or that the configuration wants; ``slots`` are those that use it, ``isolated`` those
+    of them that have it in a process of its own."""
 
     driver: InstalledDriver
     state: State
     slots: tuple[str, ...] = ()
     error: str = ""
+    isolated: tuple[str, ...] = ()
 
 
 _Problems = Callable[[Iterable[Selection]], list[str]]
@@ -50,13 +52,19 @@ def list_plugins(config: Config | None, origins: Origins = NO_ORIGINS) -> tuple[
 
 
 def _judge(driver: InstalledDriver, using: tuple[Selection, ...], problems: _Problems) -> Plugin:
-    names = tuple(selection.name for selection in using)
+    names, isolated = tuple(selection.name for selection in using), _isolated(using)
+    if driver.error and len(isolated) == len(names) > 0:  # what counts is the environment of its process
+        driver = replace(driver, error="")
     if driver.error:
-        return Plugin(driver, State.BROKEN, names, driver.error)
+        return Plugin(driver, State.BROKEN, names, driver.error, isolated)
     errors = problems(using)
     if errors:
-        return Plugin(driver, State.MISCONFIGURED, names, "; ".join(errors))
-    return Plugin(driver, State.SELECTED if using else State.AVAILABLE, names)
+        return Plugin(driver, State.MISCONFIGURED, names, "; ".join(errors), isolated)
+    return Plugin(driver, State.SELECTED if using else State.AVAILABLE, names, "", isolated)
+
+
+def _isolated(using: Iterable[Selection]) -> tuple[str, ...]:
+    return tuple(selection.name for selection in using if selection.config.isolation is not None)
 
 
 def _using(driver: InstalledDriver, selections: Iterable[Selection]) -> tuple[Selection, ...]:
@@ -70,4 +78,7 @@ def _find_missing(
         if (selection.role, selection.config.driver) not in known:
             absent = InstalledDriver(selection.role, selection.config.driver, "", "", "")
             error = "; ".join(problems((selection,)))
-            yield Plugin(absent, State.MISSING, (selection.name,), error)
+            isolated = _isolated((selection,))
+            # One that is installed in its process's own environment is not missing.
+            state = State.SELECTED if isolated and not error else State.MISSING
+            yield Plugin(absent, state, (selection.name,), error, isolated)

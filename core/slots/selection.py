@@ -5,6 +5,7 @@ The step between ``config`` and ``binding``: it loads classes and validates opti
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from crinoid.core.api.config import DriverConfig
@@ -13,6 +14,7 @@ from crinoid.core.config.origins import Origins, Problem, refuse
 from crinoid.core.config.positions import KeyPath
 from crinoid.core.config.validation import validate
 from crinoid.core.slots.drivers import Installation, LoadedDriver, UnusableDriverError
+from crinoid.core.slots.isolation.loading import load_isolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,19 @@ def check(config: Config, origins: Origins) -> tuple[ValidSlot, ...]:
 def examine(config: Config, origins: Origins) -> tuple[tuple[ValidSlot, ...], list[Problem]]:
     """As ``check``, but return the problems."""
     installation = Installation()
-    results = [check_slot(selection, origins, installation) for selection in select(config)]
+    selections = [*select(config)]
+    apart = [selection for selection in selections if selection.config.isolation is not None]
+    with ThreadPoolExecutor(max_workers=4) as threads:  # a process takes half a second to start
+        found = dict(zip(map(id, apart), threads.map(lambda one: _check_isolated(one, origins), apart), strict=True))
+        results = [found.get(id(one)) or check_slot(one, origins, installation) for one in selections]
     problems = [problem for result in results if isinstance(result, list) for problem in result]
     return tuple(result for result in results if isinstance(result, ValidSlot)), problems
 
 
 def check_slot(selection: Selection, origins: Origins, installation: Installation) -> ValidSlot | list[Problem]:
     """Check one slot."""
+    if selection.config.isolation is not None:
+        return _check_isolated(selection, origins)
     key = selection.key
     try:
         driver = installation.load(selection.role, selection.config.driver)
@@ -80,3 +88,17 @@ def check_slot(selection: Selection, origins: Origins, installation: Installatio
         return [Problem((*key, "driver"), str(error), origins.nearest((*key, "driver")))]
     options = validate(driver.options, selection.config.options, origins, (*key, "options"))
     return options if isinstance(options, list) else ValidSlot(selection, driver, options)
+
+
+def _check_isolated(selection: Selection, origins: Origins) -> ValidSlot | list[Problem]:
+    """As ``check_slot``, of a driver in a process of its own, which is asked."""
+    config, key = selection.config, selection.key
+    assert config.isolation is not None
+    try:
+        found = load_isolated(selection.role, selection.name, config.driver, config.options, config.isolation)
+    except UnusableDriverError as error:
+        return [Problem((*key, "driver"), str(error), origins.nearest((*key, "driver")))]
+    if found.problems:
+        places = [((*key, "options", *place), text) for place, text in found.problems]
+        return [Problem(place, text, origins.nearest(place)) for place, text in places]
+    return ValidSlot(selection, found.driver, found.options)

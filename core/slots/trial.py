@@ -17,7 +17,7 @@ from crinoid.core.api.errors import ConfigurationError, CrinoidError
 from crinoid.core.api.host import Host
 from crinoid.core.config.models import DeadlinesConfig
 from crinoid.core.config.origins import Origins, Problem
-from crinoid.core.slots.binding import adopt, make
+from crinoid.core.slots.binding import adopt, hand_over, make
 from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import SLOW_S
 from crinoid.core.slots.registry import RegistrySlot
@@ -43,14 +43,21 @@ def try_driver(slot: ValidSlot, origins: Origins, deadlines: DeadlinesConfig) ->
         log = logging.getLogger(f"crinoid.plugins.{selection.role}.{selection.name}")
         host = Host(selection.name, state_dir, run_dir, log)
         started_s = time.monotonic()
+        process = None
         try:
+            if (isolation := selection.config.isolation) is not None and isolation.user:
+                hand_over({state_dir: state_dir.parent, run_dir: state_dir.parent}, isolation.user)
             binding = adopt(make(slot, host), slot.driver.installed, selection.config, host)
+            process = binding.process
             if (took_s := time.monotonic() - started_s) > SLOW_S:
                 notes.append(f"{title} takes {took_s:.1f} s to be made")
             if origins.nearest(selection.key) is not None:
                 asyncio.run(_ask(binding, deadlines))
         except CrinoidError as error:
             return Trial((Problem(key, error.message, origins.nearest(key)),), tuple(notes))
+        finally:
+            if process is not None:
+                process.end_now()
     return Trial((), tuple(notes))
 
 

@@ -387,6 +387,15 @@ def remove(path: str) -> None:
     _host().remove(path)
 
 
+def children(path: str) -> list[str]:
+    """Name the cgroups right below one, in any hierarchy; none where there is none."""
+    found: set[str] = set()
+    for root in _host().all:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found.update(one.name for one in os.scandir(root + path) if one.is_dir())
+    return sorted(found)
+
+
 def exists(path: str) -> bool:
     """Return whether there is such a cgroup, in any hierarchy that ``make`` makes one in."""
     return any(Path(root + path).is_dir() for root in _host().made)

@@ -3,8 +3,12 @@
 import enum
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from crinoid.core.api.values.image import Credentials, Descriptor, ImageReference
+
+FileDescriptor = Annotated[int, "an open file"]
+"""A descriptor; to a driver in a process of its own it is passed as such, and has another number there."""
 
 
 class WhiteoutForm(enum.Enum):
@@ -79,7 +83,7 @@ class LayerStream:
     bytes are no archive, but the content of the layer's only file, which has this name.
     """
 
-    fd: int
+    fd: FileDescriptor
     size: int
     media_type: str
     diff_id: str = ""

@@ -15,6 +15,7 @@ from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
 from crinoid.core.lifecycle.resources.resources import Deferred, Resources
 from crinoid.core.lifecycle.resources.user_namespaces import UserNamespaces
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.calls import Slot
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.runtime import RuntimeSlot
@@ -45,7 +46,8 @@ class NodeService:
         """Ask the default handler's runtime and network whether they are ready, and report every handler.
 
         RuntimeReady is false with what stands against the default handler's runtime, against its snapshotter since the
-        start, or against the file of the state; other handlers that don't work are left out.
+        start, or now if its process is down, or against the file of the state; other handlers that don't work are left
+        out.
         """
         info = await self._info() if verbose else {}  # which may be what finds the file damaged
         runtime, network = await asyncio.gather(self._runtime_ready(), self._network_ready())
@@ -99,7 +101,8 @@ class NodeService:
         problems = dict(zip(slots, await asyncio.gather(*map(self._probe, slots)), strict=True))
         if (problem := problems[self._slots.runtime("")]) is not None:
             return Condition("RuntimeReady", False, "RuntimeNotReady", problem)
-        if (problem := self._unfit.get(self._slots.snapshotter_of("").name)) is not None:
+        snapshotter = self._slots.snapshotter_of("")
+        if problem := self._unfit.get(snapshotter.name) or snapshotter.problem:
             return Condition("RuntimeReady", False, "SnapshotterNotReady", problem)
         if self._store.damage:
             return Condition("RuntimeReady", False, "StateDamaged", self._store.damage)
@@ -134,6 +137,7 @@ class NodeService:
                 "driver": slot.driver,
                 "distribution": f"{slot.installed.distribution} {slot.installed.version}",
                 "lastError": None if slot.last_error is None else asdict(slot.last_error),
+                "process": _tell_process(slot),
             }
             for slot in self._slots.all()
         ]
@@ -160,6 +164,14 @@ class NodeService:
             ),
             "pulls": json.dumps([asdict(progress) for progress in self._images.progress()]),
         }
+
+
+def _tell_process(slot: Slot) -> dict[str, object] | None:
+    """Tell of the process that a slot's driver is in, if it has one of its own."""
+    if (process := slot.process) is None:
+        return None
+    told = {"pid": process.pid, "restarts": process.restarts, "problem": process.problem}
+    return told | {"memoryBytes": process.memory_bytes}
 
 
 def _tell_deferred(deferred: Deferred) -> dict[str, object]:

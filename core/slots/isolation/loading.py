@@ -1,0 +1,39 @@
+"""A slot whose driver is in a process of its own, as ``selection`` and ``binding`` have it: checked, and made.
+
+Nothing of the driver is imported here: a process that loads it tells what it is, and looks at its options.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crinoid import __version__
+from crinoid.core.api.host import Host
+from crinoid.core.config.models import IsolationConfig
+from crinoid.core.config.positions import KeyPath
+from crinoid.core.slots.drivers import LoadedDriver
+from crinoid.core.slots.isolation.plugin_process import PluginProcess, Wanted, inspect_driver
+from crinoid.core.slots.isolation.proxy import OpenOptions, Proxy
+from crinoid.core.slots.roles import ROLES
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """A driver that can be used in a process of its own, with its options; or, by key path, what is wrong with them."""
+
+    driver: LoadedDriver
+    options: OpenOptions
+    problems: tuple[tuple[KeyPath, str], ...]
+
+
+def load_isolated(
+    role: str, slot: str, driver: str, options: dict[str, object], isolation: IsolationConfig
+) -> Isolated:
+    """Have a process load a driver. Raises UnusableDriverError."""
+    wanted = Wanted(ROLES[role], slot, driver, options, isolation, __version__)
+    installed, loaded = inspect_driver(wanted)
+    factory: Callable[[OpenOptions, Host], Proxy] = lambda _options, host: PluginProcess(wanted, host).start()  # noqa: E731
+    return Isolated(
+        LoadedDriver(installed, factory, OpenOptions, loaded.import_s),
+        OpenOptions.model_validate(dict(loaded.options)),
+        loaded.problems,
+    )

@@ -1,0 +1,334 @@
+"""Drivers in processes of their own: all roles of a node at once, and ones that block, leak, end or talk rubbish."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from support import cgroup_namespace
+from support.daemon import Daemon, container_config, pod_config
+from support.distributions import QUIET, QUIET_ENTRIES, Site
+from support.examples import declare
+from support.images import build_busybox
+from support.patience import patient
+
+pytestmark = pytest.mark.integration
+
+IMAGE = "registry.test/busybox:1"
+ALL_ROLES = """\
+images.sources = ["layout"]
+pods.default_runtime = "runc"
+[runtimes.runc]
+driver = "runc"
+isolation = true
+[network]
+driver = "host"
+isolation = {{ unresponsive_s = 20 }}
+[snapshotter]
+driver = "native"
+isolation = {{ memory_bytes = 268435456 }}
+[registries.layout]
+driver = "layout"
+options = {{ directory = "{layouts}" }}
+isolation = {{ user = "nobody" }}
+[extensions.guard]
+driver = "guard"
+on_failure = "fail"
+deadline_s = 30
+options = {{ allow = ["registry.test/*"], inject = [{{ environment = {{ SITE = "here" }} }}] }}
+isolation = true
+"""
+NAUGHTY = """\
+import asyncio, os, sys, time
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.testing.noops import NoopNetwork
+
+class Driver(NoopNetwork):
+    @hookimpl
+    async def attach(self, request, plan):
+        what = request.annotations.get("what")
+        if what == "block":
+            time.sleep(3600)
+        elif what == "leak":
+            hoard = []
+            while True:
+                hoard.append(bytearray(1 << 20))
+                await asyncio.sleep(0)
+        elif what == "exit":
+            print("last words", file=sys.stderr, flush=True)
+            os._exit(3)
+        elif what == "rubbish":
+            os.write(3, b"HTTP/1.1 200 OK\\r\\n" * 100)
+        elif what == "no JSON":
+            os.write(3, b"\\0\\0\\0\\4\\0\\0\\0\\0nope")
+        elif what == "wrong":
+            return {"addresses": 5}
+        elif what == "raise":
+            raise ValueError("of its own")
+        return await super().attach(request, plan)
+"""
+FAULTS = """\
+pods.default_runtime = "quiet"
+images.sources = ["quiet"]
+deadlines.grace_s = 0.5
+deadlines.network.attach = {attach_s}
+watchdog.stall_s = {stall_s}
+[runtimes.runc]
+enabled = false
+[runtimes.quiet]
+driver = "quiet"
+[runtimes.bad]
+driver = "quiet"
+network = "bad"
+[network]
+driver = "quiet"
+[networks.bad]
+driver = "naughty"
+isolation = {{ memory_bytes = 134217728, unresponsive_s = {unresponsive_s} }}
+[snapshotter]
+driver = "quiet"
+[registries.quiet]
+driver = "quiet"
+"""
+
+
+def children(daemon: Daemon) -> dict[str, int]:
+    """The plugins' processes of a daemon, by role and slot."""
+    assert daemon.process is not None
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "plugin-host" in words and words[-2] == str(daemon.process.pid):
+            role, slot = words[words.index("plugin-host") + 1 :][:2]
+            found[f"{role} {slot}"] = int(path.parent.name)
+    return found
+
+
+def until(condition: Any, limit_s: float = 30) -> Any:
+    deadline = time.monotonic() + patient(limit_s)
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(patient(0.05))
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory = tmp_path_factory.mktemp("isolated")
+    layouts = Path("/run") / f"layouts-{os.getpid()}"  # where another user can read
+    layouts.mkdir()
+    build_busybox(layouts / "busybox", IMAGE)
+    subprocess.run(["chmod", "-R", "a+rX", str(layouts)], check=True)
+    path = declare(directory / "site", "crinoid-extension-guard")
+    with cgroup_namespace.held() as prefix:
+        daemon = Daemon(directory / "d", ALL_ROLES.format(layouts=layouts), (*prefix, "env", f"PYTHONPATH={path}"))
+        try:
+            yield daemon.start()
+            daemon.clean()
+            assert daemon.leftovers() == []
+        finally:
+            daemon.end()
+            subprocess.run(["rm", "-r", str(layouts)], check=True)
+
+
+def start_pod(daemon: Daemon, name: str, *command: str) -> tuple[str, str]:
+    """Run a pod with one container; return both ids."""
+    config = pod_config(name, log_directory=str(daemon.directory / "logs" / name))
+    pod = daemon.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"]
+    container = daemon.cri.call(
+        "CreateContainer", pod_sandbox_id=pod, sandbox_config=config, config=container_config("c", IMAGE, *command)
+    )["container_id"]
+    daemon.cri.call("StartContainer", container_id=container)
+    return pod, container
+
+
+class TestAllRoles:
+    """runc, host, native, layout as nobody, and the example guard, each in a process of its own."""
+
+    def test_a_pods_life(self, node: Daemon) -> None:
+        node.cri.call("PullImage", image={"image": IMAGE})
+        pod, container = start_pod(node, "life", "sh", "-c", "echo $SITE; exec sleep 1000")
+        assert sorted(children(node)) == [
+            "extension guard", "network default", "registry layout", "runtime runc", "snapshotter default"
+        ]  # fmt: skip
+        log = node.directory / "logs" / "life" / "c.log"
+        until(lambda: "stdout F here" in log.read_text())
+        done = node.cri.call("ExecSync", container_id=container, cmd=["sh", "-c", "echo out; echo err >&2; exit 7"])
+        assert (done["exit_code"], done["stdout"], done["stderr"]) == (7, "b3V0Cg==", "ZXJyCg==")
+        assert node.cri.call("ContainerStats", container_id=container)["stats"]["memory"]
+        node.cri.call("StopContainer", container_id=container, timeout=0)
+        status = node.cri.call("ContainerStatus", container_id=container)["status"]
+        assert (status["state"], status["exit_code"]) == ("CONTAINER_EXITED", 137)
+        with pytest.raises(grpc.RpcError, match="forbidden"):
+            node.cri.call("PullImage", image={"image": "forbidden.test/app:1"})
+        node.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+    def test_a_user_of_its_own(self, node: Daemon) -> None:
+        status = Path(f"/proc/{children(node)['registry layout']}/status").read_text()
+        assert re.search(r"^Uid:\t65534\t65534\t65534\t65534$", status, re.MULTILINE)
+        assert "CapEff:\t0000000000000000" in status
+
+    def test_streams(self, node: Daemon) -> None:
+        """An exec and an attach session, whose streams are in the runtime's process."""
+        pod, container = start_pod(node, "streams", "sleep", "1000")
+        ctl = [sys.executable, "-m", "crinoid", "ctl", "--runtime-endpoint", f"unix://{node.socket}", "exec", "-i"]
+        big = os.urandom(1 << 20)
+        done = subprocess.run(
+            [*ctl, container, "sh", "-c", "cat; echo err >&2; exit 5"], input=big, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr.splitlines()[:1], done.stdout == big) == (5, [b"err"], True)
+        node.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+    def test_containers_outlive_their_runtimes_process_and_their_ends_are_seen(self, node: Daemon) -> None:
+        pod, container = start_pod(node, "outlives", "sh", "-c", "while ! [ -e /go ]; do sleep 0.1; done; exit 9")
+        former = children(node)
+        os.kill(former["runtime runc"], signal.SIGKILL)
+        done = node.cri.call("ExecSync", container_id=container, cmd=["touch", "/go"])  # it waits for the next process
+        assert done["exit_code"] == 0
+        state = lambda: node.cri.call("ContainerStatus", container_id=container)["status"]  # noqa: E731
+        until(lambda: state()["state"] == "CONTAINER_EXITED")
+        assert state()["exit_code"] == 9
+        now = children(node)
+        assert now["runtime runc"] != former["runtime runc"]
+        assert {**now, "runtime runc": 0} == {**former, "runtime runc": 0}
+        assert 'runtime "runc": its process' in node.log.read_text()
+        node.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+    def test_it_is_shown(self, node: Daemon) -> None:
+        listed = subprocess.run(
+            [*node.prefix, sys.executable, "-m", "crinoid", "plugins", "--config", str(node.config_file)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert re.search(r"network +host .* default +default +selected", listed), listed
+        assert re.search(r"network +bridge .* - +- +available", listed), listed
+
+    def test_nothing_outlives_a_daemon_that_is_killed(self, node: Daemon) -> None:
+        pids = children(node).values()
+        assert len(pids) == 5
+        node.kill()
+        until(lambda: all(map(is_gone, pids)))
+        node.start()
+        assert len(children(node)) == 5
+        start_pod(node, "after", "true")
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory = tmp_path_factory.mktemp("faulty")
+    site = Site(directory / "site")
+    site.directory.mkdir()
+    site.install("quiet", QUIET_ENTRIES, QUIET)
+    site.install("naughty-network", "[crinoid.networks]\nnaughty = naughty_network:Driver\n", NAUGHTY)
+    config = FAULTS.format(attach_s=patient(3), stall_s=patient(1), unresponsive_s=patient(2))
+    daemon = Daemon(directory / "d", config, ("env", f"PYTHONPATH={site.directory}"))
+    try:
+        yield daemon.start()
+        daemon.restart()  # which tries at once what could not be undone
+        daemon.clean()
+        assert daemon.leftovers() == []
+    finally:
+        daemon.end()
+
+
+def run_pod(daemon: Daemon, name: str, handler: str = "bad", **annotations: str) -> str:
+    config = pod_config(name, annotations=annotations)
+    answer = daemon.cri.call("RunPodSandbox", config=config, runtime_handler=handler, timeout_s=60)
+    return str(answer["pod_sandbox_id"])
+
+
+class TestFaults:
+    """A network that misbehaves, by what a pod's annotation says, beside one that does not."""
+
+    @pytest.mark.parametrize(
+        ("what", "code", "words"),
+        [
+            ("block", "DEADLINE_EXCEEDED|UNAVAILABLE", "has not answered for .* s: something holds its event loop"),
+            ("leak", "UNAVAILABLE|DEADLINE_EXCEEDED", "was killed at its memory limit"),
+            ("exit", "UNAVAILABLE", r"has ended with exit code 3"),
+            ("rubbish", "UNAVAILABLE", "it does not speak the protocol: a frame of 1213486160 bytes of JSON"),
+            ("no JSON", "UNAVAILABLE", "it does not speak the protocol: a frame that holds no JSON"),
+        ],
+    )
+    def test_only_its_pods_suffer(self, faulty: Daemon, what: str, code: str, words: str) -> None:
+        run_pod(faulty, f"before {what}")
+        logged = faulty.log.stat().st_size
+        former = children(faulty)["network bad"]
+        with pytest.raises(grpc.RpcError) as caught:
+            run_pod(faulty, f"suffers {what}", what=what)
+        assert re.fullmatch(code, caught.value.code().name), caught.value.details()
+        assert 'network "bad" (naughty) attach: ' in caught.value.details()
+        run_pod(faulty, f"others {what}", "quiet")
+        until(lambda: children(faulty).get("network bad", former) != former)
+        until(lambda: 'network "bad": its process was started again' in faulty.log.read_text()[logged:])
+        run_pod(faulty, f"after {what}")
+        log = faulty.log.read_text()[logged:]
+        assert re.search(rf'network "bad": its process {former} .*{words}.*; it is started again in ', log), log
+        assert faulty.stalls(logged) == []
+        if what == "exit":
+            assert "last words" in log
+
+    def test_a_wrong_answer_is_a_failure_of_the_call_alone(self, faulty: Daemon) -> None:
+        before = children(faulty)
+        for what, words in (("wrong", "returned dict where Attachment is due"), ("raise", "ValueError: of its own")):
+            with pytest.raises(grpc.RpcError) as caught:
+                run_pod(faulty, what, what=what)
+            assert caught.value.code().name == "INTERNAL"
+            assert caught.value.details().endswith(f'network "bad" (naughty) attach: {words}')
+        assert children(faulty) == before
+        assert "crinoid.plugins.network.bad" in faulty.log.read_text()
+
+    @pytest.mark.timeout(300)
+    def test_one_that_never_comes_up_again_is_unavailable_and_tried_less_and_less(self, faulty: Daemon) -> None:
+        module = Path(faulty.prefix[-1].partition("=")[2]) / "naughty_network.py"
+        module.write_text("import os, sys\nprint('no licence', file=sys.stderr, flush=True)\nos._exit(1)\n")
+        logged = faulty.log.stat().st_size
+        os.kill(children(faulty)["network bad"], signal.SIGKILL)
+        waits = lambda: re.findall(r"it is started again in ([0-9.]+) s", faulty.log.read_text()[logged:])  # noqa: E731
+        until(lambda: len(waits()) > 1 and float(waits()[-1]) > 0.5, 100)
+        assert sorted(map(float, waits())) == list(map(float, waits()))
+        with pytest.raises(grpc.RpcError) as caught:
+            run_pod(faulty, "in vain")
+        assert caught.value.code().name == "UNAVAILABLE"
+        assert re.search("process can't be started: .*no licence.*; it is started again", caught.value.details())
+        run_pod(faulty, "others", "quiet")
+        module.write_text(NAUGHTY)
+        until(lambda: "its process was started again" in faulty.log.read_text()[logged:], 200)
+        run_pod(faulty, "at last")
+
+
+def test_what_is_wrong_is_found_before_the_start(tmp_path: Path) -> None:
+    """A user, an interpreter and options that can't be, all in one run."""
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[network]\ndriver = "host"\nisolation = { user = "nobody-of-that-name" }\n'
+        '[snapshotter]\ndriver = "native"\nisolation = { python = "/nowhere/python" }\n'
+        '[registries.layout]\ndriver = "layout"\noptions = { directry = "/x" }\nisolation = true\n'
+    )
+    checked = subprocess.run(
+        [sys.executable, "-m", "crinoid", "config", "check", "--config", str(file)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == os.EX_CONFIG
+    assert 'network "default": there is no user "nobody-of-that-name" on this host' in checked.stderr.replace(
+        "driver: ", ""
+    )
+    assert "program /nowhere/python can't be run" in checked.stderr
+    assert 'options.directry: unknown key; did you mean "directory"?' in checked.stderr
