@@ -47,6 +47,8 @@ def _render_tables() -> Iterator[str]:
             yield from _table(f"### `{title}`", definitions[model]["properties"], definitions[model])
         elif "properties" in definition and "driver" not in definition["properties"]:
             yield from _sections(name, definition, definitions)
+    isolation = definitions["IsolationConfig"]
+    yield from _table("### `isolation` of a slot, where it is a table", isolation["properties"], isolation)
 
 
 def _sections(path: str, definition: Schema, definitions: Schema) -> Iterator[str]:
@@ -108,6 +110,8 @@ def _write(default: Any) -> str:
 def _type(prop: Schema) -> str:
     if "enum" in prop:
         return " or ".join(f"`{json.dumps(value)}`" for value in prop["enum"])
+    if "$ref" in prop:
+        return "table"
     if "anyOf" in prop:
         return " or ".join(_type(each) for each in prop["anyOf"] if each.get("type") != "null")
     match prop.get("type"):

@@ -6,6 +6,7 @@ import pytest
 
 from crinoid.core.api.host import Host
 from crinoid.core.api.testing.contract import Contract
+from crinoid.core.api.testing.extensions import ExtensionContract
 from support.isolation import ForkedProcess, role_of
 
 
@@ -36,7 +37,9 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(contract, name, make_isolated, raising=False)
 
     wrap("make_driver")
-    wrap("make_unwilling_driver")
+    # Of the contract's own that says that there is none, nothing is to be made elsewhere.
+    if getattr(type(contract), "make_unwilling_driver", None) is not ExtensionContract.make_unwilling_driver:
+        wrap("make_unwilling_driver")
     yield
     for process in processes:
         process.end_now()

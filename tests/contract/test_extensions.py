@@ -22,6 +22,7 @@ from crinoid.core.api.testing.fakes import FakeExtension, FakeKernel, fake_host
 from crinoid.core.api.testing.noops import NoopExtension
 from crinoid.core.api.values.adjustment import OciHook
 from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.slots.isolation.proxy import Proxy
 from crinoid.plugins.extensions.nri import NriExtension
 from crinoid.plugins.extensions.nri.options import NriOptions
 from crinoid.plugins.extensions.nri.wire import nri_pb2
@@ -48,6 +49,9 @@ class NriContract(ExtensionContract):
     """A killed daemon's socket is dead: a live one would be left alone."""
 
     async def killed(self, driver: object) -> None:
+        if isinstance(driver, Proxy):
+            driver.process.end_now()
+            return
         assert isinstance(driver, NriExtension)
         assert driver._listener is not None
         driver._listener.close()

@@ -46,7 +46,7 @@ class ForkedProcess:
         root = Exported(HOST, lambda name, arguments: getattr(self, name)(**arguments))
         self.channel = Channel(ours, root, lambda _why: None)
         self._loop: asyncio.AbstractEventLoop | None = None
-        request = MakeRequest(host.slot, host.state_dir, host.run_dir, host.version, 10, 1 << 20)
+        request = MakeRequest(host.slot, host.state_dir, host.run_dir, host.version, 10, host.buffers.limit_bytes)
         made = self.channel.call_within(30, 0, "make", self.interface.method("make"), {"request": request})
         incoming = Incoming(LiveObjects(self.channel, root), memoryview(b""), ())
         self._constants = {
@@ -105,7 +105,7 @@ def _serve(role: Role, make: Callable[[Host], object], host: Host, connection: s
                 self._options = NoOptions()
                 self._loaded = LoadedDriver(installed, lambda _options, made: make(made), NoOptions)
 
-        plugin_host._Plugin = Plugin  # type: ignore[misc]
+        plugin_host._Plugin = Plugin  # type: ignore[assignment,misc]
         asyncio.run(plugin_host._serve(role.name, connection))
     except BaseException:  # noqa: BLE001  # nothing of the test's own may run on in the child
         import traceback

@@ -170,9 +170,13 @@ def _stub_of(of: type, functions: Mapping[str, FunctionType], hints: Mapping[str
 
 def _declare(of: type, hints: Mapping[str, Any]) -> None:
     """Give a class its interface: all of its public methods, and these attributes."""
-    members = {name: getattr(of, name) for name in dir(of) if not name.startswith("_")}
-    functions = {name: member for name, member in members.items() if isinstance(member, FunctionType)}
+    functions = _functions_of(of)
     INTERFACES[of] = Interface(of.__name__, functions, hints, _stub_of(of, functions, hints))
+
+
+def _functions_of(of: type) -> dict[str, FunctionType]:
+    members = {name: getattr(of, name) for name in dir(of) if not name.startswith("_")}
+    return {name: member for name, member in members.items() if isinstance(member, FunctionType)}
 
 
 class _Stream(Protocol):
@@ -211,7 +215,7 @@ class _Iteration:
 
     async def next(self) -> bytes | None:
         """See ``_Stream``."""
-        piece: bytes | None = await self._step(lambda: anext(self._pieces, None))  # type: ignore[arg-type]
+        piece: bytes | None = await self._step(lambda: anext(self._pieces, None))
         return piece
 
     async def aclose(self) -> None:
@@ -262,10 +266,4 @@ for _class, _hints in (
     (Kernel, {"documents": ImageDocuments}),
 ):
     _declare(_class, _hints)
-INTERFACES[AsyncIterator[bytes]] = Interface(
-    "stream",
-    {"next": _Stream.next, "aclose": _Stream.aclose},
-    {},
-    _RemoteStream,
-    _Iteration,  # type: ignore[dict-item]
-)
+INTERFACES[AsyncIterator[bytes]] = Interface("stream", _functions_of(_Stream), {}, _RemoteStream, _Iteration)

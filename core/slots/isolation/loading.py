@@ -3,16 +3,14 @@
 Nothing of the driver is imported here: a process that loads it tells what it is, and looks at its options.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from crinoid import __version__
-from crinoid.core.api.host import Host
 from crinoid.core.config.models import IsolationConfig
 from crinoid.core.config.positions import KeyPath
 from crinoid.core.slots.drivers import LoadedDriver
-from crinoid.core.slots.isolation.plugin_process import PluginProcess, Wanted, inspect_driver
-from crinoid.core.slots.isolation.proxy import OpenOptions, Proxy
+from crinoid.core.slots.isolation.plugin_process import LoadedProcess, Wanted
+from crinoid.core.slots.isolation.proxy import OpenOptions
 from crinoid.core.slots.roles import ROLES
 
 
@@ -25,15 +23,13 @@ class Isolated:
     problems: tuple[tuple[KeyPath, str], ...]
 
 
-def load_isolated(
-    role: str, slot: str, driver: str, options: dict[str, object], isolation: IsolationConfig
-) -> Isolated:
+def load_isolated(role: str, slot: str, driver: str, table: dict[str, object], isolation: IsolationConfig) -> Isolated:
     """Have a process load a driver. Raises UnusableDriverError."""
-    wanted = Wanted(ROLES[role], slot, driver, options, isolation, __version__)
-    installed, loaded = inspect_driver(wanted)
-    factory: Callable[[OpenOptions, Host], Proxy] = lambda _options, host: PluginProcess(wanted, host).start()  # noqa: E731
+    process = LoadedProcess(Wanted(ROLES[role], slot, driver, table, isolation, __version__))
+    loaded = process.loaded
+    if loaded.problems:
+        process.end()
+    options = OpenOptions.model_validate(dict(loaded.options))
     return Isolated(
-        LoadedDriver(installed, factory, OpenOptions, loaded.import_s),
-        OpenOptions.model_validate(dict(loaded.options)),
-        loaded.problems,
+        LoadedDriver(process.installed, process.make, OpenOptions, loaded.import_s), options, loaded.problems
     )

@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -95,8 +96,9 @@ class Wanted:
 class _Child(HostControl):
     """One process, from its start to its end. All but ``channel.attach`` blocks."""
 
-    def __init__(self, wanted: Wanted, cgroup: str, on_end: Callable[["_Child", str], None]) -> None:
+    def __init__(self, wanted: Wanted, cgroup: str = "") -> None:
         """Start it. Raises ConfigurationError where that can't be, by what the configuration says or by the host."""
+        self.on_end: Callable[[_Child, str], None] = lambda _child, _why: None
         self._wanted = wanted
         self._log = logging.getLogger(wanted.logger)
         self._cgroup = cgroup
@@ -118,7 +120,7 @@ class _Child(HostControl):
         self._listening = threading.Thread(target=self._listen, args=(reader,), name=wanted.label, daemon=True)
         self._listening.start()
         root = Exported(HOST, lambda name, arguments: getattr(self, name)(**arguments))
-        self.channel = Channel(ours, root, lambda why: on_end(self, why))
+        self.channel = Channel(ours, root, lambda why: self.on_end(self, why))
         self.interface = plugin_interface(hooks_of(wanted.role.specification))
 
     def load(self) -> Loaded:
@@ -268,16 +270,38 @@ def _tell_end(code: int | None, for_memory: bool) -> str:
     return f"was killed by signal {-code}" if code < 0 else f"has ended with exit code {code}"
 
 
-def inspect_driver(wanted: Wanted) -> tuple[InstalledDriver, Loaded]:
-    """Start a process, have it load a driver, and end it; return what it said.
+class LoadedProcess:
+    """A process that has loaded a driver, and is ended unless the driver is made."""
 
-    Raises UnusableDriverError for a driver that can't be had, or was written for another API.
-    """
-    child = _Child(wanted, "", lambda _child, _why: None)
-    try:
-        loaded = child.load()
-    finally:
-        child.end()
+    def __init__(self, wanted: Wanted) -> None:
+        """Start it. Raises UnusableDriverError for a driver that can't be had, or was written for another API."""
+        self.wanted = wanted
+        child = _Child(wanted)
+        self._ending = weakref.finalize(self, child.end)
+        try:
+            self.loaded = child.load()
+            self.installed = _check_loaded(wanted, self.loaded)
+        except BaseException:
+            self._ending()
+            raise
+        self._child: _Child | None = child
+
+    def end(self) -> None:
+        """End it now. Idempotent."""
+        self._ending()
+
+    def make(self, _options: object, host: Host) -> Proxy:
+        """Make the driver, as a driver's class would be called; return what stands for it. Blocks."""
+        child, self._child = self._child, None
+        # A memory limit is to count all that the process has, so it is in its cgroup from the start on.
+        if child is None or child.channel.ended is not None or self.wanted.isolation.memory_bytes:
+            return PluginProcess(self.wanted, host).start(None)
+        self._ending.detach()
+        return PluginProcess(self.wanted, host).start(child)
+
+
+def _check_loaded(wanted: Wanted, loaded: Loaded) -> InstalledDriver:
+    """Raise UnusableDriverError for a driver of another API."""
     installed = InstalledDriver(
         wanted.role.name, wanted.driver, loaded.distribution, loaded.version, loaded.target, loaded.api_version
     )
@@ -293,7 +317,7 @@ def inspect_driver(wanted: Wanted) -> tuple[InstalledDriver, Loaded]:
         )
     if strange := set(loaded.hooks) - wanted.role.hooks:
         raise UnusableDriverError(f"{installed.title} has {', '.join(sorted(strange))}, which are no hooks of its role")
-    return installed, loaded
+    return installed
 
 
 @dataclass(slots=True)
@@ -325,13 +349,14 @@ class PluginProcess:
         self._up_since_s = 0.0
         self._tries = 0
 
-    def start(self) -> Proxy:
-        """Start the process and make the driver; return what stands for it. Blocks.
+    def start(self, loaded: _Child | None) -> Proxy:
+        """Start the process, unless it is there and has loaded the driver, and make the driver; return what stands for
+        it. Blocks.
 
         Raises UnusableDriverError, and ConfigurationError with the driver's own words.
         """
         _sweep(self._host)
-        made = self._start()
+        made = self._start() if loaded is None else self._make(loaded)
         self._take(made)
         attributes = {"api_version": API_VERSION, "deadline_s": made.deadline_s, "on_failure": made.on_failure}
         return make_proxy(self, self._wanted.role.specification, made.hooks, attributes)
@@ -413,17 +438,25 @@ class PluginProcess:
     # Starts
 
     def _start(self) -> Made:
-        """Start a process, and have it make the driver; blocks. It is noted at once, so that ``end`` finds it."""
+        """Start a process, and have it make the driver; blocks. It is noted before, so that ``end`` finds it."""
         cgroup = ""
         if self.isolation.memory_bytes:
             cgroup = f"{_CGROUP}/{_mark(self._host)}.{self._wanted.role.name}.{self._wanted.slot}.{os.getpid()}"
-        child = self._child = _Child(self._wanted, cgroup, self._on_end)
+        child = _Child(self._wanted, cgroup)
         try:
-            if self._is_ended:
-                raise Unavailable("the slot is closed")
             loaded = child.load()
             if loaded.problems:
                 raise ConfigurationError("; ".join(f"{'.'.join(key)}: {text}" for key, text in loaded.problems))
+        except BaseException:
+            child.end()
+            raise
+        return self._make(child)
+
+    def _make(self, child: _Child) -> Made:
+        self._child, child.on_end = child, self._on_end
+        try:
+            if self._is_ended:
+                raise Unavailable("the slot is closed")
             return child.make(self._host, logging.getLogger().getEffectiveLevel())
         except BaseException:
             child.end()

@@ -1,0 +1,300 @@
+"""Calls over a socket: cancelled, failing, large, hostile; with objects, streams, sockets and files."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.config import NoOptions
+from crinoid.core.api.errors import DriverError, NotFound, Unavailable
+from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.hooks.extension import Kernel, PodView
+from crinoid.core.api.host import Host
+from crinoid.core.api.linux.bulkheads import current_behalf, on_behalf_of
+from crinoid.core.api.testing.fakes import FakeKernel, fake_host
+from crinoid.core.api.testing.noops import NoopExtension, NoopNetwork, NoopRegistry, NoopRuntime, NoopSnapshotter
+from crinoid.core.api.timeline import Act, acting, stage
+from crinoid.core.api.values.image import BlobRequest, Descriptor, ImageReference
+from crinoid.core.api.values.network import Attachment, NetworkRequest
+from crinoid.core.api.values.pod import PodConfig, PodMetadata
+from crinoid.core.api.values.runtime import PodSandbox
+from crinoid.core.api.values.snapshot import LayerStream
+from crinoid.core.slots.isolation.channel import Channel, ConnectionLostError
+from crinoid.core.slots.isolation.handshake import HOST
+from crinoid.core.slots.isolation.interfaces import Exported
+from crinoid.core.slots.roles import ROLES
+from support.isolation import ForkedProcess
+from support.patience import patient
+
+
+class Network(NoopNetwork):
+    """Does what the plan says."""
+
+    @hookimpl
+    async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        match plan["do"]:
+            case "wait":
+                try:
+                    await asyncio.sleep(1000)
+                except asyncio.CancelledError:
+                    if plan.get("answers"):
+                        return Attachment(("192.0.2.1",))
+                    raise
+            case "raise":
+                raise SystemExit("no driver may raise this")
+            case "behalf":
+                with stage("a stage of the driver's") as step:
+                    step.note("a note")
+                behalf = current_behalf()
+                return Attachment((behalf.owner, behalf.subject))
+        return Attachment((str(plan.get("text", ""))[:10],), plan)
+
+
+class Registry(NoopRegistry):
+    @hookimpl
+    async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:
+        return self._pieces(request.offset)
+
+    async def _pieces(self, count: int) -> AsyncIterator[bytes]:
+        async with asyncio.timeout(1000):  # what is opened in one step is closed in the same task
+            for number in range(count):
+                yield bytes([number % 256]) * 100_000
+            if count == 3:
+                raise Unavailable("the mirror has gone")
+
+
+class Runtime(NoopRuntime):
+    @hookimpl
+    async def forward_port(self, pod: PodSandbox, port: int) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(b"hello")
+        return ours
+
+
+class Snapshotter(NoopSnapshotter):
+    @hookimpl
+    async def write_layer(self, key: str, stream: LayerStream) -> None:
+        content = os.pread(stream.fd, 100, 0)
+        if len(os.listdir("/proc/self/fd")) > 40:  # names, not paths
+            raise DriverError("descriptors are left open")
+        self._host.unremoved[key] = content.decode()
+
+
+class Asking(NoopExtension):
+    @hookimpl
+    async def connect(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    @hookimpl
+    async def pod_started(self, pod: PodView) -> None:
+        pods = self._kernel.pods()  # no coroutine
+        containers = await self._kernel.containers()
+        await self._kernel.stop_container(f"{len(pods)} pods, {len(containers)} containers", "a test")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    """Put a driver into a forked child; return its process."""
+    made: list[ForkedProcess] = []
+
+    def start(role: str, driver: Any) -> ForkedProcess:
+        def make(host: Host) -> object:
+            return driver(NoOptions(), host)
+
+        made.append(ForkedProcess(ROLES[role], make, fake_host(tmp_path, role)))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.end_now()
+
+
+REQUEST = NetworkRequest(pod_id="p", metadata=PodMetadata("n", "ns", "u"), netns=None)
+
+
+async def attach(network: ForkedProcess, **plan: object) -> Attachment:
+    proxy: Any = network.proxy
+    made: Attachment = await proxy.attach(REQUEST, plan)
+    return made
+
+
+async def test_calls_side_by_side_and_large_ones(start: Any) -> None:
+    network = start("network", Network)
+    numbers = await asyncio.gather(*(attach(network, do="", text=f"{number}") for number in range(200)))
+    assert [one.addresses[0] for one in numbers] == [str(number) for number in range(200)]
+    large = await attach(network, do="", text="x" * 5_000_000)
+    assert len(str(large.data["text"])) == 5_000_000
+    with pytest.raises(DriverError, match="is too large"):
+        await attach(network, do="", text="x" * (17 << 20))
+    assert (await attach(network, do="")).addresses == ("",)
+
+
+async def test_a_call_that_is_cancelled_ends_in_the_driver(start: Any) -> None:
+    network = start("network", Network)
+    waiting = asyncio.create_task(attach(network, do="wait"))
+    await attach(network, do="")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    at_once = asyncio.create_task(attach(network, do="wait"))
+    await asyncio.sleep(0)  # it is sent, and cancelled before the driver's task has begun
+    at_once.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(at_once, patient(20))
+
+
+async def test_what_a_hook_answers_to_its_cancellation_counts(start: Any) -> None:
+    network = start("network", Network)
+    waiting = asyncio.create_task(attach(network, do="wait", answers=True))
+    await attach(network, do="")
+    waiting.cancel()
+    assert (await waiting).addresses == ("192.0.2.1",)
+
+
+async def test_what_no_driver_may_raise_is_an_error_and_logged_with_its_lines(start: Any) -> None:
+    network = start("network", Network)
+    with pytest.raises(DriverError, match="SystemExit: no driver may raise this"):
+        await attach(network, do="raise")
+    await attach(network, do="")
+    (line,) = [line for line in network.logged if "attach raised what no driver may raise" in line]
+    assert "Traceback" in line
+
+
+async def test_on_whose_behalf_and_the_drivers_stages(start: Any) -> None:
+    network = start("network", Network)
+    act = Act("RunPodSandbox", lambda _act, _step: None)
+    with acting(act), stage("attach"), on_behalf_of("a pod", "a container"):
+        assert (await attach(network, do="behalf")).addresses == ("a pod", "a container")
+    assert [(step.name, step.parent, step.notes) for step in act.steps] == [
+        ("attach", -1, []), ("a stage of the driver's", 0, ["a note"])
+    ]  # fmt: skip
+    assert act.steps[1].began_s >= act.steps[0].began_s
+
+
+async def test_a_process_that_ends_fails_what_is_under_way_and_what_comes(start: Any) -> None:
+    network = start("network", Network)
+    waiting = asyncio.create_task(attach(network, do="wait"))
+    await attach(network, do="")
+    os.kill(network.pid, 9)
+    for call in (waiting, attach(network, do="")):
+        with pytest.raises(ConnectionLostError, match="it has hung up"):
+            await call
+
+
+def blob(count: int) -> BlobRequest:
+    return BlobRequest(ImageReference.parse("registry.test/a:1"), Descriptor("t", "d", 1), None, count)
+
+
+async def test_a_stream_of_a_blob(start: Any) -> None:
+    proxy = start("registry", Registry).proxy
+    pieces = [piece async for piece in await proxy.open_blob(blob(5))]
+    assert [len(piece) for piece in pieces] == [100_000] * 5
+    assert pieces[4] == b"\4" * 100_000
+    early = await proxy.open_blob(blob(1000))
+    assert len(await anext(early)) == 100_000
+    await early.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(early)
+    broken = await proxy.open_blob(blob(3))
+    with pytest.raises(Unavailable, match="the mirror has gone"):
+        [piece async for piece in broken]
+
+
+async def test_a_socket(start: Any) -> None:
+    proxy = start("runtime", Runtime).proxy
+    pod = PodSandbox("p", PodConfig(metadata=PodMetadata("n", "ns", "u")), {}, "")
+    with contextlib.closing(await proxy.forward_port(pod, 80)) as made:
+        assert made.recv(10) == b"hello"
+        assert made.recv(10) == b""  # nobody else has it open
+
+
+async def test_files_are_lent_for_a_call(start: Any, tmp_path: Path) -> None:
+    process = start("snapshotter", Snapshotter)
+    file = tmp_path / "layer"
+    file.write_text("content")
+    with file.open("rb") as opened:
+        for _ in range(60):
+            await process.proxy.write_layer("key", LayerStream(opened.fileno(), 7, "t"))
+        assert os.fstat(opened.fileno()).st_size == 7  # ours is open still
+    assert process._host.unremoved == {"key": "content"}
+
+
+async def test_what_an_extension_asks_the_kernel(start: Any) -> None:
+    kernel = FakeKernel()
+    process = start("extension", Asking)
+    await process.proxy.connect(kernel)
+    pod = PodView("p", PodConfig(metadata=PodMetadata("n", "ns", "u")), "")
+    with pytest.raises(NotFound, match="container 0 pods, 0 containers is not there"):
+        await process.proxy.pod_started(pod)
+
+
+async def test_objects_are_released_with_what_stands_for_them(start: Any) -> None:
+    process = start("extension", Asking)
+    for _ in range(5):
+        await process.proxy.connect(FakeKernel())
+    exported = process.channel._objects._exported
+    deadline_s = asyncio.get_running_loop().time() + patient(20)
+    while len(exported) > 3:  # the root, and the last kernel with its documents
+        assert asyncio.get_running_loop().time() < deadline_s, exported
+        gc.collect()
+        await process.proxy.connect(FakeKernel())
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "a frame of 1195725856 bytes of JSON"),
+        (struct.pack("!II", 2, 0) + b"[]", "whose JSON is no object"),
+        (struct.pack("!II", 4, 0) + b"nope", "holds no JSON"),
+        (struct.pack("!II", 2, 0) + b"{}", "a message of no known kind"),
+        (struct.pack("!II", 0, 1 << 31), "bytes of JSON and 2147483648 beside it"),
+        (b"[" * 100_000, "a frame of"),
+        (struct.pack("!II", 100_000, 0) + b"[" * 100_000, "holds no JSON"),
+    ],
+)
+async def test_what_is_not_of_the_protocol_ends_the_connection(sent: bytes, words: str) -> None:
+    ended: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), ended.append)
+    channel.attach()
+    theirs.sendall(sent)
+    theirs.close()
+    deadline_s = asyncio.get_running_loop().time() + patient(20)
+    while not ended:
+        assert asyncio.get_running_loop().time() < deadline_s
+        await asyncio.sleep(0.01)
+    assert words in ended[0]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"call": 1, "object": 0, "method": "no method", "arguments": {}},
+        {"call": 1, "object": 77, "method": "log", "arguments": {}},
+        {"call": 1, "object": [], "method": "log", "arguments": {}},
+        {"call": 1, "object": 0, "method": "log", "arguments": 5},
+        {"call": 1, "object": 0, "method": "log", "arguments": {"logger": 5, "level": 1, "message": ""}},
+    ],
+)
+async def test_a_call_that_makes_no_sense_fails_alone(message: Any) -> None:
+    ended: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), ended.append)
+    channel.attach()
+    text = json.dumps(message).encode()
+    theirs.sendall(struct.pack("!II", len(text), 0) + text)
+    theirs.setblocking(False)
+    answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(theirs, 1000), patient(20))
+    assert "error" in json.loads(answer[8:])
+    assert ended == []
+    channel.end("the end of the test")
+    theirs.close()
