@@ -146,12 +146,17 @@ class ResolvedImage:
 
 @dataclass(frozen=True, slots=True)
 class BlobRequest:
-    """A blob of a resolved image, from byte ``offset`` on."""
+    """A blob of a resolved image, from byte ``offset`` on.
+
+    ``doubted``: what the source gave before was not of the digest. One that has the blob from several places begins
+    with the one that counts most; one that has no other may raise CorruptContent at once.
+    """
 
     reference: ImageReference
     blob: Descriptor
     credentials: Credentials | None = None
     offset: int = 0
+    doubted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

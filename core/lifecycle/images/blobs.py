@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CorruptContent, CrinoidError
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference
 from crinoid.core.lifecycle.concurrency.single_flight import SharedTasks
 from crinoid.core.lifecycle.images.faults import while_doing
@@ -34,9 +35,9 @@ class BlobSource:
     reference: ImageReference
     credentials: Credentials | None
 
-    async def open(self, blob: Descriptor, offset: int) -> AsyncIterator[bytes]:
-        """Open a blob's stream from a byte on."""
-        return await self.slot.open_blob(BlobRequest(self.reference, blob, self.credentials, offset))
+    async def open(self, blob: Descriptor, doubted: bool, offset: int) -> AsyncIterator[bytes]:
+        """Open a blob's stream from a byte on; ``doubted``: what it gave before was wrong."""
+        return await self.slot.open_blob(BlobRequest(self.reference, blob, self.credentials, offset, doubted))
 
 
 class Blobs:
@@ -73,7 +74,7 @@ class Blobs:
                         transfer.advance(stored)
                         tell(stored)
 
-                    await self._content.ingest(blob, lambda offset: source.open(blob, offset), advance)
+                    await self._ingest(blob, source, advance)
             finally:
                 self._transfers.pop(blob.digest, None)
 
@@ -84,6 +85,27 @@ class Blobs:
                 raise
             # The transfer was another pull's, and so were its source and credentials: ours may do better.
             await self._shared.join(blob.digest, ingest)
+
+    async def _ingest(self, blob: Descriptor, source: BlobSource, advance: Callable[[int], None]) -> None:
+        """Store a blob. Where all of it came and it is another, as of a stale mirror, the source is asked once more."""
+        has_come_whole = False
+
+        def watch(stored: int) -> None:
+            nonlocal has_come_whole
+            has_come_whole = stored == blob.size
+            advance(stored)
+
+        try:
+            await self._content.ingest(blob, partial(source.open, blob, False), watch)
+        except CorruptContent as first:
+            if not has_come_whole:
+                raise
+            try:
+                await self._content.ingest(blob, partial(source.open, blob, True), advance)
+            except CrinoidError as second:
+                if not isinstance(second, CorruptContent):
+                    first.add_note(second.message)
+                raise first from second
 
     async def close(self) -> None:
         """Give up what is under way."""

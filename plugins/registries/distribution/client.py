@@ -4,6 +4,7 @@ Loaded by the driver at its first pull, for aiohttp takes a fifth of a second to
 """
 
 import asyncio
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,16 +16,20 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    INDEX_TYPES,
     MAX_DOCUMENT_BYTES,
     OCI_INDEX,
     OCI_MANIFEST,
     classify,
     digest_of,
     is_digest,
+    read_index,
+    read_manifest,
     verify,
 )
 from crinoid.core.api.timeline import note, stage
 from crinoid.core.api.values.image import BlobRequest, Credentials, Descriptor, ImageReference, ReferrersRequest
+from crinoid.plugins.registries.distribution.answers import page_words, words_of
 from crinoid.plugins.registries.distribution.attempts import Attempts, HostFault, RetryPolicy
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import Endpoint, find_endpoints
@@ -37,6 +42,7 @@ from crinoid.plugins.registries.distribution.transport import (
     Exchange,
     Transport,
     decoder_of,
+    elsewhere,
     lost,
     read_answer,
     refusal,
@@ -121,7 +127,7 @@ class RegistryClient:
             raise Unsupported(f"{what}: not a digest by sha256, sha384 or sha512")
 
         async def open_part(part: Part) -> BlobStream:
-            attempts = await self._attempts(what, request.reference, "pull")
+            attempts = await self._attempts(what, request.reference, "pull", request.doubted)
             stream = BlobStream(self, request, attempts, asyncio.Semaphore(), part)
             await stream.open()
             return stream
@@ -133,7 +139,7 @@ class RegistryClient:
             places = Places(self._streams, options.connections_per_blob)
             stream = RangedStream(open_part, places, request.offset, size, options.range_bytes)
         else:
-            attempts = await self._attempts(what, request.reference, "pull")
+            attempts = await self._attempts(what, request.reference, "pull", request.doubted)
             stream = BlobStream(self, request, attempts, self._streams, Part(request.offset, size))
         await stream.open()
         return stream
@@ -161,10 +167,15 @@ class RegistryClient:
         attempts.record(endpoint, fault)
         self._log.info("registry host %s: %s", endpoint.label, fault)
 
-    async def _attempts(self, what: str, reference: ImageReference, capability: str) -> Attempts:
+    async def _attempts(self, what: str, reference: ImageReference, capability: str, doubted: bool = False) -> Attempts:
+        """Find the hosts; of what a mirror may have had wrong the registry is asked first."""
         options = self._options
         found = await asyncio.to_thread(find_endpoints, reference.registry, options.config_paths, options.plain_http)
         able = [endpoint for endpoint in found if capability in endpoint.capabilities]
+        if doubted:
+            able.sort(key=lambda endpoint: endpoint.is_mirror)
+            if len(able) < 2:
+                raise CorruptContent(f"{what}: what came is not of the digest, and no other host is configured")
         return Attempts(what, able, self._policy)
 
     async def _ask_for_document(self, asker: Asker, selector: str, wanted: Descriptor | None) -> Document:
@@ -184,8 +195,12 @@ class RegistryClient:
             media_type = classify(content, wanted.media_type if wanted else declared, what)
             if wanted and (len(content), media_type) != (wanted.size, wanted.media_type):
                 raise CorruptContent(f"{what} is not of the type and size that the index says")
-        except (CorruptContent, Unsupported) as error:
+            # Read here, so that the next host is asked where this one has another's document, or an error as a success.
+            (read_index if media_type in INDEX_TYPES else read_manifest)(content, what)
+        except Unsupported as error:
             raise HostFault(error) from error
+        except CorruptContent as error:
+            raise HostFault(CorruptContent(f"{error}{_add_words(content, declared)}")) from error
         return Document(Descriptor(media_type, digest, len(content)), content)
 
     async def _ask(self, asker: Asker, path: str, headers: dict[str, str]) -> ClientResponse:
@@ -218,6 +233,8 @@ class RegistryClient:
                 words = f"{fault}; {said}, or the repository does not exist"
                 fault = HostFault(Unauthenticated(words), status=fault.status)
             is_home = str(response.url).startswith(endpoint.url)
+            if response.url.authority != endpoint.host:
+                fault = elsewhere(fault, str(response.url))
             if response.status == 401 and is_home:
                 challenges = read_challenges(response.headers.getall("WWW-Authenticate", ()))
                 # Where a token is good for one request alone, other streams use up the one that is shared.
@@ -244,6 +261,16 @@ class RegistryClient:
             except HostFault as fault:
                 said.append(f"{url.partition('?')[0]}: {fault}")
         raise HostFault(NotFound("; ".join(["404, a foreign layer", *said])))
+
+
+def _add_words(content: bytes, declared: str) -> str:
+    """Return what there is to say of a document that is no manifest."""
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return page_words(content, declared)
+    said = words_of(content)
+    return f"; it says: {said}" if said else ""
 
 
 class BlobStream:

@@ -5,19 +5,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.config import AbsolutePath, DriverConfig, Form
 
 
 class DistributionOptions(DriverConfig):
     """What a slot of this driver may be told; the defaults reach any public registry."""
 
-    config_paths: tuple[Path, ...] = (Path("/etc/crinoid/certs.d"), Path("/etc/containerd/certs.d"))
+    config_paths: tuple[AbsolutePath, ...] = (Path("/etc/crinoid/certs.d"), Path("/etc/containerd/certs.d"))
     """Directories with `<registry>/hosts.toml`: mirrors and TLS. The first that has one for the registry counts."""
 
     docker_configs: tuple[Path, ...] = (Path("/etc/crinoid/registry/config.json"), Path("~/.docker/config.json"))
     """Docker configuration files with the node's own credentials. The first that has some for the host counts."""
 
-    plain_http: tuple[str, ...] = ()
+    plain_http: tuple[Annotated[str, Form(r"[^\s/]+", "host or host:port, such as registry.example:5000")], ...] = ()
     """Registries (`host` or `host:port`) that are asked by http instead of https."""
 
     tries: Annotated[int, Field(ge=1, le=20)] = 5
@@ -48,5 +48,5 @@ class DistributionOptions(DriverConfig):
     helper_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     """How long a credential helper may take."""
 
-    user_agent: str = ""
+    user_agent: Annotated[str, Form("[ -~]*", "a line of printable ASCII")] = ""
     """The User-Agent header; empty: crinoid and its version."""

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
-from crinoid.core.api.errors import CorruptContent, CrinoidError, Unauthenticated
+from crinoid.core.api.errors import CorruptContent, CrinoidError, NotFound, Unauthenticated, Unavailable
 from crinoid.core.api.manifests import Document, parse
 from crinoid.core.api.timeline import note, stage
 from crinoid.core.api.values.image import Credentials, ImageReference
+from crinoid.plugins.registries.distribution.answers import page_words
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.credentials import NodeCredentials, applies, is_empty
 from crinoid.plugins.registries.distribution.hosts import Endpoint
@@ -129,8 +130,10 @@ class Authorizer:
             if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                 return await self._fetch(asker, challenge.parameters, credentials)
         if not any(challenge.scheme == "basic" for challenge in challenges):
-            schemes = ", ".join(challenge.scheme for challenge in challenges) or "nothing"
-            raise HostFault(Unauthenticated(f"401, and of the ways to authenticate it names {schemes} is known here"))
+            schemes = ", ".join(challenge.scheme for challenge in challenges)
+            named = f"none that is known here: {schemes}" if schemes else "none"
+            named = "bearer without the address of a token server" if schemes == "bearer" else named
+            raise HostFault(Unauthenticated(f"401, and of the ways to authenticate it names {named}"))
         if credentials is None or not credentials.username:
             words = f"401: it wants a user and a password, and there are none {_where(asker)}"
             raise HostFault(Unauthenticated(words), advice="docs/troubleshooting.md#registry-wants-credentials")
@@ -143,7 +146,7 @@ class Authorizer:
         realm = urlsplit(wanted["realm"])
         if realm.scheme != "https" and not (realm.scheme == "http" and asker.endpoint.url.startswith("http://")):
             # It would carry secrets in the clear, where the registry itself is asked by https.
-            words = f"401, and its token server {realm.scheme}://{realm.netloc} is not reached by https"
+            words = f"401, and its token server {wanted['realm'][:200]!r} is not reached by https"
             raise HostFault(Unauthenticated(words))
         exchange = _token_exchange(asker, wanted, credentials)
         try:
@@ -151,7 +154,8 @@ class Authorizer:
                 async with await self._transport.send(exchange) as response:
                     if response.status != 200:
                         raise await refusal(response)
-                    answer = parse(TokenAnswer, await read_answer(response, _MAX_ANSWER_BYTES), "its answer")
+                    content = await read_answer(response, _MAX_ANSWER_BYTES)
+                    answer = _read_answer(content, response.headers.get("Content-Type", ""))
             token, told = answer.token or answer.access_token, answer.expires_in
             if not _SENDABLE.fullmatch(token):
                 raise CorruptContent("its answer holds no usable token")
@@ -159,10 +163,18 @@ class Authorizer:
             # What a token server refuses are credentials, whatever status it chose for that.
             fault = error if isinstance(error, HostFault) else HostFault(error)
             kind = Unauthenticated if fault.status in (400, 401, 403) else type(fault.error)
+            kind = Unavailable if kind is NotFound else kind  # of the image nothing was said
             words = f"token server {realm.netloc}: {fault}"
             raise HostFault(kind(words), fault.passing, fault.retry_after_s, fault.status) from error
         life_s = max(_SHORTEST_LIFE_S, told if isinstance(told, int | float) and told < math.inf else 0) - _MARGIN_S
         return _Pass(f"Bearer {token}", time.monotonic() + life_s)
+
+
+def _read_answer(content: bytes, declared: str) -> TokenAnswer:
+    try:
+        return parse(TokenAnswer, content, "its answer")
+    except CorruptContent as error:
+        raise CorruptContent(f"{error}{page_words(content, declared)}") from error
 
 
 def _key(asker: Asker) -> tuple[str, str, Credentials | None]:

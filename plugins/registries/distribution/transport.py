@@ -6,9 +6,7 @@ decompressed, and a redirect to another host carries neither Authorization nor t
 
 import asyncio
 import email.utils
-import json
 import os
-import re
 import ssl
 import time
 import zlib
@@ -31,6 +29,7 @@ from crinoid.core.api.errors import (
     Unavailable,
 )
 from crinoid.core.api.linux.files import open_regular
+from crinoid.plugins.registries.distribution.answers import clean, words_of
 from crinoid.plugins.registries.distribution.attempts import HostFault
 from crinoid.plugins.registries.distribution.connections import Route, connection_fault
 from crinoid.plugins.registries.distribution.hosts import Endpoint, Tls
@@ -42,7 +41,9 @@ _PASSING = frozenset({408, 425, 429})
 _BUFFER_BYTES = 1 << 20
 _GZIP, _GZIP_WINDOW = b"\x1f\x8b", 31
 _MAX_ERROR_BYTES = 8 << 10
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
+_DOCUMENT_S = 60.0
+_LEAST_RATE = 16 << 10
+"""How fast a document must come, in bytes a second, after its first minute: a drop now and then is no stall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,10 @@ class Transport:
                 is_home = _origin(url) == _origin(first)
             except ValueError as error:  # a port beyond 65535, in a redirect, a realm or a foreign layer's address
                 raise HostFault(Unavailable(f"it leads to {urlsplit(url).netloc!r}, which is no address")) from error
-            response = await self._send_once(exchange, url, is_home)
+            try:
+                response = await self._send_once(exchange, url, is_home)
+            except HostFault as fault:
+                raise fault if is_home else elsewhere(fault, url) from fault
             if response.status not in _REDIRECTS or exchange.method != "GET":
                 return response
             url = _follow(exchange, response)
@@ -106,19 +110,21 @@ class Transport:
             headers += endpoint.headers
             headers += [("Authorization", exchange.authorization)] if exchange.authorization else []
         try:
-            return await self._session.request(
-                exchange.method,
-                URL(url, encoded=True),
-                headers=headers,
-                data=exchange.form,
-                allow_redirects=False,
-                proxy=proxy,
-                ssl=await self._context(endpoint.tls) if secure else True,
-                # "connect" bounds the look-up of the name, too, which no option of its own does
-                timeout=ClientTimeout(
-                    total=None, connect=2 * dial_s, sock_connect=dial_s, sock_read=self._stall_timeout_s
-                ),
-            )
+            context = await self._context(endpoint.tls) if secure else True
+            async with asyncio.timeout(2 * dial_s + self._stall_timeout_s):  # a head may come in drops, without a stall
+                return await self._session.request(
+                    exchange.method,
+                    URL(url, encoded=True),
+                    headers=headers,
+                    data=exchange.form,
+                    allow_redirects=False,
+                    proxy=proxy,
+                    ssl=context,
+                    # "connect" bounds the look-up of the name, too, which no option of its own does
+                    timeout=ClientTimeout(
+                        total=None, connect=2 * dial_s, sock_connect=dial_s, sock_read=self._stall_timeout_s
+                    ),
+                )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise connection_fault(error, route) from error
 
@@ -137,6 +143,14 @@ class Transport:
         return self._contexts[key]
 
 
+def elsewhere(fault: HostFault, url: str) -> HostFault:
+    """Return a fault of a host that a redirect led to, which it names: without its path, where signatures are."""
+    parts = urlsplit(url)
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    error = type(fault.error)(f"it redirects to {host}, and that says: {fault}")
+    return HostFault(error, fault.passing, fault.retry_after_s, fault.status, fault.advice)
+
+
 def lost(error: Exception, response: ClientResponse) -> HostFault:
     """Return the fault for an answer that broke off in its body."""
     return connection_fault(error, Route(response.url.authority, False, Path()))
@@ -147,12 +161,12 @@ async def refusal(response: ClientResponse) -> HostFault:
     status = response.status
     kinds: dict[int, type[CrinoidError]] = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound}
     try:
-        said = _words(await _read_at_most(response, _MAX_ERROR_BYTES))
+        said = words_of(await _read_at_most(response, _MAX_ERROR_BYTES))
     except HostFault:
         said = ""
     finally:
         response.close()
-    words = " ".join(part for part in (str(status), _clean(response.reason or ""), said) if part)
+    words = " ".join(part for part in (str(status), clean(response.reason or ""), f"({said})" if said else "") if part)
     passing = status >= 500 or status in _PASSING
     return HostFault(kinds.get(status, Unavailable)(words), passing, _retry_after_s(response), status)
 
@@ -209,10 +223,17 @@ def decoder_of(response: ClientResponse, media_type: str) -> ContentDecoder | No
 
 async def _read_at_most(response: ClientResponse, max_bytes: int) -> bytes:
     content = bytearray()
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
     try:
-        while len(content) < max_bytes and (piece := await response.content.read(max_bytes - len(content))):
-            content += piece
+        async with asyncio.timeout_at(began_s + _DOCUMENT_S) as limit:
+            while len(content) < max_bytes and (piece := await response.content.read(max_bytes - len(content))):
+                content += piece
+                limit.reschedule(began_s + _DOCUMENT_S + len(content) / _LEAST_RATE)
     except (aiohttp.ClientError, OSError) as error:
+        response.close()
+        if limit.expired():
+            raise HostFault(Unavailable(f"too slow: {len(content)} bytes in {loop.time() - began_s:.0f} s")) from error
         raise lost(error, response) from error
     return bytes(content)
 
@@ -266,25 +287,10 @@ def _make_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def _words(body: bytes) -> str:
-    """Return the first error of a body in the registry's form (distribution-spec, "Error Codes")."""
-    try:
-        first = json.loads(body)["errors"][0]
-        code, message = first.get("code", ""), first.get("message", "")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""
-    words = ": ".join(str(part) for part in (code, message) if part)
-    return f"({_clean(words)})" if words else ""
-
-
-def _clean(words: str) -> str:
-    return _UNPRINTABLE.sub(" ", words)[:200].strip()
-
-
 def _retry_after_s(response: ClientResponse) -> float:
     """Read Retry-After, in seconds or as a date."""
     text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())

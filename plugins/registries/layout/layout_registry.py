@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.config import AbsolutePath, DriverConfig
 from crinoid.core.api.errors import CorruptContent, NotFound, NotServed, Unavailable, Unsupported
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
@@ -49,7 +49,7 @@ _MAX_DEPTH = 3
 class LayoutOptions(DriverConfig):
     """What a slot of this driver may be told."""
 
-    directory: Path = Path("/var/lib/crinoid/layouts")
+    directory: AbsolutePath = Path("/var/lib/crinoid/layouts")
     """Holds OCI layout directories, and `.tar` archives of such layouts or by `docker save`. It need not exist."""
 
     @model_validator(mode="before")

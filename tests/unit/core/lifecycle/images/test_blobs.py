@@ -3,15 +3,17 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crinoid.core.api.values.image import Descriptor
+from crinoid.core.api.errors import CorruptContent, CrinoidError, Unavailable
+from crinoid.core.api.values.image import BlobRequest, Descriptor, ImageReference
 from crinoid.core.lifecycle.images import blobs as module
-from crinoid.core.lifecycle.images.blobs import Follower, InflightBlobs
+from crinoid.core.lifecycle.images.blobs import Blobs, BlobSource, Follower, InflightBlobs
+from crinoid.core.lifecycle.images.progress import LayerTracker
 from crinoid.core.state.content import ContentStore
 
 CONTENT = bytes(range(256)) * 16_384
@@ -203,3 +205,53 @@ async def test_without_descriptors_nobody_follows(
         assert await stays_pending(waiting)
         finish(content)
     assert await waiting is None
+
+
+class Source:
+    """An image source that has another blob until it is told that what it gave was wrong."""
+
+    name = label = "two-faced"
+
+    def __init__(self, second: bytes | CrinoidError) -> None:
+        self.second = second
+        self.asked: list[tuple[bool, int]] = []
+
+    async def open_blob(self, request: BlobRequest) -> AsyncIterator[bytes]:
+        self.asked.append((request.doubted, request.offset))
+        if not request.doubted:
+            return pieces_of(b"x" * len(CONTENT))
+        if isinstance(self.second, CrinoidError):
+            raise self.second
+        return pieces_of(self.second)
+
+
+async def pieces_of(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def fetch(content: ContentStore, source: Source) -> Any:
+    blobs = Blobs(content, InflightBlobs(content, 2))
+    blob_source = BlobSource(source, ImageReference.parse("registry.test/app:1"), None)  # type: ignore[arg-type]
+    return blobs.fetch(BLOB, blob_source, LayerTracker(BLOB))
+
+
+async def test_a_blob_that_came_whole_and_is_another_is_asked_for_once_more(content: ContentStore) -> None:
+    """As of a mirror that is stale or behind a login page: the source then begins with the registry."""
+    source = Source(CONTENT)
+    await fetch(content, source)
+    assert source.asked == [(False, 0), (True, 0)]
+    assert content.examine(BLOB.digest) == ""
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [(b"y" * len(CONTENT), ""), (CorruptContent("no other host"), ""), (Unavailable("refused"), "refused")],
+)
+async def test_of_two_that_are_wrong_the_first_is_told(content: ContentStore, second: Any, words: str) -> None:
+    source = Source(second)
+    with pytest.raises(CorruptContent, match=hashlib.sha256(b"x" * len(CONTENT)).hexdigest()) as caught:
+        await fetch(content, source)
+    assert words in caught.value.message
+    assert "no other host" not in caught.value.message
+    assert source.asked == [(False, 0), (True, 0)]
+    assert not content.has(BLOB)

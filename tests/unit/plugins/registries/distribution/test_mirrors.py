@@ -71,6 +71,28 @@ class TestOrder:
         server.on_manifest(digest_of(MANIFEST), send(MANIFEST))
         assert (await resolve(make_registry(), server, PINNED)).manifest_content == MANIFEST
 
+    @pytest.mark.parametrize(
+        "content", [b"{}", b'{"errors": [{"code": "UNAUTHORIZED"}]}', b"<html>Sign in</html>", b""]
+    )
+    async def test_a_mirror_whose_success_is_none_is_passed_by(
+        self, make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry, content: bytes
+    ) -> None:
+        mirror.on_manifest("1", send(content, "application/json"))
+        server.on_manifest("1", send(MANIFEST))
+        assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
+
+    async def test_of_a_doubted_blob_the_registry_is_asked_first(
+        self, make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry
+    ) -> None:
+        mirror.on_blob(DESCRIPTOR.digest, stream(b"x" * len(BLOB)))
+        server.on_blob(DESCRIPTOR.digest, stream(BLOB))
+        request = BlobRequest(ImageReference.parse(f"{server.host}/app:1"), DESCRIPTOR, doubted=True)
+        registry = make_registry()
+        assert await registry.read(request) == BLOB
+        assert not mirror.asked
+        server.on_blob(DESCRIPTOR.digest, refuse(404))
+        assert await registry.read(request) == b"x" * len(BLOB), "then the mirrors, in their order"
+
     async def test_everyones_words_are_told_and_the_registry_decides(
         self, make_registry: MakeRegistry, server: FaultRegistry, mirror: FaultRegistry
     ) -> None:
@@ -312,3 +334,10 @@ async def test_a_mirror_that_lies_alone(
     with pytest.raises(CorruptContent, match=mirror.host):
         await resolve(make_registry(), server, PINNED)
     assert not server.asked, "the server of the file stands for the registry"
+
+
+async def test_of_a_doubted_blob_nobody_else_can_be_asked(make_registry: MakeRegistry, server: FaultRegistry) -> None:
+    request = BlobRequest(ImageReference.parse(f"{server.host}/app:1"), DESCRIPTOR, doubted=True)
+    with pytest.raises(CorruptContent, match="no other host is configured"):
+        await make_registry().read(request)
+    assert not server.asked
