@@ -1,7 +1,9 @@
 """What precedes a header to say what it has no room for: pax records and GNU long names.
 
 Sources: POSIX pax "pax Extended Header", GNU tar manual "Storing Sparse Files", star and libarchive for attributes.
-Global pax headers are read over, as peers do: two runtimes must not see different files in one image.
+Two runtimes must not see different files in one image. So what Go's archive/tar, which the others read with, makes of
+odd archives holds here, too: global pax headers are read over, and end what was said before them; of several pax
+headers before one entry the last counts; a GNU long name goes before a pax record's.
 """
 
 import binascii
@@ -17,8 +19,9 @@ KINDS = frozenset({PAX, PAX_SOLARIS, LONG_NAME, LONG_LINK}) | _IGNORED
 _LARGEST_BYTES = 1 << 20
 _STAR_ATTRIBUTE = b"SCHILY.xattr."
 _LIBARCHIVE_ATTRIBUTE = b"LIBARCHIVE.xattr."
-#: overlayfs keeps its own state there: an archive that sets it could show what other layers hide, or other files.
-_OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
+#: overlayfs keeps its own state there: an archive that sets it could show what other layers hide, or other files. The
+#: rest of trusted.* is file systems' own business, too, and nobody in a container could read it; containerd drops it.
+_OVERLAY_ATTRIBUTES = ("trusted.", "user.overlay.")
 
 
 class Extensions:
@@ -38,6 +41,8 @@ class Extensions:
             raise Corrupt(f"an extended header of {header.size} bytes; at most {_LARGEST_BYTES} are accepted")
         data = reader.take(header.size)
         reader.skip(-header.size % 512)
+        if header.kind == PAX_GLOBAL:
+            self.any, self.name, self.link, self.records = False, b"", b"", {}
         if header.kind in _IGNORED:
             return
         self.any = True
@@ -46,12 +51,10 @@ class Extensions:
         elif header.kind == LONG_LINK:
             self.link = data.partition(b"\0")[0]
         else:
-            self.records.update(_parse_records(data))
+            self.records = _parse_records(data)
 
     def apply(self, entry: Entry) -> None:
         """Correct the entry by what was said about it. Raises Corrupt."""
-        entry.name = self.name or entry.name
-        entry.link = self.link or entry.link
         for key, values in self.records.items():
             value = values[-1]
             if key.startswith(_STAR_ATTRIBUTE):
@@ -60,6 +63,8 @@ class Extensions:
                 _add_attribute(entry, _unquote(key[len(_LIBARCHIVE_ATTRIBUTE) :]), _decode(value))
             elif value:
                 _apply_record(entry, key, value)
+        entry.name = self.name or entry.name
+        entry.link = self.link or entry.link
 
 
 def _parse_records(data: bytes) -> dict[bytes, list[bytes]]:
@@ -87,11 +92,15 @@ def _apply_record(entry: Entry, key: bytes, value: bytes) -> None:
     elif key == b"size":
         entry.size = 0 if entry.kind in WITHOUT_DATA else decimal(value)
     elif key == b"uid":
-        entry.uid = check_id(decimal(value))
+        entry.uid = _owner(value)
     elif key == b"gid":
-        entry.gid = check_id(decimal(value))
+        entry.gid = _owner(value)
     elif key == b"mtime":
         entry.mtime_ns = bound_time(_nanoseconds(value))
+
+
+def _owner(text: bytes) -> int:
+    return check_id(-decimal(text[1:]) if text.startswith(b"-") else decimal(text))
 
 
 def decimal(text: bytes) -> int:

@@ -31,6 +31,7 @@ _ADLER = 65521
 _LATEST_S = 1 << 34  # what ext4 can store; a file system clamps to its own range
 _OWNERS_REMEMBERED = 4096
 _LARGEST_ID = 0xFFFF_FFFE
+_UNCHANGED = (-1, 0xFFFF_FFFF)
 
 
 class HeaderParser:
@@ -100,7 +101,12 @@ def bound_time(time_ns: int) -> int:
 
 
 def check_id(value: int) -> int:
-    """Return a user or group id. Raises Corrupt when Linux has no such id."""
+    """Return a user or group id. Raises Corrupt when Linux has no such id.
+
+    -1 is what chown(2) takes for "leave it": peers hand it on, so the file belongs to root, who makes it.
+    """
+    if value in _UNCHANGED:
+        return 0
     if not 0 <= value <= _LARGEST_ID:
         raise Corrupt(f"{value} is no user or group id")
     return value

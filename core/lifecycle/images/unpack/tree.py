@@ -388,6 +388,11 @@ def _set_attributes(target: int | bytes, entry: Entry) -> None:
         _set_attribute(target, name, value)
 
 
+def _has_room(target: int | bytes, value: bytes) -> bool:
+    found = os.statvfs(target if isinstance(target, int) else os.path.dirname(target) or b".")  # noqa: PTH120
+    return found.f_bavail * found.f_frsize > 16 * len(value) + (1 << 20)
+
+
 def _set_attribute(target: int | bytes, name: str, value: bytes) -> None:
     try:
         if isinstance(target, int):
@@ -395,6 +400,11 @@ def _set_attribute(target: int | bytes, name: str, value: bytes) -> None:
         else:
             os.setxattr(target, name, value, follow_symlinks=False)
     except OSError as error:
+        if error.errno == errno.ENOSPC and _has_room(target, value):
+            # xattr(7): ext4 keeps a block of them for each inode, others as much or less.
+            raise Corrupt(
+                f"its extended attributes, with {name!a}, are more than this file system keeps of one file"
+            ) from error
         of_node = isinstance(target, bytes) and name.startswith("user.") and error.errno == errno.EPERM
         if error.errno != errno.ENOTSUP and not of_node:  # xattr(7): user.* is for files and directories alone
             error.add_note(f"setting the extended attribute {name!a}")

@@ -142,20 +142,30 @@ def test_extended_attributes(extract, target: Path) -> None:
     capability = bytes.fromhex("0100000200040000000000000000000000000000")
     records = {"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.user.k": b"\0v"}
     archive = pax(b"p", records) + header(b"f", mode=b"755", uid=b"1750") + pax(b"p", {"SCHILY.xattr.user.k": b"d"})
-    archive += header(b"d", b"5") + pax(b"p", {"SCHILY.xattr.trusted.t": b"s", "SCHILY.xattr.user.k": b"s"})
+    archive += header(b"d", b"5") + pax(b"p", {"SCHILY.xattr.security.t": b"s", "SCHILY.xattr.user.k": b"s"})
     extract(archive + header(b"s", b"2", link=b"f") + END)
     assert os.getxattr(target / "f", "security.capability") == capability
     assert os.getxattr(target / "f", "user.k") == b"\0v"
     assert os.getxattr(target / "d", "user.k") == b"d"
-    assert os.listxattr(target / "s", follow_symlinks=False) == ["trusted.t"]  # links have no user.*
-    assert "trusted.t" not in os.listxattr(target / "f")
+    assert os.listxattr(target / "s", follow_symlinks=False) == ["security.t"]  # links have no user.*
+    assert "security.t" not in os.listxattr(target / "f")
 
 
 @needs_root
-def test_attributes_of_overlayfs_in_an_archive_come_to_nothing(extract, target: Path) -> None:
+def test_trusted_attributes_in_an_archive_come_to_nothing(extract, target: Path) -> None:
+    """overlayfs keeps its state there, other file systems theirs."""
     records = {"SCHILY.xattr.trusted.overlay.redirect": b"/etc", "SCHILY.xattr.trusted.overlay.opaque": b"y"}
+    records |= {"SCHILY.xattr.trusted.other": b"x", "SCHILY.xattr.user.overlay.opaque": b"y"}
     extract(pax(b"p", records) + header(b"d", b"5") + END, overlay=True)
     assert os.listxattr(target / "d") == []
+
+
+@needs_root
+@pytest.mark.parametrize("kind", [b"0", b"5", b"2"])
+def test_more_attributes_than_the_file_system_keeps_are_no_full_disk(extract, target: Path, kind: bytes) -> None:
+    records = {f"SCHILY.xattr.security.k{number}": b"v" * 60_000 for number in range(15)}
+    with pytest.raises(Corrupt, match=r"more than this file system keeps|Argument list too long"):
+        extract(pax(b"p", records) + header(b"x", kind, link=b"y") + END)
 
 
 def test_unknown_type_is_refused(extract) -> None:

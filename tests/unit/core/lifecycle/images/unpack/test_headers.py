@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -77,6 +78,30 @@ def test_negative_size_is_refused() -> None:
 def test_owner_beyond_32_bits_is_refused() -> None:
     with pytest.raises(Corrupt, match="user or group id"):
         entries(header(b"a", uid=b"\x80\0\0\x01\0\0\0\0") + END)
+
+
+@pytest.mark.parametrize("value", [b"-1", b"4294967295"])
+def test_no_owner_is_root_as_with_chown(value: bytes) -> None:
+    entry = first(pax(b"p", {"uid": value, "gid": value}) + header(b"a") + END)
+    assert (entry.uid, entry.gid) == (0, 0)
+    with pytest.raises(Corrupt, match="user or group id"):
+        entries(pax(b"p", {"uid": b"-7"}) + header(b"a") + END)
+
+
+@pytest.mark.parametrize(
+    ("before", "name"),
+    [
+        (lambda: pax(b"p", {"path": b"one"}) + pax(b"p", {"mtime": b"5"}), b"short"),
+        (lambda: pax(b"p", {"path": b"one"}) + pax(b"p", {"path": b"two"}), b"two"),
+        (lambda: pax(b"p", {"path": b"one"}) + pax(b"g", {"comment": b"x"}, b"g"), b"short"),
+        (lambda: header(b"l", b"L", size=b"%011o" % 4) + pad(b"one\0") + pax(b"p", {"path": b"two"}), b"one"),
+        (lambda: pax(b"p", {"path": b"two"}) + header(b"l", b"L", size=b"%011o" % 4) + pad(b"one\0"), b"one"),
+    ],
+    ids=["two", "two names", "global", "long name first", "long name last"],
+)
+def test_a_name_is_what_go_s_archive_tar_makes_of_it(before: Callable[[], bytes], name: bytes) -> None:
+    """A scanner written in Go must see the files that a container gets; containerd agrees in each of these."""
+    assert first(before() + header(b"short") + END).name == name
 
 
 def test_size_of_a_link_is_no_data() -> None:
