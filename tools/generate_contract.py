@@ -8,13 +8,14 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from contract.bugs import bugs_of, extensions, networks, registries, runtimes, snapshotters  # noqa: E402
+from contract.bugs import bugs_of, extensions, guests, networks, registries, runtimes, snapshotters  # noqa: E402
 from crinoid.core.api.testing.contract import Contract  # noqa: E402
 from crinoid.core.api.testing.extensions import ExtensionContract  # noqa: E402
 from crinoid.core.api.testing.networks import NetworkContract  # noqa: E402
@@ -24,21 +25,21 @@ from crinoid.core.api.testing.snapshotters import SnapshotterContract  # noqa: E
 
 DOCUMENT = ROOT / "docs" / "contract.md"
 MARKER = "<!-- Below this line `make docs` writes what the contracts and tests/contract/bugs say; change those. -->\n"
-ROLES: dict[str, tuple[type, Any]] = {
-    "runtime": (RuntimeContract, runtimes),
-    "network": (NetworkContract, networks),
-    "snapshotter": (SnapshotterContract, snapshotters),
-    "registry": (RegistryContract, registries),
-    "extension": (ExtensionContract, extensions),
+ROLES: dict[str, tuple[type, tuple[Any, ...]]] = {
+    "runtime": (RuntimeContract, (runtimes, guests)),
+    "network": (NetworkContract, (networks,)),
+    "snapshotter": (SnapshotterContract, (snapshotters,)),
+    "registry": (RegistryContract, (registries,)),
+    "extension": (ExtensionContract, (extensions,)),
 }
 
 
 def render() -> str:
     """Return, role by role, the switches, the tests and the bugs that each of them was seen to catch."""
-    every = sum(len(bugs_of(module)) for _, module in ROLES.values())
+    every = sum(len(bugs_of(module)) for _, modules in ROLES.values() for module in modules)
     lines = ["", f"{every} bugs in drivers of {len(ROLES)} roles, each caught by the test beside it."]
-    for role, (contract, module) in ROLES.items():
-        lines += ["", f"## {role.capitalize()}", "", *_switches(contract), *_tests(contract, module)]
+    for role, (contract, modules) in ROLES.items():
+        lines += ["", f"## {role.capitalize()}", "", *_switches(contract), *_tests(contract, modules)]
     return "\n".join(lines) + "\n"
 
 
@@ -58,9 +59,9 @@ def _switches(contract: type) -> Iterator[str]:
         yield from ["| switch | default | |", "|---|---|---|", *found, ""]
 
 
-def _tests(contract: type, module: Any) -> Iterator[str]:
+def _tests(contract: type, modules: tuple[Any, ...]) -> Iterator[str]:
     bugs = defaultdict(list)
-    for bug in bugs_of(module):
+    for bug in chain.from_iterable(map(bugs_of, modules)):
         text = inspect.getdoc(bug) or ""
         bugs[bug.catch.test].append(" ".join(text.split()))
     yield from ["| test | caught |", "|---|---|"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from contract.bugs import Catch, bugs_of, extensions, networks, registries, runtimes, snapshotters
+from contract.bugs import Catch, bugs_of, extensions, guests, networks, registries, runtimes, snapshotters
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import links
 from crinoid.core.api.testing import binding
@@ -21,6 +21,7 @@ from crinoid.core.api.testing.networks import NetworkContract, Strangers, fresh_
 from crinoid.core.api.testing.registries import RegistryContract, RegistrySample
 from crinoid.core.api.testing.runtimes import RuntimeContract
 from crinoid.core.api.testing.snapshotters import SnapshotterContract
+from crinoid.core.api.values.runtime import PodSandbox
 
 
 class Networks(NetworkContract):
@@ -66,7 +67,16 @@ class Runtimes(RuntimeContract):
     module = runtimes
 
 
-CONTRACTS: tuple[Any, ...] = (Runtimes, Networks, Snapshotters, Registries, Extensions)
+@pytest.mark.skipif(not shutil.which("runc"), reason="wants runc and conmon")
+class Guests(RuntimeContract):
+    has_guests = True
+    module = guests
+
+    def end_guest(self, host: Host, pod: PodSandbox) -> None:
+        guests.end(host, pod)
+
+
+CONTRACTS: tuple[Any, ...] = (Runtimes, Guests, Networks, Snapshotters, Registries, Extensions)
 
 
 def only(contract: type, tests: dict[str, object], make: Callable[..., object], name: str) -> type:
@@ -131,4 +141,4 @@ def test_every_bug_says_what_is_wrong() -> None:
 def test_there_are_enough_of_every_role() -> None:
     found = {contract.__name__: len(bugs_of(contract.module)) for contract in CONTRACTS}
     assert sum(found.values()) >= 100, found
-    assert len(found) == 5 and min(found.values()) >= 15, found
+    assert len(found) == 6 and min(found.values()) >= 15, found

@@ -11,7 +11,9 @@ containers in a cgroup of its own, which must be gone at the end. ``build_rootfs
 own tests too. A driver whose containers are no processes of the host, have no cgroup or run no programs for Linux says
 so by the switches of the class (``has_…``): what it can't do is skipped and named, all the rest holds for it.
 
-A driver whose traits say that it mounts roots finds the root in ``root_mounts``, any other in ``root.path``.
+A driver whose traits say that it mounts roots finds the root in ``root_mounts``, any other in ``root.path``. For
+one with ``start_pod`` a pod is started before each test, and stopped after it. What its guests have to do
+(``has_guests``) is tested once it says in ``end_guest`` how one is lost.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -39,6 +42,7 @@ from crinoid.core.api.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
     Unsupported,
 )
 from crinoid.core.api.hooks.runtime import RuntimeHooks
@@ -46,10 +50,10 @@ from crinoid.core.api.host import Host
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.sessions import AttachSession, ByteSource, ExecSession
 from crinoid.core.api.testing.binding import bind_hooks, cuts
-from crinoid.core.api.testing.contract import Contract, needs
+from crinoid.core.api.testing.contract import Contract, files_below, needs
 from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.checkpoint import CheckpointRequest, RestoreRequest
-from crinoid.core.api.values.pod import LinuxResources, ProfileType, SecurityProfile
+from crinoid.core.api.values.pod import LinuxResources, PodConfig, PodMetadata, ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import (
     AttachRequest,
     ContainerHandle,
@@ -60,6 +64,7 @@ from crinoid.core.api.values.runtime import (
     ExecRequest,
     ExecStreamRequest,
     ExitStatus,
+    PodSandbox,
     RuntimeFeatures,
     RuntimeState,
     TerminalSize,
@@ -74,6 +79,7 @@ APPLETS = (
     "head",
     "id",
     "mkdir",
+    "nc",
     "nohup",
     "seq",
     "setsid",
@@ -180,6 +186,38 @@ class BoundRuntime:
         """See the hook."""
         return await self._answer("probe", RuntimeFeatures)
 
+    def has(self, hook: str) -> bool:
+        """Return whether the driver has an optional hook."""
+        return bool(self._hook.has(hook))
+
+    async def start_pod(self, pod: PodSandbox) -> None:
+        """See the hook."""
+        await self._answer("start_pod", NoneType, pod=pod)
+
+    async def stop_pod(self, pod: PodSandbox) -> None:
+        """See the hook."""
+        await self._answer("stop_pod", NoneType, pod=pod)
+
+    async def wait_pod(self, pod: PodSandbox) -> str:
+        """See the hook."""
+        return await self._answer("wait_pod", str, pod=pod)
+
+    async def update_pod(self, pod: PodSandbox, resources: LinuxResources | None) -> None:
+        """See the hook."""
+        await self._answer("update_pod", NoneType, pod=pod, resources=resources, overhead=None)
+
+    async def pod_stats(self, pod: PodSandbox) -> CgroupUsage:
+        """See the hook."""
+        return await self._answer("pod_stats", CgroupUsage, pod=pod)
+
+    async def forward_port(self, pod: PodSandbox, port: int) -> socket.socket:
+        """See the hook."""
+        return await self._answer("forward_port", socket.socket, pod=pod, port=port)
+
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        """See the hook."""
+        return await self._answer("preview", tuple, request=request)
+
     async def create(self, request: ContainerRequest) -> ContainerProcess:
         """See the hook."""
         return await self._answer("create", ContainerProcess, request=request)
@@ -270,7 +308,7 @@ class BoundRuntime:
 
 @dataclass(slots=True)
 class Workbench:
-    """Where a test makes containers: each gets a bundle, a log and a cgroup below ``parent``."""
+    """Where a test makes containers: each gets a bundle, a log and a cgroup below ``parent``, and all are ``pod``'s."""
 
     runtime: BoundRuntime
     directory: Path
@@ -278,6 +316,17 @@ class Workbench:
     parent: str
     programs: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     made: list[ContainerHandle] = field(default_factory=list)
+    pod: PodSandbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pod = self.make_pod()
+
+    def make_pod(self) -> PodSandbox:
+        """Describe a pod that has no network, with a cgroup of its own below ``parent``."""
+        pod_id = uuid.uuid4().hex * 2
+        metadata = PodMetadata(f"pod-{pod_id[:8]}", "contract", pod_id)
+        parent = f"{self.parent}/pod-{pod_id[:8]}"
+        return PodSandbox(pod_id, PodConfig(metadata=metadata, hostname="contract"), {}, parent)
 
     def request(
         self, *args: str, resources: object = None, process: dict[str, Any] | None = None, **changes: Any
@@ -286,7 +335,7 @@ class Workbench:
         container_id = uuid.uuid4().hex * 2
         bundle = self.directory / "bundles" / container_id
         bundle.mkdir(parents=True)
-        handle = ContainerHandle(container_id, "pod", bundle, f"{self.parent}/{container_id}")
+        handle = ContainerHandle(container_id, self.pod.pod_id, bundle, f"{self.parent}/{container_id}")
         self.made.append(handle)
         process = process or minimal_process(*self.programs.get(args, args))
         spec = minimal_spec(self.rootfs, handle.cgroup, process, resources)
@@ -331,6 +380,9 @@ class Workbench:
         for handle in self.made:
             with contextlib.suppress(CrinoidError):
                 asyncio.run(self.runtime.delete(handle))
+        if self.runtime.has("stop_pod"):
+            with contextlib.suppress(CrinoidError):
+                asyncio.run(self.runtime.stop_pod(self.pod))
         cgroups.kill(self.parent)
         cgroups.remove(self.parent)
 
@@ -420,6 +472,9 @@ class RuntimeContract(Contract):
     """Whether the driver has the hooks ``exec_stream`` and ``attach``."""
     has_checkpoints: ClassVar[bool] = False
     """Whether the driver has the hooks ``pause`` to ``restore``."""
+    has_guests: ClassVar[bool] = False
+    """Whether its pods are guests, which can end by themselves: it has ``start_pod`` to ``forward_port``, and
+    ``end_guest`` of this class is overridden."""
     has_user_namespaces: ClassVar[bool] = True
     """Whether the driver makes the user namespace that a specification asks for."""
     programs: ClassVar[Mapping[tuple[str, ...], tuple[str, ...]]] = {}
@@ -433,6 +488,10 @@ class RuntimeContract(Contract):
     def make_driver(self, host: Host) -> object:
         """Make a driver; called twice with the same host, the second is the first after a restart of the daemon."""
         raise NotImplementedError("say how a driver is made")
+
+    def end_guest(self, host: Host, pod: PodSandbox) -> None:
+        """End what ``start_pod`` has made for a pod at once, as a crash does: say how, with ``has_guests``."""
+        raise NotImplementedError("say how a guest is lost")
 
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
@@ -458,8 +517,12 @@ class RuntimeContract(Contract):
         parent = f"/crinoid-contract-{uuid.uuid4().hex[:12]}"
         cgroups.make(parent)
         bench = Workbench(runtime, tmp_path, self.build_rootfs(tmp_path / "rootfs"), parent, self.programs)
-        yield bench
-        bench.clean()
+        try:
+            if runtime.has("start_pod"):
+                asyncio.run(runtime.start_pod(bench.pod))
+            yield bench
+        finally:
+            bench.clean()
 
     @pytest.fixture
     def restarted(self, host: Host, runtime: BoundRuntime) -> Callable[[], BoundRuntime]:
@@ -1247,3 +1310,141 @@ class RuntimeContract(Contract):
         await asyncio.gather(*(bench.runtime.reopen_log(request.handle) for _ in range(3)))
         await bench.runtime.wait(request.handle)
         assert (joined_text(old), joined_text(log)) == ("one\n", "two\n")
+
+    # before anything is done
+
+    async def test_a_preview_does_nothing(self, bench: Workbench, host: Host) -> None:
+        """Nothing that the request names is there: neither root nor bundle."""
+        if not bench.runtime.has("preview"):
+            pytest.skip("this driver has no preview")
+        request = bench.request("sleep", "1000")
+        request.handle.bundle.rmdir()
+        request.spec["root"]["path"] = str(bench.directory / "nowhere")
+        before = files_below(host.run_dir) | files_below(host.state_dir)
+        lines = await bench.runtime.preview(request)
+        said = "\n".join(lines)
+        assert all(line.strip() for line in lines)
+        assert request.handle.container_id in said or "sleep" in said, f"the preview is {lines}"
+        assert not request.handle.bundle.exists(), "preview has made the bundle"
+        assert files_below(host.run_dir) | files_below(host.state_dir) == before, "preview has made files"
+        request.handle.bundle.mkdir()
+        assert (await bench.runtime.state(request.handle)).status is ContainerStatus.ABSENT
+
+    # pods that are guests
+
+    @needs("guests")
+    async def test_a_guest_is_up_until_it_is_stopped(
+        self, bench: Workbench, host: Host, restarted: Callable[[], BoundRuntime]
+    ) -> None:
+        """Whoever waits for its end can give up, and ask again after a restart of the daemon."""
+        for runtime in (bench.runtime, restarted()):
+            waiting = asyncio.ensure_future(runtime.wait_pod(bench.pod))
+            await asyncio.sleep(patient(0.2))
+            assert not waiting.done(), f"wait_pod says that a guest has ended which is up: {await waiting}"
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        for _ in range(2):
+            await bench.runtime.stop_pod(bench.pod)
+        self._no_guest_is_left(bench.pod, host, set())
+        assert await restarted().wait_pod(bench.pod), "why a guest that is not there has ended"
+
+    @needs("guests")
+    async def test_the_end_of_a_guest_is_told(
+        self, bench: Workbench, host: Host, restarted: Callable[[], BoundRuntime]
+    ) -> None:
+        """And is that of its containers; all can be removed then."""
+        request = await bench.start(*LASTS)
+        handle, pod = request.handle, bench.pod
+        of_pod = asyncio.ensure_future(bench.runtime.wait_pod(pod))
+        of_container = asyncio.ensure_future(bench.runtime.wait(handle))
+        await asyncio.sleep(patient(0.1))
+        self.end_guest(host, pod)
+        assert (await of_pod).strip(), "wait_pod does not say why the guest has ended"
+        status = await of_container
+        assert (status.exit_code, status.known) in ((137, True), (255, False))
+        again = restarted()
+        assert (await again.wait_pod(pod)).strip(), "wait_pod answers at once when the guest has ended"
+        assert (await again.state(handle)).status is ContainerStatus.STOPPED
+        assert await again.wait(handle) == status
+        for hook in (again.stats(handle), again.pod_stats(pod)):
+            with pytest.raises(NotFound):
+                await hook
+        await again.kill(handle, signal.SIGKILL)
+        await again.delete(handle)
+        self._nothing_is_left(bench, request)
+        await again.stop_pod(pod)
+        self._no_guest_is_left(pod, host, set())
+
+    @needs("guests")
+    async def test_no_container_is_made_without_its_guest(self, bench: Workbench) -> None:
+        await bench.runtime.stop_pod(bench.pod)
+        request = bench.request(*ENDS)
+        with pytest.raises((FailedPrecondition, NotFound, Unavailable)):
+            await bench.runtime.create(request)
+        await bench.runtime.delete(request.handle)
+        self._nothing_is_left(bench, request)
+
+    @needs("guests")
+    async def test_stopping_a_guest_that_never_was(self, bench: Workbench, host: Host) -> None:
+        pod, before = bench.make_pod(), files_below(host.run_dir)
+        for _ in range(2):
+            await bench.runtime.stop_pod(pod)
+        self._no_guest_is_left(pod, host, before)
+
+    @needs("guests")
+    async def test_a_start_of_a_guest_that_is_cancelled_is_undone(self, bench: Workbench, host: Host) -> None:
+        before = files_below(host.run_dir)
+        for cut in cuts():
+            pod = bench.make_pod()
+            await cut(bench.runtime.start_pod(pod))
+            await bench.runtime.stop_pod(pod)
+            self._no_guest_is_left(pod, host, before, f" (start_pod was {cut})")
+
+    @needs("guests", "shell")
+    async def test_limits_of_a_guest_hold_for_all_in_it(self, bench: Workbench) -> None:
+        await bench.runtime.update_pod(bench.pod, None)
+        limit = LinuxResources(memory_limit_bytes=48 << 20, memory_swap_limit_bytes=48 << 20)
+        await bench.runtime.update_pod(bench.pod, limit)
+        request = await bench.shell("head -c 150000000 /dev/zero | tail > /dev/null")  # one line, which it keeps
+        assert (await bench.runtime.wait(request.handle)).exit_code == 137
+
+    @needs("guests", "shell")
+    async def test_what_a_guest_uses(self, bench: Workbench) -> None:
+        request = await bench.shell("echo begun; while true; do true; done")
+        await bench.until(lambda: joined_text(_log(request)) == "begun\n", "it runs")
+        await asyncio.sleep(patient(0.2))
+        first = await bench.runtime.pod_stats(bench.pod)
+        assert first.cpu_ns > 10_000_000
+        assert 0 < first.memory_working_set_bytes <= first.memory_usage_bytes
+        assert first.pids >= 1
+        await bench.runtime.stop_pod(bench.pod)
+        with pytest.raises(NotFound):
+            await bench.runtime.pod_stats(bench.pod)
+
+    @needs("guests", "shell")
+    async def test_a_port_in_a_guest(self, bench: Workbench) -> None:
+        request = await bench.shell("echo ready; nc -l -p 8080 -e cat")
+        await bench.until(lambda: joined_text(_log(request)) == "ready\n", "it runs")
+        with pytest.raises(Unavailable):
+            await bench.runtime.forward_port(bench.pod, 8081)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(_WAIT_S):
+            made = await self._until_somebody_listens(bench, 8080)
+            with made:
+                assert not made.getblocking(), "the socket blocks"
+                await loop.sock_sendall(made, b"hello")
+                assert await loop.sock_recv(made, 5) == b"hello"
+
+    async def _until_somebody_listens(self, bench: Workbench, port: int) -> socket.socket:
+        while True:
+            with contextlib.suppress(Unavailable):
+                return await bench.runtime.forward_port(bench.pod, port)
+            await asyncio.sleep(patient(0.05))
+
+    def _no_guest_is_left(self, pod: PodSandbox, host: Host, before: set[str], when: str = "") -> None:
+        left = {one for one in files_below(host.run_dir) - before if pod.pod_id in one}
+        assert not left, f"stop_pod leaves files: {sorted(left)}{when}"
+        parts = [pod.cgroup_parent, f"{pod.cgroup_parent}/{pod.pod_id}"]
+        found = [pid for path in parts if cgroups.exists(path) for pid in cgroups.processes(path)]
+        assert not found, f"stop_pod leaves processes: {[_command_line(pid) for pid in found]}{when}"

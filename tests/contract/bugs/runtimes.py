@@ -524,3 +524,41 @@ class AnyCgroup(Good):
     @hookimpl
     async def state(self, handle: ContainerHandle) -> RuntimeState:
         return await super().state(handle)
+
+
+@caught_by("test_a_preview_does_nothing", "preview has made the bundle")
+class PreviewActs(Good):
+    """``preview`` makes what it would need."""
+
+    @hookimpl
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        request.handle.bundle.mkdir()
+        return await super().preview(request)
+
+
+@caught_by("test_a_preview_does_nothing", "the preview is ()")
+class PreviewSaysNothing(Good):
+    """``preview`` says nothing."""
+
+    @hookimpl
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        return ()
+
+
+@caught_by("test_a_preview_does_nothing", "where tuple\\[str, ...\\] is due")
+class PreviewIsAList(Good):
+    """``preview`` answers a list."""
+
+    @hookimpl
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        return list(await super().preview(request))  # type: ignore[return-value]  # the bug
+
+
+@caught_by("test_a_preview_does_nothing", "nowhere")
+class PreviewNeedsTheRoot(Good):
+    """``preview`` looks into the root, which is not there."""
+
+    @hookimpl
+    async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
+        list(Path(request.spec["root"]["path"]).iterdir())
+        return await super().preview(request)
