@@ -1,11 +1,13 @@
 #!/bin/sh
-# A node build as a site makes and uses one: try_site.sh [DIRECTORY], as root; see docs/site.md.
+# A node build as a site makes and uses one: try_site.sh [--builds] [DIRECTORY], as root; see docs/site.md.
 #
 # Makes wheels of this tree in two versions, builds a node of each twice and compares the bytes, and then in an empty
 # Debian (debootstrap): installs, verifies, runs a pod, upgrades and downgrades under it, removes. All mounts, processes
 # and the network are in namespaces of its own, and gone at the end; the cgroup is /crinoid-site-trial.
+# With --builds nothing is done but the builds: for what a machine with systemd does with them (make test-systemd).
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
+if [ "${1:-}" = --builds ]; then builds_only=yes && shift; else builds_only=; fi
 work=${1:-/var/tmp/crinoid-site-trial}
 bin=$here/.venv/bin
 PATH=$PATH:/usr/sbin:/sbin
@@ -14,7 +16,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 say "wheels of this tree, as 0.1.0 and 0.1.1, and of what it needs"
 rm -rf "$work/tree" "$work"/wheels/crinoid-*.whl "$work"/site-* && mkdir "$work/tree"
-(cd "$here" && cp -a core plugins src pyproject.toml README.md LICENSE "$work/tree")
+(cd "$here" && cp -a core plugins src packaging docs pyproject.toml README.md CHANGELOG.md LICENSE "$work/tree")
 find "$work/tree" -name __pycache__ -prune -exec rm -rf {} +
 rm -rf "$work"/tree/src/*.egg-info
 for version in 0.1.0 0.1.1; do
@@ -58,6 +60,8 @@ for version in 0.1.0 0.1.1; do
     done
     (cd "$work/site-a-$version/dist" && sha256sum -- *) | (cd "$work/site-b-$version/dist" && sha256sum --check)
 done
+
+[ -z "$builds_only" ] || exit 0
 
 root=$work/root
 if [ ! -e "$work/base/etc/debian_version" ]; then

@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -66,6 +67,20 @@ class Form:
         if re.fullmatch(self.pattern, value) is None:
             raise ValueError(f"must be {self.words}")
         return value
+
+
+def _be_absolute(path: Path) -> Path:
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise ValueError("must be an absolute path; ~ is not expanded")
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    if any(ord(character) < 0x20 for character in str(path)):
+        raise ValueError("must be a path without line ends and other control characters")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_be_absolute)]
+"""A path of the host: the daemon's working directory and home say nothing to whoever writes a configuration."""
 
 
 class NoOptions(DriverConfig):

@@ -31,13 +31,13 @@ def check(paths: ConfigPaths) -> None:
     Tells every mistake with its file, line, key and the nearest valid name, and exits with 78 for any. Drivers are made
     in directories that are thrown away, as root; nothing else on the host is touched.
     """
-    from crinoid.core.daemon.preflight import find_problems  # it imports what serves, which takes long
+    from crinoid.core.daemon.preflight import find_notes, find_problems  # it imports what serves, which takes long
 
     loaded, problems = examine(paths)
     slots, of_drivers = examine_slots(loaded.config, loaded.origins)
     of_start, notes = find_problems(loaded, slots)
     refuse([*problems, *of_drivers, *of_start])
-    for note in notes:
+    for note in (*notes, *find_notes(paths)):
         click.echo(f"note: {note}", err=True)
     files = ", ".join(str(file) for file in loaded.files) or "no file, so all defaults"
     click.echo(f"the configuration is valid: {files}; {len(slots)} slots")

@@ -6,9 +6,11 @@ names; tables are merged key by key, everything else is replaced. Every file is 
 
 import copy
 import itertools
+import os
+import re
 import stat
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from crinoid.core.config.origins import Origin, Origins, Problem, refuse, sugges
 from crinoid.core.config.paths import ConfigPaths as ConfigPaths  # for whoever loads
 from crinoid.core.config.positions import KeyPath, index_keys
 from crinoid.core.config.validation import validate
+
+_NULL = os.makedev(1, 3)
+_BARE_VALUE = re.compile(r"=\s*([A-Za-z/~][^\s#]*)\s*(?:#.*)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,15 @@ def examine(paths: ConfigPaths | None = None) -> tuple[Loaded, list[Problem]]:
     merging = _Merging(copy.deepcopy(BUILT_IN))
     refuse([problem for file in files if (problem := merging.add_file(file))])
     origins = Origins(merging.origins)
-    problems: list[Problem] = []
+    problems = [
+        Problem(key, "must be a number of 64 bits, as TOML has no other", origins.nearest(key))
+        for key in _find_large(merging.table)
+    ]
+    for problem in problems:
+        _remove(merging.table, problem.key)
     while isinstance(config := validate(Config, merging.table, origins), list):
-        problems += config
+        # What lacks a key only because it was taken out here is no second mistake.
+        problems += [one for one in config if one.key not in {problem.key for problem in problems}]
         removed = [_remove(merging.table, problem.key) for problem in config]
         if not any(removed):
             refuse(problems)
@@ -73,22 +84,70 @@ def _remove(table: dict[str, Any], key: KeyPath) -> bool:
 
 
 def find_files(paths: ConfigPaths) -> tuple[Path, ...]:
-    """Return the files that exist, in the order in which they are read."""
-    try:
-        has_main = stat.S_ISREG(paths.main.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        has_main = False
-    except OSError as error:
-        raise ConfigurationError(f"{paths.main}: can't be read: {error.strerror}") from error
+    """Return the files that exist, in the order in which they are read.
+
+    Raises ConfigurationError for what is there and can't be read as a file: what it says could change anything, so to
+    leave it out is not for us. /dev/null stands for an empty file, by which a drop-in of a package is switched off.
+    """
+    has_main = _is_file(paths.main)
     if paths.required and not has_main:
         raise ConfigurationError(f"{paths.main}: there is no such file; --config must name one")
-    try:
-        drop_ins = sorted(path for path in paths.drop_ins.iterdir() if path.suffix == ".toml" and path.is_file())
-    except (FileNotFoundError, NotADirectoryError):
-        drop_ins = []
-    except OSError as error:  # what is in there could change anything: leaving it out is not for us
-        raise ConfigurationError(f"{error.filename}: can't be read: {error.strerror}") from error
+    drop_ins = [path for path in _list_drop_ins(paths) if _is_drop_in(path) and _is_file(path)]
     return (*((paths.main,) if has_main else ()), *drop_ins)
+
+
+def find_overlooked(paths: ConfigPaths) -> tuple[Path, ...]:
+    """Return what lies in the directory of drop-ins and is not read, because of its name or as it is a directory."""
+    return tuple(path for path in _list_drop_ins(paths) if not _is_drop_in(path) and not path.name.startswith("."))
+
+
+def _list_drop_ins(paths: ConfigPaths) -> list[Path]:
+    try:
+        return sorted(paths.drop_ins.iterdir())
+    except FileNotFoundError as error:
+        if paths.drop_ins.is_symlink():
+            raise ConfigurationError(f"{paths.drop_ins}: this link leads nowhere") from error
+        return []
+    except NotADirectoryError as error:
+        if paths.drop_ins.exists():
+            raise ConfigurationError(f"{paths.drop_ins}: must be a directory, of drop-ins") from error
+        return []
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename}: can't be read: {error.strerror}") from error
+
+
+def _is_drop_in(path: Path) -> bool:
+    """Hidden files are editors' own: copies, and locks that are links to nowhere."""
+    return path.suffix == ".toml" and not path.name.startswith(".")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise ConfigurationError(f"{path}: this link leads nowhere") from error
+        return False
+    except OSError as error:
+        raise ConfigurationError(f"{path}: can't be read: {error.strerror}") from error
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise ConfigurationError(f"{path}: is {what}; it must be a file of TOML")
+    return True
+
+
+def _find_large(value: object, key: KeyPath = ()) -> Iterator[KeyPath]:
+    """Find integers that TOML has not: tomllib reads them, and what they become elsewhere is anybody's guess."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from _find_large(below, (*key, name))
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _find_large(below, (*key, index))
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield key
 
 
 def find_conflicts(config: Config, origins: Origins, refused: Collection[tuple[str, str]] = ()) -> list[Problem]:
@@ -175,4 +234,8 @@ def _explain_syntax(file: Path, text: str, error: tomllib.TOMLDecodeError) -> Pr
     message, _, place = str(error).rpartition(" (at ")
     words = place.rstrip(")").replace(",", "").split()
     line = int(words[1]) if words[:1] == ["line"] else text.count("\n") + 1
-    return Problem((), f"this is no TOML: {message or error}", Origin(file, line))
+    hint = ""
+    lines = text.splitlines()[line - 1 : line]
+    if "Invalid value" in message and lines and (bare := _BARE_VALUE.search(lines[0])):
+        hint = f': a text needs quotes, as in "{bare[1]}"'
+    return Problem((), f"this is no TOML: {message or error}{hint}", Origin(file, line))

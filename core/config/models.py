@@ -11,26 +11,25 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from crinoid.core.api.bounds import RLIMITS, SYSCTL
-from crinoid.core.api.config import Described, Form
+from crinoid.core.api.config import AbsolutePath, Described, Form
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.linux import capabilities
 from crinoid.core.api.values.image import ImageReference
 from crinoid.core.config.origins import suggest
 
+_ARCHITECTURES = (
+    *("386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le"),
+    *("riscv64", "s390x", "x86_64", "aarch64", "i386", "armhf", "armel"),
+)
+"""Go's names (GOARCH) of what Linux runs on, and those that are read as such."""
+
 DEFAULT_SLOT = "default"
 """The name of the slot that the tables ``[network]`` and ``[snapshotter]`` make."""
-
-
-def _be_absolute(path: Path) -> Path:
-    if path.parts[:1] and path.parts[0].startswith("~"):
-        raise ValueError("must be an absolute path; ~ is not expanded")
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 def _check_capability(name: str) -> str:
@@ -51,6 +50,33 @@ def _check_ulimit(text: str) -> str:
     if min(soft, hard) < -1 or max(soft, hard) >= 1 << 64 or (hard != -1 and not -1 < soft <= hard):
         raise ValueError("the soft limit must be at most the hard one; -1 is no limit")
     return text
+
+
+def _check_ulimits(ulimits: tuple[str, ...]) -> tuple[str, ...]:
+    names = [text.partition("=")[0] for text in ulimits]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the limit {name!r} is there more than once")
+    return ulimits
+
+
+def _check_platform(platform: str) -> str:
+    """What no container could be made of would fail at each pull."""
+    system, _, rest = platform.partition("/")
+    architecture = rest.partition("/")[0]
+    if platform and system != "linux":
+        raise ValueError("must begin with linux: containers of another system can't run here")
+    if platform and architecture not in _ARCHITECTURES:
+        raise ValueError(f"there is no architecture {architecture!r}" + suggest(architecture, _ARCHITECTURES))
+    return platform
+
+
+def _check_endpoint(endpoint: str) -> str:
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        raise ValueError("must have a port of at most 65535") from error
+    return endpoint
 
 
 def _check_sysctls(sysctls: dict[str, str]) -> dict[str, str]:
@@ -108,7 +134,6 @@ def _check_address(address: str) -> str:
     return address
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_be_absolute)]
 Cgroup = Annotated[str, AfterValidator(_check_cgroup)]
 Reference = Annotated[str, AfterValidator(_check_reference)]
 Capability = Annotated[str, AfterValidator(_check_capability)]
@@ -120,9 +145,9 @@ SlotName = Annotated[
         "a name of at most 63 letters, digits, dots, hyphens and underscores, with a letter or digit at both ends",
     ),
 ]
-DriverName = Annotated[str, StringConstraints(min_length=1)]
-Seconds = Annotated[float, Field(gt=0)]
-Bytes = Annotated[int, Field(ge=0)]
+DriverName = Annotated[str, Form(".+", "the name of a driver; `crinoid plugins` lists those that are installed")]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 
 
 class Section(Described):
@@ -138,7 +163,7 @@ class ServerConfig(Section):
     """Permissions of the socket, octal."""
     group: str = "root"
     """Group that owns the socket: a name or a number."""
-    max_message_bytes: Annotated[int, Field(ge=1 << 16)] = 8 << 20
+    max_message_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 30)] = 8 << 20
     """Largest request, in bytes; a larger one is answered RESOURCE_EXHAUSTED. What the kernel can execute has 6 MiB of
     arguments and environment at most, and etcd stores a pod of 1.5 MiB. All requests together may take ``max_requests``
     times as much. Answers have 64 MiB at most."""
@@ -238,7 +263,9 @@ class TimelineConfig(Section):
 class TracingConfig(Section):
     """OpenTelemetry traces: a span for each RPC and each hook."""
 
-    endpoint: Annotated[str, Form("(https?://[^/ ]+.*)?", "a URL, such as http://127.0.0.1:4317")] = ""
+    endpoint: Annotated[
+        str, Form("(https?://[^/ ]+.*)?", "a URL, such as http://127.0.0.1:4317"), AfterValidator(_check_endpoint)
+    ] = ""
     """OTLP gRPC endpoint such as http://127.0.0.1:4317; empty turns tracing off."""
     sampling_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the requests without a parent span that are traced."""
@@ -259,7 +286,9 @@ class ImagesConfig(Section):
     """Share of a file system's space and inodes that unpacking layers and checkpoints leaves free, in percent: a few
     kilobytes of gzip can become gigabytes. 0 lets them fill it."""
     platform: Annotated[
-        str, Form("([a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?)?", "os/architecture[/variant], such as linux/arm64/v8")
+        str,
+        Form("([a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?)?", "os/architecture[/variant], such as linux/arm64/v8"),
+        AfterValidator(_check_platform),
     ] = ""
     """os/architecture[/variant] to choose from an index; empty is the host's own."""
     pinned: Annotated[tuple[str, ...], AfterValidator(_check_pinned)] = ()
@@ -301,7 +330,7 @@ class PodsConfig(Section):
         "CAP_AUDIT_WRITE",
     )
     """Capabilities of a container before its own additions and drops."""
-    default_ulimits: tuple[Ulimit, ...] = ("nofile=1024:524288",)
+    default_ulimits: Annotated[tuple[Ulimit, ...], AfterValidator(_check_ulimits)] = ("nofile=1024:524288",)
     """Resource limits as name=soft[:hard]; -1 is no limit. What is not named here containers have from the daemon. The
     default is what systemd gives services: programs that need more files raise the soft limit themselves, and ones that
     close every descriptor up to it don't take minutes."""
@@ -315,7 +344,7 @@ class PodsConfig(Section):
     """Let any user in a pod ping (net.ipv4.ping_group_range)."""
     shm_size_bytes: Bytes = 64 << 20
     """Size of a pod's /dev/shm."""
-    pids_limit: Annotated[int, Field(ge=0)] = 0
+    pids_limit: Annotated[int, Field(ge=0, le=1 << 22)] = 0
     """Processes a container may have; 0 is no limit of its own."""
     apparmor_profile: str = ""
     """Loaded AppArmor profile for RuntimeDefault; empty leaves containers unconfined by AppArmor."""

@@ -17,6 +17,7 @@ from crinoid.core.config.origins import Origins, Problem, suggest
 from crinoid.core.config.positions import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
+_FOREIGN = frozenset({"plugins", "crio", "grpc", "proxy_plugins", "disabled_plugins", "imports", "version", "state"})
 
 
 def validate(model: type[M], table: Mapping[str, Any], origins: Origins, base: KeyPath = ()) -> M | list[Problem]:
@@ -43,11 +44,31 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, origins: Origins, bas
     key = base + place
     if detail["type"] == "extra_forbidden":
         around = _model_at(model, place[:-1])
-        message = "unknown key" + suggest(str(place[-1]), around.model_fields if around else ())
+        message = "unknown key" + _where_else(model, around, str(place[-1]))
         return Problem(key, message, origins.nearest(key))
     if detail["type"] == "missing":
         return Problem(key, "this key is missing", origins.nearest(key))
     return Problem(key, _say(detail), origins.nearest(key))
+
+
+def _where_else(model: type[BaseModel], around: type[BaseModel] | None, name: str) -> str:
+    """Suggest the nearest key of the same table, else the table that has a key of this very name, else name all."""
+    near = suggest(name, around.model_fields if around else ())
+    if around is None or near.startswith("; did you mean"):
+        return near
+    if name in _FOREIGN and name not in model.model_fields:
+        return "; a table of containerd or CRI-O: `crinoid config import` makes a configuration of theirs"
+    homes = [f"{table}.{name}" for table, below in _tables(model) if name in below.model_fields]
+    if "options" in around.model_fields and name not in model.model_fields:
+        homes.append(f"options.{name}, if it is one of the driver's options")
+    return f"; did you mean {' or '.join(homes)}?" if homes else near
+
+
+def _tables(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the tables right below the top, with their names."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield name, field.annotation
 
 
 def _say(detail: ErrorDetails) -> str:

@@ -143,6 +143,21 @@ def taken(config: Config) -> Iterator[Taken]:
             release()
 
 
+def check(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield which of the two directories could not be taken, and why; nothing is made."""
+    looks: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("run", lambda: _check_apart(config)),
+        ("root", lambda: _check_ours("root", config.root)),
+        ("run", lambda: _check_ours("run", config.run)),
+    )
+    for name, look in looks:
+        try:
+            look()
+        except (ConfigurationError, StateUnavailable) as error:
+            yield name, error.message
+            return
+
+
 def find_passage(run: Path) -> Path:
     """Return below what pods and containers lie, whether a daemon runs or not."""
     try:
@@ -177,11 +192,13 @@ def _check_apart(config: Config) -> None:
 
 def _check_ours(name: str, path: Path) -> None:
     """Refuse a directory whose modes are not ours to change, as those of /var/lib are not, and one in a crinoid's."""
-    for above in _upwards(path)[1:]:
-        for mark in _MARKS.values():
-            if (above / _LOCK).is_file() and (above / mark).exists():
-                raise ConfigurationError(f"{name} {path} lies inside {above}, which is another crinoid's: set another")
     try:
+        for above in _upwards(path)[1:]:
+            for mark in _MARKS.values():
+                if (above / _LOCK).is_file() and (above / mark).exists():
+                    raise ConfigurationError(
+                        f"{name} {path} lies inside {above}, which is another crinoid's: set another"
+                    )
         if (owner := path.stat().st_uid) != os.geteuid():
             raise ConfigurationError(
                 f"{name} {path} belongs to user {owner}, who could change what crinoid keeps there: give it to root, "

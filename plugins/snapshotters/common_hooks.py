@@ -7,11 +7,9 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from pydantic import AfterValidator
-
-from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.config import AbsolutePath, DriverConfig
 from crinoid.core.api.errors import ResourceExhausted
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
@@ -24,16 +22,10 @@ T = TypeVar("T")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError(f"{path} is not an absolute path")
-    return path
-
-
 class DirectoryConfig(DriverConfig):
     """What the options of both drivers have in common."""
 
-    root: Annotated[Path, AfterValidator(_absolute)] | None = None
+    root: AbsolutePath | None = None
     """Directory of all layers and writable parts, on the file system that is to hold them; by default a directory of
     the slot's own below the daemon's state directory. No two slots may share one."""
 
@@ -149,7 +141,10 @@ async def in_thread(function: Callable[[], T], interrupt: Callable[[], None] = l
 
 
 def copy_root_attributes(source: Path, target: Path) -> None:
-    """Give a new root directory the owner and mode of the one below it: a container sees the topmost."""
+    """Give a new root directory the owner, mode and attributes of the one below it: a container sees the topmost."""
     status = source.stat()
+    for name in os.listxattr(source):
+        if not name.startswith("trusted."):  # overlayfs's own
+            os.setxattr(target, name, os.getxattr(source, name))
     os.chown(target, status.st_uid, status.st_gid)
     target.chmod(stat.S_IMODE(status.st_mode))

@@ -5,6 +5,7 @@ directories. What this needs of the host, ``probe`` tries out.
 """
 
 import contextlib
+import difflib
 import errno
 import os
 import stat
@@ -31,10 +32,22 @@ _OPAQUE = "trusted.overlay.opaque"
 _OURS = ("lowerdir", "upperdir", "workdir", "ro", "rw")
 
 
+_KNOWN = (
+    *("index", "metacopy", "nfs_export", "redirect_dir", "uuid", "verity", "volatile", "xino"),
+    *("context", "noatime", "nodev", "nodiratime", "relatime"),
+)
+"""Options of overlayfs.rst that leave whiteouts as they are here, in trusted attributes, and of mount(8)."""
+
+
 def _not_ours(options: tuple[str, ...]) -> tuple[str, ...]:
     for option in options:
-        if option.partition("=")[0].removesuffix("+") in _OURS or "," in option:
+        name = option.partition("=")[0]
+        if name.removesuffix("+") in _OURS or "," in option:
             raise ValueError(f"{option!r} is not for the configuration to say: one option each, and no layers")
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(_KNOWN)}"
+            raise ValueError(f"overlayfs has no option {name!r} that fits here{hint}")
     return options
 
 
@@ -114,7 +127,18 @@ def try_overlay(directory: Path, options: tuple[str, ...]) -> None:
     try:
         call_in_fresh_thread(lambda: _mount_and_look(directory, options))
     except OSError as error:
+        if options and _works_without(directory / "plain"):
+            raise Unsupported(f"the kernel refuses mount_options {', '.join(options)}: {error}") from error
         raise Unsupported(f"overlay snapshots don't work in {directory.parent}: {_advice(error)} ({error})") from error
+
+
+def _works_without(directory: Path) -> bool:
+    """Return whether it is the options that are at fault, and not the place."""
+    try:
+        call_in_fresh_thread(lambda: _mount_and_look(directory, ()))
+    except OSError:
+        return False
+    return True
 
 
 def _mount_and_look(directory: Path, options: tuple[str, ...]) -> None:

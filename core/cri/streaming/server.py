@@ -230,11 +230,17 @@ def _current_task() -> "asyncio.Task[None]":
 def tls_context(options: StreamingOptions) -> ssl.SSLContext | None:
     if options.tls_cert is None or options.tls_key is None:
         return None
+    files = [path for path in (options.tls_cert, options.tls_key, options.client_ca) if path is not None]
     try:
+        for path in files:  # OpenSSL's errors name no file
+            with path.open("rb"):
+                pass
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=options.client_ca)
         context.load_cert_chain(options.tls_cert, options.tls_key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"the streaming server's certificates can't be used: {error}") from error
+        named = getattr(error, "filename", None) or ", ".join(map(str, files))
+        words = error.strerror if error.filename else str(error)
+        raise ConfigurationError(f"the streaming server's certificates can't be used: {named}: {words}") from error
     if options.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context

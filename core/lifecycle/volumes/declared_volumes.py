@@ -55,7 +55,9 @@ async def fill_volume(rootfs: Path, path: str, directory: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
-            raise InvalidArgument(f"volume {path} of the image is no directory in it: {error.strerror}") from error
+            raise InvalidArgument(
+                f"volume {path} of the image is no directory in it: {os.strerror(error.errno or 0)}"
+            ) from error
         # By the descriptor: no link of the image's is followed a second time.
         command = ("cp", "--archive", "--reflink=auto", f"/proc/self/fd/{_SOURCE_FD}/.", str(directory))
         await run_checked(command, timeout_s=_COPY_S, fds={_SOURCE_FD: source})

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.config import AbsolutePath, DriverConfig
 from crinoid.core.api.values.pod import PodConfig
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -35,13 +35,13 @@ class PluginOptions(DriverConfig):
 class NriOptions(DriverConfig):
     """The Node Resource Interface."""
 
-    socket: Path = Path("/var/run/nri/nri.sock")
+    socket: AbsolutePath = Path("/var/run/nri/nri.sock")
     """Unix socket that plugins connect to."""
     listen: bool = True
     """Whether plugins may connect; without, only those in plugin_dir are used."""
-    plugin_dir: Path = Path("/opt/nri/plugins")
+    plugin_dir: AbsolutePath = Path("/opt/nri/plugins")
     """Directory of plugins to start with the daemon: executables called NN-NAME."""
-    plugin_config_dir: Path = Path("/etc/nri/conf.d")
+    plugin_config_dir: AbsolutePath = Path("/etc/nri/conf.d")
     """Directory of the configuration of those plugins: NN-NAME.conf, else NAME.conf."""
     registration_deadline_s: Seconds = 5.0
     """How long a plugin may take to register after it connected, in seconds."""

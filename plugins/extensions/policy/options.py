@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from crinoid.core.api.config import Described, DriverConfig
+from crinoid.core.api.config import AbsolutePath, Described, DriverConfig
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.api.values.image import ImageReference
 
@@ -21,7 +21,7 @@ class Rule(Described):
     """Digests of indexes or manifests, with * and ?; empty is any. A tag is never looked at: it can mean anything."""
     action: Literal["allow", "deny", "signed"] = "deny"
     """Allow, deny, or allow what is signed by one of the keys."""
-    keys: tuple[Path, ...] = ()
+    keys: tuple[AbsolutePath, ...] = ()
     """Files of public keys (PEM), for the action signed. They are read at the start."""
     signed_as: tuple[str, ...] = ()
     """With the action signed: what the signature must name as the image's repository, with * and ?; empty is anything,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.config import AbsolutePath, DriverConfig
 from crinoid.core.api.errors import CrinoidError, DriverError, InvalidArgument, Unavailable
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
@@ -37,9 +37,9 @@ _FIRST_FAMILY = {"result": None, "ipv4-first": 4, "ipv6-first": 6}
 class CniOptions(DriverConfig):
     """Where configurations and plugins lie, and how long a plugin may take."""
 
-    conf_dir: Path = Path("/etc/cni/net.d")
+    conf_dir: AbsolutePath = Path("/etc/cni/net.d")
     """The directory of network configurations (.conflist, .conf, .json); the first valid one by name is used."""
-    bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
+    bin_dirs: tuple[AbsolutePath, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
     """The directories in which plugins are looked for, in this order."""
     max_conf_num: int = Field(1, ge=0)
     """How many of the configurations each pod is attached to; 0 for all. The first one gives the pod's addresses."""

@@ -1,12 +1,11 @@
 """What the ``options`` table of a runtimes slot may hold, for both drivers."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from crinoid.core.api.config import DriverConfig
+from crinoid.core.api.config import AbsolutePath, DriverConfig
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -55,11 +54,11 @@ class OciOptions(DriverConfig):
 
     binary: str = ""
     """Name (looked up on PATH) or absolute path of the runtime's binary; empty for the driver's own name."""
-    state_root: Path | None = None
+    state_root: AbsolutePath | None = None
     """Directory of the binary's own state (its ``--root``); by default below the slot's run directory."""
     systemd_cgroup: bool = False
     """Without effect, and kept so that older configurations load: ``[pods] cgroup_driver`` decides alone."""
-    seccomp_profile: Path | None = None
+    seccomp_profile: AbsolutePath | None = None
     """Profile in Docker's or the OCI's JSON form that RuntimeDefault means; by default crinoid's own."""
     annotations: Mapping[str, str] = Field(default_factory=dict)
     """Annotations added to the spec of every container of this slot."""

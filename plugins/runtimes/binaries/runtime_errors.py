@@ -17,6 +17,7 @@ _SENTENCE_CHARACTERS = 2000
 # sending it again can't help.
 _REQUEST_AT_FAULT = re.compile(
     r"executable file .*not found|no such file or directory|not a directory|is a directory|exec format error"
+    r"|must be mounted on ordinary directory|too many levels of symbolic links"
     r"|file name too long|argument list too long|exec.*permission denied|unable to find user|cannot find user"
     r"|open executable: |unknown capability|cwd must be an absolute path"
     r"|seccomp.*(invalid|unknown)|(valid|unknown|adding)\b.*seccomp|seccomp flags|get_seccomp_operator|SCMP_ACT_NOTIFY"

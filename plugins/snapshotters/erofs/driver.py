@@ -97,6 +97,9 @@ class ErofsSnapshotter(OverlaySnapshotter):
         """A container sees the root of the topmost layer."""
         if parent is not None:
             root = self._root_of(self.storage.layer(parent))
+            for name, value in root.attributes.items():
+                if not name.startswith("trusted."):
+                    os.setxattr(directory, name, value)
             os.chown(directory, root.uid, root.gid)
             directory.chmod(root.mode & 0o7777)
 

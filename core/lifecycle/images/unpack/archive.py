@@ -10,6 +10,8 @@ from crinoid.core.lifecycle.images.unpack.sparse import resolve_sparse
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 
 _ZEROS = bytes(512)
+_TYPE = 156
+"""Where a header has its type."""
 
 
 def read_entries(reader: ByteReader, must_end: bool = False) -> Iterator[Entry]:
@@ -41,7 +43,8 @@ def read_entries(reader: ByteReader, must_end: bool = False) -> Iterator[Entry]:
             extensions = Extensions()
         else:
             following = reader.offset + entry.size + (-entry.size % 512)
-        if entry.name[-1:] == b"/" and entry.kind == FILE:  # as before POSIX; a long name is known only now
+        # As before POSIX, of that type alone, as Go reads it; a long name is known only now.
+        if entry.name[-1:] == b"/" and entry.kind == FILE and entry.raw[_TYPE] == 0:
             entry.kind = DIRECTORY
         yield entry
         reader.skip(following - reader.offset)

@@ -1,6 +1,8 @@
 """Reading configuration files: merging, places, and what is said of mistakes."""
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,26 @@ def test_options_of_a_default_slot_need_no_driver_key(tmp_path: Path) -> None:
         ),
         ("[networks.default]\ndriver = 'cni'\n", "config.toml:1: networks.default: this name is the table [network]'s"),
         ("[a]\nx = 1\nx = 2\n", "config.toml:3: this is no TOML: Cannot overwrite a value"),
+        (
+            "[log]\nlevel = debug # x\n",
+            'config.toml:2: this is no TOML: Invalid value: a text needs quotes, as in "debug"',
+        ),
+        ("[pods]\npids_limit = 9223372036854775808\n", "config.toml:2: pods.pids_limit: must be a number of 64 bits"),
+        ("[runtimes.runc.options]\nx = [1, 99999999999999999999]\n", "options.x[1]: must be a number of 64 bits"),
+        ("[server]\ngraceful_stop_s = inf\n", "config.toml:2: server.graceful_stop_s: should be less than or equal to"),
+        ("[server]\nmax_message_bytes = 99999999999\n", "server.max_message_bytes: should be less than or equal to"),
+        ("[pods]\nshm_size_bytes = 9223372036854775807\n", "pods.shm_size_bytes: should be less than or equal to"),
+        ("[pods]\ndefault_ulimits = ['core=0', 'core=1']\n", "the limit 'core' is there more than once"),
+        ("[images]\nplatform = 'windows/amd64'\n", "images.platform: must begin with linux"),
+        ("[images]\nplatform = 'linux/amd46'\n", "there is no architecture 'amd46'; did you mean \"amd64\"?"),
+        ("[tracing]\nendpoint = 'http://a:99999'\n", "tracing.endpoint: must have a port of at most 65535"),
+        ("root = '/a\\nb'\n".replace("'", '"'), "root: must be a path without line ends"),
+        ("level = 'debug'\n", "config.toml:1: level: unknown key; did you mean log.level?"),
+        ("[runtimes.x]\ndriver = 'crun'\nbinary = '/x'\n", "did you mean options.binary, if it is one of the driver's"),
+        (
+            "[plugins.x]\n",
+            "config.toml:1: plugins: unknown key; a table of containerd or CRI-O: `crinoid config import`",
+        ),
         ("a = [1,\n", "config.toml:2: this is no TOML: "),
     ],
 )
@@ -215,3 +237,40 @@ def test_every_field_is_described() -> None:
         for field, content in table["properties"].items():
             referred = schema["$defs"].get(content.get("$ref", "").removeprefix("#/$defs/"), {})
             assert content.get("description") or referred.get("description"), f"{name}.{field} has no description"
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    """Also where what it is about is needed, and has to be left out for what is told of the rest."""
+    assert refusal(tmp_path, "[runtimes.x]\ndriver = ''\n").splitlines() == [
+        "config.toml:2: runtimes.x.driver: must be the name of a driver; `crinoid plugins` lists those that are "
+        'installed, not ""'
+    ]
+
+
+@pytest.mark.parametrize("place", ["config.toml", "conf.d", "conf.d/10.toml"])
+@pytest.mark.parametrize("what", ["directory", "fifo", "loop", "nowhere", "file"])
+def test_what_can_t_be_read_as_it_should_is_told_and_never_left_out(tmp_path: Path, place: str, what: str) -> None:
+    """What it says could change anything. Without --config, too, where no file at all is no mistake."""
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    if what == ("directory" if place == "conf.d" else "file"):
+        return
+    makers: dict[str, Callable[[], object]] = {
+        "directory": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "loop": lambda: path.symlink_to(path.name),
+        "nowhere": lambda: path.symlink_to("nowhere"),
+        "file": path.touch,
+    }
+    makers[what]()
+    with pytest.raises(ConfigurationError, match=f"{path}: "):
+        load(ConfigPaths(tmp_path / "config.toml", tmp_path / "conf.d"))
+
+
+def test_a_drop_in_is_switched_off_by_dev_null_and_hidden_ones_are_editors_own(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/10.toml").symlink_to("/dev/null")
+    (tmp_path / "conf.d/.#20.toml").symlink_to("user@host.1")
+    (tmp_path / "conf.d/.20.toml.swp").write_bytes(b"\0")
+    (tmp_path / "conf.d/20.toml").touch()
+    assert load(ConfigPaths(tmp_path / "config.toml", tmp_path / "conf.d")).files == (tmp_path / "conf.d/20.toml",)

@@ -67,13 +67,16 @@ async def test_native_binds_a_copy_or_the_layer_itself(host: Host) -> None:
     assert await driver.create_snapshot("view", "base", True) == (Mount("bind", str(base), ("rbind", "ro")),)
 
 
-async def test_a_roots_owner_and_mode_come_from_below(host: Host) -> None:
+async def test_a_roots_owner_mode_and_attributes_come_from_below(host: Host) -> None:
     driver = OverlaySnapshotter(OverlayConfig(), host)
     target = await driver.prepare_layer("base", None)
     target.directory.chmod(0o1711)
+    os.setxattr(target.directory, "user.of", b"the image")
     await driver.commit_layer(target.key, "base", None)
     (mount,) = await driver.create_snapshot("container", "base", False)
-    assert Path(mount.options[1].removeprefix("upperdir=")).stat().st_mode & 0o7777 == 0o1711
+    upper = Path(mount.options[1].removeprefix("upperdir="))
+    assert upper.stat().st_mode & 0o7777 == 0o1711
+    assert os.getxattr(upper, "user.of") == b"the image"
 
 
 async def test_layers_lie_where_the_options_say(host: Host, tmp_path: Path) -> None:
@@ -84,6 +87,20 @@ async def test_layers_lie_where_the_options_say(host: Host, tmp_path: Path) -> N
 @pytest.mark.parametrize("option", ["lowerdir=/", "lowerdir+=/", "upperdir=/x", "workdir=/x", "ro", "a,b"])
 def test_options_that_would_break_the_mount_are_refused(option: str) -> None:
     with pytest.raises(ValidationError, match="not for the configuration to say"):
+        OverlayConfig(mount_options=(option,))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("metacpy=on", "did you mean .*metacopy"),
+        ("redirectdir=on", "redirect_dir"),
+        ("size=5G", "known: index"),
+        ("userxattr", "known: index"),
+    ],
+)
+def test_options_that_overlayfs_has_not_are_told_before_any_mount(option: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
         OverlayConfig(mount_options=(option,))
 
 
@@ -111,8 +128,8 @@ async def test_probe_says_what_to_do_where_overlay_can_not_work(host: Host, tmp_
 
 @needs_root
 async def test_probe_finds_an_option_that_the_kernel_does_not_know(host: Host) -> None:
-    driver = OverlaySnapshotter(OverlayConfig(mount_options=("no-such-option=1",)), host)
-    with pytest.raises(Unsupported, match="no-such-option"):
+    driver = OverlaySnapshotter(OverlayConfig(mount_options=("xino=perhaps",)), host)
+    with pytest.raises(Unsupported, match="xino=perhaps"):
         await driver.probe()
 
 

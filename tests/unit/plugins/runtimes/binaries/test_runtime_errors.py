@@ -50,6 +50,8 @@ def test_a_long_complaint_is_cut_to_its_end(tmp_path: Path) -> None:
         "unknown seccomp option NONSENSE",
         "runc create failed: Cwd must be an absolute path",
         "get_seccomp_operator",
+        'error mounting "proc" to rootfs at "/proc": filesystem "proc" must be mounted on ordinary directory',
+        'error mounting "/run/p/resolv.conf" to rootfs at "/etc/resolv.conf": too many levels of symbolic links',
     ],
 )
 def test_what_is_not_there_is_the_requests_fault(said: str) -> None:

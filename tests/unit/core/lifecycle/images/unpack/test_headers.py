@@ -138,6 +138,12 @@ def test_gnu_long_names() -> None:
     assert (entry.name, entry.link) == (name, link)
 
 
+@pytest.mark.parametrize(("kind", "is_directory"), [(b"\0", True), (b"0", False), (b"5", True)])
+def test_a_slash_makes_a_directory_of_the_oldest_type_alone(kind: bytes, is_directory: bool) -> None:
+    """As containerd has it: GNU tar takes a file of POSIX's type for a directory, too."""
+    assert (first(header(b"name/", kind) + END).kind == b"5") is is_directory
+
+
 def test_cut_name_that_ends_in_a_slash_is_no_directory() -> None:
     name = "d" * 99 + "/file"
     assert first(ArchiveBuilder(tarfile.GNU_FORMAT).file(name).build()).kind == b"0"
