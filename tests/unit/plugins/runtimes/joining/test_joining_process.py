@@ -140,7 +140,7 @@ async def test_signals_are_as_the_kernel_has_them_at_first(process: JoiningProce
 
 
 async def test_what_it_fails_with_is_told(process: JoiningProcess, pidfd: int) -> None:
-    cases = [
+    cases: list[tuple[dict[str, object], bytes, bytes]] = [
         (request("nothing-here"), child.REFUSED, b"executable file not found in $PATH"),
         (request("true", cwd="/nowhere"), child.REFUSED, b"no such file or directory"),
         (request("true", cgroups=["/nowhere/cgroup.procs"]), child.CANT_JOIN, b"/nowhere/cgroup.procs"),
