@@ -17,6 +17,7 @@ from bench import document, report
 from bench.document import Run
 from bench.endpoints import Endpoint, version_of
 from bench.measure import cpu_of, memory_mib, pss_mib, spent
+from bench.report import FLOOR
 from bench.results import Gap, Results
 from bench.scenarios import tell
 from cluster.control_plane import PROGRAMS, ControlPlane
@@ -27,7 +28,6 @@ from support.daemon import Daemon
 from support.distributions import Site
 
 DOCUMENT = document.REPOSITORY / "docs" / "performance.md"
-FLOOR = "floor"
 OURS = ("crinoid bridge+crun", "crinoid cni+runc")
 _PROBED_S = 30.0
 _LOOK_S = 0.1

@@ -12,6 +12,7 @@ from bench.figures import BY_KEY
 BEGIN = "<!-- From here to the end mark `make bench` writes; `python -m bench --render-only` does it from JSON. -->\n"
 END = "<!-- The end mark. -->\n"
 CLUSTER_BEGIN = "<!-- From here to its end mark `make bench-cluster` writes. -->\n"
+FLOOR = "floor"
 CLUSTER_END = "<!-- The end mark of the cluster. -->\n"
 AXES = {
     "pods": "pods that stand there",
@@ -92,8 +93,24 @@ def update_cluster(path: Path, run: Run) -> None:
 
 def cluster_markdown(run: Run) -> str:
     """Return what is generated of a run of ``bench.cluster``."""
-    parts = [_about(run), _ratios(run, "###"), _missed(run, "###"), _medians(run, "###")]
+    parts = [_about(run), _ratios(run, "###"), _above_floor(run), _missed(run, "###"), _medians(run, "###")]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _above_floor(run: Run) -> str:
+    """Say what pods take beyond what a kubelet takes on drivers that do nothing."""
+    samples = run.results.samples.get("cluster-ready", {})
+    if FLOOR not in samples or run.peer not in samples:
+        return ""
+    floor = summary(samples[FLOOR]).median
+    above = {name: summary(samples[name]).median - floor for name in (*run.ours(), run.peer) if name in samples}
+    told = [
+        f"{name} {_number(above[name])} s, {_number(above[name] / above[run.peer])} of {run.peer}'s "
+        f"{_number(above[run.peer])} s (the goal is 0.5)"
+        for name in run.ours()
+        if name in above
+    ]
+    return f"Above the floor of {_number(floor)} s: {'; '.join(told)}."
 
 
 def generated(text: str) -> str:
