@@ -1286,6 +1286,7 @@ class RuntimeContract(Contract):
             rotated.append(log.rename(log.with_name(f"{log.name}.{number}")))
             await bench.runtime.reopen_log(request.handle)
             assert log.exists(), "the log is there when reopen_log answers"
+        await bench.until(lambda: sum(one.stat().st_size for one in (*rotated, log)) > 300_000, "it floods")
         await bench.execute(request, "sh", "-c", "echo > /tmp/stop")
         await bench.runtime.wait(request.handle)
         *numbers, last = "".join(map(joined_text, [*rotated, log])).splitlines()

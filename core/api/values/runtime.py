@@ -63,7 +63,7 @@ class ContainerRequest:
 
 @dataclass(frozen=True, slots=True)
 class ContainerProcess:
-    """The container's first process (``pid``, in the host's PID namespace) and its monitor (0: none)."""
+    """The container's first process (``pid``, in the host's PID namespace; 0 in a guest) and its monitor (0: none)."""
 
     pid: int
     monitor_pid: int = 0
@@ -158,11 +158,14 @@ class RuntimeTraits:
     ``platform`` is what its images are for, ``None`` for the node's own. ``artifact_types`` are those of OCI artifacts
     that it runs: their files are the root, and the first of them is the program of a container that names none.
     ``mounts_root``: it mounts the root itself (see ``ContainerRequest``), as one does that gives it to a guest.
+    ``shares_processes``: containers that share one PID namespace do so inside of its pods. The kernel makes no such
+    namespace and no init process then, and the specification of these containers names no PID namespace.
     """
 
     platform: Platform | None = None
     artifact_types: frozenset[str] = frozenset()
     mounts_root: bool = False
+    shares_processes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

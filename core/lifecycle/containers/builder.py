@@ -294,6 +294,7 @@ class ContainerBuilder:
                 cgroup=self._cgroups.of_container(pod.cgroup_parent, order.container_id),
                 site=self._config.pods,
                 recursive_read_only=recursive,
+                shares_processes=self._slots.runtimes[pod.runtime].traits().shares_processes,
                 mappings=user_namespaces.oci_mappings(pod.config),
             )
             return given, build_spec(given)

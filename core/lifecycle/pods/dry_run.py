@@ -20,7 +20,7 @@ from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.container import ContainerConfig, VolumeMount
-from crinoid.core.api.values.pod import NamespaceMode, PodConfig
+from crinoid.core.api.values.pod import PodConfig
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerRequest
 from crinoid.core.config.models import Config
 from crinoid.core.lifecycle.cdi import CdiDevices, requested_devices
@@ -98,7 +98,7 @@ class DryRun:
             steps.append("no network is attached: the pod has the host's")
         else:
             steps.append(f"{plan.network.label} attach")
-        if plan.config.security.namespaces.pid is NamespaceMode.POD:
+        if plan.needs_init:
             steps.append("start an init process, whose PID namespace all containers share")
         if plan.runtime.implements("start_pod"):
             steps.append(f"{plan.runtime.label} start_pod")
@@ -208,6 +208,7 @@ class DryRun:
             cgroup=self.cgroups.of_container(pod.cgroup_parent, container_id),
             site=self.config.pods,
             recursive_read_only=recursive,
+            shares_processes=runtime.traits().shares_processes,
             mappings=user_namespaces.oci_mappings(pod.config),
             dry=True,
         )

@@ -55,6 +55,11 @@ class PodPlan:
         return user_namespaces.wanted_by(self.config)
 
     @property
+    def needs_init(self) -> bool:
+        """Whether its containers share a PID namespace that is the kernel's to make, with an init process."""
+        return self.config.security.namespaces.pid is NamespaceMode.POD and not self.runtime.traits().shares_processes
+
+    @property
     def pins(self) -> dict[str, Path]:
         """Paths of the namespaces that the pod has to itself."""
         return {kind: self.directory.pin(kind) for kind in own_namespaces(self.config, self.host_network)}

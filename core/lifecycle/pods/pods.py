@@ -331,7 +331,7 @@ class PodService:
                 record = dataclasses.replace(record, attachment=await self._attach(plan))
             if late:  # those of interfaces, which are there only now
                 await asyncio.to_thread(write_sysctls_in, plan.pins, late)
-            if plan.config.security.namespaces.pid is NamespaceMode.POD:
+            if plan.needs_init:
                 with stage("init process of the shared PID namespace"):
                     record = await self._init.start(record)
             if (maps := user_namespaces.maps_of(record)) is not None:

@@ -70,7 +70,7 @@ class PodInit:
 
         The pod's lock is held. On an error the init is undone, and the pod stays as it was.
         """
-        if "pid" in pod.namespaces:
+        if "pid" in pod.namespaces or self._slots.runtimes[pod.runtime].traits().shares_processes:
             return pod
         async with Rollback(f"the init of pod {pod.id}") as rollback:
             rollback.add("taking it away", lambda: self._resources.undo(init_owner(pod.id)))

@@ -26,7 +26,8 @@ class SpecInput:
 
     ``config`` has the extensions' adjustments in it already. ``target_pid`` is the first process of the container
     whose PID namespace is joined, 0 for none. ``cgroup`` is as in ContainerHandle. ``site`` holds the node's defaults.
-    ``mappings`` are the runtime-spec's of the pod's user namespace, if it has one. ``dry``: nothing of the host may
+    ``mappings`` are the runtime-spec's of the pod's user namespace, if it has one. ``shares_processes`` is as in
+    RuntimeTraits. ``dry``: nothing of the host may
     change: absent sources of mounts are not made, and no file is relabelled.
     """
 
@@ -45,6 +46,7 @@ class SpecInput:
     site: PodsConfig
     recursive_read_only: bool
     mappings: Mapping[str, Any] = field(default_factory=dict)
+    shares_processes: bool = False
     dry: bool = False
 
 
@@ -177,10 +179,11 @@ def _linux(given: SpecInput, readable: tuple[str, ...]) -> JsonObject:
     security = given.config.security
     nodes, rules = isolation.build_devices(given.config.devices, security.privileged)
     limits = isolation.build_resources(given.config.resources, given.site.pids_limit, given.cgroup)
+    pid = security.namespaces.pid
+    if pid is NamespaceMode.POD and given.shares_processes:
+        pid = NamespaceMode.NODE  # which is the guest
     linux: JsonObject = {
-        "namespaces": isolation.build_namespaces(
-            given.namespaces, security.namespaces.pid, given.target_pid, security.privileged
-        ),
+        "namespaces": isolation.build_namespaces(given.namespaces, pid, given.target_pid, security.privileged),
         "cgroupsPath": given.cgroup,
         "resources": limits | {"devices": rules},
         "devices": nodes,

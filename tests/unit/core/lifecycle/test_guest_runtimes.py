@@ -10,7 +10,7 @@ from crinoid.core.api.config import NoOptions
 from crinoid.core.api.errors import InvalidArgument, NotImplementedHere, Refused, Unavailable
 from crinoid.core.api.testing.fakes import FakeGuestRuntime, fake_host
 from crinoid.core.api.values.image import Descriptor
-from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
 from crinoid.core.api.values.runtime import RuntimeTraits
 from crinoid.core.lifecycle.streams import StreamService
 from crinoid.core.state.records import PodState
@@ -150,6 +150,23 @@ async def test_an_artifact_that_the_runtime_runs(fake_node: FakeNode, guests: Fa
     fake_node.now.store.images.put(other)
     with pytest.raises(InvalidArgument, match="artifact of type text/plain: mount it as a volume"):
         await fake_node.now.containers.create(pod, dataclasses.replace(a_container(), image="test/x:1"), None)
+
+
+async def test_processes_that_a_guest_shares(fake_node: FakeNode, guests: FakeGuestRuntime) -> None:
+    """Without an init process of the node's, and without a PID namespace of the container's own."""
+    guests.told = RuntimeTraits(shares_processes=True)
+    config = a_pod()
+    shared = dataclasses.replace(config.security.namespaces, pid=NamespaceMode.POD)
+    config = dataclasses.replace(config, security=dataclasses.replace(config.security, namespaces=shared))
+    pod = await fake_node.now.pods.run(config, "")
+    assert fake_node.now.pods.get(pod).init is None
+    wanted = a_container()
+    wanted = dataclasses.replace(wanted, security=dataclasses.replace(wanted.security, namespaces=shared))
+    container = await fake_node.now.containers.create(pod, wanted, None)
+    assert list(guests.requests) == [container], "it is the only one that was made"
+    kinds = [one["type"] for one in guests.requests[container].spec["linux"]["namespaces"]]
+    assert "pid" not in kinds
+    assert "network" in kinds
 
 
 async def test_a_runtime_that_mounts_roots_itself(fake_node: FakeNode, guests: FakeGuestRuntime) -> None:
