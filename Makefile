@@ -7,6 +7,7 @@
 # and two run tests in a virtual machine with cgroup v2 and AppArmor, emulated and so slow (see tests/vm/run.py):
 #   make test-vm-short   the most telling ones, in less than ten minutes
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
+# and one boots pods of examples/crinoid-microvm in virtual machines, emulated, too: make test-microvm
 # One runs the unit and the systemd cgroup driver in such a machine with systemd: make test-systemd, in half an hour;
 # with CLUSTER_BINARIES=DIR over a kubelet, too
 # One runs a kubelet over crinoid, from binaries that you have: make test-cluster CLUSTER_BINARIES=DIR (a directory with
@@ -29,7 +30,7 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short test-microvm soak reading lint unit proto docs setup packages bytecode clean
 
 demo: demo-packages bytecode
 	$(BIN)/crinoid demo
@@ -59,6 +60,9 @@ test-systemd: setup
 
 test-vm-short: setup
 	$(BIN)/python tests/vm/suite.py --results build/test-vm-short.jsonl @tests/vm/short.txt
+
+test-microvm: setup
+	$(BIN)/python tests/vm/microvm.py
 
 lint: setup
 	$(BIN)/ruff check .
