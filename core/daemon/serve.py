@@ -29,10 +29,10 @@ from crinoid.core.daemon.recording import Recordings
 from crinoid.core.daemon.reload import Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
-from crinoid.core.slots.binding import bind, bind_registries
+from crinoid.core.slots.binding import bind_in_turns, bind_registries
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.running import HookCalls
-from crinoid.core.slots.selection import check
+from crinoid.core.slots.selection import ValidSlot, check
 
 LOG = logging.getLogger(__name__)
 _CLOSE_S = 5.0
@@ -61,6 +61,9 @@ def serve(paths: ConfigPaths, *, takeover: bool = False) -> None:
     if os.geteuid() != 0:
         raise ConfigurationError("crinoid serve needs root: it makes namespaces, mounts and cgroups")
     watchdog = Watchdog(HookCalls(loaded.config.deadlines.grace_s), loaded.config.watchdog.stall_s)
+    # Also before it takes over: with drivers that can't be used it is better to leave all as it is. And before the loop
+    # runs: imports take long.
+    start = Start(paths, loaded, check(loaded.config, loaded.origins), watchdog)
     with ExitStack() as ending, ExitStack() as taking_over:
         succession = None
         if takeover:
@@ -76,8 +79,18 @@ def serve(paths: ConfigPaths, *, takeover: bool = False) -> None:
         watchdog.start()
         if not takeover:
             runner = ending.enter_context(asyncio.Runner(loop_factory=lambda: watchdog.loop))
-        _run(runner.get_loop(), _serve(paths, loaded, watchdog, taken, succession))
+        _run(runner.get_loop(), _serve(start, taken, succession))
         watchdog.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a daemon has from the beginning, and again where it takes back what it has let go of."""
+
+    paths: ConfigPaths
+    loaded: Loaded
+    drivers: tuple[ValidSlot, ...]
+    watchdog: Watchdog
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +105,6 @@ async def _take_over(loaded: Loaded) -> Succession | None:
     """Be ready, take the socket's place, and have the daemon that runs let go; ``None`` where none does."""
     if (predecessor := await Predecessor.find(loaded.config)) is None:
         return None
-    check(loaded.config, loaded.origins)  # with drivers that can't be used it is better to leave all as it is
     listener = Listener(_endpoint(loaded.config))
     await listener.listen(taking_over=True)
     listener.publish()
@@ -116,20 +128,15 @@ def _run(loop: asyncio.AbstractEventLoop, serving: Coroutine[object, object, Non
             LOG.error("a task or callback outside every request tried to end the daemon", exc_info=error)
 
 
-async def _serve(
-    paths: ConfigPaths,
-    loaded: Loaded,
-    watchdog: Watchdog,
-    taken: Taken,
-    succession: Succession | None,
-    *,
-    is_back: bool = False,
-) -> None:
-    """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``."""
-    config = loaded.config
+async def _serve(start: Start, taken: Taken, succession: Succession | None, *, is_back: bool = False) -> None:
+    """Serve until a signal or a successor comes, and end in bounded time then, whatever hangs: see ``_end``.
+
+    ``is_back``: this daemon has let go of all, and its successor has ended.
+    """
+    loaded, watchdog, config = start.loaded, start.watchdog, start.loaded.config
     stopping, handover = _stop_signals(), Handover(config, os.getpid())
     instruments = DaemonInstruments(config.metrics, config.tracing, __version__, watchdog)
-    slots = bind(config, loaded.origins, instruments, __version__, watchdog.calls)
+    slots = await bind_in_turns(start.drivers, config, loaded.origins, instruments, watchdog.calls)
     watchdog.know(slots.all())
     with _fault_named():
         node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
@@ -156,7 +163,7 @@ async def _serve(
         server = Server(_endpoint(config), node, hooks, None if succession is None else succession.listener)
         await node.streams.start()
         await server.start()
-        _take_commands(handover, _reloader(paths, loaded, node, instruments, watchdog), recordings)
+        _take_commands(handover, _reloader(start, node, instruments), recordings)
         with _fault_named():
             await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
@@ -191,7 +198,7 @@ async def _serve(
             await _let_go(handover, taken, stopping)
             pings.cancel()
             if handover.lost.is_set() and not stopping.is_set():
-                await _serve_again(paths, loaded, watchdog)  # to the end, which is this server's, too
+                await _serve_again(start)  # to the end, which is this server's, too
             else:
                 await _forward(handover, stopping)
                 await server.stop(_CLOSE_S)
@@ -221,13 +228,11 @@ def _show_figures(instruments: DaemonInstruments, config: Config, node: Composit
     instruments.be_ready(ready)
 
 
-def _reloader(
-    paths: ConfigPaths, loaded: Loaded, node: Composition, instruments: DaemonInstruments, watchdog: Watchdog
-) -> Reload:
+def _reloader(start: Start, node: Composition, instruments: DaemonInstruments) -> Reload:
     def bind_anew(other: Loaded) -> Mapping[str, RegistrySlot]:
-        return bind_registries(other.config, other.origins, instruments, __version__, watchdog.calls)
+        return bind_registries(other.config, other.origins, instruments, __version__, start.watchdog.calls)
 
-    return Reload(loaded.config, lambda: load(paths), node.images, node.slots, bind_anew)
+    return Reload(start.loaded.config, lambda: load(start.paths), node.images, node.slots, bind_anew)
 
 
 def _take_commands(handover: Handover, reload: Reload, recordings: Recordings) -> None:
@@ -290,12 +295,12 @@ async def _forward(handover: Handover, stopping: asyncio.Event) -> None:
         LOG.info("ending: clients have had the time to connect to the other daemon")
 
 
-async def _serve_again(paths: ConfigPaths, loaded: Loaded, watchdog: Watchdog) -> None:
+async def _serve_again(start: Start) -> None:
     """Serve in the place of a successor that has ended; this daemon's clients are passed on to this daemon, then."""
     LOG.error("the daemon that was taking over has ended before it served: this one serves again")
     notify("STATUS=serving again after a takeover that failed")
-    with directories.taken(loaded.config) as taken:
-        await _serve(paths, loaded, watchdog, taken, None, is_back=True)
+    with directories.taken(start.loaded.config) as taken:
+        await _serve(start, taken, None, is_back=True)
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""Makes the drivers and binds them to their slots: called once by ``daemon``, at the start.
+"""Makes the drivers and binds them to their slots: by ``bind_in_turns`` once by ``daemon``, at the start.
 
 A driver is made with its options and a host of its own, registered in a pluggy manager of its own, and checked
 against its role's hooks. Anything wrong stops the start. One manager a slot holds for extensions too: called together
@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 import pluggy
 
+from crinoid import __version__
 from crinoid.core.api.buffers import BufferPool
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, InvalidArgument, StateUnavailable
 from crinoid.core.api.hooks import PROJECT
@@ -132,6 +133,17 @@ def bind(
     return assemble(config, binder.bind_all(check(config, origins)))
 
 
+async def bind_in_turns(
+    valid: Iterable[ValidSlot], config: Config, origins: Origins, instruments: Instruments, calls: HookCalls
+) -> Slots:
+    """As ``bind``, of drivers that ``check`` has loaded already, one in each turn of the loop that runs.
+
+    Thirty slots take a tenth of a second of processor time, which is some seconds on a node that is busy.
+    """
+    binder = _Binder(config, origins, instruments, __version__, calls)
+    return assemble(config, await binder.bind_in_turns(valid))
+
+
 def bind_registries(
     config: Config, origins: Origins, instruments: Instruments, version: str, calls: HookCalls
 ) -> Mapping[str, RegistrySlot]:
@@ -227,6 +239,28 @@ class _Binder:
         except BaseException:
             for made in apart.values():
                 if made.exception() is None and isinstance(proxy := made.result()[0], Proxy):
+                    proxy.process.end_now()
+            raise
+        return bindings
+
+    async def bind_in_turns(self, slots: Iterable[ValidSlot]) -> list[Binding]:
+        """As ``bind_all``, one slot in each turn of the loop; processes are waited for in threads."""
+        slots, bindings = [*slots], []
+        apart = {
+            id(slot): asyncio.create_task(asyncio.to_thread(self._make, slot))
+            for slot in slots
+            if slot.selection.config.isolation
+        }
+        try:
+            for slot in slots:
+                with self._collected(slot):
+                    driver, host = await apart[id(slot)] if id(slot) in apart else self._make(slot)
+                    bindings.append(self._adopt(slot, driver, host))
+                await asyncio.sleep(0)
+            refuse(self.problems)
+        except BaseException:
+            for made in await asyncio.gather(*apart.values(), return_exceptions=True):
+                if not isinstance(made, BaseException) and isinstance(proxy := made[0], Proxy):
                     proxy.process.end_now()
             raise
         return bindings

@@ -4,13 +4,19 @@ import asyncio
 import contextlib
 import logging
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from crinoid.core.api.errors import ConfigurationError, StateUnavailable
-from crinoid.core.daemon import serve
+from crinoid.core.api.linux import memory
+from crinoid.core.config.models import Config
+from crinoid.core.config.origins import Origins
+from crinoid.core.config.paths import ConfigPaths
+from crinoid.core.daemon import logs, serve
+from crinoid.core.slots.selection import ValidSlot, check
 
 
 @pytest.mark.parametrize(
@@ -46,3 +52,25 @@ async def test_tasks_that_do_not_end_change_no_exit_code(
     ended.set()
     await hanging
     assert codes == [code]
+
+
+def test_drivers_are_imported_before_the_loop_runs_and_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty slots take a quarter of a second of processor time: some seconds on a busy node."""
+    for module, name in ((os, "umask"), (serve, "_take_descriptors"), (memory, "limit_arenas")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(logs, "set_up", lambda _: None)
+    loops: list[object] = []
+
+    def look(config: Config, origins: Origins) -> tuple[ValidSlot, ...]:
+        loops.append(asyncio._get_running_loop())
+        return check(config, origins)
+
+    monkeypatch.setattr(serve, "check", look)
+    file = tmp_path / "config.toml"
+    file.write_text(f"root = '{tmp_path}/root'\nrun = '{tmp_path}/run'\n[network]\ndriver = 'nonsense'\n")
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        serve.serve(ConfigPaths.at(file))
+    assert loops == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

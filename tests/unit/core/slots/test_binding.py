@@ -1,5 +1,6 @@
 """From a configuration to bound slots: options, directories, the hooks a driver has, and what stops the start."""
 
+import asyncio
 import importlib.metadata
 import re
 import stat
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 
 from crinoid.core.api.errors import ConfigurationError, InvalidArgument
+from crinoid.core.api.host import Host
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
-from crinoid.core.slots.binding import Slots, bind
+from crinoid.core.slots import binding
+from crinoid.core.slots.binding import Slots, bind, bind_in_turns
+from crinoid.core.slots.instruments import NO_INSTRUMENTS
 from crinoid.core.slots.listing import State, list_plugins
 from crinoid.core.slots.roles import ROLES
-from crinoid.core.slots.selection import check
+from crinoid.core.slots.running import HookCalls
+from crinoid.core.slots.selection import ValidSlot, check
 from support.distributions import NETWORK, QUIET_CONFIG, Site
 
 
@@ -54,6 +59,31 @@ def test_a_bound_slot_has_its_name_driver_and_private_directories(quiet: Site, t
     assert stat.S_IMODE(slots.network.run_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE(slots.network.state_dir.stat().st_mode) == 0o700
     assert [slot.role for slot in slots.all()] == ["runtime", "network", "snapshotter", "registry"]
+
+
+async def test_the_daemon_s_loop_goes_on_between_two_drivers(
+    quiet: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_text(tmp_path, QUIET_NETWORK)
+    turns, made = 0, []
+    make = binding.make
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def note(slot: ValidSlot, host: Host) -> object:
+        made.append(turns)
+        return make(slot, host)
+
+    monkeypatch.setattr(binding, "make", note)
+    counting = asyncio.create_task(count_turns())
+    drivers = check(loaded.config, loaded.origins)
+    slots = await bind_in_turns(drivers, loaded.config, loaded.origins, NO_INSTRUMENTS, HookCalls(1))
+    counting.cancel()
+    assert len(made) == len(set(made)) == len(slots.all()) == 4
 
 
 def test_a_directory_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:
