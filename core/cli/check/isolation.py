@@ -1,12 +1,14 @@
 """Namespaces and mounts, tried for real: each is made, looked at and undone."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from crinoid.core.api.errors import CrinoidError
-from crinoid.core.api.linux import idmaps, mount, namespaces
+from crinoid.core.api.linux import idmaps, libc, mount, namespaces
+from crinoid.core.api.linux.threads import call_in_fresh_thread
 from crinoid.core.api.values.pod import IdMapping
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.cli.check.disk import existing
@@ -14,6 +16,7 @@ from crinoid.core.cli.check.findings import Area, Finding
 from crinoid.core.config.models import Config
 
 _AREA = Area("isolation")
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _IDS = (IdMapping(host_id=0, container_id=0, length=1),)
 
 
@@ -25,6 +28,7 @@ def examine_isolation(config: Config) -> Iterator[Finding]:
     yield _try_mapped_mounts(existing(config.root))
     yield _try_overlay(existing(config.root), config.snapshotter.driver == "overlay")
     yield judge_propagation(*mount.propagation(Path("/")))
+    yield _look_at_root()
 
 
 def judge_propagation(shared: bool, slave: bool) -> Finding:
@@ -34,6 +38,53 @@ def judge_propagation(shared: bool, slave: bool) -> Finding:
     form = "a slave" if slave else "private"
     advice = 'run "mount --make-rshared /": volumes with HostToContainer or Bidirectional propagation need it'
     return _AREA.warning("mount propagation", f"/ is {form}", advice)
+
+
+def _look_at_root() -> Finding:
+    """See whether this process's root is that of its mount namespace, as it is after pivot_root and not after chroot.
+
+    pivot_root(2) refuses another one (EINVAL), so runc moves a container's root on top of the host's and changes into
+    it; whoever enters the container's mount namespace later, as exec does, gets that namespace's own root, which is the
+    host's. The kernel tells by the same act: setns(2) to one's own mount namespace leads to its root.
+    """
+    try:
+        given, own = call_in_fresh_thread(_roots)
+    except OSError as error:
+        return _AREA.warning("root directory", str(error), "run as root; whether it is a chroot can't be seen else")
+    if given == own:
+        return _AREA.ok("root directory", "is that of the mount namespace")
+    return _AREA.failure(
+        "root directory",
+        "is a chroot's: an exec in a container of runc's would see the host's files",
+        "start crinoid outside, or by pivot_root (unshare --mount, pivot_root); docs/troubleshooting.md#chroot",
+    )
+
+
+def _roots() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the root of this process and that of its mount namespace. In a thread of its own, whose root changes."""
+    with ExitStack() as opened:
+
+        def open_path(path: str) -> int:
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        def identity() -> tuple[int, ...]:
+            """A bind mount of a directory is told from the directory by the number of the mount (proc(5), fdinfo)."""
+            root = open_path("/")
+            found = os.fstat(root)
+            info = os.open(f"thread-self/fdinfo/{root}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            with open(info) as lines:
+                number = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+            return found.st_dev, found.st_ino, int(number)
+
+        proc = open_path("/proc")  # of now: the other root need not have one
+        namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, namespace)
+        given = identity()
+        libc.call("unshare", _CLONE_FS)
+        libc.call("setns", namespace, _CLONE_NEWNS)
+        return given, identity()
 
 
 def _try_namespace(kind: str, path: Path) -> Finding:

@@ -1,6 +1,9 @@
 """The examination of a host: what is judged fit, and what is said of the rest."""
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,6 +47,25 @@ def verdicts(findings: Iterable[Finding]) -> dict[str, str]:
 )
 def test_a_kernel_is_judged_by_its_release(release: str, expected: dict[str, str]) -> None:
     assert verdicts(judge_release(release)) == expected
+
+
+@pytest.mark.parametrize(
+    ("way", "verdict"),
+    [
+        ("exec chroot . {look}", "failure"),
+        ("pivot_root . mnt; exec chroot . {look}", "ok"),
+        ("mount --move . /; exec chroot . {look}", "ok"),  # as from an initramfs
+        ("exec {look}", "ok"),
+    ],
+)
+def test_a_root_that_is_not_the_mount_namespace_s_is_told(way: str, verdict: str, tmp_path: Path) -> None:
+    """Also where it is a bind mount of the same directory."""
+    look = "from crinoid.core.cli.check.isolation import _look_at_root; print(_look_at_root().verdict.value)"
+    enter = 'mount --make-rprivate /; mount --rbind / "$1"; cd "$1"; '
+    script = enter + way.format(look=shlex.join([sys.executable, "-c", look]))
+    command = ["unshare", "--mount", "sh", "-ec", script, "sh", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{verdict}\n"
 
 
 def test_a_kernel_without_overlay_can_still_copy() -> None:
