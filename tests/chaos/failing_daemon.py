@@ -163,6 +163,7 @@ def wrap(points: Failpoints) -> None:
         _wrap(points, os, name, lambda arguments: f"{os.fspath(arguments[0])} -> {os.fspath(arguments[1])}")
     for name in ("fsync", "write", "kill", "killpg"):
         _wrap(points, os, name, lambda _arguments: _caller())
+    _wrap(points, os, "sendfile", lambda _arguments: _caller())
     _wrap(points, os, "open", lambda arguments: arguments[0], lambda arguments: bool(arguments[1] & os.O_CREAT))
     _wrap(points, signal, "pidfd_send_signal", lambda _arguments: _caller())
     _wrap_connections(points)

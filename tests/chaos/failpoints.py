@@ -28,10 +28,11 @@ from pathlib import Path
 from chaos import inventory
 from chaos.failing_daemon import AFTER, BEFORE, KILL, KILL_ALONE, VARIABLE, Plan
 from chaos.forked_daemon import ForkedDaemon
-from chaos.lives import LIVES, TWO, VOLUMES, Kubelet, Life
+from chaos.lives import FORMER, LIVES, TWO, VOLUMES, Kubelet, Life
 from chaos.results import Result, Results
 from integration.conftest import BUSYBOX, Node, configuration, write_conflist
 from support import cgroup_namespace, network_namespace
+from support.former import write_containerd
 from support.images import Entry, ImageConfig, build_busybox
 from support.patience import patient
 from support.registry import RunningRegistry
@@ -84,6 +85,8 @@ def failing_node(directory: Path) -> Iterator[FailingNode]:
     large = [Entry(path=f"extra{number}", content=random.Random(number).randbytes(1 << 20)) for number in range(4)]
     build_busybox(layouts / "two", TWO, extra=[Entry(path="bin/.wh.nc"), *large])
     build_busybox(layouts / "volumes", VOLUMES, ImageConfig(volumes=("/data",)))
+    former = build_busybox(directory / "other", FORMER, extra=[Entry(path="former", content=large[0].content)])
+    write_containerd(directory / "former", {FORMER: former})
     bridge = f"crt{secrets.token_hex(3)}"
     write_conflist(directory / "net.d", bridge, "10.89.3.0/24", directory / "ipam")
     with network_namespace.held() as network, cgroup_namespace.held() as prefix:
@@ -279,7 +282,8 @@ def _start_over(table: FailingNode, life: Life, before: "Counter[str]") -> None:
     for pod in table.node.call("ListPodSandbox")["items"]:
         if pod["metadata"]["name"] != "witness":
             table.node.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
-    table.node.call("RemoveImage", image={"image": TWO})
+    for image in (TWO, FORMER):
+        table.node.call("RemoveImage", image={"image": image})
     table.node.daemon.restart()
     table.lead(life)
     left = inventory.compare(before, inventory.take(table.node.daemon))

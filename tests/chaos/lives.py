@@ -3,6 +3,8 @@
 Each life ends with all removed that it has made, so the host must then be as it was before.
 """
 
+import hashlib
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +15,12 @@ from typing import Any
 import grpc
 
 from chaos.failing_daemon import KILL, KILL_ALONE, Plan
+from crinoid.core.cri.wire.node_images_pb2 import AdoptImagesRequest, AdoptImagesResponse
 from integration.conftest import BUSYBOX, Node
 from support.daemon import container_config, pod_config
 from support.patience import patient
 
+FORMER = "docker.io/test/former:1"
 TWO = "docker.io/test/two:1"
 VOLUMES = "docker.io/test/volumes:1"
 TRIES = 4
@@ -122,6 +126,26 @@ class Kubelet:
                 if not self.revive():
                     self.errors.append((error.code().name, f"StartContainer: {error.details()}"))
 
+    def adopt(self, *, copy: bool) -> None:
+        """AdoptImages from the containerd beside the points, until all are adopted."""
+        request = AdoptImagesRequest(runtime="containerd", root=str(self.former), copy=copy).SerializeToString()
+        for _ in range(TRIES):
+            try:
+                answers = self.node.daemon.cri.own_stream("NodeImages/AdoptImages", request)
+                faults = [fault for one in answers if (fault := AdoptImagesResponse.FromString(one).fault)]
+                if not faults:
+                    return
+                self.errors += [("fault", f"AdoptImages: {fault}") for fault in faults]
+            except grpc.RpcError as error:
+                if not self.revive():
+                    self.errors.append((error.code().name, f"AdoptImages: {error.details()}"))
+        raise AssertionError(f"no image is adopted: {self.errors}")
+
+    @property
+    def former(self) -> Path:
+        """The root of the containerd that was there before."""
+        return self.points.parent / "former"
+
     def status(self, container: str) -> dict[str, Any]:
         """ContainerStatus."""
         status: dict[str, Any] = self.call("ContainerStatus", container_id=container)["status"]
@@ -216,6 +240,21 @@ def images(handler: str) -> Life:
     return life
 
 
+def adoption() -> Life:
+    """The adoption of another runtime's image, by links and by copies, and its removal; the other's files stay."""
+
+    def life(kubelet: Kubelet) -> None:
+        kubelet.arm()
+        for copy in (False, True):
+            kubelet.adopt(copy=copy)
+            kubelet.call("RemoveImage", image={"image": FORMER})
+        for blob in kubelet.former.rglob("blobs/sha256/*"):
+            digest = hashlib.sha256(blob.read_bytes()).hexdigest()
+            assert (digest, stat.S_IMODE(blob.stat().st_mode)) == (blob.name, 0o444), f"{blob} was changed"
+
+    return life
+
+
 def restart(handler: str) -> Life:
     """The start of a daemon that finds a pod that runs, one half made, and a container half made."""
 
@@ -284,6 +323,7 @@ LIVES: dict[str, Life] = {
     "checkpoint, runc, overlay": checkpoint("runc-host-overlay"),
     "pull and removal, overlay": images("runc-host-overlay"),
     "pull and removal, native": images("crun-host-native"),
+    "adoption from containerd, overlay": adoption(),
     "restart, crun, bridge": restart("crun-bridge-overlay"),
     "restart, runc, CNI": restart("runc-cni-overlay"),
 }

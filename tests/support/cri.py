@@ -46,6 +46,10 @@ class Cri:
         channel = self._images if "ImageService" in path else self._runtime
         return channel.unary_stream(path)(request, timeout=patient(timeout_s))
 
+    def own_stream(self, rpc: str, request: bytes, timeout_s: float = 60) -> Any:
+        """As ``stream_raw`` for one of crinoid's own services, such as ``NodeImages/AdoptImages``."""
+        return self._runtime.unary_stream(f"/crinoid.v1.{rpc}")(request, timeout=patient(timeout_s))
+
     def close(self) -> None:
         """Close the connection."""
         for channel in {self._runtime, self._images}:

@@ -9,7 +9,7 @@ import pytest
 
 from crinoid.core.lifecycle.images.adoption.adoption import Adopted, Adoptions
 from crinoid.core.state.content import ContentStore
-from support.bolt import write_bolt
+from support.former import write_containerd
 from support.images import BuiltImage
 
 from ..conftest import NAME, Node, until  # noqa: TID252
@@ -18,21 +18,7 @@ from ..conftest import NAME, Node, until  # noqa: TID252
 @pytest.fixture
 def containerd(tmp_path: Path, image: BuiltImage) -> Path:
     root = tmp_path / "containerd"
-    manifest = image.manifest
-    size = manifest.size
-    varint = bytearray()  # of twice the size: Go's encoding of signed numbers
-    value = 2 * size
-    while value >= 0x80:
-        varint.append(value & 0x7F | 0x80)
-        value >>= 7
-    varint.append(value)
-    target = {b"digest": manifest.digest.encode(), b"mediatype": manifest.media_type.encode(), b"size": bytes(varint)}
-    tree = {b"v1": {b"k8s.io": {b"images": {NAME.encode(): {b"target": target}}}}}
-    (root / "io.containerd.metadata.v1.bolt").mkdir(parents=True)
-    (root / "io.containerd.metadata.v1.bolt/meta.db").write_bytes(write_bolt(tree))
-    blobs = root / "io.containerd.content.v1.content/blobs"
-    blobs.parent.mkdir(parents=True)
-    blobs.symlink_to(image.layout / "blobs")
+    write_containerd(root, {NAME: image})
     return root
 
 
