@@ -13,6 +13,7 @@ from chaos.failpoints import FAIL, FailingNode, failing_node, take_before, try_p
 from chaos.lives import LIVES
 
 POD, PULL = "bridge pod, runc, overlay", "pull and removal, overlay"
+ADOPTION = "adoption from containerd, overlay"
 STORAGE = "root/plugins/snapshotter/overlay/snapshots"
 POINTS = [
     (POD, Plan("sqlite INSERT OR REPLACE INTO pods ready", 1, BEFORE)),
@@ -27,6 +28,8 @@ POINTS = [
     (POD, Plan("Channel.send_batch nftables._commit", 2, BEFORE, FAIL)),
     (POD, Plan("os.unlink run/rt/runc-bridge-overlay.runc/state/ID", 1, BEFORE, FAIL)),
     (PULL, Plan("os.fsync files.sync", 1, BEFORE, FAIL)),
+    (ADOPTION, Plan("os.rename root/content/blobs/sha#/.ID.X.tmp -> root/content/blobs/sha#/ID", 2, AFTER)),
+    (ADOPTION, Plan("os.sendfile content._duplicate", 2, BEFORE, FAIL)),
 ]
 
 
@@ -38,7 +41,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FailingNode]:
 
 @pytest.fixture(scope="module")
 def before(table: FailingNode) -> "Counter[str]":
-    return take_before(table, LIVES[POD], LIVES[PULL])
+    return take_before(table, LIVES[POD], LIVES[PULL], LIVES[ADOPTION])
 
 
 @pytest.mark.parametrize(("life", "plan"), POINTS, ids=str)

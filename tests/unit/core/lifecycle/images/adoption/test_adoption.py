@@ -54,3 +54,27 @@ async def test_a_client_that_goes_leaves_no_blob(node: Node, containerd: Path, m
     await asyncio.wait({adopting})
     assert node.content.list() == ()
     assert node.service.list() == []
+
+
+async def test_a_source_that_goes_away_midway_leaves_nothing_and_the_next_try_completes(
+    node: Node, containerd: Path, image: BuiltImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk that is unmounted, or a containerd that is purged."""
+    aside = containerd.with_name("aside")
+    place: Callable[..., str] = ContentStore.place
+
+    def lose_the_source(*arguments: object) -> str:
+        how = place(*arguments)
+        if not aside.exists():
+            containerd.rename(aside)
+        return how
+
+    monkeypatch.setattr(ContentStore, "place", lose_the_source)
+    count, lost = await adopt(node, containerd)
+    assert (count, isinstance(lost, Adopted)) == (1, True)
+    assert "containerd's content store does not have blob" in lost.fault  # type: ignore[union-attr]
+    assert (node.content.list(), node.content.list_partial(), node.service.list()) == ((), (), [])
+    aside.rename(containerd)
+    monkeypatch.undo()
+    _, adopted = await adopt(node, containerd)
+    assert (adopted.image_id, adopted.fault) == (image.config.digest, "")  # type: ignore[union-attr]
