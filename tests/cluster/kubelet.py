@@ -59,8 +59,8 @@ class Kubelet:
         """All that it wrote."""
         return self.place.directory / "kubelet.log"
 
-    def start(self) -> None:
-        """Start, and wait until it answers."""
+    def prepare(self) -> list[str]:
+        """Write all that it reads; return its command line."""
         self.manifests.mkdir(exist_ok=True)
         cgroups.make(f"/{self.name}")
         (self.place.directory / "resolv.conf").write_text("nameserver 192.0.2.1\n")
@@ -70,6 +70,11 @@ class Kubelet:
         command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}", "--v=4"]
         if self.kubeconfig is not None:
             command += [f"--kubeconfig={self.kubeconfig}"]
+        return command
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        command = self.prepare()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.place.prefix, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -174,13 +179,15 @@ class Kubelet:
         return self.place.run("curl", "--silent", "--insecure", url)
 
     def _answers(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"the kubelet ended:\n{self.tail()}"
+        assert self._is_alive(), f"the kubelet ended:\n{self.tail()}"
         try:
             self.pods()
         except (URLError, OSError):
             return False
         return True
+
+    def _is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def _configuration(self) -> Json:
         return {

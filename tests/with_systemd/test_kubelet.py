@@ -3,126 +3,62 @@
 ``CLUSTER_BINARIES`` names the directory of a kubelet, as for tests/cluster.
 """
 
-import os
 import subprocess
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.kubelet import Json, Kubelet
-from cluster.place import NODE_IP, Place
+from cluster.kubelet import Json
 from crinoid.core.api.linux import cgroups
-from integration.conftest import BUSYBOX
 from integration.pods import until
-from support.images import build_busybox
-from support.network_namespace import NetworkNamespace
-from support.registry import RunningRegistry
-from with_systemd.unit import UnitDaemon, systemctl, units
+from with_systemd.unit import systemctl, units
+from with_systemd.whole_node import KUBELET, Driven, driven_by, manifest
 
-KUBELET = Path(os.environ.get("CLUSTER_BINARIES", "/nonexistent")) / "kubelet"
 MIB = 1 << 20
 LIMITS = {1: ("memory.limit_in_bytes", "cpu.cfs_quota_us"), 2: ("memory.max", "cpu.max")}[cgroups.version()]
 pytestmark = pytest.mark.skipif(not KUBELET.is_file(), reason="CLUSTER_BINARIES names no directory with a kubelet")
 
 
-class Here(Place):
-    """The machine itself, which is the test's own."""
-
-    @property
-    def prefix(self) -> tuple[str, ...]:
-        """Nothing: commands run as they are."""
-        return ()
-
-    def fetch(self, url: str, method: str = "GET") -> bytes:
-        """Ask a server that listens here."""
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30) as answer:
-            return bytes(answer.read())
-
-    def mounted_below(self, directory: Path) -> list[str]:
-        """Return the mount points below a directory, the last made first."""
-        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return [point for point in reversed(points) if point.startswith(f"{directory}/")]
-
-
-class WholeNode(Kubelet):
-    """One that has the whole machine; its own setting of the cgroup driver is the other one than the runtime's."""
-
-    other_driver = ""
-
-    def _configuration(self) -> Json:
-        gates = {"featureGates": {"PodAndContainerStatsFromCRI": True}}  # its own cAdvisor does not know crinoid
-        return super()._configuration() | gates | {"cgroupRoot": "", "cgroupDriver": self.other_driver}
-
-
-@dataclass
-class Driven:
-    """A kubelet, its daemon and the cgroup driver of both."""
-
-    driver: str
-    daemon: UnitDaemon
-    kubelet: Kubelet
-
-    def cgroup(self, uid: str) -> str:
-        """Where a burstable pod lies below the mount point."""
-        if self.driver == "cgroupfs":
-            return f"/kubepods/burstable/pod{uid}"
-        name = "kubepods-burstable"
-        return f"/kubepods.slice/{name}.slice/{name}-pod{uid.replace('-', '_')}.slice"
+@pytest.fixture(scope="module")
+def swap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Swap, where the kernel has cgroup v2: a kubelet gives it to pods only there."""
+    if cgroups.version() == 1:
+        yield
+        return
+    path = tmp_path_factory.mktemp("swap") / "file"
+    subprocess.run(["fallocate", "-l", "256M", path], check=True)
+    path.chmod(0o600)
+    for command in ("mkswap", "swapon"):
+        subprocess.run([command, path], check=True, capture_output=True)
+    yield
+    subprocess.run(["swapoff", path], check=True)
 
 
 @pytest.fixture(scope="module", params=["systemd", "cgroupfs"])
-def driven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driven]:
-    driver = str(request.param)
-    directory = tmp_path_factory.mktemp(driver)
-    build_busybox(directory / "layouts/busybox", BUSYBOX)
-    config = f"""
-        pods.cgroup_driver = "{driver}"
-        log.format = "auto"
-        log.level = "info"
-        network.driver = "host"
-        [registries.layout]
-        driver = "layout"
-        options = {{ directory = "{directory}/layouts" }}
-    """
-    subprocess.run(["ip", "addr", "replace", f"{NODE_IP}/24", "dev", "lo"], check=True)
-    daemon = UnitDaemon(directory / "daemon", config)
-    place = Here(directory, NetworkNamespace(), Path(), RunningRegistry(""), "")
-    kubelet = WholeNode(KUBELET, place, daemon.socket)
-    kubelet.other_driver = "cgroupfs" if driver == "systemd" else "systemd"
-    try:
-        daemon.install()
-        daemon.start()
-        kubelet.start()
-        yield Driven(driver, daemon, kubelet)
-    finally:
-        kubelet.end()
-        daemon.end()
+def driven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, swap: None) -> Iterator[Driven]:
+    more: Json = {}
+    if cgroups.version() == 2:
+        more = {"featureGates": {"MemoryQoS": True}, "memorySwap": {"swapBehavior": "LimitedSwap"}}
+    with driven_by(str(request.param), tmp_path_factory.mktemp(str(request.param)), **more) as driven:
+        yield driven
 
 
-def manifest(name: str, **more: Any) -> Json:
-    """A burstable pod of one container."""
-    limits = {"requests": {"memory": "32Mi", "cpu": "100m"}, "limits": {"memory": "64Mi", "cpu": "500m"}}
-    app = {"name": "app", "image": BUSYBOX, "command": ["sleep", "100000"], "resources": limits} | more
-    spec = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "containers": [app]}
-    return {"metadata": {"name": name, "namespace": "default", "uid": f"4a5b-{name}-6c7d"}, "spec": spec}
+def container_of(driven: Driven, name: str, uid: str) -> str:
+    """Wait until a pod runs; return its one container's cgroup."""
+    found = driven.kubelet.until(name, lambda pod: pod["status"]["phase"] == "Running", 240)
+    container = found["status"]["containerStatuses"][0]["containerID"].removeprefix("crinoid://")
+    unit = f"crinoid-{container}.scope" if driven.driver == "systemd" else container
+    return f"{driven.cgroup(uid)}/{unit}"
 
 
 def test_a_pods_cgroups(driven: Driven) -> None:
     """From its start, by a reload of systemd and restarts of the daemon, to its end."""
     kubelet, uid = driven.kubelet, "4a5b-one-6c7d"
     kubelet.run(manifest("one"))
-    found = kubelet.until("one", lambda pod: pod["status"]["phase"] == "Running", 120)
-    [status] = found["status"]["containerStatuses"]
-    container = status["containerID"].removeprefix("crinoid://")
-    of_pod = driven.cgroup(uid)
-    name = f"crinoid-{container}.scope" if driven.driver == "systemd" else container
+    of_container, of_pod = container_of(driven, "one", uid), driven.cgroup(uid)
 
     def limits() -> list[str]:
-        found = [cgroups.read_file(path, file) for path in (f"{of_pod}/{name}", of_pod) for file in LIMITS]
+        found = [cgroups.read_file(path, file) for path in (of_container, of_pod) for file in LIMITS]
         return [text.split()[0] for text in found if text]
 
     begun = [str(64 * MIB), "50000"] * 2
@@ -144,16 +80,63 @@ def test_a_pods_cgroups(driven: Driven) -> None:
     assert units("crinoid-*.scope") == []
 
 
+def last(pod: Json) -> Json:
+    """Return how a pod's one container has ended last."""
+    state: Json = pod["status"]["containerStatuses"][0]
+    return dict(state["state"].get("terminated") or state["lastState"].get("terminated") or {})
+
+
 def test_want_of_memory_is_told(driven: Driven) -> None:
     driven.kubelet.run(manifest("hungry", command=["sh", "-c", "x=$(head -c 200000000 /dev/zero | tr '\\0' x)"]))
-
-    def last(pod: Json) -> Json:
-        state: Json = pod["status"]["containerStatuses"][0]
-        return dict(state["state"].get("terminated") or state["lastState"].get("terminated") or {})
-
     found = driven.kubelet.until(
         "hungry", lambda pod: pod["status"].get("containerStatuses") and last(pod).get("reason"), 240
     )
     assert (last(found)["reason"], last(found)["exitCode"]) == ("OOMKilled", 137)
     driven.kubelet.drop("hungry")
     until(lambda: "hungry" not in driven.kubelet.pods(), 120)
+
+
+@pytest.mark.skipif(cgroups.version() == 1, reason="of cgroup v2 alone")
+def test_memory_of_cgroup_v2(driven: Driven) -> None:
+    """What a kubelet asks for with ``unified``: throttling before the limit, swap by the request, one end for all."""
+    kubelet = driven.kubelet
+    kubelet.run(manifest("two", command=["sh", "-c", "x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 100000; :"]))
+    of_container = container_of(driven, "two", "4a5b-two-6c7d")
+
+    def settings() -> list[int]:
+        names = ("memory.high", "memory.swap.max", "memory.oom.group", "memory.max")
+        return [int(cgroups.read_file(of_container, name) or -1) for name in names]
+
+    high, swap_max, group, limit = begun = settings()
+    assert high == (32 * MIB + (64 - 32) * MIB * 9 // 10) // 4096 * 4096, "MemoryQoS: request + 0.9 (limit - request)"
+    assert 0 < swap_max < 256 * MIB, "LimitedSwap: the part of swap that the request is of the memory"
+    assert (group, limit) == (1, 64 * MIB)
+    systemctl("daemon-reload")
+    systemctl("reload", driven.daemon.unit)
+    assert settings() == begun
+
+    def measured() -> Json | None:
+        pods = kubelet.place.fetch_json("http://127.0.0.1:10255/stats/summary")["pods"]
+        [pod] = [pod for pod in pods if pod["podRef"]["name"] == "two-node"] or [{}]
+        found = {"pod": pod} | {one["name"]: one for one in pod.get("containers", ())}
+        return found if found.get("app", {}).get("memory", {}).get("workingSetBytes") else None
+
+    found = until(measured, 240)
+    for one in (found["app"], found["pod"]):
+        assert one["swap"]["swapUsageBytes"] >= 0
+        for resource in ("cpu", "memory", "io"):
+            assert {"full", "some"} <= one[resource]["psi"].keys(), (resource, one)
+    assert found["app"]["memory"]["workingSetBytes"] > 4_000_000
+    kubelet.drop("two")
+    until(lambda: not cgroups.exists(driven.cgroup("4a5b-two-6c7d")), 240)
+
+
+@pytest.mark.skipif(cgroups.version() == 1, reason="of cgroup v2 alone")
+def test_all_of_a_container_ends_for_want_of_memory(driven: Driven) -> None:
+    """A child takes too much, and the first process, which waits for something else, ends with it."""
+    script = "(x=$(head -c 400000000 /dev/zero | tr '\\0' x)) & sleep 100000"
+    driven.kubelet.run(manifest("group", command=["sh", "-c", script]))
+    found = driven.kubelet.until("group", lambda pod: pod["status"].get("containerStatuses") and last(pod), 300)
+    assert (last(found)["reason"], last(found)["exitCode"]) == ("OOMKilled", 137)
+    driven.kubelet.drop("group")
+    until(lambda: "group" not in driven.kubelet.pods(), 120)
