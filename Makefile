@@ -9,7 +9,8 @@
 #   make test-vm         every test of real containers; hours, in which it can be interrupted and started again
 # and one boots pods of examples/crinoid-microvm in virtual machines, emulated, too: make test-microvm
 # One runs the unit and the systemd cgroup driver in such a machine with systemd: make test-systemd, in half an hour;
-# with CLUSTER_BINARIES=DIR over a kubelet, too
+# with CLUSTER_BINARIES=DIR over a kubelet, too. The same in namespaces of this machine, with cgroup v1 and at its own
+# speed: make test-systemd-here, in minutes
 # One runs a kubelet over crinoid, from binaries that you have: make test-cluster CLUSTER_BINARIES=DIR (a directory with
 # kubelet, and what a cluster needs besides), and with CLUSTER_RUNTIME=containerd over Debian's containerd, to see that
 # pods end in the same words; with CLUSTER_WORDS=docs/words.json these are kept for docs/words.md
@@ -30,7 +31,7 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-vm test-vm-short test-microvm soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-systemd-here test-vm test-vm-short test-microvm soak reading lint unit proto docs setup packages bytecode clean
 
 demo: demo-packages bytecode
 	$(BIN)/crinoid demo
@@ -57,6 +58,9 @@ test-systemd: setup
 	sh tools/try_site.sh --builds $(CURDIR)/build/site
 	CRINOID_SITE=$(CURDIR)/build/site CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/suite.py --systemd --results build/test-systemd.jsonl \
 		tests/with_systemd
+
+test-systemd-here: setup
+	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/namespaces.py -- $(BIN)/pytest tests/with_systemd
 
 test-vm-short: setup
 	$(BIN)/python tests/vm/suite.py --results build/test-vm-short.jsonl @tests/vm/short.txt
