@@ -15,6 +15,7 @@
 # kubelet, and what a cluster needs besides), and with CLUSTER_RUNTIME=containerd over Debian's containerd, to see that
 # pods end in the same words; with CLUSTER_WORDS=docs/words.json these are kept for docs/words.md
 # One lets thousands of pods live and looks whether the daemon grows: make soak (SOAK="--lives 500" for fewer)
+# One runs the contracts of all roles with each driver in another process, as a slot with isolation has it: make test-isolated
 # One measures how far a reader of the code has to go: make reading
 # One kills, breaks and cuts the power of daemons at every point of their work; hours, as root, in which it can be
 # interrupted and started again: make chaos (CHAOS="--workers 4" for four nodes at a time)
@@ -31,7 +32,7 @@ STAMP := $(VENV)/.crinoid-installed
 WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-peers test-site test-systemd test-systemd-here test-vm test-vm-short test-microvm soak reading lint unit proto docs setup packages bytecode clean
+.PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-isolated test-peers test-site test-systemd test-systemd-here test-vm test-vm-short test-microvm soak reading lint unit proto docs setup packages bytecode clean
 
 demo: demo-packages bytecode
 	$(BIN)/crinoid demo
@@ -61,6 +62,9 @@ test-systemd: setup
 
 test-systemd-here: setup
 	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/namespaces.py -- $(BIN)/pytest tests/with_systemd
+
+test-isolated: setup
+	$(BIN)/pytest $(PARALLEL) --isolated tests/contract --ignore tests/contract/test_seeded_bugs.py
 
 test-vm-short: setup
 	$(BIN)/python tests/vm/suite.py --results build/test-vm-short.jsonl @tests/vm/short.txt

@@ -39,14 +39,15 @@ class Reload:
         read: Callable[[], Loaded],
         images: ImageService,
         slots: Slots,
-        bind: Callable[[Loaded], Mapping[str, RegistrySlot]],
+        prepare: Callable[[Loaded], Callable[[], Mapping[str, RegistrySlot]]],
     ) -> None:
-        """``config`` is in force; ``read`` loads what the files say, ``bind`` makes its image sources."""
+        """``config`` is in force; ``read`` loads what the files say, ``prepare`` returns what makes its image
+        sources. Both are called in a thread."""
         self._config = config
         self._read = read
         self._images = images
         self._slots = slots
-        self._bind = bind
+        self._prepare = prepare
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -59,7 +60,7 @@ class Reload:
         async with self._turn:
             loaded = await asyncio.to_thread(self._read)  # models take a tenth of a second
             new = loaded.config
-            registries = self._bind(loaded)
+            registries = (await asyncio.to_thread(self._prepare, loaded))()
             changed = list(_differences(self._config.model_dump(), new.model_dump()))
             kept = [key for key in changed if not any(key[: len(one)] == one for one in _AT_ONCE)]
             logs.set_up(new.log)

@@ -29,7 +29,7 @@ from crinoid.core.daemon.recording import Recordings
 from crinoid.core.daemon.reload import Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
-from crinoid.core.slots.binding import bind_in_turns, bind_registries
+from crinoid.core.slots.binding import bind_in_turns, prepare_registries
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.running import HookCalls
 from crinoid.core.slots.selection import ValidSlot, check
@@ -229,10 +229,10 @@ def _show_figures(instruments: DaemonInstruments, config: Config, node: Composit
 
 
 def _reloader(start: Start, node: Composition, instruments: DaemonInstruments) -> Reload:
-    def bind_anew(other: Loaded) -> Mapping[str, RegistrySlot]:
-        return bind_registries(other.config, other.origins, instruments, __version__, start.watchdog.calls)
+    def prepare(other: Loaded) -> Callable[[], Mapping[str, RegistrySlot]]:
+        return prepare_registries(other.config, other.origins, instruments, __version__, start.watchdog.calls)
 
-    return Reload(start.loaded.config, lambda: load(start.paths), node.images, node.slots, bind_anew)
+    return Reload(start.loaded.config, lambda: load(start.paths), node.images, node.slots, prepare)
 
 
 def _take_commands(handover: Handover, reload: Reload, recordings: Recordings) -> None:

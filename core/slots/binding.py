@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +41,8 @@ from crinoid.core.slots.selection import Selection, ValidSlot, check
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 
 LOG = logging.getLogger("crinoid.slots")
+_Apart = Mapping[int, Future[tuple[object, Host]]]
+"""What drivers in processes of their own have come to, by the ``id`` of their slot."""
 
 
 @dataclass(slots=True)
@@ -109,7 +111,7 @@ class Slots:
                 await slot.close()
             except CrinoidError as error:
                 LOG.warning("%s", error.message)
-        await asyncio.gather(*(slot.end() for slot in self.all()))
+        await asyncio.gather(*(slot.end() for slot in self.all()), return_exceptions=True)
 
     def _config_of(self, handler: str) -> RuntimeSlotConfig:
         config = self.runtime(handler).config
@@ -130,27 +132,35 @@ def bind(
     lists every driver that can't be used, with the distribution it is of.
     """
     binder = _Binder(config, origins, instruments, version, calls or HookCalls(config.deadlines.grace_s))
-    return assemble(config, binder.bind_all(check(config, origins)))
+    slots = check(config, origins)
+    return assemble(config, binder.bind_all(slots, binder.start_processes(slots)))
 
 
 async def bind_in_turns(
-    valid: Iterable[ValidSlot], config: Config, origins: Origins, instruments: Instruments, calls: HookCalls
+    valid: Sequence[ValidSlot], config: Config, origins: Origins, instruments: Instruments, calls: HookCalls
 ) -> Slots:
     """As ``bind``, of drivers that ``check`` has loaded already, one in each turn of the loop that runs.
 
     Thirty slots take a tenth of a second of processor time, which is some seconds on a node that is busy.
     """
     binder = _Binder(config, origins, instruments, __version__, calls)
-    return assemble(config, await binder.bind_in_turns(valid))
+    apart = await asyncio.to_thread(binder.start_processes, valid)
+    bindings = []
+    for binding in binder.bind_each(valid, apart):
+        bindings.append(binding)
+        await asyncio.sleep(0)
+    return assemble(config, bindings)
 
 
-def bind_registries(
+def prepare_registries(
     config: Config, origins: Origins, instruments: Instruments, version: str, calls: HookCalls
-) -> Mapping[str, RegistrySlot]:
-    """As ``bind``, for image sources alone, beside those that are in use."""
+) -> Callable[[], Mapping[str, RegistrySlot]]:
+    """As ``bind``, for image sources alone, beside those that are in use: what takes its time, in any thread. Return
+    what makes the slots, in the loop's."""
     binder = _Binder(config, origins, instruments, version, calls)
     slots = [slot for slot in check(config, origins) if slot.selection.role == "registry"]
-    return assemble(config, binder.bind_all(slots)).registries
+    apart = binder.start_processes(slots)
+    return lambda: assemble(config, binder.bind_all(slots, apart)).registries
 
 
 def adopt(
@@ -225,45 +235,29 @@ class _Binder:
         self._buffers = BufferPool(config.streaming.max_buffer_bytes // 2)  # the server has the other half
         self.problems: list[Problem] = []
 
-    def bind_all(self, slots: Iterable[ValidSlot]) -> list[Binding]:
-        """Make all drivers and bind them; raise a ConfigurationError that lists every problem, with nothing running."""
-        slots, bindings = [*slots], []
-        with ThreadPoolExecutor(max_workers=4) as threads:  # processes start side by side
-            apart = {id(slot): threads.submit(self._make, slot) for slot in slots if slot.selection.config.isolation}
+    def start_processes(self, slots: Iterable[ValidSlot]) -> _Apart:
+        """Make the drivers that have processes of their own, side by side; blocks, in any thread."""
+        with ThreadPoolExecutor(max_workers=4) as threads:
+            return {id(slot): threads.submit(self._make, slot) for slot in slots if slot.selection.config.isolation}
+
+    def bind_all(self, slots: Sequence[ValidSlot], apart: _Apart) -> list[Binding]:
+        """Make all other drivers and bind them; raise a ConfigurationError that lists every problem, with nothing
+        running."""
+        return [*self.bind_each(slots, apart)]
+
+    def bind_each(self, slots: Sequence[ValidSlot], apart: _Apart) -> Iterator[Binding]:
+        """As ``bind_all``, a slot at a time; problems are raised after the last."""
         try:
             for slot in slots:
                 with self._collected(slot):
                     driver, host = apart[id(slot)].result() if id(slot) in apart else self._make(slot)
-                    bindings.append(self._adopt(slot, driver, host))
+                    yield self._adopt(slot, driver, host)
             refuse(self.problems)
         except BaseException:
             for made in apart.values():
                 if made.exception() is None and isinstance(proxy := made.result()[0], Proxy):
                     proxy.process.end_now()
             raise
-        return bindings
-
-    async def bind_in_turns(self, slots: Iterable[ValidSlot]) -> list[Binding]:
-        """As ``bind_all``, one slot in each turn of the loop; processes are waited for in threads."""
-        slots, bindings = [*slots], []
-        apart = {
-            id(slot): asyncio.create_task(asyncio.to_thread(self._make, slot))
-            for slot in slots
-            if slot.selection.config.isolation
-        }
-        try:
-            for slot in slots:
-                with self._collected(slot):
-                    driver, host = await apart[id(slot)] if id(slot) in apart else self._make(slot)
-                    bindings.append(self._adopt(slot, driver, host))
-                await asyncio.sleep(0)
-            refuse(self.problems)
-        except BaseException:
-            for made in await asyncio.gather(*apart.values(), return_exceptions=True):
-                if not isinstance(made, BaseException) and isinstance(proxy := made[0], Proxy):
-                    proxy.process.end_now()
-            raise
-        return bindings
 
     @contextlib.contextmanager
     def _collected(self, slot: ValidSlot) -> Iterator[None]:

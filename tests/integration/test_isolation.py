@@ -46,6 +46,7 @@ deadline_s = 30
 options = {{ allow = ["registry.test/*"], inject = [{{ environment = {{ SITE = "here" }} }}] }}
 isolation = true
 """
+PLAIN = Path(__file__).parents[1] / "support" / "plain_driver.py"
 NAUGHTY = """\
 import asyncio, os, sys, time
 from crinoid.core.api.hooks import hookimpl
@@ -90,6 +91,13 @@ driver = "quiet"
 network = "bad"
 [network]
 driver = "quiet"
+[runtimes.plain]
+driver = "quiet"
+network = "plain"
+[networks.plain]
+driver = "whatever it calls itself"
+options = {{ mtu = 9000 }}
+isolation = {{ program = ["{python}", "{plain}"] }}
 [networks.bad]
 driver = "naughty"
 isolation = {{ memory_bytes = 134217728, unresponsive_s = {unresponsive_s} }}
@@ -160,6 +168,15 @@ def start_pod(daemon: Daemon, name: str, *command: str) -> tuple[str, str]:
     return pod, container
 
 
+def is_executed(daemon: Daemon, container: str, *command: str) -> bool:
+    """Execute something; a call that the process's end has caught up with is tried again, as the kubelet does."""
+    try:
+        return bool(daemon.cri.call("ExecSync", container_id=container, cmd=[*command])["exit_code"] == 0)
+    except grpc.RpcError as error:
+        assert error.code().name == "UNAVAILABLE", error.details()
+        return False
+
+
 def status_of(daemon: Daemon, container: str) -> Any:
     return daemon.cri.call("ContainerStatus", container_id=container)["status"]
 
@@ -205,8 +222,7 @@ class TestAllRoles:
         pod, container = start_pod(node, "outlives", "sh", "-c", "while ! [ -e /go ]; do sleep 0.1; done; exit 9")
         former = children(node)
         os.kill(former["runtime runc"], signal.SIGKILL)
-        done = node.cri.call("ExecSync", container_id=container, cmd=["touch", "/go"])  # it waits for the next process
-        assert done["exit_code"] == 0
+        until(lambda: is_executed(node, container, "touch", "/go"))
         until(lambda: status_of(node, container)["state"] == "CONTAINER_EXITED")
         assert status_of(node, container)["exit_code"] == 9
         now = children(node)
@@ -240,7 +256,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     site.directory.mkdir()
     site.install("quiet", QUIET_ENTRIES, QUIET)
     site.install("naughty-network", "[crinoid.networks]\nnaughty = naughty_network:Driver\n", NAUGHTY)
-    config = FAULTS.format(attach_s=patient(3), stall_s=patient(1), unresponsive_s=patient(2))
+    seconds = {"attach_s": patient(3), "stall_s": patient(1), "unresponsive_s": patient(2)}
+    config = FAULTS.format(**seconds, python=sys.executable, plain=PLAIN)
     daemon = Daemon(directory / "d", config, ("env", f"PYTHONPATH={site.directory}"))
     try:
         yield daemon.start()
@@ -292,6 +309,13 @@ class TestFaults:
         assert faulty.stalls(logged) == []
         if what == "exit":
             assert "last words" in log
+
+    def test_a_driver_that_uses_nothing_of_crinoid(self, faulty: Daemon) -> None:
+        pod = run_pod(faulty, "plain", "plain")
+        assert faulty.cri.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["network"]["ip"] == "192.0.2.7"
+        faulty.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+        made = f"crinoid.plugins.network.plain.plain: made in {faulty.root}/plugins/network/plain."
+        assert made in faulty.log.read_text()
 
     def test_a_wrong_answer_is_a_failure_of_the_call_alone(self, faulty: Daemon) -> None:
         before = children(faulty)

@@ -53,7 +53,9 @@ class ForkedProcess:
             name: self.interface.method(name).answer.read(value, incoming) for name, value in made.constants.items()
         }
         attributes = {"api_version": "1.0", "deadline_s": made.deadline_s, "on_failure": made.on_failure}
-        self.proxy: Proxy = make_proxy(self, role.specification, made.hooks, attributes)
+        self._hooks = frozenset(made.hooks)
+        closes = {"close"} & role.hooks  # in a daemon the slot's end is that of its process
+        self.proxy: Proxy = make_proxy(self, role.specification, self._hooks | closes, attributes)
 
     def attach(self) -> None:
         """See ``DriverProcess``."""
@@ -63,7 +65,12 @@ class ForkedProcess:
         if self._loop is not asyncio.get_running_loop():
             self._loop = asyncio.get_running_loop()
             self.channel.attach()
-        return await self.channel.call(0, name, self.interface.method(name), arguments)
+        if name == "close" and (self.channel.ended is not None or name not in self._hooks):
+            return await self.end()
+        answer = await self.channel.call(0, name, self.interface.method(name), arguments)
+        if name == "close":
+            await self.end()
+        return answer
 
     def constant(self, name: str) -> Any:
         """See ``DriverProcess``."""
@@ -82,7 +89,8 @@ class ForkedProcess:
 
     async def end(self) -> None:
         """See ``DriverProcess``."""
-        self.end_now()
+        self.channel.end("ended")
+        await asyncio.to_thread(self.end_now)
 
     def end_now(self) -> None:
         """See ``DriverProcess``."""

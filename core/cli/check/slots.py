@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
+from crinoid.core.api.linux import rights
 from crinoid.core.api.values.network import NetworkStatus
 from crinoid.core.cli.check.disk import existing
 from crinoid.core.cli.check.findings import Area, Finding
@@ -23,6 +24,7 @@ async def examine_slots(loaded: Loaded) -> AsyncIterator[Finding]:
     """Ask every configured slot about itself."""
     with tempfile.TemporaryDirectory(prefix=".crinoid-check-", dir=existing(loaded.config.root)) as name:
         directory = Path(name)
+        rights.correct(directory, rights.PASSAGE)  # a driver's process may be another user's
         config = loaded.config.model_copy(update={"root": directory / "root", "run": directory / "run"})
         try:
             slots = bind(config, loaded.origins, version=__version__)

@@ -8,6 +8,7 @@ loop and, for what is no coroutine, blocking.
 
 import array
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import json
@@ -18,13 +19,15 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from crinoid.core.api.errors import DriverError, ResourceExhausted, Unavailable
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.bulkheads import current_behalf, on_behalf_of
+from crinoid.core.api.sessions import Session
 from crinoid.core.api.timeline import Act, Step, acting, graft
 from crinoid.core.slots.calls import translate
 from crinoid.core.slots.isolation.forms import Incoming, Json, Outgoing, plain
@@ -134,19 +137,25 @@ class Channel:
         """Call a method of an object of the other side; raise what it raises, ConnectionLostError when there is none.
 
         Cancelled, the other side is told. A call of the root (a hook) then waits for its end, and an answer that comes
-        counts; a second cancellation ends the wait, as for any other call the first.
+        counts, but for a session or stream, which is closed; a second cancellation ends the wait, as for any other call
+        the first.
         """
         self._check_up()
         call = _Call(asyncio.get_running_loop().create_future(), contextvars.copy_context())
         sent_s = time.monotonic()
         key = self._request(number, name, method, arguments, call)
         try:
-            message, incoming = await self._answered(key, call.answered, is_patient=number == 0)
+            was_cancelled = await self._answered(key, call.answered, is_patient=number == 0)
         finally:
             self._calls.pop(key, None)
+        message, incoming = call.answered.result()
         with _closing(incoming):
             graft(_read_steps(message.get("steps")), sent_s)
-            return _open(message, incoming, method)
+            answer = _open(message, incoming, method)
+        if was_cancelled and isinstance(answer, Session | AsyncIterator):
+            await finish(_close(answer))  # nobody else would, as with a driver in the daemon that is cancelled
+            raise asyncio.CancelledError
+        return answer
 
     def call_now(self, number: int, name: str, method: Method, arguments: Mapping[str, object]) -> Any:
         """Call, and block until the answer is there: nothing else is served meanwhile."""
@@ -228,22 +237,21 @@ class Channel:
             raise
         return key
 
-    async def _answered(
-        self, key: int, answered: "asyncio.Future[tuple[Json, Incoming]]", *, is_patient: bool
-    ) -> tuple[Json, Incoming]:
+    async def _answered(self, key: int, answered: "asyncio.Future[tuple[Json, Incoming]]", *, is_patient: bool) -> bool:
+        """Wait for an answer, or for what comes of a cancellation; return whether there was one."""
         is_cancelled = False
         while not answered.done():
             try:
                 await asyncio.wait({answered})
             except asyncio.CancelledError:
                 if answered.done() and is_patient:
-                    break
+                    return True
                 if self.ended is None and not is_cancelled:
                     self._send({"cancel": key}, None)
                 if is_cancelled or not is_patient:
                     raise
                 is_cancelled = True
-        return answered.result()
+        return is_cancelled
 
     def _check_up(self) -> None:
         if self.ended is not None:
@@ -458,6 +466,11 @@ class Channel:
                 self._unsent.popleft()
         if self._loop is not None and self.ended is None:
             self._loop.remove_writer(self._socket)
+
+
+async def _close(answer: Any) -> None:
+    with contextlib.suppress(Exception):  # what a driver's closing raises is nobody's to hear
+        await (answer.close() if isinstance(answer, Session) else answer.aclose())
 
 
 def _open(message: Json, incoming: Incoming, method: Method) -> Any:
