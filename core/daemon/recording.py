@@ -18,7 +18,7 @@ from typing import Any
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, FailedPrecondition
-from crinoid.core.api.linux import rights
+from crinoid.core.api.linux import capabilities, lsm, rights
 from crinoid.core.config.loader import Loaded
 from crinoid.core.config.models import Config
 from crinoid.core.daemon.composition import Composition
@@ -129,6 +129,7 @@ class Recordings:
                 "run": str(self._loaded.config.run),
                 "passage": str(self._passage),
                 "config": _describe_config(self._loaded.config),
+                "host": _describe_host(),
                 "slots": slots,
                 "state": state,
             }
@@ -198,6 +199,16 @@ def _describe_config(config: Config) -> Json:
         name: {key: {**slot, "options": {}} for key, slot in table[name].items()}
         for name in ("runtimes", "networks", "snapshotters", "registries", "extensions")
         if name in table
+    }
+
+
+def _describe_host() -> Json:
+    """Return what specifications of containers are made to fit."""
+    return {
+        "effective": sorted(capabilities.effective()),
+        "last_capability": capabilities.last(),
+        "apparmor": lsm.has_apparmor(),
+        "selinux": lsm.has_selinux(),
     }
 
 

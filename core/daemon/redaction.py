@@ -202,8 +202,21 @@ class TraceRedaction:
 
     def redact(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Return a line of a trace, or a part of one, without secrets."""
+        self._learn(line)  # first, as what is hidden in one place may stand in another before it
         shown: dict[str, Any] = self._hide(line, "")
         return shown
+
+    def _learn(self, value: Any) -> None:
+        """Learn environments and annotations."""
+        if isinstance(value, Mapping):
+            for name, one in value.items():
+                if name in ("envs", "env", "annotations", "image_annotations", "default_env"):
+                    self._hide(one if isinstance(one, Mapping) else list(one or ()), name)
+                else:
+                    self._learn(one)
+        elif isinstance(value, list | tuple):
+            for one in value:
+                self._learn(one)
 
     def _hide(self, value: Any, key: str) -> Any:
         if isinstance(value, Mapping):
@@ -244,6 +257,7 @@ class TraceRedaction:
             if equals and is_secret_name(name):
                 self._secrets.learn(value)
                 return f"{name}={HIDDEN}"
+            return self._secrets.scrub(self._environment.scrub(one))
         return self._hide(one, key)
 
     def _variable(self, value: Any) -> Any:

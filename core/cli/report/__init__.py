@@ -34,30 +34,33 @@ def report(paths: ConfigPaths, output: Path | None, log: Path | None, lines: int
     """Gather what a bug report needs into one archive: examination, configuration, versions, status, ledger, log, host.
 
     Of pods, containers and images it has ids, names, states and times, and neither environment nor annotations nor
-    logs. Credentials, headers, tokens and all that looks like one are replaced by "(redacted)". Works with the daemon
-    running or not. Look at it before you send it: `tar xzf FILE`.
+    logs; the last trace, if `crinoid trace record` has made one, is part of it. Credentials, headers, tokens and all
+    that looks like one are replaced by "(redacted)". Works with the daemon running or not. Look at it before you send
+    it: `tar xzf FILE`.
     """
-    from crinoid.core.cli.report.parts import gather
+    from crinoid.core.cli.report.parts import find_trace, gather
 
     now = time.gmtime()
     name = f"crinoid-report-{time.strftime('%Y%m%dT%H%M%SZ', now)}"
     file = output or Path(f"{name}.tar.gz")
     texts = asyncio.run(gather(paths, log, lines))
+    parts = {part: text.encode(errors="replace") for part, text in texts.items()}
     try:
-        _write(file, name, texts, time.mktime(now))
+        if (trace := find_trace(paths)) is not None:
+            parts[f"trace/{trace.name}"] = trace.read_bytes()
+        _write(file, name, parts, time.mktime(now))
     except OSError as error:
         raise Unavailable(f"{file} can't be written: {error.strerror}") from error
-    for part, text in texts.items():
-        click.echo(f"{len(text):9,}  {part}")
+    for part, content in parts.items():
+        click.echo(f"{len(content):9,}  {part}")
     click.echo(f"{file}: look through it before you send it to anybody")
 
 
-def _write(file: Path, name: str, texts: Mapping[str, str], at_s: float) -> None:
+def _write(file: Path, name: str, parts: Mapping[str, bytes], at_s: float) -> None:
     """Write the archive as a new file that its owner alone may read."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as out, tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for part, text in texts.items():
-            data = text.encode(errors="replace")
+        for part, data in parts.items():
             member = tarfile.TarInfo(f"{name}/{part}")
             member.size, member.mode, member.mtime = len(data), 0o600, int(at_s)
             archive.addfile(member, io.BytesIO(data))

@@ -25,6 +25,7 @@ from crinoid.core.daemon.redaction import (
     learn_records,
     redact_table,
 )
+from crinoid.core.daemon.trace_file import list_traces
 from crinoid.core.slots.selection import ValidSlot
 from crinoid.core.slots.selection import examine as examine_slots
 from crinoid.core.state.timelines import DIRECTORY, read_acts
@@ -32,6 +33,7 @@ from crinoid.core.state.transfer import copied
 
 _LIMIT_S = 10.0
 _MOST_ACTS = 500
+_MOST_TRACE_BYTES = 256 << 20
 _JOURNAL = ("journalctl", "--unit", "crinoid.service", "--no-pager", "--output", "short-iso")
 _OURS = "crinoid"
 _README = """\
@@ -46,6 +48,7 @@ What this archive says of a node, written by `crinoid report`:
   host.json           kernel, distribution, memory, disks
   timelines.jsonl     the last acts, as `crinoid explain` tells of them
   log.txt             the end of the daemon's log
+  trace/              the last trace of `crinoid trace record`, if there is one: what `crinoid trace replay` takes
 
 Not in it: environment, annotations, labels, commands and logs of pods. What is secret by its place or looks so is
 "(redacted)", also within other texts.
@@ -89,6 +92,13 @@ async def gather(paths: ConfigPaths, log: Path | None, lines: int) -> Mapping[st
         except Exception as error:  # noqa: BLE001  # one part's fault must not cost the others
             made[name] = {"not available": f"{type(error).__name__}: {error}"}
     return {name: secrets.scrub(_to_text(part)) for name, part in made.items()}
+
+
+def find_trace(paths: ConfigPaths) -> Path | None:
+    """Return the last trace that was recorded, unless it is too large to be sent to anybody."""
+    loaded, _ = examine(paths)
+    found = [path for path in list_traces(loaded.config.root) if path.stat().st_size <= _MOST_TRACE_BYTES]
+    return found[-1] if found else None
 
 
 def _to_text(part: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import AlreadyExists
-from crinoid.core.api.linux import cgroups, mount, namespaces, probes, rights
+from crinoid.core.api.linux import capabilities, cgroups, lsm, mount, namespaces, probes, rights
 from crinoid.core.api.values.container import ContainerSecurity
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.containers import builder
@@ -107,9 +107,12 @@ def patches(machine: FakeMachine) -> list[tuple[object, str, object]]:
 
 
 @contextlib.contextmanager
-def installed(ids: object, users: Mapping[str, Mapping[str, Any]]) -> Iterator[FakeMachine]:
-    """Have the calls of this process go to a new machine; ``ids`` draws ids of pods and containers as ``secrets`` does,
-    ``users`` are the users of containers, as an OCI specification has them."""
+def installed(ids: object, users: Mapping[str, Mapping[str, Any]], host: Mapping[str, Any]) -> Iterator[FakeMachine]:
+    """Have the calls of this process go to a new machine.
+
+    ``ids`` draws ids of pods and containers as ``secrets`` does, ``users`` are the users of containers, as an OCI
+    specification has them, ``host`` is what a trace tells of the node's kernel.
+    """
     machine = FakeMachine()
 
     def identify_as_then(security: ContainerSecurity, image_user: str, rootfs: Path) -> Identity:
@@ -128,6 +131,10 @@ def installed(ids: object, users: Mapping[str, Mapping[str, Any]]) -> Iterator[F
         (pod_plan, "secrets", ids),
         (builder, "identify", identify_as_then),
         (probes.PathProbes, "require", answer),
+        (capabilities, "effective", lambda: frozenset(host["effective"])),
+        (capabilities, "last", lambda: host["last_capability"]),
+        (lsm, "has_apparmor", lambda: host["apparmor"]),
+        (lsm, "has_selinux", lambda: host["selinux"]),
         (rights, "let_in", lambda *_: None),
         (pod_files, "give_files", lambda *_: None),
     ]

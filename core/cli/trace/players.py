@@ -7,6 +7,7 @@ turn: its begin is awaited, and its answer given, in the trace's order among all
 import asyncio
 import base64
 import hashlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -37,6 +38,9 @@ READS = frozenset(
 )
 """Hooks that change nothing: how often they are asked is nobody's concern, as the kernel remembers much of it."""
 _OF_LAYERS = frozenset({"prepare_layer", "write_layer", "bring_layer", "commit_layer", "discard_layer", "open_blob"})
+_VIEW = "view-"
+"""How the keys of snapshots begin that are made to look at a layer while it is unpacked."""
+_LAYER = re.compile(r"layer|rootfs\.diff")
 _WITHOUT_END = frozenset({"wait", "wait_pod"})
 _STATES = {
     ContainerState.CREATED: ContainerStatus.CREATED,
@@ -56,12 +60,14 @@ _NOOPS: Mapping[str, type[Any]] = {
 def has_turn(call: Call, blobs: Mapping[str, bytes]) -> bool:
     """Return whether a hook's call has its turn: what only asks has none, nor what makes layers of blobs that a trace
     does not hold, unless it failed."""
-    hook = call.key[2]
+    hook, subject = call.key[2], subject_of(call.arguments)
     if hook in READS:
         return False
-    if hook not in _OF_LAYERS or call.failed:
+    is_of_layer = hook in _OF_LAYERS or subject.startswith(_VIEW)
+    if not is_of_layer or call.failed:
         return True
-    return hook == "open_blob" and subject_of(call.arguments) in blobs
+    kind = call.arguments.get("request", {}).get("blob", {}).get("media_type", "")
+    return hook == "open_blob" and subject in blobs and _LAYER.search(kind) is None
 
 
 class Players:
@@ -215,7 +221,7 @@ class Players:
 def find_blobs(trace: Trace) -> Mapping[str, bytes]:
     """Return the blobs that a trace holds: small ones that were fetched, and the configurations of its images."""
     found = {digest: base64.b64decode(text) for digest, text in (trace.tail.get("blobs") or {}).items()}
-    images = [*trace.head["state"]["images"], *(trace.tail.get("images") or ())]
+    images = (*trace.head["state"]["images"], *(trace.tail.get("images") or ()))
     for image in images:
         content = str(image.get("config", "")).encode()
         if (digest := f"sha256:{hashlib.sha256(content).hexdigest()}") == image.get("id"):

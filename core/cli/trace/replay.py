@@ -7,6 +7,7 @@ Read downwards: ``replay`` makes the node as the trace's head tells, goes throug
 import asyncio
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from crinoid.core.slots.binding import Slots, adopt, assemble
 from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import InstalledDriver
 from crinoid.core.state import bodies
+from crinoid.core.state.content import ContentStore
 from crinoid.core.state.store import Store
 
 Json = dict[str, Any]
@@ -74,11 +76,12 @@ async def replay(trace: Trace, patience_s: float = PATIENCE_S) -> Outcome:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crinoid-replay-")))
         places, schedule, outcome = Places(scratch, trace.head), Schedule(patience_s), Outcome()
         players = Players(trace, places, schedule)
-        host = stack.enter_context(machine.installed(_Ids(trace), _users(trace)))
+        host = stack.enter_context(machine.installed(_Ids(trace), _users(trace), trace.head["host"]))
         node = _make_node(trace, places, players, host)
         try:
             players.store = node.store
             await node.recover()
+            _stand_in_for_blobs(trace, ContentStore(places.root / "content"), players.blobs)
             players.is_live = True
             server = LocalServer(node)
 
@@ -166,6 +169,24 @@ def _restore(state: Json, store: Store, places: Places, host: machine.FakeMachin
         process = state["processes"].get(record.id)
         if process is not None:
             rights.write_file(record.handle.bundle / PROCESS_FILE, json.dumps(places.here(process)))
+
+
+def _stand_in_for_blobs(trace: Trace, content: ContentStore, known: Mapping[str, bytes]) -> None:
+    """Have the blobs of images stored that a trace does not hold: files of the right length, which nobody reads.
+
+    One that could not be fetched then is to be asked for here, too.
+    """
+    failed = {subject_of(call.arguments) for call in trace.hooks if call.key[2] == "open_blob" and call.failed}
+    for image in (*trace.head["state"]["images"], *(trace.tail.get("images") or ())):
+        for layer in image.get("layers", ()):
+            if layer["digest"] not in failed:
+                path = content.path(layer["digest"])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                os.truncate(path, layer["size"])
+    for image in trace.head["state"]["images"]:
+        if image["id"] in known:
+            content.put(known[image["id"]])
 
 
 _CONFIGS: Mapping[str, type[SlotConfig]] = {"runtime": RuntimeSlotConfig, "extension": ExtensionSlotConfig}
