@@ -114,6 +114,7 @@ docs: setup
 	$(BIN)/python tools/generate_configuration.py
 	$(BIN)/python tools/generate_conformance.py
 	$(BIN)/python tools/generate_contract.py
+	$(BIN)/python tools/generate_hooks.py
 	$(BIN)/python tools/generate_metrics.py
 	$(BIN)/python tools/api_surface.py
 

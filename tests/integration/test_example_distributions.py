@@ -1,8 +1,13 @@
-"""All example distributions in one daemon: images over HTTP, a farm of links, an IPAM, a guard, and WebAssembly beside
-runc, with images of one tag for each."""
+"""The example distributions as a site would use them: built and installed by pip, selected by name, pods run on them.
+
+All but one are in one daemon: images over HTTP, a farm of links, an IPAM, a guard, and WebAssembly beside runc, with
+images of one tag for each. The network of the tutorial, ``ptp``, has a daemon of its own. Nothing of the kernel knows
+of any.
+"""
 
 import functools
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,13 +24,14 @@ from crinoid_wasm import samples
 
 from support.cri import Json
 from support.daemon import Daemon, container_config, pod_config
-from support.examples import declare
+from support.examples import install
 from support.images import (
     OCI_MANIFEST,
     Entry,
     ImageConfig,
     add_blob,
     add_json,
+    build_busybox,
     build_image,
     build_index,
     busybox_layer,
@@ -35,8 +41,8 @@ from support.images import (
 from support.patience import patient
 from support.subnets import third_octet
 
+PTP_IMAGE, PTP_SUBNET = "docker.io/library/busybox:example", "10.89.253.0/28"
 ONLY_WASM = "registry.test/only-wasm:1"
-NAMES = ("extension-guard", "network-ipam", "registry-http", "snapshotter-farm", "wasm")
 REFERENCE, ARTIFACT, FORBIDDEN = "registry.test/app:1", "registry.test/module:1", "forbidden.test/app:1"
 WASM_CONFIG = "application/vnd.wasm.config.v0+json"
 CONFIG = """\
@@ -56,6 +62,9 @@ driver = "wasm"
 driver = "guard"
 options = {{ allow = ["registry.test/*"], inject = [{{ environment = {{ SITE = "here" }} }}] }}
 """
+
+
+pytestmark = pytest.mark.timeout(600)
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
@@ -121,7 +130,13 @@ def build_artifact(layout: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with all of them."""
+    return install(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, python: str) -> Iterator[Place]:
     directory = tmp_path_factory.mktemp("examples")
     build(directory / "images")
     handler = functools.partial(_Files, directory=str(directory / "images"))
@@ -136,11 +151,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
             stack.callback(server.shutdown)
         assert isinstance(servers[0], http.server.ThreadingHTTPServer)
-        path = declare(directory / "metadata", *(f"crinoid-{name}" for name in NAMES))
         config = CONFIG.format(port=servers[0].server_port, ipam=ipam)
-        daemon = Daemon(directory / "daemon", config, environment={"PYTHONPATH": path})
+        daemon = Daemon(directory / "daemon", config, python=python)
         stack.callback(daemon.end)
-        yield Place(daemon.start(is_forked=False), directory / "logs", ipam)
+        yield Place(daemon.start(), directory / "logs", ipam)
         daemon.clean()
         assert daemon.leftovers() == []
         assert ask(str(ipam), {"act": "list", "owner": "here"}, patient(5)) == {"tokens": []}
@@ -237,3 +251,55 @@ def test_an_image_that_is_not_on_the_list(place: Place) -> None:
     with pytest.raises(grpc.RpcError, match="is not on the list of images that may run"):
         place.start(pod, "forbidden", FORBIDDEN)
     place.daemon.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def configure_ptp(directory: Path) -> str:
+    layouts = f"[registries.layout]\noptions = {{ directory = '{directory / 'layouts'}' }}\n"
+    return f"[network]\ndriver = 'ptp'\noptions = {{ subnet = '{PTP_SUBNET}' }}\n{layouts}"
+
+
+@pytest.fixture
+def ptp(python: str, tmp_path: Path) -> Iterator[Daemon]:
+    build_busybox(tmp_path / "layouts/busybox", PTP_IMAGE)
+    daemon = Daemon(tmp_path / "daemon", configure_ptp(tmp_path), python=python)
+    try:
+        yield daemon.start()
+        daemon.clean()
+        assert daemon.leftovers() == []
+    finally:
+        daemon.end()
+
+
+def read_from(address: str, port: int) -> str:
+    """Read what a server says; it may need a moment to listen."""
+    deadline = time.monotonic() + patient(60)
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=patient(10)) as connection:
+                return connection.makefile().read().strip()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def links() -> list[str]:
+    return [name for _, name in socket.if_nameindex() if name.startswith("ptp")]
+
+
+def test_a_pod_on_the_network_of_the_tutorial(ptp: Daemon, tmp_path: Path) -> None:
+    call = ptp.cri.call
+    conditions = {each["type"]: each["status"] for each in call("Status")["status"]["conditions"]}
+    assert conditions == {"RuntimeReady": True, "NetworkReady": True}
+    call("PullImage", image={"image": PTP_IMAGE})
+    pod = call("RunPodSandbox", config=pod_config(log_directory=str(tmp_path / "logs")))["pod_sandbox_id"]
+    assert len(links()) == 1
+    server = container_config("server", PTP_IMAGE, "sh", "-c", "while true; do echo hello | nc -l -p 8080; done")
+    container = call("CreateContainer", pod_sandbox_id=pod, config=server)["container_id"]
+    call("StartContainer", container_id=container)
+    address = call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["network"]["ip"]
+    assert address == "10.89.253.2"
+    assert read_from(address, 8080) == "hello"
+    ptp.kill()
+    ptp.start()
+    ptp.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+    assert links() == []

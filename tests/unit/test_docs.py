@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools import generate_hooks
 
-from crinoid.core.api.hooks.conformance import hooks_of
+from crinoid.core.api.hooks.conformance import find_defects, hooks_of
 from crinoid.core.api.hooks.extension import ExtensionHooks
 from crinoid.core.cli.main import COMMANDS
 from crinoid.core.config.loader import ConfigPaths, load
@@ -94,6 +95,37 @@ def test_the_tables_of_the_contracts_are_those_of_the_tests() -> None:
     command = [sys.executable, str(REPOSITORY / "tools/generate_contract.py"), "--check"]
     done = subprocess.run(command, check=False, timeout=60)
     assert done.returncode == 0, "docs/contract.md is out of date: run `make docs`"
+
+
+def test_the_reference_of_hooks_is_that_of_the_code() -> None:
+    """After a change of a hook, a value or a contract run ``make docs``."""
+    assert generate_hooks.DOCUMENT.read_text() == generate_hooks.render(), "docs/hooks.md: run `make docs`"
+
+
+def test_every_hook_and_value_is_documented() -> None:
+    assert generate_hooks.undocumented(generate_hooks.values()) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_hook_is_tested_by_the_contract_kit(role: str) -> None:
+    """Those that can't be are named, with the reason."""
+    untested = {hook for hook, tests in generate_hooks.contract_calls(role).items() if not tests}
+    assert untested == set(generate_hooks.UNTESTED.get(role, ()))
+
+
+@pytest.mark.parametrize("document", ["plugins.md", "plugin-rules.md"])
+def test_the_python_of_the_documents_for_authors_runs(document: str) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (REPOSITORY / "docs" / document).read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert blocks
+    names: dict[str, object] = {"__name__": "an_authors_module"}
+    for block in blocks:  # each goes on where the one before it ended
+        exec(compile(block, document, "exec"), names)  # our own documents
+    drivers = [one for one in names.values() if isinstance(one, type) and "api_version" in vars(one)]
+    assert drivers
+    for driver in drivers:
+        assert find_defects(driver, ROLES["network"].specification) == ()
 
 
 def test_a_hook_that_may_be_left_out_says_so() -> None:

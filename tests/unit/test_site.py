@@ -38,6 +38,7 @@ TESTS = {
     "log-level": "integration/test_reload.py",
     "demo": "integration/test_demo.py",
     "image": "integration/test_images.py",
+    "trace": "integration/test_trace.py",
 }
 """Which test executes each command of crinoid."""
 NOT_EXECUTED = {

@@ -67,6 +67,7 @@ from crinoid.core.api.values.runtime import (
     PodSandbox,
     RuntimeFeatures,
     RuntimeState,
+    RuntimeTraits,
     TerminalSize,
 )
 from crinoid.core.api.values.snapshot import Mount
@@ -213,6 +214,11 @@ class BoundRuntime:
     async def forward_port(self, pod: PodSandbox, port: int) -> socket.socket:
         """See the hook."""
         return await self._answer("forward_port", socket.socket, pod=pod, port=port)
+
+    def traits(self) -> RuntimeTraits:
+        """See the hook, which is no coroutine."""
+        traits: RuntimeTraits = self._hook.traits()
+        return traits
 
     async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
         """See the hook."""
@@ -535,6 +541,12 @@ class RuntimeContract(Contract):
         features = await runtime.probe()
         assert features.name
         assert re.search(r"\d", features.version), features
+
+    async def test_its_traits_are_constant(self, runtime: BoundRuntime) -> None:
+        """One that has none is like any runtime of the node's own programs."""
+        if not runtime.has("traits"):
+            pytest.skip("the driver has no traits")
+        assert runtime.traits() == runtime.traits()
 
     # a life
 

@@ -127,6 +127,14 @@ class BoundSnapshotter:
         """Commit a layer."""
         assert await self._hook.commit_layer(key=key, chain_id=chain_id, parent=parent) is None
 
+    def has(self, hook: str) -> bool:
+        """Return whether the driver has a hook."""
+        return bool(self._hook.has(hook))
+
+    async def verify_layer(self, chain_id: str) -> None:
+        """Have a layer read."""
+        assert await self._hook.verify_layer(chain_id=chain_id) is None
+
     async def discard_layer(self, key: str) -> None:
         """Discard a layer."""
         assert await self._hook.discard_layer(key=key) is None
@@ -367,6 +375,18 @@ class SnapshotterContract(Contract):
         assert await snapshotter.has_layer(BASE)
         assert await snapshotter.list_layers() == {BASE: None}
         assert await snapshotter.list_unfinished() == set()
+
+    async def test_a_whole_layer_is_verified(self, snapshotter: BoundSnapshotter) -> None:
+        """And stays; of one that is not there nobody says that it is whole."""
+        if not snapshotter.has("verify_layer"):
+            pytest.skip("the driver does not verify layers")
+        await snapshotter.add_layer(BASE, None, BASE_CONTENT)
+        await snapshotter.add_layer(TOP, BASE, LayerContent())
+        for chain_id in (BASE, TOP):
+            await snapshotter.verify_layer(chain_id)
+            assert await snapshotter.has_layer(chain_id)
+        with pytest.raises(NotFound):
+            await snapshotter.verify_layer("sha256:" + "0" * 64)
 
     async def test_a_discarded_layer_is_gone(self, snapshotter: BoundSnapshotter) -> None:
         target = await snapshotter.prepare_layer(BASE, None)

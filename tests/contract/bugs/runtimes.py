@@ -22,6 +22,7 @@ from crinoid.core.api.values.runtime import (
     ExitStatus,
     RuntimeFeatures,
     RuntimeState,
+    RuntimeTraits,
 )
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid.plugins.runtimes.runc import RuncOptions, RuncRuntime
@@ -562,3 +563,15 @@ class PreviewNeedsTheRoot(Good):
     async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
         list(Path(request.spec["root"]["path"]).iterdir())
         return await super().preview(request)
+
+
+@caught_by("test_its_traits_are_constant", "==")
+class FickleTraits(Good):
+    """Its traits change."""
+
+    mounts_root = False
+
+    @hookimpl
+    def traits(self) -> RuntimeTraits:
+        self.mounts_root = not self.mounts_root
+        return RuntimeTraits(mounts_root=self.mounts_root)

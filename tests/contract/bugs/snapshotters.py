@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from crinoid.core.api.errors import AlreadyExists, DriverError, FailedPrecondition, NotFound
+from crinoid.core.api.errors import AlreadyExists, CorruptContent, DriverError, FailedPrecondition, NotFound
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import libc
@@ -447,3 +447,21 @@ class UsageOfNothing(Good):
             return await super().usage(key)
         except NotFound:
             return DiskUsage(0, 0)
+
+
+@caught_by("test_a_whole_layer_is_verified", "DID NOT RAISE")
+class AllIsWhole(Good):
+    """A layer that is not there is whole."""
+
+    @hookimpl
+    async def verify_layer(self, chain_id: str) -> None:
+        """Find nothing wrong."""
+
+
+@caught_by("test_a_whole_layer_is_verified", "is damaged")
+class NothingIsWhole(Good):
+    """Every layer counts as damaged."""
+
+    @hookimpl
+    async def verify_layer(self, chain_id: str) -> None:
+        raise CorruptContent(f"layer {chain_id} is damaged")
