@@ -71,13 +71,14 @@ async def _repair(loaded: "Loaded") -> "tuple[list[Stray], list[str]]":
     from crinoid.core.daemon.composition import compose
     from crinoid.core.daemon.directories import taken
     from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
+    from crinoid.core.lifecycle.resources.host_calls import HostCalls
     from crinoid.core.lifecycle.strays.strays import Repair
     from crinoid.core.slots.binding import bind
 
     with taken(loaded.config) as held:
         config = loaded.config.model_copy(update={"run": held.passage})
         slots = bind(config, loaded.origins, version=__version__)
-        node = compose(config, slots, __version__)
+        node = compose(config, slots, __version__, HostCalls())
         try:
             node.recovery.prepare()
             strays = await node.recovery.find_strays()

@@ -25,6 +25,7 @@ from crinoid.core.lifecycle.pods.dry_run import DryRun
 from crinoid.core.lifecycle.pods.pod_restore import PodRestorer
 from crinoid.core.lifecycle.pods.pods import PodParts, PodService
 from crinoid.core.lifecycle.resources.cgroup_paths import CgroupPaths
+from crinoid.core.lifecycle.resources.host_calls import HostCalls
 from crinoid.core.lifecycle.resources.resources import Resources
 from crinoid.core.lifecycle.sandbox.pod_init import InitParts, PodInit
 from crinoid.core.lifecycle.stats.metrics import MetricsService
@@ -83,14 +84,16 @@ class Composition(Services):
         self.timelines.close()
 
 
-def compose(config: Config, slots: Slots, version: str) -> Composition:
+def compose(config: Config, slots: Slots, version: str, host_calls: HostCalls) -> Composition:
     """Build all services. The directories ``config.root`` and ``config.run`` exist; pods and containers
-    lie below the latter."""
+    lie below the latter. ``host_calls``: the kernel, or a test's fake of it."""
     cgroups = CgroupPaths.of(config.pods)
     store, content = Store(config.root / "state.db"), ContentStore(config.root / "content")
     images = ImageService(store, content, slots, pinning(config))
     threads = OwnerThreads()
-    resources = Resources(store.ledger, slots, cgroups.root, threads, lambda owner: describe_owner(store, owner))
+    resources = Resources(
+        store.ledger, slots, cgroups.root, threads, lambda owner: describe_owner(store, owner), host_calls
+    )
     events, locks = EventBus(store), Locks()
     exit_monitor = ExitMonitor(store, slots, events)
     builder = ContainerBuilder(config, store, slots, images, resources, cgroups)

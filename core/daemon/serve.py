@@ -29,6 +29,7 @@ from crinoid.core.daemon.recording import Recordings
 from crinoid.core.daemon.reload import Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
+from crinoid.core.lifecycle.resources.host_calls import HostCalls
 from crinoid.core.slots.binding import bind_in_turns, prepare_registries
 from crinoid.core.slots.registry import RegistrySlot
 from crinoid.core.slots.running import HookCalls
@@ -139,7 +140,7 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
     slots = await bind_in_turns(start.drivers, config, loaded.origins, instruments, watchdog.calls)
     watchdog.know(slots.all())
     with _fault_named():
-        node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__)
+        node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__, HostCalls())
     _show_figures(instruments, config, node)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None

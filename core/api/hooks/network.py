@@ -31,8 +31,8 @@ class NetworkHooks:
 
     @hookspec
     async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:  # type: ignore[empty-body]
-        """Attach the pod: make ``request.interface`` in its network namespace, with an address that the node reaches, and
-        bring it and ``lo`` up there; nothing of that where the slot's features say ``host_network``.
+        """Attach the pod: make ``request.interface`` in its network namespace, with an address that the node reaches,
+        and bring it and ``lo`` up there; nothing of that where the slot's features say ``host_network``.
 
         Raises DriverError where ``netns`` is no namespace any more. On an error, and when cancelled, the kernel calls
         ``detach`` with the plan.

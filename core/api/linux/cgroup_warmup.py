@@ -7,7 +7,7 @@ prepared. Making and removing cgroups waits as well meanwhile: what can be made 
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from crinoid.core.api.linux import cgroups
 
@@ -20,7 +20,9 @@ _REST_S = 10.0
 class CgroupWarmup:
     """One thread that keeps the kernel ready as long as somebody wants it; nobody waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: Callable[[], None] = cgroups.warm_up) -> None:
+        """``warm_up`` asks the kernel once."""
+        self._warm_up = warm_up
         self._changed = threading.Condition()
         self._wanting = 0
         self._until_s = 0.0
@@ -56,7 +58,7 @@ class CgroupWarmup:
 
     def _keep_ready(self) -> None:
         while self._wait_until_wanted():
-            cgroups.warm_up()
+            self._warm_up()
             time.sleep(_PAUSE_S)
 
     def _wait_until_wanted(self) -> bool:

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from crinoid.core.api.errors import AlreadyExists
-from crinoid.core.api.linux import capabilities, cgroups, lsm, mount, namespaces, probes, rights
+from crinoid.core.api.linux import capabilities, cgroups, lsm, probes, rights
 from crinoid.core.api.values.container import ContainerSecurity
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.containers import builder
-from crinoid.core.lifecycle.node import recovery
 from crinoid.core.lifecycle.pods import pod_plan, pods
+from crinoid.core.lifecycle.resources.host_calls import HostCalls
 from crinoid.core.lifecycle.sandbox import pod_files
 from crinoid.core.lifecycle.spec.users import Identity, identify
 from crinoid.core.state.records import ProcessUser
 
 
 @dataclass
-class FakeMachine:
-    """What the host would hold."""
+class FakeMachine(HostCalls):
+    """What the host would hold, and the calls that change it."""
 
     pins: set[Path] = field(default_factory=set)
     mounts: list[Path] = field(default_factory=list)
@@ -42,14 +42,23 @@ class FakeMachine:
         path.unlink(missing_ok=True)
         self.pins.discard(path)
 
-    def mount(self, _mount: Mount, target: Path) -> None:
+    def is_pinned(self, path: Path) -> bool:
+        return path in self.pins
+
+    def mount(self, mount: Mount, target: Path) -> None:
         self.mounts.append(target)
 
-    def bind(self, _source: Path, target: Path) -> None:
+    def bind(self, source: Path, target: Path, readonly: bool = False, recursive: bool = False) -> None:
         self.pins.add(target)
 
-    def unmount(self, target: Path) -> None:
+    def unmount(self, target: Path, lazy: bool = True) -> None:
         self.mounts = [path for path in self.mounts if path != target]
+
+    def has_cgroup(self, path: str) -> bool:
+        return path in self.cgroups
+
+    def has_marked_cgroup(self, path: str) -> bool:
+        return path in self.marks
 
     def make_cgroup(self, path: str, owner: str = "-") -> None:
         parts = path.strip("/").split("/")
@@ -63,6 +72,12 @@ class FakeMachine:
         if path in self.cgroups:
             raise AlreadyExists(f"cgroup {path} is there already")
         self.make_cgroup(path, owner)
+
+    def kill_cgroup(self, path: str, timeout_s: float = 0) -> None:
+        self.killed.append(path)
+
+    def warm_up_cgroups(self) -> None:
+        pass
 
     def remove_cgroup(self, path: str) -> None:
         gone = {one for one in self.cgroups if f"{one}/".startswith(f"{path}/")}
@@ -82,28 +97,6 @@ class FakeMachine:
     def is_empty(self) -> bool:
         """Return whether nothing of any pod is left."""
         return not (self.pins or self.mounts or self.cgroups)
-
-
-def patches(machine: FakeMachine) -> list[tuple[object, str, object]]:
-    """Return what stands in for the calls that need root or change the host: module, name, instead."""
-    return [
-        (namespaces, "pin", machine.pin),
-        (namespaces, "unpin", machine.unpin),
-        (recovery, "is_pinned", machine.pins.__contains__),
-        (mount, "mount", machine.mount),
-        (mount, "bind", machine.bind),
-        (mount, "unmount", machine.unmount),
-        (cgroups, "exists", machine.cgroups.__contains__),
-        (cgroups, "make", machine.make_cgroup),
-        (cgroups, "make_new", machine.make_new_cgroup),
-        (cgroups, "belongs_to", machine.owns_cgroup),
-        (cgroups, "is_marked", lambda path: path in machine.marks),
-        (cgroups, "remove", machine.remove_cgroup),
-        (cgroups, "remove_marked", machine.remove_marked_cgroup),
-        (cgroups, "kill", machine.killed.append),
-        (cgroups, "warm_up", lambda: None),
-        (pods, "write_sysctls_in", lambda _pins, _values: None),
-    ]
 
 
 @contextlib.contextmanager
@@ -126,7 +119,7 @@ def installed(ids: object, users: Mapping[str, Mapping[str, Any]], host: Mapping
         """Every path answers."""
 
     changes: list[tuple[Any, str, object]] = [
-        *patches(machine),
+        (pods, "write_sysctls_in", lambda _pins, _values: None),
         (builder, "secrets", ids),
         (pod_plan, "secrets", ids),
         (builder, "identify", identify_as_then),

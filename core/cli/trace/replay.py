@@ -144,7 +144,7 @@ def _make_node(trace: Trace, places: Places, players: Players, host: machine.Fak
         with_state.close()
     bindings = [_bind(slot, places, players) for slot in head["slots"]]
     slots: Slots = assemble(config, bindings)
-    return compose(config, slots, __version__)
+    return compose(config, slots, __version__, host)
 
 
 def _restore(state: Json, store: Store, places: Places, host: machine.FakeMachine) -> None:

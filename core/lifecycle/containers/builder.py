@@ -123,7 +123,7 @@ class ContainerBuilder:
         self._cdi = CdiDevices(config.pods.cdi_spec_dirs)
         self._views = ContainerViews(store, slots)
         self._features: dict[str, bool] = {}
-        self._warmup = CgroupWarmup()
+        self._warmup = CgroupWarmup(resources.host_calls.warm_up_cgroups)
         self._path_s = config.pods.path_timeout_s
         self.paths = PathProbes(self._path_s)
 

@@ -23,7 +23,6 @@ from crinoid.core.api.errors import (
     RuntimeRefused,
     Unavailable,
 )
-from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.bulkheads import on_behalf_of
 from crinoid.core.api.linux.cgroup_names import below_mount
 from crinoid.core.api.linux.threads import call_in_thread
@@ -154,7 +153,7 @@ class ContainerService:
                     return
             slot = self.slot_of(record)
             if record.reason == LOST_FILES and record.state is ContainerState.UNKNOWN:  # which its runtime would go by
-                await call_in_thread(lambda: end_by_cgroup(record))
+                await call_in_thread(lambda: self._end_by_cgroup(record))
             self._exit_monitor.watch(record)
             if timeout_s > 0:
                 await slot.kill(record.handle, signal_number(record.stop_signal), False)
@@ -421,6 +420,12 @@ class ContainerService:
                 + (f"; {hung}" if hung else "")
             )
 
+    def _end_by_cgroup(self, record: ContainerRecord) -> None:
+        """Kill what runs in a container's cgroup, if that was made for it. Blocks. Raises DeadlineExceeded."""
+        path, host_calls = below_mount(record.handle.cgroup), self._resources.host_calls
+        if host_calls.owns_cgroup(path, record.id):
+            host_calls.kill_cgroup(path)
+
     def _find(self, container_id: str) -> ContainerRecord | None:
         if not container_id:
             raise InvalidArgument("container_id is empty")
@@ -428,13 +433,6 @@ class ContainerService:
             return self._store.containers.find(container_id)
         except NotFound:
             return None
-
-
-def end_by_cgroup(record: ContainerRecord) -> None:
-    """Kill what runs in a container's cgroup, if that was made for it. Blocks. Raises DeadlineExceeded."""
-    path = below_mount(record.handle.cgroup)
-    if cgroups.belongs_to(path, record.id):
-        cgroups.kill(path)
 
 
 def end_of(pod_id: str) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.linux import cgroups, rights
 from crinoid.core.api.linux.cgroup_names import below_mount
-from crinoid.core.api.linux.namespaces import is_pinned
 from crinoid.core.api.linux.threads import call_in_thread
 from crinoid.core.api.values.network import NetworkRequest
 from crinoid.core.api.values.runtime import ContainerStatus, ExitStatus
@@ -135,7 +134,7 @@ class Recovery:
     async def _recover_pod(self, pod: PodRecord) -> None:
         if pod.state is not PodState.READY:
             return
-        lost = [kind for kind, path in pod.namespaces.items() if not is_pinned(path)]
+        lost = [kind for kind, path in pod.namespaces.items() if not self._resources.host_calls.is_pinned(path)]
         if lost:
             self._init.note_not_ready(pod.id, f"its {', '.join(lost)} namespace is gone, as after a reboot")
             return
@@ -160,7 +159,7 @@ class Recovery:
         if state is not None and state.status is ContainerStatus.ABSENT:
             if record.start_error or _waits_for_restore(record):
                 return
-            if left := await asyncio.to_thread(_processes_of, record):
+            if left := await asyncio.to_thread(self._processes_of, record):
                 why = f"its files below run are gone, and {len(left)} of its processes live: {left[0]} and others"
                 LOG.error("container %s: %s; it can be stopped", record.id, why)
                 unknown = dataclasses.replace(record, state=ContainerState.UNKNOWN, reason=LOST_FILES, message=why)
@@ -172,6 +171,11 @@ class Recovery:
         if state is not None and alive and record.id not in self._store.containers.damaged:
             record = self._note_running(record, state.pid)
         self._exit_monitor.watch(record)
+
+    def _processes_of(self, record: ContainerRecord) -> tuple[int, ...]:
+        """Return what runs in the container's own cgroup. Blocks."""
+        path = below_mount(record.handle.cgroup)
+        return cgroups.processes(path) if self._resources.host_calls.owns_cgroup(path, record.id) else ()
 
     def _note_running(self, record: ContainerRecord, pid: int) -> ContainerRecord:
         """The daemon died between the start of the container and its record."""
@@ -225,12 +229,6 @@ class Recovery:
                         await slot.remove_snapshot(key)
                     except CrinoidError as error:
                         LOG.warning("snapshot %s, which nobody owns, can't be removed: %s", key, error.message)
-
-
-def _processes_of(record: ContainerRecord) -> tuple[int, ...]:
-    """Return what runs in the container's own cgroup. Blocks."""
-    path = below_mount(record.handle.cgroup)
-    return cgroups.processes(path) if cgroups.belongs_to(path, record.id) else ()
 
 
 def _waits_for_restore(record: ContainerRecord) -> bool:

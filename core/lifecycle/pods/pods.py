@@ -98,7 +98,7 @@ class PodService:
         self._user_namespaces = user_namespaces.UserNamespaces(slots)
         self._cgroups = cgroups
         self._planner = PodPlanner(config, slots, cgroups)
-        self._warmup = CgroupWarmup()
+        self._warmup = CgroupWarmup(parts.resources.host_calls.warm_up_cgroups)
         self._starting = SharedTasks("RunPodSandbox of")
         self._wanted: dict[PodMetadata, tuple[PodConfig, str]] = {}
         self._going_down: set[str] = set()
@@ -373,7 +373,7 @@ class PodService:
             labels = selinux_labels(plan.pod_id, plan.config, None)
             steps.append(mounts_at(label_mounts((Mount("tmpfs", "shm", tuple(options)),), labels), plan.directory.shm))
         if not self._cgroups.systemd:
-            steps.append(cgroup_at(plan.cgroup_parent))
+            steps.append(cgroup_at(plan.cgroup_parent, self._resources.host_calls))
         elif not plan.config.cgroup_parent:  # else the slice is the kubelet's; the runtime makes a scope in either
             steps.append(slice_at(below_mount(plan.cgroup_parent)))
         return steps

@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from crinoid.core.api.errors import DriverError
-from crinoid.core.api.linux import mount, rights
+from crinoid.core.api.linux import rights
 from crinoid.core.api.values.snapshot import Mount
+from crinoid.core.lifecycle.resources.host_calls import HostCalls
 from crinoid.core.state.store import LedgerEntry
 
 KIND = "layers"
@@ -24,9 +25,12 @@ KIND = "layers"
 class LayerMounts:
     """The users of each target, counted in memory from the ledger's rows. Made and undone in threads."""
 
-    def __init__(self, entries: Iterable[LedgerEntry], roots: Callable[[], Collection[Path]]) -> None:
+    def __init__(
+        self, entries: Iterable[LedgerEntry], roots: Callable[[], Collection[Path]], host_calls: HostCalls
+    ) -> None:
         """``roots``: the directories below which targets may lie, those of snapshotters."""
         self._roots = roots
+        self._host_calls = host_calls
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._users: dict[str, set[str]] = {}
@@ -46,7 +50,7 @@ class LayerMounts:
                 self._users.setdefault(one.target, set()).add(token)
                 if not os.path.ismount(one.target):
                     rights.make_directories(Path(one.target))
-                    mount.mount(one, Path(one.target))
+                    self._host_calls.mount(one, Path(one.target))
 
     def undo(self, entry: LedgerEntry) -> None:
         """Undo what nobody else uses, the last first. Idempotent."""
@@ -55,7 +59,7 @@ class LayerMounts:
                 users = self._users.get(target, set())
                 users.discard(entry.key)
                 if not users:
-                    mount.unmount(Path(target))
+                    self._host_calls.unmount(Path(target))
                     with contextlib.suppress(OSError):  # somebody's file in it harms nobody
                         Path(target).rmdir()
                     self._users.pop(target, None)

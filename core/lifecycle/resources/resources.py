@@ -26,7 +26,7 @@ from typing import TypeVar, cast
 
 from crinoid.core.api.backoff import Backoff
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DriverError, FailedPrecondition, Unavailable
-from crinoid.core.api.linux import cgroups, files, mount, namespaces, rights
+from crinoid.core.api.linux import cgroups, files, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
 from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
 from crinoid.core.api.linux.threads import call_in_thread, call_within
@@ -36,7 +36,8 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import UserNamespace
 from crinoid.core.api.values.runtime import ContainerHandle, ContainerProcess, ContainerRequest, PodSandbox
 from crinoid.core.api.values.snapshot import Mount
-from crinoid.core.lifecycle.resources import layer_mounts, ownership, slices
+from crinoid.core.lifecycle.resources import layer_mounts, ownership
+from crinoid.core.lifecycle.resources.host_calls import HostCalls
 from crinoid.core.lifecycle.resources.layer_mounts import LayerMounts
 from crinoid.core.slots.binding import Slots
 from crinoid.core.slots.network import NetworkSlot
@@ -72,12 +73,19 @@ class Resources:
     """Makes and undoes host resources by way of the ledger."""
 
     def __init__(
-        self, ledger: Ledger, slots: Slots, cgroup_root: str, threads: OwnerThreads, describe: Callable[[str], str]
+        self,
+        ledger: Ledger,
+        slots: Slots,
+        cgroup_root: str,
+        threads: OwnerThreads,
+        describe: Callable[[str], str],
+        host_calls: HostCalls,
     ) -> None:
         """``cgroup_root``: the cgroup under which all of crinoid's own lie; removed whenever it is empty.
 
         ``describe`` returns an owner's name for people; it is asked while there is a record of the owner.
         """
+        self.host_calls = host_calls
         self._ledger = ledger
         self._describe = describe
         self._backoff = Backoff()
@@ -85,7 +93,7 @@ class Resources:
         self._cgroup_root = cgroup_root
         self._threads = threads
         self._layer_mounts = LayerMounts(
-            ledger.entries(), lambda: {slot.run_dir.parent for slot in slots.snapshotters.values()}
+            ledger.entries(), lambda: {slot.run_dir.parent for slot in slots.snapshotters.values()}, host_calls
         )
         self._given_up: dict[str, _GivenUp] = {}
         self._retry: asyncio.Task[None] | None = None
@@ -108,8 +116,8 @@ class Resources:
         }
         self._undo_in_thread_of: Mapping[str, Callable[[LedgerEntry], None]] = {
             DIRECTORY: lambda entry: files.remove_tree(Path(entry.key)),
-            NAMESPACES: _undo_namespaces,
-            MOUNT: lambda entry: mount.unmount(Path(entry.key)),
+            NAMESPACES: self._undo_namespaces,
+            MOUNT: lambda entry: host_calls.unmount(Path(entry.key)),
             CGROUP: self._undo_cgroup,
             CONTENTS: _undo_contents,
             LAYERS: self._layer_mounts.undo,
@@ -130,7 +138,7 @@ class Resources:
         """Make several resources, one after the other in one thread; all are in the ledger before the first is made."""
         self._ledger.record_all(owner, [(step.kind, step.key, step.data) for step in steps])
         with stage("make " + ", ".join(dict.fromkeys(step.kind for step in steps))):
-            await call_in_thread(lambda: [step.make() for step in steps])
+            await call_in_thread(lambda: [step.make(self.host_calls) for step in steps])
 
     async def make_directory(self, owner: str, path: Path, group: int | None = None) -> None:
         """Make a private directory of the owner's own, with a way through it for a group; undone with all that is in
@@ -149,7 +157,7 @@ class Resources:
 
         def bind() -> None:
             rights.write_file(pin, b"")
-            mount.bind(source, pin)
+            self.host_calls.bind(source, pin)
 
         await call_in_thread(bind)
 
@@ -165,7 +173,7 @@ class Resources:
         if layers:
             token = self._layer_mounts.new_token()
             data = {"targets": [one.target for one in layers]}
-            steps.insert(0, Step(LAYERS, token, data, lambda: self._layer_mounts.make(layers, token)))
+            steps.insert(0, Step(LAYERS, token, data, lambda _: self._layer_mounts.make(layers, token)))
         await self.make(owner, *steps)
 
     async def unmount(self, owner: str, target: Path) -> None:
@@ -185,9 +193,9 @@ class Resources:
 
         Raises AlreadyExists, Unsupported.
         """
-        above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent))]
+        above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent), self.host_calls)]
         self._ledger.record(owner, CGROUP, path, {"made": [path], "above": above})
-        await call_in_thread(lambda: cgroups.make_new(path, owner))
+        await call_in_thread(lambda: self.host_calls.make_new_cgroup(path, owner))
 
     async def attach(self, owner: str, slot: NetworkSlot, request: NetworkRequest) -> Attachment:
         """Attach a pod to its network."""
@@ -480,13 +488,17 @@ class Resources:
         owner = _owner(entry)
         made, above = _texts(entry.data.get("made")), _texts(entry.data.get("above"))
         for path in made:
-            if cgroups.belongs_to(path, owner):
-                cgroups.kill(path)
-                slices.remove(path)
-            elif cgroups.is_path(path) and cgroups.exists(path):
+            if self.host_calls.owns_cgroup(path, owner):
+                self.host_calls.kill_cgroup(path)
+                self.host_calls.remove_cgroup(path)
+            elif cgroups.is_path(path) and self.host_calls.has_cgroup(path):
                 LOG.info("cgroup %s is left as it is: it was not made for %s", path, owner)
         for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
-            cgroups.remove_marked(path)
+            self.host_calls.remove_marked_cgroup(path)
+
+    def _undo_namespaces(self, entry: LedgerEntry) -> None:
+        for path in cast(list[str], entry.data["paths"]):
+            self.host_calls.unpin(Path(path))
 
     def _slot(self, slots: Mapping[str, S], role: str, entry: LedgerEntry) -> S:
         name = str(entry.data["slot"])
@@ -536,13 +548,13 @@ class Step:
     kind: str
     key: str
     data: Mapping[str, object]
-    make: Callable[[], object]
+    make: Callable[[HostCalls], object]
 
 
 def directory_at(path: Path, group: int | None = None, fill: Callable[[], object] = lambda: None) -> Step:
     """As ``Resources.make_directory``, but in a thread, and what comes into the directory at once."""
 
-    def make() -> None:
+    def make(_: HostCalls) -> None:
         _make_private(path, group)
         fill()
 
@@ -558,8 +570,8 @@ def namespaces_at(
     """
     maps = user or UserNamespace()
 
-    def make() -> None:
-        namespaces.pin(pins, uids=maps.uids, gids=maps.gids, hostname=hostname, inside=inside)
+    def make(host_calls: HostCalls) -> None:
+        host_calls.pin(pins, uids=maps.uids, gids=maps.gids, hostname=hostname, inside=inside)
 
     return Step(NAMESPACES, owner, {"paths": [str(path) for path in pins.values()]}, make)
 
@@ -567,31 +579,31 @@ def namespaces_at(
 def mounts_at(mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None) -> Step:
     """Mounts one on top of the other at ``target``, which exists; with ``maps``, files show other owners."""
 
-    def make() -> None:
+    def make(host_calls: HostCalls) -> None:
         for one in mounts:
-            mount.mount(one, target) if maps is None else mount_mapped(one, target, maps)
+            host_calls.mount(one, target) if maps is None else mount_mapped(one, target, maps)
 
     return Step(MOUNT, str(target), {}, make)
 
 
-def cgroup_at(path: str) -> Step:
+def cgroup_at(path: str, host_calls: HostCalls) -> Step:
     """A pod's cgroup, and those above it, where they are missing. One with the pod's id for a name is its own."""
     own = [path] if cgroups.is_named_by_owner(path) else []
-    shared = [] if own else _ours(path)
-    above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent))]
-    return Step(CGROUP, path, {"made": own, "above": shared + above}, lambda: cgroups.make(path))
+    shared = [] if own else _ours(path, host_calls)
+    above = [one for parent in PurePosixPath(path).parents for one in _ours(str(parent), host_calls)]
+    return Step(CGROUP, path, {"made": own, "above": shared + above}, lambda calls: calls.make_cgroup(path))
 
 
 def slice_at(path: str) -> Step:
     """A pod's own slice, which systemd makes with the first scope in it."""
-    return Step(CGROUP, path, {"made": [path], "above": []}, lambda: None)
+    return Step(CGROUP, path, {"made": [path], "above": []}, lambda _: None)
 
 
-def _ours(path: str) -> list[str]:
+def _ours(path: str, host_calls: HostCalls) -> list[str]:
     """A cgroup that crinoid has made, or is about to, and that no pod or container has for its own."""
     if path == "/" or cgroups.is_named_by_owner(path):
         return []
-    return [path] if not cgroups.exists(path) or cgroups.is_marked(path) else []
+    return [path] if not host_calls.has_cgroup(path) or host_calls.has_marked_cgroup(path) else []
 
 
 def _texts(value: object) -> list[str]:
@@ -630,11 +642,6 @@ def _make_private(path: Path, group: int | None) -> None:
     rights.make_directory(path)
     if group is not None:
         rights.let_in(path, group)
-
-
-def _undo_namespaces(entry: LedgerEntry) -> None:
-    for path in cast(list[str], entry.data["paths"]):
-        namespaces.unpin(Path(path))
 
 
 def _undo_contents(entry: LedgerEntry) -> None:

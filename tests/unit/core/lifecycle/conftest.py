@@ -21,7 +21,7 @@ from crinoid.core.api.testing.fakes import (
 )
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, ContainerSecurity
 from crinoid.core.api.values.pod import NamespaceMode, NamespaceOptions, PodConfig, PodMetadata
-from crinoid.core.cli.trace.machine import FakeMachine, patches
+from crinoid.core.cli.trace.machine import FakeMachine
 from crinoid.core.config.models import Config, ExtensionSlotConfig, PodsConfig, RuntimeSlotConfig, SlotConfig
 from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.slots.binding import adopt, assemble
@@ -68,7 +68,7 @@ class FakeNode:
 
     async def start(self) -> Composition:
         """Make services and recover."""
-        self.services = compose(self.config, assemble(self.config, self._bindings()), "0")
+        self.services = compose(self.config, assemble(self.config, self._bindings()), "0", self.machine)
         await self.services.recover()
         return self.services
 
@@ -112,14 +112,11 @@ def _bind(role: str, driver: Recorder, config: SlotConfig) -> Binding:
 
 
 @pytest.fixture
-async def fake_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeNode]:
-    machine = FakeMachine()
-    for of, name, instead in patches(machine):
-        monkeypatch.setattr(of, name, instead)
+async def fake_node(tmp_path: Path) -> AsyncIterator[FakeNode]:
     options = NoOptions()
     node = FakeNode(
         tmp_path,
-        machine,
+        FakeMachine(),
         FakeRuntime(options, fake_host(tmp_path, "runc")),
         FakeNetwork(options, fake_host(tmp_path, "default")),
         FakeSnapshotter(options, fake_host(tmp_path, "default")),

@@ -22,7 +22,7 @@ from crinoid.core.api.errors import (
     NotFound,
     RuntimeRefused,
 )
-from crinoid.core.api.linux import files, mount
+from crinoid.core.api.linux import files
 from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodMetadata
 from crinoid.core.api.values.runtime import ExitStatus
@@ -568,7 +568,7 @@ async def test_what_is_being_made_is_undone_only_once_it_is_made(
         fake_node.machine.mounts.append(target)
         made.set()
 
-    monkeypatch.setattr(mount, "mount", mount_slowly)
+    monkeypatch.setattr(fake_node.machine, "mount", mount_slowly)
     making = asyncio.create_task(fake_node.now.pods.run(a_pod(), ""))
     await eventually(began.is_set)
     closing = asyncio.create_task(fake_node.now.pods.close())

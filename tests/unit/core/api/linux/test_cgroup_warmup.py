@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from crinoid.core.api.linux import cgroup_warmup, cgroups
+from crinoid.core.api.linux import cgroup_warmup
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from support.patience import patient
 
@@ -40,13 +40,12 @@ class Asked(threading.Semaphore):
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     found = Asked()
-    monkeypatch.setattr(cgroups, "warm_up", found.ask)
     monkeypatch.setattr(cgroup_warmup, "_REST_S", 0.05)
     return found
 
 
 def test_it_is_asked_again_and_again_by_one_thread_until_nobody_wants_it(asked: Asked) -> None:
-    one = CgroupWarmup()
+    one = CgroupWarmup(asked.ask)
     with one.lasting():
         with one.lasting():
             assert len(asked.threads) == 1
@@ -59,7 +58,7 @@ def test_it_is_asked_again_and_again_by_one_thread_until_nobody_wants_it(asked: 
 
 
 def test_it_lingers_and_ends(asked: Asked) -> None:
-    one = CgroupWarmup()
+    one = CgroupWarmup(asked.ask)
     one.linger(0.02)
     assert asked.acquire(timeout=patient(10))
     asked.wait_for_end()
@@ -67,7 +66,7 @@ def test_it_lingers_and_ends(asked: Asked) -> None:
 
 def test_it_rests_while_nobody_wants_it(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup_warmup, "_REST_S", patient(60))
-    one = CgroupWarmup()
+    one = CgroupWarmup(asked.ask)
     with one.lasting():
         assert asked.acquire(timeout=patient(10))
     (thread,) = asked.threads

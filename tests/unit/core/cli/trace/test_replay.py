@@ -24,7 +24,7 @@ from crinoid.core.api.testing.fakes import (
     Recorder,
     fake_host,
 )
-from crinoid.core.cli.trace.machine import FakeMachine, patches
+from crinoid.core.cli.trace.machine import FakeMachine
 from crinoid.core.cli.trace.model import Trace
 from crinoid.core.cli.trace.replay import Outcome, replay
 from crinoid.core.cli.trace.view import show
@@ -91,7 +91,7 @@ class Recorded:
         store = Store(self.config.root / "state.db")
         store.images.put(IMAGE)
         store.close()
-        self.node: Composition = compose(self.config, assemble(self.config, self._bindings()), "0")
+        self.node: Composition = compose(self.config, assemble(self.config, self._bindings()), "0", FakeMachine())
         await self.node.recover()
         loaded = Loaded(self.config, NO_ORIGINS, ())
         self.recordings = recording.Recordings(loaded, self.config.run, self.node, self.instruments)  # type: ignore[arg-type]  # all that it needs
@@ -143,8 +143,6 @@ class Recorded:
 @pytest.fixture
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Recorded]:
     monkeypatch.setattr(recording, "_learn", lambda _: Secrets())  # the fakes are not installed
-    for of, name, instead in patches(FakeMachine()):
-        monkeypatch.setattr(of, name, instead)
     recorded = Recorded(tmp_path)
     await recorded.start()
     yield recorded
