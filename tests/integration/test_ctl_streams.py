@@ -22,6 +22,7 @@ import pytest
 
 from crinoid.core.api.linux import namespaces
 from integration.conftest import BUSYBOX, Node
+from integration.pods import QUICK
 from support import programs
 from support.patience import patient
 from support.terminal import on_terminal
@@ -53,7 +54,7 @@ def until(true: Callable[[], object], what: str) -> None:
 @pytest.fixture
 def container(node: Node) -> str:
     """A container that idles."""
-    return node.run_container(node.run_pod(), "sleep", "1000")
+    return node.run_container(node.run_pod(handler=QUICK["runc"]), "sleep", "1000")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
