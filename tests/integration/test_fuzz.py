@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from crinoid.core.cri.calls import _is_read
 from crinoid.core.cri.wire import api_pb2
 from integration.conftest import BUSYBOX, write_conflist
 from support import network_namespace
@@ -216,9 +217,11 @@ def _fuzz(target: Target, confines: Confines, rpc: str) -> None:
         odd = [_odd_message(target, data.draw, rpc) for _ in range(ODD)]
         seed = data.draw(st.integers(0, 1 << 40))
         damaged = [mutate(odd[number % ODD], seed + number) for number in range(DAMAGED)]
-        target.tend()
+        if not _is_read(rpc):  # which ends nothing
+            target.tend()
         target.send_all(rpc, [tame(target.kind(rpc), one, confines) for one in (*odd, *damaged)])
 
+    target.tend()
     send_odd()
 
 
