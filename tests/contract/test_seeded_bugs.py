@@ -22,6 +22,7 @@ from crinoid.core.api.testing.registries import RegistryContract, RegistrySample
 from crinoid.core.api.testing.runtimes import RuntimeContract
 from crinoid.core.api.testing.snapshotters import SnapshotterContract
 from crinoid.core.api.values.runtime import PodSandbox
+from support.patience import patient
 
 
 class Networks(NetworkContract):
@@ -87,6 +88,15 @@ def only(contract: type, tests: dict[str, object], make: Callable[..., object], 
     return made
 
 
+WAITS = {
+    "extensions._SETTLE_S": patient(1.0),
+    "registries._SETTLE_S": patient(1.0),
+    "networks._SETTLE_TRIES": 20,
+    "snapshotters._SETTLE_TRIES": 20,
+}
+"""How long a bug is waited for to go away: it does not. Drivers that are right have three to five times as long."""
+
+
 def catching(test: Callable[..., Any], catch: Catch) -> Callable[..., Any]:
     """Make of a test one that passes if it fails, in the expected words."""
 
@@ -94,6 +104,8 @@ def catching(test: Callable[..., Any], catch: Catch) -> Callable[..., Any]:
     async def caught(self: object, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
         if catch.hook_s is not None:
             monkeypatch.setattr(binding, "HOOK_S", catch.hook_s)
+        for name, value in WAITS.items():
+            monkeypatch.setattr(f"crinoid.core.api.testing.{name}", value)
         monkeypatch.setenv("CI", "true")  # where pytest shows a difference whole, however long that takes
         wanted = {name: given[name] for name in inspect.signature(test).parameters if name in given}
         with pytest.raises((Exception, pytest.fail.Exception), match=f"(?s){catch.words}"):
