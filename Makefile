@@ -29,7 +29,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.crinoid-installed
 # Much of the tests' time is waiting. A file's tests stay in one worker, which shares its daemon among them; those marked
 # "alone" run while the other workers stand still (tests/support/turns.py). WORKERS=1 runs all tests one after another.
-WORKERS ?= 3
+WORKERS ?= 4
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench bench-cluster bench-quick chaos chaos-kill chaos-fail chaos-power demo demo-packages test test-cluster test-isolated test-peers test-site test-systemd test-systemd-here test-vm test-vm-short test-microvm soak reading lint unit proto docs setup packages bytecode clean
