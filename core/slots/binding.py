@@ -176,7 +176,7 @@ def adopt(
     Raises a ConfigurationError when the driver does not fit the hooks of its role.
     """
     role = ROLES[installed.role]
-    manager = pluggy.PluginManager(PROJECT)
+    manager = _HookManager(PROJECT)
     manager.add_hookspecs(role.specification)
     check_hooks(driver, installed)  # its class was checked before; this is about what the object has set itself
     manager.register(driver, installed.name)
@@ -219,6 +219,13 @@ def assemble(config: Config, bindings: Iterable[Binding]) -> Slots:
         ),
         config.pods.default_runtime,
     )
+
+
+class _HookManager(pluggy.PluginManager):
+    """As pluggy's, but that it looks at attributes with the name of a hook alone: all others cost 3 ms a driver."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> "pluggy.HookimplOpts | None":
+        return super().parse_hookimpl_opts(plugin, name) if hasattr(self.hook, name) else None
 
 
 class _Binder:

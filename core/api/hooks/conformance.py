@@ -7,6 +7,7 @@ contracts of ``core/api/testing`` ask, too.
 """
 
 import difflib
+import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
@@ -23,8 +24,23 @@ def find_defects(driver: object, specification: type) -> tuple[str, ...]:
     """Return what is wrong with the hooks of a driver or of its class, each with class and method; nothing is called.
 
     An attribute that is ``None`` leaves a hook out, and so does a method that is inherited from the specification.
-    A public method whose name is a slip away from a hook's is taken for that hook.
+    A public method whose name is a slip away from a hook's is taken for that hook. A class is looked at once, and its
+    objects for what they have set themselves.
     """
+    of: type = driver if isinstance(driver, type) else type(driver)
+    own = {} if of is driver else getattr(driver, "__dict__", {})
+    hooks = hooks_of(specification)
+    if any(name in hooks or isinstance(value, _METHODS) for name, value in own.items()):
+        return _look_for_defects(driver, specification)
+    return _find_class_defects(of, specification)
+
+
+@functools.lru_cache(1024)
+def _find_class_defects(driver: type, specification: type) -> tuple[str, ...]:
+    return _look_for_defects(driver, specification)
+
+
+def _look_for_defects(driver: object, specification: type) -> tuple[str, ...]:
     hooks = hooks_of(specification)
     found = []
     for name, (owner, attribute) in _members_of(driver).items():
