@@ -1316,11 +1316,12 @@ class RuntimeContract(Contract):
 
     @needs("shell")
     async def test_reopening_at_the_same_time(self, bench: Workbench) -> None:
-        request = await bench.shell("echo one; sleep 0.3; echo two")
+        request = await bench.shell("trap 'echo two; exit' TERM; echo one; while true; do sleep 0.01; done")
         log = _log(request)
         await bench.until(lambda: joined_text(log) == "one\n", "the first line is there")
         old = log.rename(log.with_suffix(".old"))
         await asyncio.gather(*(bench.runtime.reopen_log(request.handle) for _ in range(3)))
+        await bench.runtime.kill(request.handle, signal.SIGTERM)
         await bench.runtime.wait(request.handle)
         assert (joined_text(old), joined_text(log)) == ("one\n", "two\n")
 
