@@ -1,9 +1,11 @@
-"""The distributions of ``examples/``, installed by pip as a site would, in an environment that sees our packages."""
+"""The distributions of ``examples/`` for a daemon of a test's own: installed by pip as a site would, in an environment
+that sees our packages, or one or two of them as if they were."""
 
 import shutil
 import site
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -41,3 +43,21 @@ def install(directory: Path) -> str:
     assert len(found) == len(projects), found
     subprocess.run([*pip, *found], check=True, timeout=patient(200))
     return str(interpreter)
+
+
+def declare(directory: Path, *names: str) -> str:
+    """Write the metadata that pip would, from each project's ``pyproject.toml``; return the PYTHONPATH of them all."""
+    places = [directory]
+    for name in names:
+        project = tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"]
+        info = directory / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        lines = []
+        for group, points in project["entry-points"].items():
+            lines += [f"[{group}]", *(f"{point} = {target}" for point, target in points.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        places.append(ROOT / name)
+    return ":".join(map(str, places))

@@ -58,8 +58,8 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    directories = [tmp_path_factory.mktemp(name) for name in ("state", "run")]
-    place = Place(Host("contract", *directories, logging.getLogger("contract")))
+    state, run = (tmp_path_factory.mktemp(name) for name in ("state", "run"))
+    place = Place(Host("contract", state, run, logging.getLogger("contract")))
     yield place
     if place.pod is not None:
         asyncio.run(MicrovmRuntime(options(), place.host).stop_pod(place.pod))
@@ -123,10 +123,10 @@ TSC = 'if (count > 1) { puts("2000000"); return 0; }'
 
 @pytest.fixture
 def own_host(tmp_path: Path) -> Host:
-    directories = [tmp_path / name for name in ("state", "run")]
-    for directory in directories:
+    state, run = tmp_path / "state", tmp_path / "run"
+    for directory in (state, run):
         directory.mkdir()
-    return Host("bad", *directories, logging.getLogger("bad"))
+    return Host("bad", state, run, logging.getLogger("bad"))
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def request(tmp_path: Path, **changes: Any) -> ContainerRequest:
     return ContainerRequest(handle=handle, spec=spec, log_path=tmp_path / "log", root_mounts=root)
 
 
-def pod(**options: NamespaceMode) -> PodSandbox:
+def pod(**options: Any) -> PodSandbox:
     """A pod with namespace options."""
     security = PodSecurity(namespaces=NamespaceOptions(**options))
     return PodSandbox("p1", PodConfig(metadata=PodMetadata("a", "b", "c"), security=security), {}, "/pod")
