@@ -26,6 +26,8 @@ if [ "${1:-}" != demo ]; then
     need openssl openssl
     need containerd containerd
     need faketime faketime
+    need mkfs.xfs xfsprogs
+    need mkfs.btrfs btrfs-progs
 fi
 
 [ -z "$missing" ] && exit 0

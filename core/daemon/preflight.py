@@ -151,7 +151,8 @@ def _listen(address: str, port: int) -> socket.socket:
         family, _, _, _, place = found[0]
         return socket.create_server(place[:2], family=family)
     except (OSError, OverflowError) as error:
-        words = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else str(error)
+        number = error.errno if isinstance(error, OSError) else None
+        words = os.strerror(number) if number and number > 0 else str(getattr(error, "strerror", error))
         raise ConfigurationError(f"{address} port {port} can't be had: {words}") from error
 
 

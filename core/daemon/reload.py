@@ -6,28 +6,42 @@ is named: a takeover (``crinoid upgrade``, systemd's reload) or a restart brings
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.hooks.extension import Kernel
 from crinoid.core.config.loader import Loaded
-from crinoid.core.config.models import Config
+from crinoid.core.config.models import Config, ExtensionSlotConfig
 from crinoid.core.config.origins import name_key
 from crinoid.core.config.positions import KeyPath
 from crinoid.core.daemon import logs
 from crinoid.core.daemon.composition import pinning
 from crinoid.core.lifecycle.images.images import ImageService
+from crinoid.core.slots.answers import nothing
 from crinoid.core.slots.binding import Slots
+from crinoid.core.slots.extension import ExtensionSlot
 from crinoid.core.slots.registry import RegistrySlot
 
 LOG = logging.getLogger(__name__)
 _IMAGES = frozenset({"pinned", "sources", "max_parallel_layers", "pull_idle_timeout_s"})
+_DEADLINES = ("runtime", "network", "snapshotter", "registry")
 _AT_ONCE: tuple[KeyPath, ...] = (
     ("log",),
     *(("images", name) for name in sorted(_IMAGES)),
     ("registries",),
-    ("deadlines", "registry"),
+    *(("deadlines", role) for role in _DEADLINES),
 )
-"""What changes without another process. All else is handed out to parts of the daemon when it starts."""
+"""What changes without another process, besides what ``_Extensions`` tells. All else is handed out at the start."""
+_OF_EXTENSIONS = frozenset({"deadline_s", "on_failure"})
+
+
+@dataclass(frozen=True, slots=True)
+class NewSlots:
+    """What is made of a configuration beside what is in use."""
+
+    registries: Mapping[str, RegistrySlot]
+    extensions: tuple[ExtensionSlot, ...]
 
 
 class Reload:
@@ -39,35 +53,50 @@ class Reload:
         read: Callable[[], Loaded],
         images: ImageService,
         slots: Slots,
-        prepare: Callable[[Loaded], Callable[[], Mapping[str, RegistrySlot]]],
+        prepare: Callable[[Loaded], Callable[[], NewSlots]],
+        kernel: Kernel,
     ) -> None:
-        """``config`` is in force; ``read`` loads what the files say, ``prepare`` returns what makes its image
-        sources. Both are called in a thread."""
+        """``config`` is in force; ``read`` loads what the files say, ``prepare`` returns what makes its image sources
+        and extensions, which are then given the kernel. Both are called in a thread."""
         self._config = config
         self._read = read
         self._images = images
         self._slots = slots
         self._prepare = prepare
+        self._kernel = kernel
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def apply(self) -> tuple[str, ...]:
         """Read the files and apply them; return lines that tell what changed and what did not.
 
-        Image sources are made anew each time, as credentials and certificates lie in files of their own; pulls under
-        way end with the former ones. Raises ConfigurationError where anything is wrong; nothing has changed then.
+        Image sources are made anew each time, as credentials and certificates lie in files of their own, and so are
+        extensions that can be, as ``policy`` with its keys; what is under way ends with the former ones. Raises
+        ConfigurationError where anything is wrong, and what such an extension raises; nothing has changed then.
         """
         async with self._turn:
             loaded = await asyncio.to_thread(self._read)  # models take a tenth of a second
             new = loaded.config
-            registries = (await asyncio.to_thread(self._prepare, loaded))()
+            made = (await asyncio.to_thread(self._prepare, loaded))()
+            before = self._slots.extensions.slots
+            renewed = [
+                slot
+                for slot, old in zip(made.extensions, before, strict=True)
+                if slot.binding.hooks is not old.binding.hooks
+            ]
+            for slot in renewed:
+                await slot.call("connect", nothing, kernel=self._kernel)
             changed = list(_differences(self._config.model_dump(), new.model_dump()))
-            kept = [key for key in changed if not any(key[: len(one)] == one for one in _AT_ONCE)]
+            at_once = (*_AT_ONCE, *_of_extensions(made.extensions, {slot.name for slot in renewed}))
+            kept = [key for key in changed if not any(key[: len(one)] == one for one in at_once)]
             logs.set_up(new.log)
-            self._config = _merge(self._config, new)
+            self._config = _merge(self._config, new, made.extensions)
             self._images.reconfigure(pinning(self._config))
-            former, self._slots.registries = self._slots.registries, registries
-            closing = asyncio.create_task(self._close(former), name="close the former image sources")
+            former, self._slots.registries = self._slots.registries, made.registries
+            self._slots.extensions.slots = made.extensions
+            self._slots.change_deadlines(self._config.deadlines)
+            ended = [old for old in before if old.name in {slot.name for slot in renewed}]
+            closing = asyncio.create_task(self._close(former, ended), name="close the former image sources")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         applied = [name_key(key) for key in changed if key not in kept]
@@ -81,22 +110,38 @@ class Reload:
         LOG.info("reloaded: %s", "; ".join(lines))
         return lines
 
-    async def _close(self, registries: Mapping[str, RegistrySlot]) -> None:
+    async def _close(self, registries: Mapping[str, RegistrySlot], extensions: Iterable[ExtensionSlot]) -> None:
         await self._images.settle_pulls()
-        for slot in registries.values():
+        closing: tuple[Awaitable[None], ...] = (
+            *(slot.close() for slot in registries.values()),
+            *(slot.call("close", nothing) for slot in extensions),
+        )
+        for one in closing:
             try:
-                await slot.close()
+                await one
             except CrinoidError as error:
                 LOG.warning("%s", error.message)
+        for slot in (*registries.values(), *extensions):
             await slot.end()
 
 
-def _merge(old: Config, new: Config) -> Config:
+def _of_extensions(extensions: Iterable[ExtensionSlot], renewed: Collection[str]) -> Iterator[KeyPath]:
+    """Return the keys of extensions that have changed with them."""
+    for slot in extensions:
+        yield from (("extensions", slot.name, key) for key in sorted(_OF_EXTENSIONS))
+        if slot.name in renewed:
+            yield ("extensions", slot.name, "options")
+
+
+def _merge(old: Config, new: Config, extensions: Iterable[ExtensionSlot]) -> Config:
     """Return the old configuration with what changes at once from the new one."""
     images = old.images.model_copy(update={name: getattr(new.images, name) for name in _IMAGES})
-    deadlines = old.deadlines.model_copy(update={"registry": new.deadlines.registry})
+    deadlines = old.deadlines.model_copy(update={role: getattr(new.deadlines, role) for role in _DEADLINES})
+    kept = dict(old.extensions) | {
+        slot.name: slot.config for slot in extensions if isinstance(slot.config, ExtensionSlotConfig)
+    }
     update = {"log": new.log, "images": images, "registries": new.registries, "deadlines": deadlines}
-    return old.model_copy(update=update)
+    return old.model_copy(update={**update, "extensions": kept})
 
 
 def _differences(old: Mapping[str, object], new: Mapping[str, object], base: KeyPath = ()) -> Iterator[KeyPath]:

@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -26,12 +26,11 @@ from crinoid.core.daemon.figures import NodeFigures
 from crinoid.core.daemon.instruments import DaemonInstruments
 from crinoid.core.daemon.notify import notify, ping_watchdog
 from crinoid.core.daemon.recording import Recordings
-from crinoid.core.daemon.reload import Reload
+from crinoid.core.daemon.reload import NewSlots, Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.lifecycle.resources.host_calls import HostCalls
-from crinoid.core.slots.binding import bind_in_turns, prepare_registries
-from crinoid.core.slots.registry import RegistrySlot
+from crinoid.core.slots.binding import bind_in_turns, prepare_registries, rebind_extensions
 from crinoid.core.slots.running import HookCalls
 from crinoid.core.slots.selection import ValidSlot, check
 
@@ -230,10 +229,12 @@ def _show_figures(instruments: DaemonInstruments, config: Config, node: Composit
 
 
 def _reloader(start: Start, node: Composition, instruments: DaemonInstruments) -> Reload:
-    def prepare(other: Loaded) -> Callable[[], Mapping[str, RegistrySlot]]:
-        return prepare_registries(other.config, other.origins, instruments, __version__, start.watchdog.calls)
+    def prepare(other: Loaded) -> Callable[[], NewSlots]:
+        given = (other.config, other.origins, instruments, __version__, start.watchdog.calls)
+        make_registries = prepare_registries(*given)
+        return lambda: NewSlots(make_registries(), rebind_extensions(node.slots.extensions.slots, *given))
 
-    return Reload(start.loaded.config, lambda: load(start.paths), node.images, node.slots, prepare)
+    return Reload(start.loaded.config, lambda: load(start.paths), node.images, node.slots, prepare, node.kernel)
 
 
 def _take_commands(handover: Handover, reload: Reload, recordings: Recordings) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +24,15 @@ from crinoid.core.api.hooks import PROJECT
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import rights
 from crinoid.core.api.values.image import Platform
-from crinoid.core.config.models import DEFAULT_SLOT, Config, ExtensionSlotConfig, RuntimeSlotConfig, SlotConfig
+from crinoid.core.config.models import (
+    DEFAULT_SLOT,
+    Config,
+    Deadlines,
+    DeadlinesConfig,
+    ExtensionSlotConfig,
+    RuntimeSlotConfig,
+    SlotConfig,
+)
 from crinoid.core.config.origins import NO_ORIGINS, Origins, Problem, refuse
 from crinoid.core.slots.calls import Binding, Slot
 from crinoid.core.slots.drivers import SLOW_S, InstalledDriver, check_hooks
@@ -101,6 +109,17 @@ class Slots:
         )
         return tuple(slot for group in groups for slot in group)
 
+    def change_deadlines(self, deadlines: DeadlinesConfig) -> None:
+        """Have calls from now on end by other deadlines; those of extensions are in their slots."""
+        groups: tuple[tuple[Iterable[Slot], Deadlines], ...] = (
+            (self.runtimes.values(), deadlines.runtime),
+            (self.networks.values(), deadlines.network),
+            (self.snapshotters.values(), deadlines.snapshotter),
+        )
+        for slots, of_role in groups:
+            for slot in slots:
+                slot.change_deadlines(of_role)
+
     async def close(self) -> None:
         """Let extensions, image sources and networks finish, and end what drivers have for processes of their own; one
         that fails is logged. Idempotent as far as they are."""
@@ -161,6 +180,41 @@ def prepare_registries(
     slots = [slot for slot in check(config, origins) if slot.selection.role == "registry"]
     apart = binder.start_processes(slots)
     return lambda: assemble(config, binder.bind_all(slots, apart)).registries
+
+
+def rebind_extensions(
+    current: Iterable[ExtensionSlot],
+    config: Config,
+    origins: Origins,
+    instruments: Instruments,
+    version: str,
+    calls: HookCalls,
+) -> tuple[ExtensionSlot, ...]:
+    """Return the extensions that are in use with what the configuration says of each now.
+
+    A driver that says it is ``replaceable`` is made anew, with its options and the files that they name; of others
+    deadline and ``on_failure`` change. One whose driver is another one now, or none, stays as it is. Raises
+    ConfigurationError.
+    """
+    binder = _Binder(config, origins, instruments, version, calls)
+    wanted = {slot.selection.name: slot for slot in check(config, origins) if slot.selection.role == "extension"}
+    found: list[ExtensionSlot] = []
+    for slot in current:
+        valid = wanted.get(slot.name)
+        binding: Binding | None = slot.binding
+        if valid is not None and valid.selection.config.driver == slot.driver:
+            changed = valid.selection.config
+            assert isinstance(changed, ExtensionSlotConfig)
+            binding = binder.bind_one(valid) if is_replaceable(valid) else replace(slot.binding, config=changed)
+            slot = ExtensionSlot(binding, changed) if binding is not None else slot
+        found.append(slot)
+    refuse(binder.problems)
+    return tuple(found)
+
+
+def is_replaceable(slot: ValidSlot) -> bool:
+    """Return whether a slot's driver may be made anew while the one before it is in use."""
+    return bool(getattr(slot.driver.factory, "replaceable", False))
 
 
 def adopt(
@@ -265,6 +319,12 @@ class _Binder:
                 if made.exception() is None and isinstance(proxy := made.result()[0], Proxy):
                     proxy.process.end_now()
             raise
+
+    def bind_one(self, slot: ValidSlot) -> Binding | None:
+        """Make a driver and bind it; ``None``, and a problem, where that can't be."""
+        with self._collected(slot):
+            return self._adopt(slot, *self._make(slot))
+        return None
 
     @contextlib.contextmanager
     def _collected(self, slot: ValidSlot) -> Iterator[None]:

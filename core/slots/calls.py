@@ -123,6 +123,10 @@ class Slot:
     def __repr__(self) -> str:
         return f"<{self.label}>"
 
+    def change_deadlines(self, deadlines: Deadlines) -> None:
+        """Have calls from now on end by other deadlines."""
+        self._deadlines = deadlines
+
     @property
     def unremoved(self) -> Mapping[str, str]:
         """What the driver could not remove so far, with the reason; a copy. May be called in any thread."""

@@ -29,6 +29,11 @@ class ExtensionSlot(Slot):
         is_configured = "on_failure" in config.model_fields_set
         self._fails = (config.on_failure if is_configured else binding.own_on_failure) == "fail"
 
+    @property
+    def binding(self) -> Binding:
+        """The driver as it is bound to this slot."""
+        return self._binding
+
     async def call(self, hook: str, check: Check[T], /, **arguments: object) -> T | None:
         """Call a hook that the extension may have; ``None`` without it, and for a failure that is to be ignored."""
         if not self.implements(hook):

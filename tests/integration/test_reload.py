@@ -10,7 +10,7 @@ import pytest
 
 from integration.conftest import BUSYBOX, Node
 from integration.own_nodes import own_node
-from integration.pods import until
+from integration.pods import refused, until
 from support import programs
 from support.images import build_busybox
 from support.patience import patient
@@ -20,7 +20,8 @@ SECOND = "example.com/second:1"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with own_node(tmp_path_factory.mktemp("reload")) as node:
+    policy = '[extensions.policy]\ndriver = "policy"\n[extensions.policy.options]\ndefault = "allow"\n'
+    with own_node(tmp_path_factory.mktemp("reload"), policy) as node:
         yield node
 
 
@@ -76,6 +77,32 @@ def test_a_mistake_changes_nothing(node: Node, changes: Path) -> None:
     assert not is_pinned(node)
     changes.write_text("[networks.x]\ndriver = 'bridg'\n")
     assert "networks.x.driver" in crinoid(node, "reload", code=78)
+
+
+def test_rules_of_an_extension_and_deadlines_change_at_once(node: Node, changes: Path, tmp_path: Path) -> None:
+    changes.write_text(
+        "[extensions.policy]\ndeadline_s = 50\n[extensions.policy.options]\ndefault = 'deny'\n"
+        "[deadlines]\ngrace_s = 6\n[deadlines.runtime]\ncreate = 100\n"
+    )
+    changed, _, kept = crinoid(node, "reload").splitlines()
+    assert "deadlines.runtime.create" in changed
+    assert "extensions.policy.options.default" in changed
+    assert "extensions.policy.deadline_s" in changed
+    assert kept.endswith("restart: deadlines.grace_s")
+    with refused("FAILED_PRECONDITION", "the default is to deny"):
+        node.pull()
+    changes.write_text("[[extensions.policy.options.rules]]\naction = 'signed'\nkeys = ['/nowhere.pub']\n")
+    assert "/nowhere.pub can't be read" in crinoid(node, "reload", code=78)
+    with refused("FAILED_PRECONDITION", "the default is to deny"):
+        node.pull()
+    changes.write_text("[deadlines.runtime]\ncreate = 0.000001\n")
+    assert "extensions.policy.options.default" in crinoid(node, "reload")
+    pod = node.run_pod("slow")
+    with refused("DEADLINE_EXCEEDED", "create"):
+        node.create(pod, "true")
+    changes.unlink()
+    crinoid(node, "reload")
+    assert node.create(pod, "true")
 
 
 def test_sighup_reloads(node: Node, changes: Path) -> None:

@@ -10,7 +10,9 @@ import struct
 from pathlib import Path
 
 _ENABLE = 0x40806685  # _IOW('f', 133, struct fsverity_enable_arg)
-_NONE = {errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM}
+_NONE = {errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
+"""What says that there is none: no such call, no such feature, not for us, and, before Linux 6.3, no such block size
+where pages or the file system's blocks have another than ours."""
 _SHA256, _BLOCK_BYTES = 1, 4096
 
 

@@ -36,6 +36,7 @@ class PolicyExtension:
     Config = PolicyOptions
     on_failure = "fail"
     deadline_s = 60.0
+    replaceable = True
 
     def __init__(self, config: PolicyOptions, host: Host) -> None:
         self._config = config

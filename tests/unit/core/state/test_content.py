@@ -318,6 +318,34 @@ class TestPlace:
         assert how in ({"cloned", "linked"} if link else {"cloned", "copied"})
         assert placed.samefile(other) is (how == "linked")
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+    @pytest.mark.parametrize(("kind", "size"), [("xfs", 320 << 20), ("btrfs", 128 << 20)])
+    def test_by_reflink_where_the_file_system_can(self, tmp_path: Path, kind: str, size: int) -> None:
+        """Real ones, in a file: the other's later writes are not ours, nor is its space taken twice."""
+        if not shutil.which(f"mkfs.{kind}") or f"\t{kind}\n" not in Path("/proc/filesystems").read_text():
+            pytest.skip(f"no mkfs.{kind}, or no {kind} in this kernel")
+        disk, mounted = tmp_path / "disk", tmp_path / "mounted"
+        mounted.mkdir()
+        with disk.open("wb") as file:
+            file.truncate(size)
+        subprocess.run([f"mkfs.{kind}", "-q", disk], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+        try:
+            other, content = mounted / "other", os.urandom(8 << 20)
+            other.write_bytes(content)
+            os.sync()
+            store, used = ContentStore(mounted / "content"), shutil.disk_usage(mounted).used
+            with other.open("rb") as file:
+                assert store.place(blob_of(content), file.fileno(), link=True) == "cloned"
+            os.sync()
+            assert shutil.disk_usage(mounted).used - used < 4 << 20
+            assert other.stat().st_nlink == 1
+            with other.open("r+b") as file:
+                file.write(b"changed later")
+            assert store.path(blob_of(content).digest).read_bytes() == content
+        finally:
+            subprocess.run(["umount", mounted], check=True)
+
     def test_times_of_a_linked_file_are_left_alone(self, tmp_path: Path, other: Path) -> None:
         store, before = ContentStore(tmp_path / "content"), other.stat().st_mtime_ns
         with other.open("rb") as file:

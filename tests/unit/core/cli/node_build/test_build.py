@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.cli.main import main
@@ -288,6 +290,15 @@ def test_the_bill_of_materials(built: Built) -> None:
     edges = {edge["ref"]: edge["dependsOn"] for edge in sbom["dependencies"]}
     assert edges["edge-node@1.0"] == ["pkg:pypi/crinoid@1.5", "pkg:pypi/tiny-plugin@1.0"]
     assert edges["pkg:pypi/crinoid@1.5"] == ["pkg:pypi/tiny-dep@2.0"]
+
+
+def test_the_bill_of_materials_fits_the_schema(built: Built) -> None:
+    """CycloneDX's own, of version 1.6, read strictly; a document that is damaged does not."""
+    validator = JsonStrictValidator(SchemaVersion.V1_6)
+    text = built.output("cdx.json").decode()
+    assert validator.validate_str(text) is None
+    for damage in (('"Apache-2.0"', "5"), ('"SHA-256"', '"SHA-257"'), ('"bomFormat"', '"bomform"')):
+        assert validator.validate_str(text.replace(*damage)) is not None
 
 
 def test_licences_are_collected(built: Built) -> None:
