@@ -56,8 +56,7 @@ test-vm: setup
 	$(BIN)/python tests/vm/suite.py tests/integration tests/conformance tests/contract
 
 test-systemd: setup
-	sh tools/try_site.sh --builds $(CURDIR)/build/site
-	CRINOID_SITE=$(CURDIR)/build/site CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/suite.py --systemd --results build/test-systemd.jsonl \
+	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/suite.py --systemd --results build/test-systemd.jsonl \
 		tests/with_systemd
 
 test-systemd-here: setup

@@ -1,7 +1,7 @@
 """A node build's package under systemd: what its maintainer scripts do to the unit, the daemon and the pods.
 
-Two versions of the package are made by ``tools/try_site.sh --builds DIRECTORY``, which CRINOID_SITE names; `make
-test-systemd` does both. All of it happens in a virtual machine whose changes are thrown away.
+Two versions of the package are made by ``tools/try_site.sh --builds DIRECTORY``, which CRINOID_SITE names to `make
+test-systemd`; without it these tests are skipped. All of it happens in a virtual machine whose changes are thrown away.
 """
 
 import json
