@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -24,6 +25,15 @@ class BuildWithAgent(build_py):
             )
 
 
+class AnyPython(bdist_wheel):
+    """The program is for a platform, and for no version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Name what the wheel is for."""
+        *_, platform = super().get_tag()
+        return "py3", "none", platform
+
+
 class WithAgent(Distribution):
     """One whose wheel holds a program."""
 
@@ -32,4 +42,4 @@ class WithAgent(Distribution):
         return COMPILER is not None
 
 
-setup(cmdclass={"build_py": BuildWithAgent}, distclass=WithAgent)
+setup(cmdclass={"build_py": BuildWithAgent, "bdist_wheel": AnyPython}, distclass=WithAgent)

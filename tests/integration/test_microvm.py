@@ -187,7 +187,7 @@ def test_a_guest_outlives_the_daemon(place: Place) -> None:
     assert place.until_exited(ending)["exit_code"] == 9
     place.daemon.stop()
     place.daemon.start(is_forked=False)
-    place.daemon.take_over().wait(patient(60))
+    place.daemon.take_over(is_forked=False).wait(patient(60))
     assert guests(place.daemon.run) == before
     assert place.status(counting)["state"] == "CONTAINER_RUNNING"
     assert place.sandbox(pod) == "SANDBOX_READY"

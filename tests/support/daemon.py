@@ -100,11 +100,11 @@ class Daemon:
             time.sleep(patient(0.02))
         raise AssertionError(f"the daemon does not serve after {START_S} s:\n{self.tail()}")
 
-    def take_over(self) -> subprocess.Popen[bytes]:
+    def take_over(self, *, is_forked: bool = True) -> subprocess.Popen[bytes]:
         """Have another daemon take over, and wait until it serves; return the process that was the daemon before."""
         before = self.process
         assert before is not None
-        self.launch("--takeover")
+        self.launch("--takeover", is_forked=is_forked)
         assert self.process is not None
         deadline = time.monotonic() + START_S
         while self.serving_pid() != self.process.pid:

@@ -258,7 +258,7 @@ class MicrovmRuntime(RuntimeHooks):
                 code, finished_ns, out_of_memory = map(int, told.split())
                 return _end(handle.bundle, ExitStatus(code, finished_ns, oom_killed=bool(out_of_memory)))
             except Unavailable:
-                await asyncio.sleep(0.05)  # the machine is about to be found ended
+                await asyncio.sleep(0.2)  # the machine is about to be found ended
         if not (handle.bundle / _RECORD).exists():
             raise NotFound(f"container {handle.container_id} has been deleted")
         return _end(handle.bundle, ExitStatus(255, time.time_ns(), known=False))

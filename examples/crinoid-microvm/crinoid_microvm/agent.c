@@ -1,7 +1,7 @@
 // The first process of a pod's virtual machine: it boots the guest, runs the pod's containers, and answers the driver.
 //
 // Everything the driver wants is one TCP connection: a request, an answer, and for exec and attach frames until the
-// process's end. It listens on a network of its own, which QEMU forwards to the driver alone; the containers are in
+// process's end. It listens on a network of its own, which leads to the driver alone; the containers are in
 // another network namespace and can't reach it. What the words and frames mean is in protocol.py.
 //
 // A thread for each connection, one more for each container that copies its output, and the first thread reaps. All of

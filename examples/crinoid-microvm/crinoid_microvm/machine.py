@@ -6,8 +6,9 @@
     POD/shared     what containers' roots and volumes are shown in (containers.py)
     POD/logs       containers' logs, one mounted file each: the guest can write to them, and make nothing else
 
-QEMU is in a network namespace of its own, in which its port 1024 leads to the agent: whoever wants to reach the agent
-has to enter that namespace, which takes root on the node. The pod's network is a tap device that QEMU gets open.
+QEMU is in a network namespace of its own, where a tap device leads to the guest's first network namespace, and nowhere
+else: whoever wants to reach the agent has to enter it, which takes root on the node. The pod's network is another tap
+device, of the pod's namespace, that QEMU gets open.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ from crinoid_microvm.containers import hide
 from crinoid_microvm.protocol import Connection, Field, HungUp, encode_request
 
 PORT = 1024
+_NODE, _GUEST = "10.0.2.2/24", "10.0.2.15"
+_PREPARE = f"ip tuntap add dev agent mode tap vnet_hdr && ip address add {_NODE} dev agent && ip link set dev agent up"
 _AGENT_MAC = "52:54:00:c0:ff:ee"
 _TAP_FD = 3
 _LOOK_S = 0.01
@@ -39,6 +42,7 @@ _KILL_S = 10.0
 _ANSWER_S = 60.0
 _READY = b"crinoid-microvm: ready"
 _LAST_BYTES = 8192
+_WAITS = re.compile("QEMU waiting for connection on: ")
 _LAST_WORDS = re.compile(r"Kernel panic - not syncing: (.*)|crinoid-microvm: (.*)")
 
 
@@ -65,7 +69,7 @@ def command_line(shape: Shape, boot: BootFiles) -> list[str]:
     for name in ("shared", "logs"):
         backends += ["-fsdev", f"local,id={name},path={name},security_model=passthrough,multidevs=remap"]
         devices.append(f"virtio-9p-device,fsdev={name},mount_tag={name}")
-    backends += ["-netdev", f"user,id=agent,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{PORT}-:{PORT}"]
+    backends += ["-netdev", "tap,id=agent,ifname=agent,script=no,downscript=no"]
     devices.append(f"virtio-net-device,netdev=agent,mac={_AGENT_MAC}")
     if shape.mac:
         backends += ["-netdev", f"tap,id=pod,fd={_TAP_FD}"]
@@ -107,9 +111,8 @@ class Machine:
         await call_in_thread(self._make_directory)
         log = await call_in_thread(lambda: rights.open_file(self.directory / "qemu.log"))
         try:
-            inner = 'ip link set dev lo up && exec "$@"'
             started = await process.spawn_in_cgroup(
-                ["unshare", "--net", "sh", "-c", inner, "sh", *command],
+                ["unshare", "--net", "sh", "-c", f'{_PREPARE} && exec "$@"', "sh", *command],
                 env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
                 fds={1: log, 2: log, **({} if tap is None else {_TAP_FD: tap})},
                 cwd=self.directory,
@@ -127,12 +130,12 @@ class Machine:
     async def stop(self, cgroup: str) -> None:
         """End QEMU and remove all that ``start`` has made, whole or in part. Idempotent."""
         known = self._process()
-        if known is not None:
-            with pidfds.opened(*known) as fd:
+        for one in [known] if known is not None else await call_in_thread(self._unrecorded):
+            with pidfds.opened(*one) as fd:
                 if fd is not None:
                     pidfds.send(fd, signal.SIGKILL)
                     if not await pidfds.wait_for(fd, _KILL_S):
-                        raise DeadlineExceeded(f"QEMU, process {pidfds.describe(known[0])}, can't be killed")
+                        raise DeadlineExceeded(f"QEMU, process {pidfds.describe(one[0])}, can't be killed")
         await call_in_thread(lambda: self._remove(cgroup))
 
     async def ask(self, op: str, what: str, **fields: Field) -> str:
@@ -200,6 +203,16 @@ class Machine:
             return None
         return pid, started
 
+    def _unrecorded(self) -> list[tuple[int, int]]:
+        """Find what a daemon has started that was killed before it wrote that down: it stands in the directory."""
+        found = []
+        for link in Path("/proc").glob("[0-9]*/cwd") if self.directory.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if link.readlink() == self.directory:
+                    pid = int(link.parent.name)
+                    found.append((pid, pidfds.start_time(pid)))
+        return found
+
     def _make_directory(self) -> None:
         for path in (self.directory, self.shared, self.logs):
             rights.make_directories(path)
@@ -218,7 +231,7 @@ class Machine:
         try:
             made = await run_in_fresh_thread(lambda: call_in(Path(f"/proc/{pid}/ns/net"), make))
             try:
-                await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", PORT))
+                await asyncio.get_running_loop().sock_connect(made, (_GUEST, PORT))
             except BaseException:
                 made.close()
                 raise
@@ -234,6 +247,8 @@ class Machine:
             await asyncio.wait([listening, gone], timeout=boot_s, return_when=asyncio.FIRST_COMPLETED)
             if _READY in heard:
                 return
+            if listening.done():  # the console was closed: QEMU is about to end
+                await asyncio.wait([gone], timeout=_KILL_S)
             said = self._last_words(bytes(heard))
             if gone.done():
                 raise CommandFailed(("qemu",), 1, f"the virtual machine has ended before the agent was ready{said}")
@@ -275,7 +290,8 @@ class Machine:
         text = heard.decode(errors="replace")
         found = [one or other for one, other in _LAST_WORDS.findall(text)]
         with contextlib.suppress(OSError):
-            found += (self.directory / "qemu.log").read_text(errors="replace")[-1000:].strip().splitlines()[-3:]
+            lines = (self.directory / "qemu.log").read_text(errors="replace")[-2000:].strip().splitlines()
+            found += [line for line in lines if not _WAITS.search(line)][-3:]
         if not found:
             found = [line for line in text.splitlines() if line.strip()][-2:]
         return "".join(f": {line.strip()}" for line in found[:3])

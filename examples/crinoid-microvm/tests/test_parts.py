@@ -380,7 +380,7 @@ class TestMachine:
             "/usr/bin/qemu -machine microvm -accel tcg -cpu max -smp 2 -m 256M",
             "-kernel /boot/vmlinux -initrd /boot/initramfs",
             "-fsdev local,id=shared,path=shared,security_model=passthrough,multidevs=remap",
-            "hostfwd=tcp:127.0.0.1:1024-:1024",
+            "-netdev tap,id=agent,ifname=agent,script=no,downscript=no",
             "-netdev tap,id=pod,fd=3",
             "-device virtio-net-device,netdev=pod,mac=02:00:00:00:00:01",
             "-sandbox on",
@@ -392,7 +392,7 @@ class TestMachine:
         text = " ".join(command_line(replace(SHAPE, accelerator="kvm"), BOOT))
         assert "mitigations=off" not in text
         assert "tsc_early_khz" not in text
-        assert "tap" not in text, "without a network of its own"
+        assert "netdev=pod" not in text, "without a network of its own"
 
     async def test_without_a_machine(self, tmp_path: Path) -> None:
         machine = Machine(tmp_path / "pod", "pod")
@@ -400,6 +400,19 @@ class TestMachine:
         assert "not there" in await machine.wait()
         with pytest.raises(FailedPrecondition, match="no virtual machine that runs"):
             machine.require("x")
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="wants root")
+    def test_a_process_that_was_not_written_down(self, tmp_path: Path) -> None:
+        """A daemon that is killed has no time to."""
+        machine = Machine(tmp_path / "pod", "pod")
+        machine.directory.mkdir()
+        started = subprocess.Popen(["sleep", "1000"], cwd=machine.directory)
+        try:
+            asyncio.run(machine.stop("/crinoid-microvm-never-made"))
+            assert started.wait(10) == -9
+        finally:
+            started.kill()
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_record_of_a_process_that_was_another(self, tmp_path: Path) -> None:
         (tmp_path / "vm.json").write_text(f"[{os.getpid()}, 1]")
