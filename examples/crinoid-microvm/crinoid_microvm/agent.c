@@ -759,17 +759,17 @@ static void wait_and_forget(struct child *child) {
 
 // ---- what the driver asks for
 
-static void set_limits(int conn, const struct request *request, const char *id) {
+static bool set_limits(int conn, const struct request *request, const char *id) {
     for (char **at = list_of(request, "limit"); *at; at++) {
         char path[512], *value = strchr(*at, '=');
         *value++ = 0;
         cgroup_of(id, *at, path, sizeof path);
-        if (!write_file(path, value)) {
-            refuse(conn, "refused", "%s can't be %s: %s", *at, value, strerror(errno));
-            return;
-        }
+        bool may_lack = !strcmp(*at, "memory.swap.max");  // a kernel without swap
+        if (write_file(path, value) || (may_lack && errno == ENOENT)) continue;
+        refuse(conn, "refused", "%s can't be %s: %s", *at, value, strerror(errno));
+        return false;
     }
-    answer(conn, "");
+    return true;
 }
 
 static void create(int conn, const struct request *request) {
@@ -798,17 +798,12 @@ static void create(int conn, const struct request *request) {
     }
     cgroup_of(id, "", cgroup, sizeof cgroup);
     mkdir(cgroup, 0755);
-    for (char **at = list_of(request, "limit"); *at; at++) {
-        char *value = strchr(*at, '=');
-        *value++ = 0;
-        cgroup_of(id, *at, path, sizeof path);
-        if (!write_file(path, value)) say("%s=%s: %s", *at, value, strerror(errno));
-    }
-    struct started process;
-    if (!start_process(request, cgroup, 0, &process)) {
+    struct started process = {0};
+    bool has_limits = set_limits(conn, request, id);
+    if (!has_limits || !start_process(request, cgroup, 0, &process)) {
         wait_and_forget(process.child);
         each_cgroup(cgroup, remove_cgroup, 0);
-        refuse(conn, "refused", "%s", process.error + 1);
+        if (has_limits) refuse(conn, "refused", "%s", process.error + 1);
         shut(&made->log);
         shut(&made->input_over);
         free(made);
@@ -1298,14 +1293,14 @@ static void serve(int conn, const struct request *request) {
     else if (!strcmp(op, "create")) create(conn, request);
     else if (!strcmp(op, "forward")) forward(conn, request);
     else if (!strcmp(op, "usage") && !*word(request, "id")) tell_usage(conn, "");
-    else if (!strcmp(op, "limit") && !*word(request, "id")) set_limits(conn, request, "");
+    else if (!strcmp(op, "limit") && !*word(request, "id")) (void)(set_limits(conn, request, "") && answer(conn, ""));
     else if (!strcmp(op, "state")) answer(conn, container ? STATES[container->state] : "absent");
     else if (!container) refuse(conn, "notfound", "there is no such container in the guest");
     else if (!strcmp(op, "start")) start(conn, container);
     else if (!strcmp(op, "wait")) wait_for(conn, container);
     else if (!strcmp(op, "kill")) send_signal(conn, request, container);
     else if (!strcmp(op, "delete")) delete(conn, container);
-    else if (!strcmp(op, "limit")) set_limits(conn, request, container->id);
+    else if (!strcmp(op, "limit")) (void)(set_limits(conn, request, container->id) && answer(conn, ""));
     else if (!strcmp(op, "usage") && container->state == STOPPED) refuse(conn, "notfound", "it has ended");
     else if (!strcmp(op, "usage")) tell_usage(conn, container->id);
     else if (!strcmp(op, "reopen")) reopen_log(conn, request, container);

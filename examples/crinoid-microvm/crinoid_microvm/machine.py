@@ -39,7 +39,13 @@ _AGENT_MAC = "52:54:00:c0:ff:ee"
 _TAP_FD = 3
 _LOOK_S = 0.01
 _KILL_S = 10.0
-_ANSWER_S = 60.0
+_ANSWER_S, _CONNECT_S = 60.0, 30.0
+_SOCKET_OPTIONS = (
+    (socket.TCP_NODELAY, 1),
+    (socket.TCP_KEEPIDLE, 20),
+    (socket.TCP_KEEPINTVL, 10),
+    (socket.TCP_KEEPCNT, 6),
+)
 _READY = b"crinoid-microvm: ready"
 _LAST_BYTES = 8192
 _WAITS = re.compile("QEMU waiting for connection on: ")
@@ -151,7 +157,7 @@ class Machine:
         connection = None
         try:
             async with asyncio.timeout(timeout_s):
-                connection = Connection(await self._connect())
+                connection = await self._connect()
                 await connection.send(request)
                 return connection, await connection.answer(what)
         except TimeoutError:
@@ -217,27 +223,41 @@ class Machine:
         for path in (self.directory, self.shared, self.logs):
             rights.make_directories(path)
 
-    async def _connect(self) -> socket.socket:
-        pid = self.pid
+    async def _connect(self) -> Connection:
+        """Connect to the agent. A guest that ends says no good-bye: the connection ends with QEMU, or by its probes."""
+        known = self._process()
+        fd = None if known is None else pidfds.open_pidfd(*known)
+        if known is None or fd is None:
+            raise HungUp("its virtual machine has ended")
 
         def make() -> socket.socket:
             made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option, value in _SOCKET_OPTIONS:
+                made.setsockopt(socket.IPPROTO_TCP, option, value)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             made.setblocking(False)
             return made
 
-        if not self.is_alive():
-            raise HungUp("its virtual machine has ended")
         try:
-            made = await run_in_fresh_thread(lambda: call_in(Path(f"/proc/{pid}/ns/net"), make))
-            try:
-                await asyncio.get_running_loop().sock_connect(made, (_GUEST, PORT))
-            except BaseException:
-                made.close()
-                raise
+            made = await run_in_fresh_thread(lambda: call_in(Path(f"/proc/{known[0]}/ns/net"), make))
         except OSError as error:
-            raise HungUp(error.strerror or str(error)) from error
-        return made
+            os.close(fd)
+            raise HungUp(str(error)) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        connection = Connection(made)
+        connection.end_with(fd)
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await asyncio.get_running_loop().sock_connect(made, (_GUEST, PORT))
+        except (OSError, TimeoutError) as error:
+            connection.close()
+            raise HungUp(f"no connection: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def _until_ready(self, boot_s: float) -> None:
         heard = bytearray()

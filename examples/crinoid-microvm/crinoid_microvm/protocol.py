@@ -15,6 +15,8 @@ answer is ``A`` and a text, or ``E``: a word of ``_ERRORS``, a zero byte, what w
 """
 
 import asyncio
+import contextlib
+import os
 import socket
 from collections.abc import Mapping, Sequence
 
@@ -74,6 +76,12 @@ class Connection:
         self._socket = made
         self._loop = asyncio.get_running_loop()
         self._read = bytearray()
+        self._process = -1
+
+    def end_with(self, process: int) -> None:
+        """Hang up when a process ends. Its pidfd is the connection's; QEMU's end is seen in no other way."""
+        self._process = process
+        self._loop.add_reader(process, self._hang_up)
 
     async def send(self, frame: bytes) -> None:
         """Send a frame. Raises HungUp."""
@@ -113,8 +121,21 @@ class Connection:
 
     def detach(self) -> socket.socket:
         """Give the socket away, at a moment when no frame was read beyond what was asked for."""
+        self._forget_process()
         return self._socket
 
     def close(self) -> None:
         """Hang up. Idempotent."""
+        self._forget_process()
         self._socket.close()
+
+    def _hang_up(self) -> None:
+        self._forget_process()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _forget_process(self) -> None:
+        if self._process >= 0:
+            self._loop.remove_reader(self._process)
+            os.close(self._process)
+            self._process = -1

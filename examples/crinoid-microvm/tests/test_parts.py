@@ -122,6 +122,18 @@ class TestConnections:
         with pytest.raises(HungUp):
             await ends[0].answer("container 1")
 
+    async def test_the_end_of_qemu_is_that_of_its_connections(self, ends: tuple[Connection, socket.socket]) -> None:
+        """A guest that is gone closes nothing."""
+        qemu = await asyncio.create_subprocess_exec("sleep", "1000")
+        ends[0].end_with(os.pidfd_open(qemu.pid))
+        receiving = asyncio.ensure_future(ends[0].receive())
+        await asyncio.sleep(0.01)
+        assert not receiving.done()
+        qemu.kill()
+        with pytest.raises(HungUp):
+            await receiving
+        await qemu.wait()
+
     async def test_an_exec(self, ends: tuple[Connection, socket.socket]) -> None:
         connection, agent = ends
         session = GuestExec(Relay(connection, True, True, True))
