@@ -31,8 +31,10 @@ _LEAST_PENDING = 768
 hold a MiB. Further calls end CANCELLED, anybody's, so it stays where calls of a connection are limited to fewer."""
 _HANDSHAKE_MS = 10_000
 """For a client on the same machine to say that it speaks HTTP/2, and to acknowledge our settings."""
-_IDLE_MS = 300_000
-"""After so long without a call a connection is closed, which its client makes anew when it needs one."""
+IDLE_S = 20.0
+"""After so long without a call (grpc takes up to twice of it) a connection is closed, which its client makes anew when
+it needs one. A client that lets its connections lie, as critest does two of each test, must not come to
+``max_connections``: then a kubelet would be cut off, too."""
 _STREAMS_END_S = 5.0
 """How long streams of events may take to end: a client may be slow to read what is left."""
 AGE_S = 600.0
@@ -50,8 +52,8 @@ class Endpoint:
     give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have in flight: a
     client that keeps to our SETTINGS holds further ones back, another's are refused with REFUSED_STREAM.
     ``max_requests`` is how many all may have: further ones are answered RESOURCE_EXHAUSTED. ``max_connections`` is how
-    many clients may be connected: further ones are cut off. So requests take ``max_requests`` times
-    ``max_request_bytes`` of memory at most; the transport knows no limit of all together.
+    many clients may be connected, each without a call for ``idle_s``: further ones are cut off. So requests take
+    ``max_requests`` times ``max_request_bytes`` of memory at most; the transport knows no limit of all together.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Endpoint:
     max_streams: int = 512
     max_requests: int = 1024
     max_connections: int = 256
+    idle_s: float = IDLE_S
 
 
 class Listener:
@@ -182,7 +185,7 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", endpoint.max_connections),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", _HANDSHAKE_MS),
-        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.max_connection_idle_ms", int(endpoint.idle_s * 1000)),
         ("grpc.max_connection_age_ms", int(AGE_S * 1000)),
         (
             "grpc.http2.max_ping_strikes",

@@ -23,8 +23,8 @@ PACKAGES = (
     "bash,bind9-dnsutils,curl,iperf,iproute2,iputils-ping,netcat-openbsd,nginx-light,perl,procps,stress,util-linux"
 )
 # Of the users of the official busybox image those that the suites ask for.
-_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\n"
-_GROUP = b"root:x:0:\nwww-data:x:33:\n"
+_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\nnobody:x:65534:65534::/:/bin/false\n"
+_GROUP = b"root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"
 _NGINX = ("nginx", "-g", "daemon off;")
 _IN_MOUNTS = ("unshare", "--mount", "--propagation", "private")  # debootstrap leaves some behind
 _NOT_NEEDED = (
@@ -103,7 +103,7 @@ def add_of_kubernetes(images: Images, debian: bytes, kubernetes: Path, programs:
 def add_of_cri_tools(images: Images, debian: bytes) -> str:
     """Add critest's; return the digest of the one that it pulls by its digest."""
     base = busybox()
-    serves = "echo httpd; exec httpd -f -p 80 -h /tmp"
+    serves = "echo httpd; echo It works >/var/www/index.html; exec httpd -f -p 80 -h /var/www"
     images.add([f"{E2E}/httpd:2.4.39-4"], [base], cmd=("sh", "-c", serves))
     for name, user in (
         ("uid", "1002"),
@@ -128,21 +128,24 @@ def add_of_cri_tools(images: Images, debian: bytes) -> str:
         images.add([f"{CRI_TOOLS}/{name}"], [base, make_layer([Entry(path=name.replace(":", "-"))])])
     same = make_layer([Entry(path="same-image")])
     images.add([f"{CRI_TOOLS}/test-image-tags:{tag}" for tag in "123"], [base, same])
-    return images.add(
-        [f"{CRI_TOOLS}/test-image-digest:latest"], [base, make_layer([Entry(path="test-image-digest")])]
-    ).manifest.digest
+    # Of a layer that never changes, nor its digest, which critest has in its source.
+    constant = make_layer([Entry(path="test-image-digest")])
+    return images.add([f"{CRI_TOOLS}/test-image-digest:latest"], [constant]).manifest.digest
 
 
 def busybox() -> bytes:
     """Return a layer with Debian's static busybox under all its names."""
     listed = subprocess.run([find_busybox(), "--list"], check=True, capture_output=True, text=True).stdout.split()
+    others = [name for name in listed if name != "busybox"]
     directories = ("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "usr/bin", "var", "var/www")
     return make_layer(
         [
             *(Entry(path=name, kind="directory", mode=0o755) for name in directories),
             Entry(path="tmp", kind="directory", mode=0o1777),
             Entry(path="bin/busybox", content=find_busybox().read_bytes(), mode=0o755),
-            *(Entry(path=f"bin/{name}", kind="symlink", target="busybox") for name in listed if name != "busybox"),
+            Entry(path="bin/ipcs", content=b"#!/bin/sh\nexec cat /proc/sysvipc/shm\n", mode=0o755),  # Debian's has none
+            # Hard links, as in busybox' own image: masking one of them leaves the others.
+            *(Entry(path=f"bin/{name}", kind="hardlink", target="bin/busybox") for name in others),
             Entry(path="etc/passwd", content=_PASSWD),
             Entry(path="etc/group", content=_GROUP),
         ]
@@ -156,8 +159,11 @@ def _users(name: str) -> Iterator[Entry]:
 
 
 def _logs_of_nginx() -> bytes:
+    """Logs as nginx' own image has them, and a grep that says nothing about binary files, as that image's."""
     return make_layer(
         [
+            Entry(path="usr/bin/grep", kind="symlink", target="busybox"),
+            Entry(path="usr/bin/busybox", content=find_busybox().read_bytes(), mode=0o755),
             Entry(path="var/log/nginx/access.log", kind="symlink", target="/dev/stdout"),
             Entry(path="var/log/nginx/error.log", kind="symlink", target="/dev/stderr"),
         ]
