@@ -7,8 +7,10 @@ the image of that name.
 """
 
 import argparse
+import io
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +59,7 @@ def add_common(images: Images, debian: bytes) -> None:
     pause = make_layer([Entry(path="pause", content=Path("/usr/bin/catatonit").read_bytes(), mode=0o755)])
     pauses = [f"pause:{tag}" for tag in ("3.9", "3.10", "3.10.1", "3.10.2")]
     images.add(pauses, [pause], entrypoint=("/pause", "-P"), cmd=())
-    images.add([f"{E2E}/busybox:{tag}" for tag in ("1.29-2", "1.36.1-1", "1.37.0-1")], [busybox()])
+    images.add([f"{E2E}/busybox:{tag}" for tag in ("1.29-2", "1.36.1-1", "1.37.0-1")], [busybox(), _date_of(debian)])
     nginx = [f"{E2E}/nginx:{tag}" for tag in ("1.14-2", "1.15-4", "1.27-0")]
     images.add(nginx, [debian, _logs_of_nginx()], cmd=_NGINX)
 
@@ -87,7 +89,7 @@ def add_of_kubernetes(images: Images, debian: bytes, kubernetes: Path, programs:
         web = make_layer([Entry(path=one, content=(pages / one).read_bytes()) for one in (picture, "data.json")])
         images.add([f"{E2E}/{name}:1.8"], [debian, agnhost, web], entrypoint=("/agnhost",), cmd=("test-webserver",))
     set_id = make_layer([program("nnp", "usr/local/bin/nnp", 0o6755)])
-    images.add([f"{E2E}/nonewprivs:1.4"], [debian, set_id], cmd=("nnp",))
+    images.add([f"{E2E}/nonewprivs:{tag}" for tag in ("1.3", "1.4")], [debian, set_id], cmd=("nnp",))
     images.add([f"{E2E}/nonroot:1.5"], [debian], user="1234")
     for name in ("perl:5.26", "ipc-utils:1.4", "glibc-dns-testing:2.0.0"):
         images.add([f"{E2E}/{name}"], [debian])
@@ -143,13 +145,34 @@ def busybox() -> bytes:
             *(Entry(path=name, kind="directory", mode=0o755) for name in directories),
             Entry(path="tmp", kind="directory", mode=0o1777),
             Entry(path="bin/busybox", content=find_busybox().read_bytes(), mode=0o755),
-            Entry(path="bin/ipcs", content=b"#!/bin/sh\nexec cat /proc/sysvipc/shm\n", mode=0o755),  # Debian's has none
+            # Two that Debian's has not, for what the suites ask of them.
+            Entry(path="bin/ipcs", content=b"#!/bin/sh\nexec cat /proc/sysvipc/shm\n", mode=0o755),
+            Entry(path="bin/pgrep", content=b'#!/bin/sh\nexec pidof "$1"\n', mode=0o755),
             # Hard links, as in busybox' own image: masking one of them leaves the others.
             *(Entry(path=f"bin/{name}", kind="hardlink", target="bin/busybox") for name in others),
             Entry(path="etc/passwd", content=_PASSWD),
             Entry(path="etc/group", content=_GROUP),
         ]
     )
+
+
+def _date_of(debian: bytes) -> bytes:
+    """A ``date`` that knows nanoseconds, by which Kubernetes' tests sort what their containers did."""
+    with tarfile.open(fileobj=io.BytesIO(debian)) as archive:
+
+        def read(path: str) -> bytes:
+            found = archive.extractfile(f"./{path}")
+            assert found is not None
+            return found.read()
+
+        loader, library = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6"
+        return make_layer(
+            [
+                Entry(path="lib64/ld-linux-x86-64.so.2", content=read(f"usr/{loader}"), mode=0o755),
+                Entry(path=library, content=read(f"usr/{library}"), mode=0o755),
+                Entry(path="bin/date", content=read("usr/bin/date"), mode=0o755),
+            ]
+        )
 
 
 def _users(name: str) -> Iterator[Entry]:

@@ -54,7 +54,7 @@ class Suite:
 
     def critest(self) -> None:
         """The suite of cri-tools."""
-        self._run("critest", f"--runtime-endpoint=unix://{self.runtime.socket}", "--ginkgo.no-color")
+        self._run("critest", f"--runtime-endpoint=unix://{self.runtime.socket}")
 
     def node(self) -> None:
         """Kubernetes' e2e_node, which starts all that it needs itself; its pods are in ``/kubepods``."""
@@ -75,7 +75,6 @@ class Suite:
                 f"--report-dir={self.given.results}",
                 f"--kubelet-config-file={config}",
                 "--kubelet-flags=--system-cgroups= --kubelet-cgroups= --runtime-cgroups=",
-                "--ginkgo.no-color",
             )
         finally:
             end_cgroups("kubepods")
@@ -96,7 +95,6 @@ class Suite:
                     f"--kubelet-root-dir={kubelet.directory}",
                     f"--report-dir={self.given.results}",
                     "--provider=local",
-                    "--ginkgo.no-color",
                 )
         finally:
             cluster.end()
@@ -111,17 +109,18 @@ class Suite:
         client.close()
 
     def _run(self, program: str, *options: str) -> None:
+        """Run it, by ``ginkgo`` where several processes are to share the tests: its flags are then the starter's."""
         output = self.given.results / f"{program}.log"
-        report = f"--ginkgo.junit-report={self.given.results / 'junit.xml'}"
+        flags = ["--ginkgo.no-color", f"--ginkgo.junit-report={self.given.results / 'junit.xml'}", *self.given.flags]
+        command = [str(self.given.binaries / program), *flags, *options]
+        if self.given.procs > 1:
+            own = [flag.replace("--ginkgo.", "--") for flag in flags if flag.startswith("--ginkgo.")]
+            rest = [flag for flag in flags if not flag.startswith("--ginkgo.")]
+            starter = [str(self.given.binaries / "ginkgo"), f"--procs={self.given.procs}", *own]
+            command = [*starter, command[0], "--", *rest, *options]
         with output.open("wb") as log:
-            command = [*self.place.prefix, "env", f"--chdir={self.given.results}", str(self.given.binaries / program)]
-            done = subprocess.run(
-                [*command, *options, report, *self.given.flags],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
+            there = [*self.place.prefix, "env", f"--chdir={self.given.results}"]
+            done = subprocess.run([*there, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
         print(f"{program}: exit code {done.returncode}")
 
 
@@ -194,6 +193,7 @@ def main() -> None:
     parser.add_argument("--runtime", choices=["crinoid", "containerd"], default="crinoid")
     parser.add_argument("--handler", choices=["runc", "crun"], default="runc")
     parser.add_argument("--proxy", choices=["iptables", "nftables"], default="iptables")
+    parser.add_argument("--procs", type=int, default=1, help="how many of the suite's processes share its tests")
     parser.add_argument("--config", default="", help="TOML that crinoid's configuration has besides")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given = parser.parse_args(sys.argv[1:end])
