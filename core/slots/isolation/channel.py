@@ -93,6 +93,7 @@ class Channel:
         self._descriptors: deque[int] = deque()
         self._unsent: deque[_Unsent] = deque()
         self._unsent_bytes = 0
+        self._is_flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._now = 0
@@ -440,6 +441,15 @@ class Channel:
             passed.close()
 
     def _flush(self) -> None:
+        if self._is_flushing:  # in a finalizer, which may run anywhere: what it has to say is sent below in its turn
+            return
+        self._is_flushing = True
+        try:
+            self._flush_all()
+        finally:
+            self._is_flushing = False
+
+    def _flush_all(self) -> None:
         while self._unsent and self.ended is None:
             first = self._unsent[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", first.descriptors))]

@@ -298,3 +298,33 @@ async def test_a_call_that_makes_no_sense_fails_alone(message: Any) -> None:
     assert ended == []
     channel.end("the end of the test")
     theirs.close()
+
+
+class Finalizing(socket.socket):
+    """Runs something in the middle of a write, as the garbage collector does with finalizers."""
+
+    act: Any = None
+
+    def sendmsg(self, *arguments: Any) -> int:
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+        return super().sendmsg(*arguments)
+
+
+async def test_a_finalizer_in_the_middle_of_a_write() -> None:
+    ours, theirs = socket.socketpair()
+    connection = Finalizing(fileno=ours.detach())
+    channel = Channel(connection, Exported(HOST, lambda _name, _arguments: None), lambda _why: None)
+    channel.attach()
+    connection.act = lambda: channel.release(7)
+    channel.notify(0, "log", HOST.method("log"), {"logger": "", "level": 1, "message": "first"})
+    await asyncio.sleep(0)
+    received, messages = theirs.recv(10_000), []
+    while received:
+        (length, _) = struct.unpack_from("!II", received)
+        messages.append(json.loads(received[8 : 8 + length]))
+        received = received[8 + length :]
+    assert [next(iter(one)) for one in messages] == ["object", "release"]
+    channel.end("the end of the test")
+    theirs.close()
