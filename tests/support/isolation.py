@@ -52,7 +52,9 @@ class ForkedProcess:
         self._constants = {
             name: self.interface.method(name).answer.read(value, incoming) for name, value in made.constants.items()
         }
-        attributes = {"api_version": "1.0", "deadline_s": made.deadline_s, "on_failure": made.on_failure}
+        attributes: dict[str, object] = {"api_version": "1.0", "on_failure": made.on_failure}
+        if made.deadline_s is not None:
+            attributes["deadline_s"] = made.deadline_s
         self._hooks = frozenset(made.hooks)
         closes = {"close"} & role.hooks  # in a daemon the slot's end is that of its process
         self.proxy: Proxy = make_proxy(self, role.specification, self._hooks | closes, attributes)

@@ -96,6 +96,8 @@ class Exported:
     interface: Interface
     invoke: Callable[[str, dict[str, Any]], Any]
     """Calls a method by its name."""
+    drop: Callable[[], None] | None = None
+    """Hears that nobody is going to call it any more."""
 
 
 class LiveObjects:
@@ -114,8 +116,8 @@ class LiveObjects:
 
     def drop(self, number: Json) -> None:
         """Forget an object, but the root. Idempotent."""
-        if number != 0:
-            self._exported.pop(number, None)
+        if number != 0 and (dropped := self._exported.pop(number, None)) is not None and dropped.drop is not None:
+            dropped.drop()
 
     def clear(self) -> None:
         """Forget all: nobody calls any more."""
@@ -126,7 +128,8 @@ class LiveObjects:
         self._last += 1
         number = self._last
         target = interface.wrap(value)
-        self._exported[number] = Exported(interface, lambda name, arguments: getattr(target, name)(**arguments))
+        drop = target.drop if isinstance(target, _Iteration) else None
+        self._exported[number] = Exported(interface, lambda name, arguments: getattr(target, name)(**arguments), drop)
         attributes = {name: form_of(hint).write(getattr(value, name), out) for name, hint in interface.hints.items()}
         return {"object": number, **attributes}
 
@@ -194,14 +197,19 @@ class _RemoteStream(_Stub, AsyncIterator[bytes]):
         return self
 
     async def __anext__(self) -> bytes:
-        piece: bytes | None = await self._calling.call(self._number, "next", _method(_Stream.next), {})
+        try:
+            piece: bytes | None = await self._calling.call(self._number, "next", _method(_Stream.next), {})
+        except asyncio.CancelledError:  # as with a generator: it has ended, and lets go of what it has
+            self._calling.release(self._number)
+            raise
         if piece is None:
             raise StopAsyncIteration
         return piece
 
     async def aclose(self) -> None:
         """End it early."""
-        await self._calling.call(self._number, "aclose", _method(_Stream.aclose), {})
+        with contextlib.suppress(NotFound):  # it was cancelled, and has let go
+            await self._calling.call(self._number, "aclose", _method(_Stream.aclose), {})
 
 
 class _Iteration:
@@ -210,8 +218,9 @@ class _Iteration:
 
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
-        self._asked: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Outcome[Any]]]] = asyncio.Queue()
+        self._asked: asyncio.Queue[_Step] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def next(self) -> bytes | None:
         """See ``_Stream``."""
@@ -220,35 +229,54 @@ class _Iteration:
 
     async def aclose(self) -> None:
         """See ``_Stream``."""
-        if (close := getattr(self._pieces, "aclose", None)) is not None:
-            await self._step(close)
-        if self._task is not None:
-            self._task.cancel()
+        await self._step(getattr(self._pieces, "aclose", _nothing), is_last=True)
 
-    async def _step(self, make: Callable[[], Awaitable[Any]]) -> Any:
+    def drop(self) -> None:
+        """Close it, as nobody calls it any more."""
+
+        async def close() -> None:
+            with contextlib.suppress(Exception):  # whatever it raises, nobody asks
+                await self.aclose()
+
+        self._closing = asyncio.create_task(close(), name="close a stream that was dropped")
+
+    async def _step(self, make: Callable[[], Awaitable[Any]], *, is_last: bool = False) -> Any:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve(), name="stream")
         taken: asyncio.Future[Outcome[Any]] = asyncio.get_running_loop().create_future()
-        self._asked.put_nowait((make, taken))
+        self._asked.put_nowait(_Step(make, taken, is_last))
         try:
-            outcome = await taken
+            await asyncio.wait({taken})
         except asyncio.CancelledError:
             self._task.cancel()  # it hears of it in the step that it is in
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({self._task})
+            await asyncio.wait({taken})
             raise
+        outcome = taken.result()
         if outcome.error is not None:
             raise outcome.error
         return outcome.answer
 
     async def _serve(self) -> None:
         while True:
-            make, taken = await self._asked.get()
-            outcome = await contain(_take(make))
-            if not taken.done():
-                taken.set_result(outcome)
-            if isinstance(outcome.error, asyncio.CancelledError):
+            step = await self._asked.get()
+            outcome = await contain(_take(step.make))
+            if (task := asyncio.current_task()) is not None:
+                while task.cancelling():  # that was for the step
+                    task.uncancel()
+            step.taken.set_result(outcome)
+            if step.is_last:
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    make: Callable[[], Awaitable[Any]]
+    taken: "asyncio.Future[Outcome[Any]]"
+    is_last: bool
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def _take(make: Callable[[], Awaitable[Any]]) -> Any:

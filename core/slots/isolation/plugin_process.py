@@ -358,7 +358,9 @@ class PluginProcess:
         _sweep(self._host)
         made = self._start() if loaded is None else self._make(loaded)
         self._take(made)
-        attributes = {"api_version": API_VERSION, "deadline_s": made.deadline_s, "on_failure": made.on_failure}
+        attributes: dict[str, object] = {"api_version": API_VERSION, "on_failure": made.on_failure}
+        if made.deadline_s is not None:
+            attributes["deadline_s"] = made.deadline_s
         return make_proxy(self, self._wanted.role.specification, made.hooks, attributes)
 
     def attach(self) -> None:

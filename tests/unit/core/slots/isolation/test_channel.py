@@ -203,6 +203,14 @@ async def test_a_stream_of_a_blob(start: Any) -> None:
     await early.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(early)
+    cancelled = await proxy.open_blob(blob(1000))
+    assert len(await anext(cancelled)) == 100_000
+    following = asyncio.ensure_future(anext(cancelled))
+    await asyncio.sleep(0)
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+    await asyncio.wait_for(cancelled.aclose(), patient(20))
     broken = await proxy.open_blob(blob(3))
     with pytest.raises(Unavailable, match="the mirror has gone"):
         [piece async for piece in broken]
