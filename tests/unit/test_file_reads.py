@@ -40,6 +40,7 @@ ALLOWED = {
     "core/lifecycle/events/views.py": OWN,
     "core/lifecycle/strays/stand_ins.py": OWN,
     "core/lifecycle/strays/strays.py": KERNEL,
+    "core/slots/isolation/plugin_process.py": f"{KERNEL}, or a pipe, in a thread of its own",
     "core/state/content.py": OWN,
     "plugins/runtimes/joining/joined_execs.py": OWN,
     "plugins/runtimes/joining/joining_process.py": OWN,

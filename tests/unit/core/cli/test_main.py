@@ -33,7 +33,10 @@ def test_the_help_lists_the_commands_and_imports_none() -> None:
     script += "print([m for m in ('grpc', 'pydantic', 'rich', 'stevedore') if m in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout.endswith("[]\n")
-    assert all(name in finished.stdout for name in COMMANDS)
+    shown = {name for name, lazy in COMMANDS.items() if not lazy.is_hidden}
+    assert all(name in finished.stdout for name in shown)
+    assert COMMANDS.keys() - shown == {"plugin-host"}
+    assert "plugin-host" not in finished.stdout
 
 
 def test_the_module_is_the_same_program() -> None:
@@ -154,7 +157,7 @@ def test_the_plugins_are_listed_for_people_and_programs(
     quiet.install("bad-net", "[crinoid.networks]\nbad = bad_net:Driver\n", "import not_there\n")
     table = run("plugins", "-c", config)
     assert table.exit_code == 0
-    assert table.output.splitlines()[0].split() == ["ROLE", "NAME", "DISTRIBUTION", "API", "SLOTS", "STATE"]
+    assert table.output.splitlines()[0].split() == ["ROLE", "NAME", "DISTRIBUTION", "API", "SLOTS", "ISOLATED", "STATE"]
     assert "No module named 'not_there'" in table.output
     rows = {(row["role"], row["name"]): row for row in json.loads(run("plugins", "-c", config, "-o", "json").output)}
     assert rows["network", "quiet"] == {

