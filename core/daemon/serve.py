@@ -151,16 +151,10 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
             is_up = await _ends_before(stopping, node.recover())
         if not is_up:
             return
-        span = instruments.rpc_span if instruments.traces else None
         recordings = Recordings(loaded, taken.passage, node, instruments)
-        hooks = CallHooks(
-            instruments.observe_rpc,
-            span,
-            node.timelines.recording,
-            instruments.count_error,
-            lambda: instruments.tape,
+        server = Server(
+            _endpoint(config), node, _call_hooks(instruments, node), None if succession is None else succession.listener
         )
-        server = Server(_endpoint(config), node, hooks, None if succession is None else succession.listener)
         await node.streams.start()
         await server.start()
         _take_commands(handover, _reloader(start, node, instruments), recordings)
@@ -204,6 +198,12 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
                 await server.stop(_CLOSE_S)
         handover.close()
         await _end(node, taken.unlock, failure)
+
+
+def _call_hooks(instruments: DaemonInstruments, node: Composition) -> CallHooks:
+    span = instruments.rpc_span if instruments.traces else None
+    keep = node.timelines.recording
+    return CallHooks(instruments.observe_rpc, span, keep, instruments.count_error, lambda: instruments.tape)
 
 
 def _show_figures(instruments: DaemonInstruments, config: Config, node: Composition) -> None:
