@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
 SMALL_BYTES = 64 << 10
 """Blobs up to this size are part of a trace: configurations of images, without which a pull can't be replayed."""
-_MOST_WAITING = 20_000
+_MOST_WAITING = 4000
 """Events that the thread may be behind."""
 _FLUSH_S = 1.0
 _END_S = 10.0

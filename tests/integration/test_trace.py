@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -108,6 +109,27 @@ def test_a_life_is_recorded_and_replayed_by_nobody(node: Node, tmp_path: Path) -
     tags = [tag for image in found["final"]["images"].values() for tag in image["tags"]]
     assert sorted(tags) == sorted([BUSYBOX, NEW])
     node.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def test_lives_at_the_same_time_are_replayed_at_the_same_time(node: Node) -> None:
+    path = crinoid(node, "record", "--detach").strip()
+
+    def live(number: int) -> None:
+        pod = node.run_pod(f"at-once-{number}")
+        container = node.run_container(pod, "sh", "-c", f"exit {number}" if number % 2 else "sleep 1000")
+        if number % 2:
+            node.wait_exit(container)
+        else:
+            node.call("ExecSync", container_id=container, cmd=["true"])
+        node.call("StopContainer", container_id=container, timeout=0)
+        node.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(live, range(6)))
+    crinoid(node, "stop")
+    found = replay(path)
+    assert found["differences"] == []
+    assert found["final"]["pods"] == {}
 
 
 def test_a_report_has_the_last_trace(node: Node, tmp_path: Path) -> None:
