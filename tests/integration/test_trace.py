@@ -21,6 +21,7 @@ from support import programs
 from support.cri import Json
 from support.images import Entry, build_busybox
 from support.patience import patient
+from support.subnets import third_octet
 
 NOBODY = 65534
 NEW = "docker.io/library/new:1"
@@ -28,7 +29,9 @@ NEW = "docker.io/library/new:1"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with own_node(tmp_path_factory.mktemp("trace")) as node:
+    bridge = f'options = {{ subnets = ["10.89.{third_octet()}.0/28"] }}'
+    config = f'[networks.br]\ndriver = "bridge"\n{bridge}\n[runtimes.bridged]\ndriver = "runc"\nnetwork = "br"\n'
+    with own_node(tmp_path_factory.mktemp("trace"), config) as node:
         yield node
 
 
@@ -130,6 +133,26 @@ def test_lives_at_the_same_time_are_replayed_at_the_same_time(node: Node) -> Non
     found = replay(path)
     assert found["differences"] == []
     assert found["final"]["pods"] == {}
+
+
+def test_pods_of_other_kinds(node: Node) -> None:
+    """One with a network of its own and a shared PID namespace, whose container has a user by name; and crun's."""
+    path = crinoid(node, "record", "--detach").strip()
+    shared = {"linux": {"security_context": {"namespace_options": {"pid": "POD"}}}}
+    pod = node.run_pod("shared", "bridged", **shared)
+    assert node.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]["network"]["ip"].startswith("10.89.")
+    user = {"namespace_options": {"pid": "POD"}, "run_as_username": "root"}
+    container = node.run_container(pod, "sleep", "1000", linux={"security_context": user})
+    node.call("UpdateContainerResources", container_id=container, linux={"cpu_shares": "99"})
+    node.call("ReopenContainerLog", container_id=container)
+    node.call("RemovePodSandbox", pod_sandbox_id=pod)
+    other = node.run_pod("other", "crun")
+    node.wait_exit(node.run_container(other, "false"))
+    node.call("RemovePodSandbox", pod_sandbox_id=other)
+    crinoid(node, "stop")
+    found = replay(path)
+    assert found["differences"] == []
+    assert found["notes"] == []
 
 
 def test_a_report_has_the_last_trace(node: Node, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,24 @@ def test_the_python_of_the_documents_for_authors_runs(document: str) -> None:
     assert drivers
     for driver in drivers:
         assert find_defects(driver, ROLES["network"].specification) == ()
+
+
+def test_the_tutorial_begins_with_commands_that_work(tmp_path: Path) -> None:
+    """The first is executed as it stands; what pip and ``plugin check`` make of it, contract/test_new_plugins tells."""
+    text = (REPOSITORY / "docs" / "plugins.md").read_text().partition("## Begin\n")[2]
+    new, install, check = [line.partition("#")[0].split() for line in text.strip().splitlines()[:3]]
+    assert (new[:3], install[:2], check[:3]) == (
+        ["crinoid", "plugin", "new"],
+        ["pip", "install"],
+        ["crinoid", "plugin", "check"],
+    )
+    subprocess.run([sys.executable, "-m", *new], cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    place, _, extra = install[-1].strip("'").rstrip("]").partition("[")
+    project = tomllib.loads((tmp_path / place / "pyproject.toml").read_text())["project"]
+    assert extra in project["optional-dependencies"]
+    assert check[3] == project["name"]
+    for role in ROLES:  # "or runtime, snapshotter, …", as the comment says
+        assert role in text.splitlines()[1]
 
 
 def test_a_hook_that_may_be_left_out_says_so() -> None:
