@@ -8,6 +8,7 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support import turns
@@ -23,6 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.dont_write_bytecode = False
+    # A machine with much to do is slow to draw examples. With CI set, Hypothesis leaves these two out by itself.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile(
+        "unhurried", hypothesis.settings.default, deadline=None, suppress_health_check=slow
+    )
+    hypothesis.settings.load_profile("unhurried")
     if hasattr(config, "workerinput"):
         files = [file for argument in config.args for file in _test_files(argument)]
         number = int(config.workerinput["workerid"].removeprefix("gw"))
