@@ -323,7 +323,7 @@ class Storage:
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace") if self._damaged else ""
         founded = all(self._is_founded(snapshot.parent) for snapshot in self._snapshots.values())
         for directory in self._damaged:
-            place = f"/{directory.parent.name}/{directory.name}/"
+            place = f"/{self.root.name}/{directory.parent.name}/{directory.name}/"
             if place in mounts or (directory.parent.name == "layers" and not founded):
                 self._log.error("%s has no readable record, and is left as a container may live on it", directory)
             else:

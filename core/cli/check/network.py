@@ -9,7 +9,7 @@ from crinoid.core.config.models import Config
 _AREA = Area("network")
 
 
-def examine_network(config: Config, sys_net: Path = Path("/proc/sys/net")) -> Iterator[Finding]:
+def examine_network(config: Config, sys_net: Path = Path("/proc/sys/net"), root: Path = Path("/")) -> Iterator[Finding]:
     """Examine the host's network settings; a node whose pods are on its own network needs none of them."""
     drivers = {config.network.driver, *(slot.driver for slot in config.networks.values())}
     if drivers == {"host"}:
@@ -21,7 +21,7 @@ def examine_network(config: Config, sys_net: Path = Path("/proc/sys/net")) -> It
     )
     yield _judge_bridge(sys_net / "bridge/bridge-nf-call-iptables")
     if config.network.driver == "auto":
-        yield from judge_auto(config.network.options, _has_kubelet(Path("/")))
+        yield from judge_auto(config.network.options, _has_kubelet(root))
 
 
 def judge_auto(options: Mapping[str, object], has_kubelet: bool) -> Iterator[Finding]:

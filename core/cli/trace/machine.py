@@ -32,6 +32,8 @@ class FakeMachine(HostCalls):
     """The cgroups that crinoid has made, and for whom."""
     killed: list[str] = field(default_factory=list)
     """The cgroups whose processes were killed."""
+    removed: list[str] = field(default_factory=list)
+    """The cgroups that were removed for their own sake, in order."""
 
     def pin(self, kinds: Mapping[str, Path], **_settings: object) -> None:
         for path in kinds.values():
@@ -80,13 +82,17 @@ class FakeMachine(HostCalls):
         pass
 
     def remove_cgroup(self, path: str) -> None:
+        self.removed.append(path)
+        self._take_away(path)
+
+    def _take_away(self, path: str) -> None:
         gone = {one for one in self.cgroups if f"{one}/".startswith(f"{path}/")}
         self.cgroups -= gone
         self.marks = {one: owner for one, owner in self.marks.items() if one not in gone}
 
     def remove_marked_cgroup(self, path: str) -> bool:
         if path in self.marks and not any(one.startswith(f"{path}/") for one in self.cgroups):
-            self.remove_cgroup(path)
+            self._take_away(path)
         return path not in self.cgroups
 
     def owns_cgroup(self, path: str, owner: str) -> bool:

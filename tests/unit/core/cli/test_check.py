@@ -167,7 +167,7 @@ def test_network_settings_are_told_unless_every_pod_is_on_the_host(tmp_path: Pat
     for file, value in {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "0"}.items():
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(f"{value}\n")
-    assert verdicts(examine_network(Config(), tmp_path)) == {
+    assert verdicts(examine_network(Config(), tmp_path, tmp_path)) == {
         "net.ipv4.ip_forward": "ok",
         "net.ipv6.conf.all.forwarding": "warning",
         "bridge-nf-call-iptables": "warning",

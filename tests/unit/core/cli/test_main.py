@@ -167,6 +167,8 @@ def test_the_plugins_are_listed_for_people_and_programs(
         "version": "1.0",
         "apiVersion": "1.0",
         "slots": ["default"],
+        "isolated": [],
+        "processes": [],
         "state": "selected",
         "lastError": "",
     }

@@ -28,7 +28,7 @@ from crinoid.core.api.values.pod import LinuxResources, NamespaceMode, PodMetada
 from crinoid.core.api.values.runtime import ExitStatus
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
-from crinoid.core.lifecycle.resources import resources, slices
+from crinoid.core.lifecycle.resources import resources
 from crinoid.core.lifecycle.resources.resources import CGROUP, CONTAINER, DEFERRED, DIRECTORY, MOUNT, NETWORK, SNAPSHOT
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.store import LedgerEntry
@@ -611,10 +611,8 @@ async def test_a_pods_cgroup_is_not_in_anothers(fake_node: FakeNode) -> None:
         await fake_node.now.pods.run(inside, "")
 
 
-async def test_a_slice_of_a_pods_own_goes_with_it(fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slice_of_a_pods_own_goes_with_it(fake_node: FakeNode) -> None:
     """Two pods without a parent share nothing; one that the kubelet gave is the kubelet's to stop."""
-    stopped: list[str] = []
-    monkeypatch.setattr(slices, "remove", stopped.append)
     await fake_node.crash()
     fake_node.cgroup_driver = "systemd"
     await fake_node.start()
@@ -629,12 +627,12 @@ async def test_a_slice_of_a_pods_own_goes_with_it(fake_node: FakeNode, monkeypat
     fake_node.machine.cgroups.update(paths)  # as systemd does with the first scope in each
     assert fake_node.now.store.pods.find(one).cgroup_parent == f"crinoid-{one}.slice"
     await pods.remove(one)
-    assert (fake_node.machine.killed, stopped) == (paths[:1], paths[:1])
+    assert (fake_node.machine.killed, fake_node.machine.removed) == (paths[:1], paths[:1])
     await pods.remove(given)
     await fake_node.crash()
     await fake_node.start()
     await fake_node.now.pods.remove(other)
-    assert (fake_node.machine.killed, stopped) == (paths, paths)
+    assert (fake_node.machine.killed, fake_node.machine.removed) == (paths, paths)
 
 
 @pytest.mark.parametrize(

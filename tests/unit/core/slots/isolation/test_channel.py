@@ -187,7 +187,7 @@ async def test_a_process_that_ends_fails_what_is_under_way_and_what_comes(start:
     await attach(network, do="")
     os.kill(network.pid, 9)
     for call in (waiting, attach(network, do="")):
-        with pytest.raises(ConnectionLostError, match="it has hung up|the connection broke"):
+        with pytest.raises(ConnectionLostError, match=r"it has hung up|the connection broke"):
             await call
 
 

@@ -111,11 +111,11 @@ def test_owners_devices_and_attributes(tmp_path: Path) -> None:
     archive.add("b", tarfile.BLKTYPE, devmajor=8, devminor=1, mode=0o600)
     archive.raw(pax(b"p", records) + header(b"f", mode=b"4755", uid=b"1750"))
     archive.raw(
-        pax(b"p", {"SCHILY.xattr.trusted.t": b"s", "SCHILY.xattr.user.k": b"s"}) + header(b"s", b"2", link=b"f")
+        pax(b"p", {"SCHILY.xattr.security.t": b"s", "SCHILY.xattr.user.k": b"s"}) + header(b"s", b"2", link=b"f")
     )
     tree = read_tree(write_image(archive.raw(END).build(), tmp_path))
     assert tree[b"f"].attributes == {"security.capability": capability, "user.k": b"\0v"}
-    assert tree[b"s"].attributes == {"trusted.t": b"s"}  # links have no user.*
+    assert tree[b"s"].attributes == {"security.t": b"s"}  # links have no user.*
     assert (tree[b"f"].mode, tree[b"f"].uid) == (stat.S_IFREG | 0o4755, 0o1750)
     assert (tree[b"c"].device, tree[b"b"].device) == (os.makedev(259, 70_000), os.makedev(8, 1))
     assert (tree[b"c"].uid, tree[b"c"].gid) == (4_000_000_000, 1234)
