@@ -126,7 +126,9 @@ class Players:
         if call is None and self.is_live and is_known:
             about = subject_of(asked)[:24] or "the node"
             brief = _brief(asked)
-            self._schedule.differ(f'{role} "{slot["name"]}" {hook} of {about} is asked here, not in the trace{brief}')
+            # What came after a trace that was cut off, nobody knows.
+            tell = self._schedule.differ if self._trace.tail else self._schedule.note
+            tell(f'{role} "{slot["name"]}" {hook} of {about} is asked here, not in the trace{brief}')
         return await self._instead(role, hook, arguments, noop)
 
     async def _end(self, call: Call, hook: str) -> Any:
