@@ -14,7 +14,7 @@ AGE = "CRINOID_TEST_AGE_S"
 def main() -> None:
     server.AGE_S = float(os.environ[AGE])
     server.RELAY_S = 1.1 * server.AGE_S
-    EventBus.keep.__defaults__ = (0.1 * server.AGE_S,)
+    EventBus.keep.__defaults__ = (0.5 * server.AGE_S,)
 
     from crinoid.core.cli.main import main as crinoid
 
