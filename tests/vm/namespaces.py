@@ -30,7 +30,13 @@ _PLAIN = """basic.target dbus.service dbus.socket final.target local-fs.target n
 poweroff.target shutdown.target sockets.target systemd-journald-dev-log.socket systemd-journald.service
 systemd-journald.socket umount.target user.slice"""
 _WRITTEN = {
-    "sysinit.target": "[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\nBefore=shutdown.target\n",
+    "sysinit.target": """[Unit]
+DefaultDependencies=no
+Wants=systemd-journald.service
+After=systemd-journald.service
+Conflicts=shutdown.target
+Before=shutdown.target
+""",
     "systemd-logind.service": """[Unit]
 Wants=user.slice dbus.socket
 After=user.slice dbus.socket

@@ -25,7 +25,8 @@ for directory in /run /var/log /var/lib/kubelet /var/lib/systemd; do mount -t tm
 mkdir -p /run/systemd/system /run/lock
 ip link set lo up; hostname crinoid-here; cd /
 mount --make-rshared /
-# In a container systemd takes its own arguments for the kernel's.
-exec env -i container=here SYSTEMD_UNIT_PATH="/run/systemd/system:$scratch/units" SYSTEMD_LOG_TARGET=journal \
+# In a container systemd takes its own arguments for the kernel's. It keeps what was set of units at run time in two places.
+units=/run/systemd/system.control:/run/systemd/transient:/run/systemd/system:$scratch/units
+exec env -i container=here SYSTEMD_UNIT_PATH="$units" SYSTEMD_LOG_TARGET=journal \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --unit=vm.service \
     systemd.legacy_systemd_cgroup_controller=yes

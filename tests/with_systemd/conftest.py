@@ -55,6 +55,8 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnitDaemon]:
         daemon.install()
         daemon.start()
         yield daemon
+        if daemon.state != "active":  # a test has stopped it as the last one
+            daemon.start()
         for pod in daemon.cri.call("ListPodSandbox")["items"]:
             daemon.cri.call("RemovePodSandbox", pod_sandbox_id=pod["id"])
         daemon.stop()

@@ -46,7 +46,7 @@ def parent(slices: str) -> str:
 @pytest.fixture
 def pod(node: Node, runtime: str, parent: str) -> Iterator[Pod]:
     """A pod in its slice; when it is removed no unit and no cgroup of it is left but the slice, which is not ours."""
-    pod = Pod(node, run_in(node, runtime, parent))
+    pod = Pod(node, run_in(node, runtime, parent, f"pod-{secrets.token_hex(3)}"))  # what a failure leaves has another
     yield pod
     containers = [one["id"] for one in node.call("ListContainers")["containers"] if one["pod_sandbox_id"] == pod.id]
     node.call("RemovePodSandbox", pod_sandbox_id=pod.id)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from integration.pods import until
 from support.daemon import Daemon
+from support.patience import patient
 
 REPOSITORY = Path(__file__).parents[2]
 UNITS = Path("/run/systemd/system")
+WATCHDOG = "WatchdogSec=60"
 
 
 def systemctl(*arguments: str, fails: bool = False) -> str:
@@ -64,6 +66,8 @@ class UnitDaemon(Daemon):
         for verb in ("serve", "upgrade"):
             text = text.replace(f"/usr/local/bin/crinoid {verb}", f"{sys.executable} -m crinoid {verb} {options}")
         assert text.count(options) == 2, "the unit has both commands"
+        assert text.count(WATCHDOG) == 1
+        text = text.replace(WATCHDOG, f"WatchdogSec={patient(60):g}")  # in a slow machine the daemon is slow as well
         (UNITS / self.unit).write_text(text)
         systemctl("daemon-reload")
 
@@ -115,7 +119,8 @@ class UnitDaemon(Daemon):
             with contextlib.suppress(AssertionError):
                 systemctl("stop", scope)
         (UNITS / self.unit).unlink(missing_ok=True)
-        subprocess.run(["systemctl", "reset-failed", self.unit], check=False, capture_output=True)
+        for failed in (self.unit, "crinoid-*.scope"):
+            subprocess.run(["systemctl", "reset-failed", failed], check=False, capture_output=True)
         systemctl("daemon-reload")
         super().end()
 
