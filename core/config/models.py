@@ -488,7 +488,12 @@ class IsolationConfig(Section):
 
 
 def _to_isolation(value: object) -> object:
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+    """Make a table of true."""
+    if isinstance(value, bool):
+        return {} if value else None
+    # After a validator of ours a list is held to be one of Python's, which strictly is no tuple.
+    program = value.get("program") if isinstance(value, dict) else None
+    return {**value, "program": tuple(program)} if isinstance(value, dict) and isinstance(program, list) else value
 
 
 class SlotConfig(Section):
