@@ -23,11 +23,10 @@ from crinoid.core.slots.roles import ROLES, Role
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hooks.md"
 UNTESTED = {
-    "runtime": ("start_pod", "stop_pod", "wait_pod", "update_pod", "pod_stats", "forward_port"),
     "snapshotter": ("bring_layer",),
 }
-"""Hooks that no test of the contract kit calls: pods that are guests, and layers that come from elsewhere, are of a
-kind that only their driver knows; its own tests have them."""
+"""Hooks that no test of the contract kit calls: layers that come from elsewhere are of a kind that only their driver
+knows; its own tests have them."""
 CONTRACTS = {
     "runtime": "runtimes",
     "network": "networks",
