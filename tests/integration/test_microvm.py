@@ -258,13 +258,14 @@ async def test_a_port_forward(place: Place) -> None:
     place.until(lambda: place.log("echo") == ["stdout F ready"], "it runs")
     url = str(place.call("PortForward", pod_sandbox_id=pod, port=[8080])["url"])
     async with connect_forward(url, "websocket") as client:
-        one = await forward(client, 8080, "0")
-        await one.data.send(b"hello")
-        got = b""
-        while len(got) < 5:
-            got += await one.data.read()
+        deadline, got = time.monotonic() + patient(60), b""
+        while not got:  # the first of them may come before somebody listens
+            assert time.monotonic() < deadline, "nobody listens in the guest"
+            one = await forward(client, 8080, str(deadline - time.monotonic()))
+            await one.data.send(b"hello")
+            got = await one.data.read()
+            await one.data.close()
         assert got == b"hello"
-        await one.data.close()
         other = await forward(client, 8081, "1")
         assert b"Connection refused" in await other.error.read_all()
     place.remove(pod)
