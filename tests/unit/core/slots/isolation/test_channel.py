@@ -43,11 +43,15 @@ class Network(NoopNetwork):
         match plan["do"]:
             case "wait":
                 try:
+                    self.waits = True
                     await asyncio.sleep(1000)
                 except asyncio.CancelledError:
                     if plan.get("answers"):
                         return Attachment(("192.0.2.1",))
                     raise
+            case "look":
+                while not getattr(self, "waits", False):
+                    await asyncio.sleep(0.01)
             case "raise":
                 raise SystemExit("no driver may raise this")
             case "behalf":
@@ -142,7 +146,7 @@ async def test_calls_side_by_side_and_large_ones(start: Any) -> None:
 async def test_a_call_that_is_cancelled_ends_in_the_driver(start: Any) -> None:
     network = start("network", Network)
     waiting = asyncio.create_task(attach(network, do="wait"))
-    await attach(network, do="")
+    await attach(network, do="look")
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -156,7 +160,7 @@ async def test_a_call_that_is_cancelled_ends_in_the_driver(start: Any) -> None:
 async def test_what_a_hook_answers_to_its_cancellation_counts(start: Any) -> None:
     network = start("network", Network)
     waiting = asyncio.create_task(attach(network, do="wait", answers=True))
-    await attach(network, do="")
+    await attach(network, do="look")
     waiting.cancel()
     assert (await waiting).addresses == ("192.0.2.1",)
 
