@@ -98,6 +98,13 @@ class ExitMonitor:
         record = self._store.containers.get(container_id)
         return record is None or record.state is ContainerState.EXITED
 
+    async def told(self, container_id: str) -> None:
+        """Wait until extensions have heard of an end that is on record; their hooks have deadlines. Not with the
+        container's lock held, which what they do about it may want."""
+        record, task = self._store.containers.get(container_id), self._tasks.get(container_id)
+        if task is not None and record is not None and record.state is ContainerState.EXITED:
+            await asyncio.wait({task})
+
     def note(self, container_id: str, status: ExitStatus) -> ContainerRecord | None:
         """Write the end of a container; return its record if this changed it."""
         record = self._store.containers.get(container_id)

@@ -11,7 +11,7 @@ from crinoid.core.api.errors import DriverError, FailedPrecondition, InvalidArgu
 from crinoid.core.api.hooks.extension import ContainerAdjustment, ContainerView
 from crinoid.core.api.values.adjustment import OciDevice, OciHook, OciMount, Rlimit
 from crinoid.core.api.values.container import ContainerConfig, ContainerMetadata, DeviceMapping, VolumeMount
-from crinoid.core.api.values.pod import LinuxResources
+from crinoid.core.api.values.pod import LinuxResources, NamespaceMode
 from crinoid.core.api.values.runtime import ContainerStatus
 from crinoid.core.lifecycle.containers.adjustment import adjust_config, adjust_spec, merge_patch
 from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
@@ -283,3 +283,26 @@ async def test_the_kernel_tells_updates_and_stops(fake_node: FakeNode) -> None:
     with pytest.raises(NotFound):
         await kernel.update_container("none", LinuxResources(cpu_shares=2))
     await kernel.stop_container(container, "again")
+
+
+async def test_an_end_is_told_before_the_removal_that_follows_at_once(fake_node: FakeNode) -> None:
+    """Here the end of other processes in a shared PID namespace comes between."""
+    pod = await fake_node.now.pods.run(a_pod(pid=NamespaceMode.NODE), "")
+    container = await fake_node.now.containers.create(pod, a_container(pid=NamespaceMode.NODE), None)
+    await fake_node.now.containers.start(container)
+    gate, enter = asyncio.Event(), fake_node.runtime._enter
+
+    async def slowly(hook: str, **arguments: object) -> None:
+        if hook == "kill":
+            await gate.wait()
+        await enter(hook, **arguments)
+
+    fake_node.runtime._enter = slowly  # type: ignore[method-assign]
+    fake_node.runtime.finish(container, 0)
+    while fake_node.now.containers.get(container).state is not ContainerState.EXITED:
+        await asyncio.sleep(0)
+    removing = asyncio.create_task(fake_node.now.containers.remove(container))
+    await asyncio.sleep(0.05)
+    gate.set()
+    await removing
+    assert fake_node.extension.hooks_called[-2:] == ("container_exited", "container_removed")
