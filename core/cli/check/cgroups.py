@@ -15,13 +15,18 @@ _NEEDED = {
     1: frozenset({"cpu", "cpuset", "devices", "freezer", "memory", "pids"}),
     2: frozenset({"cpu", "memory", "pids"}),
 }
+_MOUNTS = Path("/sys/fs/cgroup")
 _USEFUL = {1: frozenset({"blkio", "hugetlb"}), 2: frozenset({"cpuset", "hugetlb", "io"})}
 
 
 def examine_cgroups(config: Config) -> Iterator[Finding]:
     """Examine the host's cgroups."""
+    if not (_MOUNTS.is_dir() and any(_MOUNTS.iterdir())):  # what is made there would be plain directories
+        advice = "mount the cgroup file systems there; for a chroot: mount --rbind /sys CHROOT/sys, on the host"
+        yield _AREA.failure("mounts", f"no cgroups are mounted at {_MOUNTS}: none can be seen or made", advice)
+        return
     version = cgroups.version()
-    unified = Path("/sys/fs/cgroup/unified/cgroup.controllers").exists()
+    unified = (_MOUNTS / "unified/cgroup.controllers").exists()
     uses_crun = any(slot.driver == "crun" for slot in config.enabled_runtimes.values())
     yield from judge_version(version, unified, uses_crun)
     yield from judge_controllers(version, cgroups.controllers())
@@ -85,5 +90,5 @@ def _try_one(root: str) -> Finding:
 
 def _places(path: str) -> set[Path]:
     """Return where a cgroup is: in the one hierarchy of version 2, or in those of version 1."""
-    mounts = (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir())
+    mounts = (_MOUNTS, *_MOUNTS.iterdir())
     return {place for mount in mounts if (place := mount / path.strip("/")).is_dir()}

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from crinoid.core.api.values.network import NetworkStatus
-from crinoid.core.cli.check import examination
-from crinoid.core.cli.check.cgroups import judge_controllers, judge_driver, judge_version
+from crinoid.core.cli.check import cgroups, examination
+from crinoid.core.cli.check.cgroups import examine_cgroups, judge_controllers, judge_driver, judge_version
 from crinoid.core.cli.check.devices import examine_devices
 from crinoid.core.cli.check.disk import Room, examine_disk, existing, judge_room
 from crinoid.core.cli.check.findings import Finding, Verdict
@@ -95,6 +95,20 @@ def test_cgroups_of_version_2_are_fit() -> None:
 def test_a_hybrid_of_cgroups_matters_to_crun() -> None:
     assert verdicts(judge_version(1, True, True)) == {"version": "warning", "hybrid": "warning"}
     assert verdicts(judge_version(1, True, False)) == {"version": "warning", "hybrid": "ok"}
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty"])
+def test_a_host_without_mounted_cgroups_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As in a chroot without /sys, and in one with a /sys that has no cgroup file systems."""
+    mounts = tmp_path / "cgroup"
+    if kind == "empty":
+        mounts.mkdir()
+    monkeypatch.setattr(cgroups, "_MOUNTS", mounts)
+    (found,) = examine_cgroups(Config())
+    assert (found.verdict, found.name) == (Verdict.FAILURE, "mounts")
+    assert str(mounts) in found.detail
+    assert "mount" in found.advice
+    assert list(tmp_path.rglob("*")) == ([mounts] if kind == "empty" else [])
 
 
 def test_a_missing_controller_is_named() -> None:
