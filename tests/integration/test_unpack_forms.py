@@ -55,6 +55,48 @@ def test_a_whiteout_by_way_of_a_lower_link(tmp_path: Path, link: str, mark: str)
     compare(tmp_path, [lower.build(), ArchiveBuilder().file(f"lib/{mark}").build()])
 
 
+LINKS = ["usr/lib", "/usr/lib", "../../usr/lib", "./usr/../usr/lib", "up", "nowhere", "lib", "usr/file", "/"]
+
+
+def _below(kind: str) -> ArchiveBuilder:
+    lower = ArchiveBuilder()
+    lower.add("usr", tarfile.DIRTYPE, mode=0o711, uid=7, gid=8, mtime=70)
+    lower.add("usr/lib", tarfile.DIRTYPE, mode=0o1750, uid=9, gid=10, mtime=90)
+    lower.file("usr/lib/gone", b"gone").file("usr/lib/kept/below", b"kept").file("usr/file", b"file")
+    lower.add("up", tarfile.SYMTYPE, linkname="usr/lib")
+    return lower.file("lib", b"file") if kind == "file" else lower.add("lib", tarfile.SYMTYPE, linkname=kind)
+
+
+@pytest.mark.parametrize("names", [["new"], ["sub/new"], ["kept/below"], ["new", ".wh.gone"], [".wh.gone", "new"]])
+@pytest.mark.parametrize("link", [*LINKS, "file"])
+def test_a_parent_that_is_a_link_or_a_file_below(tmp_path: Path, link: str, names: list[str]) -> None:
+    """As containerd has it with overlayfs: the layer's directory takes the place of a lower layer's link."""
+    upper = ArchiveBuilder()
+    for name in names:
+        upper.file(f"lib/{name}", b"upper")
+    layers = [_below(link).build(), upper.build()]
+    compare(tmp_path, layers)
+    assert (tmp_path / "applied/lib").is_dir()
+    assert not (tmp_path / "applied/lib").is_symlink()
+    assert not (tmp_path / "applied/usr/lib/new").exists()
+
+
+@pytest.mark.parametrize("link", ["usr/lib", "/usr/lib", "up", "usr/lib/../../usr"])
+def test_a_link_of_the_same_layer_is_followed_and_those_below_it_are_not(tmp_path: Path, link: str) -> None:
+    upper = ArchiveBuilder().add("own", tarfile.SYMTYPE, linkname=link).file("own/new", b"upper")
+    upper.file("own/.wh.gone").file("own/deeper/new", b"upper")
+    compare(tmp_path, [_below("usr/lib").build(), upper.build()])
+
+
+def test_directories_that_a_layer_only_passes_keep_their_time(tmp_path: Path) -> None:
+    upper = ArchiveBuilder().file("usr/lib/new").file("usr/.wh.file").file("lib/.wh.gone").file("usr/lib/made/new")
+    root = ArchiveBuilder().directory("./", mtime=50)
+    compare(tmp_path, [root.build(), _below("usr/lib").build(), upper.build()])
+    applied = tmp_path / "applied"
+    assert [int(path.stat().st_mtime) for path in (applied, applied / "usr", applied / "usr/lib")] == [50, 70, 90]
+    assert not (applied / "usr/lib/gone").exists()
+
+
 def test_an_image_by_way_of_a_loop_device(tmp_path: Path) -> None:
     """As before Linux 6.12, which mounts files."""
     image = write_image(ArchiveBuilder().file("d/f", b"content").build(), tmp_path)

@@ -109,10 +109,11 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
         if unpacked.hiding:
             # First whiteouts go to where they hide something, then those that hide nothing go, then the directories
             # that were made for such alone; a directory's own removal needs it to be empty.
-            for directory in set(unpacked.hiding).intersection(unpacked.implied) if lowers else ():
+            hiding = list(_without_links(root, unpacked.hiding))
+            for directory in set(hiding).intersection(unpacked.implied) if lowers else ():
                 with _passed_over():
                     _hide_by_link(roots, root, directory)
-            for directory in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
+            for directory in dict.fromkeys((*hiding, *unpacked.implied)):
                 with _passed_over():
                     _remove_idle_whiteouts(roots, root, directory)
             for directory in sorted(unpacked.implied, key=lambda path: path.count("/"), reverse=True):

@@ -8,6 +8,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _SYS_OPENAT2 = 437  # the same on every architecture: it came after the numbers were unified
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_IN_ROOT = 0x10
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -18,17 +19,22 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-_DIRECTORY_HOW = _OpenHow(os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY_HOW = _OpenHow(_DIRECTORY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+_NO_LINK_HOW = _OpenHow(_DIRECTORY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_SYMLINKS)
 
 
-def open_directory_in_root(root_fd: int, path: bytes) -> int:
-    """Open the directory ``path`` with the directory ``root_fd`` as the root that no link or ``..`` leads out of."""
+def open_directory_in_root(root_fd: int, path: bytes, follow: bool = True) -> int:
+    """Open the directory ``path`` with the directory ``root_fd`` as the root that no link or ``..`` leads out of.
+
+    Without ``follow`` a link anywhere on the way is ELOOP, or ENOTDIR where it is the last part: openat2(2).
+    """
     while True:
         fd: int = _libc.syscall(
             ctypes.c_long(_SYS_OPENAT2),
             ctypes.c_int(root_fd),
             ctypes.c_char_p(path),
-            ctypes.byref(_DIRECTORY_HOW),
+            ctypes.byref(_DIRECTORY_HOW if follow else _NO_LINK_HOW),
             ctypes.c_size_t(ctypes.sizeof(_OpenHow)),
         )
         if fd >= 0:

@@ -5,10 +5,11 @@ a directory that is there already keeps its content. Metadata of directories wai
 made in a directory touches its times.
 """
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from crinoid.core.api.archives import (
     BLOCK_DEVICE,
@@ -22,7 +23,7 @@ from crinoid.core.api.archives import (
     show,
     split,
 )
-from crinoid.core.lifecycle.images.unpack.open_directories import Directory, DirectoryCache, list_attributes
+from crinoid.core.lifecycle.images.unpack.open_directories import MOST_LINKS, Directory, DirectoryCache, list_attributes
 from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
@@ -56,10 +57,11 @@ class Tree(LayerWriter):
         self._root_fd = root_fd
         self._overlay = overlay
         self._reader = reader
-        self._directories = DirectoryCache(root_fd, self._make_missing)
+        self._directories = DirectoryCache(root_fd, self._make_missing, has_lower=not overlay)
         self._pending: dict[int, _DirectoryMetadata] = {}
         self._made: dict[int, set[bytes]] = {}
         self._renewed: set[int] = set()
+        self._replaced_links: dict[tuple[int, bytes], bytes] = {}
         self._hiding: dict[bytes, None] = {}
         self.used_bytes = 0
         self.inodes = 0
@@ -176,9 +178,9 @@ class Tree(LayerWriter):
     def hide(self, parent: bytes, name: bytes) -> None:
         """Apply a whiteout of ``name``: what lower layers have there is gone, what this one has stays."""
         if not self._overlay:
-            directory = self._directories.find(parent)
-            if directory is not None:
-                self._remove_lower(directory, name)
+            for lower in self._find_lower(parent):
+                with _times_kept(lower.fd):
+                    self._remove_lower(lower, name)
             return
         directory = self._find_hiding(parent)
         if directory is None:
@@ -196,10 +198,10 @@ class Tree(LayerWriter):
             if (hiding := self._find_hiding(parent)) is not None:
                 self._make_opaque(hiding)
             return
-        directory = self._directories.find(parent)
-        if directory is not None:
-            empty(directory.fd, self._made)
-            self._renew_below(directory.fd)
+        for lower in self._find_lower(parent):
+            with _times_kept(lower.fd):
+                empty(lower.fd, self._made)
+                self._renew_below(lower.fd)
             self._directories.forget()
 
     def finish(self) -> None:
@@ -220,6 +222,23 @@ class Tree(LayerWriter):
                     os.utime(fd, ns=(metadata.mtime_ns, metadata.mtime_ns))
             finally:
                 os.close(fd)
+        self._restore_times()
+
+    def _restore_times(self) -> None:
+        """Give lower directories of which this layer says nothing the time that they had."""
+        for inode, (path, mtime_ns) in self._directories.found.items():
+            if inode in self._pending or (inode in self._directories.implied and path != b"."):
+                continue
+            try:
+                directory = Directory(open_directory_in_root(self._root_fd, path, follow=False))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # replaced by a later entry
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    continue
+                raise
+            if directory.inode == inode:
+                os.utime(directory.fd, ns=(mtime_ns, mtime_ns))
 
     def _make(self, directory: Directory, name: bytes, make: Callable[[], None]) -> None:
         try:
@@ -266,9 +285,14 @@ class Tree(LayerWriter):
         """Make a directory that entries take for granted, or return where the link in its place points."""
         present = _status(directory, name)
         if present is not None:
+            is_ours = self._overlay or name in self._made.get(directory.inode, ())
             if stat.S_ISLNK(present.st_mode):
-                return os.readlink(name, dir_fd=directory.fd)
-            if not self._is_whiteout(present) and (self._overlay or name in self._made.get(directory.inode, ())):
+                link = os.readlink(name, dir_fd=directory.fd)
+                if is_ours:
+                    return link
+                # As overlayfs shows it: a directory that an upper layer has hides the link of a lower one.
+                self._replaced_links[directory.inode, name] = link
+            elif is_ours and not self._is_whiteout(present):
                 raise NotADirectory(f"{show(name)}, a part of its path, is no directory")
         self._make_directory(directory, name, _IMPLIED_MODE)
         if directory.inherits:
@@ -287,6 +311,46 @@ class Tree(LayerWriter):
         if stat.S_ISDIR(present.st_mode) or stat.S_ISLNK(present.st_mode):
             self._directories.forget()
 
+    def _find_lower(self, path: bytes) -> Iterator[Directory]:
+        """Find what whiteouts in ``path`` are about: the directory of that name, and what a link of lower layers leads
+        to, also one that a directory of this layer has replaced.
+
+        Links of this layer count up to where lower ones begin: what lies there, this layer says nothing of.
+        """
+        directory = self._directories.find_without_links(path)
+        if directory is not None:
+            yield directory
+            if not self._replaced_links:
+                return
+        todo, done, owners = parse(path)[::-1], list[bytes](), list[bool]()
+        while todo:
+            part = todo.pop()
+            if part == b"..":
+                done = done[:-1]
+                continue
+            above = self._directories.find_without_links(b"/".join(done))
+            if above is None:
+                return
+            link, is_ours = self._link_at(above, part)
+            if link is None:
+                done = [*done, part]
+                continue
+            if len(owners) == MOST_LINKS or (is_ours and False in owners):
+                return
+            owners.append(is_ours)
+            todo += [step for step in reversed(link.split(b"/")) if step not in (b"", b".")]
+            done = [] if link.startswith(b"/") else done
+        if owners and (directory := self._directories.find_without_links(b"/".join(done))) is not None:
+            yield directory
+
+    def _link_at(self, directory: Directory, name: bytes) -> tuple[bytes | None, bool]:
+        """Return what a link says, as it is or was in lower layers, and whether it is this layer's."""
+        present = _status(directory, name)
+        if present is not None and stat.S_ISLNK(present.st_mode):
+            is_ours = name in self._made.get(directory.inode, ())
+            return os.readlink(name, dir_fd=directory.fd), is_ours
+        return self._replaced_links.get((directory.inode, name)), False
+
     def _remove_lower(self, directory: Directory, name: bytes) -> None:
         """Remove what lower layers have of that name; a directory that this layer needs in its place is a new one."""
         is_ours = name in self._made.get(directory.inode, ())
@@ -300,6 +364,7 @@ class Tree(LayerWriter):
 
     def _renew(self, directory: Directory) -> None:
         """Give a lower directory the looks of an implied one, and all below, unless this layer says how they look."""
+        self._directories.found.pop(directory.inode, None)
         if directory.inode not in self._pending:
             _drop_attributes(directory.fd)
             os.fchown(directory.fd, 0, 0)
@@ -367,6 +432,13 @@ class Tree(LayerWriter):
     def _note(self, directory: Directory, name: bytes) -> None:
         if not self._overlay:  # there, all that is in the target is of this layer
             self._made.setdefault(directory.inode, set()).add(name)
+
+
+@contextlib.contextmanager
+def _times_kept(fd: int) -> Iterator[None]:
+    before = os.fstat(fd)
+    yield
+    os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _status(directory: Directory, name: bytes) -> os.stat_result | None:
