@@ -15,6 +15,7 @@ from crinoid.core.api.archives import Corrupt, parse, show
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
 _MOST_DIRECTORIES_OPEN = 4096
+_PATH_MAX = 4096
 MOST_LINKS = 40  # as the kernel
 _ACCESS_LISTS = "system.posix_acl_default"
 
@@ -98,10 +99,12 @@ class DirectoryCache:
         self._last_name, self._last = name, directory
         return directory
 
-    def _try_open(self, parts: list[bytes], follow: bool) -> Directory | None:
+    def _try_open(self, parts: list[bytes], follow: bool, parent: Directory | None = None) -> Directory | None:
+        """``parent``: what ``parts`` without the last are, if that is open. The path may be too long for one call."""
         path = b"/".join(parts) or b"."
+        start, way = (self._root_fd, path) if parent is None else (parent.fd, parts[-1])
         try:
-            directory = Directory(open_directory_in_root(self._root_fd, path, follow))
+            directory = Directory(open_directory_in_root(start, way, follow))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -124,7 +127,7 @@ class DirectoryCache:
                 done = done[:-1]
                 parent = self._try_open(done, follow=False) or self.root
                 continue
-            directory = self._try_open([*done, part], follow=False)
+            directory = self._try_open([*done, part], follow=False, parent=parent)
             if directory is None:
                 link = self._make_missing(parent, part)
                 if link is not None:
@@ -136,7 +139,9 @@ class DirectoryCache:
                         done, parent = [], self.root
                     continue
                 directory = Directory(open_directory_in_root(parent.fd, part))
-                self.implied[directory.inode] = b"/".join([*done, part])
+                path = b"/".join([*done, part])
+                if len(path) < _PATH_MAX:  # nobody could open it by its path, to give it looks
+                    self.implied[directory.inode] = path
             done.append(part)
             parent = directory
         return parent

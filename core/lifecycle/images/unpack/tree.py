@@ -234,7 +234,7 @@ class Tree(LayerWriter):
             except (FileNotFoundError, NotADirectoryError):
                 continue  # replaced by a later entry
             except OSError as error:
-                if error.errno == errno.ELOOP:
+                if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
                     continue
                 raise
             if directory.inode == inode:
