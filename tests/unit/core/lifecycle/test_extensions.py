@@ -299,7 +299,7 @@ async def test_an_end_is_told_before_the_removal_that_follows_at_once(fake_node:
 
     fake_node.runtime._enter = slowly  # type: ignore[method-assign]
     fake_node.runtime.finish(container, 0)
-    while fake_node.now.containers.get(container).state is not ContainerState.EXITED:
+    while fake_node.now.containers.get(container).state is not ContainerState.EXITED:  # noqa: ASYNC110  # a turn each
         await asyncio.sleep(0)
     removing = asyncio.create_task(fake_node.now.containers.remove(container))
     await asyncio.sleep(0.05)
