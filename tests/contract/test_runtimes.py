@@ -276,11 +276,14 @@ class TestBrokenRuntimes:
 
     async def test_exec_by_a_broken_binary(self, bench: Workbench, host: Host, tmp_path: Path) -> None:
         request = await bench.start("sleep", "1000")
-        bench.runtime = with_binary(host, str(script(tmp_path / "runc", "kill -SEGV $$")))
+        broken = script(tmp_path / "runc", "kill -SEGV $$")
+        bench.runtime = with_binary(host, str(broken))
+        assert (await bench.execute(request, "true")).exit_code == 0, "a plain container needs no binary for it"
+        bench.runtime = with_binary(host, str(broken), joined_execs=False)
         with pytest.raises(CommandFailed, match="no process was started"):
             await bench.execute(request, "true")
         hanging = script(tmp_path / "runc", "exec sleep 8001")
-        bench.runtime = with_binary(host, str(hanging))
+        bench.runtime = with_binary(host, str(hanging), joined_execs=False)
         with pytest.raises(DeadlineExceeded):
             await bench.execute(request, "true", timeout_s=0.3)
         bench.runtime = with_binary(host, "")
@@ -406,5 +409,5 @@ async def test_crun_says_why_it_can_not_work_here(tmp_path: Path) -> None:
         await BoundRuntime(CrunRuntime(CrunOptions(), host)).probe()
 
 
-def with_binary(host: Host, binary: str) -> BoundRuntime:
-    return BoundRuntime(RuncRuntime(RuncOptions(binary=binary), host))
+def with_binary(host: Host, binary: str, *, joined_execs: bool = True) -> BoundRuntime:
+    return BoundRuntime(RuncRuntime(RuncOptions(binary=binary, joined_execs=joined_execs), host))

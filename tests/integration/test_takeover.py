@@ -260,8 +260,7 @@ def test_what_outlasts_the_grace_is_told_to_ask_again(tmp_path: Path) -> None:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        until(lambda: "exec" in node.daemon.log.read_text())
-        time.sleep(patient(0.5))
+        until(lambda: node.execute(container, "pidof", "sleep")[1].count(" ") == 1)
         end(node.daemon.take_over())
         asking.join()
         assert answers == ["refused"]

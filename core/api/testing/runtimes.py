@@ -1001,6 +1001,7 @@ class RuntimeContract(Contract):
     @needs("exec", "shell", "cgroup")
     async def test_an_exec_that_is_cancelled(self, bench: Workbench) -> None:
         request = await bench.start("sleep", "1000")
+        await bench.until(lambda: bench.commands(request) == ["sleep 1000"], "it runs its program")
         for cut in cuts():
             await cut(bench.execute(request, "sleep", "0.2"))
             assert bench.commands(request) == ["sleep 1000"], f"exec_sync was {cut}"

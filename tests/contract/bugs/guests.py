@@ -44,8 +44,10 @@ class Good(RuncRuntime):
             cwd=Path("/"),
             cgroup=pod.cgroup_parent,
         )
-        while not (first := pidfds.children(made.pid)):  # noqa: ASYNC110  # a process
+        first: tuple[int, ...] = ()
+        while not first:  # it waits once in any case: a start can be cancelled here
             await asyncio.sleep(0.002)
+            first = pidfds.children(made.pid)
         self.record(pod.pod_id).write_text(json.dumps([first[0], pidfds.start_time(first[0])]))
         made.close()
 
