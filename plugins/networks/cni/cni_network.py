@@ -10,6 +10,7 @@ from pydantic import Field
 
 from crinoid.core.api.config import AbsolutePath, DriverConfig
 from crinoid.core.api.errors import CrinoidError, DriverError, InvalidArgument, Unavailable
+from crinoid.core.api.finishing import finish
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux import links, namespaces
@@ -243,11 +244,15 @@ class CniNetwork:
         return Attachment(results.sort_addresses(addresses, family), plan.write(), dns)
 
     async def _delete_all(self, plan: Plan, parts: Iterable[NetworkPlan]) -> list[CrinoidError]:
-        """Take the pod off the networks, the last one first, whatever fails; return the errors."""
+        """Take the pod off the networks, the last one first, whatever fails; return the errors.
+
+        A deletion that has begun comes to its end, also when it is cancelled: the bridge plugin finds its firewall's
+        rules by the link that it removes first, so nobody could remove them after a kill between the two.
+        """
         errors = []
         for part in reversed(tuple(parts)):
             try:
-                await self._chain(plan, part).delete()
+                await finish(self._chain(plan, part).delete())
             except CrinoidError as error:
                 errors.append(error)
         return errors

@@ -304,6 +304,24 @@ async def test_a_cancelled_add_leaves_no_process(node: Node, request_a: NetworkR
     assert not Path("/proc", (node.root / "pid").read_text().strip()).exists()
 
 
+async def test_a_cancelled_del_comes_to_its_end(node: Node, request_a: NetworkRequest) -> None:
+    """What a plugin that is killed in its middle leaves, the next DEL may not find."""
+    begun, go = node.root / "begun", node.root / "go"
+    node.add_working_plugin(
+        "first", DEL=f"touch {begun}; until [ -e {go} ]; do sleep 0.01; done; touch {node.root}/done"
+    )
+    node.configure_chain("first")
+    driver = node.driver()
+    task = asyncio.create_task(driver.detach(request_a, (await attach(driver, request_a)).data))
+    await until(begun.exists)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    go.touch()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (node.root / "done").exists()
+
+
 async def test_the_highest_version_that_all_plugins_speak_is_used(node: Node, request_a: NetworkRequest) -> None:
     node.add_working_plugin("first", versions=("0.3.1", "0.4.0", "1.0.0"))
     node.configure_chain("first", cniVersion="1.1.0", cniVersions=["0.4.0", "1.0.0", "1.1.0"])
