@@ -245,7 +245,11 @@ def test_the_package(built: Built) -> None:
     for script in ("postinst", "prerm", "postrm"):
         subprocess.run(["sh", "-n"], input=control[script], text=True, check=True)
     files = contents(built)
-    assert f"ExecStart={PREFIX}/bin/crinoid serve".encode() in files["./usr/lib/systemd/system/crinoid.service"]
+    packaged = (Path(__file__).parents[5] / "packaging/crinoid.service").read_text()
+    assert f"ExecStart={PREFIX}/bin/crinoid serve" in (
+        unit := files["./usr/lib/systemd/system/crinoid.service"].decode()
+    )
+    assert unit == packaged.replace("/usr/local/bin/crinoid", f"{PREFIX}/bin/crinoid"), "there is one text of the unit"
     drop_in = files["./usr/lib/systemd/system/crinoid.service.d/10-site.conf"].decode()
     assert drop_in == '[Service]\nEnvironment="HTTPS_PROXY=http://proxy.example:3128/%%20"\n'
 
