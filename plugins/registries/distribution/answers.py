@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
-_MARKUP = re.compile(r"<(title|message)[^>]*>(.*?)</\1", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"<(?:title|message)\b[^<>]*>([^<]*)", re.IGNORECASE)
+"""Passes each character once, whatever a host sends: to look for the end of an element would be quadratic."""
 _MOST_CHARACTERS = 200
 _MOST_ERRORS = 3
 _TEXTS = ("code", "error", "message", "error_description", "msg", "title", "detail", "details", "reason")
@@ -27,7 +28,7 @@ def words_of(body: bytes) -> str:
     except (ValueError, RecursionError):
         text = body.decode(errors="replace")
         found = _MARKUP.search(text)
-        said = html.unescape(found[2]) if found else "" if text.lstrip().startswith("<") else text
+        said = html.unescape(found[1]) if found else "" if text.lstrip().startswith("<") else text
     return clean(said)
 
 
@@ -52,9 +53,13 @@ def _words_of_json(document: Any) -> str:  # Any: whatever the JSON holds
         return "; ".join(filter(None, map(_words_of_json, document[:_MOST_ERRORS])))
     if not isinstance(document, dict):
         return ""
-    for name in ("errors", "error"):  # the latter is Google's
-        if isinstance(document.get(name), list | dict) and (said := _words_of_json(document[name])):
+    nested = [
+        name for name in ("errors", "error") if isinstance(document.get(name), list | dict)
+    ]  # "error" is Google's
+    for name in nested:
+        if said := _words_of_json(document[name]):
             return said
-    found = [document.get(name) for name in _TEXTS]
+    # What was looked into is not looked into again: the time would double with each level.
+    found = [document.get(name) for name in _TEXTS if name not in nested]
     parts = [part if isinstance(part, str) else _words_of_json(part) for part in found if part]
     return ": ".join(dict.fromkeys(filter(None, parts)))

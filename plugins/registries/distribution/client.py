@@ -44,6 +44,7 @@ from crinoid.plugins.registries.distribution.transport import (
     decoder_of,
     elsewhere,
     lost,
+    origin,
     read_answer,
     refusal,
 )
@@ -233,7 +234,7 @@ class RegistryClient:
                 words = f"{fault}; {said}, or the repository does not exist"
                 fault = HostFault(Unauthenticated(words), status=fault.status)
             is_home = str(response.url).startswith(endpoint.url)
-            if response.url.authority != endpoint.host:
+            if origin(str(response.url)) != origin(endpoint.url):
                 fault = elsewhere(fault, str(response.url))
             if response.status == 401 and is_home:
                 challenges = read_challenges(response.headers.getall("WWW-Authenticate", ()))

@@ -143,7 +143,10 @@ class Authorizer:
         """Fetch a bearer token from the realm of a challenge."""
         if credentials and credentials.registry_token:
             return _Pass(f"Bearer {credentials.registry_token}", time.monotonic() + _BASIC_LIFE_S)
-        realm = urlsplit(wanted["realm"])
+        try:
+            realm = urlsplit(wanted["realm"])
+        except ValueError:  # a bracket that is left open: no address at all
+            realm = urlsplit("")
         if realm.scheme != "https" and not (realm.scheme == "http" and asker.endpoint.url.startswith("http://")):
             # It would carry secrets in the clear, where the registry itself is asked by https.
             words = f"401, and its token server {wanted['realm'][:200]!r} is not reached by https"

@@ -81,13 +81,16 @@ class Transport:
         url, first = exchange.url, exchange.url
         for _ in range(_MAX_REDIRECTS):
             try:
-                is_home = _origin(url) == _origin(first)
+                is_home = origin(url) == origin(first)
             except ValueError as error:  # a port beyond 65535, in a redirect, a realm or a foreign layer's address
-                raise HostFault(Unavailable(f"it leads to {urlsplit(url).netloc!r}, which is no address")) from error
+                shown = url.partition("?")[0][:200]
+                raise HostFault(Unavailable(f"it leads to {shown!r}, which is no address")) from error
             try:
                 response = await self._send_once(exchange, url, is_home)
             except HostFault as fault:
-                raise fault if is_home else elsewhere(fault, url) from fault
+                if is_home:
+                    raise
+                raise elsewhere(fault, url) from fault
             if response.status not in _REDIRECTS or exchange.method != "GET":
                 return response
             url = _follow(exchange, response)
@@ -254,7 +257,8 @@ def _follow(exchange: Exchange, response: ClientResponse) -> str:
     return target
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host in lower case and port. Raises ValueError for what is no address."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 

@@ -2,14 +2,23 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from crinoid.core.api.errors import CorruptContent, CrinoidError, PermissionDenied, Unauthenticated, Unavailable
-from crinoid.core.api.values.image import ImageReference, Platform, ResolveRequest
+from crinoid.core.api.errors import (
+    CorruptContent,
+    CrinoidError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from crinoid.core.api.values.image import BlobRequest, Descriptor, ImageReference, Platform, ResolveRequest
 from crinoid.plugins.registries.distribution import transport
-from crinoid.plugins.registries.distribution.answers import words_of
+from crinoid.plugins.registries.distribution.answers import page_words, words_of
 from support.faults import Answer, FaultRegistry, challenge, manifest_of, redirect, refuse, send
 
 from .conftest import MakeRegistry
@@ -63,6 +72,13 @@ def test_bodies_of_all_forms(body: bytes, words: str) -> None:
     assert words_of(body).isascii() and len(words_of(body)) <= 200
 
 
+@pytest.mark.parametrize("make", [lambda: b'{"error": ' * 400 + b"{}" + b"}" * 400, lambda: b"<title>" * 1_000_000])
+def test_a_body_that_is_made_to_take_long_does_not(make: Callable[[], bytes]) -> None:
+    """Whoever names a registry of his own would hold up the daemon's loop: for ever, or for hours."""
+    assert page_words(make(), "") in ("", ": it is a web page: does a proxy or a login stand before the registry?")
+    assert words_of(make()) == ""
+
+
 async def test_they_stand_behind_the_status(make_registry: MakeRegistry, server: FaultRegistry) -> None:
     server.on_manifest("1", answer(403, b'{"message": "IP not allowed"}', "application/json"))
     assert "403 Forbidden (IP not allowed) at http://" in await fail(make_registry, server, PermissionDenied)
@@ -96,6 +112,26 @@ async def test_where_a_redirect_led_is_blamed_and_not_the_registry(
     assert "s3cret" not in message
 
 
+async def test_a_host_in_capitals_is_no_other(
+    make_registry: MakeRegistry, server: FaultRegistry, certs_d: Path
+) -> None:
+    """Nor is one by its IPv6 address, or by a name that is not ASCII: a client may write them otherwise."""
+    server.on_manifest("1", refuse(403))
+    (certs_d / server.host).mkdir()
+    port = server.host.rpartition(":")[2]
+    (certs_d / server.host / "hosts.toml").write_text(f'server = "http://LOCALHOST:{port}"\n')
+    message = await fail(make_registry, server, PermissionDenied)
+    assert f"403 Forbidden at http://LOCALHOST:{port}" in message
+    assert "redirect" not in message
+
+
+async def test_a_foreign_layer_at_no_address(make_registry: MakeRegistry, server: FaultRegistry) -> None:
+    blob = Descriptor("application/x", f"sha256:{64 * 'a'}", 5, urls=("https://[elsewhere/layer?signature=s3cret",))
+    with pytest.raises(NotFound, match="'https://\\[elsewhere/layer', which is no address") as caught:
+        await make_registry().open_blob(BlobRequest(ImageReference.parse(f"{server.host}/app:1"), blob))
+    assert "s3cret" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -103,6 +139,7 @@ async def test_where_a_redirect_led_is_blamed_and_not_the_registry(
         ('Bearer service="x"', "names bearer without the address of a token server"),
         ("Negotiate", "names none that is known here: negotiate"),
         ('Bearer realm="/token"', "its token server '/token' is not reached by https"),
+        ('Bearer realm="https://[token"', "its token server 'https://[token' is not reached by https"),
     ],
 )
 async def test_challenges_that_can_t_be_answered(
