@@ -323,8 +323,7 @@ class Storage:
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace") if self._damaged else ""
         founded = all(self._is_founded(snapshot.parent) for snapshot in self._snapshots.values())
         for directory in self._damaged:
-            place = f"/{self.root.name}/{directory.parent.name}/{directory.name}/"
-            if place in mounts or (directory.parent.name == "layers" and not founded):
+            if _is_mounted(directory, mounts) or (directory.parent.name == "layers" and not founded):
                 self._log.error("%s has no readable record, and is left as a container may live on it", directory)
             else:
                 self._log.warning("%s has no readable record: it is removed", directory)
@@ -366,6 +365,18 @@ class Storage:
         if key in ("", "..") or "/" in key or not directory.is_dir():
             raise NotFound(f"prepared layer {key} is not in {self.root}")
         return directory
+
+
+def _is_mounted(directory: Path, mounts: str) -> bool:
+    """Return whether a layer or snapshot is in use by a mount of ``/proc/self/mountinfo``, or may be.
+
+    An overlay names its parts by their paths as they were given. A bind mount is known by the path in its file system,
+    of which only the end can be told here: the root may be a disk's own, a link, or bound from elsewhere.
+    """
+    end = f"/{directory.parent.name}/{directory.name}/"
+    if f"/{directory.parent.parent.name}{end}" in mounts:
+        return True
+    return any(end in line.split(" ")[3] for line in mounts.split("\n")[:-1])
 
 
 def _number(directory: Path) -> int:

@@ -20,7 +20,7 @@ from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.values.snapshot import DiskUsage
 from crinoid.plugins.snapshotters import storage as storage_module
 from crinoid.plugins.snapshotters.records import NOT_MEASURED
-from crinoid.plugins.snapshotters.storage import Storage
+from crinoid.plugins.snapshotters.storage import Storage, _is_mounted
 
 LOG = logging.getLogger("test")
 DEAD = "4194304-1-0badcafe"  # of a process that no kernel has
@@ -121,6 +121,28 @@ def test_what_a_container_may_live_on_is_left_though_its_record_is_damaged(tmp_p
     after.remove_snapshot("container")
     Storage(tmp_path, LOG, {}).begin_cleanup()
     assert not record.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "1 2 0:40 / /run/c/rootfs rw - overlay overlay rw,lowerdir=/x/layers/1/fs,upperdir=/mnt/own/snapshots/5/fs",
+            True,
+        ),
+        ("1 2 0:40 / /run/c/rootfs rw - overlay overlay rw,upperdir=/other/snapshots/5/fs", False),
+        ("1 2 8:1 /mnt/own/snapshots/5/fs /run/c/rootfs rw - ext4 /dev/sda1 rw", True),
+        ("1 2 8:2 /snapshots/5/fs /run/c/rootfs rw - ext4 /dev/sdb rw", True),  # the root is a disk of its own
+        ("1 2 8:1 /data/store/snapshots/5/fs /run/c/rootfs rw - ext4 /dev/sda1 rw", True),  # or a link, or bound
+        ("1 2 8:2 /snapshots/55/fs /run/c/rootfs rw - ext4 /dev/sdb rw", False),
+        ("1 2 8:2 / /snapshots/5/fs rw - ext4 /dev/sdb rw", False),
+    ],
+)
+def test_what_is_mounted_somewhere_is_found_wherever_the_root_lies(line: str, expected: bool) -> None:
+    """A bind mount is told by the path in its file system, which need not have the root's name in it."""
+    other = "3 4 0:5 / /proc rw - proc proc rw"
+    assert _is_mounted(Path("/mnt/own/snapshots/5"), f"{other}\n{line}\n") is expected
+    assert not _is_mounted(Path("/mnt/own/snapshots/5"), "")
 
 
 @pytest.mark.parametrize("lost", ["fs", "."])
