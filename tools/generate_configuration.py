@@ -126,8 +126,13 @@ def _type(prop: Schema) -> str:
 
 def _limits(prop: Schema) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-    limits = [f"{sign} {prop[key]:g}" for key, sign in signs.items() if key in prop]
+    limits = [f"{sign} {_exact(prop[key])}" for key, sign in signs.items() if key in prop]
     return f" {', '.join(limits)}" if limits else ""
+
+
+def _exact(limit: float) -> str:
+    """Six digits, as a format would have them, are another number than the one that holds."""
+    return str(int(limit)) if int(limit) == limit else str(limit)
 
 
 def main() -> None:

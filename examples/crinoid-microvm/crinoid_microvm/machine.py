@@ -4,7 +4,7 @@
     POD/console    socket of the guest's console, from which the kernel's last words come
     POD/qemu.log   what QEMU itself says
     POD/shared     what containers' roots and volumes are shown in (containers.py)
-    POD/logs       containers' logs, one mounted file each: the guest can write to them, and make nothing else
+    POD/logs       containers' logs, one mounted file each, which the agent writes to
 
 QEMU is in a network namespace of its own, where a tap device leads to the guest's first network namespace, and nowhere
 else: whoever wants to reach the agent has to enter it, which takes root on the node. The pod's network is another tap
