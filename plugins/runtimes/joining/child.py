@@ -2,7 +2,8 @@
 
 The order is the kernel's: files of the host (cgroups, oom_score_adj) while they can be seen, then namespaces; a seccomp
 filter before the capabilities go unless no_new_privs is set, as only then it can be loaded without them; the working
-directory after all descriptors but one are closed, so that none of them can be it (CVE-2024-21626). The process can be
+directory after all descriptors but one are closed, so that none of them can be it (CVE-2024-21626), and before the
+capabilities go, as it may be open to root alone. The process can be
 looked into by nobody in the container before it executes (PR_SET_DUMPABLE), and ``/proc/self/exe`` is a file on a mount
 that can't be written through (CVE-2019-5736); ``joining_process`` sees to that.
 
@@ -55,8 +56,9 @@ def become(request: dict, fds: list[int]) -> None:  # type: ignore[type-arg]  # 
         pidfd = fds[PIDFD]
         _enter(request, pidfd)
         _close_from(_FAILURE_FD + 1)
+        is_there = _is_entered(request["cwd"])
         _give_up(request)
-        _execute(request)
+        _execute(request, is_there)
     except Failed as error:
         os.write(_FAILURE_FD, error.whose + b"\0" + error.words.encode(errors="surrogateescape")[:4000])
     except BaseException as error:  # noqa: BLE001  # nothing may go back to the helper's loop
@@ -117,11 +119,21 @@ def _give_up(request: dict) -> None:  # type: ignore[type-arg]
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _execute(request: dict) -> None:  # type: ignore[type-arg]
+def _is_entered(directory: str) -> bool:
+    """Go to the working directory as root; return whether that could be done. Where root may not, its user may."""
+    try:
+        os.chdir(directory)
+    except OSError:
+        return False
+    return True
+
+
+def _execute(request: dict, is_there: bool) -> None:  # type: ignore[type-arg]
     """Go to the working directory, find the program there, and execute it."""
     directory = request["cwd"]
     try:
-        os.chdir(directory)
+        if not is_there:
+            os.chdir(directory)
         is_inside = os.getcwd().startswith("/")  # noqa: PTH109  # the kernel names what is outside of the root "(unreachable)"
     except OSError as error:
         raise Failed(REFUSED, f"chdir to cwd ({directory!r}): {_lowered(error)}") from error

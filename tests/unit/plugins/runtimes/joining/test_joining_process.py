@@ -154,6 +154,17 @@ async def test_what_it_fails_with_is_told(process: JoiningProcess, pidfd: int) -
         assert os.waitstatus_to_exitcode(await made.joining.ended) == 255
 
 
+async def test_a_working_directory_may_be_open_to_root_alone(
+    process: JoiningProcess, pidfd: int, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    none = dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), 0)
+    described = request("readlink", "/proc/self/cwd", cwd=str(tmp_path), uid=1000, gid=1000, capabilities=none)
+    made = start(process, pidfd, described)
+    assert await made.failure() == b""
+    assert (await made.output()).decode().strip() == str(tmp_path)
+
+
 async def test_a_killed_helper_is_told_and_another_one_started(process: JoiningProcess, pidfd: int) -> None:
     before = set(helpers())
     made = start(process, pidfd, request("sleep", "1000"))
