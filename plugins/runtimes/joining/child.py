@@ -3,9 +3,9 @@
 The order is the kernel's: files of the host (cgroups, oom_score_adj) while they can be seen, then namespaces; a seccomp
 filter before the capabilities go unless no_new_privs is set, as only then it can be loaded without them; the working
 directory after all descriptors but one are closed, so that none of them can be it (CVE-2024-21626), and before the
-capabilities go, as it may be open to root alone. The process can be
-looked into by nobody in the container before it executes (PR_SET_DUMPABLE), and ``/proc/self/exe`` is a file on a mount
-that can't be written through (CVE-2019-5736); ``joining_process`` sees to that.
+capabilities go, as it may be open to root alone. Before it executes, nobody in the container can look into the process
+but with CAP_SYS_PTRACE and no user namespace (PR_SET_DUMPABLE; as with runc and crun), and ``/proc/self/exe`` is a file
+on a mount that can't be written through (CVE-2019-5736); ``helper`` and ``joining_process`` see to that.
 
 Sources: OCI runtime-spec, config.md, "POSIX process"; capabilities(7), "Transformation of capabilities during
 execve()"; setns(2); seccomp(2).
@@ -28,6 +28,7 @@ _PR_SET_KEEPCAPS, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_
 _PR_CAPBSET_READ, _AMBIENT_RAISE, _AMBIENT_CLEAR = 23, 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_SPEC_ALLOW = 1 << 2  # what runc and crun add where a filter names no flags; before Linux 5.16 it matters
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _CLOSE_RANGE = 436
 _SECCOMP, _KEYCTL = {"x86_64": (317, 250), "aarch64": (277, 219)}.get(os.uname().machine, (0, 0))
@@ -49,7 +50,7 @@ class Failed(Exception):
 
 
 def become(request: dict, fds: list[int]) -> None:  # type: ignore[type-arg]  # what marshal made of it
-    """Become the command; write to ``FAILURE`` why not, and never return."""
+    """Become the command, else write to ``FAILURE`` why not: whoever comes back from here is to end."""
     try:
         for wanted, fd in enumerate((fds[STDIN], fds[STDOUT], fds[STDERR], fds[FAILURE])):
             os.dup2(fd, wanted, inheritable=wanted != _FAILURE_FD)
@@ -64,13 +65,16 @@ def become(request: dict, fds: list[int]) -> None:  # type: ignore[type-arg]  # 
     except BaseException as error:  # noqa: BLE001  # nothing may go back to the helper's loop
         words = f"{type(error).__name__}: {error}"
         os.write(_FAILURE_FD, CANT_JOIN + b"\0" + words.encode(errors="surrogateescape")[:4000])
-    finally:
-        os._exit(255)
 
 
 def set_namespaces(fd: int, kinds: int) -> None:
     """Enter namespaces of a process (a pidfd), or one by its own descriptor: setns(2)."""
     _check(_LIBC.setns(fd, kinds), "setns")
+
+
+def hide() -> None:
+    """Let nobody look into this process, and those forked of it, without CAP_SYS_PTRACE where it was executed."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def _enter(request: dict, pidfd: int) -> None:  # type: ignore[type-arg]
@@ -79,14 +83,8 @@ def _enter(request: dict, pidfd: int) -> None:  # type: ignore[type-arg]
         _write(file, b"0")
     if request["oom_score_adj"] is not None:
         _write("/proc/self/oom_score_adj", b"%d" % request["oom_score_adj"])
-    _prctl(_PR_SET_DUMPABLE, 0)
     os.setsid()
-    if (
-        _KEYCTL
-    ):  # the daemon's own keys are none of the container's; without keys in the kernel there is nothing to join
-        _LIBC.syscall(
-            ctypes.c_long(_KEYCTL), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_char_p(request["keyring"])
-        )
+    _join_keyring(request["keyring"])
     for number, soft, hard in request["rlimits"]:
         _check(_LIBC.prlimit64(0, number, (ctypes.c_uint64 * 2)(soft, hard), None), "setrlimit")
     if request["namespaces"]:
@@ -95,14 +93,14 @@ def _enter(request: dict, pidfd: int) -> None:  # type: ignore[type-arg]
 
 def _give_up(request: dict) -> None:  # type: ignore[type-arg]
     """Become the container's user, with no more capabilities than are asked for, and its filter."""
-    if request["seccomp"] is not None and not request["no_new_privileges"]:
-        _filter(request["seccomp"])
     wanted = request["capabilities"]
-    for capability in range(_MOST_CAPABILITIES):
+    for capability in range(_MOST_CAPABILITIES):  # before a filter can have an answer of its own to whether it is there
         if wanted["bounding"] >> capability & 1:
             continue
         if _LIBC.prctl(_PR_CAPBSET_READ, ctypes.c_long(capability), 0, 0, 0) == 1:
             _prctl(_PR_CAPBSET_DROP, capability)
+    if request["seccomp"] is not None and not request["no_new_privileges"]:
+        _filter(request["seccomp"])
     _prctl(_PR_SET_KEEPCAPS, 1)
     for fd in (STDIN, STDOUT, STDERR):
         try:
@@ -195,10 +193,23 @@ def _filter(program: bytes) -> None:
     loaded = Program(len(program) // 8, program)
     _check(
         _LIBC.syscall(
-            ctypes.c_long(_SECCOMP), ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(0), ctypes.byref(loaded)
+            ctypes.c_long(_SECCOMP),
+            ctypes.c_long(_SECCOMP_SET_MODE_FILTER),
+            ctypes.c_long(_SECCOMP_SPEC_ALLOW),
+            ctypes.byref(loaded),
         ),
         "seccomp",
     )
+
+
+def _join_keyring(name: bytes) -> None:
+    """Leave the daemon's session keyring. Without keys in the kernel there is none; else nothing may keep it."""
+    if _KEYCTL:
+        joined = _LIBC.syscall(
+            ctypes.c_long(_KEYCTL), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_char_p(name)
+        )
+        if joined == -1 and ctypes.get_errno() != errno.ENOSYS:
+            _check(joined, "keyctl")
 
 
 def _close_from(first: int) -> None:

@@ -132,9 +132,11 @@ class JoinedExecs:
             with ended_input() as nothing, output.writers() as fds:
                 given = (nothing, fds[1], fds[2], first, writer)
                 joining = self._process.start(description, request.timeout_s or 0.0, given)
-        except (OSError, CrinoidError) as error:
+        except BaseException as error:
             os.close(reader)
-            raise CantJoinError(str(error)) from error
+            if isinstance(error, OSError | CrinoidError):
+                raise CantJoinError(str(error)) from error
+            raise
         finally:
             os.close(writer)
         output.watch()
@@ -157,6 +159,8 @@ class JoinedExecs:
                 with self._warmup.lasting():
                     await self._executed(name, request, reader)
                 status = await asyncio.shield(joining.ended)
+                if joining.started.result() == 0:
+                    raise CantJoinError("nothing was forked, and no reason came")
         except BaseException as error:
             await finish(self._kill(joining, cgroup))
             if isinstance(error, TimeoutError):
@@ -187,12 +191,15 @@ class JoinedExecs:
             raise as_error(command, 255, words.decode(errors="replace"))
 
     async def _kill(self, joining: Joining, cgroup: ExecCgroup) -> None:
-        """Kill the process with all that came from it."""
-        patience_s = self._deadlines.kill_s
-        with contextlib.suppress(TimeoutError, CrinoidError):
+        """Kill the process with all that came from it: also one that was stopped before it came to its cgroup."""
+        patience_s, pid = self._deadlines.kill_s, 0
+        with contextlib.suppress(TimeoutError, CrinoidError):  # the helper has gone, and what it forked has not
             async with asyncio.timeout(patience_s):
                 pid = await asyncio.shield(joining.started)
+        with contextlib.suppress(TimeoutError, CrinoidError):
+            async with asyncio.timeout(patience_s):
                 await cgroup.kill(pid, patience_s)
+                joining.kill()
                 await asyncio.shield(joining.ended)
 
 

@@ -2,6 +2,8 @@
 a while."""
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import logging
 import marshal
@@ -9,7 +11,7 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +28,12 @@ _PACKET_BYTES = 1 << 10
 
 @dataclass(slots=True)
 class Joining:
-    """One exec process on its way: its id once it was forked (0: it was not), then its wait status."""
+    """One exec process on its way: its id once it was forked (0: it was not), then its wait status.
 
+    ``kill`` ends it, and it alone, wherever it is. Idempotent.
+    """
+
+    kill: Callable[[], None]
     started: "asyncio.Future[int]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     ended: "asyncio.Future[int]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -89,7 +95,8 @@ class _Helper:
 
     def send(self, request: Mapping[str, object], timeout_s: float, fds: Sequence[int]) -> Joining:
         """Send a request."""
-        number, joining = next(self._numbers), Joining()
+        number = next(self._numbers)
+        joining = Joining(functools.partial(self._kill, number))
         description = os.memfd_create("exec", os.MFD_CLOEXEC)
         try:
             with open(description, "wb", closefd=False) as file:
@@ -103,6 +110,11 @@ class _Helper:
             os.close(description)
         self._under_way[number] = joining
         return joining
+
+    def _kill(self, number: int) -> None:
+        if number in self._under_way:
+            with contextlib.suppress(OSError):  # it has no room, or has gone
+                self._ours.send(b"%d %b" % (number, helper.KILL))
 
     def leave(self) -> None:
         """Let it end, once the last of its children has, and don't wait. What is under way is lost. Idempotent."""

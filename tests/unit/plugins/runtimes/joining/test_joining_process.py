@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,10 +112,14 @@ async def ended(pid: int) -> None:
 
 
 def _is_there(pid: int) -> bool:
+    return _state(pid) not in "ZX"
+
+
+def _state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 async def test_one_process_forks_many(process: JoiningProcess, pidfd: int) -> None:
@@ -152,6 +158,63 @@ async def test_what_it_fails_with_is_told(process: JoiningProcess, pidfd: int) -
         told, _, said = (await made.failure()).partition(b"\0")
         assert (told, words in said) == (whose, True), said
         assert os.waitstatus_to_exitcode(await made.joining.ended) == 255
+
+
+async def test_a_request_that_makes_no_sense_ends_nothing_else(process: JoiningProcess, pidfd: int) -> None:
+    made = start(process, pidfd, request("sleep", "1000"))
+    assert await made.joining.started > 0
+    senseless = start(process, pidfd, {})
+    assert (await senseless.failure()).startswith(child.CANT_JOIN + b"\0")
+    assert (await senseless.joining.started, await senseless.joining.ended) == (0, 0)
+    made.joining.kill()
+    assert os.waitstatus_to_exitcode(await made.joining.ended) == -signal.SIGKILL
+
+
+async def test_one_that_was_stopped_can_be_killed(process: JoiningProcess, pidfd: int) -> None:
+    made = start(process, pidfd, request("sh", "-c", "echo $$; kill -STOP $$; echo went on"))
+    other = start(process, pidfd, request("sh", "-c", "kill -STOP $$"))
+    pid = await made.joining.started
+    async with asyncio.timeout(patient(20.0)):
+        while _state(pid) != "T":  # noqa: ASYNC110  # it is not ours to wait for
+            await asyncio.sleep(0.02)
+        made.joining.kill()
+        assert os.waitstatus_to_exitcode(await made.joining.ended) == -signal.SIGKILL
+    assert await made.output() == b"%d\n" % pid
+    assert not other.joining.ended.done()
+    made.joining.kill()  # its id may be another's by now
+    other.joining.kill()
+    assert os.waitstatus_to_exitcode(await other.joining.ended) == -signal.SIGKILL
+
+
+_TRACED = """
+import ctypes, os, time
+reader, writer = os.pipe()
+if os.fork() == 0:
+    ctypes.CDLL(None).ptrace(0x4206, os.getppid(), None, None)  # PTRACE_SEIZE
+    os.write(1, b"%d" % os.getpid())
+    os.write(writer, b"0")
+    os.closerange(0, 9)
+    time.sleep(1000)
+os.read(reader, 1)
+os._exit(3)
+"""
+
+
+async def test_one_whose_tracer_does_not_let_go_holds_up_no_other(process: JoiningProcess, pidfd: int) -> None:
+    """A container's process may trace another one, and a zombie is the tracer's to reap first."""
+    traced = start(process, pidfd, request(sys.executable, "-c", _TRACED))
+    pid = await traced.joining.started
+    tracer = int(await traced.output())
+    try:
+        await ended(pid)
+        async with asyncio.timeout(patient(20.0)):
+            for _ in range(3):
+                assert await start(process, pidfd, request("true")).joining.ended == 0
+        assert not traced.joining.ended.done()
+    finally:
+        os.kill(tracer, signal.SIGKILL)
+    async with asyncio.timeout(patient(20.0)):
+        assert os.waitstatus_to_exitcode(await traced.joining.ended) == 3
 
 
 async def test_a_working_directory_may_be_open_to_root_alone(
@@ -202,3 +265,24 @@ async def test_without_a_daemon_a_process_ends_by_its_timeout(process: JoiningPr
     finally:
         os.kill(pids[1], signal.SIGKILL)
     await ended(helper)
+
+
+async def test_a_daemon_that_did_not_read_all_ends_nothing_but_itself(process: JoiningProcess, pidfd: int) -> None:
+    """The kernel tells of such an end by ECONNRESET."""
+    before = set(helpers())
+    start(process, pidfd, request("sleep", "6012"), timeout_s=0.1)
+    (helper,) = set(helpers()) - before
+    pid = _only_child(helper)
+    process.close()
+    await ended(pid)
+    await ended(helper)
+
+
+def _only_child(pid: int) -> int:
+    """Wait for it without giving the loop its turn."""
+    until = time.monotonic() + patient(20.0)
+    while not (found := children(pid)):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(0.1)  # it is told of after it was forked
+    return found[0]
