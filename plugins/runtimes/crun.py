@@ -47,6 +47,7 @@ class CrunTraits(BinaryTraits):
     gives_streams_away = True  # until 1.24
     execs_inherit_oom_score = True
     execs_can_be_joined = True
+    exec_annotations = ("run.oci.handler", "module.wasm.image/variant", "run.oci.keep_original_groups")
     leaves_other_cgroups = True
     sets_scope_properties = False  # 1.8
 

@@ -54,7 +54,8 @@ _NAMESPACES = {
 _PROCESS_IS_PLAIN = frozenset(
     {"args", "env", "cwd", "user", "capabilities", "rlimits", "oomScoreAdj", "noNewPrivileges"}
 )
-_LINUX_IS_NOT = ("personality", "timeOffsets")
+_LINUX_IS_NOT = ("personality", "timeOffsets", "memoryPolicy")
+_ACTIONS_THAT_RETURN = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_LOG"})
 
 
 class CantJoinError(Exception):
@@ -111,12 +112,20 @@ class JoinedExecs:
         return self._known[key]
 
     def _look_at(self, handle: ContainerHandle, processes: Processes) -> _Plain | None:
-        spec = json.loads(Bundle(handle.bundle).config.read_bytes())
-        linux = spec.get("linux") or {}
+        try:
+            spec = json.loads(Bundle(handle.bundle).config.read_bytes())
+        except (OSError, ValueError):  # the binary knows without it
+            return None
+        linux, annotations = spec.get("linux") or {}, spec.get("annotations") or {}
         if not processes.plain or any(linux.get(name) for name in _LINUX_IS_NOT):
+            return None
+        if any(annotations.get(name) for name in self._traits.exec_annotations):
             return None
         seccomp = None
         if filter_ := linux.get("seccomp"):
+            # Loaded before the capabilities go, it sees calls that neither the command nor the binary makes.
+            if not (spec.get("process") or {}).get("noNewPrivileges") and _may_kill(filter_):
+                return None
             state = self._traits.binary.state_directory(handle.container_id)
             if not (seccomp := self._traits.seccomp_program(state, filter_)):
                 return None
@@ -198,8 +207,10 @@ class JoinedExecs:
                 pid = await asyncio.shield(joining.started)
         with contextlib.suppress(TimeoutError, CrinoidError):
             async with asyncio.timeout(patience_s):
-                await cgroup.kill(pid, patience_s)
-                joining.kill()
+                try:
+                    await cgroup.kill(pid, patience_s)
+                finally:
+                    joining.kill()
                 await asyncio.shield(joining.ended)
 
 
@@ -207,7 +218,7 @@ def _described(process: Mapping[str, Any], seccomp: bytes | None, keyring: str) 
     """What ``child`` is told of the command. Raises CantJoinError for what it has no way to do."""
     if others := [name for name, value in process.items() if value and name not in _PROCESS_IS_PLAIN]:
         raise CantJoinError(f"the process has {', '.join(sorted(others))}")
-    environment = [os.fsencode(one) for one in process.get("env") or ()]
+    environment = [_encoded(one) for one in process.get("env") or ()]
     if not all(b"=" in one[1:] for one in environment):
         raise CantJoinError("a variable has no name or no value")
     values = dict(one.split(b"=", 1) for one in environment)
@@ -215,7 +226,7 @@ def _described(process: Mapping[str, Any], seccomp: bytes | None, keyring: str) 
         raise CantJoinError("the process has no PATH, no HOME or no capabilities of its own")
     user = process.get("user") or {}
     return {
-        "args": [os.fsencode(one) for one in process["args"]],
+        "args": [_encoded(one) for one in process["args"]],
         "env": environment,
         "path": values[b"PATH"],
         "cwd": process.get("cwd") or "/",
@@ -230,6 +241,17 @@ def _described(process: Mapping[str, Any], seccomp: bytes | None, keyring: str) 
         "seccomp": seccomp,
         "keyring": keyring.encode(),
     }
+
+
+def _encoded(text: str) -> bytes:
+    """As JSON has it, whatever the locale of the daemon is."""
+    return text.encode(errors="surrogateescape")
+
+
+def _may_kill(seccomp: Mapping[str, Any]) -> bool:
+    """Return whether a filter has another answer to some call than to allow it or to give an error."""
+    actions = {seccomp.get("defaultAction"), *(rule.get("action") for rule in seccomp.get("syscalls") or ())}
+    return not actions <= _ACTIONS_THAT_RETURN
 
 
 def _bits(sets: Mapping[str, Any]) -> dict[str, int]:
@@ -267,6 +289,8 @@ def _place(handle: ContainerHandle, pid: int, cgroup: ExecCgroup) -> dict[str, o
         namespaces = _other_namespaces(pid)
     except OSError as error:
         raise CantJoinError("the container has ended") from error
+    if "mnt" not in namespaces:  # its root is a directory of ours, which no namespace leads to
+        raise CantJoinError("the container has no mounts of its own")
     files = []
     for root, place in theirs.items():
         if place == ours.get(root):

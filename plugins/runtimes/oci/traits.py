@@ -34,6 +34,8 @@ class BinaryTraits(abc.ABC):
 
     execs_can_be_joined: ClassVar[bool] = False
     """Whether a container is made by the kernel's own means alone, so that an exec can do without the binary."""
+    exec_annotations: ClassVar[tuple[str, ...]] = ()
+    """Annotations of a container that make the binary execute in it in a way of its own."""
     keyring: ClassVar[str] = "{}"
     """How the binary names the session keyring of a container with this id."""
     answers_new_calls: ClassVar[bool] = False

@@ -30,7 +30,7 @@ def memberships(pid: int | str) -> dict[str, str]:
     Hierarchies that are not mounted where we see them are left out. Raises OSError when there is no such process.
     """
     hierarchies, found = _hierarchies(), {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text(errors="surrogateescape").splitlines():
+    for line in read_lines(f"/proc/{pid}/cgroup"):
         _, names, path = line.split(":", 2)
         if not names:
             roots: tuple[str, ...] = (hierarchies.unified,) if hierarchies.unified else ()
