@@ -121,6 +121,9 @@ class JoinedExecs:
             return None
         if any(annotations.get(name) for name in self._traits.exec_annotations):
             return None
+        bounding = ((spec.get("process") or {}).get("capabilities") or {}).get("bounding") or ()
+        if "CAP_SYS_PTRACE" in bounding and not linux.get("uidMappings"):
+            return None  # it could look into the child before that has entered the container's mounts
         seccomp = None
         if filter_ := linux.get("seccomp"):
             # Loaded before the capabilities go, it sees calls that neither the command nor the binary makes.

@@ -34,6 +34,9 @@ def is_plain(directory: Path, spec: Mapping[str, Any], **changes: Any) -> bool:
         ({"linux": {"personality": {"domain": "LINUX32"}}}, False),
         ({"annotations": {"run.oci.handler": "wasmtime"}}, False),
         ({"annotations": {"run.oci.systemd.subgroup": "", "run.oci.seccomp_bpf_data": "AA=="}}, True),
+        ({"process": {"capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_PTRACE"]}}}, False),
+        ({"process": {"capabilities": {"bounding": ["CAP_SYS_PTRACE"]}}, "linux": {"uidMappings": [{}]}}, True),
+        ({"process": {"capabilities": {"bounding": ["CAP_CHOWN"]}}}, True),
         ({"linux": {"seccomp": _ERRNO}}, True),
         ({"linux": {"seccomp": {**_ERRNO, "flags": ["SECCOMP_FILTER_FLAG_LOG"]}}}, False),
         # loaded while there are capabilities, it sees the calls of a Python
