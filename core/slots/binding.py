@@ -38,7 +38,6 @@ from crinoid.core.slots.calls import Binding, Slot
 from crinoid.core.slots.drivers import SLOW_S, InstalledDriver, check_hooks
 from crinoid.core.slots.extension import ExtensionSlot, ExtensionSlots
 from crinoid.core.slots.instruments import NO_INSTRUMENTS, Instruments
-from crinoid.core.slots.isolation.plugin_process import find_user
 from crinoid.core.slots.isolation.proxy import Proxy
 from crinoid.core.slots.network import NetworkSlot
 from crinoid.core.slots.registry import RegistrySlot
@@ -371,6 +370,8 @@ def hand_over(directories: Mapping[Path, Path], user: str) -> None:
 
     What lies in them already is left as it is: it may be another driver's.
     """
+    from crinoid.core.slots.isolation.plugin_process import find_user  # of no use to a daemon without such slots
+
     uid, gid = find_user(user)
     for directory, top in directories.items():
         os.chown(directory, uid, gid)

@@ -14,7 +14,6 @@ from crinoid.core.config.origins import Origins, Problem, refuse
 from crinoid.core.config.positions import KeyPath
 from crinoid.core.config.validation import validate
 from crinoid.core.slots.drivers import Installation, LoadedDriver, UnusableDriverError
-from crinoid.core.slots.isolation.loading import load_isolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,8 @@ def check_slot(selection: Selection, origins: Origins, installation: Installatio
 
 def _check_isolated(selection: Selection, origins: Origins) -> ValidSlot | list[Problem]:
     """As ``check_slot``, of a driver in a process of its own, which is asked."""
+    from crinoid.core.slots.isolation.loading import load_isolated  # of no use to a daemon without such slots
+
     config, key = selection.config, selection.key
     assert config.isolation is not None
     try:

@@ -38,6 +38,7 @@ def test_the_daemon_imports_nothing_before_its_first_answer_that_can_come_later(
     late = {
         "aiohttp",
         "click",
+        "crinoid.core.slots.isolation.channel",
         "http.server",
         "isal",
         "opentelemetry",
