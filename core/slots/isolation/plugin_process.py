@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import pwd
+import secrets
 import select
 import socket
 import sys
@@ -35,6 +36,7 @@ from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.process import Process, spawn
 from crinoid.core.api.values.pod import LinuxResources
 from crinoid.core.config.models import IsolationConfig
+from crinoid.core.slots.calls import translate
 from crinoid.core.slots.drivers import InstalledDriver, UnusableDriverError, is_served
 from crinoid.core.slots.isolation.channel import Channel, ConnectionLostError
 from crinoid.core.slots.isolation.forms import Incoming
@@ -214,6 +216,7 @@ class _Child(HostControl):
 def _spawn(wanted: Wanted, descriptors: Mapping[int, int], cgroup: str) -> Process:
     command = _command(wanted)
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    process = None
     try:
         if cgroup:
             _make_cgroup(cgroup, wanted.isolation.memory_bytes)
@@ -221,6 +224,12 @@ def _spawn(wanted: Wanted, descriptors: Mapping[int, int], cgroup: str) -> Proce
         if cgroup:
             cgroups.join(cgroup, process.pid)
     except (OSError, CrinoidError) as error:
+        if process is not None:
+            process.kill()
+            process.reap()
+            process.close()
+        if cgroup:
+            cgroups.remove_marked(cgroup)
         message = error.message if isinstance(error, CrinoidError) else str(error)
         raise UnusableDriverError(f"{wanted.label}: its process can't be started: {message}") from error
     return process
@@ -295,6 +304,7 @@ class LoadedProcess:
         child, self._child = self._child, None
         # A memory limit is to count all that the process has, so it is in its cgroup from the start on.
         if child is None or child.channel.ended is not None or self.wanted.isolation.memory_bytes:
+            self._ending()  # not with this object, which the daemon has for as long as it runs
             return PluginProcess(self.wanted, host).start(None)
         self._ending.detach()
         return PluginProcess(self.wanted, host).start(child)
@@ -357,7 +367,11 @@ class PluginProcess:
         """
         _sweep(self._host)
         made = self._start() if loaded is None else self._make(loaded)
-        self._take(made)
+        try:
+            self._take(made)
+        except BaseException:
+            self.end_now()
+            raise
         attributes: dict[str, object] = {"api_version": API_VERSION, "on_failure": made.on_failure}
         if made.deadline_s is not None:
             attributes["deadline_s"] = made.deadline_s
@@ -426,9 +440,12 @@ class PluginProcess:
     def end_now(self) -> None:
         """As ``end``, where no loop runs; blocks."""
         self._end_tasks()
+        self._end_child()
+        self._child = None
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.end()
-            self._child = None
 
     def _end_tasks(self) -> None:
         self._is_ended = True
@@ -443,7 +460,9 @@ class PluginProcess:
         """Start a process, and have it make the driver; blocks. It is noted before, so that ``end`` finds it."""
         cgroup = ""
         if self.isolation.memory_bytes:
-            cgroup = f"{_CGROUP}/{_mark(self._host)}.{self._wanted.role.name}.{self._wanted.slot}.{os.getpid()}"
+            # Another one each time: after a reload two of a slot run side by side, and one's end is that of its cgroup.
+            name = f"{self._wanted.role.name}.{self._wanted.slot}.{secrets.token_hex(4)}.{os.getpid()}"
+            cgroup = f"{_CGROUP}/{_mark(self._host)}.{name}"
         child = _Child(self._wanted, cgroup)
         try:
             loaded = child.load()
@@ -526,12 +545,12 @@ class PluginProcess:
             self._note(f"its {reason}; it is started again {wait_s:g} s after that", wait_s)
             await asyncio.sleep(wait_s)
             try:
-                made = await asyncio.to_thread(self._start)
-            except CrinoidError as error:
-                reason = f"process can't be started: {error.message}"
+                self._take(await asyncio.to_thread(self._start))
+            except Exception as error:  # noqa: BLE001  # whatever it is, such as a want of descriptors, may pass
+                reason = f"process can't be started: {translate(error).message}"
+                await asyncio.to_thread(self._end_child)
                 continue
             child = self._child  # type: ignore[assignment]  # _start has set it
-            self._take(made)
             self._loop = None
             self._attach()
             self.restarts += 1

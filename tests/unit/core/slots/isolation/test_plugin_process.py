@@ -1,0 +1,146 @@
+"""A driver's process where something is wrong with its start; how it runs and ends is in tests/integration."""
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.testing.fakes import fake_host
+from crinoid.core.config.models import IsolationConfig
+from crinoid.core.slots.drivers import UnusableDriverError
+from crinoid.core.slots.isolation import plugin_process
+from crinoid.core.slots.isolation.handshake import Made
+from crinoid.core.slots.isolation.plugin_process import LoadedProcess, PluginProcess, Wanted
+from crinoid.core.slots.roles import ROLES
+from support.patience import patient
+
+PLAIN = (sys.executable, str(Path(__file__).parents[4] / "support/plain_driver.py"))
+
+
+def wanted(*program: str, memory_bytes: int = 0) -> Wanted:
+    isolation = IsolationConfig(program=program or PLAIN, memory_bytes=memory_bytes)
+    return Wanted(ROLES["network"], "default", "plain", {}, isolation)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process is there, if only as a zombie."""
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[PluginProcess]:
+    loaded = LoadedProcess(wanted())
+    proxy = loaded.make({}, fake_host(tmp_path, "default"))
+    assert isinstance(proxy.process, PluginProcess)
+    yield proxy.process
+    proxy.process.end_now()
+
+
+async def until_restarted(process: PluginProcess) -> None:
+    async with asyncio.timeout(patient(30)):
+        while process.problem or not process.restarts:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("no new thread")])
+async def test_any_fault_of_a_start_is_followed_by_another_one(
+    process: PluginProcess, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, faults = process._start, [fault]
+
+    def start_at_last() -> Made:
+        if faults:
+            raise faults.pop()
+        return start()
+
+    monkeypatch.setattr(process, "_start", start_at_last)
+    await process.call_hook("status", {})
+    os.kill(process.pid, signal.SIGKILL)
+    await until_restarted(process)
+    assert not faults
+    assert await process.call_hook("status", {})
+
+
+async def test_a_driver_that_says_nonsense_at_its_second_start_is_started_again(
+    process: PluginProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, pids = process._start, []
+
+    def start_and_distort() -> Made:
+        made = start()
+        assert process._child is not None
+        pids.append(process._child.process.pid)
+        return made if len(pids) > 1 else Made(made.hooks, {"no such hook": 1})
+
+    monkeypatch.setattr(process, "_start", start_and_distort)
+    await process.call_hook("status", {})
+    os.kill(process.pid, signal.SIGKILL)
+    await until_restarted(process)
+    assert not is_there(pids[0])
+    assert process.pid == pids[1]
+
+
+def test_a_process_that_was_only_loaded_ends_when_another_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a memory limit: the daemon has what was loaded at its start for as long as it runs."""
+    monkeypatch.setattr(PluginProcess, "start", lambda self, loaded: (self, loaded))
+    loaded = LoadedProcess(wanted(memory_bytes=1 << 30))
+    assert loaded._child is not None
+    pid = loaded._child.process.pid
+    assert is_there(pid)
+    made: Any = loaded.make({}, fake_host(tmp_path, "default"))
+    assert made[1] is None
+    assert not is_there(pid)
+
+
+def test_two_processes_of_a_slot_have_two_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a reload, where the former one's end kills all in its cgroup."""
+    seen: list[str] = []
+
+    def note(_wanted: Wanted, cgroup: str) -> Any:
+        seen.append(cgroup)
+        raise UnusableDriverError("noted")
+
+    monkeypatch.setattr(plugin_process, "_Child", note)
+    for _ in range(2):
+        with pytest.raises(UnusableDriverError):
+            PluginProcess(wanted(memory_bytes=1 << 30), fake_host(tmp_path, "default"))._start()
+    assert len(set(seen)) == 2
+    assert all(cgroup.startswith("/crinoid-plugins/") and cgroup.endswith(f".{os.getpid()}") for cgroup in seen)
+
+
+def test_nothing_runs_on_without_its_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+
+    def join(_cgroup: str, pid: int) -> None:
+        pids.append(pid)
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(plugin_process, "_make_cgroup", lambda _path, _bytes: None)
+    monkeypatch.setattr(cgroups, "join", join)
+    monkeypatch.setattr(cgroups, "remove_marked", lambda _path: True)
+    with pytest.raises(UnusableDriverError, match=r"can't be started: .*Permission denied"):
+        plugin_process._spawn(wanted("sleep", "1000", memory_bytes=1 << 30), {}, "/crinoid-plugins/x")
+    assert len(pids) == 1
+    assert not is_there(pids[0])
+
+
+def test_a_driver_that_says_nonsense_at_the_first_start_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = LoadedProcess(wanted())
+    assert loaded._child is not None
+    pid = loaded._child.process.pid
+    make = PluginProcess._make
+    monkeypatch.setattr(PluginProcess, "_make", lambda self, child: Made(make(self, child).hooks, {"no such hook": 1}))
+    with pytest.raises(Exception, match="no such hook"):
+        loaded.make({}, fake_host(tmp_path, "default"))
+    assert not is_there(pid)
