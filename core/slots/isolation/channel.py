@@ -271,12 +271,15 @@ class Channel:
                     incoming.close()
             case {"object": number, "method": str(name), "arguments": arguments}:
                 self._take_call(message.get("call"), (number, name, arguments), message, incoming)
-            case {"cancel": key}:
+            case {"cancel": int(key)}:
+                incoming.close()
                 if (task := self._tasks.get(key)) is not None:
                     task.cancel()
-            case {"release": number}:
+            case {"release": int(number)}:
+                incoming.close()
                 self._objects.drop(number)
             case _:
+                incoming.close()
                 raise _ProtocolError(f"a message of no known kind: {str(message)[:200]}")
 
     def _take_call(self, key: Json, asked: tuple[Json, str, Json], message: Json, incoming: Incoming) -> None:
@@ -298,8 +301,9 @@ class Channel:
             if isinstance(key, int):
                 self._send({"answer": key, "error": write_error(translate(error))}, None)
             return
-        if not isinstance(key, int) or key in self._tasks:
-            raise _ProtocolError(f"{key!r:.100} is no number of a new call")
+        if not isinstance(key, int) or key in self._tasks or not isinstance(message.get("during", 0), int):
+            incoming.close()
+            raise _ProtocolError(f"{key!r:.100} is no number of a new call, or what it is made during is none of ours")
         during = self._calls.get(message.get("during", 0))
         context = contextvars.copy_context() if during is None else during.context.copy()
         assert self._loop is not None

@@ -85,7 +85,7 @@ class Incoming:
 
     def close(self) -> None:
         """Close what was lent, and what nobody took. Idempotent."""
-        for descriptor in (*self._lent, *filter(None, self._descriptors)):
+        for descriptor in (*self._lent, *(one for one in self._descriptors if one is not None)):
             os.close(descriptor)
         self._lent, self._descriptors = [], []
 

@@ -28,7 +28,7 @@ from crinoid.core.api.values.pod import PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import LayerStream
 from crinoid.core.slots.isolation.channel import Channel, ConnectionLostError
-from crinoid.core.slots.isolation.handshake import HOST
+from crinoid.core.slots.isolation.handshake import HOST, plugin_interface
 from crinoid.core.slots.isolation.interfaces import Exported
 from crinoid.core.slots.roles import ROLES
 from support.isolation import ForkedProcess
@@ -287,6 +287,51 @@ async def test_what_is_not_of_the_protocol_ends_the_connection(sent: bytes, word
         assert asyncio.get_running_loop().time() < deadline_s
         await asyncio.sleep(0.01)
     assert words in ended[0]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"cancel": 1},
+        {"cancel": []},
+        {"release": 1},
+        {"release": {}},
+        {"answer": 1},
+        {"answer": []},
+        {"hello": 1},
+        {"object": 0, "method": "log", "arguments": {"logger": "", "level": 1, "message": ""}},
+        {"object": 0, "method": "log", "arguments": 5},
+        {"call": 1, "object": 0, "method": "ping", "arguments": {"log_level": 1}},
+        {"call": "x", "object": 0, "method": "ping", "arguments": {"log_level": 1}},
+        {"call": 1, "object": 0, "method": "ping", "arguments": {"log_level": 1}, "during": []},
+        {"call": 1, "object": 0, "method": "ping", "arguments": {"log_level": 1}, "during": 77},
+    ],
+)
+async def test_a_descriptor_that_nobody_asked_for_is_closed(message: Any) -> None:
+    """Else a driver's process could take all that the daemon may have."""
+    ours, theirs = socket.socketpair()
+
+    async def answer() -> None:
+        """Answer nothing."""
+
+    root = Exported(plugin_interface({}), lambda _name, _arguments: answer())
+    if message.get("method") == "log":
+        root = Exported(HOST, lambda _name, _arguments: None)
+    channel = Channel(ours, root, lambda _why: None)
+    channel.attach()
+    reader, writer = os.pipe()
+    text = json.dumps({**message, "descriptors": 1}).encode()
+    socket.send_fds(theirs, [struct.pack("!II", len(text), 0) + text], [writer])
+    os.close(writer)
+    closed, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(reader, closed.set)  # it is at its end when nobody has the other one
+    try:
+        await asyncio.wait_for(closed.wait(), patient(20))
+    finally:
+        loop.remove_reader(reader)
+        os.close(reader)
+    channel.end("the end of the test")
+    theirs.close()
 
 
 @pytest.mark.parametrize(
