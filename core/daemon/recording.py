@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,11 @@ class _Recording:
 class Recordings:
     """One recording at a time. Belongs to the event loop's thread."""
 
-    def __init__(self, loaded: Loaded, passage: Path, node: Composition, instruments: DaemonInstruments) -> None:
-        """``passage``: where pods and containers lie."""
-        self._loaded = loaded
+    def __init__(
+        self, in_force: Callable[[], Loaded], passage: Path, node: Composition, instruments: DaemonInstruments
+    ) -> None:
+        """``in_force`` returns the configuration, as reloads change it; ``passage``: where pods and containers lie."""
+        self._in_force = in_force
         self._passage = passage
         self._node = node
         self._instruments = instruments
@@ -90,7 +92,7 @@ class Recordings:
         recorder, store = recording.recorder, self._node.store
         self._last = recorder.last
         images = [json.loads(bodies.dump(one)) for one in store.images if one.id not in recording.images]
-        blobs = await asyncio.to_thread(_read_blobs, self._loaded.config.root, recorder.small)
+        blobs = await asyncio.to_thread(_read_blobs, self._in_force().config.root, recorder.small)
         await recorder.end({"final": summarize(store), "why": why, "images": images, "blobs": blobs})
         told = {**self._tell(recording), "recording": False, "why": why}
         LOG.info("the trace %s has ended, as %s: %d calls", recorder.path, why, recorder.events)
@@ -111,8 +113,9 @@ class Recordings:
         return self._tell(self._current)
 
     async def _begin(self, seconds: int, size: int) -> None:
-        path = await asyncio.to_thread(_make_room, self._loaded.config.root)
-        secrets = await asyncio.to_thread(_learn, self._loaded)
+        loaded = self._in_force()
+        path = await asyncio.to_thread(_make_room, loaded.config.root)
+        secrets = await asyncio.to_thread(_learn, loaded)
         slots = [await _describe_slot(slot) for slot in self._node.slots.all()]
         processes = await asyncio.to_thread(_read_processes, [one.handle.bundle for one in self._node.store.containers])
         loop = asyncio.get_running_loop()
@@ -125,10 +128,10 @@ class Recordings:
                 "crinoid trace": FORMAT,
                 "version": __version__,
                 "at_ns": time.time_ns(),
-                "root": str(self._loaded.config.root),
-                "run": str(self._loaded.config.run),
+                "root": str(loaded.config.root),
+                "run": str(loaded.config.run),
                 "passage": str(self._passage),
-                "config": _describe_config(self._loaded.config),
+                "config": _describe_config(loaded.config),
                 "host": _describe_host(),
                 "slots": slots,
                 "state": state,
@@ -144,7 +147,7 @@ class Recordings:
 
     def _tell(self, recording: _Recording | None) -> Json:
         if recording is None:
-            return {"recording": False, "traces": [str(path) for path in list_traces(self._loaded.config.root)]}
+            return {"recording": False, "traces": [str(path) for path in list_traces(self._in_force().config.root)]}
         recorder = recording.recorder
         fault = {"fault": recorder.fault} if recorder.fault else {}
         return {

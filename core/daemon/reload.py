@@ -7,7 +7,7 @@ is named: a takeover (``crinoid upgrade``, systemd's reload) or a restart brings
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crinoid.core.api.errors import CrinoidError
 from crinoid.core.api.hooks.extension import Kernel
@@ -49,16 +49,17 @@ class Reload:
 
     def __init__(
         self,
-        config: Config,
+        loaded: Loaded,
         read: Callable[[], Loaded],
         images: ImageService,
         slots: Slots,
         prepare: Callable[[Loaded], Callable[[], NewSlots]],
         kernel: Kernel,
     ) -> None:
-        """``config`` is in force; ``read`` loads what the files say, ``prepare`` returns what makes its image sources
+        """``loaded`` is in force; ``read`` loads what the files say, ``prepare`` returns what makes its image sources
         and extensions, which are then given the kernel. Both are called in a thread."""
-        self._config = config
+        self.loaded = loaded
+        """What is in force now."""
         self._read = read
         self._images = images
         self._slots = slots
@@ -84,21 +85,23 @@ class Reload:
                 for slot, old in zip(made.extensions, before, strict=True)
                 if slot.binding.hooks is not old.binding.hooks
             ]
-            for slot in renewed:
-                await slot.call("connect", nothing, kernel=self._kernel)
-            changed = list(_differences(self._config.model_dump(), new.model_dump()))
+            try:
+                for slot in renewed:
+                    await slot.call("connect", nothing, kernel=self._kernel)
+            except BaseException:
+                self._close_later(made.registries, renewed)
+                raise
+            changed = list(_differences(self.loaded.config.model_dump(), new.model_dump()))
             at_once = (*_AT_ONCE, *_of_extensions(made.extensions, {slot.name for slot in renewed}))
             kept = [key for key in changed if not any(key[: len(one)] == one for one in at_once)]
             logs.set_up(new.log)
-            self._config = _merge(self._config, new, made.extensions)
-            self._images.reconfigure(pinning(self._config))
+            self.loaded = replace(loaded, config=_merge(self.loaded.config, new, made.extensions))
+            self._images.reconfigure(pinning(self.loaded.config))
             former, self._slots.registries = self._slots.registries, made.registries
             self._slots.extensions.slots = made.extensions
-            self._slots.change_deadlines(self._config.deadlines)
+            self._slots.change_deadlines(self.loaded.config.deadlines)
             ended = [old for old in before if old.name in {slot.name for slot in renewed}]
-            closing = asyncio.create_task(self._close(former, ended), name="close the former image sources")
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._close_later(former, ended)
         applied = [name_key(key) for key in changed if key not in kept]
         lines: tuple[str, ...] = (
             f"changed: {', '.join(applied)}" if applied else "nothing has changed that can change at once",
@@ -109,6 +112,12 @@ class Reload:
             lines += (f"not changed, as it takes a takeover (crinoid upgrade) or a restart: {names}",)
         LOG.info("reloaded: %s", "; ".join(lines))
         return lines
+
+    def _close_later(self, registries: Mapping[str, RegistrySlot], extensions: Iterable[ExtensionSlot]) -> None:
+        """Close what is not in use any more, or never came to it."""
+        closing = asyncio.create_task(self._close(registries, extensions), name="close what a reload has replaced")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _close(self, registries: Mapping[str, RegistrySlot], extensions: Iterable[ExtensionSlot]) -> None:
         await self._images.settle_pulls()

@@ -8,7 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError, StateUnavailable
@@ -30,7 +30,7 @@ from crinoid.core.daemon.reload import NewSlots, Reload
 from crinoid.core.daemon.takeover import Handover, Predecessor, only_successor
 from crinoid.core.daemon.watchdog import Watchdog
 from crinoid.core.lifecycle.resources.host_calls import HostCalls
-from crinoid.core.slots.binding import bind_in_turns, prepare_registries, rebind_extensions
+from crinoid.core.slots.binding import bind_in_turns, prepare_reload
 from crinoid.core.slots.running import HookCalls
 from crinoid.core.slots.selection import ValidSlot, check
 
@@ -141,6 +141,7 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
     with _fault_named():
         node = compose(config.model_copy(update={"run": taken.passage}), slots, __version__, HostCalls())
     _show_figures(instruments, config, node)
+    reload = _reloader(start, node, instruments)
     asyncio.get_running_loop().set_default_executor(node.threads)
     failure: BaseException | None = None
     if succession is not None or is_back:
@@ -151,13 +152,13 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
             is_up = await _ends_before(stopping, node.recover())
         if not is_up:
             return
-        recordings = Recordings(loaded, taken.passage, node, instruments)
+        recordings = Recordings(lambda: reload.loaded, taken.passage, node, instruments)
         server = Server(
             _endpoint(config), node, _call_hooks(instruments, node), None if succession is None else succession.listener
         )
         await node.streams.start()
         await server.start()
-        _take_commands(handover, _reloader(start, node, instruments), recordings)
+        _take_commands(handover, reload, recordings)
         with _fault_named():
             await handover.listen()
         LOG.info("crinoid %s serves CRI v1 on unix://%s", __version__, config.server.socket)
@@ -170,7 +171,7 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
             await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
         _do_not_reload()
-        await recordings.stop("the daemon ends")
+        await _close("the trace that is recorded", recordings.stop("the daemon ends"))
         if handover.requested.is_set():
             LOG.info("another daemon takes over")
             await server.hand_over(config.server.graceful_stop_s, lambda: _hand_over_events(node))
@@ -192,7 +193,7 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
             await _let_go(handover, taken, stopping)
             pings.cancel()
             if handover.lost.is_set() and not stopping.is_set():
-                await _serve_again(start)  # to the end, which is this server's, too
+                await _serve_again(start, reload.loaded)  # to the end, which is this server's, too
             else:
                 await _forward(handover, stopping)
                 await server.stop(_CLOSE_S)
@@ -230,11 +231,10 @@ def _show_figures(instruments: DaemonInstruments, config: Config, node: Composit
 
 def _reloader(start: Start, node: Composition, instruments: DaemonInstruments) -> Reload:
     def prepare(other: Loaded) -> Callable[[], NewSlots]:
-        given = (other.config, other.origins, instruments, __version__, start.watchdog.calls)
-        make_registries = prepare_registries(*given)
-        return lambda: NewSlots(make_registries(), rebind_extensions(node.slots.extensions.slots, *given))
+        make = prepare_reload(other.config, other.origins, instruments, __version__, start.watchdog.calls)
+        return lambda: NewSlots(*make(node.slots.extensions.slots))
 
-    return Reload(start.loaded.config, lambda: load(start.paths), node.images, node.slots, prepare, node.kernel)
+    return Reload(start.loaded, lambda: load(start.paths), node.images, node.slots, prepare, node.kernel)
 
 
 def _take_commands(handover: Handover, reload: Reload, recordings: Recordings) -> None:
@@ -297,10 +297,19 @@ async def _forward(handover: Handover, stopping: asyncio.Event) -> None:
         LOG.info("ending: clients have had the time to connect to the other daemon")
 
 
-async def _serve_again(start: Start) -> None:
-    """Serve in the place of a successor that has ended; this daemon's clients are passed on to this daemon, then."""
+async def _serve_again(start: Start, in_force: Loaded) -> None:
+    """Serve in the place of a successor that has ended; this daemon's clients are passed on to this daemon, then.
+
+    By the configuration that was ``in_force``, with what reloads have changed.
+    """
     LOG.error("the daemon that was taking over has ended before it served: this one serves again")
     notify("STATUS=serving again after a takeover that failed")
+    if in_force is not start.loaded:
+        try:
+            drivers = await asyncio.to_thread(check, in_force.config, in_force.origins)
+            start = replace(start, loaded=in_force, drivers=drivers)
+        except CrinoidError as error:
+            LOG.error("what was reloaded is lost, as it can't be had any more: %s", error.message)
     with directories.taken(start.loaded.config) as taken:
         await _serve(start, taken, None, is_back=True)
 
@@ -351,7 +360,7 @@ def _fault_named() -> Iterator[None]:
         ) from error
 
 
-async def _close(what: str, closing: Coroutine[object, object, None]) -> bool:
+async def _close(what: str, closing: Coroutine[object, object, object]) -> bool:
     """Close something within ``_CLOSE_S``; tell whether it is. What fails or hangs keeps nothing else from that."""
     task = asyncio.create_task(closing, name=f"close {what}")
     await asyncio.wait({task}, timeout=_CLOSE_S)

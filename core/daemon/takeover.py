@@ -122,6 +122,9 @@ class Handover:
                 answer = f"done\n{await command(rest)}"
             except CrinoidError as error:
                 answer = f"refused\n{error.message}"
+            except Exception as error:  # whoever asked would wait for an answer
+                LOG.error("the command %s has failed", name, exc_info=error)
+                answer = f"refused\n{name} has failed: {type(error).__name__}: {error}"
             writer.write(answer.encode())
         with contextlib.suppress(OSError):
             await writer.drain()

@@ -170,24 +170,41 @@ async def bind_in_turns(
     return assemble(config, bindings)
 
 
-def prepare_registries(
+def prepare_reload(
     config: Config, origins: Origins, instruments: Instruments, version: str, calls: HookCalls
-) -> Callable[[], Mapping[str, RegistrySlot]]:
-    """As ``bind``, for image sources alone, beside those that are in use: what takes its time, in any thread. Return
-    what makes the slots, in the loop's."""
+) -> Callable[[Iterable[ExtensionSlot]], tuple[Mapping[str, RegistrySlot], tuple[ExtensionSlot, ...]]]:
+    """As ``bind``, for what is made anew beside what is in use: what takes its time, in any thread. Return what makes
+    the image sources, and the extensions of those that are in use, in the loop's.
+
+    Both raise ConfigurationError, with nothing left running.
+    """
     binder = _Binder(config, origins, instruments, version, calls)
-    slots = [slot for slot in check(config, origins) if slot.selection.role == "registry"]
-    apart = binder.start_processes(slots)
-    return lambda: assemble(config, binder.bind_all(slots, apart)).registries
+    slots = check(config, origins)
+    registries = [slot for slot in slots if slot.selection.role == "registry"]
+    configs = {slot.selection.name: slot.selection.config for slot in slots if slot.selection.role == "extension"}
+    anew = {slot.selection.name: slot for slot in slots if slot.selection.role == "extension" and is_replaceable(slot)}
+    apart = binder.start_processes(registries)
+
+    # Nothing here holds ``slots``: the processes of others that were loaded end with it, which takes a moment of this
+    # thread and should take none of the loop's.
+    def make(
+        current: Iterable[ExtensionSlot],
+    ) -> tuple[Mapping[str, RegistrySlot], tuple[ExtensionSlot, ...]]:
+        try:
+            extensions = _rebind_extensions(binder, current, configs, anew)
+        except BaseException:
+            _end_processes(apart)
+            raise
+        return assemble(config, binder.bind_all(registries, apart)).registries, extensions
+
+    return make
 
 
-def rebind_extensions(
+def _rebind_extensions(
+    binder: "_Binder",
     current: Iterable[ExtensionSlot],
-    config: Config,
-    origins: Origins,
-    instruments: Instruments,
-    version: str,
-    calls: HookCalls,
+    configs: Mapping[str, SlotConfig],
+    anew: Mapping[str, ValidSlot],
 ) -> tuple[ExtensionSlot, ...]:
     """Return the extensions that are in use with what the configuration says of each now.
 
@@ -195,16 +212,13 @@ def rebind_extensions(
     deadline and ``on_failure`` change. One whose driver is another one now, or none, stays as it is. Raises
     ConfigurationError.
     """
-    binder = _Binder(config, origins, instruments, version, calls)
-    wanted = {slot.selection.name: slot for slot in check(config, origins) if slot.selection.role == "extension"}
     found: list[ExtensionSlot] = []
     for slot in current:
-        valid = wanted.get(slot.name)
+        changed = configs.get(slot.name)
         binding: Binding | None = slot.binding
-        if valid is not None and valid.selection.config.driver == slot.driver:
-            changed = valid.selection.config
-            assert isinstance(changed, ExtensionSlotConfig)
-            binding = binder.bind_one(valid) if is_replaceable(valid) else replace(slot.binding, config=changed)
+        if isinstance(changed, ExtensionSlotConfig) and changed.driver == slot.driver:
+            valid = anew.get(slot.name)
+            binding = replace(slot.binding, config=changed) if valid is None else binder.bind_one(valid)
             slot = ExtensionSlot(binding, changed) if binding is not None else slot
         found.append(slot)
     refuse(binder.problems)
@@ -314,9 +328,7 @@ class _Binder:
                     yield self._adopt(slot, driver, host)
             refuse(self.problems)
         except BaseException:
-            for made in apart.values():
-                if made.exception() is None and isinstance(proxy := made.result()[0], Proxy):
-                    proxy.process.end_now()
+            _end_processes(apart)
             raise
 
     def bind_one(self, slot: ValidSlot) -> Binding | None:
@@ -357,6 +369,12 @@ class _Binder:
         if binding.process is not None:
             binding.process.attach()
         return binding
+
+
+def _end_processes(apart: _Apart) -> None:
+    for made in apart.values():
+        if made.exception() is None and isinstance(proxy := made.result()[0], Proxy):
+            proxy.process.end_now()
 
 
 def _directory_name(selection: Selection) -> str:

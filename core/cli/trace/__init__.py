@@ -45,7 +45,8 @@ def record(paths: ConfigPaths, seconds: int, size: str, detach: bool) -> None:
                 told = _ask(paths, "status")
         if told["recording"]:
             told = _ask(paths, "stop")
-            click.echo(f"{told['calls']} calls, {told['lost']} lost", err=True)
+            if "calls" in told:  # else it has ended by itself meanwhile
+                click.echo(f"{told['calls']} calls, {told['lost']} lost", err=True)
     click.echo(path)
 
 

@@ -1,12 +1,15 @@
 """Who takes over: one at a time. What happens then is in ``integration/test_takeover.py``."""
 
+import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import Config
-from crinoid.core.daemon.takeover import only_successor
+from crinoid.core.daemon.takeover import Handover, command, only_successor
+from support.patience import patient
 
 
 def test_of_several_successors_one_takes_over(tmp_path: Path) -> None:
@@ -19,3 +22,21 @@ def test_of_several_successors_one_takes_over(tmp_path: Path) -> None:
             pass
     with only_successor(config):
         pass
+
+
+async def test_a_command_that_fails_is_answered(tmp_path: Path) -> None:
+    """Whatever it raises: who has asked would wait for a minute, and be told that no daemon runs."""
+
+    async def fail(_: str) -> str:
+        raise ValueError("a defect")
+
+    config = Config(root=tmp_path / "root", run=tmp_path / "run")
+    config.run.mkdir()
+    handover = Handover(config, os.getpid())
+    handover.commands["trace"] = fail
+    await handover.listen()
+    try:
+        with pytest.raises(ConfigurationError, match="trace has failed: ValueError: a defect"):
+            await asyncio.wait_for(command(config, "trace start 1 1"), patient(20))
+    finally:
+        handover.close()

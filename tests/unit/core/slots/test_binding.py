@@ -4,8 +4,11 @@ import asyncio
 import importlib.metadata
 import re
 import stat
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from textwrap import indent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +17,10 @@ from crinoid.core.api.errors import ConfigurationError, InvalidArgument
 from crinoid.core.api.host import Host
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
 from crinoid.core.slots import binding
-from crinoid.core.slots.binding import Slots, bind, bind_in_turns
+from crinoid.core.slots.binding import Slots, bind, bind_in_turns, prepare_reload
+from crinoid.core.slots.extension import ExtensionSlot
 from crinoid.core.slots.instruments import NO_INSTRUMENTS
+from crinoid.core.slots.isolation.proxy import Proxy
 from crinoid.core.slots.listing import State, list_plugins
 from crinoid.core.slots.roles import ROLES
 from crinoid.core.slots.running import HookCalls
@@ -84,6 +89,43 @@ async def test_the_daemon_s_loop_goes_on_between_two_drivers(
     slots = await bind_in_turns(drivers, loaded.config, loaded.origins, NO_INSTRUMENTS, HookCalls(1))
     counting.cancel()
     assert len(made) == len(set(made)) == len(slots.all()) == 4
+
+
+def test_a_reload_looks_at_all_drivers_once_and_not_in_the_loops_turn(
+    quiet: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look starts a process for each slot with isolation, which takes half a second."""
+    loaded, looks = load_text(tmp_path, QUIET_NETWORK), []
+
+    def look(*given: Any) -> tuple[ValidSlot, ...]:
+        looks.append(given)
+        return check(*given)
+
+    monkeypatch.setattr(binding, "check", look)
+    make = prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1))
+    assert len(looks) == 1
+    registries, extensions = make(())
+    assert ([*registries], extensions) == (["quiet"], ())
+    assert len(looks) == 1
+
+
+def test_nothing_is_left_running_of_a_reload_that_fails(
+    quiet: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, ended = load_text(tmp_path, QUIET_NETWORK), []
+    process: Any = SimpleNamespace(end_now=lambda: ended.append("it"))
+    made: Future[Any] = Future()
+    made.set_result((Proxy(process), None))
+    monkeypatch.setattr(binding._Binder, "start_processes", lambda _self, slots: {id(slot): made for slot in slots})
+
+    def extensions() -> Iterator[ExtensionSlot]:
+        raise ConfigurationError("a key of an extension can't be read")
+        yield
+
+    make = prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1))
+    with pytest.raises(ConfigurationError, match="a key of an extension"):
+        make(extensions())
+    assert ended == ["it"]
 
 
 def test_a_directory_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ class Recorded:
         store.close()
         self.node: Composition = compose(self.config, assemble(self.config, self._bindings()), "0", FakeMachine())
         await self.node.recover()
-        loaded = Loaded(self.config, NO_ORIGINS, ())
-        self.recordings = recording.Recordings(loaded, self.config.run, self.node, self.instruments)  # type: ignore[arg-type]  # all that it needs
+        self.loaded = Loaded(self.config, NO_ORIGINS, ())
+        self.recordings = recording.Recordings(lambda: self.loaded, self.config.run, self.node, self.instruments)  # type: ignore[arg-type]  # all that it needs
         self.server = LocalServer(self.node, CallHooks(tape=lambda: self.instruments.tape))
 
     async def call(self, rpc: str, **request: Any) -> Answer:
@@ -307,6 +307,24 @@ async def test_no_secret_is_in_a_trace_and_it_can_be_replayed_all_the_same(node:
     assert outcome.differences == []
     assert told(outcome)["StartContainer"] == "INTERNAL"
     assert told(outcome)["PullImage"] == "NOT_FOUND"
+
+
+async def test_the_secrets_are_those_of_the_configuration_that_was_reloaded_last(
+    node: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Loaded] = []
+
+    def learn(loaded: Loaded) -> Secrets:
+        learned.append(loaded)
+        return Secrets()
+
+    monkeypatch.setattr(recording, "_learn", learn)
+    changed = node.config.images.model_copy(update={"pinned": ("registry.test/a:1",)})
+    node.loaded = Loaded(node.config.model_copy(update={"images": changed}), NO_ORIGINS, ())
+    await node.begin()
+    trace = await node.end()
+    assert learned == [node.loaded]
+    assert trace.head["config"]["images"]["pinned"] == ["registry.test/a:1"]
 
 
 async def test_what_was_there_before_the_recording_goes_on_in_the_replay(node: Recorded) -> None:
