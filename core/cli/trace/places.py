@@ -1,18 +1,23 @@
 """Where things are in a replay: below a scratch directory, whatever paths the trace has of the node.
 
-``here`` takes JSON of the trace to the scratch directory, ``there`` back, so that arguments can be compared.
+``here`` takes JSON of the trace to the scratch directory, ``there`` back, so that arguments can be compared. A trace
+may be a stranger's, made by hand: nothing that it names outside is written or removed.
 """
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from crinoid.core.api.errors import InvalidArgument
 
 
 class Places:
     """The scratch directory's ``root``, ``run`` and ``host``, which stands for all else of the node that is named."""
 
     def __init__(self, scratch: Path, head: Mapping[str, Any]) -> None:
+        self._scratch = scratch
         self.root, self.run, self.host = scratch / "root", scratch / "run", scratch / "host"
         for path in (self.root, self.run / "pods", self.run / "containers", self.host):
             path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,15 @@ class Places:
             return str(self._make(value, is_log=key == "log_path"))
         return _replace(value, self._pairs)
 
+    def inside(self, path: Path | str) -> Path:
+        """Return a path that is going to be written, or removed. Raises InvalidArgument where it lies outside."""
+        if not os.path.normpath(path).startswith(f"{self._scratch}/"):
+            raise InvalidArgument(f"the trace names {str(path)!r:.300}, which is not below the root or run of its node")
+        return Path(path)
+
     def _make(self, path: str, *, is_log: bool) -> Path:
+        if ".." in path.split("/"):
+            path = os.path.normpath(path)
         for one, other in self._pairs:
             if path.startswith(f"{one}/"):
                 return Path(other + path[len(one) :])

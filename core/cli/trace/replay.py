@@ -28,6 +28,7 @@ from crinoid.core.cri.local import LocalServer
 from crinoid.core.daemon.composition import Composition, compose
 from crinoid.core.daemon.recording import summarize
 from crinoid.core.lifecycle.containers.builder import PROCESS_FILE
+from crinoid.core.lifecycle.resources.resources import CONTENTS, DIRECTORY, NAMESPACES
 from crinoid.core.slots.binding import Slots, adopt, assemble
 from crinoid.core.slots.calls import Binding
 from crinoid.core.slots.drivers import InstalledDriver
@@ -154,8 +155,12 @@ def _restore(state: Json, store: Store, places: Places, host: machine.FakeMachin
             moved = body if kind == "images" else places.of_request(body)
             table.put(bodies.parse(kind, moved["id"], json.dumps(moved)))
     for entry in state["ledger"]:
+        # What a checkpoint is written to may lie anywhere on the node; all else that is removed is below root and run.
+        key = places.of_request(entry["key"], "host_path" if entry["kind"] == CONTENTS else "")
         data = places.here(entry["data"])
-        store.ledger.record(entry["owner"], entry["kind"], places.here(entry["key"]), data)
+        for path in {DIRECTORY: [key], NAMESPACES: data.get("paths", [])}.get(entry["kind"], []):
+            places.inside(path)
+        store.ledger.record(entry["owner"], entry["kind"], key, data)
         if entry["kind"] == "cgroup":
             for path in (*data.get("above", ()), *data.get("made", ())):
                 host.make_cgroup(str(path), entry["owner"])
@@ -163,9 +168,9 @@ def _restore(state: Json, store: Store, places: Places, host: machine.FakeMachin
         store.set(name, text)
     for pod in store.pods:
         (places.run / "pods" / pod.id / "ns").mkdir(parents=True, exist_ok=True)
-        host.pin(pod.namespaces)
+        host.pin({kind: places.inside(path) for kind, path in pod.namespaces.items()})
     for record in store.containers:
-        record.handle.bundle.mkdir(parents=True, exist_ok=True)
+        places.inside(record.handle.bundle).mkdir(parents=True, exist_ok=True)
         process = state["processes"].get(record.id)
         if process is not None:
             rights.write_file(record.handle.bundle / PROCESS_FILE, json.dumps(places.here(process)))
@@ -196,7 +201,7 @@ def _bind(slot: Json, places: Places, players: Players) -> Binding:
     name, role = slot["name"], slot["role"]
     state_dir, run_dir = places.root / "plugins" / role / name, places.run / role / name
     for path in (state_dir, run_dir):
-        path.mkdir(parents=True, exist_ok=True)
+        places.inside(path).mkdir(parents=True, exist_ok=True)
     host = Host(name, state_dir, run_dir, logging.getLogger(f"crinoid.plugins.{role}.{name}"), __version__)
     installed = InstalledDriver(role, slot["driver"], slot["distribution"], slot["version"], "trace")
     config = _CONFIGS.get(role, SlotConfig).model_validate(slot["config"])

@@ -26,6 +26,7 @@ from crinoid.core.api.testing.fakes import (
 )
 from crinoid.core.cli.trace.machine import FakeMachine
 from crinoid.core.cli.trace.model import Trace
+from crinoid.core.cli.trace.places import Places
 from crinoid.core.cli.trace.replay import Outcome, replay
 from crinoid.core.cli.trace.view import show
 from crinoid.core.config.loader import Loaded
@@ -342,6 +343,50 @@ async def test_what_was_there_before_the_recording_goes_on_in_the_replay(node: R
     assert outcome.differences == []
     assert outcome.notes == []
     assert outcome.state["pods"] == outcome.state["containers"] == {}
+
+
+@pytest.mark.parametrize("place", ["bundle", "pin", "directory", "paths", "slot", "above"])
+async def test_a_trace_made_by_hand_touches_nothing_but_the_scratch_directory(
+    node: Recorded, place: str, tmp_path: Path
+) -> None:
+    """A maintainer replays what strangers send."""
+    pod = await node.make("RunPodSandbox", config=POD)
+    await node.make("CreateContainer", pod_sandbox_id=pod, config=CONTAINER, sandbox_config=POD)
+    await node.begin()
+    trace = await node.end()
+    outside = tmp_path / "outside" / pod
+    outside.mkdir(parents=True)
+    (outside / "file").touch()
+    target, state = str(outside / "made"), trace.head["state"]
+    match place:
+        case "bundle":
+            state["containers"][0]["handle"]["bundle"] = target
+        case "pin":
+            state["pods"][0]["namespaces"]["network"] = target
+        case "directory":  # without its owner it is removed at the start
+            state["pods"], state["containers"] = [], []
+            state["ledger"] = [{"owner": pod, "kind": "directory", "key": str(outside), "data": {}}]
+        case "paths":
+            state["pods"], state["containers"] = [], []
+            state["ledger"] = [
+                {"owner": pod, "kind": "namespaces", "key": pod, "data": {"paths": [str(outside / "file")]}}
+            ]
+        case "slot":
+            trace.head["slots"][0]["name"] = target
+        case "above":
+            state["containers"][0]["handle"]["bundle"] = f"{trace.head['run']}/../../../../../../../..{target}"
+    with pytest.raises(InvalidArgument, match="which is not below the root or run of its node"):
+        await replay(trace, 1)
+    assert [path.name for path in outside.iterdir()] == ["file"]
+
+
+async def test_a_directory_for_logs_is_made_below_the_scratch_directory_alone(tmp_path: Path) -> None:
+    head = {"root": "/r", "run": "/u", "passage": "/u"}
+    places = Places(tmp_path / "scratch", head)
+    for path in ("/var/log/pods/x", f"/../../../../../../../..{tmp_path}/outside", "/u/../../../../../outside"):
+        made = Path(places.of_request({"log_directory": path})["log_directory"])
+        assert made.resolve().is_relative_to(tmp_path / "scratch"), made
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
 
 
 async def test_calls_at_the_same_time_and_one_whose_client_leaves(node: Recorded) -> None:
