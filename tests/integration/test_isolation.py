@@ -38,7 +38,7 @@ isolation = {{ memory_bytes = 268435456 }}
 [registries.layout]
 driver = "layout"
 options = {{ directory = "{layouts}" }}
-isolation = {{ user = "nobody" }}
+isolation = {{ user = "nobody", memory_bytes = 268435456 }}
 [extensions.guard]
 driver = "guard"
 on_failure = "fail"
@@ -110,8 +110,13 @@ driver = "quiet"
 
 def children(daemon: Daemon) -> dict[str, int]:
     """The plugins' processes of a daemon, by role and slot."""
+    return dict(processes(daemon))
+
+
+def processes(daemon: Daemon) -> list[tuple[str, int]]:
+    """The same, also where a slot has two."""
     assert daemon.process is not None
-    found = {}
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace").split("\0")
@@ -119,7 +124,7 @@ def children(daemon: Daemon) -> dict[str, int]:
             continue
         if "plugin-host" in words and words[-2] == str(daemon.process.pid):
             role, slot = words[words.index("plugin-host") + 1 :][:2]
-            found[f"{role} {slot}"] = int(path.parent.name)
+            found.append((f"{role} {slot}", int(path.parent.name)))
     return found
 
 
@@ -238,6 +243,20 @@ class TestAllRoles:
         ).stdout  # fmt: skip
         assert re.search(r"network +host .* default +default +selected", listed), listed
         assert re.search(r"network +bridge .* - +- +available", listed), listed
+
+    def test_a_slot_has_one_process_also_after_a_reload(self, node: Daemon) -> None:
+        former, logged = processes(node), node.log.stat().st_size
+        assert len(former) == 5
+        command = [*node.prefix, sys.executable, "-m", "crinoid", "reload", "--config", str(node.config_file)]
+        subprocess.run(command, check=True, capture_output=True, timeout=patient(60))
+        of_sources = dict(former)["registry layout"]
+        until(lambda: is_gone(of_sources))
+        until(lambda: len(processes(node)) == 5)
+        node.cri.call("PullImage", image={"image": IMAGE})
+        now = processes(node)
+        assert len(now) == 5
+        assert {**dict(now), "registry layout": of_sources} == dict(former)
+        assert "is started again" not in node.log.read_text()[logged:]
 
     def test_nothing_outlives_a_daemon_that_is_killed(self, node: Daemon) -> None:
         pids = children(node).values()
