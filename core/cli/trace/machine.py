@@ -11,6 +11,7 @@ from typing import Any
 
 from crinoid.core.api.errors import AlreadyExists
 from crinoid.core.api.linux import capabilities, cgroups, lsm, probes, rights
+from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.values.container import ContainerSecurity
 from crinoid.core.api.values.snapshot import Mount
 from crinoid.core.lifecycle.containers import builder
@@ -48,6 +49,9 @@ class FakeMachine(HostCalls):
         return path in self.pins
 
     def mount(self, mount: Mount, target: Path) -> None:
+        self.mounts.append(target)
+
+    def mount_mapped(self, wanted: Mount, target: Path, maps: IdMaps) -> None:
         self.mounts.append(target)
 
     def bind(self, source: Path, target: Path, readonly: bool = False, recursive: bool = False) -> None:

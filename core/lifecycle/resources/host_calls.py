@@ -4,7 +4,7 @@
 does and raises is said where it is defined.
 """
 
-from crinoid.core.api.linux import cgroups, namespaces
+from crinoid.core.api.linux import cgroups, idmaps, namespaces
 from crinoid.core.api.linux import mount as mounts
 from crinoid.core.lifecycle.resources import slices
 
@@ -17,6 +17,7 @@ class HostCalls:
     is_pinned = staticmethod(namespaces.is_pinned)
 
     mount = staticmethod(mounts.mount)
+    mount_mapped = staticmethod(idmaps.mount_mapped)
     bind = staticmethod(mounts.bind)
     unmount = staticmethod(mounts.unmount)
 

@@ -28,7 +28,7 @@ from crinoid.core.api.backoff import Backoff
 from crinoid.core.api.errors import CorruptContent, CrinoidError, DriverError, FailedPrecondition, Unavailable
 from crinoid.core.api.linux import cgroups, files, rights
 from crinoid.core.api.linux.bulkheads import OwnerThreads, on_behalf_of, touching
-from crinoid.core.api.linux.idmaps import IdMaps, mount_mapped
+from crinoid.core.api.linux.idmaps import IdMaps
 from crinoid.core.api.linux.threads import call_in_thread, call_within
 from crinoid.core.api.timeline import stage
 from crinoid.core.api.values.checkpoint import RestoreRequest
@@ -581,7 +581,7 @@ def mounts_at(mounts: Iterable[Mount], target: Path, maps: IdMaps | None = None)
 
     def make(host_calls: HostCalls) -> None:
         for one in mounts:
-            host_calls.mount(one, target) if maps is None else mount_mapped(one, target, maps)
+            host_calls.mount(one, target) if maps is None else host_calls.mount_mapped(one, target, maps)
 
     return Step(MOUNT, str(target), {}, make)
 
