@@ -395,6 +395,11 @@ def test_a_successor_that_can_not_serve_once_it_has_all_leaves_the_daemon_that_w
         node.daemon.process,
         node.daemon.config,
     )
+    changed = node.daemon.config_file.parent / "conf.d/zz.toml"
+    changed.write_text(f"[images]\npinned = ['{BUSYBOX}']\n")
+    command = [sys.executable, "-m", "crinoid", "reload", "--config", str(node.daemon.config_file)]
+    subprocess.run(command, check=True, capture_output=True, timeout=patient(60))
+    changed.unlink()
     node.daemon.config = f"{config}[metrics]\nlisten = '192.0.2.1:1'\n"  # an address that no host has
     with Following(node) as following:
         node.daemon.launch("--takeover")
@@ -403,6 +408,8 @@ def test_a_successor_that_can_not_serve_once_it_has_all_leaves_the_daemon_that_w
         node.daemon.process, node.daemon.config = before, config
         until(lambda: node.daemon.serving_pid() == before.pid)  # type: ignore[union-attr]
         assert node.execute(container, "true")[0] == 0
+        (image,) = (one for one in node.call("ListImages")["images"] if BUSYBOX in one["repo_tags"])
+        assert image["pinned"], "what was reloaded is in force still"
         lives = Lives()
         lives(node.daemon.cri, 0)
         until(lambda: (lives.ids[0], DELETED) in following.events)
