@@ -442,6 +442,7 @@ def test_capabilities(pod: Pod, security: dict[str, Any], held: dict[str, int], 
 def test_privileged(pod: Pod) -> None:
     """All devices, writable /sys and cgroups, no masks; with them mounting works."""
     script = """
+        exec 2>&1  # the order of two streams in a log is nobody's promise
         grep -c ' /sys sysfs rw' /proc/mounts; [ -c /dev/fuse ] && echo fuse; grep '^Seccomp:' /proc/self/status
         mkdir /m && mount -t tmpfs tmpfs /m && echo mounted; grep -c ' /proc/[a-z]' /proc/mounts
     """
