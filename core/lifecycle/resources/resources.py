@@ -397,6 +397,8 @@ class Resources:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # The kernel may not have let go of them when the last pod went, right after its processes. In use, they stay.
+        await call_in_thread(self._remove_shared_cgroups)
 
     def retry_deferred(self) -> None:
         """See to it that deferred entries are tried again from time to time until none is left.
@@ -493,7 +495,12 @@ class Resources:
                 self.host_calls.remove_cgroup(path)
             elif cgroups.is_path(path) and self.host_calls.has_cgroup(path):
                 LOG.info("cgroup %s is left as it is: it was not made for %s", path, owner)
-        for path in (*above, f"{self._cgroup_root}/monitors", self._cgroup_root):
+        for path in above:
+            self.host_calls.remove_marked_cgroup(path)
+        self._remove_shared_cgroups()
+
+    def _remove_shared_cgroups(self) -> None:
+        for path in (f"{self._cgroup_root}/monitors", self._cgroup_root):
             self.host_calls.remove_marked_cgroup(path)
 
     def _undo_namespaces(self, entry: LedgerEntry) -> None:

@@ -659,3 +659,16 @@ async def test_a_damaged_row_of_the_ledger_ends_nothing(fake_node: FakeNode, mad
     await fake_node.start()
     assert fake_node.machine.cgroups == {"/foreign"}
     assert fake_node.machine.killed == []
+
+
+async def test_what_could_not_go_with_the_last_pod_goes_with_the_daemon(
+    fake_node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says for a moment that cgroups are in use whose last process has just ended."""
+    pod = await fake_node.now.pods.run(a_pod(), "")
+    with monkeypatch.context() as patched:
+        patched.setattr(fake_node.machine, "remove_marked_cgroup", lambda _: False)
+        await fake_node.now.pods.remove(pod)
+    assert fake_node.machine.cgroups == {"/crinoid"}
+    await fake_node.now.close()
+    assert fake_node.machine.is_empty
