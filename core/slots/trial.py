@@ -51,8 +51,8 @@ def try_driver(slot: ValidSlot, origins: Origins, deadlines: DeadlinesConfig) ->
             process = binding.process
             if (took_s := time.monotonic() - started_s) > SLOW_S:
                 notes.append(f"{title} takes {took_s:.1f} s to be made")
-            if origins.nearest(selection.key) is not None:
-                asyncio.run(_ask(binding, deadlines))
+            is_named = any(named[: len(selection.key)] == selection.key for named in origins.by_key)
+            notes += asyncio.run(_ask(binding, deadlines, is_named))
         except CrinoidError as error:
             return Trial((Problem(key, error.message, origins.nearest(key)),), tuple(notes))
         finally:
@@ -61,14 +61,20 @@ def try_driver(slot: ValidSlot, origins: Origins, deadlines: DeadlinesConfig) ->
     return Trial((), tuple(notes))
 
 
-async def _ask(binding: Binding, deadlines: DeadlinesConfig) -> None:
-    """Of a runtime that the file names, its programs must be there."""
-    if binding.role.name == "runtime":
+async def _ask(binding: Binding, deadlines: DeadlinesConfig, is_named: bool) -> list[str]:
+    """Of what the file names, programs must be there, and settings right; of a default that is worth a note."""
+    if binding.role.name == "runtime" and is_named:
         await RuntimeSlot(binding, deadlines.runtime).probe()
-    if binding.role.name == "registry":
-        status = await RegistrySlot(binding, deadlines.registry).status()
-        if not status.ready or status.message:
-            raise ConfigurationError(f"{binding.label} can't be used as it is: {status.message}")
+    if binding.role.name != "registry":
+        return []
+    status = await RegistrySlot(binding, deadlines.registry).status()
+    notes = [f"{binding.label}: {text}" for text in status.notes]
+    if status.ready and not status.message:
+        return notes
+    problem = f"{binding.label} can't be used as it is: {status.message}"
+    if is_named:
+        raise ConfigurationError(problem)
+    return [problem, *notes]
 
 
 @contextlib.contextmanager

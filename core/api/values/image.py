@@ -170,7 +170,11 @@ class ReferrersRequest:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """Whether an image source can be asked at all; the message says what to do where not."""
+    """Whether an image source can be asked at all; the message says what to do where not, or what hinders some pulls.
+
+    ``notes`` are worth a warning and hinder nothing, such as a key that the source passes over.
+    """
 
     ready: bool
     message: str = ""
+    notes: tuple[str, ...] = ()

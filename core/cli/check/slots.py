@@ -4,12 +4,13 @@ The drivers are made with throw-away directories, so that a daemon that runs is 
 """
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from crinoid import __version__
 from crinoid.core.api.errors import ConfigurationError, CrinoidError
 from crinoid.core.api.linux import rights
+from crinoid.core.api.values.image import SourceStatus
 from crinoid.core.api.values.network import NetworkStatus
 from crinoid.core.cli.check.disk import existing
 from crinoid.core.cli.check.findings import Area, Finding
@@ -72,7 +73,20 @@ async def _ask_status(slots: Slots) -> AsyncIterator[Finding]:
         except CrinoidError as error:
             yield _AREA.warning(name, error.message, "images of this source can't be pulled")
             continue
-        yield _AREA.ok(name, source.driver) if ready.ready else _AREA.warning(name, ready.message, "see its options")
+        for finding in judge_source(source.name, source.driver, ready):
+            yield finding
+
+
+def judge_source(name: str, driver: str, status: SourceStatus) -> Iterator[Finding]:
+    """Judge an image source's status, and tell its notes."""
+    what = f"image source {name}"
+    if status.ready and not status.message:
+        yield _AREA.ok(what, driver)
+    else:
+        hint = "the pulls that need it fail until then" if status.ready else "see its options"
+        yield _AREA.warning(what, status.message, hint)
+    for text in status.notes:
+        yield _AREA.warning(what, text, "correct or remove it; pulls go on without it")
 
 
 def judge_network(name: str, driver: str, status: NetworkStatus) -> Finding:

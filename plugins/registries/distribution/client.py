@@ -48,6 +48,7 @@ from crinoid.plugins.registries.distribution.transport import (
     read_answer,
     refusal,
 )
+from crinoid.plugins.registries.distribution.unknown_keys import Teller
 
 _ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 _MAX_ASKS = 4
@@ -74,7 +75,8 @@ class RegistryClient:
         user_agent = options.user_agent or f"crinoid/{host.version or '0'}"
         settings = next(iter(options.config_paths), Path("certs.d"))
         self._transport = Transport(user_agent, options.dial_timeout_s, options.stall_timeout_s, settings)
-        node = NodeCredentials(options.docker_configs, options.helper_timeout_s)
+        self._tell = Teller(host.log)
+        node = NodeCredentials(options.docker_configs, options.helper_timeout_s, self._tell)
         self._authorizer = Authorizer(self._transport, node)
         self._streams = asyncio.Semaphore(options.max_streams)
         self._policy = RetryPolicy(options.tries, options.backoff_s, options.patience_s)
@@ -171,7 +173,9 @@ class RegistryClient:
     async def _attempts(self, what: str, reference: ImageReference, capability: str, doubted: bool = False) -> Attempts:
         """Find the hosts; of what a mirror may have had wrong the registry is asked first."""
         options = self._options
-        found = await asyncio.to_thread(find_endpoints, reference.registry, options.config_paths, options.plain_http)
+        found = await asyncio.to_thread(
+            find_endpoints, reference.registry, options.config_paths, options.plain_http, self._tell
+        )
         able = [endpoint for endpoint in found if capability in endpoint.capabilities]
         if doubted:
             able.sort(key=lambda endpoint: endpoint.is_mirror)

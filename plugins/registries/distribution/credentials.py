@@ -8,8 +8,9 @@ credential helper, an entry of ``auths``, an identity token.
 import asyncio
 import base64
 import binascii
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -23,12 +24,17 @@ from crinoid.core.api.manifests import Document, TextMap
 from crinoid.core.api.timeline import note
 from crinoid.core.api.values.image import DEFAULT_REGISTRY, Credentials, ImageReference
 from crinoid.plugins.registries.distribution.hosts import Endpoint
+from crinoid.plugins.registries.distribution.unknown_keys import unknown_keys
 
 _MAX_FILE_BYTES = 4 << 20
 _HUB_NAMES = frozenset({DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"})
 _HUB_KEY = "https://index.docker.io/v1/"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _IDENTITY_USER = "<token>"
+_AUTH_KEYS = ("auth", "username", "password", "email", "serveraddress", "identitytoken", "registrytoken")
+"""What docker keeps in an entry of ``auths`` (github.com/docker/cli, config/types, AuthConfig)."""
+_CREDENTIAL_KEYS = {name.lower(): name for name in ("auths", "credHelpers", "credsStore")}
+_NEAR = 0.7
 
 
 def applies(credentials: Credentials, endpoint: Endpoint, registry: str) -> bool:
@@ -47,9 +53,12 @@ def is_empty(credentials: Credentials) -> bool:
 class NodeCredentials:
     """The node's own credentials. Files are read and helpers asked anew each time: both may change at any moment."""
 
-    def __init__(self, paths: tuple[Path, ...], helper_timeout_s: float) -> None:
+    def __init__(
+        self, paths: tuple[Path, ...], helper_timeout_s: float = 0, tell: Callable[[str], None] = note
+    ) -> None:
         self._paths = paths
         self._helper_timeout_s = helper_timeout_s
+        self._tell = tell
 
     async def find(self, host: str, reference: ImageReference) -> Credentials | None:
         """Return the credentials for a host, ``None`` where no file has any.
@@ -71,7 +80,27 @@ class NodeCredentials:
                 continue
             except OSError as error:
                 raise ConfigurationError(f"docker configuration {path}: {error.strerror}") from error
-            yield path, _read(_DockerConfig, content, f"docker configuration {path}")
+            config = _read(_DockerConfig, content, f"docker configuration {path}")
+            for text in config.passed_over():
+                self._tell(f"docker configuration {path}: {text}")
+            yield path, config
+
+    def check(self) -> str:
+        """Read all files; return what is wrong with the first that can't be read."""
+        try:
+            for path, config in self._read_configs():
+                for name, entry in config.auths.items():
+                    where = f"docker configuration {path}: auths.{name}"
+                    self._read_entry(where, entry)
+        except ConfigurationError as error:
+            return error.message
+        return ""
+
+    def _read_entry(self, where: str, entry: object) -> Credentials | None:
+        auth = _read(_Auth, entry, where)
+        for text in unknown_keys(auth.strange(), _AUTH_KEYS):
+            self._tell(f"{where}.{text}")
+        return auth.credentials(where)
 
     async def _look_up(
         self, path: Path, config: "_DockerConfig", host: str, reference: ImageReference
@@ -88,7 +117,7 @@ class NodeCredentials:
             if (entry := by_key.get(_key_of(wanted))) is not None:
                 where = f"docker configuration {path}: auths.{entry[0]}"
                 note(f"credentials: {where}")
-                return _read(_Auth, entry[1], where).credentials(where)
+                return self._read_entry(where, entry[1])
         return None
 
     async def _ask_helper(self, name: str, server: str) -> Credentials | None:
@@ -129,6 +158,8 @@ def _read(model: type[_D], content: bytes | object, what: str) -> _D:
 
 
 class _Auth(_Document):
+    model_config = ConfigDict(extra="allow")
+
     auth: str = ""
     username: str = ""
     password: str = ""
@@ -143,6 +174,10 @@ class _Auth(_Document):
         found = Credentials(username, password, "", self.identity_token, self.registry_token)
         return None if is_empty(found) else found
 
+    def strange(self) -> dict[str, object]:
+        """Return what docker does not write there."""
+        return {name: value for name, value in (self.model_extra or {}).items() if name.lower() not in _AUTH_KEYS}
+
 
 class _HelperAnswer(_Document):
     username: Annotated[str, Field(alias="Username")] = ""
@@ -155,10 +190,21 @@ class _HelperAnswer(_Document):
 
 
 class _DockerConfig(_Document):
+    model_config = ConfigDict(extra="allow")
+
     auths: Mapping[str, object] = {}
     """Read when asked for: an entry that is broken harms its own registry alone."""
     helpers: TextMap = Field(alias="credHelpers", default={})
     store: Annotated[str, Field(alias="credsStore")] = ""
+
+    def passed_over(self) -> Iterator[str]:
+        """Say which keys were meant for credentials, it seems; the file is full of docker's other settings."""
+        for name, value in (self.model_extra or {}).items():
+            near = difflib.get_close_matches(name.lower(), _CREDENTIAL_KEYS, n=1, cutoff=_NEAR)
+            if near:
+                yield f'{name}: unknown key, which is passed over; did you mean "{_CREDENTIAL_KEYS[near[0]]}"?'
+            elif isinstance(value, dict) and any(key in value for key in _AUTH_KEYS):
+                yield f'{name}: credentials that are not below "auths" are passed over'
 
 
 def _decode(auth: str, where: str) -> tuple[str, str]:

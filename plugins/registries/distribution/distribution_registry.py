@@ -20,6 +20,7 @@ from crinoid.core.api.values.image import (
     ResolveRequest,
     SourceStatus,
 )
+from crinoid.plugins.registries.distribution.credentials import NodeCredentials
 from crinoid.plugins.registries.distribution.hosts import check_hosts
 from crinoid.plugins.registries.distribution.options import DistributionOptions
 
@@ -73,8 +74,14 @@ class DistributionRegistry:
     @hookimpl
     async def status(self) -> SourceStatus:
         """Tell of configuration that can't be read; such a file hinders pulls from its registry only."""
-        problems = await asyncio.to_thread(check_hosts, self._config.config_paths)
-        return SourceStatus(ready=True, message="; ".join(problems))
+
+        def check() -> SourceStatus:
+            problems, notes = check_hosts(self._config.config_paths)
+            passed_over = list(notes)
+            problem = NodeCredentials(self._config.docker_configs, tell=passed_over.append).check()
+            return SourceStatus(True, "; ".join([*problems, *([problem] if problem else [])]), tuple(passed_over))
+
+        return await asyncio.to_thread(check)
 
     @hookimpl
     async def close(self) -> None:

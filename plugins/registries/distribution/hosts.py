@@ -7,10 +7,10 @@ Read at every pull, so that a change counts at once. Beside that form, a directo
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.linux.files import read_regular
 from crinoid.core.api.timeline import note
 from crinoid.core.api.values.image import DEFAULT_REGISTRY
+from crinoid.plugins.registries.distribution.unknown_keys import unknown_keys
 
 _MAX_FILE_BYTES = 1 << 20
 _ALL = frozenset({"pull", "resolve", "push"})
@@ -75,10 +76,13 @@ class Endpoint:
         return said + "".join(f"; client certificate {cert}" for cert, _ in self.tls.client)
 
 
-def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tuple[str, ...]) -> tuple[Endpoint, ...]:
+def find_endpoints(
+    registry: str, config_paths: tuple[Path, ...], plain_http: tuple[str, ...], tell: Callable[[str], None] = note
+) -> tuple[Endpoint, ...]:
     """Return the hosts to ask for a registry's images, in order; the last one is the registry itself.
 
-    Raises ConfigurationError, naming the file, for a ``hosts.toml`` that can't be read.
+    ``tell`` gets what is passed over. Raises ConfigurationError, naming the file, for a ``hosts.toml`` that can't be
+    read.
     """
     scheme = "http" if registry in plain_http else "https"
     own = f"{scheme}://{_HUB if registry == DEFAULT_REGISTRY else registry}/v2"
@@ -91,7 +95,9 @@ def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tu
             continue
         if (file := directory / "hosts.toml").exists():
             note(f"hosts of {registry}: {file}")
-            return _read_hosts(file, registry, own)
+            return _read_hosts(file, registry, own, tell)
+        for text in _misnamed(directory):
+            tell(text)
         note(f"certificates of {registry}: {directory}")
         pairs = tuple((cert, cert.with_suffix(".key")) for cert in sorted(directory.glob("*.cert")))
         return (Endpoint(own, tls=Tls(ca=tuple(sorted(directory.glob("*.crt"))), client=pairs)),)
@@ -99,20 +105,29 @@ def find_endpoints(registry: str, config_paths: tuple[Path, ...], plain_http: tu
     return (Endpoint(own),)
 
 
-def check_hosts(config_paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return what is wrong with the files of all registries, one sentence each."""
-    problems = []
+def check_hosts(config_paths: tuple[Path, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what is wrong with the files of all registries, and what of them is passed over, one sentence each."""
+    problems: list[str] = []
+    notes: list[str] = []
     for path in config_paths:
         touching(path)
+        notes += [text for directory in sorted(path.glob("*/")) for text in _misnamed(directory)]
         for file in sorted(path.glob("*/hosts.toml")):
             try:
-                endpoints = _read_hosts(file, file.parent.name, f"https://{file.parent.name}/v2")
+                endpoints = _read_hosts(file, file.parent.name, f"https://{file.parent.name}/v2", notes.append)
             except ConfigurationError as error:
                 problems.append(error.message)
                 continue
             named = {path for one in endpoints for path in (*one.tls.ca, *(p for pair in one.tls.client for p in pair))}
             problems += [f"{file}: {path} is not there" for path in sorted(named) if not path.is_file()]
-    return tuple(problems)
+    return tuple(problems), tuple(notes)
+
+
+def _misnamed(directory: Path) -> Iterator[str]:
+    """Say which TOML files of a registry's directory nobody reads, where there is no hosts.toml."""
+    if not (directory / "hosts.toml").exists():
+        for file in sorted(directory.glob("*.toml")):
+            yield f"{file} is not read: the file's name must be hosts.toml"
 
 
 def _as_list(value: Any) -> Any:
@@ -133,11 +148,12 @@ _Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
 class _HostTable(BaseModel):
-    """One host's table, and the top of the file for the registry itself; keys of other programs are passed over."""
+    """One host's table, and the top of the file for the registry itself; keys of other programs are told of, and passed
+    over."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
-    capabilities: tuple[str, ...] = ()
+    capabilities: tuple[Literal["pull", "resolve", "push", "referrers"], ...] = ()
     ca: _Strings = ()
     client: Annotated[tuple[str | tuple[str, str], ...], BeforeValidator(_as_list)] = ()
     skip_verify: bool = False
@@ -151,9 +167,10 @@ class _HostsFile(_HostTable):
     host: Mapping[str, _HostTable] = {}
 
 
-def _read_hosts(file: Path, registry: str, own: str) -> tuple[Endpoint, ...]:
+def _read_hosts(file: Path, registry: str, own: str, tell: Callable[[str], None]) -> tuple[Endpoint, ...]:
     try:
-        hosts = _HostsFile.model_validate(tomllib.loads(read_regular(file, _MAX_FILE_BYTES).decode()))
+        table = tomllib.loads(read_regular(file, _MAX_FILE_BYTES).decode())
+        hosts = _HostsFile.model_validate(table)
         mirrors = [_endpoint(url, table, file.parent, registry, True) for url, table in hosts.host.items()]
         server = _endpoint(hosts.server or own, hosts, file.parent, registry, False)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -163,6 +180,11 @@ def _read_hosts(file: Path, registry: str, own: str) -> tuple[Endpoint, ...]:
         raise ConfigurationError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except ValueError as error:
         raise ConfigurationError(f"{file}: {error}") from error
+    for text in unknown_keys(table, _HostsFile.model_fields):
+        tell(f"{file}: {text}")
+    for url, mirror_table in table.get("host", {}).items():
+        for text in unknown_keys(mirror_table, _HostTable.model_fields, f'host."{url}".'):
+            tell(f"{file}: {text}")
     # The registry stands behind its mirrors; one that is listed among them keeps that place and those settings.
     if all(mirror.url != server.url for mirror in mirrors):
         return (*mirrors, server)

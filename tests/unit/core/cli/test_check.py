@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from crinoid.core.api.values.image import SourceStatus
 from crinoid.core.api.values.network import NetworkStatus
 from crinoid.core.cli.check import cgroups, examination
 from crinoid.core.cli.check.cgroups import examine_cgroups, judge_controllers, judge_driver, judge_version
@@ -21,7 +22,7 @@ from crinoid.core.cli.check.kernel_features import judge_file_systems, judge_rel
 from crinoid.core.cli.check.network import examine_network
 from crinoid.core.cli.check.privileges import judge_capabilities
 from crinoid.core.cli.check.programs import examine_programs, judge_cni_plugins
-from crinoid.core.cli.check.slots import examine_slots, judge_network
+from crinoid.core.cli.check.slots import examine_slots, judge_network, judge_source
 from crinoid.core.cli.main import main
 from crinoid.core.config.loader import ConfigPaths, load
 from crinoid.core.config.models import Config, PodsConfig, ServerConfig, SlotConfig
@@ -231,6 +232,18 @@ def test_cni_plugins_may_lie_in_several_directories(tmp_path: Path) -> None:
 )
 def test_a_network_that_only_waits_for_its_add_on_is_no_failure(name: str, reason: str, verdict: Verdict) -> None:
     assert judge_network(name, "auto", NetworkStatus(ready=False, reason=reason)).verdict is verdict
+
+
+def test_what_an_image_source_says_is_told_though_it_is_ready() -> None:
+    warning = Verdict.WARNING
+    for status, expected in (
+        (SourceStatus(True), [(Verdict.OK, "distribution")]),
+        (SourceStatus(True, "hosts.toml: no TOML"), [(warning, "hosts.toml: no TOML")]),
+        (SourceStatus(False, "no disk"), [(warning, "no disk")]),
+        (SourceStatus(True, notes=("a: unknown key",)), [(Verdict.OK, "distribution"), (warning, "a: unknown key")]),
+    ):
+        found = judge_source("one", "distribution", status)
+        assert [(finding.verdict, finding.detail) for finding in found] == expected
 
 
 async def test_slots_are_asked_in_directories_of_their_own(quiet: Site, tmp_path: Path) -> None:

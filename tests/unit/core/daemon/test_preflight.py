@@ -26,7 +26,10 @@ def check(site: Site, tmp_path: Path) -> Callable[..., Result]:
     """Runs the command over a node of noop drivers, but for the network, and what a test adds to the file."""
     site.install_quiet()
 
-    def run(top: str = "", tables: str = "", network: str = "quiet") -> Result:
+    def run(top: str = "", tables: str = "", network: str = "quiet", drop_in: str = "") -> Result:
+        if drop_in:
+            (tmp_path / "conf.d").mkdir(exist_ok=True)
+            (tmp_path / "conf.d/1.toml").write_text(drop_in)
         text = QUIET_CONFIG.format(directory=tmp_path)
         (tmp_path / "config.toml").write_text(f'{top}\n{text}\n[network]\ndriver = "{network}"\n{tables}\n')
         return CliRunner().invoke(main, ["config", "check", "--config", str(tmp_path / "config.toml")])
@@ -44,6 +47,31 @@ def test_what_is_right_is_valid_and_leaves_nothing(check: Callable[..., Result],
     done = check()
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     assert [path.name for path in tmp_path.iterdir() if path.name in ("root", "run")] == []
+
+
+SOURCES = "images.sources = ['distribution']\n"
+DISTRIBUTION = SOURCES + "[registries.distribution]\ndriver = 'distribution'\noptions.config_paths = ['{}/certs.d']\n"
+
+
+def test_keys_that_an_image_source_passes_over_are_notes(check: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "certs.d/a.test").mkdir(parents=True)
+    (tmp_path / "certs.d/a.test/hosts.toml").write_text("skip-verify = true\n")
+    done = check(drop_in=DISTRIBUTION.format(tmp_path))
+    assert done.exit_code == 0
+    assert f'note: registry "distribution": {tmp_path}/certs.d/a.test/hosts.toml: skip-verify: unknown' in done.stderr
+
+
+def test_what_hinders_an_image_source_is_a_mistake_where_the_file_names_it(
+    check: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker/config.json").write_text("no JSON")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = f'registry "distribution" can\'t be used as it is: docker configuration {tmp_path}/.docker/config.json: Inv'
+    done = check(drop_in=DISTRIBUTION.format(tmp_path))
+    assert (done.exit_code, words in done.stderr) == (78, True)
+    done = check(drop_in=SOURCES)
+    assert (done.exit_code, f"note: {words}" in done.stderr) == (0, True), done.stderr
 
 
 INIT = "    def __init__(self, config, host):\n        {}\n"

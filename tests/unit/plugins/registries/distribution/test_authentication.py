@@ -30,6 +30,7 @@ from crinoid.core.api.values.image import (
     Platform,
     ResolvedImage,
     ResolveRequest,
+    SourceStatus,
 )
 from support.faults import FaultRegistry, challenge, guard, manifest_of, redirect, refuse, send, stream
 from support.images import digest_of
@@ -412,6 +413,42 @@ class TestNodeCredentials:
         text = encode("alice:s3cret:with:colons")
         write_docker(tmp_path, auths={server.host: {"auth": f" {text[:8]}\n{text[8:]}\r\n"}})
         assert (await resolve(make_registry(), server)).manifest_content == MANIFEST
+
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            ({"credsHelpers": {}}, 'credsHelpers: unknown key, which is passed over; did you mean "credHelpers"?'),
+            ({"credStore": "pass"}, 'credStore: unknown key, which is passed over; did you mean "credsStore"?'),
+            ({"x.test": {"auth": "s3cret"}}, 'x.test: credentials that are not below "auths" are passed over'),
+            ({"auths": {"x.test": {"user": "s3cret", "Password": "s3cret"}}}, "auths.x.test.user: unknown key"),
+            (
+                {"auths": {"x.test": {"pasword": "s3cret"}}},
+                "auths.x.test.pasword: unknown key, which is passed over; did",
+            ),
+        ],
+    )
+    async def test_a_key_that_nothing_reads_is_told_and_not_quoted(
+        self, make_registry: MakeRegistry, tmp_path: Path, more: dict[str, Any], words: str
+    ) -> None:
+        write_docker(tmp_path, **more)
+        (note,) = (await make_registry().status()).notes
+        assert note.startswith(f"docker configuration {tmp_path}/docker.json: {words}")
+        assert "s3cret" not in note
+
+    async def test_docker_s_other_settings_are_no_news(self, make_registry: MakeRegistry, tmp_path: Path) -> None:
+        others = ("HttpHeaders", "aliases", "cliPluginsExtraDirs", "currentContext", "experimental", "features")
+        others += ("detachKeys", "imagesFormat", "plugins", "proxies", "psFormat", "stackOrchestrator", "pruneFilters")
+        entry = {"auth": encode("a:b"), "email": "a@b.test", "serveraddress": "x.test", "Username": "a"}
+        write_docker(tmp_path, **{name: {"a": "b"} for name in others}, auths={"x.test": entry}, credsstore="")
+        assert await make_registry().status() == SourceStatus(ready=True)
+
+    async def test_a_file_that_can_not_be_read_is_told_by_the_status(
+        self, make_registry: MakeRegistry, tmp_path: Path
+    ) -> None:
+        write_docker(tmp_path, auths={"x.test": {"auth": "!"}})
+        where = f"docker configuration {tmp_path}/docker.json: auths.x.test"
+        message = f"{where}: auth is not the base64 form of user:password"
+        assert await make_registry().status() == SourceStatus(ready=True, message=message)
 
     async def test_the_most_specific_key_counts(
         self, make_registry: MakeRegistry, server: FaultRegistry, tmp_path: Path

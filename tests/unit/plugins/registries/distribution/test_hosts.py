@@ -66,7 +66,6 @@ def test_every_field(tmp_path: Path) -> None:
           client = [["c.cert", "c.key"], ["both.pem", ""]]
           skip_verify = true
           dial_timeout = "1m1.5s"
-          unknown_key = "of another program"
           [host."mirror.test/a/b".header]
             X-One = "1"
             X-Two = ["a", "b"]
@@ -157,6 +156,10 @@ def test_certificates_as_docker_has_them(tmp_path: Path) -> None:
         ('dial_timeout = "soon"', "dial_timeout"),
         ('dial_timeout = "0s"', "dial_timeout"),
         ('client = [["a", "b", "c"]]', "client"),
+        (
+            '[host."x.test"]\ncapabilities = ["pull", "resolv"]',
+            "host.x.test.capabilities.1: Input should be 'pull', 'res",
+        ),
         ('header = { "a b" = "x" }', "header"),
         ('header = { a = "x\\r\\nHost: evil" }', "header"),
     ],
@@ -167,10 +170,48 @@ def test_a_file_that_can_not_be_read_is_named_with_the_place(tmp_path: Path, tex
         find("example.com", tmp_path)
     assert str(tmp_path / "example.com/hosts.toml") in caught.value.message
     assert words in caught.value.message
-    assert check_hosts((tmp_path,)) == (caught.value.message,)
+    assert check_hosts((tmp_path,)) == ((caught.value.message,), ())
 
 
 def test_a_check_of_good_files_finds_nothing(tmp_path: Path) -> None:
     write(tmp_path, "example.com_5000_", 'server = "https://x.test"')
     write(tmp_path, "_default", "")
-    assert check_hosts((tmp_path, tmp_path / "absent")) == ()
+    assert check_hosts((tmp_path, tmp_path / "absent")) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('sever = "https://x.test"', 'sever: unknown key, which is passed over; did you mean "server"?'),
+        ('[hosts."https://m.test"]', 'hosts: unknown key, which is passed over; did you mean "host"?'),
+        ('[host."m.test"]\nskip_verfy = true', 'host."m.test".skip_verfy: unknown key, which is passed over; did you'),
+        (
+            '[host."m.test"]\nOverride-Path = true',
+            '.Override-Path: unknown key, which is passed over; did you mean "ov',
+        ),
+        ('[host."m.test"]\nweight = 5', "weight: unknown key, which is passed over; known: ca, capabilities, client,"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_told_with_the_nearest_and_hinders_nothing(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    write(tmp_path, "example.com", text)
+    told: list[str] = []
+    assert find_endpoints("example.com", (tmp_path,), (), told.append)[-1].url == "https://example.com/v2"
+    assert [text.startswith(f"{tmp_path}/example.com/hosts.toml: ") and words in text for text in told] == [True]
+    assert check_hosts((tmp_path,)) == ((), tuple(told))
+
+
+def test_a_header_has_any_name(tmp_path: Path) -> None:
+    write(tmp_path, "example.com", '[host."m.test".header]\nX-Any = "1"')
+    assert check_hosts((tmp_path,)) == ((), ())
+
+
+def test_a_file_of_another_name_is_told(tmp_path: Path) -> None:
+    write(tmp_path, "example.com", 'server = "https://x.test"').joinpath("hosts.toml").rename(
+        tmp_path / "example.com/host.toml"
+    )
+    told: list[str] = []
+    assert find_endpoints("example.com", (tmp_path,), (), told.append) == (Endpoint("https://example.com/v2"),)
+    assert told == [f"{tmp_path}/example.com/host.toml is not read: the file's name must be hosts.toml"]
+    assert check_hosts((tmp_path,)) == ((), tuple(told))

@@ -8,6 +8,7 @@ import pytest
 
 from crinoid.core.api.errors import ConfigurationError, CorruptContent, CrinoidError, NotFound, Unavailable
 from crinoid.core.api.testing.registries import BoundRegistry
+from crinoid.core.api.timeline import Act, acting, stage
 from crinoid.core.api.values.image import (
     BlobRequest,
     Descriptor,
@@ -36,6 +37,25 @@ async def resolve(registry: BoundRegistry, server: FaultRegistry, rest: str = "a
 def write_hosts(certs_d: Path, name: str, text: str) -> None:
     (certs_d / name).mkdir()
     (certs_d / name / "hosts.toml").write_text(text)
+
+
+async def test_a_key_that_nothing_reads_is_noted_with_each_pull_and_logged_once(
+    make_registry: MakeRegistry, server: FaultRegistry, certs_d: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.on_manifest("1", send(MANIFEST))
+    write_hosts(certs_d, server.host, f'server = "{server.url}"\nskip-verify = true\n')
+    registry = make_registry()
+    text = f"{certs_d}/{server.host}/hosts.toml: skip-verify: unknown key, which is passed over; "
+    text += 'did you mean "skip_verify"?'
+    for _ in range(2):
+        act = Act("PullImage", lambda _act, _step: None)
+        with acting(act), stage("resolve"):
+            await resolve(registry, server)
+        assert text in act.steps[0].notes
+    assert [(record.levelname, record.message) for record in caplog.records if "unknown" in record.message] == [
+        ("WARNING", text)
+    ]
+    assert (await registry.status()).notes == (text,)
 
 
 class TestOrder:
