@@ -240,7 +240,7 @@ def test_mirrors_authorities_and_credentials_of_the_old_form(node: Node) -> None
     assert [path.read_text() for path in mirror.tls.ca] == ["the mirror's authority"]
     assert find_endpoints("private.example:5000", (node.to / "certs.d",), ())[0].tls.skip_verify
     assert config["registries"]["distribution"]["options"]["config_paths"] == [str(node.to / "certs.d")]
-    assert check_hosts((node.to / "certs.d",)) == ()
+    assert check_hosts((node.to / "certs.d",)) == ((), ())
     credentials = node.to / "registry/config.json"
     assert credentials.stat().st_mode & 0o777 == 0o600
     auths = json.loads(credentials.read_text())["auths"]

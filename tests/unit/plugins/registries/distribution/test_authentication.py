@@ -436,8 +436,8 @@ class TestNodeCredentials:
         assert "s3cret" not in note
 
     async def test_docker_s_other_settings_are_no_news(self, make_registry: MakeRegistry, tmp_path: Path) -> None:
-        others = ("HttpHeaders", "aliases", "cliPluginsExtraDirs", "currentContext", "experimental", "features")
-        others += ("detachKeys", "imagesFormat", "plugins", "proxies", "psFormat", "stackOrchestrator", "pruneFilters")
+        others = ["HttpHeaders", "aliases", "cliPluginsExtraDirs", "currentContext", "experimental", "features"]
+        others += ["detachKeys", "imagesFormat", "plugins", "proxies", "psFormat", "stackOrchestrator", "pruneFilters"]
         entry = {"auth": encode("a:b"), "email": "a@b.test", "serveraddress": "x.test", "Username": "a"}
         write_docker(tmp_path, **{name: {"a": "b"} for name in others}, auths={"x.test": entry}, credsstore="")
         assert await make_registry().status() == SourceStatus(ready=True)
