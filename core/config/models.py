@@ -176,8 +176,8 @@ class ServerConfig(Section):
     max_requests: Annotated[int, Field(ge=16)] = 1024
     """Calls that all connections together may have under way; further ones are answered RESOURCE_EXHAUSTED."""
     max_connections: Annotated[int, Field(ge=4)] = 256
-    """Connections that may be open at the same time; further ones are closed at once. A kubelet has two. One without a
-    call is closed after 20 to 40 s; its client makes another when it needs one."""
+    """Connections that may be open at the same time; further ones are closed at once. A kubelet has two. Each is
+    made anew after half a minute, by GOAWAY and without the loss of a call; one that lies idle is closed then."""
     graceful_stop_s: Seconds = 30.0
     """How long requests under way may take to end after SIGTERM, in seconds."""
 

@@ -31,17 +31,16 @@ _LEAST_PENDING = 768
 hold a MiB. Further calls end CANCELLED, anybody's, so it stays where calls of a connection are limited to fewer."""
 _HANDSHAKE_MS = 10_000
 """For a client on the same machine to say that it speaks HTTP/2, and to acknowledge our settings."""
-IDLE_S = 20.0
-"""After so long without a call (grpc takes up to twice of it) a connection is closed, which its client makes anew when
-it needs one. A client that lets its connections lie, as critest does two of each test, must not come to
-``max_connections``: then a kubelet would be cut off, too."""
 _STREAMS_END_S = 5.0
 """How long streams of events may take to end: a client may be slow to read what is left."""
-AGE_S = 600.0
-"""After so long, a tenth more or less, a client is asked to make its connection anew, without the loss of a call: so
-that a daemon which was taken over has no client some time later."""
-RELAY_S = 1.1 * AGE_S
-"""After so long no client's connection is one to a daemon that was taken over, but for streams that don't end."""
+AGE_S = 30.0
+"""After so long, a tenth more or less, a client is asked to make its connection anew, without the loss of a call. So a
+client that lets its connections lie, as critest does two of each test, does not come to ``max_connections``, which
+would cut a kubelet off, too; and a daemon which was taken over has no client some time later. grpc closes an idle
+connection without asking: a call that is on its way then fails, a kubelet's as well."""
+RELAY_S = 2 * AGE_S
+"""After so long no client's connection is one to a daemon that was taken over, but for streams that don't end: a tenth
+more than the age, and the 20 s that grpc waits for an answer to its asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,8 @@ class Endpoint:
     give 16 MiB on each of two streams. ``max_streams`` is how many calls one connection may have in flight: a
     client that keeps to our SETTINGS holds further ones back, another's are refused with REFUSED_STREAM.
     ``max_requests`` is how many all may have: further ones are answered RESOURCE_EXHAUSTED. ``max_connections`` is how
-    many clients may be connected, each without a call for ``idle_s``: further ones are cut off. So requests take
-    ``max_requests`` times ``max_request_bytes`` of memory at most; the transport knows no limit of all together.
+    many clients may be connected, each for ``age_s`` and what it has in flight: further ones are cut off. So requests
+    take ``max_requests`` times ``max_request_bytes`` of memory at most; the transport knows no limit of all together.
     """
 
     path: Path
@@ -64,7 +63,7 @@ class Endpoint:
     max_streams: int = 512
     max_requests: int = 1024
     max_connections: int = 256
-    idle_s: float = IDLE_S
+    age_s: float = AGE_S
 
 
 class Listener:
@@ -185,8 +184,7 @@ def _options(endpoint: Endpoint) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", endpoint.max_connections),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", _HANDSHAKE_MS),
-        ("grpc.max_connection_idle_ms", int(endpoint.idle_s * 1000)),
-        ("grpc.max_connection_age_ms", int(AGE_S * 1000)),
+        ("grpc.max_connection_age_ms", int(endpoint.age_s * 1000)),
         (
             "grpc.http2.max_ping_strikes",
             0,

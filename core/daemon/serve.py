@@ -37,7 +37,7 @@ from crinoid.core.slots.selection import ValidSlot, check
 LOG = logging.getLogger(__name__)
 _CLOSE_S = 5.0
 """How long the services may take to give up what is under way, once the server has stopped."""
-_FORWARD_S = 1.3 * AGE_S
+_FORWARD_S = 6 * AGE_S
 """How long calls are passed on to a successor: no connection is older, and streams of events have moved by then (
 ``lifecycle.events`` may take ``KEPT_S`` and ``MOVE_WITHIN_S`` longer than ``cri.server.RELAY_S`` for that)."""
 _LEAST_DESCRIPTORS = 256

@@ -10,6 +10,7 @@ from hpack import Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
+    Frame,
     HeadersFrame,
     PingFrame,
     RstStreamFrame,
@@ -86,3 +87,21 @@ def connection(path: Path) -> Iterator[socket.socket]:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
             reader.join()
+
+
+@contextlib.contextmanager
+def frames(path: Path) -> Iterator[tuple[socket.socket, Iterator[Frame]]]:
+    """Connect; ``Frame``s are read one by one, until the other side closes."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(60)
+        client.connect(str(path))
+        client.sendall(PREFACE + SettingsFrame(0).serialize())
+        yield client, _read(client)
+
+
+def _read(client: socket.socket) -> Iterator[Frame]:
+    with client.makefile("rb") as stream:
+        while head := stream.read(9):
+            frame, length = Frame.parse_frame_header(memoryview(head))
+            frame.parse_body(memoryview(stream.read(length)))
+            yield frame

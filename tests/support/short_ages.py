@@ -13,7 +13,7 @@ AGE = "CRINOID_TEST_AGE_S"
 
 def main() -> None:
     server.AGE_S = float(os.environ[AGE])
-    server.RELAY_S = 1.1 * server.AGE_S
+    server.RELAY_S = 2 * server.AGE_S
     EventBus.keep.__defaults__ = (0.5 * server.AGE_S,)
 
     from crinoid.core.cli.main import main as crinoid

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
+from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame
 
 from crinoid.core.api.errors import (
     ConfigurationError,
@@ -45,6 +46,7 @@ from crinoid.core.lifecycle.queries import ContainerFilter, PodFilter
 from crinoid.core.state import timeline_log
 from crinoid.core.state.records import ContainerState, PodState
 from crinoid.core.state.timelines import Timelines
+from support import http2
 
 POD_CONFIG = {"metadata": {"name": "web", "namespace": "shop", "uid": "u1"}}
 CONTAINER_CONFIG = {"metadata": {"name": "nginx"}, "image": {"image": "nginx"}}
@@ -632,7 +634,7 @@ class TestSocket:
 
     async def test_connections_that_lie_idle_make_room(self, endpoint: Endpoint, services: Any) -> None:
         """critest leaves some of each test: after 105 tests it was cut off, and a kubelet would have been, too."""
-        server = Server(dataclasses.replace(endpoint, max_connections=4, idle_s=0.5), services)
+        server = Server(dataclasses.replace(endpoint, max_connections=4, age_s=0.5), services)
         await server.start()
         own = [("grpc.use_local_subchannel_pool", 1)]  # or they would share one connection
         async with contextlib.AsyncExitStack() as stack:
@@ -643,10 +645,31 @@ class TestSocket:
                 assert await version(b"", wait_for_ready=True, timeout=60)
         await server.stop(0)
 
+    async def test_a_call_that_crosses_the_end_of_its_connection_is_answered(
+        self, endpoint: Endpoint, services: Any
+    ) -> None:
+        """A kubelet's was lost: grpc's end of idle connections asks nobody, and tells of an internal error."""
+        server = Server(dataclasses.replace(endpoint, age_s=0.2), services)
+        await server.start()
+
+        def cross() -> None:
+            with http2.frames(endpoint.path) as (client, received):
+                client.sendall(http2.ACKNOWLEDGEMENT)
+                farewell = next(one for one in received if isinstance(one, GoAwayFrame))
+                assert (farewell.error_code, farewell.last_stream_id) == (0, 2**31 - 1), "it still takes calls"
+                client.sendall(http2.begin(1, http2.call()) + http2.data(1))
+                asked = next(one for one in received if isinstance(one, PingFrame))
+                assert any(isinstance(one, HeadersFrame) and one.stream_id == 1 for one in received), "answered"
+                client.sendall(PingFrame(0, asked.opaque_data, flags=["ACK"]).serialize())
+                assert any(isinstance(one, GoAwayFrame) and one.last_stream_id == 1 for one in received)
+
+        await asyncio.to_thread(cross)
+        await server.stop(0)
+
     def test_a_client_has_to_leave_many_connections_to_lock_others_out(self, endpoint: Endpoint) -> None:
-        """Four a second, for which grpc's timer takes up to twice the time; critest leaves two of each test."""
+        """Four a second, each for a tenth more than its age and 20 s without an answer; critest leaves two a test."""
         options = dict(_options(endpoint))
-        longest_s = 2 * options["grpc.max_connection_idle_ms"] / 1000
+        longest_s = 1.1 * options["grpc.max_connection_age_ms"] / 1000 + 20
         assert options["grpc.max_allowed_incoming_connections"] / longest_s >= 4
 
     async def test_metadata_has_a_limit(self, server: Server, endpoint: Endpoint) -> None:
