@@ -1,7 +1,6 @@
 """The driver ``crun``: a runtime in C, three times as fast as runc; it refuses hosts that mix cgroup v1 and v2."""
 
 import base64
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,20 +83,12 @@ class CrunTraits(BinaryTraits):
         program = self._programs.get(json.dumps(seccomp)) if seccomp else None
         return {_SUBGROUP: ""} | ({_PROGRAM: program} if program else {})
 
-    def learn(self, state: Path, seccomp: Filter | None) -> None:
+    async def learn(self, state: Path, processes: Processes, seccomp: Filter | None) -> None:
         """Keep the program that crun has compiled. A filter that asks a listener may depend on the container."""
         if not seccomp or "listenerPath" in seccomp or len(self._programs) >= _PROGRAMS_KEPT:
             return
         if program := self.seccomp_program(state, seccomp):
             self._programs[json.dumps(seccomp)] = base64.b64encode(program).decode()
-
-    def seccomp_program(self, state: Path, seccomp: Filter) -> bytes | None:
-        """See the base."""
-        if seccomp.get("flags") or "listenerPath" in seccomp:
-            return None
-        with contextlib.suppress(OSError):
-            return (state / "seccomp.bpf").read_bytes()
-        return None
 
     def split_update(self, resources: LinuxResources) -> tuple[LinuxResources, LinuxResources]:
         """See the base. crun (1.8) can't lift every limit, with either version of cgroups."""

@@ -1,16 +1,20 @@
 """The driver ``runc``: the OCI's own runtime, 1.1 or later."""
 
+import contextlib
 from pathlib import Path
 from typing import ClassVar
 
 from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.linux import rights
 from crinoid.core.api.values.runtime import RuntimeFeatures
 from crinoid.plugins.runtimes.binaries.bundle import Processes
 from crinoid.plugins.runtimes.binaries.options import OciOptions
 from crinoid.plugins.runtimes.binaries.versions import host_has_user_namespaces, numbers, read_features, read_version
 from crinoid.plugins.runtimes.oci.oci_runtime import OciRuntime
+from crinoid.plugins.runtimes.oci.seccomp import Filter
 from crinoid.plugins.runtimes.oci.starting import start_writer
-from crinoid.plugins.runtimes.oci.traits import BinaryTraits
+from crinoid.plugins.runtimes.oci.traits import SECCOMP_PROGRAM, BinaryTraits
+from crinoid.plugins.runtimes.processes.installed_filter import read_filter
 
 _OLDEST = (1, 1)  # the first with ``exec --cgroup`` and ``features``
 
@@ -26,6 +30,13 @@ class RuncTraits(BinaryTraits):
     answers_new_calls = True
     execs_can_be_joined = True
     keyring = "_ses.{}"
+
+    async def learn(self, state: Path, processes: Processes, seccomp: Filter | None) -> None:
+        """Keep the program that the container's first process has loaded by now, before it waits to be started."""
+        if seccomp and self.options.shortcuts and self.options.joined_execs:
+            with contextlib.suppress(OSError):  # execs go by the binary, then
+                if program := await read_filter(processes.pid, processes.pid_start):
+                    rights.write_file(state / SECCOMP_PROGRAM, program)
 
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
         """See the base."""

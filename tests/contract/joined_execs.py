@@ -1,11 +1,13 @@
 """An exec without the runtime's binary, held to what the binary makes of the same request, attribute by attribute."""
 
+import asyncio
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from crinoid.core.api.testing.runtimes import BoundRuntime, Workbench, minimal_p
 from crinoid.core.api.values.pod import ProfileType, SecurityProfile
 from crinoid.core.api.values.runtime import ContainerRequest, ExecOutput, ExecRequest
 from crinoid.plugins.runtimes.joining.joining_process import JoiningProcess
+from crinoid.plugins.runtimes.processes import pidfds
+from crinoid.plugins.runtimes.processes.installed_filter import read_filter
 from crinoid.plugins.runtimes.processes.pidfds import children
+from support.filters import verdict
 
 RUNTIME_DEFAULT = SecurityProfile(ProfileType.RUNTIME_DEFAULT)
 CAPABILITIES = ["CAP_CHOWN", "CAP_SETUID", "CAP_NET_RAW"]
@@ -95,6 +100,36 @@ CASES = {
     ),
 }
 
+_ALLOWED = {"defaultAction": "SCMP_ACT_ALLOW"}
+_REFUSED = {"names": ["mkdir", "acct"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7}
+_ARGUMENT = {"index": 0, "value": 0x20000, "valueTwo": 8, "op": "SCMP_CMP_MASKED_EQ"}
+FILTERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "of a few rules": {**_ALLOWED, "syscalls": [_REFUSED, {**_REFUSED, "names": ["clone"], "args": [_ARGUMENT]}]},
+    "that kills": {**_ALLOWED, "syscalls": [{**_REFUSED, "action": "SCMP_ACT_KILL_PROCESS"}]},
+}
+
+
+async def filter_of(bench: Workbench, request: ContainerRequest, command: str) -> bytes:
+    """The program of the filter of one process in a container."""
+    await bench.until(lambda: command in bench.commands(request), f"{command} runs")
+    for pid in cgroups.processes(request.handle.cgroup):
+        if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1] == command.encode().split():
+            program = await read_filter(pid, pidfds.start_time(pid))
+            assert program is not None
+            return program
+    raise AssertionError(f"{command} does not run")
+
+
+def calls() -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """System calls of x86-64, of its x32 way, of x86 and of another processor, known and not, with some arguments."""
+    for architecture in (0xC000003E, 0x40000003, 0xC00000B7):
+        for number in (*range(-1, 800), *range(0x40000000, 0x40000800)):
+            yield architecture, number, (0,) * 6
+        for number in (41, 56, 120, 135, 359, 0x40000038):  # what filters look at the arguments of
+            for value in (0, 1, 2, 8, 0x20000, 0x20008, 40, 0x7E020000, 0xFFFFFFFF, 1 << 32, (1 << 64) - 1):
+                yield architecture, number, (value, value, 0, 0, 0, 0)
+
 
 def described(bench: Workbench, case: Case) -> ContainerRequest:
     """The container of a case."""
@@ -121,9 +156,7 @@ def told(output: ExecOutput) -> str:
 
 
 class JoinedExecs:
-    """Tests for a driver whose execs can be joined. ``filters_are_kept``: a filter's program is there to be loaded."""
-
-    filters_are_kept = False
+    """Tests for a driver whose execs can be joined."""
 
     def make_binary_driver(self, host: Host) -> object:
         """The same driver, that has the binary run every exec."""
@@ -157,11 +190,36 @@ class JoinedExecs:
         await bench.runtime.start(request.handle)
         process = minimal_process("sh", "-c", TELLS, **case.process)
         joined = await bench.runtime.exec_sync(request.handle, ExecRequest(process=process, timeout_s=60))
-        assert bool(starts) == (case.seccomp is None or self.filters_are_kept)
+        assert starts
         binary = await by_binary.exec_sync(request.handle, ExecRequest(process=process, timeout_s=60))
         differences = list(difflib.unified_diff(told(binary).splitlines(), told(joined).splitlines(), n=0))
         assert not differences, differences
         assert _NUMBERS.sub(b"N", joined.stderr) == _NUMBERS.sub(b"N", binary.stderr)
+
+    @pytest.mark.parametrize("has_new_privileges", [True, False])
+    @pytest.mark.parametrize("name", FILTERS)
+    async def test_its_filter_is_the_one_that_the_binary_loads(
+        self, bench: Workbench, by_binary: BoundRuntime, starts: list[object], name: str, has_new_privileges: bool
+    ) -> None:
+        if name == "default":
+            profile = RUNTIME_DEFAULT
+        else:
+            (bench.directory / "profile.json").write_text(json.dumps(FILTERS[name]))
+            profile = SecurityProfile(ProfileType.LOCALHOST, str(bench.directory / "profile.json"))
+        may = {"noNewPrivileges": not has_new_privileges}
+        request = await bench.start("sleep", "1000", seccomp=profile, process=minimal_process("sleep", "1000", **may))
+        filters = []
+        for runtime, length in ((bench.runtime, "6001"), (by_binary, "6002")):
+            executed = ExecRequest(process=minimal_process("sleep", length, **may), timeout_s=60)
+            running = asyncio.create_task(runtime.exec_sync(request.handle, executed))
+            filters.append(await filter_of(bench, request, f"sleep {length}"))
+            running.cancel()
+            await asyncio.wait({running})
+        assert filters[0] == await filter_of(bench, request, "sleep 1000")
+        assert len(filters[0]) == len(filters[1])
+        for call in calls():  # runc puts the architectures into another order each time
+            assert verdict(filters[0], *call) == verdict(filters[1], *call), call
+        assert bool(starts) == (name != "that kills" or not has_new_privileges)
 
     @pytest.mark.parametrize(
         ("args", "changes"),

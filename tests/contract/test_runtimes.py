@@ -86,7 +86,6 @@ class TestAnyOci(RuntimeContract):
 class TestCrun(JoinedExecs, RuntimeContract):
     __test__ = not cgroup_namespace.is_hybrid()  # else test_crun_where_cgroups_are_not_hybrid runs it
     has_checkpoints = True
-    filters_are_kept = True
 
     def make_binary_driver(self, host: Host) -> object:
         return CrunRuntime(CrunOptions(joined_execs=False), host)

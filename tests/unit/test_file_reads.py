@@ -55,7 +55,7 @@ ALLOWED = {
     "plugins/runtimes/oci/criu.py": OWN,
     "plugins/snapshotters/erofs/driver.py": OWN,
     "plugins/snapshotters/erofs/settling.py": OWN,
-    "plugins/runtimes/crun.py": OWN,
+    "plugins/runtimes/oci/traits.py": OWN,
     "plugins/runtimes/processes/exec_cgroups.py": KERNEL,
     "plugins/runtimes/monitor/conmon_files.py": OWN,
     "plugins/runtimes/monitor/conmon_monitor.py": BOTH,

@@ -69,8 +69,7 @@ class OciOptions(DriverConfig):
     that has neither hooks nor a cgroup of systemd's. ``false`` runs the file itself for each of these."""
     joined_execs: bool = True
     """Run a command of ExecSync (an exec probe) without the binary and its monitor where the container is plain: a
-    process of crinoid's own joins it; with a cgroup of systemd's, and with runc and a seccomp filter, none is.
-    ``false``, or ``shortcuts = false``, has the binary run each."""
+    process of crinoid's own joins it. ``false``, or ``shortcuts = false``, has the binary run each."""
     monitor: MonitorOptions = MonitorOptions()
     """How conmon is run."""
     deadlines: Deadlines = Deadlines()

@@ -1,7 +1,7 @@
 """Which exec processes need no runtime's binary, and how they are run to their end without one.
 
 A container is plain for it where the binary would do nothing but what ``child`` does: no label of a security module, no
-personality or clock of its own, a seccomp filter only where its program is at hand. All of that was settled when the
+personality or clock of its own, a seccomp filter only where its program was kept. All of that was settled when the
 container was created, so it is looked at once.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, ResourceExhausted
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux import capabilities, cgroups
-from crinoid.core.api.linux.cgroup_names import below_mount
+from crinoid.core.api.linux.cgroup_names import below_mount, is_scope
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.linux.descriptors import readable
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
@@ -54,7 +54,7 @@ _NAMESPACES = {
 _PROCESS_IS_PLAIN = frozenset(
     {"args", "env", "cwd", "user", "capabilities", "rlimits", "oomScoreAdj", "noNewPrivileges"}
 )
-_LINUX_IS_NOT = ("personality", "timeOffsets", "memoryPolicy")
+_LINUX_IS_NOT = ("personality", "timeOffsets", "memoryPolicy", "intelRdt")
 _ACTIONS_THAT_RETURN = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_LOG"})
 
 
@@ -112,12 +112,16 @@ class JoinedExecs:
         return self._known[key]
 
     def _look_at(self, handle: ContainerHandle, processes: Processes) -> _Plain | None:
+        bundle = Bundle(handle.bundle)
         try:
-            spec = json.loads(Bundle(handle.bundle).config.read_bytes())
+            spec = json.loads(bundle.config.read_bytes())
         except (OSError, ValueError):  # the binary knows without it
             return None
         linux, annotations = spec.get("linux") or {}, spec.get("annotations") or {}
-        if not processes.plain or any(linux.get(name) for name in _LINUX_IS_NOT):
+        if spec.get("hooks") or any(linux.get(name) for name in _LINUX_IS_NOT):
+            return None
+        # systemd has to be told of a scope's start and end, not of what comes into its cgroup
+        if not (processes.plain or is_scope(handle.cgroup)) or bundle.restore_log.exists():
             return None
         if any(annotations.get(name) for name in self._traits.exec_annotations):
             return None

@@ -65,7 +65,7 @@ class CheckpointHooks:
         self._known.require_own_cgroup(container.handle, "restore")
         await self.check_checkpoint()
         before = await asyncio.to_thread(adoption.Before.look, request.former_cgroup)
-        process, _ = await self._creation.make(container, request.timeout_s, request.images)
+        process = await self._creation.make(container, request.timeout_s, request.images)
         try:
             await asyncio.to_thread(adoption.adopt, process.pid, self._known.cgroup(container.handle), before)
         except BaseException:

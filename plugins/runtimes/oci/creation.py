@@ -53,20 +53,17 @@ class Creation:
     async def create(self, request: ContainerRequest) -> ContainerProcess:
         """Make a container whose process waits before its entry point. On an error nothing is left of it."""
         self._known.require_own_cgroup(request.handle, "create")
-        process, spec = await self.make(request, self._options.deadlines.create_s)
-        state = self._binary.state_directory(request.handle.container_id)
-        self._traits.learn(state, spec["linux"].get("seccomp"))
-        return process
+        return await self.make(request, self._options.deadlines.create_s)
 
     async def make(
         self, request: ContainerRequest, timeout_s: float, checkpoint: Path | None = None
-    ) -> tuple[ContainerProcess, OciSpec]:
-        """Make a container under a monitor; return its process and its spec in full. On an error nothing is left.
+    ) -> ContainerProcess:
+        """Make a container under a monitor; return its process. On an error nothing is left.
 
         ``checkpoint``: criu's images that it is restored from.
         """
         handle, bundle = request.handle, Bundle(request.handle.bundle)
-        act = "create" if checkpoint is None else "restore"
+        act, has_scope = "create" if checkpoint is None else "restore", is_scope(handle.cgroup)
         if (await self._known.state(handle)).status is not ContainerStatus.ABSENT:
             raise AlreadyExists(f"container {handle.container_id} has been created before; delete it first")
         try:
@@ -80,18 +77,20 @@ class Creation:
                     if (explained := explain(error, bundle.restore_log)) is not error:
                         raise explained from error
                     raise
-                if is_scope(handle.cgroup) and is_unified() and not self._traits.sets_scope_properties:
+                if has_scope and is_unified() and not self._traits.sets_scope_properties:
                     await tell_systemd(handle.cgroup, timeout_s)
             # A plain container needs the binary for neither its start nor its end: it has made nothing but the cgroup
             # and its state directory. The fifo shows that it keeps its state there as runc and crun do.
-            fifo = self._binary.state_directory(handle.container_id) / FIFO
+            state = self._binary.state_directory(handle.container_id)
             others = request.spec.get("hooks") or (request.spec.get("linux") or {}).get("intelRdt")
-            is_plain = self._options.shortcuts and not is_scope(handle.cgroup) and not others and fifo.exists()
+            is_plain = self._options.shortcuts and not has_scope and not others and (state / FIFO).exists()
             # Only once this is written does ``delete`` know what to look for without asking the monitor's files.
             bundle.write_processes(replace(started, log_path=str(request.log_path or ""), plain=is_plain))
             if spec["linux"].get("uidMappings"):
                 open_streams(started.pid)
-            return ContainerProcess(started.pid, started.monitor_pid), spec
+            if checkpoint is None:  # else what was restored runs by now
+                await self._traits.learn(state, started, spec["linux"].get("seccomp"))
+            return ContainerProcess(started.pid, started.monitor_pid)
         except BaseException as error:
             why = error
             if isinstance(error, TimeoutError):

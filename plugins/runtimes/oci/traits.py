@@ -12,6 +12,9 @@ from crinoid.plugins.runtimes.binaries.bundle import Processes
 from crinoid.plugins.runtimes.binaries.options import OciOptions
 from crinoid.plugins.runtimes.oci.seccomp import Filter
 
+SECCOMP_PROGRAM = "seccomp.bpf"
+"""In a container's state directory: crun keeps the program there of its own, for runc ``learn`` does."""
+
 
 class BinaryTraits(abc.ABC):
     """One binary of one slot, as its driver knows it."""
@@ -63,12 +66,19 @@ class BinaryTraits(abc.ABC):
         """Return annotations that speed the binary up for this filter. Optional."""
         return {}
 
-    def learn(self, state: Path, seccomp: Filter | None) -> None:  # noqa: B027  # optional
-        """Take from the state directory of a container just created what speeds up the next one. Optional."""
+    async def learn(self, state: Path, processes: Processes, seccomp: Filter | None) -> None:  # noqa: B027  # optional
+        """Keep what is to be had of a container just created, which waits to be started: what speeds up the next one,
+        and the program of its seccomp filter in its state directory. Optional."""
 
     def seccomp_program(self, state: Path, seccomp: Filter) -> bytes | None:
-        """Return what the binary made of a container's filter, in the kernel's form; ``None``: not kept. Optional."""
-        return None
+        """Return what the binary made of a container's filter, in the kernel's form; ``None``: not kept. What its
+        flags and its listener need, only the binary does."""
+        if seccomp.get("flags") or "listenerPath" in seccomp:
+            return None
+        try:
+            return (state / SECCOMP_PROGRAM).read_bytes()
+        except OSError:
+            return None
 
     def split_update(self, resources: LinuxResources) -> tuple[LinuxResources, LinuxResources]:
         """Return what the binary's ``update`` can write, and what goes to the cgroup beside it. Optional."""

@@ -18,12 +18,12 @@ _ERRNO = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [_ALLOW]}
 _KILL = {"names": ["getcwd"], "action": "SCMP_ACT_KILL_PROCESS"}
 
 
-def is_plain(directory: Path, spec: Mapping[str, Any], **changes: Any) -> bool:
+def is_plain(directory: Path, spec: Mapping[str, Any], cgroup: str = "/pods/c", **changes: Any) -> bool:
     (directory / "seccomp.bpf").write_bytes(bytes(8))
     binary = SimpleNamespace(state_directory=lambda _: directory)
     execs = JoinedExecs(CrunTraits(cast(Any, binary), OciOptions()))
     Bundle(directory).write_spec(spec)
-    handle = cast(ContainerHandle, SimpleNamespace(bundle=directory, container_id="c"))
+    handle = cast(ContainerHandle, SimpleNamespace(bundle=directory, container_id="c", cgroup=cgroup))
     return execs._look_at(handle, Processes(1, 1, 1, 1, **{"plain": True, **changes})) is not None
 
 
@@ -32,6 +32,8 @@ def is_plain(directory: Path, spec: Mapping[str, Any], **changes: Any) -> bool:
     [
         ({}, True),
         ({"linux": {"personality": {"domain": "LINUX32"}}}, False),
+        ({"linux": {"intelRdt": {"closID": "guaranteed"}}}, False),
+        ({"hooks": {"poststart": [{"path": "/bin/true"}]}}, False),
         ({"annotations": {"run.oci.handler": "wasmtime"}}, False),
         ({"annotations": {"run.oci.systemd.subgroup": "", "run.oci.seccomp_bpf_data": "AA=="}}, True),
         ({"process": {"capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_PTRACE"]}}}, False),
@@ -48,6 +50,12 @@ def is_plain(directory: Path, spec: Mapping[str, Any], **changes: Any) -> bool:
 def test_a_container_is_plain(tmp_path: Path, spec: Mapping[str, Any], plain: bool) -> None:
     assert is_plain(tmp_path, spec) is plain
     assert not is_plain(tmp_path, spec, plain=False)
+    assert is_plain(tmp_path, spec, "pod.slice:crinoid:c", plain=False) is plain
+
+
+def test_a_container_that_was_restored_goes_by_the_binary(tmp_path: Path) -> None:
+    Bundle(tmp_path).restore_log.write_text("")
+    assert not is_plain(tmp_path, {}, "pod.slice:crinoid:c", plain=False)
 
 
 def test_a_container_whose_spec_cant_be_read_goes_by_the_binary(tmp_path: Path) -> None:
