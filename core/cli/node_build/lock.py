@@ -4,6 +4,7 @@ The lock is a requirements file with hashes, which pip reads, too; its first lin
 """
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,8 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+) --hash=sha256:(
 _PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
 _GLIBC = (36, 34, 28, 27, 26, 24, 17, 12, 5)
 """manylinux tags that Debian 12's C library (2.36) fulfils, and that wheels are made for."""
+_OTHER_SOURCES = ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX", "CONSTRAINT", "PRE", "PREFER_BINARY")
+"""Of pip's settings, those that say which wheels are taken."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -70,10 +73,18 @@ def target_options(site: Site) -> list[str]:
     return ["--only-binary=:all:", "--python-version", site.python, "--implementation", "cp", *platforms]
 
 
-def run_pip(arguments: Sequence[str]) -> None:
-    """Run pip; what it says on failure is the error. Raises ConfigurationError."""
+def run_pip(arguments: Sequence[str], site: Site) -> None:
+    """Run pip; what it says on failure is the error. Raises ConfigurationError.
+
+    Where the site says where its wheels are, the builder's own pip.conf and PIP_FIND_LINKS must not add to it.
+    """
+    environment = dict(os.environ)
+    if not site.wheels.asks_as_pip_does:
+        for name in _OTHER_SOURCES:
+            environment.pop(f"PIP_{name}", None)
+        environment["PIP_CONFIG_FILE"] = os.devnull
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-8:]
         raise ConfigurationError(f"pip {arguments[0]}: " + "\n".join(said))
@@ -85,7 +96,7 @@ def _download(site: Site, directory: Path, into: Path, what: Iterable[str]) -> N
         place += ["--index-url", site.wheels.index]
     elif not site.wheels.is_online:
         place += ["--no-index"]
-    run_pip(["download", "--quiet", "--dest", str(into), *target_options(site), *place, *what])
+    run_pip(["download", "--quiet", "--dest", str(into), *target_options(site), *place, *what], site)
 
 
 def _parse(file: Path, lines: Iterable[str]) -> list[Locked]:

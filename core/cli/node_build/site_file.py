@@ -48,6 +48,11 @@ class Wheels(Described):
     """The file, beside this one, that says exactly which wheels: written by the first build, used by all others."""
 
     @property
+    def asks_as_pip_does(self) -> bool:
+        """Whether pip's own configuration says where wheels are."""
+        return self.index == "pip" or not (self.index or self.directory)
+
+    @property
     def is_online(self) -> bool:
         """Whether anything may be fetched."""
         return bool(self.index) or not self.directory

@@ -102,7 +102,7 @@ def _install(site: Site, wheels: dict[Locked, Path], into: Path, scratch: Path) 
         word for place in sorted({str(path.parent) for path in wheels.values()}) for word in ("--find-links", place)
     ]
     options = ["--quiet", "--no-compile", "--no-deps", "--no-index", "--require-hashes", "--no-warn-script-location"]
-    run_pip(["install", *options, *target_options(site), *links, "--target", str(into), "-r", str(exact)])
+    run_pip(["install", *options, *target_options(site), *links, "--target", str(into), "-r", str(exact)], site)
 
 
 def _add_packages(tree: Tree, site: Site, packages: Path) -> None:

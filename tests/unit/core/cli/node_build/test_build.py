@@ -155,6 +155,26 @@ def test_the_lock_names_each_wheel_by_its_hash(built: Built) -> None:
     assert [line.split(" ")[0] for line in lines[2:]] == ["tiny-dep==2.0", "tiny-plugin==1.0"]
 
 
+@pytest.mark.parametrize("way", ["environment", "file"])
+def test_a_site_s_directory_is_all_whatever_the_builder_s_pip_is_told(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    make_wheel(more, "tiny_dep", "3.0", {"tiny_dep/__init__.py": "VERSION = 3\n"})
+    (tmp_path / "pins").write_text("tiny_plugin<1\n")
+    if way == "environment":
+        monkeypatch.setenv("PIP_FIND_LINKS", str(more))
+        monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "pins"))
+    else:
+        (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {more}\nconstraint = {tmp_path}/pins\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    directory = tmp_path / "site"
+    run(make_site(directory), "--output", directory / "dist")
+    assert (directory / "site.lock").read_text() == (built.directory / "site.lock").read_text()
+    assert Built(directory).output("deb") == built.output("deb")
+
+
 def test_what_is_not_as_it_was_locked_is_refused(built: Built, tmp_path: Path) -> None:
     file = make_site(tmp_path)
     shutil.copy(built.directory / "site.lock", tmp_path)
