@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from crinoid.core.config.paths import ConfigPaths
+
+if TYPE_CHECKING:
+    from crinoid.core.config.models import Config
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click calls commands by what their decorators say
 
@@ -36,6 +39,17 @@ def output_option(*formats: str) -> Callable[[F], F]:
         show_default=True,
         help="Form of the output.",
     )
+
+
+def config_of_daemon(paths: ConfigPaths, quiet: bool = False) -> "Config":
+    """Return the configuration by which the daemon that runs is found; mistakes that don't matter to that are told."""
+    from crinoid.core.config.loader import load_places  # it makes models, which takes long
+
+    config, problems = load_places(paths)
+    if problems and not quiet:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        click.echo(f"warning: {problems[0]}{more}: crinoid will not start with that (crinoid config check)", err=True)
+    return config
 
 
 def _to_paths(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> ConfigPaths:

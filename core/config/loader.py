@@ -26,6 +26,9 @@ _NULL = os.makedev(1, 3)
 _BARE_VALUE = re.compile(r"=\s*([A-Za-z/~][^\s#]*)\s*(?:#.*)?$")
 
 
+_PLACES = (("root",), ("run",), ("server",))
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The configuration, where its values came from, and the files that were read, in their order."""
@@ -43,6 +46,17 @@ def load(paths: ConfigPaths | None = None) -> Loaded:
     loaded, problems = examine(paths)
     refuse(problems)
     return loaded
+
+
+def load_places(paths: ConfigPaths | None = None) -> tuple[Config, list[Problem]]:
+    """Read what says where the daemon is that runs; return that and the mistakes elsewhere, which can't matter to it.
+
+    It serves by the files of its start: a mistake made since must not keep anybody from asking it. Raises
+    ConfigurationError where its place can't be told.
+    """
+    loaded, problems = examine(paths)
+    refuse(problem for problem in problems if problem.key[:1] in _PLACES)
+    return loaded.config, problems
 
 
 def examine(paths: ConfigPaths | None = None) -> tuple[Loaded, list[Problem]]:

@@ -57,4 +57,4 @@ def _find_target(ctx: click.Context) -> Target:
     context: click.Context | None = ctx
     while context is not None and "runtime_endpoint" not in options:
         options, context = context.params, context.parent
-    return Target(options["paths"], options["runtime_endpoint"], options["image_endpoint"])
+    return Target(options["paths"], options["runtime_endpoint"], options["image_endpoint"], quiet=True)

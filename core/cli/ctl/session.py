@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crinoid.core.api.errors import CrinoidError, Unavailable
+from crinoid.core.cli.options import config_of_daemon
 from crinoid.core.config.paths import ConfigPaths
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ class Target:
     timeout_s: float | None = None
     max_retries: int = 0
     debug: bool = False
+    quiet: bool = False
+    """Whether nothing may be written but what the verb writes."""
 
     def find_endpoint(self) -> str:
         """Return the endpoint that was named, or the socket of the configuration."""
         if self.runtime:
             return self.runtime
-        from crinoid.core.config.loader import load  # it makes models, which takes as long as all the rest
-
-        return f"unix://{load(self.paths).config.server.socket}"
+        return f"unix://{config_of_daemon(self.paths, self.quiet).server.socket}"
 
 
 class Session:

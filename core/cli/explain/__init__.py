@@ -14,7 +14,7 @@ import click
 from crinoid.core.api.errors import CrinoidError, NotFound, Unavailable
 from crinoid.core.cli.ctl.flags import flag, gather
 from crinoid.core.cli.ctl.session import Session, Target, in_session
-from crinoid.core.cli.options import config_option, output_option
+from crinoid.core.cli.options import config_of_daemon, config_option, output_option
 from crinoid.core.config.paths import ConfigPaths
 
 _READ_S = 60.0
@@ -117,10 +117,9 @@ async def _dry_run(session: Session, file: Path, asked: Asked, as_json: bool) ->
 
 
 def _read_files(paths: ConfigPaths, about: tuple[str, ...], since_ns: int, why: CrinoidError) -> list[str]:
-    from crinoid.core.config.loader import load
     from crinoid.core.state.timelines import DIRECTORY, read_acts
 
-    directory: Path = load(paths).config.root / DIRECTORY
+    directory: Path = config_of_daemon(paths, quiet=True).root / DIRECTORY  # the daemon was asked before, and it told
     try:
         next(directory.iterdir(), None)
     except OSError:

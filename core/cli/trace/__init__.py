@@ -12,7 +12,7 @@ import click
 
 from crinoid.core.api.errors import InvalidArgument
 from crinoid.core.cli.groups import SuggestingGroup
-from crinoid.core.cli.options import config_option
+from crinoid.core.cli.options import config_of_daemon, config_option
 from crinoid.core.config.paths import ConfigPaths
 
 _LOOK_S = 0.5
@@ -101,7 +101,6 @@ def _bytes(text: str) -> int:
 
 
 def _ask(paths: ConfigPaths, line: str) -> Any:  # a JSON object
-    from crinoid.core.config.loader import load
     from crinoid.core.daemon.takeover import command
 
-    return json.loads(asyncio.run(command(load(paths).config, f"trace {line}")))
+    return json.loads(asyncio.run(command(config_of_daemon(paths), f"trace {line}")))

@@ -114,6 +114,26 @@ def test_the_endpoint_comes_from_the_environment_or_the_configuration(
         assert f"unix://{endpoint};" in CliRunner().invoke(main, ["ctl", "version"]).stderr
 
 
+@pytest.mark.parametrize("command", [["ctl", "version"], ["log-level", "debug"], ["trace", "stop"], ["explain", "x"]])
+def test_a_mistake_in_the_configuration_keeps_nobody_from_the_daemon_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    top = f'root = "{tmp_path}/root"\nrun = "{tmp_path}/run"\nserver.socket = "{tmp_path}/x.sock"\n'
+    config.write_text(f"{top}log.levl = 'debug'\npods.nosuch = 1\n")
+    monkeypatch.setenv("CRINOID_CONFIG", str(config))
+    told = CliRunner().invoke(main, command).stderr
+    assert f'warning: {config}:4: log.levl: unknown key; did you mean "level"? and 1 more: crinoid will not' in told
+    assert f"{tmp_path}/x.sock" in told or f"{tmp_path}/run" in told, told  # it was looked for there
+
+
+@pytest.mark.parametrize("line", ["server.sockt = '/x'", "rootdir = 1\nroot = 5", "run = 'relative'", "root = ["])
+def test_a_mistake_in_where_the_daemon_is_ends_the_command(tmp_path: Path, line: str) -> None:
+    (tmp_path / "config.toml").write_text(f"{line}\n")
+    result = CliRunner().invoke(main, ["ctl", "-c", str(tmp_path / "config.toml"), "version"])
+    assert (result.exit_code, "config.toml:" in str(result.exception) + result.output) == (78, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
