@@ -2,7 +2,8 @@
 
 ``python -m suites.run critest|node|cluster --binaries DIR --registry DIR --results DIR [-- FLAGS OF THE SUITE]``;
 ``--registry`` was filled by ``suites.images``. Whatever registry the suite names, the runtime asks that one. Output,
-JUnit report and logs come into ``--results``; the failures and the counts are printed at the end.
+JUnit report and logs come into ``--results``; the failures and the counts are printed at the end. The exit code is the
+suite's own, and 1 where its report tells of failures or there is none.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from support.registry import RunningRegistry, running_registry
 REGISTRIES = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
 # Without a service manager the suite starts the kubelet itself; it looks for these programs, not whether they work.
 _SERVICE_MANAGER = ("systemd-run", "systemctl", "journalctl")
+_WELL = {"passed", "skipped", "pending"}
 _BASE = {
     "apiVersion": "kubelet.config.k8s.io/v1beta1",
     "kind": "KubeletConfiguration",
@@ -52,11 +54,11 @@ class Suite:
     place: Place
     runtime: Daemon | Containerd
 
-    def critest(self) -> None:
+    def critest(self) -> int:
         """The suite of cri-tools."""
-        self._run("critest", f"--runtime-endpoint=unix://{self.runtime.socket}")
+        return self._run("critest", f"--runtime-endpoint=unix://{self.runtime.socket}")
 
-    def node(self) -> None:
+    def node(self) -> int:
         """Kubernetes' e2e_node, which starts all that it needs itself; its pods are in ``/kubepods``."""
         tops = list(CGROUPS.glob("*/kubepods"))
         if tops:
@@ -67,7 +69,7 @@ class Suite:
             if found := shutil.which(program):
                 self.place.run("mount", "--bind", str(config), found)
         try:
-            self._run(
+            return self._run(
                 "e2e_node.test",
                 f"--k8s-bin-dir={self.given.binaries}",
                 f"--container-runtime-endpoint=unix://{self.runtime.socket}",
@@ -79,7 +81,7 @@ class Suite:
         finally:
             end_cgroups("kubepods")
 
-    def cluster(self) -> None:
+    def cluster(self) -> int:
         """Kubernetes' e2e, in a cluster of this node with kube-proxy."""
         binaries: Path = self.given.binaries
         kubeconfig = self.place.directory / "kubeconfig.json"
@@ -88,7 +90,7 @@ class Suite:
         try:
             cluster.start()
             with cluster.proxy(self.given.proxy):
-                self._run(
+                return self._run(
                     "e2e.test",
                     f"--kubeconfig={kubeconfig}",
                     f"--kubectl-path={binaries / 'kubectl'}",
@@ -108,8 +110,11 @@ class Suite:
             client.call("PullImage", image={"image": f"{REGISTRIES[0]}/{name}:{tag.name}"}, timeout_s=300)
         client.close()
 
-    def _run(self, program: str, *options: str) -> None:
-        """Run it, by ``ginkgo`` where several processes are to share the tests: its flags are then the starter's."""
+    def _run(self, program: str, *options: str) -> int:
+        """Run it, and return its exit code.
+
+        By ``ginkgo`` where several processes are to share the tests: its flags are then the starter's.
+        """
         output = self.given.results / f"{program}.log"
         flags = ["--ginkgo.no-color", f"--ginkgo.junit-report={self.given.results / 'junit.xml'}", *self.given.flags]
         command = [str(self.given.binaries / program), *flags, *options]
@@ -122,6 +127,7 @@ class Suite:
             there = [*self.place.prefix, "env", f"--chdir={self.given.results}"]
             done = subprocess.run([*there, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
         print(f"{program}: exit code {done.returncode}")
+        return done.returncode
 
 
 @contextlib.contextmanager
@@ -170,23 +176,27 @@ def _config(given: argparse.Namespace, place: Place, certs: Path) -> str:
     """
 
 
-def _tell(report: Path) -> None:
-    """Print the failures of a JUnit report, and the counts."""
+def _tell(report: Path) -> bool:
+    """Print the failures of a JUnit report, and the counts; return whether all is well."""
+    if not report.exists():
+        print(f"{report} was not written")
+        return False
     counts: dict[str, int] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         if not case.get("name", "").startswith("[It]"):  # what goes before and after all
             continue
         status = case.get("status", "")
         counts[status] = counts.get(status, 0) + 1
-        if status not in ("passed", "skipped", "pending"):
+        if status not in _WELL:
             problem = next((one for one in case if one.tag in ("failure", "error")), None)
             message = "" if problem is None else problem.get("message", "")
             print(f"{status}: {case.get('name')} ({float(case.get('time', '0')):.0f} s)\n    {message[:1000]}")
     print(", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
+    return counts.keys() <= _WELL and "passed" in counts
 
 
-def main() -> None:
-    """Run the suite that the command line names."""
+def main() -> int:
+    """Run the suite that the command line names; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", choices=["critest", "node", "cluster"])
     parser.add_argument("--binaries", type=Path, required=True)
@@ -206,9 +216,9 @@ def main() -> None:
     with _node(given, given.results / "node") as suite:
         if given.suite == "node":
             suite.pull()
-        getattr(suite, given.suite)()
-    _tell(given.results / "junit.xml")
+        code: int = getattr(suite, given.suite)()
+    return code if _tell(given.results / "junit.xml") else code or 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,11 +6,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from integration.conftest import Node
 from integration.pods import Pod, until
 from support.patience import patient
 from with_systemd.conftest import Living
-from with_systemd.unit import UnitDaemon, show, systemctl
+from with_systemd.unit import UnitDaemon, seconds_of, show, systemctl
 
 
 def test_a_start_has_ended_once_it_serves(unit: UnitDaemon, node: Node) -> None:
@@ -30,7 +32,7 @@ def pinged(unit: UnitDaemon) -> None:
 
 
 def test_the_watchdog_is_pinged(unit: UnitDaemon, lives: Living) -> None:
-    assert show(unit.unit, "WatchdogUSec") == {"WatchdogUSec": f"{patient(1):g}min"}
+    assert seconds_of(show(unit.unit, "WatchdogUSec")["WatchdogUSec"]) == pytest.approx(patient(60))
     pinged(unit)
 
 

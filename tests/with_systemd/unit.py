@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from support.patience import patient
 REPOSITORY = Path(__file__).parents[2]
 UNITS = Path("/run/systemd/system")
 WATCHDOG = "WatchdogSec=60"
+_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def systemctl(*arguments: str, fails: bool = False) -> str:
@@ -28,6 +30,11 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     """Return properties of a unit."""
     said = systemctl("show", unit, f"--property={','.join(properties)}")
     return dict(line.split("=", 1) for line in said.splitlines())
+
+
+def seconds_of(span: str) -> float:
+    """Read a time span as systemctl prints it (systemd.time(7)): ``1min 30s``."""
+    return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)([a-z]+)", span))
 
 
 def units(pattern: str) -> list[str]:
