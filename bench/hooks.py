@@ -1,7 +1,7 @@
 """``python -m bench.hooks``: what a hook costs in the daemon's process, and in one of its own (docs/isolation.md).
 
 The same drivers, bound twice, called in turns, through the same facades: ours where a hook is light enough to show the
-difference, else ones that do nothing. No root is needed. The table goes into docs/performance.md.
+difference, else ones that do nothing. No root is needed. ``--render`` puts what is printed into docs/performance.md.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import os
-import resource
+import platform
 import statistics
 import sys
 import tempfile
@@ -31,6 +31,9 @@ from crinoid.core.slots.binding import Slots, bind
 from support.distributions import Site
 from support.images import Entry, build_image, make_layer
 
+PAGE = Path("docs/performance.md")
+BEGIN = "<!-- From here to its end mark `python -m bench.hooks --render` writes. -->\n"
+END = "<!-- The end mark of the hooks. -->\n"
 _ROUNDS, _CALLS = 20, 50
 _BLOB_BYTES = 64 << 20
 _EXTENSION = """
@@ -88,22 +91,46 @@ def cases(image: ImageReference, layer: Any) -> list[Case]:
     ]
 
 
-async def measure(case: Case, both: dict[str, Slots]) -> dict[str, list[float]]:
-    """Return milliseconds a call, round by round; rounds are taken in turns."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What calls have cost, in milliseconds a call: round by round, and of processor time on both sides."""
+
+    rounds: list[float]
+    own: float
+    drivers: float
+
+    def row(self) -> str:
+        """Return the medians and the quickest as cells of a table."""
+        return f"{statistics.median(self.rounds):.3f} | {min(self.rounds):.3f}"
+
+
+async def measure(case: Case, both: dict[str, Slots]) -> dict[str, Cost]:
+    """Return what a call costs; rounds are taken in turns."""
     found: dict[str, list[float]] = {name: [] for name in both}
+    used: dict[str, list[float]] = {name: [0.0, 0.0] for name in both}
     for slots in both.values():
         await case.call(slots)
     for number in range(_ROUNDS):
         for name in list(both)[:: 1 if number % 2 else -1]:
-            began_s = time.perf_counter()
+            began_s, before = time.perf_counter(), _processor_times(both[name])
             for _ in range(case.calls):
                 await case.call(both[name])
             found[name].append((time.perf_counter() - began_s) / case.calls * 1e3)
-    return found
+            for side, (now, then) in enumerate(zip(_processor_times(both[name]), before, strict=True)):
+                used[name][side] += now - then
+    calls = _ROUNDS * case.calls
+    return {name: Cost(found[name], *(one / calls * 1e3 for one in used[name])) for name in both}
 
 
-async def run(directory: Path) -> None:
-    """Bind all twice, measure, and print the table."""
+def _processor_times(slots: Slots) -> tuple[float, float]:
+    """Return the seconds of processor time of this process, and of those of its slots' drivers."""
+    pids = [slot.process.pid for slot in slots.all() if slot.process]
+    tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+    return time.process_time(), sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+async def run(directory: Path) -> str:
+    """Bind all twice and measure; return the table."""
     both = {}
     for name, isolation in (("in process", False), ("isolated", True)):
         place = directory / name.replace(" ", "-")
@@ -113,18 +140,29 @@ async def run(directory: Path) -> None:
     resolved = await both["in process"].registries["layout"].resolve(ResolveRequest(image, Platform("linux", "amd64")))
     layer = json.loads(resolved.manifest_content)["layers"][0]
     descriptor = Descriptor(layer["mediaType"], layer["digest"], layer["size"])
-    print("| hook | in process, ms | in a process of its own, ms | more, ms |\n|---|---|---|---|")
+    lines = [
+        "| ms a call | in process: median | quickest | in one of its own: median | quickest | more: median "
+        "| CPU in process | CPU of the daemon | of the driver |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for case in cases(image, descriptor):
-        found = await measure(case, both)
-        inside, apart = (statistics.median(found[name]) for name in both)
-        print(f"| {case.name} | {inside:.3f} | {apart:.3f} | {apart - inside:.3f} |")
+        inside, apart = (await measure(case, both)).values()
+        more = statistics.median(apart.rounds) - statistics.median(inside.rounds)
+        lines.append(
+            f"| {case.name} | {inside.row()} | {apart.row()} | {more:.3f} "
+            f"| {inside.own:.3f} | {apart.own:.3f} | {apart.drivers:.3f} |"
+        )
     processes = {slot.label: slot.process.memory_bytes for slot in both["isolated"].all() if slot.process}
-    print("\nRSS, MiB:", ", ".join(f"{name} {(size or 0) / (1 << 20):.0f}" for name, size in processes.items()))
-    print(f"load: {os.getloadavg()[0]:.1f}; {_ROUNDS} rounds in turns, of {_CALLS} calls, medians")
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"CPU of this process: {used.ru_utime + used.ru_stime:.1f} s")
+    sizes = ", ".join(f"{name} {(size or 0) / (1 << 20):.0f}" for name, size in processes.items())
+    lines += [
+        "",
+        f"{_ROUNDS} rounds in turns, of {_CALLS} calls; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, "
+        f"Linux {os.uname().release}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}. "
+        f"Memory of the processes (RSS), MiB: {sizes}.",
+    ]
     for slots in both.values():
         await slots.close()
+    return "\n".join(lines) + "\n"
 
 
 def _table(place: Path, layouts: Path, isolation: bool) -> dict[str, Any]:
@@ -148,7 +186,9 @@ def _table(place: Path, layouts: Path, isolation: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run it."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--render", action="store_true", help=f"write the table into {PAGE}, too")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="crinoid-hooks-") as name:
         directory = Path(name)
@@ -160,7 +200,12 @@ def main() -> None:
         os.environ["PYTHONPATH"] = f"{site.directory}:{os.environ.get('PYTHONPATH', '')}"
         content = os.urandom(_BLOB_BYTES)
         build_image(directory / "layouts", "registry.test/blob:1", [make_layer([Entry(path="f", content=content)])])
-        asyncio.run(run(directory))
+        table = asyncio.run(run(directory))
+    print(table, end="")
+    if arguments.render:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
 if __name__ == "__main__":
