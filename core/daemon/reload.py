@@ -139,7 +139,7 @@ def _of_extensions(extensions: Iterable[ExtensionSlot], renewed: Collection[str]
     for slot in extensions:
         yield from (("extensions", slot.name, key) for key in sorted(_OF_EXTENSIONS))
         if slot.name in renewed:
-            yield ("extensions", slot.name, "options")
+            yield from (("extensions", slot.name, key) for key in ("isolation", "options"))
 
 
 def _merge(old: Config, new: Config, extensions: Iterable[ExtensionSlot]) -> Config:

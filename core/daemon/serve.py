@@ -231,8 +231,9 @@ def _show_figures(instruments: DaemonInstruments, config: Config, node: Composit
 
 def _reloader(start: Start, node: Composition, instruments: DaemonInstruments) -> Reload:
     def prepare(other: Loaded) -> Callable[[], NewSlots]:
-        make = prepare_reload(other.config, other.origins, instruments, __version__, start.watchdog.calls)
-        return lambda: NewSlots(*make(node.slots.extensions.slots))
+        calls, current = start.watchdog.calls, node.slots.extensions.slots
+        make = prepare_reload(other.config, other.origins, instruments, __version__, calls, current)
+        return lambda: NewSlots(*make())
 
     return Reload(start.loaded, lambda: load(start.paths), node.images, node.slots, prepare, node.kernel)
 

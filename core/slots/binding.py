@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,10 +171,15 @@ async def bind_in_turns(
 
 
 def prepare_reload(
-    config: Config, origins: Origins, instruments: Instruments, version: str, calls: HookCalls
-) -> Callable[[Iterable[ExtensionSlot]], tuple[Mapping[str, RegistrySlot], tuple[ExtensionSlot, ...]]]:
+    config: Config,
+    origins: Origins,
+    instruments: Instruments,
+    version: str,
+    calls: HookCalls,
+    current: Collection[ExtensionSlot],
+) -> Callable[[], tuple[Mapping[str, RegistrySlot], tuple[ExtensionSlot, ...]]]:
     """As ``bind``, for what is made anew beside what is in use: what takes its time, in any thread. Return what makes
-    the image sources, and the extensions of those that are in use, in the loop's.
+    the image sources, and the extensions of those that are in use (``current``), in the loop's.
 
     Both raise ConfigurationError, with nothing left running.
     """
@@ -182,16 +187,23 @@ def prepare_reload(
     slots = check(config, origins)
     registries = [slot for slot in slots if slot.selection.role == "registry"]
     configs = {slot.selection.name: slot.selection.config for slot in slots if slot.selection.role == "extension"}
-    anew = {slot.selection.name: slot for slot in slots if slot.selection.role == "extension" and is_replaceable(slot)}
-    apart = binder.start_processes(registries)
+    drivers = {slot.name: slot.driver for slot in current}
+    anew = {
+        slot.selection.name: slot
+        for slot in slots
+        if slot.selection.role == "extension"
+        and slot.driver.is_replaceable
+        and drivers.get(slot.selection.name) == slot.selection.config.driver
+    }
+    made = (*registries, *anew.values())
+    for slot in slots:
+        if all(slot is not one for one in made):
+            slot.driver.discard()
+    apart = binder.start_processes(made)
 
-    # Nothing here holds ``slots``: the processes of others that were loaded end with it, which takes a moment of this
-    # thread and should take none of the loop's.
-    def make(
-        current: Iterable[ExtensionSlot],
-    ) -> tuple[Mapping[str, RegistrySlot], tuple[ExtensionSlot, ...]]:
+    def make() -> tuple[Mapping[str, RegistrySlot], tuple[ExtensionSlot, ...]]:
         try:
-            extensions = _rebind_extensions(binder, current, configs, anew)
+            extensions = _rebind_extensions(binder, current, configs, anew, apart)
         except BaseException:
             _end_processes(apart)
             raise
@@ -205,6 +217,7 @@ def _rebind_extensions(
     current: Iterable[ExtensionSlot],
     configs: Mapping[str, SlotConfig],
     anew: Mapping[str, ValidSlot],
+    apart: _Apart,
 ) -> tuple[ExtensionSlot, ...]:
     """Return the extensions that are in use with what the configuration says of each now.
 
@@ -217,17 +230,17 @@ def _rebind_extensions(
         changed = configs.get(slot.name)
         binding: Binding | None = slot.binding
         if isinstance(changed, ExtensionSlotConfig) and changed.driver == slot.driver:
-            valid = anew.get(slot.name)
-            binding = replace(slot.binding, config=changed) if valid is None else binder.bind_one(valid)
+            if (valid := anew.get(slot.name)) is not None:
+                binding = binder.bind_one(valid, apart)
+            else:
+                former = slot.binding.config  # what stays as it is, so that each reload names it
+                kept = {"options": former.options, "isolation": former.isolation}
+                changed = changed.model_copy(update=kept)
+                binding = replace(slot.binding, config=changed)
             slot = ExtensionSlot(binding, changed) if binding is not None else slot
         found.append(slot)
     refuse(binder.problems)
     return tuple(found)
-
-
-def is_replaceable(slot: ValidSlot) -> bool:
-    """Return whether a slot's driver may be made anew while the one before it is in use."""
-    return bool(getattr(slot.driver.factory, "replaceable", False))
 
 
 def adopt(
@@ -323,18 +336,18 @@ class _Binder:
         """As ``bind_all``, a slot at a time; problems are raised after the last."""
         try:
             for slot in slots:
-                with self._collected(slot):
-                    driver, host = apart[id(slot)].result() if id(slot) in apart else self._make(slot)
-                    yield self._adopt(slot, driver, host)
+                if (binding := self.bind_one(slot, apart)) is not None:
+                    yield binding
             refuse(self.problems)
         except BaseException:
             _end_processes(apart)
             raise
 
-    def bind_one(self, slot: ValidSlot) -> Binding | None:
-        """Make a driver and bind it; ``None``, and a problem, where that can't be."""
+    def bind_one(self, slot: ValidSlot, apart: _Apart) -> Binding | None:
+        """Make a driver, unless it is made already, and bind it; ``None``, and a problem, where that can't be."""
         with self._collected(slot):
-            return self._adopt(slot, *self._make(slot))
+            driver, host = apart[id(slot)].result() if id(slot) in apart else self._make(slot)
+            return self._adopt(slot, driver, host)
         return None
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ but only for a driver that the configuration selects.
 import importlib.metadata
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +57,10 @@ class LoadedDriver:
     options: type[DriverConfig]
     import_s: float = 0.0
     """How long its import took, the first time."""
+    is_replaceable: bool = False
+    """Whether it may be made anew while the one before it is in use."""
+    discard: Callable[[], None] = lambda: None
+    """Ends what loading it has started, where it is not made; blocks. Idempotent."""
 
 
 class UnusableDriverError(ConfigurationError):
@@ -92,7 +97,8 @@ class Installation:
         started_s = time.monotonic()
         factory = _import(installed, rivals)
         took_s = time.monotonic() - started_s
-        return LoadedDriver(installed, factory, _check_contract(installed, factory), took_s)
+        options = _check_contract(installed, factory)
+        return LoadedDriver(installed, factory, options, took_s, bool(getattr(factory, "replaceable", False)))
 
     def _of(self, role: Role) -> list[importlib.metadata.EntryPoint]:
         return list(self._points.select(group=role.group))

@@ -60,6 +60,9 @@ def check(config: Config, origins: Origins) -> tuple[ValidSlot, ...]:
     The host is not touched and no driver is made.
     """
     slots, problems = examine(config, origins)
+    if problems:
+        for slot in slots:
+            slot.driver.discard()
     refuse(problems)
     return slots
 

@@ -45,6 +45,10 @@ on_failure = "fail"
 deadline_s = 30
 options = {{ allow = ["registry.test/*"], inject = [{{ environment = {{ SITE = "here" }} }}] }}
 isolation = true
+[extensions.policy]
+driver = "policy"
+options.default = "allow"
+isolation = true
 """
 PLAIN = Path(__file__).parents[1] / "support" / "plain_driver.py"
 NAUGHTY = """\
@@ -186,14 +190,23 @@ def status_of(daemon: Daemon, container: str) -> Any:
     return daemon.cri.call("ContainerStatus", container_id=container)["status"]
 
 
+def reload(daemon: Daemon, code: int = 0) -> str:
+    """Reload the configuration; return what is printed."""
+    command = [*daemon.prefix, sys.executable, "-m", "crinoid", "reload", "--config", str(daemon.config_file)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=patient(60))
+    assert done.returncode == code, done.stderr
+    return done.stdout or done.stderr
+
+
 class TestAllRoles:
-    """runc, host, native, layout as nobody, and the example guard, each in a process of its own."""
+    """runc, host, native, layout as nobody, policy, and the example guard, each in a process of its own."""
 
     def test_a_pods_life(self, node: Daemon) -> None:
         node.cri.call("PullImage", image={"image": IMAGE})
         pod, container = start_pod(node, "life", "sh", "-c", "echo $SITE; exec sleep 1000")
         assert sorted(children(node)) == [
-            "extension guard", "network default", "registry layout", "runtime runc", "snapshotter default"
+            "extension guard", "extension policy", "network default", "registry layout", "runtime runc",
+            "snapshotter default",
         ]  # fmt: skip
         log = node.directory / "logs" / "life" / "c.log"
         until(lambda: "stdout F here" in log.read_text())
@@ -246,25 +259,67 @@ class TestAllRoles:
 
     def test_a_slot_has_one_process_also_after_a_reload(self, node: Daemon) -> None:
         former, logged = processes(node), node.log.stat().st_size
-        assert len(former) == 5
-        command = [*node.prefix, sys.executable, "-m", "crinoid", "reload", "--config", str(node.config_file)]
-        subprocess.run(command, check=True, capture_output=True, timeout=patient(60))
-        of_sources = dict(former)["registry layout"]
-        until(lambda: is_gone(of_sources))
-        until(lambda: len(processes(node)) == 5)
+        assert len(former) == 6
+        reload(node)
+        anew = {name: pid for name, pid in former if name in ("registry layout", "extension policy")}
+        until(lambda: all(map(is_gone, anew.values())))
+        until(lambda: len(processes(node)) == 6)
         node.cri.call("PullImage", image={"image": IMAGE})
         now = processes(node)
-        assert len(now) == 5
-        assert {**dict(now), "registry layout": of_sources} == dict(former)
+        assert len(now) == 6
+        assert {**dict(now), **anew} == dict(former)
         assert "is started again" not in node.log.read_text()[logged:]
+
+    def test_an_extension_that_is_replaceable_is_made_anew_by_a_reload(self, node: Daemon) -> None:
+        """``policy``, by its rules; what is no rule of it stays, and the next reload says so again."""
+        changes = node.config_file.parent / "conf.d/zz.toml"
+        changes.write_text("[extensions]\npolicy.options.default = 'deny'\nguard.options.allow = ['*']\n")
+        try:
+            for _ in range(2):
+                changed, _, kept = reload(node).splitlines()
+                assert kept.endswith("restart: extensions.guard.options.allow")
+                with pytest.raises(grpc.RpcError, match="the default is to deny"):
+                    node.cri.call("PullImage", image={"image": IMAGE})
+            assert changed == "nothing has changed that can change at once"
+        finally:
+            changes.unlink()
+            assert "extensions.policy.options.default" in reload(node)
+        node.cri.call("PullImage", image={"image": IMAGE})
+
+    def test_a_reload_that_fails_leaves_no_process(self, node: Daemon) -> None:
+        until(lambda: len(processes(node)) == 6)
+        changes, former = node.config_file.parent / "conf.d/zz.toml", sorted(processes(node))
+        changes.write_text("[[extensions.policy.options.rules]]\naction = 'signed'\nkeys = ['/nowhere.pub']\n")
+        try:
+            assert "/nowhere.pub can't be read" in reload(node, code=os.EX_CONFIG)
+        finally:
+            changes.unlink()
+        until(lambda: sorted(processes(node)) == former)
+
+    def test_takeovers(self, node: Daemon) -> None:
+        """The successor has processes of its own, and the ones of before end; pods run on, and what comes to their end
+        meanwhile is seen."""
+        pod, container = start_pod(node, "takeover", "sh", "-c", "while ! [ -e /go ]; do sleep 0.1; done; exit 9")
+        for _ in range(2):
+            former, logged = processes(node), node.log.stat().st_size
+            before = node.take_over()
+            node._forget_client()  # the former daemon lives until its last client has moved
+            until(lambda pids=[pid for _, pid in former]: all(map(is_gone, pids)))
+            assert sorted(name for name, _ in processes(node)) == sorted(name for name, _ in former)
+            assert before.wait(patient(60)) == 0
+            assert not re.search("is started again|was ended|has ended with", node.log.read_text()[logged:])
+        assert is_executed(node, container, "touch", "/go")
+        until(lambda: status_of(node, container)["state"] == "CONTAINER_EXITED")
+        assert status_of(node, container)["exit_code"] == 9
+        node.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
 
     def test_nothing_outlives_a_daemon_that_is_killed(self, node: Daemon) -> None:
         pids = children(node).values()
-        assert len(pids) == 5
+        assert len(pids) == 6
         node.kill()
         until(lambda: all(map(is_gone, pids)))
         node.start()
-        assert len(children(node)) == 5
+        assert len(children(node)) == 6
         start_pod(node, "after", "true")
 
 

@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import itertools
 import json
+import math
 import os
 import select
 import socket
@@ -24,7 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from crinoid.core.api.errors import DriverError, ResourceExhausted, Unavailable
+from crinoid.core.api.errors import CrinoidError, DriverError, ResourceExhausted, Unavailable
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.bulkheads import current_behalf, on_behalf_of
 from crinoid.core.api.sessions import Session
@@ -40,8 +41,11 @@ _MAX_BACKLOG_BYTES = 128 << 20
 _PIECE_BYTES, _MOST_PIECE_BYTES = 64 << 10, 1 << 20  # malloc(3) gives larger pieces back to the kernel each time
 _MAX_DESCRIPTORS = 16
 _MAX_TASKS = 4096
-_TURN_BYTES = 4 << 20
-"""What is taken from one socket before others have their turn."""
+_TURN_S = 0.005
+"""How long frames of one socket are taken before others have their turn."""
+_MAX_CALL_VALUES, _MAX_VALUES = 20_000, 250_000
+"""How many values a driver's frame may have: a call, which is read in the loop's turn, and an answer."""
+_MAX_PUT_OFF = 1000
 
 
 class ConnectionLostError(Unavailable):
@@ -59,6 +63,7 @@ class _Call:
     answered: "asyncio.Future[tuple[Json, Incoming]]"
     context: contextvars.Context
     """What the other side calls on behalf of this call belongs to it."""
+    method: Method
 
 
 @dataclass(slots=True)
@@ -75,16 +80,17 @@ class Channel:
     """One connection. All but ``notify`` and ``release`` is for the loop's thread."""
 
     def __init__(
-        self, connection: socket.socket, root: Exported, on_end: Callable[[str], None], *, tells_stages: bool = False
+        self, connection: socket.socket, root: Exported, on_end: Callable[[str], None], *, is_drivers: bool = False
     ) -> None:
         """``root`` is what the other side calls first; ``on_end`` hears once that the connection is over, and why.
 
-        ``tells_stages``: with each answer goes what was recorded of its call (``core/api/timeline``).
+        ``is_drivers``: it is the driver's end. With each answer goes what was recorded of its call
+        (``core/api/timeline``), and whatever comes is read at once, which the kernel's loop has no time for.
         """
         connection.setblocking(False)
         self._socket = connection
         self._on_end = on_end
-        self._tells_stages = tells_stages
+        self._is_drivers = is_drivers
         self._objects = LiveObjects(self, root)
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
@@ -98,6 +104,9 @@ class Channel:
         self._thread = 0
         self._now = 0
         self._put_off: list[tuple[Json, Incoming]] = []
+        self._is_scheduled = False
+        self._reading: asyncio.Task[None] | None = None
+        """Reads a frame that is too large for the loop's turn; those after it wait."""
         self.ended: str | None = None
         """Why it is over."""
 
@@ -142,7 +151,7 @@ class Channel:
         the first.
         """
         self._check_up()
-        call = _Call(asyncio.get_running_loop().create_future(), contextvars.copy_context())
+        call = _Call(asyncio.get_running_loop().create_future(), contextvars.copy_context(), method)
         sent_s = time.monotonic()
         key = self._request(number, name, method, arguments, call)
         try:
@@ -152,7 +161,7 @@ class Channel:
         message, incoming = call.answered.result()
         with _closing(incoming):
             graft(_read_steps(message.get("steps")), sent_s)
-            answer = _open(message, incoming, method)
+            answer = incoming.answer if incoming.is_read else _open(message, incoming, method)
         if was_cancelled and isinstance(answer, Session | AsyncIterator):
             await finish(_close(answer))  # nobody else would, as with a driver in the daemon that is cancelled
             raise asyncio.CancelledError
@@ -177,6 +186,8 @@ class Channel:
                         with _closing(incoming):
                             return _open(message, incoming, method)
                     self._put_off.append((message, incoming))
+                    if len(self._put_off) > _MAX_PUT_OFF:
+                        raise _ProtocolError(f"more than {_MAX_PUT_OFF} messages before its answer")
                 if (left_s := deadline_s - time.monotonic()) <= 0:
                     raise DriverError(f"no answer to {name} within {limit_s:g} s")
                 wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
@@ -328,7 +339,7 @@ class Channel:
             _call_here.set((self, key))
             act = Act("", lambda _act, _step: None)
             with _closing(incoming), _behalf_of(message.get("behalf")):
-                if not self._tells_stages or "during" in message:  # whose stages are those of the call it belongs to
+                if not self._is_drivers or "during" in message:  # whose stages are those of the call it belongs to
                     answer = await invoke()
                 else:
                     try:
@@ -358,20 +369,34 @@ class Channel:
     # Frames
 
     def _readable(self) -> None:
-        """Take what has come; others have their turn in between."""
-        taken = 0
-        while self.ended is None and taken < _TURN_BYTES and (count := self._receive()):
-            taken += count
-            self._take_all(self._frames())
+        """Take what has come, for a moment; others have their turn before the rest."""
+        until_s = time.monotonic() + _TURN_S
+        while self.ended is None and self._take_all(self._frames(), until_s) and time.monotonic() < until_s:
+            if not self._receive():
+                return
 
-    def _take_all(self, frames: Iterator[tuple[Json, Incoming]]) -> None:
+    def _take_all(self, frames: Iterator[tuple[Json, Incoming]], until_s: float = math.inf) -> bool:
+        """Take whole frames; return whether there are no more, or put the rest off to the loop's next turn."""
         try:
             for message, incoming in frames:
                 self._take(message, incoming)
                 if self.ended is not None:
-                    return
+                    return False
+                if time.monotonic() >= until_s:
+                    self._schedule()
+                    return False
         except _ProtocolError as error:
             self.end(f"it does not speak the protocol: {error}")
+        return self._reading is None
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled and self._loop is not None:
+            self._is_scheduled = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_scheduled = False
+        self._readable()
 
     def _receive(self) -> int:
         """Receive some bytes; return how many, 0 where there are none now or any more."""
@@ -400,27 +425,63 @@ class Channel:
 
     def _frames(self) -> Iterator[tuple[Json, Incoming]]:
         """Take whole frames out of what was received. Raises _ProtocolError."""
-        while len(self._buffer) >= _HEAD.size:
+        while len(self._buffer) >= _HEAD.size and self._reading is None:
             json_bytes, beside_bytes = _HEAD.unpack_from(self._buffer)
             if json_bytes > _MAX_JSON_BYTES or beside_bytes > _MAX_BESIDE_BYTES:
                 raise _ProtocolError(f"a frame of {json_bytes} bytes of JSON and {beside_bytes} beside it")
-            end = _HEAD.size + json_bytes + beside_bytes
+            begin = _HEAD.size + json_bytes
+            end = begin + beside_bytes
             if len(self._buffer) < end:
                 return
-            begin = _HEAD.size + json_bytes
-            text, beside = self._buffer[_HEAD.size : begin], bytes(self._buffer[begin:end])
+            with memoryview(self._buffer) as received:
+                text, beside = bytes(received[_HEAD.size : begin]), bytes(received[begin:end])
             del self._buffer[:end]
-            try:
-                message = json.loads(text.decode())
-            except (ValueError, RecursionError) as error:
-                raise _ProtocolError(f"a frame that holds no JSON: {str(error)[:200]}") from error
-            if not isinstance(message, dict):
-                raise _ProtocolError("a frame whose JSON is no object")
-            count = message.get("descriptors", 0)
-            if not isinstance(count, int) or not 0 <= count <= len(self._descriptors):
-                raise _ProtocolError("a frame without the descriptors that it tells of")
-            descriptors = [self._descriptors.popleft() for _ in range(count)]
-            yield message, Incoming(self._objects, memoryview(beside), descriptors)
+            values = 0 if self._is_drivers else _count_values(text)
+            if values > _MAX_VALUES:
+                raise _ProtocolError(f"a frame of {values} values")
+            if values <= _MAX_CALL_VALUES:
+                message = _parse(text)
+            elif self._loop is None or self._now:
+                message = _parse(text, values)
+            else:
+                self._loop.remove_reader(self._socket)
+                reading = self._read_large(text, values, beside)
+                self._reading = self._loop.create_task(
+                    reading, name="read a large frame", context=contextvars.Context()
+                )
+                return
+            yield message, self._beside(message, beside)
+
+    def _beside(self, message: Json, beside: bytes) -> Incoming:
+        count = message.get("descriptors", 0)
+        if not isinstance(count, int) or not 0 <= count <= len(self._descriptors):
+            raise _ProtocolError("a frame without the descriptors that it tells of")
+        descriptors = [self._descriptors.popleft() for _ in range(count)]
+        return Incoming(self._objects, memoryview(beside), descriptors)
+
+    async def _read_large(self, text: bytes, values: int, beside: bytes) -> None:
+        """Read a frame in a thread, and go on with those after it."""
+        try:
+            message = await asyncio.to_thread(_parse, text, values)
+            if self.ended is not None:
+                return
+            incoming = self._beside(message, beside)
+            call = self._calls.get(key) if isinstance(key := message.get("answer"), int) else None
+            if call is not None:
+                await asyncio.to_thread(_open_ahead, message, incoming, call.method)
+            if self.ended is not None or call is None:
+                incoming.close()
+            else:
+                self._take(message, incoming)
+            if "answer" not in message:
+                raise _ProtocolError(f"a call of {values} values")
+        except _ProtocolError as error:
+            self.end(f"it does not speak the protocol: {error}")
+        finally:
+            self._reading = None
+        if self.ended is None and self._loop is not None:
+            self._loop.add_reader(self._socket, self._readable)
+            self._schedule()
 
     def _send(self, message: dict[str, Json], out: Outgoing | None) -> None:
         """Send a frame, or as much as goes, and the rest later. Raises DriverError for what can't be written."""
@@ -434,6 +495,10 @@ class Channel:
         beside_bytes = sum(map(len, pieces))
         if len(text) > _MAX_JSON_BYTES or beside_bytes > _MAX_BESIDE_BYTES or len(descriptors) > _MAX_DESCRIPTORS:
             raise DriverError(f"is too large: {len(text)} bytes of JSON, {beside_bytes} beside it")
+        if self._is_drivers:
+            most, values = _MAX_VALUES if "answer" in message else _MAX_CALL_VALUES, _count_values(text)
+            if values > most:
+                raise DriverError(f"is too large: {values} values, where at most {most} are taken")
         if self._unsent_bytes > _MAX_BACKLOG_BYTES:
             raise Unavailable(f"it has not taken {self._unsent_bytes} bytes that were sent before")
         content = b"".join((_HEAD.pack(len(text), beside_bytes), text, *pieces))
@@ -485,6 +550,33 @@ class Channel:
 async def _close(answer: Any) -> None:
     with contextlib.suppress(Exception):  # what a driver's closing raises is nobody's to hear
         await (answer.close() if isinstance(answer, Session) else answer.aclose())
+
+
+def _count_values(text: bytes) -> int:
+    """Return how many values JSON has at most."""
+    return sum(map(text.count, (b",", b"[", b"{")))
+
+
+def _parse(text: bytes, values: int = 0) -> dict[str, Json]:
+    """Read a frame's JSON; with a number of values so that other threads have their turns. Raises _ProtocolError."""
+    decoder = json.JSONDecoder()
+    if values:
+        # That of C, which ``json`` takes where it can, has the interpreter's lock from beginning to end.
+        decoder.scan_once = json.scanner.py_make_scanner(decoder)  # type: ignore[attr-defined]  # typeshed lacks it
+    try:
+        message = (decoder.decode if values else json.loads)(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise _ProtocolError(f"a frame that holds no JSON: {str(error)[:200]}") from error
+    if not isinstance(message, dict):
+        raise _ProtocolError("a frame whose JSON is no object")
+    return message
+
+
+def _open_ahead(message: Json, incoming: Incoming, method: Method) -> None:
+    """Read an answer before whoever waits for it does; an error is found again, and raised, there."""
+    with contextlib.suppress(CrinoidError):
+        if "error" not in message:
+            incoming.answer, incoming.is_read = _open(message, incoming, method), True
 
 
 def _open(message: Json, incoming: Incoming, method: Method) -> Any:

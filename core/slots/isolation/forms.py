@@ -61,6 +61,9 @@ class Incoming:
         self._content = content
         self._descriptors: list[int | None] = [*descriptors]
         self._lent: list[int] = []
+        self.answer: Any = None
+        """What the message says, where ``is_read``: a thread has looked already."""
+        self.is_read = False
 
     def bytes_at(self, place: Json) -> bytes:
         """Return the bytes that a message names."""

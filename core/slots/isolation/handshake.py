@@ -14,6 +14,8 @@ from crinoid.core.slots.isolation.interfaces import Interface
 
 PROTOCOL = 1
 """The version of all that docs/isolation.md says."""
+MAX_LOGGED = 16 << 10
+"""Characters of a message that a driver logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Loaded:
 
     ``api_version`` is what the driver was written for, ``host_api_version`` what it is loaded with: that of crinoid in
     the child's environment, empty for one that needs none. ``options`` are all with their defaults. ``problems``: what
-    is wrong with the options, each with its key path.
+    is wrong with the options, each with its key path. ``replaceable`` is an extension's own, as in docs/plugins.md.
     """
 
     protocol: int
@@ -47,6 +49,7 @@ class Loaded:
     options: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[tuple[tuple[str, ...], str], ...] = ()
     import_s: float = 0.0
+    replaceable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

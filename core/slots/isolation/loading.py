@@ -30,6 +30,5 @@ def load_isolated(role: str, slot: str, driver: str, table: dict[str, object], i
     if loaded.problems:
         process.end()
     options = OpenOptions.model_validate(dict(loaded.options))
-    return Isolated(
-        LoadedDriver(process.installed, process.make, OpenOptions, loaded.import_s), options, loaded.problems
-    )
+    found = LoadedDriver(process.installed, process.make, OpenOptions, loaded.import_s, loaded.replaceable, process.end)
+    return Isolated(found, options, loaded.problems)

@@ -33,6 +33,7 @@ from crinoid.core.slots.isolation.channel import Channel
 from crinoid.core.slots.isolation.forms import Outgoing
 from crinoid.core.slots.isolation.handshake import (
     HOST,
+    MAX_LOGGED,
     PROTOCOL,
     Loaded,
     LoadRequest,
@@ -72,7 +73,7 @@ def run(role: str, parent_pid: int) -> None:
 async def _serve(role: str, connection: socket.socket) -> None:
     plugin = _Plugin(role)
     root = Exported(plugin_interface(hooks_of(ROLES[role].specification)), plugin.invoke)
-    plugin.channel = Channel(connection, root, lambda _why: os._exit(0), tells_stages=True)
+    plugin.channel = Channel(connection, root, lambda _why: os._exit(0), is_drivers=True)
     logging.getLogger().addHandler(_ToHost(plugin.channel))
     plugin.channel.attach()
     await asyncio.Event().wait()
@@ -118,6 +119,7 @@ class _Plugin(PluginControl):
             table,
             problems,
             loaded.import_s,
+            loaded.is_replaceable,
         )
 
     async def make(self, request: MakeRequest) -> Made:
@@ -179,7 +181,7 @@ class _ToHost(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send a line; see the base."""
         with contextlib.suppress(Exception):  # it must not fail whoever logs
-            text = self.format(record)
+            text = self.format(record)[: MAX_LOGGED + 1]
             self._channel.notify(0, "log", self._log, {"logger": record.name, "level": record.levelno, "message": text})
 
 

@@ -42,6 +42,7 @@ from crinoid.core.slots.isolation.channel import Channel, ConnectionLostError
 from crinoid.core.slots.isolation.forms import Incoming
 from crinoid.core.slots.isolation.handshake import (
     HOST,
+    MAX_LOGGED,
     PROTOCOL,
     HostControl,
     Loaded,
@@ -71,6 +72,9 @@ _AT_START = {"set_pod_cidrs", "connect"}
 """Hooks that tell a driver what it has to know from its start on; the last arguments are told again."""
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "CREDENTIALS_DIRECTORY")
 _MAX_LINE_BYTES, _LOG_BYTES_PER_S = 4096, 64 << 10
+_LOG_BURST_BYTES, _LOG_LINE_BYTES = 1 << 20, 100
+"""Of what its driver logs: what may come at once, and what each message costs beside its text."""
+_MAX_UNREMOVED, _MAX_WORDS = 1000, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class _Child(HostControl):
         self._cgroup = cgroup
         self.unremoved: dict[str, str] | Any = {}
         self._last_words: deque[str] = deque(maxlen=5)
+        self._log_room, self._log_s, self._dropped = float(_LOG_BURST_BYTES), time.monotonic(), 0
         self._ending = threading.Lock()
         self._how = ""
         ours, theirs = socket.socketpair()
@@ -166,6 +171,7 @@ class _Child(HostControl):
             self.process.kill()
             code = self.process.reap()
             self.process.close()
+            self._tell_dropped()
             self._how = f"process {self.process.pid} {_tell_end(code if is_over else None, self._take_cgroup_away())}"
             self.unremoved.clear()
             return self._how
@@ -191,17 +197,36 @@ class _Child(HostControl):
         return None
 
     def log(self, logger: str, level: int, message: str) -> None:
-        """Write a line that its driver logs, under the slot's name."""
-        own = self._wanted.logger
-        name = logger if logger == own or logger.startswith(f"{own}.") else f"{own}.{logger}"
-        logging.getLogger(name).log(level, "%s", message)
+        """Write a line that its driver logs, under the slot's name; or drop it, and say later how many were."""
+        now_s = time.monotonic()
+        room = min(_LOG_BURST_BYTES, self._log_room + (now_s - self._log_s) * _LOG_BYTES_PER_S)
+        cost = min(len(message), MAX_LOGGED) + _LOG_LINE_BYTES
+        self._log_room, self._log_s = room, now_s
+        if cost > room:
+            self._dropped += 1
+            return
+        self._log_room -= cost
+        self._tell_dropped()
+        if len(message) > MAX_LOGGED:
+            message = f"{message[:MAX_LOGGED]}… (cut)"
+        level = max(0, min(level, logging.CRITICAL))
+        if self._log.isEnabledFor(level):
+            own = self._wanted.logger
+            name = logger if logger == own or logger.startswith(f"{own}.") else f"{own}.{logger}"
+            # No logger of that name: it would be there for ever, and a driver may have any number of names.
+            self._log.handle(self._log.makeRecord(name[:_MAX_WORDS], level, "", 0, "%s", (message,), None))
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._log.warning("%d messages of its driver were dropped: they came too fast", self._dropped)
+            self._dropped = 0
 
     def note_unremoved(self, what: str, reason: str | None) -> None:
-        """See ``HostControl``."""
+        """See ``HostControl``; of more than the daemon can keep it knows the first."""
         if reason is None:
             self.unremoved.pop(what, None)
-        else:
-            self.unremoved[what] = reason
+        elif len(what) <= _MAX_WORDS and (what in self.unremoved or len(self.unremoved) < _MAX_UNREMOVED):
+            self.unremoved[what] = reason[:_MAX_WORDS]
 
     def _listen(self, reader: int) -> None:
         """Log what it writes to standard output and error; a flood makes it wait, and nobody else."""

@@ -4,27 +4,28 @@ import asyncio
 import importlib.metadata
 import re
 import stat
-from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from crinoid.core.api.errors import ConfigurationError, InvalidArgument
 from crinoid.core.api.host import Host
 from crinoid.core.config.loader import ConfigPaths, Loaded, load
-from crinoid.core.slots import binding
+from crinoid.core.config.origins import Problem
+from crinoid.core.slots import binding, selection
 from crinoid.core.slots.binding import Slots, bind, bind_in_turns, prepare_reload
-from crinoid.core.slots.extension import ExtensionSlot
 from crinoid.core.slots.instruments import NO_INSTRUMENTS
 from crinoid.core.slots.isolation.proxy import Proxy
 from crinoid.core.slots.listing import State, list_plugins
 from crinoid.core.slots.roles import ROLES
 from crinoid.core.slots.running import HookCalls
-from crinoid.core.slots.selection import ValidSlot, check
+from crinoid.core.slots.selection import ValidSlot, check, examine
 from support.distributions import NETWORK, QUIET_CONFIG, Site
 
 
@@ -102,9 +103,9 @@ def test_a_reload_looks_at_all_drivers_once_and_not_in_the_loops_turn(
         return check(*given)
 
     monkeypatch.setattr(binding, "check", look)
-    make = prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1))
+    make = prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1), ())
     assert len(looks) == 1
-    registries, extensions = make(())
+    registries, extensions = make()
     assert ([*registries], extensions) == (["quiet"], ())
     assert len(looks) == 1
 
@@ -118,14 +119,38 @@ def test_nothing_is_left_running_of_a_reload_that_fails(
     made.set_result((Proxy(process), None))
     monkeypatch.setattr(binding._Binder, "start_processes", lambda _self, slots: {id(slot): made for slot in slots})
 
-    def extensions() -> Iterator[ExtensionSlot]:
+    def fail(*_: object) -> NoReturn:
         raise ConfigurationError("a key of an extension can't be read")
-        yield
 
-    make = prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1))
+    monkeypatch.setattr(binding, "_rebind_extensions", fail)
+    make = prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1), ())
     with pytest.raises(ConfigurationError, match="a key of an extension"):
-        make(extensions())
+        make()
     assert ended == ["it"]
+
+
+def test_a_reload_ends_what_it_has_started_and_does_not_use(
+    quiet: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the garbage collector, at some time: each is a process of 50 MiB."""
+    loaded, ended = load_text(tmp_path, QUIET_NETWORK), []
+    looked = examine(loaded.config, loaded.origins)
+
+    def look(*_: object) -> tuple[tuple[ValidSlot, ...], list[Problem]]:
+        slots, problems = looked
+        return tuple(
+            replace(slot, driver=replace(slot.driver, discard=partial(ended.append, slot.selection.role)))
+            for slot in slots
+        ), problems
+
+    monkeypatch.setattr(selection, "examine", look)
+    prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1), ())
+    assert ended == ["runtime", "network", "snapshotter"]
+    ended.clear()
+    looked[1].append(Problem(("network",), "is wrong", None))
+    with pytest.raises(ConfigurationError, match="is wrong"):
+        prepare_reload(loaded.config, loaded.origins, NO_INSTRUMENTS, "1", HookCalls(1), ())
+    assert ended == ["runtime", "network", "snapshotter", "registry"]
 
 
 def test_a_directory_that_was_open_to_others_is_closed(quiet: Site, tmp_path: Path) -> None:

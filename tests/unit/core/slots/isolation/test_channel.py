@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import struct
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -386,4 +388,90 @@ async def test_a_finalizer_in_the_middle_of_a_write() -> None:
         received = received[8 + length :]
     assert [next(iter(one)) for one in messages] == ["object", "release"]
     channel.end("the end of the test")
+    theirs.close()
+
+
+class Large(NoopSnapshotter):
+    """Has more to tell than a loop should read in one turn."""
+
+    @hookimpl
+    async def list_snapshots(self) -> tuple[str, ...]:
+        return tuple(str(number) for number in range(300_000))
+
+    @hookimpl
+    async def list_layers(self) -> tuple[tuple[str, str | None], ...]:
+        return tuple((str(number), None) for number in range(80_000))
+
+
+async def longest_turn(work: asyncio.Future[Any]) -> float:
+    """Return how much of the processor's time this process took in the longest turn of its loop until then."""
+    longest_s, before_s = 0.0, time.process_time()
+    while not work.done():
+        await asyncio.sleep(0)
+        now_s = time.process_time()
+        longest_s, before_s = max(longest_s, now_s - before_s), now_s
+    return longest_s
+
+
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """The garbage collector looks at none of the test run's own."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("few_objects")
+async def test_a_large_answer_does_not_hold_the_loop(start: Any) -> None:
+    process = start("snapshotter", Large)
+    reading = asyncio.ensure_future(process.proxy.list_layers())
+    assert await longest_turn(reading) < 0.05
+    assert reading.result()[79_999] == ("79999", None)
+    with pytest.raises(DriverError, match="300002 values, where at most 250000 are taken"):
+        await process.proxy.list_snapshots()
+    assert process.channel.ended is None
+
+
+@pytest.mark.usefixtures("few_objects")
+async def test_a_flood_of_messages_does_not_hold_the_loop() -> None:
+    heard: list[str] = []
+    ours, theirs = socket.socketpair()
+    root = Exported(HOST, lambda _name, arguments: heard.append(arguments["message"]))
+    channel = Channel(ours, root, lambda _why: None)
+    text = b'{"object":0,"method":"log","arguments":{"logger":"","level":1,"message":"%06d"}}'
+    frames = b"".join(struct.pack("!II", len(text) + 2, 0) + text % number for number in range(40_000))
+    channel.attach()
+    sending = threading.Thread(target=theirs.sendall, args=(frames,))
+    sending.start()
+
+    async def until_heard() -> None:
+        while len(heard) < 40_000:  # noqa: ASYNC110  # nothing else tells of it
+            await asyncio.sleep(0)
+
+    assert await longest_turn(asyncio.ensure_future(until_heard())) < 0.05
+    assert heard == [f"{number:06}" for number in range(40_000)]
+    sending.join()
+    channel.end("the end of the test")
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"answer": 1, "value": [0] * 300_000}, "a frame of 300"),
+        ({"call": 1, "object": 0, "method": "log", "arguments": [0] * 30_000}, "a call of 30"),
+    ],
+)
+async def test_more_than_a_driver_may_say_ends_the_connection(message: Any, words: str) -> None:
+    ended: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), ended.append)
+    channel.attach()
+    text = json.dumps(message).encode()
+    await asyncio.to_thread(theirs.sendall, struct.pack("!II", len(text), 0) + text)
+    async with asyncio.timeout(patient(20)):
+        while not ended:  # noqa: ASYNC110  # nothing else tells of it
+            await asyncio.sleep(0.01)
+    assert f"it does not speak the protocol: {words}" in ended[0]
     theirs.close()

@@ -2,11 +2,14 @@
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,3 +147,31 @@ def test_a_driver_that_says_nonsense_at_the_first_start_is_ended(
     with pytest.raises(Exception, match="no such hook"):
         loaded.make({}, fake_host(tmp_path, "default"))
     assert not is_there(pid)
+
+
+def test_what_a_driver_logs_is_bounded(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In length, in bytes a second, and in names, each of which would be a logger for ever."""
+    loaded = LoadedProcess(wanted())
+    child = loaded._child
+    assert child is not None
+    now_s = time.monotonic()
+    monkeypatch.setattr(plugin_process, "time", SimpleNamespace(monotonic=lambda: now_s))
+    loggers = len(logging.root.manager.loggerDict)
+    with caplog.at_level(logging.DEBUG):
+        child.log("long", 10**30, "x" * 100_000)
+        assert (caplog.records[-1].levelno, len(caplog.records[-1].getMessage())) == (50, (16 << 10) + 7)
+        for number in range(50_000):
+            child.log(f"{number}." * 100, logging.INFO, "flood")
+        kept = len(caplog.records)
+        assert kept < 10_100
+        now_s += 3600
+        child.log("after", logging.INFO, "the flood")
+        told, last = caplog.records[-2:]
+        assert told.getMessage() == f"{50_000 - kept + 1} messages of its driver were dropped: they came too fast"
+        assert last.name == "crinoid.plugins.network.default.after"
+    assert len(logging.root.manager.loggerDict) == loggers
+    for number in range(5000):
+        child.note_unremoved(f"{number}", "x" * 5000)
+    assert len(child.unremoved) == 1000
+    assert max(map(len, child.unremoved.values())) == 1000
+    loaded.end()
