@@ -133,7 +133,8 @@ def test_a_reload_ends_what_it_has_started_and_does_not_use(
     quiet: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the garbage collector, at some time: each is a process of 50 MiB."""
-    loaded, ended = load_text(tmp_path, QUIET_NETWORK), []
+    loaded = load_text(tmp_path, QUIET_NETWORK)
+    ended: list[str] = []
     looked = examine(loaded.config, loaded.origins)
 
     def look(*_: object) -> tuple[tuple[ValidSlot, ...], list[Problem]]:
