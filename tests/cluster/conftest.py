@@ -13,6 +13,7 @@ import pytest
 
 from cluster.control_plane import PROGRAMS, ControlPlane
 from cluster.kubelet import Kubelet
+from cluster.pair import Pair
 from cluster.place import Place, place_in
 from support.containerd import Containerd
 from support.daemon import Daemon
@@ -64,9 +65,7 @@ def kubelet(place: Place, runtime: Daemon | Containerd) -> Iterator[Kubelet]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A cluster of one node, in a place of its own."""
-    missing = [name for name in PROGRAMS if not (_binaries() / name).is_file()]
-    if missing:
-        pytest.skip(f"CLUSTER_BINARIES has no {', '.join(missing)}")
+    _need(*PROGRAMS)
     with place_in(tmp_path_factory.mktemp("node")) as place, _runtime_in(place) as runtime:
         kubeconfig = place.directory / "kubeconfig.json"
         cluster = ControlPlane(
@@ -77,6 +76,38 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
             yield cluster
         finally:
             cluster.end()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """A cluster of two nodes, each with a CNI network of its own, and routes between them as a cloud has them."""
+    with _pair_in(tmp_path_factory) as pair:
+        first, second = (kubelet.place for kubelet in pair.kubelets)
+        first.run("ip", "route", "add", "10.88.1.0/24", "via", second.address)
+        second.run("ip", "route", "add", "10.88.0.0/24", "via", first.address)
+        pair.start()
+        yield pair
+
+
+@contextlib.contextmanager
+def _pair_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    _need(*PROGRAMS)
+    with (
+        place_in(tmp_path_factory.mktemp("node")) as first,
+        place_in(tmp_path_factory.mktemp("second"), first, "10.88.1.0/24") as second,
+        _runtime_in(first) as one,
+        _runtime_in(second) as other,
+    ):
+        pair = Pair.of(_binaries(), (first, one), (second, other))
+        try:
+            yield pair
+        finally:
+            pair.end()
+
+
+def _need(*programs: str) -> None:
+    if missing := [name for name in programs if not (_binaries() / name).is_file()]:
+        pytest.skip(f"CLUSTER_BINARIES has no {', '.join(missing)}")
 
 
 @contextlib.contextmanager

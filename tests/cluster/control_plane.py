@@ -40,12 +40,16 @@ _PATHS = {
 
 @dataclass
 class ControlPlane:
-    """The processes, and a client of the API server; ``kubelet`` is the one node's."""
+    """The processes, and a client of the API server; ``kubelet`` is the one node's, or the first's.
+
+    Pods have their addresses ``pods_in`` there.
+    """
 
     binaries: Path
     place: Place
     kubelet: Kubelet
     runtime: Daemon | Containerd
+    pods_in: str = "10.88.0.0/24"
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -60,12 +64,14 @@ class ControlPlane:
 
     def start(self) -> None:
         """Start all but kube-proxy, and wait until the node is ready."""
+        self.start_programs()
+        self.kubelet.start()
+        self.wait_for_node()
+
+    def start_programs(self) -> None:
+        """Start what a cluster has besides its nodes, and wait until pods may be made."""
         self.directory.mkdir()
-        for setting in (
-            "net.ipv4.ip_forward=1",
-            "net.bridge.bridge-nf-call-iptables=1",
-        ):  # as documents on nodes ask for
-            self.place.run("sysctl", "-qw", setting)
+        forward(self.place)
         self.kubeconfig.write_text(json.dumps(_kubeconfig()))
         (self.directory / "tokens").write_text(f"{_TOKEN},admin,admin,system:masters\n")
         for command in (
@@ -96,23 +102,25 @@ class ControlPlane:
             f"--root-ca-file={self.directory / 'pki' / 'apiserver.crt'}",
         )
         self.launch("kube-scheduler", by, "--leader-elect=false")
-        self.kubelet.start()
-        self.wait_for_node()
         wait_for(
             lambda: self.find(f"{_CORE}/namespaces/default/serviceaccounts/default"),
             lambda: self.tail("kube-controller-manager"),
             patient(60),
         )
 
-    def wait_for_node(self) -> None:
-        """Wait until pods may come to the node."""
-        wait_for(self._takes_pods, self.kubelet.tail, patient(120))
+    def wait_for_node(self, kubelet: Kubelet | None = None) -> None:
+        """Wait until pods may come to the node, or to that of another kubelet."""
+        kubelet = kubelet or self.kubelet
+        wait_for(lambda: self._takes_pods(kubelet.node), kubelet.tail, patient(120))
 
-    def launch(self, program: str, *arguments: str) -> None:
-        """Start one of the programs."""
-        with (self.directory / f"{program}.log").open("ab") as log:
-            self.processes[program] = subprocess.Popen(
-                [*self.place.prefix, str(self.binaries / program), *arguments],
+    def launch(self, program: str, *arguments: str, kubelet: Kubelet | None = None) -> None:
+        """Start one of the programs, beside another kubelet than the first where that is given."""
+        place, name = self.place, program
+        if kubelet is not None and kubelet is not self.kubelet:
+            place, name = kubelet.place, f"{program}-{kubelet.node}"
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*place.prefix, str(self.binaries / program), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -137,25 +145,26 @@ class ControlPlane:
         return f"{program}:\n" + (self.directory / f"{program}.log").read_text(errors="replace")[-4000:]
 
     @contextlib.contextmanager
-    def proxy(self, mode: str) -> Iterator[None]:
+    def proxy(self, mode: str, kubelet: Kubelet | None = None) -> Iterator[None]:
         """A kube-proxy for as long as the context lasts; what it wrote into the kernel goes with it."""
+        kubelet = kubelet or self.kubelet
         settings = {
             "kind": "KubeProxyConfiguration",
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "mode": mode,
             "clientConnection": {"kubeconfig": str(self.kubeconfig)},
-            "hostnameOverride": "node",
-            "clusterCIDR": "10.88.0.0/24",
+            "hostnameOverride": kubelet.node,
+            "clusterCIDR": self.pods_in,
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
-        config = self.directory / f"proxy-{mode}.json"
+        config = self.directory / f"proxy-{kubelet.node}-{mode}.json"
         config.write_text(json.dumps(settings))
-        self.launch("kube-proxy", f"--config={config}", "--v=2")
+        self.launch("kube-proxy", f"--config={config}", "--v=2", kubelet=kubelet)
         try:
             yield
         finally:
-            self.kill("kube-proxy")
-            self.place.run(str(self.binaries / "kube-proxy"), f"--config={config}", "--cleanup")
+            self.kill("kube-proxy" if kubelet is self.kubelet else f"kube-proxy-{kubelet.node}")
+            kubelet.place.run(str(self.binaries / "kube-proxy"), f"--config={config}", "--cleanup")
 
     def kubectl(self, *arguments: str, given: str | None = None, succeeds: bool = True) -> str:
         """Run kubectl, and return what it prints; without ``succeeds`` what it prints as its error."""
@@ -258,10 +267,16 @@ class ControlPlane:
         except (AssertionError, URLError, OSError):
             return False
 
-    def _takes_pods(self) -> bool:
-        node = self.find(f"{_CORE}/nodes/node") or {"status": {}, "spec": {}}
+    def _takes_pods(self, name: str) -> bool:
+        node = self.find(f"{_CORE}/nodes/{name}") or {"status": {}, "spec": {}}
         ready = [one["status"] for one in node["status"].get("conditions", ()) if one["type"] == "Ready"]
         return ready == ["True"] and not node["spec"].get("taints")
+
+
+def forward(place: Place) -> None:
+    """Have a node forward what its pods send, as documents on nodes ask for."""
+    for setting in ("net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1"):
+        place.run("sysctl", "-qw", setting)
 
 
 def _kubeconfig() -> Json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from cluster.place import NODE_IP, Place
+from cluster.place import Place
 from crinoid.core.api.linux import cgroups
 from support.daemon import end_cgroups
 from support.patience import patient
@@ -36,6 +36,7 @@ class Kubelet:
     socket: Path
     settings: Json = field(default_factory=dict)
     kubeconfig: Path | None = None
+    node: str = "node"
     name: str = field(default_factory=lambda: f"crt{secrets.token_hex(3)}")
     process: subprocess.Popen[bytes] | None = None
 
@@ -47,7 +48,7 @@ class Kubelet:
     @property
     def address(self) -> str:
         """Where it serves: the API server has to reach it."""
-        return "127.0.0.1" if self.kubeconfig is None else NODE_IP
+        return "127.0.0.1" if self.kubeconfig is None else self.place.address
 
     @property
     def manifests(self) -> Path:
@@ -67,7 +68,8 @@ class Kubelet:
         config = self.place.directory / "kubelet.json"
         config.write_text(json.dumps(self._configuration()))
         command = [str(self.program), f"--config={config}", f"--root-dir={self.directory}"]
-        command += [f"--cert-dir={self.directory}/pki", "--hostname-override=node", f"--node-ip={NODE_IP}", "--v=4"]
+        command += [f"--cert-dir={self.directory}/pki", f"--hostname-override={self.node}"]
+        command += [f"--node-ip={self.place.address}", "--v=4"]
         if self.kubeconfig is not None:
             command += [f"--kubeconfig={self.kubeconfig}"]
         return command

@@ -22,6 +22,7 @@ from support.network_namespace import NetworkNamespace
 from support.registry import RunningRegistry, running_registry
 
 NODE_IP = "192.168.99.1"
+SECOND_NODE_IP = "192.168.99.2"
 _MAKE = """
 mount --make-rshared / && mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/kubelet && mount -t tmpfs tmpfs /var/log &&
 if [ "$HIDE" ]; then umount "$HIDE" && mount -t tmpfs tmpfs "$HIDE"; fi && echo && exec cat
@@ -37,6 +38,7 @@ class Place:
     mounts: Path
     registry: RunningRegistry
     images: str
+    address: str = NODE_IP
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -74,26 +76,35 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_in(directory: Path) -> Iterator[Place]:
-    """A place that lasts as long as the context."""
+def place_in(directory: Path, beside: Place | None = None, subnet: str = "10.88.0.0/24") -> Iterator[Place]:
+    """A place that lasts as long as the context; its pods' addresses are in ``subnet``.
+
+    One that is ``beside`` another is the other end of its cable: the two are all that is in their network.
+    """
+    address = NODE_IP if beside is None else SECOND_NODE_IP
     with network_namespace.held() as network, _mounts() as mounts, contextlib.ExitStack() as stack:
-        for command in (
-            "link add node0 type veth peer name outside0",
-            "link set outside0 up",
-            f"addr add {NODE_IP}/24 dev node0",
-            "link set node0 up",
-            "route add default via 192.168.99.254",
-        ):
-            subprocess.run([*network.prefix, "ip", *command.split()], check=True)
-        write_conflist(directory / "net.d", "cluster0", "10.88.0.0/24", directory / "ipam")
-        registry = network.call(lambda: stack.enter_context(running_registry(directory / "registry")))
+        if beside is None:
+            _ip(network, "link add node0 type veth peer name outside0", "link set outside0 up")
+        else:
+            assert network.path is not None
+            _ip(beside.network, f"link set outside0 netns {network.path.parent.parent.name} name node0")
+        _ip(network, f"addr add {address}/24 dev node0", "link set node0 up", "route add default via 192.168.99.254")
+        write_conflist(directory / "net.d", "cluster0", subnet, directory / "ipam")
+        # Two nodes have their images by the same names.
+        port = 0 if beside is None else int(beside.registry.host.rpartition(":")[2])
+        registry = network.call(lambda: stack.enter_context(running_registry(directory / "registry", port=port)))
         layout = directory / "layout"
         build_busybox(layout, "busybox:1")
         pause = make_layer([Entry(path="pause", content=Path("/usr/bin/catatonit").read_bytes(), mode=0o755)])
         build_image(layout, "pause:1", [pause], ImageConfig(entrypoint=("/pause", "-P"), cmd=()))
         for name in ("busybox:1", "pause:1"):
             network.call(lambda name=name: registry.push(layout, name, f"cluster/{name}"))  # type: ignore[misc]
-        yield Place(directory, network, mounts, registry, f"{registry.host}/cluster")
+        yield Place(directory, network, mounts, registry, f"{registry.host}/cluster", address)
+
+
+def _ip(network: NetworkNamespace, *commands: str) -> None:
+    for command in commands:
+        subprocess.run([*network.prefix, "ip", *command.split()], check=True)
 
 
 @contextlib.contextmanager

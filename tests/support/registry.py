@@ -51,15 +51,19 @@ class RunningRegistry:
 
 @contextmanager
 def running_registry(
-    directory: Path, users: Mapping[str, str] | None = None, certificates: Certificates | None = None
+    directory: Path,
+    users: Mapping[str, str] | None = None,
+    certificates: Certificates | None = None,
+    port: int = 0,
 ) -> Iterator[RunningRegistry]:
     """Run a registry with its storage, configuration and log in ``directory``; end it when the context ends.
 
-    ``users`` (name to password) turns basic authentication on; ``push`` uses the first of them.
+    ``users`` (name to password) turns basic authentication on; ``push`` uses the first of them. Without a ``port`` it
+    takes a free one.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config, log = directory / "config.yml", directory / "registry.log"
-    config.write_text(json.dumps(_config(directory, users, certificates)))  # JSON is YAML
+    config.write_text(json.dumps(_config(directory, users, certificates, port)))  # JSON is YAML
     with log.open("wb") as output:
         process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=output, stderr=output)
     try:
@@ -108,8 +112,10 @@ def _make_pair(cert: Path, key: Path, subject: str, extension: str, *signed: str
     )
 
 
-def _config(directory: Path, users: Mapping[str, str] | None, certificates: Certificates | None) -> dict[str, object]:
-    http: dict[str, object] = {"addr": "127.0.0.1:0", "secret": "test"}
+def _config(
+    directory: Path, users: Mapping[str, str] | None, certificates: Certificates | None, port: int
+) -> dict[str, object]:
+    http: dict[str, object] = {"addr": f"127.0.0.1:{port}", "secret": "test"}
     if certificates:
         http["tls"] = {"certificate": str(certificates.server_cert), "key": str(certificates.server_key)}
     config: dict[str, object] = {
