@@ -24,7 +24,7 @@ from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.files import open_in_root
 from crinoid.core.api.linux.mount import lower_paths
 from crinoid.core.api.replaying import Replayed
-from crinoid.core.api.values.snapshot import LayerTarget, Mount, WhiteoutForm
+from crinoid.core.api.values.snapshot import LayerTarget, Mount
 from crinoid.core.lifecycle.images.unpack.layer import UnpackResult
 from crinoid.core.slots.snapshotter import SnapshotterSlot
 from crinoid.core.state.store import Ledger
@@ -46,10 +46,9 @@ async def settle(
     """Give an unpacked layer what only the layers below it decide, now that all of them are committed.
 
     Its implied directories get the owner, mode and attributes that ``parent`` shows for them, and whiteouts that hide
-    nothing there go. Nothing to do for layers that were unpacked into a copy of those below.
+    nothing there go. Of layers that were unpacked into a copy of those below, only directories are left that took the
+    place of links.
     """
-    if target.whiteouts is not WhiteoutForm.OVERLAY:
-        return
     if parent is None:
         if unpacked.hiding:
             await asyncio.to_thread(settle_tree, (), target.directory, unpacked)
@@ -95,8 +94,7 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
     """Do ``settle``'s work; ``lowers`` are the directories below, topmost first. Blocks.
 
     overlayfs looks for whiteouts only in directories that it merges with a lower one: anywhere else they would be
-    listed as files that can't be opened. Directories that were made for such whiteouts alone go with them, the deepest
-    first.
+    listed as files that can't be opened.
     """
     if not unpacked.hiding and {*unpacked.implied} <= {"."}:
         lowers = lowers[:1]  # as of most layers: the topmost one's root is what overlayfs shows of roots
@@ -107,18 +105,9 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
         # each of them is settled.
         roots = Replayed(stack.enter_context(_opened(os.open(lower, _DIRECTORY))) for lower in lowers)
         if unpacked.hiding:
-            # First whiteouts go to where they hide something, then those that hide nothing go, then the directories
-            # that were made for such alone; a directory's own removal needs it to be empty.
-            hiding = list(_without_links(root, unpacked.hiding))
-            for directory in set(hiding).intersection(unpacked.implied) if lowers else ():
-                with _passed_over():
-                    _hide_by_link(roots, root, directory)
-            for directory in dict.fromkeys((*hiding, *unpacked.implied)):
+            for directory in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
                 with _passed_over():
                     _remove_idle_whiteouts(roots, root, directory)
-            for directory in sorted(unpacked.implied, key=lambda path: path.count("/"), reverse=True):
-                with _passed_over():
-                    _remove_if_idle(roots, root, directory, directory in unpacked.renewed)
         # Last, for what was done above has changed the times of directories.
         renewed = frozenset(unpacked.renewed)
         for directory in unpacked.implied:
@@ -140,66 +129,6 @@ def _without_links(root: int, directories: Iterable[str]) -> Iterator[str]:
             yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
 
 
-def _hide_by_link(lowers: Iterable[int], root: int, directory: str) -> None:
-    """Hide where it is what whiteouts name by way of a link of lower layers: ``lib/.wh.x`` above ``lib -> usr/lib``.
-
-    What was made in ``directory`` for them is idle then, and goes with the other idle whiteouts.
-    """
-    place = _follow(lowers, root, directory)
-    if place is None or place == directory:
-        return
-    with _opened(_open_directory(root, directory)) as found, merged_directories(lowers, root, place) as below:
-        hidden = [name for name in os.listdir(found) if _is_whiteout(found, name) and _is_shown(below, name)]  # noqa: PTH208
-        is_opaque = _is_opaque(found)
-    if not hidden and not is_opaque:
-        return
-    # overlayfs merges by names and never follows a link in between: the whiteout must lie where the link leads.
-    with _opened(_make_directories(lowers, root, place)) as target, _times_kept(target):
-        for name in hidden:
-            if not _exists(target, name):
-                os.mknod(name, stat.S_IFCHR, 0, dir_fd=target)
-        if is_opaque:
-            os.setxattr(target, _OPAQUE, b"y")
-
-
-def _follow(lowers: Iterable[int], root: int, directory: str) -> str | None:
-    """Return the path without links of a directory of lower layers; None where they have none."""
-    pending, done, links = list(reversed(Path(directory).parts)), list[str](), 0
-    while pending:
-        match pending.pop():
-            case "/":
-                done = []
-            case "..":
-                done = done[:-1]
-            case part:
-                with merged_directories(lowers, root, "/".join(done) or ".") as below:
-                    top = next((one for one in below if _exists(one, part)), None)
-                    mode = 0 if top is None else os.stat(part, dir_fd=top, follow_symlinks=False).st_mode
-                    if stat.S_ISLNK(mode) and links < _MAX_LINKS:
-                        links += 1
-                        pending += reversed(Path(os.readlink(part, dir_fd=top)).parts)
-                    elif stat.S_ISDIR(mode):
-                        done.append(part)
-                    else:
-                        return None
-    return "/".join(done) or "."
-
-
-def _make_directories(lowers: Iterable[int], root: int, directory: str) -> int:
-    """Open a directory of the target, making what is missing on the way as it looks below."""
-    current, made = os.dup(root), list[str]()
-    parts = Path(directory).parts
-    for number, part in enumerate(parts, 1):
-        with _opened(current), _times_kept(current):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, 0o755, dir_fd=current)
-                made.append("/".join(parts[:number]))
-            current = os.open(part, _DIRECTORY, dir_fd=current)
-    for path in reversed(made):
-        _copy_attributes(lowers, root, path)
-    return current
-
-
 def _remove_idle_whiteouts(lowers: Iterable[int], root: int, directory: str) -> None:
     """Remove the whiteouts in a directory of the target that hide nothing of lower layers."""
     with (
@@ -213,27 +142,6 @@ def _remove_idle_whiteouts(lowers: Iterable[int], root: int, directory: str) -> 
                 os.unlink(name, dir_fd=found)
 
 
-def _remove_if_idle(lowers: Iterable[int], root: int, directory: str, is_renewed: bool) -> None:
-    """Remove an implied directory that is empty by now, unless it is that of a lower layer.
-
-    One that was made anew leaves the whiteout that it had replaced.
-    """
-    if directory == ".":
-        return
-    parent, name = str(Path(directory).parent), Path(directory).name
-    with _opened(_open_directory(root, parent)) as above, merged_directories(lowers, root, parent, above) as below:
-        with _opened(_open_directory(above, name)) as found:
-            if os.listdir(found):  # noqa: PTH208  # of a descriptor
-                return
-        top = next((one for one in below if _exists(one, name)), None)
-        if not is_renewed and top is not None and stat.S_ISDIR(os.lstat(f"/proc/self/fd/{top}/{name}").st_mode):
-            return
-        with _times_kept(above):
-            os.rmdir(name, dir_fd=above)
-            if is_renewed and _is_shown(below, name):
-                os.mknod(name, stat.S_IFCHR, 0, dir_fd=above)
-
-
 @contextlib.contextmanager
 def merged_directories(
     lowers: Iterable[int], root: int, directory: str, itself: int | None = None
@@ -242,12 +150,25 @@ def merged_directories(
 
     There are none where the target hides them: where it is opaque on the way, its root too, or ``itself`` is.
     """
+    if _is_hidden(root, directory) or (itself is not None and _is_opaque(itself)):
+        yield ()
+    else:
+        with _merged(lowers, directory) as below:
+            yield below
+
+
+def _is_hidden(root: int, directory: str) -> bool:
+    if directory == ".":
+        return False
+    above, is_hidden = _look(root, str(Path(directory).parent))
+    if above is not None:
+        os.close(above)
+    return is_hidden
+
+
+@contextlib.contextmanager
+def _merged(lowers: Iterable[int], directory: str) -> Iterator[Iterable[int]]:
     with contextlib.ExitStack() as stack:
-        is_hidden = itself is not None and _is_opaque(itself)
-        if directory != "." and not is_hidden:
-            above, is_hidden = _look(root, str(Path(directory).parent))
-            if above is not None:
-                os.close(above)
 
         def find() -> Iterator[int]:
             for lower in lowers:
@@ -257,7 +178,7 @@ def merged_directories(
                 if hides:
                     break
 
-        yield () if is_hidden else Replayed(find())
+        yield Replayed(find())
 
 
 def _is_shown(directories: Iterable[int], name: str) -> bool:
@@ -291,17 +212,50 @@ class _LinkError(OSError):
 
 
 def _copy_attributes(lowers: Iterable[int], root: int, directory: str) -> None:
-    """Make a directory of the target look as it does below, where it is there."""
-    with _opened(_open_directory(root, directory)) as target, merged_directories(lowers, root, directory) as below:
-        if (top := next(iter(below), None)) is None:
-            return
-        facts = os.fstat(top)  # of merged directories overlayfs shows the topmost one's owner and mode
+    """Make a directory of the target look as it does below, where it is there; in the place of a link, as what that
+    leads to, as containerd has it."""
+    if _is_hidden(root, directory):
+        return
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(_opened(_open_directory(root, directory)))
+        # Of merged directories overlayfs shows the topmost one's owner and mode.
+        top = next(iter(stack.enter_context(_merged(lowers, directory))), None)
+        if top is None:
+            if (top := _follow(lowers, directory)) is None:
+                return
+            stack.callback(os.close, top)
+        facts = os.fstat(top)
         os.fchown(target, facts.st_uid, facts.st_gid)
         os.fchmod(target, stat.S_IMODE(facts.st_mode))  # after chown, which clears set-group-id
         for name in os.listxattr(top):
             if not name.startswith("trusted.overlay."):  # overlayfs's own marks say something of that layer alone
                 os.setxattr(target, name, os.getxattr(top, name))
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def _follow(lowers: Iterable[int], directory: str) -> int | None:
+    """Open what a path of lower layers leads to by way of their links; None where that is no directory."""
+    pending, done, links = list(reversed(Path(directory).parts)), list[str](), 0
+    while pending:
+        match pending.pop():
+            case "/":
+                done = []
+            case "..":
+                done = done[:-1]
+            case part:
+                with _merged(lowers, "/".join(done) or ".") as below:
+                    top = next((one for one in below if _exists(one, part)), None)
+                    mode = 0 if top is None else os.stat(part, dir_fd=top, follow_symlinks=False).st_mode
+                    if stat.S_ISLNK(mode) and links < _MAX_LINKS:
+                        links += 1
+                        pending += reversed(Path(os.readlink(part, dir_fd=top)).parts)
+                    elif stat.S_ISDIR(mode):
+                        done.append(part)
+                    else:
+                        return None
+    with _merged(lowers, "/".join(done) or ".") as below:
+        found = next(iter(below), None)
+        return None if found is None else os.dup(found)
 
 
 def _look(lower: int, directory: str) -> tuple[int | None, bool]:

@@ -2,8 +2,8 @@
 
 An image is written without its parents. What ``core.lifecycle.images.implied`` does to unpacked directories is done
 here to the image: a directory that only follows from the entries in it gets the owner, mode, time and attributes that
-lower layers show for it; a whiteout that hides nothing goes, as overlayfs would list it where it merges nothing; one
-that is named by way of a lower layer's link hides what the link leads to. Everything blocks.
+lower layers show for it; a whiteout that hides nothing goes, as overlayfs would list it where it merges nothing.
+Everything blocks.
 
 Changed directories keep their inodes' places; their entries go to new blocks where they no longer fit.
 """
@@ -126,12 +126,8 @@ class _Settling:
         implied = [path for path, flags in self._notes.items() if flags & IMPLIED]
         hiding = [path for path, flags in self._notes.items() if flags & HIDING]
         if hiding:
-            for path in set(hiding).intersection(implied):
-                self._hide_by_link(path)
             for path in dict.fromkeys((*hiding, *implied)):
                 self._remove_idle_whiteouts(path)
-            for path in sorted(implied, key=len, reverse=True):
-                self._remove_if_idle(path)
         for path in implied:
             if not self._notes[path] & RENEWED:
                 self._copy_attributes(path)
@@ -191,32 +187,16 @@ class _Settling:
         self._changed[path] = directory
         return directory
 
-    def _make(self, path: _Path) -> _Directory | None:
-        """Find a directory, making what is missing on the way as it looks below; None where something else is."""
-        made = []
-        for count in range(1, len(path) + 1):
-            part, above = path[:count], self._find(path[: count - 1])
-            assert above is not None
-            if part[-1] not in above.names:
-                nid = self._space.take_blocks(1) * _SLOTS
-                self._found[part] = _Directory(nid, above.nid, True, 0o755, 0, 0, 0, {})
-                self._change(path[: count - 1]).names[part[-1]] = (nid, layout.DIRECTORY)
-                self._change(part)
-                made.append(part)
-            elif self._find(part) is None:
-                return None
-        for part in reversed(made):
-            self._copy_attributes(part)
-        return self._change(path)
-
     # What is to be done
 
-    def _merged(self, path: _Path, itself: _Directory | None = None) -> _Below:
-        """Find the lower directories that one of the layer is merged with, topmost first, as they are looked at."""
-        is_hidden = (itself is not None and itself.is_opaque) or (path and self._look(path[:-1])[1])
+    def _is_hidden(self, path: _Path) -> bool:
+        return bool(path) and self._look(path[:-1])[1]
+
+    def _merged(self, path: _Path) -> _Below:
+        """Find the directories that overlayfs merges of lower layers, topmost first, as they are looked at."""
 
         def find() -> Iterator[tuple[_Layer, Inode]]:
-            for lower in () if is_hidden else self._lowers:
+            for lower in self._lowers:
                 one, hides = lower.look(path)
                 if one is not None:
                     yield lower, one
@@ -225,22 +205,8 @@ class _Settling:
 
         return Replayed(find())
 
-    def _hide_by_link(self, path: _Path) -> None:
-        found, place = self._find(path), self._follow(path)
-        if found is None or place is None or place == path:
-            return
-        below = self._merged(place)
-        hidden = [name for name, inode in found.names.items() if inode == _WHITEOUT and _is_shown(below, name)]
-        is_opaque = found.is_opaque
-        if (not hidden and not is_opaque) or (target := self._make(place)) is None:
-            return
-        for name in hidden:
-            target.names.setdefault(name, _WHITEOUT)
-        if is_opaque:
-            target.attributes[OPAQUE] = b"y"
-
-    def _follow(self, path: _Path) -> _Path | None:
-        """Return the path without links of a directory of lower layers; None where they have none."""
+    def _follow(self, path: _Path) -> Inode | None:
+        """Return what a path of lower layers leads to by way of their links; None where that is no directory."""
         pending, done, links = list(reversed(path)), list[bytes](), 0
         while pending:
             part = pending.pop()
@@ -260,39 +226,28 @@ class _Settling:
                 done.append(part)
             else:
                 return None
-        return tuple(done)
+        found = next(iter(self._merged(tuple(done))), None)
+        return None if found is None else found[1]
 
     def _remove_idle_whiteouts(self, path: _Path) -> None:
         found = self._find(path)
         if found is None:
             return
-        below = self._merged(path, found)
-        idle = [name for name, inode in found.names.items() if inode == _WHITEOUT and not _is_shown(below, name)]
-        for name in idle:
-            del self._change(path).names[name]
-
-    def _remove_if_idle(self, path: _Path) -> None:
-        """Remove an implied directory that is empty by now, unless it is that of a lower layer."""
-        found = self._find(path)
-        if not path or found is None or found.names:
-            return
-        above, is_renewed = self._find(path[:-1]), bool(self._notes[path] & RENEWED)
-        below = self._merged(path[:-1], above)
-        top = _top(below, path[-1])
-        if not is_renewed and top is not None and top[1][1] == layout.DIRECTORY:
-            return
-        names = self._change(path[:-1]).names
-        del names[path[-1]]
-        if is_renewed and _is_shown(below, path[-1]):
-            names[path[-1]] = _WHITEOUT
-        self._found[path] = None
-        self._changed.pop(path, None)
+        below = self._merged(path)
+        hides_nothing = found.is_opaque or self._is_hidden(path)
+        for name, inode in list(found.names.items()):
+            if inode == _WHITEOUT and (hides_nothing or not _is_shown(below, name)):
+                del self._change(path).names[name]
 
     def _copy_attributes(self, path: _Path) -> None:
-        """Make a directory look as it does below, where it is there."""
-        if self._find(path) is None or (top := next(iter(self._merged(path)), None)) is None:
+        """Make a directory look as it does below, where it is there; in the place of a link, as what that leads to."""
+        if self._find(path) is None or self._is_hidden(path):
             return
-        directory, facts = self._change(path), top[1]
+        top = next(iter(self._merged(path)), None)
+        facts = self._follow(path) if top is None else top[1]
+        if facts is None:
+            return
+        directory = self._change(path)
         directory.mode, directory.uid, directory.gid = facts.mode & 0o7777, facts.uid, facts.gid
         directory.mtime_ns = facts.mtime_ns
         lower = {name: value for name, value in facts.attributes.items() if not name.startswith("trusted.overlay.")}

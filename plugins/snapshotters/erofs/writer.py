@@ -10,6 +10,7 @@ list of these is the file ``SETTLE_FILE``, which is no part of the layer.
 
 import errno
 import os
+from collections.abc import Callable
 
 from crinoid.core.api.archives import (
     BLOCK_DEVICE,
@@ -47,6 +48,7 @@ _FORMAT_PLAIN, _FORMAT_INLINE = layout.format_of(PLAIN), layout.format_of(INLINE
 
 Facts = tuple[int, int, int, int, bytes]
 Entries = list[tuple[bytes, int, int]]
+_MakeDirectory = Callable[[dict[bytes, "Directory | int"], bytes], "Directory"]
 
 
 class Directory:
@@ -226,6 +228,8 @@ class ImageWriter(LayerWriter):
         if present != inode:
             self._put(directory.names, name, inode)
             self._linked.add(inode)
+            if isinstance(present, Directory) and self._find(source_parent) is not found:
+                raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of")
 
     def hide(self, parent: bytes, name: bytes) -> None:
         """Apply a whiteout of ``name``: what lower layers have there is gone, what this one has stays."""
@@ -233,22 +237,24 @@ class ImageWriter(LayerWriter):
         if directory is None:
             return
         present = directory.names.get(name)
-        if present is None:
+        if isinstance(present, Directory) and not _is_idle(present):
+            _renew(present)
+        elif present is None or isinstance(present, Directory):
             self._put(directory.names, name, _WHITEOUT)
             self.inodes += 1
-        elif isinstance(present, Directory):
-            _renew(present)
 
     def hide_below(self, parent: bytes) -> None:
         """Apply an opaque whiteout: of all in the directory ``parent``, only what this layer has is left."""
         if (directory := self._find_hiding(parent)) is not None:
-            _make_opaque(directory)
+            directory.xattrs[OPAQUE] = b"y"
 
     def finish(self) -> None:
         """Write the directories and the superblock."""
         for path in self._hiding:
             if (directory := self._find(path)) is not None:
                 directory.flags |= HIDING
+                if directory.is_opaque:  # overlayfs would list whiteouts there
+                    directory.names = {name: inode for name, inode in directory.names.items() if inode != _WHITEOUT}
         tree = self._place_directories()
         self._small.flush()
         self._large.flush()
@@ -300,7 +306,7 @@ class ImageWriter(LayerWriter):
             return self._last
         directory = self._found.get(path)
         if directory is None:
-            directory = self._walk(path, make=True)
+            directory = self._walk(path, self._make_directory)
             assert directory is not None
             self._found[path] = directory
         self._last_name, self._last = path, directory
@@ -308,9 +314,9 @@ class ImageWriter(LayerWriter):
 
     def _find(self, path: bytes) -> Directory | None:
         """Return the directory of that name, or None where there is none."""
-        return self._found.get(path) or self._walk(path, make=False)
+        return self._found.get(path) or self._walk(path)
 
-    def _walk(self, path: bytes, make: bool) -> Directory | None:
+    def _walk(self, path: bytes, make: "_MakeDirectory | None" = None) -> Directory | None:
         """Walk down from the root by way of symbolic links. A link that leads nowhere is followed, its end made."""
         if len(path) > _LONGEST_PATH:
             raise _too_long()
@@ -331,37 +337,27 @@ class ImageWriter(LayerWriter):
                 target = self._targets[found >> 3]
                 todo += [step for step in reversed(target.split(b"/")) if step not in (b"", b".")]
                 way = [self._root] if target.startswith(b"/") else way
-            elif not make:
+            elif make is None:
                 return None
             elif found in (None, _WHITEOUT):
-                way.append(self._make_directory(names, part))
+                way.append(make(names, part))
             else:
                 raise NotADirectory(f"{show(part)}, a part of its path, is no directory")
         return way[-1]
 
     def _find_hiding(self, path: bytes) -> Directory | None:
-        """Return the directory that is to hold a whiteout; None where there is nothing that it could hide."""
-        if self._is_hidden(path):
-            return None
-        try:
-            directory = self._find_or_make(path)
-        except NotADirectory:
-            return None
+        """Return the directory that a whiteout is in, which is made as that of any other entry; None where there is
+        nothing to hide, since this layer has a file on the way or has hidden all that is there below."""
+        directory = self._found.get(path)
+        if directory is None:
+            try:
+                directory = self._walk(path, self._make_for_whiteout)
+            except NotADirectory:
+                return None
+            assert directory is not None
+            self._found[path] = directory
         self._hiding[path] = None
         return directory
-
-    def _is_hidden(self, path: bytes) -> bool:
-        """Return whether this layer has hidden a lower directory ``path`` already."""
-        directory = self._root
-        parts = parse(path)
-        for count, part in enumerate(parts, 1):
-            if directory.is_opaque:
-                return True
-            child = self._find(b"/".join(parts[:count]))
-            if child is None:
-                return directory.names.get(part) == _WHITEOUT
-            directory = child
-        return directory.is_opaque
 
     def _put(self, names: "dict[bytes, Directory | int]", name: bytes, inode: "Directory | int") -> None:
         if len(name) > _LONGEST_NAME:
@@ -386,6 +382,11 @@ class ImageWriter(LayerWriter):
         self.inodes += 1
         self.used_bytes += BLOCK_BYTES
         return child
+
+    def _make_for_whiteout(self, names: "dict[bytes, Directory | int]", name: bytes) -> Directory:
+        if name in names:
+            raise NotADirectory(f"{show(name)}, a part of its path, is hidden")
+        return self._make_directory(names, name)
 
     def _describe(self, directory: Directory, entry: Entry) -> None:
         opaque = {OPAQUE: b"y"} if directory.is_opaque else {}
@@ -530,12 +531,14 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 def _renew(directory: Directory) -> None:
     directory.flags |= RENEWED
-    _make_opaque(directory)
-
-
-def _make_opaque(directory: Directory) -> None:
     directory.xattrs[OPAQUE] = b"y"
-    directory.names = {name: inode for name, inode in directory.names.items() if inode != _WHITEOUT}
+
+
+def _is_idle(directory: Directory) -> bool:
+    """Return whether there is no reason for a directory of this layer but whiteouts in it."""
+    return bool(directory.flags & IMPLIED) and all(
+        _is_idle(child) if isinstance(child, Directory) else child == _WHITEOUT for child in directory.names.values()
+    )
 
 
 def _too_long() -> OSError:

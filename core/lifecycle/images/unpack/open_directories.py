@@ -16,7 +16,7 @@ from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
 _MOST_DIRECTORIES_OPEN = 4096
 _PATH_MAX = 4096
-MOST_LINKS = 40  # as the kernel
+_MOST_LINKS = 40  # as the kernel
 _ACCESS_LISTS = "system.posix_acl_default"
 
 
@@ -64,14 +64,17 @@ class DirectoryCache:
         self.implied: dict[int, bytes] = {self.root.inode: b"."}
         self.found: dict[int, tuple[bytes, int]] = {self.root.inode: (b".", self.root.mtime_ns)} if has_lower else {}
 
-    def find_or_make(self, name: bytes) -> Directory:
+    def find_or_make(
+        self, name: bytes, make_missing: Callable[[Directory, bytes], bytes | None] | None = None
+    ) -> Directory:
         """Return the directory of that name, made with its parents where missing. Raises Corrupt, OSError."""
         if name == self._last_name:
             return self._last
         directory = self._open.pop(name, None)
         if directory is None:
             parts = parse(name)
-            directory = self._try_open(parts, not self._has_lower) or self._make(parts)
+            directory = self._try_open(parts, follow=not self._has_lower)
+            directory = directory or self._make(parts, make_missing or self._make_missing)
         return self._remember(name, directory)
 
     def find(self, name: bytes) -> Directory | None:
@@ -82,10 +85,6 @@ class DirectoryCache:
         if directory is None or self._has_lower:  # what is remembered is found by way of this layer's links alone
             return directory
         return self._remember(name, directory)
-
-    def find_without_links(self, name: bytes) -> Directory | None:
-        """Return the directory of that name, or None where there is none, or a link is on the way."""
-        return self._try_open(parse(name), follow=False)
 
     def forget(self) -> None:
         """Drop all that is open: a directory or a link to one was replaced, and names may mean something else now."""
@@ -115,7 +114,7 @@ class DirectoryCache:
             self.found.setdefault(directory.inode, (path, directory.mtime_ns))
         return directory
 
-    def _make(self, wanted: list[bytes]) -> Directory:
+    def _make(self, wanted: list[bytes], make_missing: Callable[[Directory, bytes], bytes | None]) -> Directory:
         """Walk down from the root, making what is missing. A link that leads nowhere is followed, and its end made."""
         done: list[bytes] = []
         todo = wanted[::-1]
@@ -129,9 +128,9 @@ class DirectoryCache:
                 continue
             directory = self._try_open([*done, part], follow=False, parent=parent)
             if directory is None:
-                link = self._make_missing(parent, part)
+                link = make_missing(parent, part)
                 if link is not None:
-                    if links == MOST_LINKS:
+                    if links == _MOST_LINKS:
                         raise Corrupt(f"too many symbolic links on the way to {show(b'/'.join(wanted))}")
                     links += 1
                     todo += [step for step in reversed(link.split(b"/")) if step not in (b"", b".")]

@@ -23,7 +23,7 @@ from crinoid.core.api.archives import (
     show,
     split,
 )
-from crinoid.core.lifecycle.images.unpack.open_directories import MOST_LINKS, Directory, DirectoryCache, list_attributes
+from crinoid.core.lifecycle.images.unpack.open_directories import Directory, DirectoryCache, list_attributes
 from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
@@ -60,16 +60,21 @@ class Tree(LayerWriter):
         self._directories = DirectoryCache(root_fd, self._make_missing, has_lower=not overlay)
         self._pending: dict[int, _DirectoryMetadata] = {}
         self._made: dict[int, set[bytes]] = {}
+        self._hidden: dict[int, set[bytes]] = {}
         self._renewed: set[int] = set()
-        self._replaced_links: dict[tuple[int, bytes], bytes] = {}
+        self._over_links: set[int] = set()
         self._hiding: dict[bytes, None] = {}
         self.used_bytes = 0
         self.inodes = 0
 
     @property
     def implied(self) -> list[bytes]:
-        """Paths of directories that were made since entries lie in them, with no entry themselves; "." is the root."""
-        return list(self._directories.implied.values())
+        """Paths of directories that were made since entries lie in them, with no entry themselves; "." is the root.
+
+        Where lower layers are in the tree, only those that took the place of a lower layer's link.
+        """
+        implied = self._directories.implied.items()
+        return [path for inode, path in implied if self._overlay or inode in self._over_links]
 
     @property
     def renewed(self) -> list[bytes]:
@@ -173,40 +178,50 @@ class Tree(LayerWriter):
             if os.path.samestat(present, before):
                 return
             self._replace(directory, name)
-        os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+        try:
+            os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError as error:
+            raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of") from error
 
     def hide(self, parent: bytes, name: bytes) -> None:
         """Apply a whiteout of ``name``: what lower layers have there is gone, what this one has stays."""
-        if not self._overlay:
-            for lower in self._find_lower(parent):
-                with _times_kept(lower.fd):
-                    self._remove_lower(lower, name)
-            return
         directory = self._find_hiding(parent)
         if directory is None:
             return
+        if not self._overlay:
+            with _times_kept(directory.fd):
+                self._remove_lower(directory, name)
+            return
         present = _status(directory, name)
+        if present is not None and stat.S_ISDIR(present.st_mode):
+            child = Directory(open_directory_in_root(directory.fd, name))
+            if not self._is_idle(child):
+                self._set_opaque(child)
+                return
+            self._replace(directory, name)
+            present = None
         if present is None:
             os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=directory.fd)
             self.inodes += 1
-        elif stat.S_ISDIR(present.st_mode):
-            self._set_opaque(directory, name)
 
     def hide_below(self, parent: bytes) -> None:
         """Apply an opaque whiteout: of all in the directory ``parent``, only what this layer has is left."""
-        if self._overlay:
-            if (hiding := self._find_hiding(parent)) is not None:
-                self._make_opaque(hiding)
+        directory = self._find_hiding(parent)
+        if directory is None:
             return
-        for lower in self._find_lower(parent):
-            with _times_kept(lower.fd):
-                empty(lower.fd, self._made)
-                self._renew_below(lower.fd)
-            self._directories.forget()
+        if self._overlay:
+            os.setxattr(directory.fd, _OPAQUE, b"y")
+            return
+        with _times_kept(directory.fd):
+            empty(directory.fd, self._made)
+            self._renew_below(directory.fd)
+        self._directories.forget()
 
     def finish(self) -> None:
         """Give the directories their modes, attributes and times."""
         self._directories.forget()
+        for path in self._hiding:
+            self._remove_idle_whiteouts(path)
         for inode, metadata in self._pending.items():
             try:
                 fd = open_directory_in_root(self._root_fd, metadata.path)
@@ -223,22 +238,33 @@ class Tree(LayerWriter):
             finally:
                 os.close(fd)
         self._restore_times()
+        # What was replaced later is implied no more, even where there is a directory of that name again.
+        implied = self._directories.implied
+        self._directories.implied = {inode: path for inode, path in implied.items() if self._is_at(inode, path)}
 
     def _restore_times(self) -> None:
         """Give lower directories of which this layer says nothing the time that they had."""
         for inode, (path, mtime_ns) in self._directories.found.items():
             if inode in self._pending or (inode in self._directories.implied and path != b"."):
                 continue
-            try:
-                directory = Directory(open_directory_in_root(self._root_fd, path, follow=False))
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # replaced by a later entry
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-                    continue
-                raise
-            if directory.inode == inode:
+            directory = self._open_again(path)
+            if directory is not None and directory.inode == inode:
                 os.utime(directory.fd, ns=(mtime_ns, mtime_ns))
+
+    def _is_at(self, inode: int, path: bytes) -> bool:
+        directory = self._open_again(path)
+        return directory is not None and directory.inode == inode
+
+    def _open_again(self, path: bytes) -> Directory | None:
+        """Open a directory by its path without links, unless a later entry has replaced it."""
+        try:
+            return Directory(open_directory_in_root(self._root_fd, path, follow=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                return None
+            raise
 
     def _make(self, directory: Directory, name: bytes, make: Callable[[], None]) -> None:
         try:
@@ -260,6 +286,7 @@ class Tree(LayerWriter):
 
     def _make_directory(self, directory: Directory, name: bytes, mode: int) -> bool:
         """Make a directory unless there is one; return whether it was made."""
+        replaces = False
         try:
             os.mkdir(name, mode & 0o777, dir_fd=directory.fd)
         except FileExistsError:
@@ -268,8 +295,15 @@ class Tree(LayerWriter):
                 return False
             self._replace(directory, name)
             os.mkdir(name, mode & 0o777, dir_fd=directory.fd)
-            if self._overlay:  # what it replaces had hidden the lower directory of that name
-                self._set_opaque(directory, name)
+            replaces = self._overlay  # what it replaces had hidden the lower directory of that name
+        # The inode may have been that of a directory that was removed.
+        inode = os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_ino
+        self._hidden.pop(inode, None)
+        self._pending.pop(inode, None)
+        self._over_links.discard(inode)
+        self._directories.found.pop(inode, None)
+        if replaces:
+            self._set_opaque(Directory(open_directory_in_root(directory.fd, name)))
         self.inodes += 1
         self.used_bytes += _BLOCK_BYTES
         return True
@@ -282,24 +316,36 @@ class Tree(LayerWriter):
         self._pending[directory.inode] = _DirectoryMetadata(path, entry)
 
     def _make_missing(self, directory: Directory, name: bytes) -> bytes | None:
-        """Make a directory that entries take for granted, or return where the link in its place points."""
+        """Make a directory that entries take for granted, or return where the link in its place points.
+
+        Only links of this layer count: as overlayfs shows it, a directory that an upper layer has hides the link or the
+        file of a lower one.
+        """
         present = _status(directory, name)
+        is_over_link = directory.inode in self._over_links
         if present is not None:
             is_ours = self._overlay or name in self._made.get(directory.inode, ())
-            if stat.S_ISLNK(present.st_mode):
-                link = os.readlink(name, dir_fd=directory.fd)
-                if is_ours:
-                    return link
-                # As overlayfs shows it: a directory that an upper layer has hides the link of a lower one.
-                self._replaced_links[directory.inode, name] = link
-            elif is_ours and not self._is_whiteout(present):
+            if is_ours and stat.S_ISLNK(present.st_mode):
+                return os.readlink(name, dir_fd=directory.fd)
+            if is_ours and not self._is_whiteout(present):
                 raise NotADirectory(f"{show(name)}, a part of its path, is no directory")
+            is_over_link = is_over_link or stat.S_ISLNK(present.st_mode)
         self._make_directory(directory, name, _IMPLIED_MODE)
         if directory.inherits:
             os.chown(name, 0, 0, dir_fd=directory.fd, follow_symlinks=False)
             os.chmod(name, _IMPLIED_MODE, dir_fd=directory.fd)
+        if is_over_link:
+            self._over_links.add(os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_ino)
         self._note(directory, name)
         return None
+
+    def _make_for_whiteout(self, directory: Directory, name: bytes) -> bytes | None:
+        """As ``_make_missing``, but what this layer has hidden, with all below, is not made for a whiteout in it."""
+        present = _status(directory, name)
+        is_hidden = name in self._hidden.get(directory.inode, ()) if present is None else self._is_whiteout(present)
+        if is_hidden:
+            raise NotADirectory(f"{show(name)}, a part of its path, is hidden")
+        return self._make_missing(directory, name)
 
     def _replace(self, directory: Directory, name: bytes) -> None:
         """Remove what stands in the way of an entry."""
@@ -311,60 +357,78 @@ class Tree(LayerWriter):
         if stat.S_ISDIR(present.st_mode) or stat.S_ISLNK(present.st_mode):
             self._directories.forget()
 
-    def _find_lower(self, path: bytes) -> Iterator[Directory]:
-        """Find what whiteouts in ``path`` are about: the directory of that name, and what a link of lower layers leads
-        to, also one that a directory of this layer has replaced.
+    def _find_hiding(self, path: bytes) -> Directory | None:
+        """Return the directory that a whiteout is in, which is made as that of any other entry; None where there is
+        nothing to hide, since this layer has a file on the way or has hidden all that is there below.
 
-        Links of this layer count up to where lower ones begin: what lies there, this layer says nothing of.
+        Which whiteouts hide something is known once lower layers are there: see ``core.lifecycle.images.implied``.
         """
-        directory = self._directories.find_without_links(path)
-        if directory is not None:
-            yield directory
-            if not self._replaced_links:
-                return
-        todo, done, owners = parse(path)[::-1], list[bytes](), list[bool]()
-        while todo:
-            part = todo.pop()
-            if part == b"..":
-                done = done[:-1]
-                continue
-            above = self._directories.find_without_links(b"/".join(done))
-            if above is None:
-                return
-            link, is_ours = self._link_at(above, part)
-            if link is None:
-                done = [*done, part]
-                continue
-            if len(owners) == MOST_LINKS or (is_ours and False in owners):
-                return
-            owners.append(is_ours)
-            todo += [step for step in reversed(link.split(b"/")) if step not in (b"", b".")]
-            done = [] if link.startswith(b"/") else done
-        if owners and (directory := self._directories.find_without_links(b"/".join(done))) is not None:
-            yield directory
+        try:
+            directory = self._directories.find_or_make(path, self._make_for_whiteout)
+        except NotADirectory:
+            return None
+        if self._overlay:
+            self._hiding[path or b"."] = None
+        else:
+            self._note_way(directory)
+        return directory
 
-    def _link_at(self, directory: Directory, name: bytes) -> tuple[bytes | None, bool]:
-        """Return what a link says, as it is or was in lower layers, and whether it is this layer's."""
-        present = _status(directory, name)
-        if present is not None and stat.S_ISLNK(present.st_mode):
-            is_ours = name in self._made.get(directory.inode, ())
-            return os.readlink(name, dir_fd=directory.fd), is_ours
-        return self._replaced_links.get((directory.inode, name)), False
+    def _note_way(self, directory: Directory) -> None:
+        """Note that this layer has a directory, with those that lead to it, which may have been there."""
+        known = self._directories
+        path, _ = known.found.get(directory.inode) or (known.implied[directory.inode], 0)
+        above = known.root
+        for part in parse(path):
+            self._note(above, part)
+            above = Directory(open_directory_in_root(above.fd, part))
+
+    def _remove_idle_whiteouts(self, path: bytes) -> None:
+        """Remove whiteouts in an opaque directory: overlayfs would list them, as it merges nothing there."""
+        try:
+            directory = self._directories.find(path)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                return  # a later entry is a link to itself
+            raise
+        if directory is None or _OPAQUE not in list_attributes(directory.fd):
+            return
+        for name in list_names(directory.fd):
+            present = _status(directory, name)
+            if present is not None and self._is_whiteout(present):
+                os.unlink(name, dir_fd=directory.fd)
+
+    def _is_idle(self, directory: Directory) -> bool:
+        """Return whether there is no reason for a directory of this layer but whiteouts in it."""
+        if directory.inode in self._pending:
+            return False
+        for name in list_names(directory.fd):
+            mode = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            if not self._is_whiteout(mode) and not (
+                stat.S_ISDIR(mode.st_mode) and self._is_idle(Directory(open_directory_in_root(directory.fd, name)))
+            ):
+                return False
+        return True
 
     def _remove_lower(self, directory: Directory, name: bytes) -> None:
         """Remove what lower layers have of that name; a directory that this layer needs in its place is a new one."""
-        is_ours = name in self._made.get(directory.inode, ())
-        if is_ours or not remove(directory.fd, name, self._made):
+        self._hidden.setdefault(directory.inode, set()).add(name)
+        made = self._made.setdefault(directory.inode, set())
+        if name in made or not remove(directory.fd, name, self._made):
             present = _status(directory, name)
             if present is not None and stat.S_ISDIR(present.st_mode):
                 kept = Directory(open_directory_in_root(directory.fd, name))
                 empty(kept.fd, self._made)
-                self._renew(kept)
+                if self._is_idle(kept):
+                    remove(directory.fd, name)
+                    made.discard(name)
+                else:
+                    self._renew(kept)
         self._directories.forget()
 
     def _renew(self, directory: Directory) -> None:
         """Give a lower directory the looks of an implied one, and all below, unless this layer says how they look."""
         self._directories.found.pop(directory.inode, None)
+        self._over_links.discard(directory.inode)
         if directory.inode not in self._pending:
             _drop_attributes(directory.fd)
             os.fchown(directory.fd, 0, 0)
@@ -377,53 +441,12 @@ class Tree(LayerWriter):
             if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 self._renew(Directory(open_directory_in_root(fd, name)))
 
-    def _find_hiding(self, path: bytes) -> Directory | None:
-        """Return the directory that is to hold a whiteout; None where there is nothing that it could hide.
-
-        That is so where this layer has a file on the way, or has hidden all that is there below. Whether lower layers
-        have such a directory is known once they are there: see ``core.lifecycle.images.implied``.
-        """
-        if self._is_hidden(path):
-            return None
-        try:
-            directory = self._directories.find_or_make(path)
-        except NotADirectory:
-            return None
-        self._hiding[path or b"."] = None
-        return directory
-
-    def _is_hidden(self, path: bytes) -> bool:
-        """Return whether this layer has hidden a lower directory ``path`` already, so that nothing below it needs
-        hiding.
-
-        overlayfs would show whiteouts there, as it looks for them only in directories that it merges.
-        """
-        directory = self._directories.root
-        parts = parse(path)
-        for count, part in enumerate(parts, 1):
-            if _OPAQUE in list_attributes(directory.fd):
-                return True
-            child = self._directories.find(b"/".join(parts[:count]))
-            if child is None:
-                present = _status(directory, part)
-                return present is not None and self._is_whiteout(present)
-            directory = child
-        return _OPAQUE in list_attributes(directory.fd)
-
     def _is_whiteout(self, status: os.stat_result) -> bool:
         return self._overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
-    def _make_opaque(self, directory: Directory) -> None:
+    def _set_opaque(self, directory: Directory) -> None:
+        self._renewed.add(directory.inode)
         os.setxattr(directory.fd, _OPAQUE, b"y")
-        for name in list_names(directory.fd):
-            present = _status(directory, name)
-            if present is not None and self._is_whiteout(present):
-                os.unlink(name, dir_fd=directory.fd)
-
-    def _set_opaque(self, directory: Directory, name: bytes) -> None:
-        hidden = Directory(open_directory_in_root(directory.fd, name))
-        self._renewed.add(hidden.inode)
-        self._make_opaque(hidden)
 
     def _count(self, directory: Directory, name: bytes) -> None:
         self.inodes += 1
