@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -358,8 +358,8 @@ LATER: Mapping[type[_Body], tuple[str, ...]] = {
     _Container: ("start_error", "adjustments"),
     _Image: ("decisions", "platform"),
 }
-"""Fields that came after their version of the body: at their default they aren't written, so that a program from before
-them reads the body, too."""
+"""Fields that came after their version of the body, the outermost or one inside of it: at their default they aren't
+written, so that a program from before them reads the body, too."""
 
 LEFT_OUT: Mapping[type[Any], frozenset[str]] = {}
 """Fields of values that are not kept, by the value's class. They come back as their defaults."""
@@ -388,14 +388,43 @@ def dump(record: object) -> str:
         return json.dumps(body.model_dump(mode="json", exclude=without))
 
 
-def _unset(body: _Body) -> set[str] | None:
-    fields = type(body).model_fields
-    return {name for name in LATER.get(type(body), ()) if getattr(body, name) == fields[name].default} or None
+@functools.cache
+def _has_later(kind: type[_Body]) -> bool:
+    """Return whether a body, or one in it, has fields that came later."""
+    return kind in LATER or any(
+        map(_has_later, _bodies_in(tuple(one.annotation for one in kind.model_fields.values())))
+    )
+
+
+def _bodies_in(annotations: tuple[Any, ...]) -> set[type[_Body]]:
+    """The bodies that types are made of, such as ``tuple[_Port, ...]``; ``Any``: types of every form."""
+    found = {one for one in annotations if isinstance(one, type) and issubclass(one, _Body)}
+    return found.union(*(_bodies_in(get_args(one)) for one in annotations if get_args(one)))
+
+
+def _unset(body: _Body) -> dict[str, Any] | None:
+    """What pydantic is to leave out (its ``exclude``): LATER's fields that are at their default, at any depth."""
+    kind, fields = type(body), type(body).model_fields
+    if not _has_later(kind):  # as most: nothing of them is looked at
+        return None
+    later = LATER.get(kind, ())
+    unset: dict[str, Any] = {name: True for name in later if getattr(body, name) == fields[name].default}
+    for name in fields.keys() - unset.keys():
+        value = getattr(body, name)
+        if isinstance(value, _Body) and (below := _unset(value)):
+            unset[name] = below
+        elif isinstance(value, tuple):
+            items = {
+                index: below for index, one in enumerate(value) if isinstance(one, _Body) and (below := _unset(one))
+            }
+            unset |= {name: items} if items else {}
+    return unset or None
 
 
 def dump_value(value: object) -> Json:
     """The same as a JSON object, to be part of a ledger row."""
-    return _BODIES[type(value)].model_validate(value).model_dump(mode="json")
+    body = _BODIES[type(value)].model_validate(value)
+    return body.model_dump(mode="json", exclude=_unset(body))
 
 
 def parse_value(cls: type[ValueT], data: object) -> ValueT:

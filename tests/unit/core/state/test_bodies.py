@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,19 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something() -> No
     plain = dataclasses.replace(record, start_error="")
     assert "start_error" not in bodies.dump(plain)
     assert bodies.parse(row["table"], row["id"], bodies.dump(plain)) == plain
+
+
+def test_a_field_that_came_later_to_an_inner_body_is_left_out_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field of PodConfig is in the records of pods, and in the ledger's rows of pods that a runtime has begun."""
+    monkeypatch.setattr(bodies, "LATER", {bodies._PodConfig: ("hostname",), bodies._Port: ("host_ip",)})
+    monkeypatch.setattr(bodies, "_has_later", functools.cache(bodies._has_later.__wrapped__))
+    record: Any = bodies.parse("pods", POD["id"], POD["body"])
+    port = dataclasses.replace(record.config.port_mappings[0], host_ip="")
+    config = dataclasses.replace(record.config, hostname="", port_mappings=(*record.config.port_mappings, port))
+    plain = dataclasses.replace(record, config=config)
+    sandbox = PodSandbox(record.id, config, {}, "/x")
+    for written in (json.loads(bodies.dump(plain)), bodies.dump_value(sandbox)):
+        assert "hostname" not in written["config"]
+        assert ["host_ip" in one for one in written["config"]["port_mappings"]] == [True, False]
+    assert json.loads(bodies.dump(record))["config"]["hostname"] == record.config.hostname
+    assert bodies.parse("pods", POD["id"], bodies.dump(plain)) == plain
