@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crinoid.core.api.errors import Unsupported
 from crinoid.core.api.linux.process import Finished, run
+from crinoid.plugins.runtimes.binaries.bundle import Bundle
 from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, runtime_message
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.sealing import SealedPrograms
@@ -50,6 +51,12 @@ class Binary:
     def global_options(self, log: Path) -> tuple[str, ...]:
         """Return the options that go before the command."""
         return (f"--root={self.root}", self.log_option.format(log), "--log-format=json")
+
+    def create_command(self, bundle: Bundle, container_id: str) -> tuple[str, ...]:
+        """Return the OCI command line by which a monitor has a container made. Raises Unsupported as ``program``."""
+        options = self.global_options(bundle.runtime_log)
+        place = ("--bundle", str(bundle.directory), "--pid-file", str(bundle.pid_file))
+        return (str(self.program), *options, "create", *place, container_id)
 
     async def run(self, arguments: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> Finished:
         """Run a command of the binary. Raises CommandFailed or InvalidArgument in the binary's own words."""

@@ -73,13 +73,9 @@ class ConmonMonitor(Monitor):
         return said.removeprefix("conmon version ").split("\n")[0].strip()
 
     def preview(self, bundle: Bundle, request: ContainerRequest) -> tuple[str, ...]:
-        """See the base. conmon runs the binary with what it gets as options of the runtime."""
+        """See the base. conmon makes the binary's command line of what it gets as options of the runtime."""
         files = ConmonFiles(bundle.directory)
-        command = conmon.create_command(self._options.monitor, self._binary, files, request)
-        runs = [str(self._binary.program), *self._binary.global_options(files.runtime_log)]
-        runs += ["create", "--bundle", str(bundle.directory), "--pid-file", str(files.pid_file)]
-        runs += [request.handle.container_id]
-        return (shlex.join(command), f"which runs: {shlex.join(runs)}")
+        return (shlex.join(conmon.create_command(self._options.monitor, self._binary, files, request)),)
 
     async def create(self, bundle: Bundle, request: ContainerRequest, checkpoint: Path | None = None) -> Processes:
         """See the base.

@@ -5,12 +5,11 @@ The story of one container: ``create`` runs the runtime's binary under a new mon
 what lies in the bundle; ``end`` waits for the monitor's own end. ``find`` and ``stop_creating`` are for a daemon that
 was killed in the middle of ``create``.
 
-What a monitor does itself: it runs ``Binary.program`` with ``Binary.global_options(bundle.runtime_log)`` and the OCI
-command line's ``create --bundle DIRECTORY --pid-file bundle.pid_file ID``, in ``request.monitor_cgroup``, as a process
-that outlives the daemon; it is the child subreaper (prctl(2)) of the container's first process, writes its output to
-``request.log_path`` in the CRI's form (``TIME STREAM F|P TEXT``), and leaves the exit code in a file of its own in the
-bundle. It is found again, after a restart too, by process id and start time (``processes.pidfds``). What it can't do,
-such as exec, raises Unsupported.
+What a monitor does itself: it runs ``Binary.create_command`` in ``request.monitor_cgroup`` (``spawn_in_cgroup`` of
+``crinoid.core.api.linux.process``), as a process that outlives the daemon, so it forks and leads a session; it is the
+child subreaper (prctl(2)) of the container's first process, writes its output to ``request.log_path`` in the CRI's form
+(``TIME STREAM F|P TEXT``), and leaves the exit code in a file of its own in the bundle. It is found again, after a
+restart too, by process id and start time (``processes.pidfds``). What it can't do, such as exec, raises Unsupported.
 """
 
 import abc
@@ -56,7 +55,7 @@ class Monitor(abc.ABC):
         """Its program. Raises Unsupported when there is none, saying what to install."""
 
     def preview(self, bundle: Bundle, request: ContainerRequest) -> tuple[str, ...]:
-        """Return the commands that ``create`` would run, for people; run none. Blocks."""
+        """Return the commands that start the monitor, for people; run none. What it runs then is added. Blocks."""
         return ()
 
     @abc.abstractmethod

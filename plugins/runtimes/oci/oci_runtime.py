@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,8 +123,14 @@ class OciRuntime(CheckpointHooks):
 
     @hookimpl
     async def preview(self, request: ContainerRequest) -> tuple[str, ...]:
-        """See the hook."""
-        return await asyncio.to_thread(self._monitor.preview, Bundle(request.handle.bundle), request)
+        """See the hook: the monitor's command, and the binary's, which that runs."""
+        bundle = Bundle(request.handle.bundle)
+
+        def lines() -> tuple[str, ...]:
+            runs = shlex.join(self._binary.create_command(bundle, request.handle.container_id))
+            return (*self._monitor.preview(bundle, request), f"which runs: {runs}")
+
+        return await asyncio.to_thread(lines)
 
     @hookimpl
     async def start(self, handle: ContainerHandle) -> None:

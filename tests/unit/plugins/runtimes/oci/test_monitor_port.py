@@ -1,6 +1,7 @@
 """The OCI part asks another monitor than conmon the same, and says nothing to it that only conmon understands."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,3 +57,12 @@ async def test_another_monitor_restores_from_images(tmp_path: Path, monkeypatch:
     process = await runtime.restore(RestoreRequest(container=container, images=images, timeout_s=60, former_cgroup=""))
     assert monitor.asked == [(Bundle(container.handle.bundle), container, images)]
     assert process.pid == 0
+
+
+@pytest.mark.skipif(not shutil.which("runc"), reason="wants runc")
+async def test_a_preview_tells_what_the_binary_does_for_a_monitor_that_tells_nothing(tmp_path: Path) -> None:
+    runtime = OtherRuntime(OciOptions(shortcuts=False), Host("slot", tmp_path, tmp_path, logging.getLogger("slot")))
+    bundle = tmp_path / "bundle"
+    (line,) = await runtime.preview(ContainerRequest(handle=ContainerHandle(ID, "p1", bundle, f"/pods/{ID}"), spec={}))
+    assert "/runc --root=" in line
+    assert line.endswith(f" create --bundle {bundle} --pid-file {bundle}/pid {ID}")
