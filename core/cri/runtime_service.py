@@ -7,6 +7,7 @@ An RPC without one here answers UNIMPLEMENTED.
 import json
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Protocol
 
 from crinoid.core.cri.calls import RELAYED_UNTIL_S, once_delivered
 from crinoid.core.cri.decode.checks import check_least, check_path, require_field, require_text
@@ -312,29 +313,18 @@ class RuntimeService:
         return encode_container_status(record, self._images.get(record.image_id))
 
 
-_PodRequest = (
-    api_pb2.StopPodSandboxRequest
-    | api_pb2.RemovePodSandboxRequest
-    | api_pb2.PodSandboxStatusRequest
-    | api_pb2.PodSandboxStatsRequest
-    | api_pb2.UpdatePodSandboxResourcesRequest
-    | api_pb2.CreateContainerRequest
-    | api_pb2.PortForwardRequest
-    | api_pb2.CheckpointPodRequest
-)
-_ContainerRequest = (
-    api_pb2.StartContainerRequest
-    | api_pb2.StopContainerRequest
-    | api_pb2.RemoveContainerRequest
-    | api_pb2.ContainerStatusRequest
-    | api_pb2.ContainerStatsRequest
-    | api_pb2.UpdateContainerResourcesRequest
-    | api_pb2.ReopenContainerLogRequest
-    | api_pb2.ExecSyncRequest
-    | api_pb2.ExecRequest
-    | api_pb2.AttachRequest
-    | api_pb2.CheckpointContainerRequest
-)
+class _PodRequest(Protocol):
+    """Any request that is about one pod."""
+
+    @property
+    def pod_sandbox_id(self) -> str: ...
+
+
+class _ContainerRequest(Protocol):
+    """Any request that is about one container."""
+
+    @property
+    def container_id(self) -> str: ...
 
 
 def _info(known: Mapping[str, object], config: Mapping[str, object]) -> dict[str, str]:
