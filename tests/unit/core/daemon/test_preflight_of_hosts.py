@@ -72,10 +72,13 @@ def test_directories_that_could_not_be_taken(
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "config.toml"] == before
 
 
-def test_two_servers_at_one_port(check: Callable[..., str]) -> None:
+def test_two_servers_at_one_port(check: Callable[..., str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    text = f"[metrics]\nlisten = '127.0.0.1:{port}'\n[streaming]\nport = {port}\n"
+    # A daemon at the default socket, such as this machine's own, would have its ports in use by right.
+    text = (
+        f"[server]\nsocket = '{tmp_path}/s.sock'\n[metrics]\nlisten = '127.0.0.1:{port}'\n[streaming]\nport = {port}\n"
+    )
     assert f"metrics.listen: 127.0.0.1 port {port} can't be had: Address already in use" in check(text)
 
 
