@@ -113,7 +113,6 @@ class Forks:
         """Return the process id; None where it has to be a start of its own."""
         prefix, command = parts
         environment = dict(os.environ if wanted["env"] is None else wanted["env"])
-        surroundings = _surroundings(environment)
         request = {
             "prefix": prefix,
             "command": command,
@@ -123,9 +122,9 @@ class Forks:
         }
         with self._lock:
             if self._channel is None:
-                self._start(surroundings)
+                self._start()
             assert self._channel is not None
-            if surroundings != self._surroundings:
+            if _surroundings(environment) != self._surroundings:
                 return None
             sys.stdout.flush()
             socket.send_fds(self._channel, [json.dumps(request).encode()], list(descriptors))
@@ -133,13 +132,14 @@ class Forks:
         assert answer, "the fork server has ended"
         return int(answer)
 
-    def _start(self, surroundings: object) -> None:
+    def _start(self) -> None:
+        """Start the server in this process's environment, whatever the first request wants."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         command = [sys.executable, forkserver.__file__, str(theirs.fileno()), "-" * forkserver.PADDING]
         self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
-        self._channel, self._surroundings = ours, surroundings
+        self._channel, self._surroundings = ours, _surroundings(os.environ)
         atexit.register(self.close)
 
     def close(self) -> None:

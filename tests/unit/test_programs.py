@@ -127,3 +127,12 @@ def test_what_can_not_be_had_by_a_fork_is_executed(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert is_forked()
+
+
+@pytest.mark.usefixtures("own_server")
+def test_the_first_that_is_asked_for_says_nothing_of_the_server(tmp_path: Path) -> None:
+    """The server has this process's environment, and not the first request's."""
+    other = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert not is_forked(env=other)
+    assert is_forked()
+    assert not is_forked(env=other)
