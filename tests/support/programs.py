@@ -122,6 +122,8 @@ class Forks:
         }
         with self._lock:
             if self._channel is None:
+                if _namespaces() != _NAMESPACES:  # the first to ask may be in a network of its own, and nobody after it
+                    return None
                 self._start()
             assert self._channel is not None
             if _surroundings(environment) != self._surroundings:
@@ -151,6 +153,11 @@ class Forks:
             self._channel = None
 
 
+def _namespaces() -> list[str]:
+    return [os.readlink(path) for path in sorted(Path("/proc/thread-self/ns").iterdir())]
+
+
+_NAMESPACES = _namespaces()
 _forks = Forks()
 
 
@@ -184,8 +191,7 @@ def _parts(command: Sequence[str]) -> tuple[Prefix, list[str]] | None:
 def _surroundings(environment: Mapping[str, str]) -> object:
     """All that a child inherits but its environment, of which there is what the interpreter reads."""
     thread = Path("/proc/thread-self")
-    namespaces = [os.readlink(path) for path in sorted((thread / "ns").iterdir())]
     status = [line for line in (thread / "status").read_text().splitlines() if line.startswith(_STATUS)]
     files = [(thread / name).read_text() for name in ("cgroup", "limits", "oom_score_adj")]
     variables = sorted((name, value) for name, value in environment.items() if name.startswith(_OF_THE_INTERPRETER))
-    return namespaces, status, files, variables, os.readlink(thread / "root"), os.nice(0)
+    return _namespaces(), status, files, variables, os.readlink(thread / "root"), os.nice(0)

@@ -13,11 +13,20 @@ from typing import Any
 
 import pytest
 
-from support import programs
+from support import network_namespace, programs
 from support.patience import patient
 
 START: dict[str, Any] = {"executed": subprocess.Popen, "forked": programs.Popen}
 VERSION = [sys.executable, "-m", "crinoid", "--version"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_server() -> Iterator[None]:
+    """Since this process's limits may have been changed after the other began: nothing would be forked here then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "_forks", forks := programs.Forks())
+        yield
+        forks.close()
 
 
 @pytest.fixture
@@ -57,6 +66,7 @@ def test_the_kernel_sees_no_difference(silent: socket.socket, tmp_path: Path, ne
         out = (tmp_path / "out").open("ab")
         given = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
         with out, start(command, cwd=tmp_path, start_new_session=new_session, **given) as process:
+            assert getattr(process, "is_forked", False) == (start is programs.Popen)
             found.append(facts(process, silent))
             process.terminate()
             found[-1]["end"] = process.wait(patient(60))
@@ -68,6 +78,7 @@ def test_a_fork_has_no_descriptor_but_its_own(silent: socket.socket) -> None:
     command = [sys.executable, "-m", "crinoid", "ctl", "-r", f"unix://{silent.getsockname()}", "version"]
     own = {path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
     with programs.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.is_forked
         with silent.accept()[0]:
             links = {int(path.name): path.readlink() for path in Path(f"/proc/{process.pid}/fd").iterdir()}
         process.kill()
@@ -83,11 +94,13 @@ def test_a_fork_has_no_descriptor_but_its_own(silent: socket.socket) -> None:
 def test_what_it_says_is_the_same(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "crinoid", *arguments]
     given: dict[str, Any] = {"capture_output": True, "text": True, "env": {**os.environ, "COLUMNS": "90"}}
+    assert is_forked(command=VERSION, env=given["env"])
     executed, forked = subprocess.run(command, **given, check=False), programs.run(command, **given)
     assert (forked.returncode, forked.stdout, forked.stderr) == (executed.returncode, executed.stdout, executed.stderr)
 
 
 def test_what_is_written_comes_out_of_pipes_and_goes_in(tmp_path: Path) -> None:
+    assert is_forked()
     (tmp_path / "c.toml").write_text(f"root = '{tmp_path / 'root'}'\nrun = '{tmp_path / 'run'}'\n")
     command = [sys.executable, "-m", "crinoid", "state", "import", "-c", str(tmp_path / "c.toml")]
     given: dict[str, Any] = {"capture_output": True, "text": True, "input": "nonsense\n"}
@@ -103,16 +116,18 @@ def is_forked(**given: Any) -> bool:
         return process.is_forked
 
 
-@pytest.fixture
-def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Since this process's limits may have been changed after the other began."""
-    forks = programs.Forks()
-    monkeypatch.setattr(programs, "_forks", forks)
-    yield
-    forks.close()
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_the_first_to_ask_may_be_in_a_network_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forked for it would be in its network, and nothing could be forked for whoever is not."""
+    monkeypatch.setattr(programs, "_forks", forks := programs.Forks())
+    try:
+        with network_namespace.held() as network:
+            assert not network.call(is_forked)
+        assert is_forked()
+    finally:
+        forks.close()
 
 
-@pytest.mark.usefixtures("own_server")
 def test_what_can_not_be_had_by_a_fork_is_executed(tmp_path: Path) -> None:
     assert is_forked()
     assert not is_forked(command=["env", *VERSION])
