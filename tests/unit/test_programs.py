@@ -144,10 +144,15 @@ def test_what_can_not_be_had_by_a_fork_is_executed(tmp_path: Path) -> None:
     assert is_forked()
 
 
-@pytest.mark.usefixtures("own_server")
-def test_the_first_that_is_asked_for_says_nothing_of_the_server(tmp_path: Path) -> None:
+def test_the_first_that_is_asked_for_says_nothing_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server has this process's environment, and not the first request's."""
+    monkeypatch.setattr(programs, "_forks", forks := programs.Forks())
     other = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    assert not is_forked(env=other)
-    assert is_forked()
-    assert not is_forked(env=other)
+    try:
+        assert not is_forked(env=other)
+        assert is_forked()
+        assert not is_forked(env=other)
+    finally:
+        forks.close()
