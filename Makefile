@@ -64,7 +64,7 @@ test-systemd-here: setup
 	CLUSTER_BINARIES=$(CLUSTER_BINARIES) $(BIN)/python tests/vm/namespaces.py -- $(BIN)/pytest tests/with_systemd
 
 test-isolated: setup
-	$(BIN)/pytest $(PARALLEL) --isolated tests/contract --ignore tests/contract/test_seeded_bugs.py
+	$(BIN)/pytest $(PARALLEL) --isolated tests/contract
 
 test-vm-short: setup
 	$(BIN)/python tests/vm/suite.py --results build/test-vm-short.jsonl @tests/vm/short.txt

@@ -71,6 +71,9 @@ class WithPlugins(NriContract):
     """Plugins in threads, which hang up at the end of each test."""
 
     handlers: dict[str, Callable[[Any], Any]] = {}  # noqa: RUF012  # replaced, never changed
+    unwilling: dict[str, Callable[[Any], Any]] = {}  # noqa: RUF012  # the same
+    """What they do where the test is about an unwilling driver: plugins are in the test's process, drivers may be in
+    another."""
 
     @pytest.fixture(autouse=True)
     def plugins(self) -> Iterator[list[NriPlugin]]:
@@ -86,6 +89,14 @@ class WithPlugins(NriContract):
             plugin = NriPlugin(name, index, self.handlers if name == "wants" else {})
             self._plugins.append(plugin)
             await asyncio.to_thread(plugin.connect, host.run_dir / "nri.sock")
+
+    async def test_one_that_is_unwilling(self, host: Host, kernel: FakeKernel) -> None:
+        self.handlers = self.unwilling
+        await super().test_one_that_is_unwilling(host, kernel)
+
+
+_BEGINS = ("RunPodSandbox", "UpdatePodSandbox", "CreateContainer", "StartContainer", "UpdateContainer")
+_ENDS = ("StopPodSandbox", "RemovePodSandbox", "StopContainer", "RemoveContainer")
 
 
 def adjust(request: Any) -> Any:
@@ -106,26 +117,27 @@ def refuse(_request: Any) -> None:
 
 class TestNriWithPluginsThatWantMuch(WithPlugins):
     handlers = {"CreateContainer": adjust, "UpdateContainer": update}  # noqa: RUF012
+    unwilling = dict.fromkeys((*_BEGINS, *_ENDS), refuse)
 
     def make_driver(self, host: Host) -> object:
         return make_nri(host)
 
     def make_unwilling_driver(self, host: Host) -> object:
-        ends = ("StopPodSandbox", "RemovePodSandbox", "StopContainer", "RemoveContainer")
-        begins = ("RunPodSandbox", "UpdatePodSandbox", "CreateContainer", "StartContainer", "UpdateContainer")
-        self.handlers = dict.fromkeys((*begins, *ends), refuse)
         return make_nri(host)
 
 
 class TestNriWithPluginsThatFail(WithPlugins):
     """One hangs up in the middle of its first call; where the site says so, what it was asked about fails with that."""
 
-    def make_driver(self, host: Host) -> object:
+    @pytest.fixture(autouse=True)
+    def faults(self) -> None:
         self.handlers = {"CreateContainer": lambda _request: self._plugins[-1].close()}
+        self.unwilling = {"CreateContainer": lambda _request: self._over.wait()}
+
+    def make_driver(self, host: Host) -> object:
         return make_nri(host)
 
     def make_unwilling_driver(self, host: Host) -> object:
-        self.handlers = {"CreateContainer": lambda _request: self._over.wait()}
         return make_nri(host, deadline_s=patient(2), on_failure="fail")
 
 

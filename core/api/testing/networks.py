@@ -313,12 +313,16 @@ class NetworkContract(Contract):
         self, node: Strangers, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
     ) -> None:
         """Links and rules of others, and settings of the whole node but those of ``changes_sysctls``."""
+        # As on a node that has just been booted, whatever this one is like.
+        (_SYSCTLS / "ipv4/ip_forward").write_text("0")
         before = _read_sysctls()
         request = make_request("a")
         attachment = await _attach(network, request)
         node.check()
         after = _read_sysctls()
         changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+        if "ipv4/ip_forward" in changed:  # the kernel's own doing (inet_forward_change)
+            changed -= {f"ipv4/conf/{link}/accept_redirects" for link in ("all", "default")}
         changed -= {name for name in changed if any(fnmatch.fnmatch(name, one) for one in self.changes_sysctls)}
         assert not changed, {name: (before[name], after[name]) for name in changed}
         await network.detach(request, attachment.data)

@@ -127,7 +127,7 @@ def form_of(kind: Any) -> Form:
             lambda value, incoming: incoming.bytes_at(value),
         )
     if kind is socket.socket:
-        return Form(_pass_socket, lambda value, incoming: socket.socket(fileno=incoming.take_descriptor(value)))
+        return Form(_pass_socket, _take_socket)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return Form(lambda value, _: _is(value, kind).value, lambda value, _: _member(kind, value))
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -254,6 +254,12 @@ def _pass(descriptor: int, out: Outgoing) -> Json:
 def _pass_socket(value: Any, out: Outgoing) -> Json:
     out.passed.append(_is(value, socket.socket))
     return _pass(value.fileno(), out)
+
+
+def _take_socket(value: Json, incoming: Incoming) -> socket.socket:
+    taken = socket.socket(fileno=incoming.take_descriptor(value))
+    taken.setblocking(False)  # Python makes it block, whatever it was before; all that comes here is for a loop
+    return taken
 
 
 def _member(kind: Any, value: Json) -> Any:

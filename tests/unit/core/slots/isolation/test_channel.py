@@ -227,9 +227,11 @@ async def test_a_stream_of_a_blob(start: Any) -> None:
 async def test_a_socket(start: Any) -> None:
     proxy = start("runtime", Runtime).proxy
     pod = PodSandbox("p", PodConfig(metadata=PodMetadata("n", "ns", "u")), {}, "")
+    loop = asyncio.get_running_loop()
     with contextlib.closing(await proxy.forward_port(pod, 80)) as made:
-        assert made.recv(10) == b"hello"
-        assert made.recv(10) == b""  # nobody else has it open
+        assert not made.getblocking()
+        assert await loop.sock_recv(made, 10) == b"hello"
+        assert await loop.sock_recv(made, 10) == b""  # nobody else has it open
 
 
 async def test_files_are_lent_for_a_call(start: Any, tmp_path: Path) -> None:
