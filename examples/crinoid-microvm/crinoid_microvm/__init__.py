@@ -59,7 +59,7 @@ from crinoid.core.api.values.runtime import (
 from crinoid.core.api.values.stats import CgroupUsage
 from crinoid_microvm import boot, network
 from crinoid_microvm.containers import hide, limits, process_fields, show, show_log, translate
-from crinoid_microvm.machine import Machine, Shape, command_line
+from crinoid_microvm.machine import Machine, Shape, command_line, try_boot
 from crinoid_microvm.protocol import Connection
 from crinoid_microvm.protocol import Field as Words
 from crinoid_microvm.sessions import GuestAttach, GuestExec, Relay
@@ -78,7 +78,10 @@ class MicrovmOptions(DriverConfig):
     qemu: str = "qemu-system-x86_64"
     """QEMU's program, by its path or as PATH has it."""
     acceleration: Literal["auto", "kvm", "tcg"] = "auto"
-    """``kvm`` is fast, ``tcg`` emulates; ``auto`` is ``kvm`` where ``/dev/kvm`` can be opened."""
+    """``kvm`` is fast, ``tcg`` emulates; ``auto`` is ``kvm`` where a kernel boots with it, which the first pod waits
+    for."""
+    kvm_s: float = Field(10.0, gt=0)
+    """How long ``auto`` waits for that kernel."""
     kernel: Path | None = None
     """A kernel's image, ``vmlinuz`` or ``vmlinux``; without it, the newest in ``/boot`` that has modules."""
     modules: Path | None = None
@@ -104,6 +107,8 @@ class MicrovmRuntime(RuntimeHooks):
         self._host = host
         self._building = asyncio.Lock()
         self._boot_files: boot.BootFiles | None = None
+        self._choosing = asyncio.Lock()
+        self._accelerator = ""
         self._changing: dict[str, asyncio.Lock] = {}
 
     @hookimpl
@@ -408,9 +413,9 @@ class MicrovmRuntime(RuntimeHooks):
         return found
 
     async def _shape(self, pod: PodSandbox, files_of_boot: boot.BootFiles, found: network.GuestNetwork | None) -> Shape:
-        accelerator = self._config.acceleration
+        accelerator: str = self._config.acceleration
         if accelerator == "auto":
-            accelerator = "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+            accelerator = await self._find_accelerator(files_of_boot)
         khz = 0
         if accelerator == "tcg":
             khz = int((await run_checked([str(files_of_boot.agent), "tsc-khz"], timeout_s=_VERSION_S)).stdout)
@@ -422,6 +427,19 @@ class MicrovmRuntime(RuntimeHooks):
             tsc_khz=khz,
             mac=found.mac if found else "",
         )
+
+    async def _find_accelerator(self, files_of_boot: boot.BootFiles) -> str:
+        """Return ``kvm`` where a guest boots with it; tried once."""
+        async with self._choosing:
+            if not self._accelerator:
+                self._accelerator = "tcg"
+                if os.access("/dev/kvm", os.R_OK | os.W_OK):
+                    shape = Shape(qemu=self._qemu(), accelerator="kvm", memory_bytes=256 * _MIB, cpus=1)
+                    if not (why := await try_boot(shape, files_of_boot.kernel, self._config.kvm_s)):
+                        self._accelerator = "kvm"
+                    else:
+                        self._host.log.warning("guests are emulated, as /dev/kvm is there and boots none: %s", why)
+            return self._accelerator
 
     def _memory_bytes(self, pod: PodSandbox) -> int:
         limit = pod.config.resources.memory_limit_bytes if pod.config.resources is not None else 0

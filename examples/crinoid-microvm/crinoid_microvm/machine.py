@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crinoid.core.api.errors import CommandFailed, DeadlineExceeded, FailedPrecondition, Unavailable
+from crinoid.core.api.errors import CommandFailed, CrinoidError, DeadlineExceeded, FailedPrecondition, Unavailable
 from crinoid.core.api.linux import cgroups, files, mount, process, rights
 from crinoid.core.api.linux.namespaces import call_in
 from crinoid.core.api.linux.threads import call_in_thread, run_in_fresh_thread
@@ -66,14 +66,12 @@ class Shape:
 
 def command_line(shape: Shape, boot: BootFiles) -> list[str]:
     """Return QEMU's command line; paths of the pod are relative to its directory, descriptor 3 is the tap device."""
-    kernel = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "random.trust_cpu=on", "rcupdate.rcu_expedited=1"]
-    if shape.accelerator == "tcg":  # without hardware there is nothing to mitigate
-        kernel += ["mitigations=off", "init_on_alloc=0", "no_timer_check", "tsc=reliable"]
-        kernel.append(f"tsc_early_khz={shape.tsc_khz}")
     devices = ["virtio-balloon-device,free-page-reporting=on"]
     backends = []
-    for name in ("shared", "logs"):
-        backends += ["-fsdev", f"local,id={name},path={name},security_model=passthrough,multidevs=remap"]
+    # Logs are all that a guest writes to of the node's own. What it makes there beside them, if its kernel is no longer
+    # its own, are plain files: no devices, links or owners.
+    for name, model in (("shared", "passthrough"), ("logs", "mapped-file")):
+        backends += ["-fsdev", f"local,id={name},path={name},security_model={model},multidevs=remap"]
         devices.append(f"virtio-9p-device,fsdev={name},mount_tag={name}")
     backends += ["-netdev", "tap,id=agent,ifname=agent,script=no,downscript=no"]
     devices.append(f"virtio-net-device,netdev=agent,mac={_AGENT_MAC}")
@@ -81,15 +79,42 @@ def command_line(shape: Shape, boot: BootFiles) -> list[str]:
         backends += ["-netdev", f"tap,id=pod,fd={_TAP_FD}"]
         devices.append(f"virtio-net-device,netdev=pod,mac={shape.mac}")
     return [
+        *_base(shape, boot.kernel),
+        *["-initrd", str(boot.initramfs)],
+        *["-chardev", "socket,id=console,path=console,server=on,wait=on", "-serial", "chardev:console"],
+        *backends,
+        *(word for device in devices for word in ("-device", device)),
+    ]
+
+
+def _base(shape: Shape, kernel: Path) -> list[str]:
+    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "random.trust_cpu=on", "rcupdate.rcu_expedited=1"]
+    if shape.accelerator == "tcg":  # without hardware there is nothing to mitigate
+        words += ["mitigations=off", "init_on_alloc=0", "no_timer_check", "tsc=reliable"]
+        words.append(f"tsc_early_khz={shape.tsc_khz}")
+    return [
         *[shape.qemu, "-machine", "microvm", "-accel", shape.accelerator, "-cpu", "max"],
         *["-smp", str(shape.cpus), "-m", f"{shape.memory_bytes >> 20}M"],
         *["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"],
         *["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
-        *["-chardev", "socket,id=console,path=console,server=on,wait=on", "-serial", "chardev:console"],
-        *["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs), "-append", " ".join(kernel)],
-        *backends,
-        *(word for device in devices for word in ("-device", device)),
+        *["-append", " ".join(words), "-kernel", str(kernel)],
     ]
+
+
+async def try_boot(shape: Shape, kernel: Path, limit_s: float) -> str:
+    """Boot a kernel with nothing to run, which ends as soon as it finds that; return why it did not come so far, or
+    nothing.
+
+    Hardware that is there may be of no use: in virtual machines ``/dev/kvm`` can be opened and its guests stand still.
+    """
+    try:
+        done = await process.run([*_base(shape, kernel), "-serial", "stdio"], timeout_s=limit_s)
+    except CrinoidError as error:
+        return error.message
+    if b"Kernel panic" in done.stdout:
+        return ""
+    words = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+    return f"QEMU has ended with {done.exit_code}: {words[-1] if words else 'no word'}"
 
 
 class Machine:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from crinoid_microvm import MicrovmOptions, MicrovmRuntime, boot
+from crinoid_microvm.machine import try_boot
 
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, Unavailable
 from crinoid.core.api.host import Host
@@ -170,6 +172,41 @@ async def test_an_agent_that_nobody_can_talk_to(with_agent: Callable[..., Microv
     driver = with_agent(r'puts("crinoid-microvm: ready"); fflush(stdout); for (;;) pause();')
     with pytest.raises((Unavailable, DeadlineExceeded), match=r"pod guest: .*(does not answer|has not answered) 'pod'"):
         await driver.start_pod(POD)
+
+
+@real
+async def test_a_kernel_that_boots_is_found_to(own_host: Host) -> None:
+    """By what ``auto`` tries KVM with; here without."""
+    driver = MicrovmRuntime(options(), own_host)
+    files_of_boot = await driver._boot()
+    shape = dataclasses.replace(await driver._shape(POD, files_of_boot, None), memory_bytes=256 << 20)
+    assert await try_boot(shape, files_of_boot.kernel, patient(100)) == ""
+
+
+@real
+async def test_a_guest_whose_kernel_is_taken_over_makes_plain_files(
+    own_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside its logs, where it may write: devices there would be the node's."""
+    source = tmp_path / "agent.c"
+    makes = """mknod(LOGS "/disk", S_IFBLK | 0666, makedev(7, 0)); mknod(LOGS "/null", S_IFCHR | 0666, makedev(1, 3));
+    if (symlink("/etc/passwd", LOGS "/link") < 0) _exit(4); chown(LOGS "/disk", 1000, 1000); """
+    text = (Path(boot.__file__).parent / "agent.c").read_text()
+    assert text.count('say("ready");') == 1
+    source.write_text("#include <sys/sysmacros.h>\n" + text.replace('say("ready");', f'{makes} say("ready");'))
+    monkeypatch.setattr(boot, "_SOURCE", source)
+    monkeypatch.setattr(boot, "_BUILT", tmp_path / "no such agent")
+    driver = MicrovmRuntime(options(), own_host)
+    try:
+        await driver.start_pod(POD)
+        logs = own_host.run_dir / POD.pod_id / "logs"
+        kinds = {path.name: stat.S_IFMT(path.lstat().st_mode) for path in logs.iterdir() if path.name[0] != "."}
+        assert kinds == dict.fromkeys(("disk", "null", "link"), stat.S_IFREG)
+        assert {path.lstat().st_uid for path in logs.iterdir()} == {0}
+    finally:
+        await driver.stop_pod(POD)
+        cgroups.remove(POD.cgroup_parent)
+    assert list(own_host.run_dir.iterdir()) == []
 
 
 @real

@@ -34,6 +34,7 @@ from crinoid.core.api.errors import (
 )
 from crinoid.core.api.host import Host
 from crinoid.core.api.testing.fakes import fake_host
+from crinoid.core.api.testing.patience import patient
 from crinoid.core.api.testing.runtimes import minimal_process, minimal_spec
 from crinoid.core.api.values.pod import (
     LinuxResources,
@@ -392,6 +393,7 @@ class TestMachine:
             "/usr/bin/qemu -machine microvm -accel tcg -cpu max -smp 2 -m 256M",
             "-kernel /boot/vmlinux -initrd /boot/initramfs",
             "-fsdev local,id=shared,path=shared,security_model=passthrough,multidevs=remap",
+            "-fsdev local,id=logs,path=logs,security_model=mapped-file,multidevs=remap",
             "-netdev tap,id=agent,ifname=agent,script=no,downscript=no",
             "-netdev tap,id=pod,fd=3",
             "-device virtio-net-device,netdev=pod,mac=02:00:00:00:00:01",
@@ -405,6 +407,42 @@ class TestMachine:
         assert "mitigations=off" not in text
         assert "tsc_early_khz" not in text
         assert "netdev=pod" not in text, "without a network of its own"
+
+    @pytest.mark.parametrize(
+        ("script", "accelerator", "words"),
+        [
+            ("echo '[ 0.1] Kernel panic - not syncing: VFS: Unable to mount root fs'", "kvm", ""),
+            ("echo 'failed to set MSR 0x10a' >&2; exit 134", "tcg", "QEMU has ended with 134: failed to set MSR 0x10a"),
+            ("exit 0", "tcg", "QEMU has ended with 0: no word"),
+            ("sleep 1000", "tcg", "0.5 s"),
+        ],
+    )
+    async def test_the_accelerator_is_what_boots_a_kernel(
+        self,
+        script: str,
+        accelerator: str,
+        words: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """``/dev/kvm`` that can be opened is none yet; it is tried once."""
+        qemu, tried = tmp_path / "qemu", tmp_path / "tried"
+        qemu.write_text(f'#!/bin/sh\necho "$*" >> {tried}\n{script}\n')
+        qemu.chmod(0o755)
+        driver = MicrovmRuntime(
+            MicrovmOptions(qemu=str(qemu), kvm_s=0.5 if "sleep" in script else patient(30)), fake_host(tmp_path, "vm")
+        )
+        monkeypatch.setattr(os, "access", lambda path, mode: path == "/dev/kvm")
+        monkeypatch.setattr(shutil, "which", lambda name: name)
+        assert await asyncio.gather(*(driver._find_accelerator(BOOT) for _ in range(3))) == [accelerator] * 3
+        assert len(tried.read_text().splitlines()) == 1
+        assert "-accel kvm" in tried.read_text()
+        assert words in caplog.text
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        another = MicrovmRuntime(MicrovmOptions(qemu=str(qemu)), fake_host(tmp_path, "another"))
+        assert await another._find_accelerator(BOOT) == "tcg"
+        assert len(tried.read_text().splitlines()) == 1
 
     async def test_without_a_machine(self, tmp_path: Path) -> None:
         machine = Machine(tmp_path / "pod", "pod")
