@@ -23,7 +23,17 @@ from crinoid.core.config.positions import KeyPath, index_keys
 from crinoid.core.config.validation import validate
 
 _NULL = os.makedev(1, 3)
-_BARE_VALUE = re.compile(r"=\s*([A-Za-z/~][^\s#]*)\s*(?:#.*)?$")
+_BARE_VALUE = re.compile(r"=\s*([\w/~][^\s#\"',\]}]*)\s*(?:#.*)?$")
+_SLIPS = (
+    (re.compile("[\u201c\u201d\u2018\u2019]"), "these are typographic quotes; TOML has \" and '"),
+    (re.compile(r"(^|\s)//"), "a comment begins with #"),
+    (re.compile(r"=\s*(True|False|TRUE|FALSE)\b"), "write true or false, in small letters"),
+    (re.compile(r"^\s*[\w.\"-]+\s*:"), "a key is followed by =, not by a colon"),
+    (re.compile(r"^\s*(\{|- )"), "it looks like JSON or YAML"),
+)
+"""What slips into TOML from other languages, by the line that tomllib can't read."""
+_DECLARED = re.compile(r"\('([^)]*)\)")
+_OVERWRITTEN = "Cannot overwrite a value"
 
 
 _PLACES = (("root",), ("run",), ("server",))
@@ -177,11 +187,16 @@ def find_conflicts(config: Config, origins: Origins, refused: Collection[tuple[s
         names.append((("runtimes", handler, "network"), slot.network, networks, "networks"))
         names.append((("runtimes", handler, "snapshotter"), slot.snapshotter, snapshotters, "snapshotters"))
     problems = [
-        Problem(key, f'there is no slot "{name}" in [{table}]{suggest(name, known)}', origins.nearest(key))
+        Problem(key, f'there is no slot "{name}" in [{table}]{_suggest_slot(name, known, table)}', origins.nearest(key))
         for key, name, known, table in names
         if name not in known and (table, name) not in refused
     ]
     return problems + _find_shadowed(config, origins)
+
+
+def _suggest_slot(name: str, known: set[str], table: str) -> str:
+    near = suggest(name, known)
+    return near if near.startswith("; did you mean") else f"{near}; a table [{table}.{name}] with a driver makes it"
 
 
 def _find_shadowed(config: Config, origins: Origins) -> list[Problem]:
@@ -248,8 +263,17 @@ def _explain_syntax(file: Path, text: str, error: tomllib.TOMLDecodeError) -> Pr
     message, _, place = str(error).rpartition(" (at ")
     words = place.rstrip(")").replace(",", "").split()
     line = int(words[1]) if words[:1] == ["line"] else text.count("\n") + 1
-    hint = ""
-    lines = text.splitlines()[line - 1 : line]
-    if "Invalid value" in message and lines and (bare := _BARE_VALUE.search(lines[0])):
-        hint = f': a text needs quotes, as in "{bare[1]}"'
-    return Problem((), f"this is no TOML: {message or error}{hint}", Origin(file, line))
+    message = _DECLARED.sub(lambda found: "[" + ".".join(re.findall(r"[^', ]+", found[1])) + "]", message or str(error))
+    hint = ": its key is there already" if message == _OVERWRITTEN else _find_slip(text.splitlines()[line - 1 : line])
+    return Problem((), f"this is no TOML: {message}{hint}", Origin(file, line))
+
+
+def _find_slip(lines: list[str]) -> str:
+    """Say what the line seems to be where it is no TOML."""
+    for line in lines:
+        for form, said in _SLIPS:
+            if form.search(line):
+                return f": {said}"
+        if bare := _BARE_VALUE.search(line):
+            return f': a text needs quotes, as in "{bare[1]}"'
+    return ""

@@ -83,7 +83,7 @@ def name_key(key: KeyPath) -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean "x"?`` for the nearest known name, or what is known where nothing is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.61)
     if near:
         return f'; did you mean "{near[0]}"?'
     return f"; known: {', '.join(names)}" if names else ""

@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from crinoid.core.config.origins import Origins, Problem, suggest
+from crinoid.core.config.origins import Origins, Problem, name_key, suggest
 from crinoid.core.config.positions import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
+_PLAIN = re.compile(r"[0-9]+|[0-9]+\.[0-9]+|true|false")
 _FOREIGN = frozenset({"plugins", "crio", "grpc", "proxy_plugins", "disabled_plugins", "imports", "version", "state"})
 
 
@@ -47,8 +49,9 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, origins: Origins, bas
         message = "unknown key" + _where_else(model, around, str(place[-1]))
         return Problem(key, message, origins.nearest(key))
     if detail["type"] == "missing":
-        return Problem(key, "this key is missing", origins.nearest(key))
-    return Problem(key, _say(detail), origins.nearest(key))
+        lists = "; `crinoid plugins` lists the drivers" if key[-1] == "driver" else ""
+        return Problem(key, f"this key is missing{lists}", origins.nearest(key))
+    return Problem(key, _say(detail) + _right_form(model, detail, place), origins.nearest(key))
 
 
 def _where_else(model: type[BaseModel], around: type[BaseModel] | None, name: str) -> str:
@@ -58,10 +61,25 @@ def _where_else(model: type[BaseModel], around: type[BaseModel] | None, name: st
         return near
     if name in _FOREIGN and name not in model.model_fields:
         return "; a table of containerd or CRI-O: `crinoid config import` makes a configuration of theirs"
+    if "options" in around.model_fields:
+        return f"; did you mean options.{name}, if it is one of the driver's options?"
     homes = [f"{table}.{name}" for table, below in _tables(model) if name in below.model_fields]
-    if "options" in around.model_fields and name not in model.model_fields:
-        homes.append(f"options.{name}, if it is one of the driver's options")
-    return f"; did you mean {' or '.join(homes)}?" if homes else near
+    return f"; did you mean {' or '.join(homes)}?{near.replace('; k', ' K')}" if homes else near
+
+
+def _right_form(model: type[BaseModel], detail: ErrorDetails, place: KeyPath) -> str:
+    """Show what was meant by a value of the wrong type, where that can be told."""
+    value = detail["input"]
+    if detail["type"] in ("list_type", "tuple_type") and isinstance(value, str):
+        return f": write [{_write(value)}]"
+    if detail["type"] == "string_type" and isinstance(value, int):
+        return f': write "{_write(value)}"'
+    if detail["type"] in ("int_type", "float_type", "bool_type") and isinstance(value, str) and _PLAIN.fullmatch(value):
+        return f": write {value}, without quotes"
+    table = _model_at(model, place)
+    if detail["type"] == "model_type" and isinstance(value, str) and table and "driver" in table.model_fields:
+        return f": write {name_key(place)}.driver = {_write(value)}"
+    return ""
 
 
 def _tables(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

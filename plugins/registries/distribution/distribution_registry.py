@@ -77,7 +77,13 @@ class DistributionRegistry:
 
         def check() -> SourceStatus:
             problems, notes = check_hosts(self._config.config_paths)
-            passed_over = list(notes)
+            named = [
+                path
+                for option in ("config_paths", "docker_configs")
+                if option in self._config.model_fields_set  # defaults are where something may be
+                for path in getattr(self._config, option)
+            ]
+            passed_over = [*notes, *(f"{path} is not there" for path in named if not path.expanduser().exists())]
             problem = NodeCredentials(self._config.docker_configs, tell=passed_over.append).check()
             return SourceStatus(True, "; ".join([*problems, *([problem] if problem else [])]), tuple(passed_over))
 

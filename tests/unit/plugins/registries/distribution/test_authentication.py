@@ -21,6 +21,7 @@ from crinoid.core.api.errors import (
     Unauthenticated,
     Unavailable,
 )
+from crinoid.core.api.host import Host
 from crinoid.core.api.testing.registries import BoundRegistry
 from crinoid.core.api.values.image import (
     BlobRequest,
@@ -32,6 +33,7 @@ from crinoid.core.api.values.image import (
     ResolveRequest,
     SourceStatus,
 )
+from crinoid.plugins.registries.distribution import DistributionRegistry
 from support.faults import FaultRegistry, challenge, guard, manifest_of, redirect, refuse, send, stream
 from support.images import digest_of
 
@@ -434,6 +436,17 @@ class TestNodeCredentials:
         (note,) = (await make_registry().status()).notes
         assert note.startswith(f"docker configuration {tmp_path}/docker.json: {words}")
         assert "s3cret" not in note
+
+    async def test_a_file_that_was_named_and_is_not_there_is_told(
+        self, make_registry: MakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        status = await make_registry().status()
+        assert status == SourceStatus(ready=True, notes=(f"{tmp_path}/docker.json is not there",))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        driver = DistributionRegistry(
+            DistributionRegistry.Config(), Host("test", tmp_path, tmp_path, logging.getLogger())
+        )
+        assert await BoundRegistry(driver).status() == SourceStatus(ready=True), "defaults may be missing"
 
     async def test_docker_s_other_settings_are_no_news(self, make_registry: MakeRegistry, tmp_path: Path) -> None:
         others = ["HttpHeaders", "aliases", "cliPluginsExtraDirs", "currentContext", "experimental", "features"]

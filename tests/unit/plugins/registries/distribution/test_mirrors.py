@@ -55,7 +55,7 @@ async def test_a_key_that_nothing_reads_is_noted_with_each_pull_and_logged_once(
     assert [(record.levelname, record.message) for record in caplog.records if "unknown" in record.message] == [
         ("WARNING", text)
     ]
-    assert (await registry.status()).notes == (text,)
+    assert (await registry.status()).notes[0] == text
 
 
 class TestOrder:
