@@ -46,6 +46,8 @@ SERVICES: Mapping[str, ServiceDescriptor] = {
     **node_explain_pb2.DESCRIPTOR.services_by_name,
 }
 
+_SERVICE_OF = {method.name: service.full_name for service in SERVICES.values() for method in service.methods}
+
 RELAYED_UNTIL_S: ContextVar[float | None] = ContextVar("relayed until", default=None)
 """Of a stream that comes over an earlier daemon, until when it can (time.monotonic): see ``forwarding``."""
 
@@ -95,6 +97,11 @@ def _ignore_failure(_rpc: str, _reason: str) -> None:
 
 
 _NO_SPAN = contextlib.nullcontext()
+
+
+def service_of(rpc: str) -> str:
+    """Return the full name of an RPC's service, such as ``runtime.v1.ImageService``."""
+    return _SERVICE_OF[rpc]
 
 
 @dataclass(frozen=True, slots=True)

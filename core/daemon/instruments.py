@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from crinoid.core.api.errors import ConfigurationError
 from crinoid.core.config.models import MetricsConfig, TracingConfig
+from crinoid.core.cri.calls import service_of
 from crinoid.core.daemon.exposition import Health, MetricsEndpoint
 from crinoid.core.daemon.metric_families import (
     ABANDONED,
@@ -53,6 +54,7 @@ class Metrics:
     async def open(self) -> None:
         """Make the tables, and answer who asks for them. Once."""
         prometheus = await asyncio.to_thread(importlib.import_module, "prometheus_client")
+        prometheus.disable_created_metrics()  # a series beside each histogram that nobody asks for
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         for collector in self._collectors:
@@ -144,8 +146,12 @@ class _ErrorCollector:
 class Tracer(Protocol):
     """Opens spans."""
 
-    def span(self, name: str, attributes: Mapping[str, str], carrier: Mapping[str, str]) -> Span:
-        """Open a span, child of the current one, or of the one that ``carrier`` (headers) names."""
+    def span(self, name: str, attributes: Mapping[str, str]) -> Span:
+        """Open a span, child of the current one."""
+        ...
+
+    def rpc_span(self, service: str, rpc: str, carrier: Mapping[str, str]) -> Span:
+        """Open a span of a call that is served, child of the one that ``carrier`` (headers) names."""
         ...
 
     def close(self) -> None:
@@ -165,6 +171,7 @@ class OpenTelemetry:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+            from opentelemetry.trace import SpanKind
         except ImportError as error:
             raise ConfigurationError(
                 f"tracing.endpoint is set, but {error.name} is not installed: pip install 'crinoid[tracing]'"
@@ -174,12 +181,20 @@ class OpenTelemetry:
         exporter = OTLPSpanExporter(endpoint=config.endpoint, insecure=not config.endpoint.startswith("https:"))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("crinoid", version)
-        self._extract = propagate.extract
+        self._extract, self._server = propagate.extract, SpanKind.SERVER
 
-    def span(self, name: str, attributes: Mapping[str, str], carrier: Mapping[str, str]) -> Span:
-        """Open a span; a ``traceparent`` in the carrier makes it a child of the caller's."""
+    def span(self, name: str, attributes: Mapping[str, str]) -> Span:
+        """Open a span."""
+        return self._tracer.start_as_current_span(name, attributes=dict(attributes))
+
+    def rpc_span(self, service: str, rpc: str, carrier: Mapping[str, str]) -> Span:
+        """Open a span as OpenTelemetry's conventions for RPC servers have it; by its kind collectors draw the edge from
+        the kubelet."""
         context: Any = self._extract(dict(carrier)) if carrier else None
-        return self._tracer.start_as_current_span(name, context=context, attributes=dict(attributes))
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": rpc}
+        return self._tracer.start_as_current_span(
+            f"{service}/{rpc}", context=context, kind=self._server, attributes=attributes
+        )
 
     def close(self) -> None:
         """Send what is left."""
@@ -189,7 +204,11 @@ class OpenTelemetry:
 class NoTracer:
     """Traces nothing."""
 
-    def span(self, name: str, attributes: Mapping[str, str], carrier: Mapping[str, str]) -> Span:
+    def span(self, name: str, attributes: Mapping[str, str]) -> Span:
+        """Return a span that does nothing."""
+        return nullcontext()
+
+    def rpc_span(self, service: str, rpc: str, carrier: Mapping[str, str]) -> Span:
         """Return a span that does nothing."""
         return nullcontext()
 
@@ -233,7 +252,7 @@ class DaemonInstruments:
 
     def span(self, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[object]:
         """Open a span around a hook."""
-        return self._tracer.span(name, attributes, {})
+        return self._tracer.span(name, attributes)
 
     def observe_rpc(self, rpc: str, seconds: float, code: str) -> None:
         """Take one finished RPC."""
@@ -247,7 +266,7 @@ class DaemonInstruments:
 
     def rpc_span(self, rpc: str, metadata: Mapping[str, str]) -> AbstractContextManager[object]:
         """Open a span around an RPC, as a child of the client's."""
-        return self._tracer.span(rpc, {"rpc.system": "grpc", "rpc.service": "runtime.v1"}, metadata)
+        return self._tracer.rpc_span(service_of(rpc), rpc, metadata)
 
     async def close(self) -> None:
         """Stop serving, send what is left."""

@@ -64,7 +64,16 @@ async def test_spans_join_the_trace_of_whoever_calls(collector: Collector) -> No
         pass
     await traced.close()  # sends what is left
     spans = {span.name: span for span in collector.spans}
-    rpc, hook, other = spans["RunPodSandbox"], spans["network.attach"], spans["Version"]
+    rpc, hook, other = (
+        spans[name]
+        for name in ("runtime.v1.RuntimeService/RunPodSandbox", "network.attach", "runtime.v1.RuntimeService/Version")
+    )
+    assert (rpc.kind, hook.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_INTERNAL)
+    assert {one.key: one.value.string_value for one in rpc.attributes} == {
+        "rpc.system": "grpc",
+        "rpc.service": "runtime.v1.RuntimeService",
+        "rpc.method": "RunPodSandbox",
+    }
     assert (rpc.trace_id.hex(), rpc.parent_span_id.hex()) == (TRACE, KUBELET)
     assert (hook.trace_id, hook.parent_span_id) == (rpc.trace_id, rpc.span_id)
     assert other.trace_id.hex() != TRACE
