@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.addons import CNI_BIN, NET_D
 from cluster.control_plane import PROGRAMS, ControlPlane
 from cluster.kubelet import Kubelet
 from cluster.pair import Pair
@@ -43,6 +44,12 @@ def _binaries() -> Path:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with place_in(tmp_path_factory.mktemp("cluster")) as place:
         yield place
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Path:
+    """The directory of the programs that the caller has."""
+    return _binaries()
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +96,31 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield pair
 
 
+@pytest.fixture(scope="module")
+def bare_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two nodes that wait for the network add-on of their cluster; with kube-proxy, by which add-ons find the API."""
+    _need(*PROGRAMS)
+    if RUNTIME != "crinoid":
+        pytest.skip("add-ons are tried on crinoid alone")
+    directories = f"""
+        network.options.cni.conf_dir = "{NET_D}"
+        network.options.cni.bin_dirs = ["{CNI_BIN}", "/usr/lib/cni"]
+    """
+    with _pair_in(tmp_path_factory, directories) as pair:
+        pair.cluster.allocates = True
+        pair.join()
+        with pair.cluster.proxy("iptables"), pair.cluster.proxy("iptables", pair.kubelets[1]):
+            yield pair
+
+
 @contextlib.contextmanager
-def _pair_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def _pair_in(tmp_path_factory: pytest.TempPathFactory, network: str = "") -> Iterator[Pair]:
     _need(*PROGRAMS)
     with (
         place_in(tmp_path_factory.mktemp("node")) as first,
         place_in(tmp_path_factory.mktemp("second"), first, "10.88.1.0/24") as second,
-        _runtime_in(first) as one,
-        _runtime_in(second) as other,
+        _runtime_in(first, network) as one,
+        _runtime_in(second, network) as other,
     ):
         pair = Pair.of(_binaries(), (first, one), (second, other))
         try:
@@ -111,7 +135,7 @@ def _need(*programs: str) -> None:
 
 
 @contextlib.contextmanager
-def _runtime_in(place: Place) -> Iterator[Daemon | Containerd]:
+def _runtime_in(place: Place, network: str = "") -> Iterator[Daemon | Containerd]:
     with contextlib.ExitStack() as stack:
         if RUNTIME == "containerd":
             peer = Containerd(
@@ -123,7 +147,7 @@ def _runtime_in(place: Place) -> Iterator[Daemon | Containerd]:
             return
         config = f"""
             network.options.fallback = "none"
-            network.options.cni.conf_dir = "{place.cni_conf}"
+            {network or f'network.options.cni.conf_dir = "{place.cni_conf}"'}
             pods.default_runtime = "{DEFAULT_HANDLER}"
             pods.cdi_spec_dirs = ["{place.directory}/cdi"]
             [registries.distribution]

@@ -42,7 +42,7 @@ _PATHS = {
 class ControlPlane:
     """The processes, and a client of the API server; ``kubelet`` is the one node's, or the first's.
 
-    Pods have their addresses ``pods_in`` there.
+    Pods have their addresses ``pods_in`` there; where the cluster ``allocates``, each node is given a part of it.
     """
 
     binaries: Path
@@ -50,6 +50,7 @@ class ControlPlane:
     kubelet: Kubelet
     runtime: Daemon | Containerd
     pods_in: str = "10.88.0.0/24"
+    allocates: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -100,6 +101,7 @@ class ControlPlane:
             "kube-controller-manager",
             *(by, "--leader-elect=false", f"--service-account-private-key-file={accounts}.key"),
             f"--root-ca-file={self.directory / 'pki' / 'apiserver.crt'}",
+            *([f"--cluster-cidr={self.pods_in}", "--allocate-node-cidrs"] if self.allocates else ()),
         )
         self.launch("kube-scheduler", by, "--leader-elect=false")
         wait_for(
