@@ -42,7 +42,7 @@ def build(entries: list[Entry], layer: int) -> bytes:
             case "link":
                 builder.symlink(name, target)
             case "hard link":
-                builder.hard_link(name, "/".join(other))
+                builder.add(name, tarfile.LNKTYPE, linkname="/".join(other), mode=0o600, uid=6)
             case "FIFO":
                 builder.add(name, tarfile.FIFOTYPE, mode=0o600)
             case "nothing":  # overlayfs' own form of a whiteout
@@ -70,7 +70,7 @@ def modelled(entries: list[Entry], layer: int) -> Layer:
             case "link":
                 model.add(path, Node("link", target, (0o777, 0, 0)))
             case "hard link":
-                model.add_hard_link(path, other)
+                model.add_hard_link(path, other, (0o600, 6, 0))
             case "FIFO":
                 model.add(path, Node("FIFO", "", (0o600, 0, 0)))
             case _:

@@ -51,8 +51,7 @@ class Tree:
 
 
 class Layer:
-    """A layer by itself. ``is_disputed``: it hides what it has itself, on which containerd's snapshotters disagree, or
-    has a hard link that looks differently than the file."""
+    """A layer by itself. ``is_disputed``: it hides what it has itself, on which containerd's snapshotters disagree."""
 
     def __init__(self) -> None:
         self.root = Tree()
@@ -71,7 +70,7 @@ class Layer:
             present = names[path[-1]] = self._new(is_cut=path[-1] in names)
         present.looks, present.is_implied = looks, False
 
-    def add_hard_link(self, path: list[str], target: list[str]) -> None:
+    def add_hard_link(self, path: list[str], target: list[str], looks: Looks) -> None:
         names = self._parent(path).names
         try:
             present = self._walk(target[:-1], None).names.get(target[-1])
@@ -81,8 +80,7 @@ class Layer:
             raise LowerHardLink
         if isinstance(present, Tree):
             raise Refused
-        # containerd gives a file the looks of the last entry that names it, links' own too; here the first one says.
-        self.is_disputed |= present.looks != (0o644, 0, 0)
+        present.looks = (present.looks[0] if present.kind == "link" else looks[0], *looks[1:])
         replaced = names.get(path[-1])
         names[path[-1]] = present
         if isinstance(replaced, Tree) and not self._has(target):

@@ -130,7 +130,7 @@ class ImageWriter(LayerWriter):
         self._last_name, self._last = b"", self._root
         self._found: dict[bytes, Directory] = {}
         self._targets: dict[int, bytes] = {}
-        self._linked: set[int] = set()
+        self._linked: dict[int, Entry] = {}
         self._hiding: dict[bytes, None] = {}
         self.used_bytes = 0
         self.inodes = 0
@@ -212,7 +212,7 @@ class ImageWriter(LayerWriter):
         self._add_inode(names, name, entry, (type_ | entry.mode, kind), device=layout.encode_device(major, minor))
 
     def add_hard_link(self, parent: bytes, name: bytes, entry: Entry) -> None:
-        """Make another name for a file of this layer."""
+        """Make another name for a file of this layer, which looks as the last entry says that names it."""
         directory = self._find_or_make(parent)
         source_parent, source = split(entry.link)
         found = self._find(source_parent) if source else None
@@ -224,10 +224,10 @@ class ImageWriter(LayerWriter):
             )
         if isinstance(inode, Directory):
             raise Corrupt(f"it is a hard link to the directory {show(entry.link)}")
+        self._linked[inode] = entry
         present = directory.names.get(name)
         if present != inode:
             self._put(directory.names, name, inode)
-            self._linked.add(inode)
             if isinstance(present, Directory) and self._find(source_parent) is not found:
                 raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of")
 
@@ -261,7 +261,7 @@ class ImageWriter(LayerWriter):
         for directory, above, _ in tree:
             write_directory(self._space, directory.nid, _facts_of(directory), _entries_of(directory, above))
         for inode, count in self._count_links(tree).items():
-            os.pwrite(self._fd, count.to_bytes(4, "little"), (inode >> 3) * SLOT_BYTES + layout.LINKS_OFFSET)
+            self._write_links(inode, count)
         finish_image(self._fd, self.inodes, self._space.next_block)
         os.close(self._fd)
         notes = [b"%d %d %b\0" % (one.flags, one.nid, path or b".") for one, _, path in tree if one.flags]
@@ -288,6 +288,15 @@ class ImageWriter(LayerWriter):
                 if isinstance(child, Directory):
                     tree.append((child, directory.nid, b"%b/%b" % (path, name) if path else name))
         return tree
+
+    def _write_links(self, inode: int, count: int) -> None:
+        """Give an inode its number of names, and the looks of the last one's entry."""
+        offset, entry = (inode >> 3) * SLOT_BYTES, self._linked[inode]
+        facts = list(INODE.unpack(os.pread(self._fd, INODE_BYTES, offset)))
+        if inode & 7 != layout.SYMLINK:
+            facts[2] = facts[2] & ~0o7777 | entry.mode
+        facts[7:] = entry.uid, entry.gid, *divmod(entry.mtime_ns, 1_000_000_000), count
+        write_at(self._fd, INODE.pack(*facts), offset)
 
     def _count_links(self, tree: list[tuple[Directory, int, bytes]]) -> dict[int, int]:
         """Count the names of inodes that hard links were made to: some may have been replaced."""

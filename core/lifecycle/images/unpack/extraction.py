@@ -51,8 +51,7 @@ class Extraction:
                 self._maker(entry)(parent, base, entry)
             elif entry.kind == archives.DIRECTORY:
                 self._tree.describe_root(entry)
-            else:
-                raise Corrupt("it would replace the root of the layer")
+            # Anything else of the root's name, or of none, is nothing, as with containerd.
         self.current = b""
         self._tree.finish()
         self._reader.drain()  # the diffID is that of the whole stream, with what follows the archive's end

@@ -28,7 +28,7 @@ _DEVICES = frozenset({CHARACTER_DEVICE, BLOCK_DEVICE})
 _FIELDS = struct.Struct("100s24s12s12s8sc100s8s64x8s8s155s12x")
 _POSIX_MAGIC = b"ustar\x00"
 _ADLER = 65521
-_LATEST_S = 1 << 34  # what ext4 can store; a file system clamps to its own range
+_LATEST_S = (1 << 63) // 1_000_000_000  # what 64 bits of nanoseconds hold, in the year 2262
 _OWNERS_REMEMBERED = 4096
 _LARGEST_ID = 0xFFFF_FFFE
 _UNCHANGED = (-1, 0xFFFF_FFFF)
@@ -53,7 +53,7 @@ class HeaderParser:
             entry.link = link.partition(b"\0")[0]
         entry.mode, entry.uid, entry.gid = self._owners.get(owner) or self._parse_owner(owner)
         seconds = number(mtime)
-        entry.mtime_ns = seconds * 1_000_000_000 if -_LATEST_S < seconds < _LATEST_S else 0
+        entry.mtime_ns = seconds * 1_000_000_000 if 0 <= seconds < _LATEST_S else 0
         kind = entry.kind
         if kind not in WITHOUT_DATA:
             entry.size = number(size)
@@ -96,8 +96,9 @@ def _octal(digits: bytes) -> int:
 
 
 def bound_time(time_ns: int) -> int:
-    """Return a time that the kernel takes: out of all range becomes the epoch, as with peers."""
-    return time_ns if -_LATEST_S < time_ns // 1_000_000_000 < _LATEST_S else 0
+    """Return a time that all file systems keep: before the epoch, or out of all range, it becomes the epoch, as with
+    peers."""
+    return time_ns if 0 <= time_ns // 1_000_000_000 < _LATEST_S else 0
 
 
 def check_id(value: int) -> int:

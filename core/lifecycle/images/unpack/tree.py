@@ -158,7 +158,10 @@ class Tree(LayerWriter):
         self._finish_node(directory, name, entry)
 
     def add_hard_link(self, parent: bytes, name: bytes, entry: Entry) -> None:
-        """Make another name for a file of this layer or, where whiteouts remove, of those below."""
+        """Make another name for a file of this layer or, where whiteouts remove, of those below.
+
+        As with containerd, the file looks as the last entry says that names it.
+        """
         directory = self._directories.find_or_make(parent)
         source_parent, source = split(entry.link)
         source_directory = self._directories.find(source_parent) if source else None
@@ -174,14 +177,22 @@ class Tree(LayerWriter):
             raise Corrupt(f"it is a hard link to the directory {show(entry.link)}")
         self._note(directory, name)
         present = _status(directory, name)
-        if present is not None:
-            if os.path.samestat(present, before):
-                return
+        if present is None or not os.path.samestat(present, before):
             self._replace(directory, name)
-        try:
-            os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError as error:
-            raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of") from error
+            try:
+                os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+            except FileNotFoundError as error:
+                raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of") from error
+        self._renew_looks(directory, name, before, entry)
+
+    def _renew_looks(self, directory: Directory, name: bytes, before: os.stat_result, entry: Entry) -> None:
+        mode = stat.S_IMODE(before.st_mode)
+        if (mode, before.st_uid, before.st_gid) != (entry.mode, entry.uid, entry.gid):
+            os.chown(name, entry.uid, entry.gid, dir_fd=directory.fd, follow_symlinks=False)
+            if not stat.S_ISLNK(before.st_mode):
+                os.chmod(name, entry.mode, dir_fd=directory.fd)  # after chown, which clears set-user-id
+        if before.st_mtime_ns != entry.mtime_ns:
+            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory.fd, follow_symlinks=False)
 
     def hide(self, parent: bytes, name: bytes) -> None:
         """Apply a whiteout of ``name``: what lower layers have there is gone, what this one has stays."""

@@ -73,11 +73,6 @@ def test_root_entry_describes_the_target(extract, target: Path) -> None:
     assert (stat.S_IMODE(target.stat().st_mode), target.stat().st_mtime) == (0o711, 77)
 
 
-def test_root_can_not_be_replaced(extract) -> None:
-    with pytest.raises(Corrupt, match="root"):
-        extract(layer().symlink("./.", "/etc").build())
-
-
 def test_symlink_says_what_it_said(extract, target: Path) -> None:
     extract(layer().symlink("s", "../../etc/passwd", mtime=55).build())
     assert os.readlink(target / "s") == "../../etc/passwd"
@@ -389,6 +384,23 @@ def test_deep_lower_content_is_removed(extract, target: Path) -> None:
     deep.mkdir(parents=True)
     extract(layer().file(".wh.d").build())
     assert tree(target) == set()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "./", "./.", "d/.."])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE])
+def test_what_has_the_roots_name_and_is_no_directory_is_nothing(extract, target: Path, name: str, kind: bytes) -> None:
+    extract(layer().directory("d").add(name, kind, b"data" if kind == tarfile.REGTYPE else b"", linkname="x").build())
+    assert tree(target) == {"d"}
+
+
+@needs_root
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_file_looks_as_the_last_entry_says_that_names_it(extract, target: Path, overlay: bool) -> None:
+    archive = layer().file("a", b"x").add("b", tarfile.LNKTYPE, linkname="a", mode=0o4711, uid=6, gid=7, mtime=50)
+    extract(archive.build(), overlay=overlay)
+    looks = (target / "a").stat()
+    assert (stat.S_IMODE(looks.st_mode), looks.st_uid, looks.st_gid, looks.st_mtime) == (0o4711, 6, 7, 50)
+    assert looks.st_nlink == 2
 
 
 @pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "d/.wh..", "d/.wh..."])

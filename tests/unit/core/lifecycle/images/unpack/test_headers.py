@@ -110,10 +110,15 @@ def test_size_of_a_link_is_no_data() -> None:
 
 
 def test_pax_records_correct_the_header() -> None:
-    records = {"path": b"long\xff", "uid": b"4000000000", "gid": b"7", "mtime": b"-1.25", "size": b"3"}
+    records = {"path": b"long\xff", "uid": b"4000000000", "gid": b"7", "mtime": b"1.25", "size": b"3"}
     entry = first(pax(b"p", records) + header(b"short") + pad(b"abc") + END)
     assert (entry.name, entry.uid, entry.gid, entry.size) == (b"long\xff", 4_000_000_000, 7, 3)
-    assert entry.mtime_ns == -1_250_000_000
+    assert entry.mtime_ns == 1_250_000_000
+
+
+@pytest.mark.parametrize("time", [b"-1.25", b"-2208988800", b"9223372037", b"884541600000"])
+def test_times_that_not_all_file_systems_keep_are_the_epoch(time: bytes) -> None:
+    assert first(pax(b"p", {"mtime": time}) + header(b"f") + END).mtime_ns == 0
 
 
 def test_pax_records_hold_for_one_entry() -> None:
