@@ -112,6 +112,7 @@ def test_entries_by_way_of_a_lower_link(tmp_path: Path, link: str, upper: list[E
         [_opaque("usr"), _hidden("usr/lib/gone")],
         [_hidden("usr/lib/gone"), _opaque("usr")],
         [_hidden("usr/lib/gone"), _hidden("usr"), _file("usr/new"), _hidden("usr/lib/gone")],
+        [_hidden("usr/lib/gone"), _link("usr", "usr")],
         [_link("own", "usr/lib"), _hidden("own/gone")],
         [_link("own", "nowhere"), _hidden("own/gone")],
     ],

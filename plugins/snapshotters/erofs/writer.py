@@ -131,7 +131,6 @@ class ImageWriter(LayerWriter):
         self._found: dict[bytes, Directory] = {}
         self._targets: dict[int, bytes] = {}
         self._linked: dict[int, Entry] = {}
-        self._hiding: dict[bytes, None] = {}
         self.used_bytes = 0
         self.inodes = 0
 
@@ -250,11 +249,6 @@ class ImageWriter(LayerWriter):
 
     def finish(self) -> None:
         """Write the directories and the superblock."""
-        for path in self._hiding:
-            if (directory := self._find(path)) is not None:
-                directory.flags |= HIDING
-                if directory.is_opaque:  # overlayfs would list whiteouts there
-                    directory.names = {name: inode for name, inode in directory.names.items() if inode != _WHITEOUT}
         tree = self._place_directories()
         self._small.flush()
         self._large.flush()
@@ -274,6 +268,8 @@ class ImageWriter(LayerWriter):
         self._root.nid = layout.ROOT_NID
         tree = [(self._root, layout.ROOT_NID, b"")]
         for directory, _, path in tree:  # grows as it goes
+            if directory.flags & HIDING and directory.is_opaque:  # overlayfs would list whiteouts there
+                directory.names = {name: inode for name, inode in directory.names.items() if inode != _WHITEOUT}
             if directory is self._root:
                 pass
             elif directory.flags:
@@ -365,7 +361,7 @@ class ImageWriter(LayerWriter):
                 return None
             assert directory is not None
             self._found[path] = directory
-        self._hiding[path] = None
+        directory.flags |= HIDING
         return directory
 
     def _put(self, names: "dict[bytes, Directory | int]", name: bytes, inode: "Directory | int") -> None:
