@@ -241,8 +241,13 @@ class TestHostileArchives:
         error = ctl("load", stdin=make(image), code=1).stderr.decode()
         assert words in error
         assert "Traceback" not in error
+        assert "/proc/" not in error
         assert names(daemon) == {}
         assert stored(daemon) == set()
+        (archive := tmp_path / "archive").write_bytes(compress(make(image), "gzip"))
+        error = ctl("load", archive, code=1).stderr.decode()
+        assert "/proc/" not in error
+        assert str(archive) in error or words in error
 
     def test_a_bomb_is_stopped_before_the_disk_is_full(
         self, daemon: Daemon, ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

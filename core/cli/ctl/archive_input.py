@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from crinoid.core.api.archives import ArchiveFault, NotSupported
-from crinoid.core.api.errors import CorruptContent, NotFound, ResourceExhausted, Unsupported
+from crinoid.core.api.errors import CorruptContent, CrinoidError, NotFound, ResourceExhausted, Unsupported
 from crinoid.core.api.layouts.archives import read_archive
 from crinoid.core.api.layouts.directories import read_directory
 from crinoid.core.api.layouts.layout_index import LayoutIndex
@@ -59,8 +59,15 @@ def opened(path: str, place: str) -> Iterator[LayoutIndex]:
         try:
             if path != "-" and Path(path).is_dir():
                 yield read_directory(Path(path), place)
-            else:
-                yield read_archive(_plain(path, spools), place)
+                return
+            plain = _plain(path, spools)
+            try:
+                yield read_archive(plain, place)
+            except CrinoidError as error:
+                if plain == Path(path) or str(plain) not in error.message:
+                    raise
+                # A spool has no name that says something to anybody.
+                raise type(error)(error.message.replace(str(plain), _shown(path))) from error
         except FileNotFoundError as error:
             raise NotFound(f"{error.filename or path}: there is no such file") from error
         except PermissionError as error:
@@ -123,9 +130,15 @@ def _plain(path: str, spools: ExitStack) -> Path:
             return _spooled(decompress(blob), spools)
         except NotSupported as error:
             words = str(error).removeprefix("the layer is ").partition(";")[0]
-            raise Unsupported(f"{path} is {words}: unpack it to a plain .tar, or to one of gzip or zstd") from error
+            raise Unsupported(
+                f"{_shown(path)} is {words}: unpack it to a plain .tar, or to one of gzip or zstd"
+            ) from error
         except ArchiveFault as error:
-            raise CorruptContent(f"{path} can't be decompressed: {error}") from error
+            raise CorruptContent(f"{_shown(path)} can't be decompressed: {error}") from error
+
+
+def _shown(path: str) -> str:
+    return "standard input" if path == "-" else path
 
 
 def _pieces(stream: BinaryIO) -> Iterator[bytes]:
