@@ -83,7 +83,7 @@ class Recorder:
         """The number of the last call."""
         return self._count
 
-    def tell(self, event: Json) -> None:
+    def write(self, event: Json) -> None:
         """Take down a line that is no call: head and tail."""
         self._waiting.put(_Line(lambda: event, is_call=False))
 

@@ -79,14 +79,14 @@ class Recordings:
             case ["stop"]:
                 return json.dumps(await self.stop("it was told to"))
             case ["status"]:
-                return json.dumps(self._tell(self._current))
+                return json.dumps(self._describe(self._current))
         raise ConfigurationError(f"trace {line!r} is none of start SECONDS BYTES, stop, status")
 
     async def stop(self, why: str) -> Json:
         """End the recording, if there is one; return what ``status`` tells of it."""
         recording, self._current = self._current, None
         if recording is None:
-            return self._tell(None)
+            return self._describe(None)
         self._instruments.tape = None
         recording.timer.cancel()
         recorder, store = recording.recorder, self._node.store
@@ -94,7 +94,7 @@ class Recordings:
         images = [json.loads(bodies.dump(one)) for one in store.images if one.id not in recording.images]
         blobs = await asyncio.to_thread(_read_blobs, self._in_force().config.root, recorder.small)
         await recorder.end({"final": summarize(store), "why": why, "images": images, "blobs": blobs})
-        told = {**self._tell(recording), "recording": False, "why": why}
+        told = {**self._describe(recording), "recording": False, "why": why}
         LOG.info("the trace %s has ended, as %s: %d calls", recorder.path, why, recorder.events)
         return told
 
@@ -110,7 +110,7 @@ class Recordings:
             raise FailedPrecondition(f"no trace can be written: {error}") from error
         finally:
             self._is_starting = False
-        return self._tell(self._current)
+        return self._describe(self._current)
 
     async def _begin(self, seconds: int, size: int) -> None:
         loaded = self._in_force()
@@ -123,7 +123,7 @@ class Recordings:
         timer = loop.call_later(seconds, self._stop_soon, f"{seconds} s are over")
         # From here on without an await: the state is that at which the first event begins.
         state = {**describe_state(self._node.store), "processes": processes}
-        recorder.tell(
+        recorder.write(
             {
                 "crinoid trace": FORMAT,
                 "version": __version__,
@@ -145,7 +145,7 @@ class Recordings:
         self._ending.add(task := asyncio.create_task(self.stop(why), name="end of a trace"))
         task.add_done_callback(self._ending.discard)
 
-    def _tell(self, recording: _Recording | None) -> Json:
+    def _describe(self, recording: _Recording | None) -> Json:
         if recording is None:
             return {"recording": False, "traces": [str(path) for path in list_traces(self._in_force().config.root)]}
         recorder = recording.recorder

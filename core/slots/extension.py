@@ -54,13 +54,13 @@ class ExtensionSlot(Slot):
 
 
 def _adjustment(answer: object) -> ContainerAdjustment | None:
-    """One that makes no sense is the extension's failure, not the request's."""
+    """An invalid one is the extension's failure, not the request's."""
     adjustment = one_or_none(ContainerAdjustment)(answer)
     if adjustment is not None:
         try:
             check_adjustment(adjustment)
         except InvalidArgument as error:
-            raise BadAdjustment(f"wants what makes no sense: {error}") from error
+            raise BadAdjustment(f"asks for an invalid adjustment: {error}") from error
     return adjustment
 
 
@@ -71,7 +71,7 @@ def _limits(answer: object) -> LinuxResources | None:
         try:
             check_resources(limits)
         except InvalidArgument as error:
-            raise BadAdjustment(f"wants limits that make no sense: {error}") from error
+            raise BadAdjustment(f"asks for invalid limits: {error}") from error
     return limits
 
 

@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 START_WAIT_S = 5.0
 """How long the start waits for another process that has the database open."""
 LOG_BYTES = 4 << 20
-"""How long SQLite's log (``-wal``) gets before it is carried over, and how long it stays on disk after that."""
+"""How long SQLite's write-ahead log (``-wal``) gets before a checkpoint, and how long it stays on disk after that."""
 BACKUPS = 3
 """How many databases are kept as they were before a migration."""
 

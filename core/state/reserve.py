@@ -14,7 +14,7 @@ from crinoid.core.api.linux import libc
 
 LOG = logging.getLogger(__name__)
 RESERVE_BYTES = 2 << 20
-"""Ends of some hundred containers; on a full disk the log is carried over, and written from its start again, then."""
+"""Ends of some hundred containers; on a full disk the log is checkpointed, and written from its start again, then."""
 _SLACK_BYTES = 128 << 10
 """How much may be appended before the reserve is made whole again."""
 _KEEP_SIZE = 0x01

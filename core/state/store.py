@@ -48,8 +48,8 @@ LOG = logging.getLogger(__name__)
 LOOK_WRITES = 200
 """After how many statements the size of SQLite's log is looked at."""
 MOST_LOG_BYTES = 2 * LOG_BYTES
-"""Where a log that was never quiet for long enough is carried over on the loop, which waits for the disk then."""
-_CARRY_TRIES, _CARRY_PAUSE_S = 20, 0.02
+"""Where a log that was never quiet for long enough is checkpointed on the loop, which waits for the disk then."""
+_CHECKPOINT_TRIES, _CHECKPOINT_PAUSE_S = 20, 0.02
 
 R = TypeVar("R", PodRecord, ContainerRecord, ImageRecord)
 
@@ -68,7 +68,7 @@ class LedgerEntry:
 
 
 class Database:
-    """The SQLite file: transactions, the log that is carried over, and the reserve for a full disk."""
+    """The SQLite file: transactions, checkpoints of the write-ahead log, and the reserve for a full disk."""
 
     def __init__(self, path: Path) -> None:
         """Open ``path``, making it where absent. Raises as ``open_database``."""
@@ -139,7 +139,7 @@ class Database:
         """
 
         def sync_log() -> None:
-            # What was carried over from the log already was synced on the way. The log itself carries no lock of
+            # What was checkpointed from the log already was synced on the way. The log itself carries no lock of
             # SQLite's, which closing any descriptor of a locked file would give up (fcntl(2), POSIX locks).
             descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -157,11 +157,11 @@ class Database:
         self._connection.close()
 
     def _checkpoint_sometimes(self) -> None:
-        """Carry the log over into the database once it is long, in a thread: the fsync would hold up every request.
+        """Checkpoint the log into the database once it is long, in a thread: the fsync would hold up every request.
 
-        SQLite writes the log from its beginning again once all of it was carried over and nothing has come since. Where
-        pods come and go without a pause the thread never sees that moment: then the little that has come is carried
-        over here, between two statements, and the loop waits for the disk.
+        SQLite writes the log from its beginning again once all of it was checkpointed and nothing has come since. Where
+        pods come and go without a pause the thread never sees that moment: then the little that has come is
+        checkpointed here, between two statements, and the loop waits for the disk.
         """
         self._statements += 1
         if self._statements % LOOK_WRITES or self._checkpoint.is_alive() or self._log_bytes() < LOG_BYTES:
@@ -170,21 +170,21 @@ class Database:
             self._checkpoint = threading.Thread()
             self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
             return
-        self._checkpoint = threading.Thread(target=self._carry_over, name="checkpoint", daemon=True)
+        self._checkpoint = threading.Thread(target=self._run_checkpoint, name="checkpoint", daemon=True)
         self._checkpoint.start()
 
-    def _carry_over(self) -> None:
+    def _run_checkpoint(self) -> None:
         try:
             with contextlib.closing(connect(self._path)) as connection:
-                for _ in range(_CARRY_TRIES):
-                    _, logged, carried = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                    if logged == carried:
+                for _ in range(_CHECKPOINT_TRIES):
+                    _, logged, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    if logged == moved:
                         return
-                    time.sleep(_CARRY_PAUSE_S)
+                    time.sleep(_CHECKPOINT_PAUSE_S)
         except (OSError, sqlite3.DatabaseError) as error:
             if isinstance(error, sqlite3.DatabaseError):
                 self._note_damage(error)
-            LOG.warning("the log of %s could not be carried over, it grows until it can: %s", self._path, error)
+            LOG.warning("the log of %s could not be checkpointed, it grows until it can: %s", self._path, error)
 
     def _log_bytes(self) -> int:
         try:
@@ -323,7 +323,7 @@ class Ledger:
         self._late = late
         counts = database.rows("SELECT owner, count(*) FROM ledger GROUP BY owner")
         self._counts: Counter[str] = Counter(dict(counts))  # so that who has no entry is not looked up
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def record(self, owner: str, kind: str, key: str, data: Mapping[str, object]) -> LedgerEntry:
         """Write that ``owner`` is about to make the resource ``key``."""
@@ -406,14 +406,14 @@ class Ledger:
         self._database.execute("UPDATE ledger SET owner = ? WHERE id = ?", (owner, entry.id))
         self._counts[owner] += 1
 
-    def put_aside(self, entry: LedgerEntry, error: Exception) -> None:
-        """Strike an entry that can't be undone, as it says nonsense, and keep its row in the table ``quarantine``.
+    def quarantine(self, entry: LedgerEntry, error: Exception) -> None:
+        """Delete an entry that can't be undone, as it is invalid, and keep its row in the table ``quarantine``.
 
         What it stands for may be left.
         """
         why = entry.damaged or (str(error) if not isinstance(error, ValidationError) else "its data can't be read")
         LOG.error(
-            "row %d of the ledger, %s %s of %s, is nonsense and put in quarantine: %s; 'crinoid doctor' looks "
+            "row %d of the ledger, %s %s of %s, is invalid and was put in quarantine: %s; 'crinoid doctor' looks "
             "for what is left",
             entry.id,
             entry.kind,
@@ -438,8 +438,8 @@ class Ledger:
             del found["v"]
             return LedgerEntry(number, str(owner), str(kind), str(key), found)
         except ValueError:  # pydantic's is one, whose message quotes the row
-            if number not in self._told:
-                self._told.add(number)
+            if number not in self._reported:
+                self._reported.add(number)
                 LOG.error(
                     "row %d of the ledger, %s %s of %s, can't be read: it stays as it is", number, kind, key, owner
                 )

@@ -60,7 +60,7 @@ class Directories:
     def __init__(self, directories: Iterable[Path]) -> None:
         self._directories = tuple(directories)
         self._known: dict[Path, _Read] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._lock = threading.Lock()
 
     def find(self, names: Iterable[str]) -> list[FoundDevice]:
@@ -69,9 +69,9 @@ class Directories:
         with self._lock:
             layers = self._look()
             broken = set(self._broken_files())
-            for problem in sorted(broken - self._told):
+            for problem in sorted(broken - self._reported):
                 LOG.warning("CDI file %s; its devices can't be used", problem)
-            self._told = broken
+            self._reported = broken
         return [self._choose(name, layers) for name in names]
 
     def survey(self) -> tuple[set[str], list[str]]:

@@ -182,7 +182,7 @@ class ContainerService:
             return
         with on_behalf_of(end_of(record.pod_id), record.id):
             await self.stop(record.id, 0)
-            await self._exit_monitor.told(record.id)
+            await self._exit_monitor.notified(record.id)
             async with self._locks.hold(record.id, f"RemoveContainer of {record.id}", END_PATIENCE_S):
                 if (current := self._store.containers.get(record.id)) is None:
                     return

@@ -98,7 +98,7 @@ class ExitMonitor:
         record = self._store.containers.get(container_id)
         return record is None or record.state is ContainerState.EXITED
 
-    async def told(self, container_id: str) -> None:
+    async def notified(self, container_id: str) -> None:
         """Wait until extensions have heard of an end that is on record; their hooks have deadlines. Not with the
         container's lock held, which what they do about it may want."""
         record, task = self._store.containers.get(container_id), self._tasks.get(container_id)

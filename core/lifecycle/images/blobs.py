@@ -139,7 +139,7 @@ class InflightBlobs:
         finally:
             self._expected[blob.digest] -= 1
             self._expected = +self._expected
-            self._tell()
+            self._notify()
 
     @contextmanager
     def announce(self, blob: Descriptor) -> Iterator[Callable[[int], None]]:
@@ -158,7 +158,7 @@ class InflightBlobs:
             elif self.follows(blob) and stored < blob.size:
                 with contextlib.suppress(OSError):  # it is unpacked when it is whole, then
                     self._inflight[blob.digest] = _InflightBlob(blob, self._content.open_partial(blob.digest), stored)
-                    self._tell()
+                    self._notify()
 
         try:
             yield advance
@@ -190,13 +190,13 @@ class InflightBlobs:
         inflight_blob = self._inflight.pop(blob.digest, None)
         if inflight_blob is not None:
             inflight_blob.end(is_whole)
-        self._tell()
+        self._notify()
 
     def _give_back(self) -> None:
         self._places += 1
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
 

@@ -78,7 +78,7 @@ async def is_usable(record: ImageRecord, content: ContentStore, snapshotters: Ma
             if await slot.has_layer(top):
                 return True
         except CrinoidError as error:
-            LOG.warning("whether image %s is unpacked can't be told: %s", record.id, error.message)
+            LOG.warning("whether image %s is unpacked can't be found out: %s", record.id, error.message)
             return True
     return False
 

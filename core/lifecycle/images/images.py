@@ -220,9 +220,9 @@ class ImageService:
     def _platform_of(self, handler: str) -> str:
         """Return the platform of a handler's images, as records tell it."""
         platform = self._slots.platform_of(handler)
-        return "" if platform is None else self._told(platform)
+        return "" if platform is None else self._recorded_as(platform)
 
-    def _told(self, platform: Platform) -> str:
+    def _recorded_as(self, platform: Platform) -> str:
         """Return a platform as records tell it: empty for the node's own, or where no handler asks for it."""
         wanted = platform.normalized()
         asked = [slot.traits().platform for slot in self._slots.runtimes.values()]
@@ -419,7 +419,7 @@ class ImageService:
         outcome, began_s = "cancelled", time.monotonic()
         try:
             with on_behalf_of(f"the pull of {request.reference}"):
-                record = await self._puller.pull(request, self._told(request.platform), self._config, tracker)
+                record = await self._puller.pull(request, self._recorded_as(request.platform), self._config, tracker)
             outcome = "ok"
         except BaseException as error:  # cancelled, too: what came is kept, but not for ever
             outcome = error.reason if isinstance(error, CrinoidError) else outcome

@@ -82,7 +82,7 @@ class NodeService:
         return tuple(text.split(",")) if text else ()
 
     async def recover(self) -> None:
-        """Examine the snapshotters, and tell the networks what UpdateRuntimeConfig told last time."""
+        """Examine the snapshotters, and tell the networks what UpdateRuntimeConfig set last."""
         for slot in self._slots.snapshotters.values():
             try:
                 await slot.probe()
@@ -94,7 +94,7 @@ class NodeService:
                 try:
                     await network.set_pod_cidrs(cidrs)
                 except CrinoidError as error:
-                    LOG.error("the node's address ranges, as told last, can't be used: %s", error.message)
+                    LOG.error("the address ranges of the last UpdateRuntimeConfig can't be used: %s", error.message)
 
     async def _runtime_ready(self) -> Condition:
         slots = list(self._slots.runtimes.values())
@@ -137,15 +137,15 @@ class NodeService:
                 "driver": slot.driver,
                 "distribution": f"{slot.installed.distribution} {slot.installed.version}",
                 "lastError": None if slot.last_error is None else asdict(slot.last_error),
-                "process": _tell_process(slot),
+                "process": _describe_process(slot),
             }
             for slot in self._slots.all()
         ]
         try:
-            deferred = [_tell_deferred(one) for one in self._resources.deferred()]
+            deferred = [_describe_deferred(one) for one in self._resources.deferred()]
             quarantined = [{"table": name, "id": key, "error": error} for name, key, error in self._store.quarantined()]
         except CrinoidError as error:  # the conditions tell it
-            LOG.warning("what is deferred and in quarantine can't be told: %s", error.message)
+            LOG.warning("what is deferred and in quarantine can't be read: %s", error.message)
             deferred, quarantined = [], []
         registries = self._slots.registries
         statuses = await asyncio.gather(*map(_source_status, registries.values()))
@@ -166,15 +166,15 @@ class NodeService:
         }
 
 
-def _tell_process(slot: Slot) -> dict[str, object] | None:
-    """Tell of the process that a slot's driver is in, if it has one of its own."""
+def _describe_process(slot: Slot) -> dict[str, object] | None:
+    """Describe the process that a slot's driver is in, if it has one of its own."""
     if (process := slot.process) is None:
         return None
     told = {"pid": process.pid, "restarts": process.restarts, "problem": process.problem}
     return told | {"memoryBytes": process.memory_bytes}
 
 
-def _tell_deferred(deferred: Deferred) -> dict[str, object]:
+def _describe_deferred(deferred: Deferred) -> dict[str, object]:
     since = deferred.since_ns and datetime.datetime.fromtimestamp(deferred.since_ns / 1e9, datetime.UTC)
     told = asdict(deferred) | {"since": since.isoformat(timespec="seconds") if since else None}
     return {name: told[name] for name in ("kind", "whose", "since", "reason", "owner", "key")}

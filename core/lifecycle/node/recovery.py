@@ -72,12 +72,12 @@ class Recovery:
 
     async def run(self) -> None:
         """Undo what nobody owns, then look at every pod and container. What is on no record is told, and left alone."""
-        self._resources.put_nonsense_aside()
+        self._resources.quarantine_invalid_entries()
         if strays := await self.find_strays():
             LOG.error("%d pods and containers on this host are on no record: 'crinoid doctor' lists them", len(strays))
             for line in describe(strays):
                 LOG.error("found without a record: %s", line)
-        self._tell_lost_slots()
+        self._report_lost_slots()
         await self._undo_orphans()
         for pod in self._store.pods:
             await self._recover_pod(pod)
@@ -86,7 +86,7 @@ class Recovery:
         await self._remove_orphaned_snapshots()
         await self._resources.undo_deferred()
 
-    def _tell_lost_slots(self) -> None:
+    def _report_lost_slots(self) -> None:
         """Tell of slots that pods use and the configuration no longer has: such a pod can't be stopped or removed."""
         lost: dict[str, list[str]] = {}
         for pod in self._store.pods:

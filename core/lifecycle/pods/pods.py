@@ -138,7 +138,7 @@ class PodService:
                 return
             await self._stop(current.id)
             await self._resources.settle(current.id)
-            await self._take_apart(current.id)
+            await self._tear_down(current.id)
             last = self._store.pods.get(current.id) or current
             self._store.pods.drop(current.id)
             self._events.notify_pod(EventType.DELETED, last)
@@ -157,7 +157,7 @@ class PodService:
         finally:
             giving_up.cancel()
 
-    async def _take_apart(self, pod_id: str) -> None:
+    async def _tear_down(self, pod_id: str) -> None:
         """Remove the containers and, at the same time, what the pod itself has: nothing runs in it any more.
 
         A cgroup that the pod was given comes last, as it may be others' too: it is only removed once nothing is in it.

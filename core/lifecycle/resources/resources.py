@@ -246,12 +246,12 @@ class Resources:
         self._ledger.record(owner, CONTENTS, str(directory), {})
 
     def keep(self, owner: str, kind: str) -> None:
-        """Strike the owner's entries of a kind: what they stand for is to stay."""
+        """Delete the owner's entries of a kind: what they stand for is to stay."""
         for entry in self._ledger.entries(owner):
             if entry.kind == kind:
                 self._ledger.delete(entry)
 
-    def put_nonsense_aside(self) -> None:
+    def quarantine_invalid_entries(self) -> None:
         """Put every entry in quarantine that names what is not its owner's. Once, before any is read."""
         for entry in self._ledger.entries():
             self._is_true(entry)
@@ -448,13 +448,13 @@ class Resources:
             if entry.kind in self._check_of:
                 self._check_of[entry.kind](entry, _owner(entry))
         except (CrinoidError, ValueError, KeyError, TypeError) as error:
-            self._ledger.put_aside(entry, error)
+            self._ledger.quarantine(entry, error)
             return False
         return True
 
     def _failed(self, entry: LedgerEntry, error: Exception) -> CrinoidError | None:
         if entry.damaged or entry.kind not in KINDS:
-            self._ledger.put_aside(entry, error)
+            self._ledger.quarantine(entry, error)
             return None
         if entry.owner == DEFERRED:
             self._put_off(entry, error)

@@ -171,15 +171,15 @@ class StatsService:
         readings = await asyncio.to_thread(read_pods, places)
         containers = {one.record.id: one for one in await self._containers(list(chain.from_iterable(members)))}
         told = await asyncio.gather(
-            *(self._told_usage(record, usage) for record, (usage, _) in zip(records, readings, strict=True))
+            *(self._reported_usage(record, usage) for record, (usage, _) in zip(records, readings, strict=True))
         )
         return [
             PodUsage(record, usage, self._rate(record, usage), network, tuple(containers[one.id] for one in own))
             for record, own, usage, (_, network) in zip(records, members, told, readings, strict=True)
         ]
 
-    async def _told_usage(self, record: PodRecord, of_cgroup: CgroupUsage | None) -> CgroupUsage | None:
-        """Return what the runtime tells of a pod where it does, else what its cgroup has told."""
+    async def _reported_usage(self, record: PodRecord, of_cgroup: CgroupUsage | None) -> CgroupUsage | None:
+        """Return what the runtime reports of a pod where it does, else what its cgroup has."""
         slot = self._slots.runtimes.get(record.runtime)
         if slot is None or not slot.implements("pod_stats"):
             return of_cgroup

@@ -98,7 +98,7 @@ class NriExtension:
         """RunPodSandbox."""
         self._roster.begin(pod.pod_id)
         self._live.add(pod.pod_id)
-        await self._tell_pod(nri_pb2.RUN_POD_SANDBOX, nri_pb2.RunPodSandboxRequest(pod=encode_pod(pod)), pod)
+        await self._notify_pod(nri_pb2.RUN_POD_SANDBOX, nri_pb2.RunPodSandboxRequest(pod=encode_pod(pod)), pod)
 
     @hookimpl
     async def pod_started(self, pod: PodView) -> None:
@@ -115,13 +115,13 @@ class NriExtension:
             linux_resources=encode_resources(resources),
             overhead_linux_resources=encode_resources(overhead),
         )
-        await self._tell_pod(nri_pb2.UPDATE_POD_SANDBOX, request, pod)
+        await self._notify_pod(nri_pb2.UPDATE_POD_SANDBOX, request, pod)
 
     @hookimpl
     async def pod_updated(self, pod: PodView) -> None:
         """PostUpdatePodSandbox."""
         request = nri_pb2.PostUpdatePodSandboxRequest(pod=encode_pod(pod))
-        await self._tell_pod(nri_pb2.POST_UPDATE_POD_SANDBOX, request, pod)
+        await self._notify_pod(nri_pb2.POST_UPDATE_POD_SANDBOX, request, pod)
 
     @hookimpl
     async def pod_stopping(self, pod: PodView) -> None:
@@ -133,7 +133,7 @@ class NriExtension:
         """RemovePodSandbox; for a pod that came to nothing StopPodSandbox first."""
         await self._stop_pod(pod)
         request = nri_pb2.RemovePodSandboxRequest(pod=encode_pod(pod))
-        await self._tell_pod(nri_pb2.REMOVE_POD_SANDBOX, request, pod)
+        await self._notify_pod(nri_pb2.REMOVE_POD_SANDBOX, request, pod)
         self._roster.forget(pod.pod_id)
 
     @hookimpl
@@ -168,24 +168,24 @@ class NriExtension:
             check_adjustment(adjustment)
         except InvalidArgument as error:
             name = _name(container)
-            raise Refused(f"NRI plugins {authors} together want of {name} what makes no sense: {error}") from error
+            raise Refused(f"NRI plugins {authors} together make invalid adjustments to {name}: {error}") from error
         return adjustment
 
     @hookimpl
     async def container_created(self, container: ContainerView) -> None:
         """PostCreateContainer."""
         self._roster.end(container.container_id)
-        await self._tell(nri_pb2.POST_CREATE_CONTAINER, nri_pb2.PostCreateContainerRequest(), container)
+        await self._notify(nri_pb2.POST_CREATE_CONTAINER, nri_pb2.PostCreateContainerRequest(), container)
 
     @hookimpl
     async def container_starting(self, container: ContainerView) -> None:
         """StartContainer."""
-        await self._tell(nri_pb2.START_CONTAINER, nri_pb2.StartContainerRequest(), container)
+        await self._notify(nri_pb2.START_CONTAINER, nri_pb2.StartContainerRequest(), container)
 
     @hookimpl
     async def container_started(self, container: ContainerView) -> None:
         """PostStartContainer."""
-        await self._tell(nri_pb2.POST_START_CONTAINER, nri_pb2.PostStartContainerRequest(), container)
+        await self._notify(nri_pb2.POST_START_CONTAINER, nri_pb2.PostStartContainerRequest(), container)
 
     @hookimpl
     async def container_updating(self, container: ContainerView, resources: LinuxResources) -> LinuxResources | None:
@@ -212,7 +212,7 @@ class NriExtension:
     @hookimpl
     async def container_updated(self, container: ContainerView) -> None:
         """PostUpdateContainer."""
-        await self._tell(nri_pb2.POST_UPDATE_CONTAINER, nri_pb2.PostUpdateContainerRequest(), container)
+        await self._notify(nri_pb2.POST_UPDATE_CONTAINER, nri_pb2.PostUpdateContainerRequest(), container)
 
     @hookimpl
     async def container_exited(self, container: ContainerView, status: ExitStatus) -> None:
@@ -224,7 +224,7 @@ class NriExtension:
         """RemoveContainer; for a container that came to nothing StopContainer first."""
         await self._stop_container(container)
         try:
-            await self._tell(nri_pb2.REMOVE_CONTAINER, nri_pb2.RemoveContainerRequest(), container)
+            await self._notify(nri_pb2.REMOVE_CONTAINER, nri_pb2.RemoveContainerRequest(), container)
         finally:
             self._roster.forget(container.container_id)
 
@@ -232,7 +232,7 @@ class NriExtension:
         if pod.pod_id in self._live:
             self._live.discard(pod.pod_id)
             request = nri_pb2.StopPodSandboxRequest(pod=encode_pod(pod))
-            await self._tell_pod(nri_pb2.STOP_POD_SANDBOX, request, pod)
+            await self._notify_pod(nri_pb2.STOP_POD_SANDBOX, request, pod)
 
     async def _stop_container(self, container: ContainerView) -> None:
         """Tell every plugin of an end; what one raises holds up nothing."""
@@ -258,22 +258,22 @@ class NriExtension:
             (nri_pb2.REMOVE_CONTAINER, nri_pb2.RemoveContainerRequest(pod=pod, container=view)),
         ):
             told = [plugin for plugin in plugins if plugin.wants(event)]
-            await self._tell_all(Request(event, message, _name(container)), told)
+            await self._notify_all(Request(event, message, _name(container)), told)
 
-    async def _tell_pod(self, event: int, message: Any, pod: PodView) -> None:
-        """Tell of a pod; ``Any``: a request of NRI that has one."""
+    async def _notify_pod(self, event: int, message: Any, pod: PodView) -> None:
+        """Notify of a pod; ``Any``: a request of NRI that has one."""
         question = Request(event, message, f"pod {pod.pod_id}")
-        await self._tell_all(question, self._roster.concerned(event, pod.pod_id, pod))
+        await self._notify_all(question, self._roster.concerned(event, pod.pod_id, pod))
 
-    async def _tell(self, event: int, message: Any, container: ContainerView) -> None:
-        """Tell of a container; ``Any``: a request of NRI that has one, and nothing else."""
+    async def _notify(self, event: int, message: Any, container: ContainerView) -> None:
+        """Notify of a container; ``Any``: a request of NRI that has one, and nothing else."""
         plugins = self._concerned(event, container)
         if plugins:
             message.pod.CopyFrom(encode_pod(container.pod))
             message.container.CopyFrom(encode_container(container))
-            await self._tell_all(Request(event, message, _name(container)), plugins)
+            await self._notify_all(Request(event, message, _name(container)), plugins)
 
-    async def _tell_all(self, question: Request, plugins: Iterable[Plugin]) -> None:
+    async def _notify_all(self, question: Request, plugins: Iterable[Plugin]) -> None:
         await self._ask_all(question, plugins, getattr(nri_pb2, f"{question.method}Response"))
 
     async def _ask_all(self, question: Request, plugins: Iterable[Plugin], expected: type[A]) -> list[tuple[Plugin, A]]:
@@ -491,14 +491,14 @@ async def _needs_no_revoking(_plugins: list[Plugin]) -> None:
 
 
 def _check(answer: nri_pb2.CreateContainerResponse, plugin: str, container: ContainerView) -> None:
-    """Refuse what makes no sense while it is known who wants it. ``ValueError``: a word that NRI does not have."""
+    """Refuse what is invalid while it is known who wants it. ``ValueError``: a word that NRI does not have."""
     try:
         for descriptor, value in (*answer.adjust.ListFields(), *answer.adjust.linux.ListFields()):
             if descriptor.message_type is not None and hasattr(value, "__len__") and len(value) > _MAX_ENTRIES:
                 raise InvalidArgument(f"{descriptor.name}: there are {len(value)}, more than {_MAX_ENTRIES}")
         check_adjustment(decode_adjustment(answer.adjust, container))
     except (InvalidArgument, ValueError) as error:
-        raise Refused(f"NRI plugin {plugin} wants of {_name(container)} what makes no sense: {error}") from error
+        raise Refused(f"NRI plugin {plugin} makes an invalid adjustment to {_name(container)}: {error}") from error
 
 
 def _name(container: ContainerView) -> str:

@@ -53,7 +53,7 @@ class Changes:
         try:
             check_resources(decode_resources(update.linux.resources))
         except InvalidArgument as error:
-            what = f"limits of container {update.container_id} that make no sense"
+            what = f"invalid limits of container {update.container_id}"
             raise Refused(f"NRI plugin {plugin} wants {what}: {error}") from error
         is_own = self._own is not None and self._own.container.id == update.container_id
         target = self._own.linux_resources if self._own and is_own else wanted.linux.resources
@@ -84,7 +84,7 @@ class Creation:
     def __init__(
         self, request: nri_pb2.CreateContainerRequest, check: Callable[[nri_pb2.CreateContainerResponse, str], None]
     ) -> None:
-        """``check`` raises Refused for an answer that makes no sense by itself, whoever wants what else."""
+        """``check`` raises Refused for an answer that is invalid by itself, whoever wants what else."""
         self.request = nri_pb2.CreateContainerRequest()
         self.request.CopyFrom(request)
         self._check = check
@@ -100,7 +100,7 @@ class Creation:
         self._plugin = ""
 
     def apply(self, answer: nri_pb2.CreateContainerResponse, plugin: str) -> None:
-        """Merge what a plugin wants. Raises Refused for what contradicts another plugin, or makes no sense."""
+        """Merge what a plugin wants. Raises Refused for what contradicts another plugin, or is invalid."""
         self._check(answer, plugin)
         self._plugin = plugin
         if any(update.container_id == self._id for update in answer.update):

@@ -77,11 +77,11 @@ class Roster:
             for task in late:
                 task.cancel()
         try:
-            return await self._tell_all(plugin, kernel)
+            return await self._synchronize(plugin, kernel)
         except (RemoteError, CrinoidError) as error:
             raise PluginFailed(f"Synchronize: {error}") from error
 
-    async def _tell_all(self, plugin: Plugin, kernel: Kernel) -> list[nri_pb2.ContainerUpdate]:
+    async def _synchronize(self, plugin: Plugin, kernel: Kernel) -> list[nri_pb2.ContainerUpdate]:
         """What happens from now on is told, after this: so the list must be of now, though it comes later."""
         begun, plugin.knows_all = frozenset(plugin.known), True
         pods = [pod for pod in kernel.pods() if pod.pod_id not in begun]

@@ -157,7 +157,7 @@ class Channel:
             raise _failure(payload, message.title)
         raise AssertionError("unreachable")
 
-    def tell(self, messages: Sequence[Message]) -> None:
+    def execute(self, messages: Sequence[Message]) -> None:
         """Send requests in one go and wait for all acknowledgements; raise NetlinkError for the first refusal.
 
         Each is done or refused on its own: those after a refused one are tried too.

@@ -202,11 +202,11 @@ class Node:
         has_six = any(network.version == 6 for network in ranges)
         self._forwarding.enable(ipv6=has_six)
         if found is None:
-            channel.tell([interfaces.make_bridge(self._names.bridge, self._names.bridge_mac, self._mtu)])
+            channel.execute([interfaces.make_bridge(self._names.bridge, self._names.bridge_mac, self._mtu)])
             found = interfaces.find_link(channel, self._names.bridge)
             assert found is not None
         elif not found.is_up or found.mtu != self._mtu:
-            channel.tell([interfaces.set_up(found.index, self._mtu)])
+            channel.execute([interfaces.set_up(found.index, self._mtu)])
         if has_six:
             sysctls.enable_ipv6(self._names.bridge)
         sysctls.open_loopback(self._names.bridge)
@@ -214,7 +214,7 @@ class Node:
         if has_six:
             wanted[rules.link_local(self._names.bridge_mac)] = _LINK_LOCAL_PREFIX
         lacks = wanted.keys() - interfaces.list_addresses(channel, found.index)
-        channel.tell([interfaces.add_address(found.index, address, wanted[address]) for address in lacks])
+        channel.execute([interfaces.add_address(found.index, address, wanted[address]) for address in lacks])
         return found
 
     def _take_ports(self, channel: Channel, bridge: Link) -> None:
@@ -223,8 +223,8 @@ class Node:
         known = tuple(self._records.values())
         if lost := [record for record in known if record.link not in ports and exists(record.link)]:
             self._log.warning("bridge %s lacks the links of %d pods: putting them back", bridge.name, len(lost))
-            channel.tell([interfaces.set_master(record.link, bridge.index) for record in lost])
-            channel.tell([interfaces.set_port(record.link, f"pod {record.pod_id}") for record in lost])
+            channel.execute([interfaces.set_master(record.link, bridge.index) for record in lost])
+            channel.execute([interfaces.set_port(record.link, f"pod {record.pod_id}") for record in lost])
 
     def _settle(self, channel: Channel, bridge: Link, ranges: set[Network]) -> None:
         """Let pods be reached at once over a bridge that was repaired, as over one that is new."""
@@ -262,7 +262,7 @@ class Node:
         # A link of this name that is no other pod's was left by an attempt that died.
         is_left = all(one.link != record.link or one.pod_id == record.pod_id for one in known)
         if refused[0] is not None and refused[0].errno == errno.EEXIST and exists(record.link) and is_left:
-            channel.tell([interfaces.delete_link(pair.name), *messages])
+            channel.execute([interfaces.delete_link(pair.name), *messages])
         elif error := next((error for error in refused if error is not None), None):
             raise error
         if record.ingress_bits_per_s:
@@ -383,7 +383,7 @@ def _configure_pod(record: Record) -> None:
             interfaces.add_route(_DEFAULT_ROUTE[address.version], index, gateway),
         ]
     with Channel(ROUTE) as channel:
-        channel.tell(messages)
+        channel.execute(messages)
         interfaces.wait_until_works(channel, record.interface)
         for address in record.addresses:
             if address.version == 6:

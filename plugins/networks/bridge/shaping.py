@@ -56,18 +56,20 @@ def limit_link(channel: Channel, index: int, bits_per_s: int) -> None:
     if rate > _MAX_32:
         options.append(attribute(_TBF_RATE64, struct.pack("=Q", rate)))
     payload = _HEADER.pack(0, index, 0x10000, _ROOT, 0) + text(_KIND, "tbf") + nest(_OPTIONS, *options)
-    _tell(channel, "CONFIG_NET_SCH_TBF", Message(_NEW_QUEUE, payload, CREATE | REPLACE, "limit with tbf"))
+    _execute(channel, "CONFIG_NET_SCH_TBF", Message(_NEW_QUEUE, payload, CREATE | REPLACE, "limit with tbf"))
 
 
 def limit_sender(channel: Channel, link: int, buffer_name: str, mtu: int, bits_per_s: int) -> None:
     """Let no more than this come in by the link, by way of a new ifb link. Raises Unsupported when the kernel can't."""
-    _tell(channel, "CONFIG_IFB", interfaces.make_buffer(buffer_name, mtu))
+    _execute(channel, "CONFIG_IFB", interfaces.make_buffer(buffer_name, mtu))
     found = interfaces.find_link(channel, buffer_name)
     assert found is not None
     limit_link(channel, found.index, bits_per_s)
     ingress = _HEADER.pack(0, link, _INGRESS_HANDLE, _INGRESS, 0) + text(_KIND, "ingress")
-    _tell(channel, "CONFIG_NET_SCH_INGRESS", Message(_NEW_QUEUE, ingress, CREATE | REPLACE, "redirect what comes in"))
-    _tell(channel, "CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED", _redirect_all(link, found.index))
+    _execute(
+        channel, "CONFIG_NET_SCH_INGRESS", Message(_NEW_QUEUE, ingress, CREATE | REPLACE, "redirect what comes in")
+    )
+    _execute(channel, "CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED", _redirect_all(link, found.index))
 
 
 def _redirect_all(link: int, target: int) -> Message:
@@ -81,9 +83,9 @@ def _redirect_all(link: int, target: int) -> Message:
     return Message(_NEW_FILTER, payload, CREATE | REPLACE, "redirect what comes in")
 
 
-def _tell(channel: Channel, needs: str, message: Message) -> None:
+def _execute(channel: Channel, needs: str, message: Message) -> None:
     try:
-        channel.tell([message])
+        channel.execute([message])
     except NetlinkError as error:
         if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
             raise Unsupported(f"bandwidth limits need a kernel with {needs}: {error.strerror}") from error

@@ -55,9 +55,9 @@ class ConfigurationWatch:
         nearest = await self._find_nearest()
         with DirectoryWatch(nearest, removals=True, directories=True) as watch:
             if nearest == self._directory:
-                await self._tell()  # what changed before the watch stood
+                await self._notify()  # what changed before the watch stood
                 async for _ in watch:
-                    await self._tell()
+                    await self._notify()
             elif nearest == await self._find_nearest():  # else it was made before the watch stood
                 awaited = self._directory.relative_to(nearest).parts[0]
                 async for name in watch:
@@ -70,7 +70,7 @@ class ConfigurationWatch:
 
         return await call_within(self._timeout_s, f"CNI configuration in {self._directory}", find)
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         for listener in self._listeners:
             try:
                 await listener()

@@ -42,7 +42,7 @@ def _begin(bundle: ConmonFiles, monitor: int, log: Path) -> bool:
     if bundle.read_exit() is not None or _is_written(monitor, log):
         return False
     _prepare(log)
-    return _tell(bundle, log)
+    return _send_reopen(bundle, log)
 
 
 def _is_written(monitor: int, log: Path) -> bool:
@@ -87,7 +87,7 @@ def _prepare(log: Path) -> None:
         os.close(fd)
 
 
-def _tell(bundle: ConmonFiles, log: Path) -> bool:
+def _send_reopen(bundle: ConmonFiles, log: Path) -> bool:
     """Write the command; tell whether there is anyone to do it, and the container has not ended."""
     try:
         control = os.open(bundle.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -52,7 +52,7 @@ from crinoid.plugins.runtimes.oci.criu import Criu
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
 from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources
-from crinoid.plugins.runtimes.oci.scopes import tell_systemd
+from crinoid.plugins.runtimes.oci.scopes import set_unit_limits
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
@@ -227,7 +227,7 @@ class OciRuntime(CheckpointHooks):
             if rest is not None:
                 await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
         if is_scope(handle.cgroup) and is_unified():
-            await tell_systemd(handle.cgroup, self._deadlines.update_s)
+            await set_unit_limits(handle.cgroup, self._deadlines.update_s)
         if changed.oom_score_adj:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(changed.oom_score_adj)))  # noqa: ASYNC240

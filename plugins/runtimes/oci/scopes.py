@@ -41,7 +41,7 @@ def scope_properties(read: Callable[[str], str | None]) -> Iterator[str]:
         yield from (f"CPUQuota={percent}", f"CPUQuotaPeriodSec={period_us}us")
 
 
-async def tell_systemd(cgroup: str, timeout_s: float) -> None:
+async def set_unit_limits(cgroup: str, timeout_s: float) -> None:
     """Make the limits that a scope's cgroup has its unit's, for as long as it lives. Raises CrinoidError."""
     path = below_mount(cgroup)
     assignments = await asyncio.to_thread(list, scope_properties(lambda name: cgroups.read_file(path, name)))

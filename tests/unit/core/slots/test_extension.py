@@ -109,7 +109,7 @@ async def test_what_makes_no_sense_is_a_failure(drivers: tuple[FakeExtension, Fa
     if policy == "ignore":
         assert await slots.adjust_container(CONTAINER) == (("second", good),)
         return
-    words = r"\"first\" .*adjust_container: wants what makes no sense: oci_hooks: stage 'later' of /x is none of create"
+    words = r"\"first\" .*adjust_container: asks for an invalid adjustment: oci_hooks: stage 'later' of /x is none of"
     with pytest.raises(DriverError, match=words):
         await slots.adjust_container(CONTAINER)
 
@@ -120,7 +120,7 @@ async def test_limits_that_make_no_sense_are_a_failure(
 ) -> None:
     slots = ExtensionSlots([a_slot(driver, on_failure="fail") for driver in drivers])
     drivers[0].resources = LinuxResources(unified=unified)
-    with pytest.raises(DriverError, match=r"\"first\" .*container_updating: wants limits that make no sense"):
+    with pytest.raises(DriverError, match=r"\"first\" .*container_updating: asks for invalid limits"):
         await slots.container_updating(CONTAINER, LinuxResources(cpu_shares=1))
 
 

@@ -218,7 +218,7 @@ def test_the_log_stays_short(path: Path, monkeypatch: pytest.MonkeyPatch, is_eve
     monkeypatch.setattr("crinoid.core.state.store.LOOK_WRITES", 5)
     monkeypatch.setattr(threading.Thread, "start", threading.Thread.run)
     if not is_ever_quiet:
-        monkeypatch.setattr("crinoid.core.state.store.Database._carry_over", lambda _: None)
+        monkeypatch.setattr("crinoid.core.state.store.Database._run_checkpoint", lambda _: None)
     monkeypatch.setattr(threading.Thread, "ident", 1)
     monkeypatch.setattr(threading.Thread, "join", lambda _: None)
     store, log = Store(path), path.with_name("state.db-wal")

@@ -227,7 +227,7 @@ async def test_address_ranges_that_were_kept_and_are_refused_now_do_not_end_the_
     await fake_node.crash()
     fake_node.network.fail("set_pod_cidrs", CrinoidError("no room"))
     services = await fake_node.start()
-    assert "the node's address ranges, as told last, can't be used" in caplog.text
+    assert "the address ranges of the last UpdateRuntimeConfig can't be used" in caplog.text
     await services.node.set_pod_cidrs(("10.1.0.0/24",))
     assert services.pods.pod_cidrs() == ("10.1.0.0/24",)
 

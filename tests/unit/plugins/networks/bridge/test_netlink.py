@@ -84,6 +84,6 @@ def test_a_refusal_says_what_was_tried() -> None:
         with pytest.raises(
             NetlinkError, match=r"bring interface 2147483647 up: (No such device|Operation not permitted)"
         ):
-            channel.tell([interfaces.set_up(0x7FFFFFFF)])
+            channel.execute([interfaces.set_up(0x7FFFFFFF)])
         assert [type(error) for error in channel.try_each([interfaces.set_up(0x7FFFFFFF)] * 3)] == [NetlinkError] * 3
         assert channel.try_each([]) == []
