@@ -166,10 +166,11 @@ class Calls:
         """Run one call to its answer, its error or its cancellation. ``context`` is grpc.aio's, which has no types."""
         task = asyncio.current_task()
         assert task is not None  # a call runs in a task of grpc's
-        async with self._recorded(rpc, request, context, task) as (readable, taken):
-            answer = taken.answer = await method(readable)
-            timeline.about(*_subjects(answer))
-            return answer
+        with self._timeline_of(rpc, request) as ending:
+            async with self._around(rpc, request, context, ending, task) as (readable, taken):
+                answer = taken.answer = await method(readable)
+                timeline.about(*_subjects(answer))
+                return answer
         raise AssertionError("a call ends in an answer or an error")  # not reached: nothing is swallowed around it
 
     async def serve_stream(self, rpc: str, method: StreamMethod, request: Message | Malformed, context: Any) -> None:
@@ -180,45 +181,31 @@ class Calls:
         RELAYED_UNTIL_S.set(relayed_until_s(context))
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # another daemon may go on with it
         try:
-            async with (
-                self._recorded(rpc, request, context, over) as (readable, _),
-                contextlib.aclosing(method(readable)) as answers,
-            ):
-                await context.send_initial_metadata(())
-                async for answer in answers:
-                    await context.write(answer)
+            with self._timeline_of(rpc, request) as ending:
+                async with (
+                    self._around(rpc, request, context, ending, over) as (readable, _),
+                    contextlib.aclosing(method(readable)) as answers,
+                ):
+                    await context.send_initial_metadata(())
+                    async for answer in answers:
+                        await context.write(answer)
         finally:
             over.set_result(None)
 
-    def _recorded(
-        self, rpc: str, request: Message | Malformed, context: Any, over: "asyncio.Future[Any]"
-    ) -> contextlib.AbstractAsyncContextManager[tuple[Message, "_Taken"]]:
-        """Return what is around a call, which has ended here when ``over`` is done.
-
-        Of those of ``RECORDED`` the timeline is kept.
-        """
+    def _timeline_of(self, rpc: str, request: Message | Malformed) -> contextlib.AbstractContextManager[Ending]:
+        """Return what keeps a call's timeline, if its RPC is one of ``RECORDED``; the call's end is filled in there."""
         if self._record is None or rpc not in RECORDED:
-            return self._around(rpc, request, context, Ending(), over)
-        return self._in_timeline(self._record, rpc, request, context, over)
-
-    @contextlib.asynccontextmanager
-    async def _in_timeline(
-        self,
-        record: Callable[[str, Iterable[str]], contextlib.AbstractContextManager[Ending]],
-        rpc: str,
-        request: Message | Malformed,
-        context: Any,
-        over: "asyncio.Future[Any]",
-    ) -> AsyncIterator[tuple[Message, "_Taken"]]:
-        with record(rpc, _subjects(request)) as ending:
-            async with self._around(rpc, request, context, ending, over) as call:
-                yield call
+            return contextlib.nullcontext(Ending())
+        return self._record(rpc, _subjects(request))
 
     @contextlib.asynccontextmanager
     async def _around(
         self, rpc: str, request: Message | Malformed, context: Any, ending: Ending, over: "asyncio.Future[Any]"
     ) -> AsyncIterator[tuple[Message, "_Taken"]]:
-        """All that is around a call, from its count to its line in the log; yields the request once it is checked."""
+        """All that is around a call, from its count to its line in the log; yields the request once it is checked.
+
+        The call has ended here when ``over`` is done.
+        """
         task = asyncio.current_task()
         assert task is not None  # a call runs in a task of grpc's
         started_s, code, text = time.monotonic(), "OK", ""

@@ -54,6 +54,8 @@ class SharedTasks:
         end, and what it raises is logged; or, with ``orphans="cancel"``, it is cancelled, and the caller is held until
         that is done. Raises Unavailable when ``close`` or ``give_up`` was called before or meanwhile.
         """
+        # Work that is being cancelled has no answer to give any more: it ends first, so that the same is never at work
+        # twice, and then begins anew.
         while (shared := self._shared.get(key)) is not None and shared.task.cancelling():
             await asyncio.wait({shared.task})
         joins = f"{self._what.removesuffix(' of')} that another request has begun"
