@@ -702,7 +702,7 @@ async def main(root):
         )
         attachment = await driver.attach(request, await driver.plan(request))
         await driver.detach(request, attachment.data)
-        await driver._free_gone()
+        await driver._release_addresses()
 
 asyncio.run(main(Path(sys.argv[1])))
 """

@@ -57,14 +57,10 @@ class CgroupWarmup:
         return self._wanting > 0 or time.monotonic() < self._until_s
 
     def _keep_ready(self) -> None:
-        while self._wait_until_wanted():
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(self._is_wanted, _REST_S):
+                    self._thread = None  # under the lock: who wants it next sees that, and starts another
+                    return
             self._warm_up()
             time.sleep(_PAUSE_S)
-
-    def _wait_until_wanted(self) -> bool:
-        """Return whether somebody wants it within a while; if not, the thread is to end."""
-        with self._changed:
-            wanted = self._changed.wait_for(self._is_wanted, _REST_S)
-            if not wanted:
-                self._thread = None
-        return wanted

@@ -483,9 +483,9 @@ def enter(path: str) -> None:
 def warm_up() -> None:
     """Let the kernel get ready to move processes between cgroups, as runtimes do; for a thread of nobody else.
 
-    The first move waits for all processors to pass a point of rest (an RCU grace period, some ten milliseconds), those
-    of as long a time after it do not. So moving a thread to where it is already, early enough, takes the wait off them.
-    Where this can't be done nothing happens.
+    The first move waits for all processors to pass a point of rest (an RCU grace period, some ten milliseconds, in the
+    kernel's ``cgroup_threadgroup_rwsem``), those of as long a time after it do not. So moving a thread to where it is
+    already, early enough, takes the wait off them. Where this can't be done nothing happens.
     """
     with contextlib.suppress(OSError):
         _host().warm_up()

@@ -128,6 +128,8 @@ def _enter(pin: Path, flag: int) -> None:
 
 def _pin_here(kinds: Mapping[str, Path], hostname: str, inside: Callable[[], object]) -> None:
     """Unshare, hostname and binds, in a thread of its own."""
+    # unshare(2) moves the calling thread alone, and /proc/thread-self is its own: the daemon's other threads stay where
+    # they are.
     flags = 0
     for kind in kinds:
         flags |= _KINDS[kind][0]

@@ -102,6 +102,7 @@ class PodPlanner:
         if pods.enable_unprivileged_ports:
             wanted.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
         if pods.enable_unprivileged_icmp:
+            # The kernel refuses a range with groups that the pod's user namespace does not map.
             wanted.setdefault("net.ipv4.ping_group_range", f"0 {user.gids[0].length - 1 if user else 2147483647}")
         missing = {"network": "net", "ipc": "kernel"}
         foreign = tuple(prefix for kind, prefix in missing.items() if kind not in own)

@@ -92,8 +92,8 @@ class BridgeNetwork:
         self._avoided: set[Address] = set()
         self._space = asyncio.Condition()
         self._left = asyncio.Event()
-        self._seeing_off: asyncio.Task[None] | None = None
-        self._door = asyncio.Lock()  # held while bridge and tables are removed: nobody comes in then
+        self._cleanup: asyncio.Task[None] | None = None
+        self._removal = asyncio.Lock()  # held while bridge and tables are removed: no address is given out then
 
     @hookimpl
     def features(self) -> NetworkFeatures:
@@ -118,7 +118,7 @@ class BridgeNetwork:
         wanted = Record.read(plan)
         what = f"pod {wanted.pod_id} can't be attached"
         for _ in range(_MOST_CONFLICTS):
-            async with self._door:  # not while bridge and tables are removed after the last pod
+            async with self._removal:  # not while bridge and tables are removed after the last pod
                 record = await self._give_addresses(wanted)
                 self._attached[record.pod_id] = record
             # In a thread that ends with it: it enters the pod's namespace, and one that can't come back is of no use.
@@ -151,7 +151,7 @@ class BridgeNetwork:
         await _in_thread(lambda: self._node.disconnect(record), f"pod {record.pod_id} can't be detached")
         self._attached.pop(record.pod_id, None)
         self._leaving[record.pod_id] = record
-        self._tend()
+        self._begin_cleanup()
 
     @hookimpl
     async def check(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
@@ -179,11 +179,11 @@ class BridgeNetwork:
 
     @hookimpl
     async def close(self) -> None:
-        if self._seeing_off is not None:
-            self._seeing_off.cancel()
-            await asyncio.wait({self._seeing_off})
+        if self._cleanup is not None:
+            self._cleanup.cancel()
+            await asyncio.wait({self._cleanup})
         if self._leaving:
-            await self._free_gone()
+            await self._release_addresses()
         await self._close()
 
     # Attaching.
@@ -238,24 +238,26 @@ class BridgeNetwork:
 
     # Leaving.
 
-    def _tend(self) -> None:
-        """See to it that those who leave are waited for, and that the last one closes the door."""
+    def _begin_cleanup(self) -> None:
+        """Wait in the background for the links of detached pods; after the last pod, remove bridge and tables."""
         self._left.set()
-        if self._seeing_off is None or self._seeing_off.done():
-            self._seeing_off = asyncio.get_running_loop().create_task(self._see_off())
+        if self._cleanup is None or self._cleanup.done():
+            self._cleanup = asyncio.get_running_loop().create_task(self._clean_up())
 
-    async def _see_off(self) -> None:
+    async def _clean_up(self) -> None:
         with contextlib.suppress(TimeoutError):
             while True:
                 while self._leaving:
-                    await self._free_gone()
+                    await self._release_addresses()
                 self._left.clear()
                 await asyncio.wait_for(self._left.wait(), self._config.linger_s)
         await self._close()
 
-    async def _free_gone(self) -> None:
+    async def _release_addresses(self) -> None:
         """Wait until links are gone with their namespaces, remove the others, and free the addresses."""
         records = tuple(self._leaving.values())
+        # The kernel removes a pod's end of its veth pair with the network namespace, in the background, and the host's
+        # end with that. An address that is given out before would be there twice: the old pod's link answers for it.
         for _ in range(round(_LEAVE_GRACE_S / _LEAVE_POLL_S)):
             await asyncio.sleep(_LEAVE_POLL_S)
             if not any(exists(record.link) or exists(record.buffer) for record in records):
@@ -273,8 +275,8 @@ class BridgeNetwork:
             self._space.notify_all()
 
     async def _close(self) -> None:
-        """Remove bridge and tables, unless somebody came."""
-        async with self._door:
+        """Remove bridge and tables, unless a pod is attached again."""
+        async with self._removal:
             if self._attached or self._leaving or self._book.owners:
                 return
             try:
