@@ -1,4 +1,4 @@
-"""The door to the C library for the calls that Python lacks: every other module of this package goes through it."""
+"""Calls of the C library that Python lacks; every other module of this package makes them by way of this one."""
 
 import ctypes
 import os

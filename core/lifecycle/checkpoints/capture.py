@@ -57,7 +57,7 @@ _OPTIONS = "options"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointParts:
-    """The other organs of the lifecycle that checkpoints need."""
+    """The other parts of the lifecycle that checkpoints need."""
 
     images: ImageService
     resources: Resources

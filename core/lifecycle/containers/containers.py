@@ -60,7 +60,7 @@ _Name = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class ContainerParts:
-    """The other organs of the lifecycle that containers need."""
+    """The other parts of the lifecycle that containers need."""
 
     builder: ContainerBuilder
     images: ImageService

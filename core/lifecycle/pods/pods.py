@@ -65,7 +65,7 @@ _CREATES_END_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class PodParts:
-    """The other organs of the lifecycle that pods need."""
+    """The other parts of the lifecycle that pods need."""
 
     containers: ContainerService
     init: PodInit

@@ -37,7 +37,7 @@ _INSIDE = "/init"
 
 @dataclass(frozen=True, slots=True)
 class InitParts:
-    """The other organs of the lifecycle that init processes need."""
+    """The other parts of the lifecycle that init processes need."""
 
     images: ImageService
     resources: Resources
