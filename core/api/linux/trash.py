@@ -18,6 +18,7 @@ from pathlib import Path
 
 from crinoid.core.api.backoff import Backoff
 from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.bulkheads import start_thread
 from crinoid.core.api.linux.files import disk_usage, remove_tree, sync_directory
 from crinoid.core.api.values.snapshot import DiskUsage
 
@@ -41,7 +42,7 @@ class Trash:
         self._unremoved = unremoved
         self._changed = threading.Condition()
         self._backoff = Backoff()
-        self._thread: threading.Thread | None = None
+        self._is_emptied = False
         self._unsynced = False
         rights.make_directories(directory)
         rights.correct(directory, rights.DIRECTORY)
@@ -53,7 +54,8 @@ class Trash:
                 self._wake()
 
     def throw(self, path: Path, durably: bool = False, label: str = "") -> None:
-        """Move a tree into the trash: from here on it is gone from where it was. Raises OSError.
+        """Move a tree into the trash: from here on it is gone from where it was. Raises OSError, and ResourceExhausted
+        where no thread can be had to remove it: the next one to come removes it, too.
 
         ``durably``: nothing of it is removed before that outlives a power cut, so that it is never found there in part.
         ``label``: whose it was, for the log, such as a container's id; it outlives the process.
@@ -79,10 +81,10 @@ class Trash:
             return not self._names()
 
     def _wake(self) -> None:
-        if self._thread is None:
+        if not self._is_emptied:
             # No one joins it: what it leaves when the process ends, the next one removes.
-            self._thread = threading.Thread(target=self._empty, name="trash", daemon=True)
-            self._thread.start()
+            start_thread(self._empty)
+            self._is_emptied = True
         self._changed.notify_all()
 
     def _empty(self) -> None:
@@ -124,7 +126,7 @@ class Trash:
                 self._changed.wait(self._backoff.wait_s(names))
             for path in [path for path in self._unremoved if path.startswith(f"{self.directory}/")]:
                 del self._unremoved[path]  # somebody else has removed it
-            self._thread = None
+            self._is_emptied = False
             return None
 
     def _path(self, name: str) -> str:
