@@ -130,6 +130,8 @@ def _crinoid(place: Place, name: str) -> Daemon:
         [registries.distribution]
         driver = "distribution"
         options = {{ plain_http = ["{place.registry.host}"] }}
+        [log]
+        level = "info"
     """
     if name == FLOOR:
         site = Site(place.directory / "site")
