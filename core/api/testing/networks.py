@@ -14,6 +14,7 @@ no meaning for it; the switches of the class, such as ``has_host_ports``, say wh
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import functools
@@ -160,6 +161,9 @@ class NetworkContract(Contract):
     """Patterns of the settings below ``/proc/sys/net`` that the driver changes for the whole node: a pod's packets are
     forwarded, as a rule."""
 
+    has_default_route: ClassVar[bool] = True
+    """Whether a pod has a way to whatever is neither the node's nor another pod's."""
+
     reaches_pods: ClassVar[bool] = True
     """Whether the node can open a connection to a pod's first address, as Kubernetes wants it."""
 
@@ -286,6 +290,30 @@ class NetworkContract(Contract):
         await asyncio.gather(
             *(network.detach(request, a.data) for request, a in zip(requests, attachments, strict=True))
         )
+
+    async def test_a_pod_that_goes_takes_nothing_of_others(
+        self, network: BoundNetwork, make_request: Callable[[str], NetworkRequest]
+    ) -> None:
+        """The address of one that stays is not given to the next."""
+        goes, stays, comes = (make_request(name) for name in ("a", "b", "c"))
+        _own_namespace(goes)
+        first, second = await _attach(network, goes), await _attach(network, stays)
+        await network.detach(goes, first.data)
+        third = await _attach(network, comes)
+        for address in second.addresses:
+            assert address not in third.addresses, f"{address} was given to another pod while it was in use"
+            _in_pod(stays, functools.partial(_listen, address)).close()
+        await network.detach(stays, second.data)
+        await network.detach(comes, third.data)
+
+    async def test_the_pod_has_a_way_out(self, network: BoundNetwork, request_a: NetworkRequest) -> None:
+        if not self.has_default_route:
+            pytest.skip("the driver says that its pods have no default route")
+        _own_namespace(request_a)
+        attachment = await _attach(network, request_a)
+        for address in attachment.addresses:
+            _in_pod(request_a, functools.partial(_look_for_route, address)).close()
+        await network.detach(request_a, attachment.data)
 
     @needs("host_ports")
     async def test_a_host_port_leads_to_the_pod_as_long_as_it_is_attached(
@@ -516,6 +544,18 @@ def _read_sysctls() -> dict[str, str]:
             with contextlib.suppress(OSError):  # some can only be written to
                 found[str(path.relative_to(_SYSCTLS))] = path.read_text()
     return found
+
+
+def _look_for_route(source: str) -> socket.socket:
+    """Have the kernel choose a way to an address of nobody (RFC 5737, RFC 3849), of the family of ``source``."""
+    family, target = (socket.AF_INET6, "2001:db8::1") if ":" in source else (socket.AF_INET, "192.0.2.1")
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        made.connect((target, 9))  # sends nothing
+    except OSError as error:
+        made.close()
+        assert error.errno != errno.ENETUNREACH, f"the pod with the address {source} has no default route"
+    return made
 
 
 async def _connect(address: tuple[str, int]) -> None:

@@ -185,6 +185,38 @@ class PlanIsNoJson(Good):
         return {**await super().plan(request), "netns": request.netns}
 
 
+@caught_by("test_a_pod_that_goes_takes_nothing_of_others", "was given to another pod while it was in use")
+class GivesBackAll(Good):
+    """The end of one pod frees the addresses of all."""
+
+    @hookimpl
+    async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        made = await super().attach(request, plan)
+        used = vars(self).setdefault("used", {})
+        free = vars(self).pop("free", made.addresses)
+        used[request.pod_id] = made.addresses
+        return replace(made, addresses=free)
+
+    @hookimpl
+    async def detach(self, request: NetworkRequest, data: Mapping[str, object]) -> None:
+        await super().detach(request, data)
+        used = vars(self).setdefault("used", {})
+        used.pop(request.pod_id, None)
+        if used:
+            vars(self)["free"] = next(iter(used.values()))
+
+
+@caught_by("test_the_pod_has_a_way_out", "has no default route")
+class NoWayOut(Good):
+    """Pods have an address, and no default route."""
+
+    @hookimpl
+    async def attach(self, request: NetworkRequest, plan: Mapping[str, object]) -> Attachment:
+        made = await super().attach(request, plan)
+        in_pod(request, "ip", "route", "delete", "default")
+        return made
+
+
 @caught_by("test_attaching_gives_addresses", "at least one address")
 class NoAddress(Good):
     """A pod's addresses are not told."""
