@@ -98,6 +98,19 @@ class LazyGroup(SuggestingGroup):
             _drop_output()
             sys.exit(1)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; a verb of ctl's is told as such."""
+        if args[0] not in COMMANDS:
+            from crinoid.core.cli.ctl import FAMILIES
+
+            if args[0] == "version":
+                ctx.fail("there is no command 'version'; did you mean `crinoid --version`, or `crinoid ctl version`?")
+            if any(args[0] in verbs for verbs in FAMILIES.values()):
+                ctx.fail(f"there is no command {args[0]!r}; did you mean `crinoid ctl {args[0]}`?")
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""
         return [name for name, lazy in COMMANDS.items() if not lazy.is_hidden]

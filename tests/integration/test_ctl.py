@@ -147,12 +147,26 @@ def test_a_run_that_fails_leaves_nothing(node: Node, ctl: Ctl, name: str) -> Non
 def test_an_interrupted_run_removes_its_pod(node: Node, name: str) -> None:
     flags = ("--image", BUSYBOX, "--name", name, "--network", "host", "--rm")
     command = command_of(node.daemon, "run", *flags, "--", "sleep", "99")
-    process = programs.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    pod, _ = process.stdout.readline(), process.stdout.readline()
+    process = programs.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    pod, _ = process.stderr.readline(), process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(patient(60)) == 130
     assert pod.strip() not in [one["id"] for one in node.call("ListPodSandbox")["items"]]
+
+
+def test_a_run_that_is_removed_shows_what_it_said(node: Node, ctl: Ctl, name: str) -> None:
+    """As `docker run --rm` does: its logs are gone afterwards."""
+    flags = ("--rm", "--name", name, "--network", "host", BUSYBOX)
+    assert ctl("run", *flags, "--", "sh", "-c", "echo hello; exit 7", code=7).stdout == "hello\n"
+    assert node.call("ListPodSandbox")["items"] == []
+
+
+def test_dashes_before_a_command_are_kubectl_s(ctl: Ctl, name: str) -> None:
+    pod, container = run_script(ctl, name, "sleep 99")
+    for how in ("-s", "-i"):
+        assert ctl("exec", how, container, "--", "echo", "--", "x").stdout == "-- x\n"
+    ctl("rmp", "-f", pod)
 
 
 def test_a_command_gives_its_output_and_exit_code(node: Node, ctl: Ctl, name: str) -> None:

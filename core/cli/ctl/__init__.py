@@ -43,18 +43,60 @@ ALIASES: Mapping[str, str] = {"image": "images", "img": "images", "event": "even
 """crictl's second names of verbs; they work without being listed."""
 _WHOLE = 1000
 ELSEWHERE: Mapping[str, str] = {
+    "apply": "`ctl run FILE` takes a pod in a short form of its own; manifests are the kubelet's",
     "build": "crinoid builds no images; `ctl load` takes those that another tool wrote",
     "config": "the client has no file of its own: its endpoint is that of CONTAINER_RUNTIME_ENDPOINT, or of --endpoint",
+    "commit": "crinoid makes no images of containers; `ctl checkpoint` writes what runs",
+    "container": "its verbs stand by themselves: `ctl ps`, `ctl rm`, `ctl inspect`",
+    "delete": "`ctl rmp` removes pods, `ctl rm` containers, `ctl rmi` images",
+    "describe": "`ctl inspectp` and `ctl inspect` tell what it is, `crinoid explain` what was done to it",
+    "diff": "the CRI tells no changes of a container; `ctl cp` brings files",
+    "du": "`ctl system df` tells what takes how much",
+    "get": "`ctl pods`, `ctl ps` and `ctl images` list",
+    "history": "`ctl inspecti` tells what an image is made of",
     "jsonschema": "`ctl run` takes the configurations of crictl; a field that they don't have is told by its name",
     "login": "credentials are in the configuration, see docs/registries.md; `ctl pull --creds` takes them once",
+    "network": "networks are slots of the configuration: `crinoid config show`, docs/networks.md",
+    "pause": "the CRI can't freeze a container",
+    "pod": "its verbs stand by themselves: `ctl pods`, `ctl runp`, `ctl stopp`, `ctl rmp`",
+    "port": "`ctl inspectp` tells a pod's addresses, `ctl port-forward` brings a port here",
     "push": "crinoid pushes no images; `ctl save` writes them for a tool that does",
+    "rename": "a container keeps its name",
     "restart": "a container has one life: `ctl stop`, `ctl rm` and `ctl run`, or let its kubelet make the next",
+    "search": "registries are not searched; `ctl pull` takes a name",
+    "unpause": "the CRI can't freeze a container",
+    "volume": "volumes are the kubelet's; `ctl run --volume` mounts a directory of the host",
 }
 """Verbs that people look for, and what there is instead."""
+
+OF_IMAGES: Mapping[str, str] = {
+    "history": "`ctl inspecti`",
+    "import": "`ctl load`",
+    "inspect": "`ctl inspecti`",
+    "list": "`ctl images`",
+    "load": "`ctl load`",
+    "ls": "`ctl images`",
+    "prune": "`ctl rmi --prune`, or `ctl prune`",
+    "pull": "`ctl pull`",
+    "rm": "`ctl rmi`",
+    "save": "`ctl save`",
+    "tag": "`ctl tag`",
+}
+"""What docker and podman have below ``image``, which is ``images`` here, as for crictl."""
 
 
 class VerbGroup(SuggestingGroup):
     """A group that finds its verbs in their families."""
+
+    elsewhere = ELSEWHERE
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb; ``image ls`` would list the images of the name "ls"."""
+        if ALIASES.get(args[0]) == "images" and args[1:2] and args[1] in OF_IMAGES:
+            ctx.fail(f"there is no command '{args[0]} {args[1]}': here it is {OF_IMAGES[args[1]]}")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs in the order of the help."""
@@ -65,8 +107,6 @@ class VerbGroup(SuggestingGroup):
         name = ALIASES.get(cmd_name, cmd_name)
         family = next((family for family, verbs in FAMILIES.items() if name in verbs), None)
         if family is None:
-            if name in ELSEWHERE:
-                ctx.fail(f"there is no command {name!r}: {ELSEWHERE[name]}")
             return None
         verbs: tuple[click.Command, ...] = importlib.import_module(f"{__name__}.{family}").VERBS
         return next(verb for verb in verbs if verb.name == name)

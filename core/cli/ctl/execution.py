@@ -18,7 +18,7 @@ import click
 from crinoid.core.api.errors import CrinoidError, DeadlineExceeded, FailedPrecondition, NotFound, NotImplementedHere
 from crinoid.core.cli.ctl.completion import CONTAINER
 from crinoid.core.cli.ctl.directory import find_container
-from crinoid.core.cli.ctl.flags import flag, gather, labels
+from crinoid.core.cli.ctl.flags import flag, gather, labels, without_dashes
 from crinoid.core.cli.ctl.json_documents import unfold
 from crinoid.core.cli.ctl.queries import CONTAINER_STATES, ContainerQuery, list_containers
 from crinoid.core.cli.ctl.session import Session, in_session, tell
@@ -96,7 +96,7 @@ async def execute(
     if query.is_any():
         containers, command = (await list_containers(session, query))[0], arguments
     else:
-        containers, command = [await find_container(session, arguments[0])], arguments[1:]
+        containers, command = [await find_container(session, arguments[0])], without_dashes(arguments[1:])
     if not containers:
         raise NotFound("no container fits the filters; see `crinoid ctl ps`")
     if not command:

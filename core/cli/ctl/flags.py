@@ -87,3 +87,8 @@ class _Pair(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 
 
 PAIR = _Pair()
+
+
+def without_dashes(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out ``--`` before a command, as kubectl wants it between the container and the command."""
+    return command[1:] if command[:1] == ("--",) else command

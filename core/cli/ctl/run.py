@@ -13,7 +13,7 @@ from crinoid.core.api.errors import CrinoidError, InvalidArgument
 from crinoid.core.api.linux.files import remove_tree
 from crinoid.core.cli.ctl.completion import IMAGE
 from crinoid.core.cli.ctl.containers import wait_for_end
-from crinoid.core.cli.ctl.flags import PAIR, flag, gather
+from crinoid.core.cli.ctl.flags import PAIR, flag, gather, without_dashes
 from crinoid.core.cli.ctl.logs import Selection, show_log
 from crinoid.core.cli.ctl.manifests import read_container_config, read_pod_config
 from crinoid.core.cli.ctl.podform import (
@@ -116,7 +116,7 @@ _manner = gather(
     flag("--with-pull", help="The same as --pull=always."),
     flag("--wait", help="Wait for the containers' end, and exit with the first exit code that is not 0."),
     flag("--follow", "-f", help="Show their output meanwhile; implies --wait."),
-    flag("--rm", help="Remove the pod and its logs at the end; implies --wait."),
+    flag("--rm", help="Remove the pod and its logs at the end; implies --wait, and --follow with an image."),
     flag("--detach", "-d", help="Don't wait for its end; so it is without any flag."),
 )
 
@@ -159,7 +159,9 @@ async def run(session: Session, arguments: tuple[str, ...], shape: Shape, manner
     if is_live and manner.follow:
         raise click.UsageError("--interactive and --tty show the output as it is; leave out --follow")
     if not shape.image and arguments and not _is_file(arguments[0]):
-        shape, arguments = replace(shape, image=arguments[0]), arguments[1:]
+        shape, arguments = replace(shape, image=arguments[0]), without_dashes(arguments[1:])
+    if manner.rm and shape.image and not is_live:
+        manner = replace(manner, follow=True)  # its logs go with it: what it says is shown now or never
     plan, policy = _make_plan(arguments, shape, manner)
     async with AsyncExitStack() as undo:
         pod_id, ids = await _make(session, plan, policy, pulling)

@@ -1,6 +1,7 @@
 """The verb system df: what images, containers and volumes take on disk, and what could be given back."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import click
 
@@ -8,13 +9,18 @@ from crinoid.core.cli.ctl.figures import format_size, shorten_id
 from crinoid.core.cli.ctl.flags import TABLE, flag, output
 from crinoid.core.cli.ctl.json_documents import print_document
 from crinoid.core.cli.ctl.session import Session, in_session
+from crinoid.core.cli.groups import SuggestingGroup
 from crinoid.core.cli.tables import print_table
 
 _LIMIT_S = 600.0
 """Every file of every layer is counted."""
 
 
-@click.group()
+class _System(SuggestingGroup):
+    elsewhere: ClassVar[Mapping[str, str]] = {"prune": "it is `ctl prune`", "info": "it is `ctl info`"}
+
+
+@click.group(cls=_System)
 def system() -> None:
     """Look at the node as a whole."""
 

@@ -114,6 +114,18 @@ def test_the_endpoint_comes_from_the_environment_or_the_configuration(
         assert f"unix://{endpoint};" in CliRunner().invoke(main, ["ctl", "version"]).stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("ps", "there is no command 'ps'; did you mean `crinoid ctl ps`?"),
+        ("version", "did you mean `crinoid --version`, or `crinoid ctl version`?"),
+        ("chekc", "there is no command 'chekc'; did you mean \"check\"?"),
+    ],
+)
+def test_a_verb_without_ctl_is_told_as_such(command: str, words: str) -> None:
+    assert words in CliRunner().invoke(main, [command]).stderr
+
+
 @pytest.mark.parametrize("command", [["ctl", "version"], ["log-level", "debug"], ["trace", "stop"], ["explain", "x"]])
 def test_a_mistake_in_the_configuration_keeps_nobody_from_the_daemon_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
@@ -137,6 +149,10 @@ def test_a_mistake_in_where_the_daemon_is_ends_the_command(tmp_path: Path, line:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["get", "pods"], "there is no command 'get': `ctl pods`, `ctl ps` and `ctl images` list"),
+        (["image", "ls"], "there is no command 'image ls': here it is `ctl images`"),
+        (["image", "prune", "-a", "-f"], "here it is `ctl rmi --prune`, or `ctl prune`"),
+        (["system", "prune", "-f"], "there is no command 'prune': it is `ctl prune`"),
         (["stpo"], "there is no command 'stpo'; did you mean \"stop\"?"),
         (["kill", "-s", "HUP", "x"], "the CRI can't send HUP"),
         (["stop"], "at least one container"),
