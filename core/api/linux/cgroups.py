@@ -25,7 +25,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crinoid.core.api.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unsupported
+from crinoid.core.api.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unsupported,
+)
 from crinoid.core.api.linux import rights
 from crinoid.core.api.linux.procfs import read_lines
 from crinoid.core.api.values.pod import LinuxResources
@@ -105,7 +112,8 @@ class Hierarchies:
         """See the function of the same name."""
         _check(path)
         try:
-            _again_while_gone(lambda: self._make_everywhere(path))
+            with _room_for(path):
+                _again_while_gone(lambda: self._make_everywhere(path))
         except NotADirectoryError as error:
             raise InvalidArgument(
                 f"cgroup {path} can't be made: {error.filename} is a file, by which the kernel controls the one above"
@@ -123,7 +131,8 @@ class Hierarchies:
     def make_new(self, path: str, owner: str) -> None:
         """See the function of the same name."""
         _check(path)
-        _again_while_gone(lambda: self._make_new(path, owner))
+        with _room_for(path):
+            _again_while_gone(lambda: self._make_new(path, owner))
 
     def _make_new(self, path: str, owner: str) -> None:
         """mkdir itself tells whether it was there: no check can be too early."""
@@ -213,7 +222,7 @@ class Hierarchies:
         found: set[int] = set()
         for root in self.all:
             for directory in _tree(root + path):
-                found.update(map(int, (_read(f"{directory}/cgroup.procs") or "").split()))
+                found.update(members(directory))
         return tuple(sorted(found - {0, os.getpid()}))
 
     def join(self, path: str, pid: int) -> None:
@@ -248,9 +257,8 @@ class Hierarchies:
         _check(path)
         self._require_outside(path)
         deadline = time.monotonic() + timeout_s
-        if self.version == 2:  # the kernel kills all, also what is forked meanwhile (Linux 5.14)
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                _write(f"{self.unified}{path}/cgroup.kill", "1")
+        if self.version == 2:
+            self._kill_at_once(path)
         while left := self.processes(path):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
@@ -259,6 +267,14 @@ class Hierarchies:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"cgroup {path}: processes {left} have not ended {timeout_s:g} s after SIGKILL")
             time.sleep(_PAUSE_S)
+
+    def _kill_at_once(self, path: str) -> None:
+        """The kernel kills all, also what is forked meanwhile (Linux 5.14); but not in a cgroup of threads."""
+        try:
+            _write(f"{self.unified}{path}/cgroup.kill", "1")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP):
+                raise
 
     def _require_outside(self, path: str) -> None:
         """Whoever kills all processes of a cgroup above his own ends with them, and most of the host, too."""
@@ -304,6 +320,17 @@ class Hierarchies:
         there = [root for root in (self.unified, *_levels(self.unified, path)) if Path(root).is_dir()]
         for name in names:
             _check_setting(there[-1], name, is_root=len(there) == 1)
+
+
+def members(directory: str) -> tuple[int, ...]:
+    """Return what runs in one cgroup, by its directory: processes, or threads where the kernel tells of those alone.
+
+    It does in a threaded cgroup of version 2 (cgroup-v2.rst, "Threads"); a signal to a thread's id goes to its process.
+    """
+    text = _read(f"{directory}/cgroup.procs")
+    if text is None:
+        text = _read(f"{directory}/cgroup.threads")
+    return tuple(map(int, (text or "").split()))
 
 
 def version() -> int:
@@ -592,6 +619,18 @@ def _levels(root: str, path: str) -> Iterator[str]:
     for part in filter(None, path.split("/")):
         directory = f"{directory}/{part}"
         yield directory
+
+
+@contextlib.contextmanager
+def _room_for(path: str) -> Iterator[None]:
+    """The kernel's EAGAIN is no passing state here: one above limits how many, or how deep, those below it are."""
+    try:
+        yield
+    except BlockingIOError as error:
+        raise ResourceExhausted(
+            f"cgroup {path} can't be made: cgroup.max.depth or cgroup.max.descendants of one above {error.filename} "
+            f"is reached"
+        ) from error
 
 
 def _tree(directory: str) -> Iterator[str]:

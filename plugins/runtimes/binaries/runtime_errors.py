@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from crinoid.core.api.errors import CommandFailed, CrinoidError, RuntimeRefused
+from crinoid.core.api.errors import CommandFailed, CrinoidError, ResourceExhausted, RuntimeRefused
 
 _TAIL_BYTES = 1 << 20  # the last line of all, with an argument that it quotes
 _SENTENCE_CHARACTERS = 2000
@@ -26,6 +26,9 @@ _REQUEST_AT_FAULT = re.compile(
     r"|writ(e|ing) .*: (invalid argument|numerical result out of range|device or resource busy|permission denied)",
     re.IGNORECASE,
 )
+
+# The kernel's EAGAIN: a limit of processes, or of the number or depth of cgroups.
+_USED_UP = re.compile(r"resource temporarily unavailable", re.IGNORECASE)
 
 
 def runtime_message(log: Path, stderr: bytes = b"") -> str:
@@ -44,6 +47,8 @@ def last_error(log: Path) -> str:
 
 def as_error(command: Sequence[str], exit_code: int, said: str) -> CrinoidError:
     """Return the error for a failed command: the request's fault if it names what does not exist."""
+    if said and _USED_UP.search(said):
+        return ResourceExhausted(f"{command[0]}: {said}: a limit of processes or cgroups is reached")
     if said and _REQUEST_AT_FAULT.search(said):
         return RuntimeRefused(f"{command[0]}: {said}")
     return CommandFailed(tuple(command), exit_code, said)

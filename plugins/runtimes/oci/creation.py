@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded, RuntimeRefused
+from crinoid.core.api.errors import AlreadyExists, CrinoidError, DeadlineExceeded, FailedPrecondition, RuntimeRefused
 from crinoid.core.api.finishing import finish
-from crinoid.core.api.linux.cgroup_names import is_scope
+from crinoid.core.api.linux.cgroup_names import below_mount, is_scope
 from crinoid.core.api.linux.threads import call_within
 from crinoid.core.api.values.runtime import ContainerProcess, ContainerRequest, ContainerStatus, OciSpec
 from crinoid.plugins.runtimes.binaries.bundle import Bundle
@@ -24,7 +24,7 @@ from crinoid.plugins.runtimes.oci.scopes import set_unit_limits
 from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters, require_execve
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
-from crinoid.plugins.runtimes.processes.cgroup_places import is_unified
+from crinoid.plugins.runtimes.processes.cgroup_places import is_frozen, is_unified
 
 
 class Creation:
@@ -53,6 +53,7 @@ class Creation:
     async def create(self, request: ContainerRequest) -> ContainerProcess:
         """Make a container whose process waits before its entry point. On an error nothing is left of it."""
         self._known.require_own_cgroup(request.handle, "create")
+        _require_thawed(request.handle.cgroup)
         return await self.make(request, self._options.deadlines.create_s)
 
     async def make(
@@ -127,3 +128,10 @@ class Creation:
         annotations = {**asked, **self._traits.added_annotations(seccomp), **self._options.annotations}
         spec["linux"] = {**linux, "seccomp": seccomp} if seccomp else linux
         return {**spec, "annotations": annotations}
+
+
+def _require_thawed(cgroup: str) -> None:
+    """The binary itself would stand still there, until the request's deadline. Raises FailedPrecondition."""
+    above = below_mount(cgroup).rpartition("/")[0]
+    if above and is_frozen(above):
+        raise FailedPrecondition(f"cgroup {above} is frozen: nothing starts in it until somebody thaws it")

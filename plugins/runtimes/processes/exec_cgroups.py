@@ -81,6 +81,8 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
             else:
                 rights.make_directory(self._container / self._name, rights.SHOWN_DIRECTORY)
             self._path = self._container / self._name
+            if is_unified():
+                _join_threads(self._path)
 
     def _remove(self) -> None:
         assert self._path is not None
@@ -93,7 +95,7 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
         """Stop all at once, so that none forks meanwhile; then kill. Tells whether there were any."""
         self._freeze(frozen=True)
         try:
-            members = _processes(self._path) if self._path is not None else ()
+            members = cgroups.members(str(self._path)) if self._path is not None else ()
             found = {one for one in (*members, *self._from(pid)) if pidfds.start_time(one)}
             for one in found:
                 with contextlib.suppress(ProcessLookupError):
@@ -111,7 +113,7 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
         if pid <= 0 or pid not in cgroups.processes(self._cgroup.rpartition("/")[0]):
             return ()
         leads = pidfds.session(pid) == pid
-        others = _processes(self._container) if leads and self._container is not None else ()
+        others = cgroups.members(str(self._container)) if leads and self._container is not None else ()
         return {pid, *pidfds.descendants(pid), *(one for one in others if pidfds.session(one) == pid)}
 
     def _freeze(self, *, frozen: bool) -> None:
@@ -122,8 +124,8 @@ class ExecCgroup(contextlib.AbstractAsyncContextManager["ExecCgroup"]):
             (self._path / name).write_text(words[frozen])
 
 
-def _processes(cgroup: Path) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, (cgroup / "cgroup.procs").read_text().split()))
-    except OSError:
-        return ()
+def _join_threads(made: Path) -> None:
+    """Among threaded cgroups, as a container may make, one of another kind takes no process (cgroup-v2.rst)."""
+    file = made / "cgroup.type"
+    if file.read_text() == "domain invalid\n":
+        file.write_text("threaded")

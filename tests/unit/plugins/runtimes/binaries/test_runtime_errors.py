@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crinoid.core.api.errors import CommandFailed, InvalidArgument
+from crinoid.core.api.errors import CommandFailed, InvalidArgument, ResourceExhausted
 from crinoid.plugins.runtimes.binaries.runtime_errors import as_error, last_error, runtime_message
 
 
@@ -58,6 +58,19 @@ def test_what_is_not_there_is_the_requests_fault(said: str) -> None:
     error = as_error(("/usr/bin/runc", "create"), 1, said)
     assert isinstance(error, InvalidArgument)
     assert error.message == f"/usr/bin/runc: {said}"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unable to apply cgroup configuration: mkdir /sys/fs/cgroup/a/b: resource temporarily unavailable",
+        "creating cgroup directory `/sys/fs/cgroup/a/b`: Resource temporarily unavailable",
+    ],
+)
+def test_a_limit_that_is_reached(said: str) -> None:
+    error = as_error(("/usr/bin/runc", "create"), 1, said)
+    assert isinstance(error, ResourceExhausted)
+    assert said in error.message
 
 
 @pytest.mark.parametrize("said", ["", "cgroups: cannot allocate memory"])
