@@ -119,6 +119,19 @@ def test_limits_are_systemds_and_stay(pod: Pod, parent: str) -> None:
     assert files(parent, container, "memory.max", "cpu.max", "memory.high") == lifted
 
 
+def test_swap_as_a_kubelet_limits_it(pod: Pod, parent: str) -> None:
+    """LimitedSwap of a burstable pod: by ``unified``, beside a limit of memory that says nothing of swap."""
+    kubelets = {
+        "memory_limit_in_bytes": 64 * MIB,
+        "unified": {"memory.swap.max": str(3 * MIB), "memory.oom.group": "1"},
+    }
+    container = pod.start("sleep", "1000", linux=confined(kubelets))
+    names = ("memory.max", "memory.swap.max", "memory.oom.group")
+    assert files(parent, container, *names) == [str(64 * MIB), str(3 * MIB), "1"]
+    apply_again(parent, container)
+    assert files(parent, container, *names) == [str(64 * MIB), str(3 * MIB), "1"]
+
+
 def update(pod: Pod, container: str, **resources: object) -> None:
     pod.node.call("UpdateContainerResources", container_id=container, linux=resources)
 
@@ -163,9 +176,24 @@ def test_want_of_memory(pod: Pod, parent: str) -> None:
     container = pod.start("sh", "-c", script, linux=confined({"memory_limit_in_bytes": 32 * MIB}))
     status = pod.node.wait_exit(container, 120)
     assert (status["reason"], status["exit_code"]) == ("OOMKilled", 137)
+    for killed in (False, True):  # another of the pod, without want of memory
+        other = pod.start("sh", "-c", "kill -9 $$" if killed else "exit 1")
+        assert pod.node.wait_exit(other)["reason"] == "Error"
     other = pod.start("sleep", "1000")
     assert pod.node.status(other)["state"] == "CONTAINER_RUNNING"
     assert cgroups.processes(below_mount(f"{parent}:crinoid:{container}")) == ()
+
+
+def test_want_of_memory_of_all_at_once(pod: Pod, parent: str) -> None:
+    """As a kubelet has it: the kernel ends all of the cgroup, which systemd then removes with its counts."""
+    script = "x=$(head -c 100000000 /dev/zero | tr '\\0' x) & sleep 1000"
+    limits = {"memory_limit_in_bytes": 32 * MIB, "unified": {"memory.oom.group": "1"}}
+    for _ in range(3):
+        container = pod.start("sh", "-c", script, linux=confined(limits))
+        status = pod.node.wait_exit(container, 120)
+        assert (status["reason"], status["exit_code"]) == ("OOMKilled", 137)
+        other = pod.start("sh", "-c", "exit 1")
+        assert pod.node.wait_exit(other)["reason"] == "Error"
 
 
 def test_statistics(pod: Pod, parent: str) -> None:

@@ -56,7 +56,8 @@ from crinoid.plugins.runtimes.oci.scopes import set_unit_limits
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
-from crinoid.plugins.runtimes.processes.cgroup_places import is_unified, oom_kills
+from crinoid.plugins.runtimes.processes.cgroup_places import is_unified
+from crinoid.plugins.runtimes.processes.oom_kills import OomKills
 
 _KILL = signal.SIGKILL
 _ALIVE = (ContainerStatus.CREATED, ContainerStatus.RUNNING, ContainerStatus.PAUSED)
@@ -91,6 +92,7 @@ class OciRuntime(CheckpointHooks):
         self._traits = traits(binary, config)
         self._monitor: MonitorPort = self.Monitor(config, binary)
         self._known = KnownContainers(self._traits, self._monitor)
+        self._oom_kills = OomKills()
         self._deletion = Deletion(binary, self._known, self._monitor, self._deadlines, host.log)
         self._joined = JoinedExecs(self._traits)
         self._creation = Creation(config, self._traits, self._monitor, self._known, self._deletion)
@@ -150,8 +152,8 @@ class OciRuntime(CheckpointHooks):
         processes = self._known.processes(handle)
         if processes is None:
             raise NotFound(f"container {handle.container_id}: {self._binary.name} has nothing of it")
-        cgroup = self._known.cgroup(handle)
-        return await self._monitor.wait(Bundle(handle.bundle), processes, lambda: oom_kills(cgroup) > 0)
+        with self._oom_kills.watched(self._known.cgroup(handle)) as watch:
+            return await self._monitor.wait(Bundle(handle.bundle), processes, watch.has_killed)
 
     @hookimpl
     async def state(self, handle: ContainerHandle) -> RuntimeState:
