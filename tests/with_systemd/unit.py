@@ -22,8 +22,15 @@ _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 864
 def systemctl(*arguments: str, fails: bool = False) -> str:
     """Run systemctl; return what it says. It must fail, or must not."""
     done = subprocess.run(["systemctl", "--no-pager", *arguments], capture_output=True, text=True, check=False)
-    assert bool(done.returncode) == fails, f"{arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    said = f"{done.stdout}{done.stderr}"
+    assert bool(done.returncode) == fails, f"{arguments}: exit {done.returncode}\n{said}{_journal()}"
     return done.stdout
+
+
+def _journal() -> str:
+    """The last that anybody has said: systemctl itself says nothing of why."""
+    command = ["journalctl", "--no-pager", "--output=short-precise", "--lines=40"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:

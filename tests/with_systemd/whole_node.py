@@ -6,6 +6,7 @@
 import contextlib
 import os
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +34,12 @@ class Here(Place):
 
     def fetch(self, url: str, method: str = "GET") -> bytes:
         """Ask a server that listens here."""
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30) as answer:
-            return bytes(answer.read())
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30) as answer:
+                return bytes(answer.read())
+        except urllib.error.HTTPError as error:
+            error.msg += f": {error.read().decode(errors='replace')}"
+            raise
 
     def mounted_below(self, directory: Path) -> list[str]:
         """Return the mount points below a directory, the last made first."""
