@@ -32,7 +32,7 @@ def upgrade(paths: ConfigPaths, timeout_s: float) -> None:
     from crinoid.core.daemon.takeover import serving_pid
 
     config = load(paths).config
-    before = asyncio.run(serving_pid(config))
+    before = asyncio.run(serving_pid(config, timeout_s))
     if before is None:
         raise ConfigurationError(
             f"no daemon that can be taken over runs over {config.run}: start or restart it instead"

@@ -195,9 +195,12 @@ async def _wait_for_end(pid: int) -> None:
         os.close(pidfd)
 
 
-async def serving_pid(config: Config) -> int | None:
-    """Return the process id of the daemon that serves over this ``run``; ``None`` where none answers."""
-    answer = await _ask(config, _WHO.decode().strip(), _ANSWER_S)
+async def serving_pid(config: Config, limit_s: float = _ANSWER_S) -> int | None:
+    """Return the process id of the daemon that serves over this ``run``; ``None`` where none answers in time.
+
+    Where there is none the answer comes at once: time is what a daemon takes that has much to do.
+    """
+    answer = await _ask(config, _WHO.decode().strip(), limit_s)
     return int(answer) if answer.strip().isdigit() else None
 
 

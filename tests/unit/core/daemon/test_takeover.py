@@ -2,12 +2,16 @@
 
 import asyncio
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from crinoid.core.api.errors import ConfigurationError
+from crinoid.core.cli import upgrade as upgrading
 from crinoid.core.config.models import Config
+from crinoid.core.daemon.directories import TAKEOVER_SOCKET
 from crinoid.core.daemon.takeover import Handover, command, only_successor
 from support.patience import patient
 
@@ -40,3 +44,25 @@ async def test_a_command_that_fails_is_answered(tmp_path: Path) -> None:
             await asyncio.wait_for(command(config, "trace start 1 1"), patient(20))
     finally:
         handover.close()
+
+
+async def test_a_daemon_that_has_much_to_do_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said not to run after two seconds, as on a machine where everything starts at once."""
+    config = Config(root=tmp_path / "root", run=tmp_path / "run")
+    config.run.mkdir()
+    file = tmp_path / "config.toml"
+    file.write_text(f"root = '{config.root}'\nrun = '{config.run}'\n")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        await asyncio.sleep(2.5)
+        writer.write(b"1\n")
+        writer.close()
+
+    def start(*_: object) -> int:
+        return subprocess.Popen(["true"]).pid
+
+    monkeypatch.setattr(upgrading, "start_orphan", start)
+    async with await asyncio.start_unix_server(answer, config.run / TAKEOVER_SOCKET):
+        found = await asyncio.to_thread(CliRunner().invoke, upgrading.upgrade, ["--config", str(file)])
+    assert "has ended, see its log; process 1 serves on" in str(found.exception)

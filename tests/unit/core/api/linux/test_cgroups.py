@@ -415,6 +415,27 @@ def test_a_name_tells_the_owner(v2: Hierarchies) -> None:
     assert not v2.belongs_to(f"/kubepods/{owner}", "")
 
 
+def test_what_runs_in_a_threaded_cgroup(v2: Hierarchies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel lists no processes, and refuses to kill all by one word."""
+    write(tmp_path / "pod/threads", {"cgroup.threads": "21\n22\n"})
+    assert v2.processes("/pod") == (11, 12, 21, 22)
+    killed: list[int] = []
+
+    def write_one(file: str, value: str) -> None:
+        if file.endswith("cgroup.kill"):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), file)
+
+    def kill(pid: int, _: int) -> None:
+        killed.append(pid)
+        for name in ("cgroup.procs", "threads/cgroup.threads"):
+            (tmp_path / "pod" / name).unlink(missing_ok=True)
+
+    monkeypatch.setattr(cgroups, "_write", write_one)
+    monkeypatch.setattr(os, "kill", kill)
+    v2.kill("/pod", 5)
+    assert killed == [11, 12, 21, 22]
+
+
 def test_nothing_is_killed_around_oneself(v2: Hierarchies) -> None:
     own = next(line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines())
     if own == "/":
