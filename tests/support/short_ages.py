@@ -13,6 +13,8 @@ AGE = "CRINOID_TEST_AGE_S"
 
 def main() -> None:
     server.AGE_S = float(os.environ[AGE])
+    made = server.Endpoint.__init__
+    made.__defaults__ = (*(made.__defaults__ or ())[:-1], server.AGE_S)  # ``age_s``
     server.RELAY_S = 2 * server.AGE_S
     EventBus.keep.__defaults__ = (0.5 * server.AGE_S,)
 
