@@ -16,7 +16,7 @@ from cluster.place import Place
 from cluster.test_static_pods import container, is_in, is_ready, pod, state_of
 from support.containerd import Containerd
 from support.cri import Cri
-from support.daemon import Daemon
+from support.daemon import Daemon, cgroup_directories
 from support.images import Entry, build_busybox
 from support.patience import patient
 
@@ -145,6 +145,55 @@ def test_a_full_disk_takes_pods_and_unused_images(cluster: ControlPlane) -> None
         kubelet.restart()
         cluster.wait_for_node()
         cluster.clear()
+
+
+def working_set(top: str, container_id: str) -> int:
+    """Return a container's working set as its cgroup below a top one tells it: usage less what can go at once."""
+    identifier = container_id.rpartition("/")[2]
+    [directory] = [
+        path
+        for one in cgroup_directories(top)
+        for path in one.rglob(f"*{identifier}*")
+        if (path / "memory.stat").exists()
+    ]
+    [usage] = [path for name in ("memory.usage_in_bytes", "memory.current") if (path := directory / name).exists()]
+    stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+    return int(usage.read_text()) - int(stat.get("total_inactive_file", stat["inactive_file"]))
+
+
+def test_what_metrics_server_asks_for_is_what_the_cgroup_says(cluster: ControlPlane) -> None:
+    script = "head -c 30000000 /dev/zero > /dev/shm/kept; echo kept; trap 'exit 0' TERM; sleep 1000 & wait"
+    cluster.make("Pod", "metered", spec=pod("metered", container(cluster.place, "sh", "-c", script))["spec"])
+    try:
+        found = cluster.until("Pod", "metered", is_ready)
+        wait_for(lambda: cluster.kubectl("logs", "metered") == "kept\n", cluster.kubelet.tail, patient(30))
+        [status] = found["status"]["containerStatuses"]
+        counted = working_set(cluster.kubelet.name, status["containerID"])
+        assert counted > 30_000_000
+        series = 'container_memory_working_set_bytes{container="app",namespace="default",pod="metered"}'
+        told = wait_for(lambda: _is_close(cluster, series, counted), lambda: _series(cluster), patient(60))
+        summary = cluster.ask("GET", "/api/v1/nodes/node/proxy/stats/summary?only_cpu_and_memory=true")
+        [of_pod] = [one for one in summary["pods"] if one["podRef"]["name"] == "metered"]
+        [of_container] = of_pod["containers"]
+        assert abs(of_container["memory"]["workingSetBytes"] - told) < 2_000_000
+        assert of_container["cpu"]["usageCoreNanoSeconds"] > 0
+        assert 'container_cpu_usage_seconds_total{container="app",namespace="default",pod="metered"}' in _series(
+            cluster
+        )
+    finally:
+        cluster.clear()
+
+
+def _series(cluster: ControlPlane) -> str:
+    """Return what a kubelet serves at ``/metrics/resource``, which metrics-server reads."""
+    return str(cluster.ask("GET", "/api/v1/nodes/node/proxy/metrics/resource"))
+
+
+def _is_close(cluster: ControlPlane, series: str, expected: int) -> float:
+    """Return a metric's value if it is near to what is expected, else nothing: a kubelet keeps values for a while."""
+    lines = [line.split() for line in _series(cluster).splitlines() if line.startswith(series)]
+    values = [float(value) for _, value, *_ in lines]
+    return next((value for value in values if abs(value - expected) < 2_000_000), 0.0)
 
 
 def test_devices_of_a_plugin_by_cdi(cluster: ControlPlane) -> None:
