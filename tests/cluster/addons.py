@@ -162,3 +162,44 @@ def attachment(cluster: ControlPlane, name: str, conf: Json) -> None:
         "spec": {"config": json.dumps(conf)},
     }
     cluster.kubectl("create", "--validate=false", "-f", "-", given=json.dumps(made))
+
+
+DNS, NODE_DNS = "10.96.0.10", "169.254.20.10"
+
+
+def dns(pair: Pair, binaries: Path) -> None:
+    """Make the cluster's CoreDNS, two pods behind a service, and one on each node that asks it and keeps answers."""
+    cluster = pair.cluster
+    reference = image(pair, binaries, "coredns", "coredns")
+    central = ".:53 {\n errors\n ready :8181\n kubernetes cluster.local in-addr.arpa\n cache 30\n}\n"
+    local = f".:53 {{\n errors\n bind {NODE_DNS}\n ready {NODE_DNS}:8181\n cache 30\n"
+    local += f" forward . {DNS} {{\n force_tcp\n }}\n}}\n"
+    limits = {"capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+
+    def server(name: str, host: str) -> Json:
+        cluster.make("ConfigMap", name, data={"Corefile": central if name == "coredns" else local})
+        return {
+            "name": "coredns",
+            "image": reference,
+            "command": ["/coredns", "-conf", "/etc/coredns/Corefile"],
+            "volumeMounts": [mount("cfg", "/etc/coredns", readOnly=True)],
+            "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181, **({"host": host} if host else {})}},
+            "securityContext": {"allowPrivilegeEscalation": False, **limits},
+        }
+
+    def config(name: str) -> list[Json]:
+        return [{"name": "cfg", "configMap": {"name": name}}]
+
+    made = pod("", server("coredns", ""), dnsPolicy="Default", volumes=config("coredns"))["spec"]
+    template = {"metadata": {"labels": {"app": "coredns"}}, "spec": made}
+    cluster.make("Deployment", "coredns", **workload("coredns", template, replicas=2))
+    ports = [{"name": name.lower(), "port": 53, "protocol": name} for name in ("TCP", "UDP")]
+    cluster.make("Service", "kube-dns", spec={"clusterIP": DNS, "selector": {"app": "coredns"}, "ports": ports})
+    init = {
+        "name": "address",
+        "image": reference,
+        # On an interface of its own, of the kind dummy, where the kernel has that.
+        "command": ["sh", "-ec", f"ip addr replace {NODE_DNS}/32 dev lo"],
+        "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}},
+    }
+    daemon_set(cluster, "node-dns", server("node-dns", NODE_DNS), initContainers=[init], volumes=config("node-dns"))

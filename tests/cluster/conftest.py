@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.addons import CNI_BIN, NET_D
+from cluster.addons import CNI_BIN, NET_D, NODE_DNS
 from cluster.control_plane import PROGRAMS, ControlPlane
 from cluster.kubelet import Kubelet
 from cluster.pair import Pair
@@ -108,6 +108,8 @@ def bare_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """
     with _pair_in(tmp_path_factory, directories) as pair:
         pair.cluster.allocates = True
+        for kubelet in pair.kubelets:
+            kubelet.settings = {"clusterDNS": [NODE_DNS], "clusterDomain": "cluster.local"}
         pair.join()
         with pair.cluster.proxy("iptables"), pair.cluster.proxy("iptables", pair.kubelets[1]):
             yield pair

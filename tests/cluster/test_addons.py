@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.addons import NET_D, attachment, flannel, multus
+from cluster.addons import NET_D, NODE_DNS, attachment, dns, flannel, multus
 from cluster.control_plane import ControlPlane
 from cluster.kubelet import Json, wait_for
 from cluster.pair import Pair
@@ -138,3 +138,33 @@ def test_a_pod_with_a_second_interface(overlay: Pair, binaries: Path) -> None:
         cluster.kubectl("delete", "pod", name, "--wait")
     kept = [name for name in place.run("ls", f"{state}/aside").split() if name.startswith("10.99.")]
     assert kept == []
+
+
+def test_names_of_the_cluster(overlay: Pair, binaries: Path) -> None:
+    cluster = overlay.cluster
+    dns(overlay, binaries)
+    cluster.until("DaemonSet", "node-dns", lambda found: found["status"].get("numberReady") == 2, 180)
+    cluster.until("Deployment", "coredns", lambda found: found["status"].get("readyReplicas") == 2, 180)
+    pods = spread(cluster, "named", 2)
+    for name, spec in (("named", {}), ("headless", {"clusterIP": "None"})):
+        cluster.make("Service", name, spec={"selector": {"app": "named"}, "ports": [{"port": 80}], **spec})
+    service = cluster.get("Service", "named")
+    assert service is not None
+    for name in names(pods):
+        assert f"nameserver {NODE_DNS}" in cluster.kubectl("exec", name, "--", "cat", "/etc/resolv.conf")
+        expected = {"named": {service["spec"]["clusterIP"]}, "headless": {one["status"]["podIP"] for one in pods}}
+        for asked, addresses in expected.items():
+            wait_for(
+                partial(_finds, cluster, name, asked, addresses), partial(_look_up, cluster, name, asked), patient(60)
+            )
+
+
+def _finds(cluster: ControlPlane, pod: str, name: str, addresses: set[str]) -> bool:
+    """Whether these are the addresses that a pod finds for a service."""
+    answer = _look_up(cluster, pod, name).partition("Name:")[2]
+    return {word for word in answer.split() if word.startswith("10.")} == addresses
+
+
+def _look_up(cluster: ControlPlane, pod: str, name: str) -> str:
+    script = f"nslookup {name}.default.svc.cluster.local 2>&1 || true"
+    return cluster.kubectl("exec", pod, "--", "sh", "-c", script)
