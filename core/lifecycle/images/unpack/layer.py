@@ -225,10 +225,21 @@ def _as_error(request: UnpackRequest, failure: Failed) -> CrinoidError:
         return CorruptContent(message)
     if failure.kind == "unsupported":
         return Unsupported(message)
+    if failure.errno == errno.ENOSPC:
+        message += f"{_lacking(request.target)}; free some or remove images; docs/troubleshooting.md#disk-full"
     if failure.kind == "limit" or failure.errno in _EXHAUSTED:
         return ResourceExhausted(message)
     kind = CorruptContent if failure.entry and failure.errno in _ENTRYS_FAULT else CrinoidError
     return kind(f"{message} (while writing to {request.target})")
+
+
+def _lacking(target: Path) -> str:
+    """Say what the kernel's "no space left" is about; what was written is still there."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(target)
+        if found.f_files and not found.f_favail:
+            return f": the file system of {target} has no inodes left, whatever space it has"
+    return f" on the file system of {target}"
 
 
 def _describe(request: UnpackRequest) -> str:

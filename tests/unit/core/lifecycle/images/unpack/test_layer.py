@@ -213,6 +213,27 @@ async def test_a_bomb_leaves_room_for_others(request_for, tmp_path: Path) -> Non
         unmount(disk)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("size=4m,nr_inodes=50", "has no inodes left"), ("size=1m", "No space left on device on the")],
+)
+async def test_what_is_short_is_named(request_for, tmp_path: Path, options: str, words: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount(Mount("tmpfs", "tmpfs", tuple(options.split(","))), disk)
+    try:
+        (disk / "t").mkdir()
+        layer = ArchiveBuilder()
+        for number in range(100):
+            layer.file(f"f{number}", bytes(20_000))
+        request = replace(request_for(layer.build()), target=disk / "t")
+        with pytest.raises(ResourceExhausted, match=words) as found:
+            await unpack_alone(request)
+        assert str(disk) in found.value.message
+    finally:
+        unmount(disk)
+
+
 @pytest.mark.parametrize("place", [-8, -1])
 async def test_a_wrong_trailer_of_gzip(unpack, place: int) -> None:
     blob = bytearray(gzip.compress(ARCHIVE))
