@@ -3,7 +3,9 @@
 Two measures. One follows live RPCs through a daemon of its own (root; runc and the network bridge) with sys.setprofile:
 which files and functions of core/ and plugins/ were entered between request and answer, and how deep the calls lay in
 each other. Each RPC is made once before, so that what happens at first use alone is not counted. The other reads the
-source: private functions that are used at one place alone, and comments.
+source: private functions that are used at one place alone, and comments. Of the former most tell a longer step, or
+stand in a table, and a reader loses nothing by them; but where one of a few lines is called by another such one alone,
+there is a chain to follow before it is seen what happens. Those are listed.
 """
 
 import ast
@@ -25,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SOURCES = ("core", "plugins")
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
+SHORT_LINES = 8
 sys.path.insert(0, str(ROOT / "tests"))
 
 
@@ -160,6 +163,25 @@ def count_private() -> tuple[int, int]:
     return len(names), sum(uses[name] == 1 for name in names)
 
 
+def find_chains() -> list[str]:
+    """Return the short private functions that another such one alone calls, as ``file: caller, called``."""
+    found: list[str] = []
+    for path in modules():
+        tree = ast.parse(path.read_text())
+        functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        lengths = {one.name: one.end_lineno - one.lineno + 1 for one in functions if one.end_lineno}
+        uses = Counter(_name(node) for node in ast.walk(tree))
+        once = {name for name in lengths if _private(name) and uses[name] == 1 and lengths[name] <= SHORT_LINES}
+        for caller in (one for one in functions if one.name in once):
+            called = {_name(node.func) for node in ast.walk(caller) if isinstance(node, ast.Call)} & once
+            found += [f"{path.relative_to(ROOT)}: {caller.name}, {name}" for name in sorted(called - {caller.name})]
+    return found
+
+
+def _name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
 def _private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
@@ -184,6 +206,8 @@ def main() -> None:
         print("| {} | {} | {} | {} |".format(rpc, *figures[rpc]))
     private, once = count_private()
     print(f"\nprivate functions with one use: {once} of {private} ({100 * once / private:.0f} %)")
+    chains = find_chains()
+    print(f"of up to {SHORT_LINES} lines, called by another such one alone: {len(chains)}", *chains, sep="\n  ")
     print(f"comments in a hundred lines: {count_comments():.1f}")
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import FrameType
 
 from crinoid.core.slots.calls import Slot
@@ -161,16 +161,12 @@ class Watchdog:
             who += f"; hooks under way: {', '.join(running[:20])}"
         return who, "".join(traceback.format_stack(frame, _FRAMES)) if frame else ""
 
-    def _driver_of(self, frame: FrameType) -> str | None:
+    def _driver_of(self, frame: FrameType | None) -> str | None:
         """Return the slot whose driver's package the innermost frame of any driver belongs to."""
-        for module in _modules(frame):
+        while frame is not None:
+            module = str(frame.f_globals.get("__name__"))
             for package, label in self._drivers.copy().items():
                 if module == package or module.startswith(f"{package}."):
                     return label
+            frame = frame.f_back
         return None
-
-
-def _modules(frame: FrameType | None) -> Iterator[str]:
-    while frame is not None:
-        yield str(frame.f_globals.get("__name__"))
-        frame = frame.f_back
