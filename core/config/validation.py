@@ -92,11 +92,12 @@ def _tables(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
 def _say(detail: ErrorDetails) -> str:
     text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("an object", "a table")
     value = detail["input"]
-    if isinstance(value, Mapping | list):
-        return text
-    # JSON writes values as TOML does, but for infinity and NaN.
-    is_odd = isinstance(value, float) and not math.isfinite(value)
-    return f"{text}, not {value if is_odd else json.dumps(value, default=str)}"
+    shown = "" if isinstance(value, Mapping | list) else f", not {_write(value)}"
+    return text + shown
+
+
+def _write(value: object) -> str:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else json.dumps(value, default=str)
 
 
 def _model_at(model: type[BaseModel], place: KeyPath) -> type[BaseModel] | None:
