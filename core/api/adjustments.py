@@ -30,7 +30,7 @@ _MAX_ID = (1 << 32) - 2
 
 
 def check_adjustment(adjustment: ContainerAdjustment) -> None:
-    """Raise InvalidArgument that names the field and the first thing in it that makes no sense.
+    """Raise InvalidArgument that names the field and the first thing in it that is invalid.
 
     What a request could not hold (``bounds``), an adjustment can't either.
     """

@@ -82,7 +82,7 @@ class ContainerAdjustment:
     ``resources`` the limits that it gives, ``cgroup`` the cgroup path: of one that is not there yet, as what is in it
     ends with the container (with systemd ``slice:prefix:ID`` with the container's id). ``cdi_devices`` are
     full names. ``spec_patch`` is a JSON merge patch (RFC 7396) of the OCI specification, for all that has no field
-    here; it comes last. One that makes no sense is a failure of the extension: ``adjustments.check_adjustment`` tells.
+    here; it comes last. An invalid one is a failure of the extension: ``adjustments.check_adjustment`` tells.
     ``author`` names who wants it in messages, where an extension speaks for others; empty is the extension itself.
     ``authors`` says then which of them changed which field, as pairs for people (``("NRI plugin x", "Env PATH")``):
     names, no values.
