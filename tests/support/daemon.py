@@ -176,7 +176,8 @@ class Daemon:
         """Name what is left on the host of pods and containers: mounts, cgroups, processes, files, ledger entries."""
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         found = [f"mount {path}" for path in mounts if path.startswith((str(self.run), str(self.root)))]
-        found += [f"cgroup {directory}" for directory, _, _ in os.walk(CGROUPS) if Path(directory).name == self.name]
+        tops = (Path(directory) for directory, _, _ in os.walk(CGROUPS) if Path(directory).name == self.name)
+        found += [_describe_cgroup(top) for top in tops]
         found += [f"process {pid}: {command}" for pid, command in _processes() if self.name in command]
         for kind in ("pods", "containers"):
             found += [f"file {path}" for path in (self.run / kind).glob("*")]
@@ -246,6 +247,12 @@ class Daemon:
         if self._cri is not None:
             self._cri.close()
             self._cri = None
+
+
+def _describe_cgroup(top: Path) -> str:
+    """Name a cgroup, those below it with their processes, and whether crinoid has marked it: why it was not removed."""
+    inner = {str(path.parent.relative_to(top)): path.read_text().split() for path in top.rglob("cgroup.procs")}
+    return f"cgroup {top} with the marks {os.listxattr(top)}, and processes in it and below: {inner}"
 
 
 def cgroup_directories(name: str) -> list[Path]:
