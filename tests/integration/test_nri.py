@@ -177,7 +177,7 @@ def test_a_cgroup_that_is_somebody_elses_is_refused(pod: Pod, join: Join) -> Non
         inside = f"{pod.node.daemon.cgroup}/{pod.id}"
         for path, words in (("relative", "cgroup"), (inside, "has to be the container's own id")):
             plugin.handlers["CreateContainer"] = adjusting(linux={"cgroups_path": path})
-            with refused("FAILED_PRECONDITION", f"NRI plugin 10-test .*{words}"):
+            with refused("FAILED_PRECONDITION", f"NRI plugin 10-test\\b.*{words}"):
                 pod.create("sleep", "100")
         plugin.handlers["CreateContainer"] = adjusting(linux={"cgroups_path": f"{cgroup}/new/one"})
         container = pod.start("sleep", "100")
