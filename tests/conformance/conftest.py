@@ -137,16 +137,21 @@ def _surroundings(directory: Path, handler: str) -> Iterator[Surroundings]:
 
 @contextlib.contextmanager
 def _crinoid(given: Surroundings) -> Iterator[Node]:
+    # CNI's binaries cost each pod twice what all else of it does: they are for test_networking alone, by its handler.
     config = (
-        f"[network]\ndriver = 'cni'\noptions = {{ conf_dir = '{given.directory / 'net.d'}' }}\n"
-        "[runtimes.crun]\ndriver = 'crun'\n"
+        "[network]\ndriver = 'bridge'\noptions = { subnets = ['10.88.0.0/24'] }\n"
+        f"[networks.cni]\ndriver = 'cni'\noptions = {{ conf_dir = '{given.directory / 'net.d'}' }}\n"
+        "[runtimes.crun]\ndriver = 'crun'\n[runtimes.cni]\ndriver = 'runc'\nnetwork = 'cni'\n"
+        "[runtimes.crun-cni]\ndriver = 'crun'\nnetwork = 'cni'\n"
         f"[registries.distribution]\ndriver = 'distribution'\noptions = {{ plain_http = ['{given.registry.host}'] }}"
     )
     with given.cgroups() as prefix:
         daemon = Daemon(given.directory / "daemon", config, (*given.network.prefix, *prefix))
         try:
             daemon.start(is_forked=False)  # this one as it is started elsewhere, with an interpreter of its own
-            yield Node(daemon.cri, "crinoid", given.images, given.directory, given.network, daemon.cgroup)
+            node = Node(daemon.cri, "crinoid", given.images, given.directory, given.network, daemon.cgroup)
+            node.cni_handler = f"{given.handler}-cni".removeprefix("-")
+            yield node
             daemon.clean()
             assert daemon.leftovers() == []
         finally:

@@ -49,7 +49,10 @@ class Pod:
 
 @dataclass
 class Node:
-    """A runtime behind a socket. ``images`` is the prefix of the test images' names; ``cgroup`` the pods' parent."""
+    """A runtime behind a socket. ``images`` is the prefix of the test images' names; ``cgroup`` the pods' parent.
+
+    ``cni_handler`` is the runtime handler whose pods' network is CNI's; None where that is every handler's, or unknown.
+    """
 
     cri: Cri
     runtime: str
@@ -58,6 +61,7 @@ class Node:
     network: NetworkNamespace
     cgroup: str = ""
     handler: str = ""
+    cni_handler: str | None = None
     pods: list[Pod] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 

@@ -1,6 +1,7 @@
 """Networks: addresses, loopback, ports of the node."""
 
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +32,15 @@ def _address(node: Node, pod: Pod) -> str:
 
 def _ports(*mappings: Any) -> Any:
     return {"port_mappings": list(mappings)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pods_with_cni(node_of_session: Node) -> Iterator[None]:
+    """Give the pods of this file a network by CNI's binaries, as most nodes do, where other files' do without."""
+    handler, cni = node_of_session.handler, node_of_session.cni_handler
+    node_of_session.handler = handler if cni is None else cni
+    yield
+    node_of_session.handler = handler
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ from support.images import build_busybox
 from support.registry import RunningRegistry
 
 QUIET = """
-[network]
-driver = "host"
 [snapshotter]
 driver = "overlay"
 [runtimes.crun]
@@ -22,14 +20,21 @@ driver = "crun"
 
 
 @contextlib.contextmanager
-def own_node(directory: Path, config: str = "", *, python: str = "", run_below: Path = Path("/run")) -> Iterator[Node]:
+def own_node(
+    directory: Path,
+    config: str = "",
+    *,
+    network: str = "driver = 'host'",
+    python: str = "",
+    run_below: Path = Path("/run"),
+) -> Iterator[Node]:
     """Run a daemon with further TOML, of the interpreter's environment if not of this one; at the end nothing of it
     may be left on the host."""
     layouts = directory / "layouts"
     build_busybox(layouts / "busybox", BUSYBOX)
     sources = f"[registries.layout]\ndriver = 'layout'\noptions = {{ directory = '{layouts}' }}\n"
     with cgroup_namespace.held() as prefix:
-        own = QUIET + sources + config
+        own = f"[network]\n{network}\n" + QUIET + sources + config
         daemon = Daemon(directory / "daemon", own, prefix, python or sys.executable, run_below=run_below)
         try:
             daemon.start()

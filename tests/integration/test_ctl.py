@@ -95,7 +95,7 @@ def test_a_pod_from_flags_lives_and_leaves_nothing(node: Node, ctl: Ctl, name: s
     assert until(lambda: ctl("logs", name).stdout) == "hello\n"
     assert ctl("exec", name, "hostname").stdout == f"{name}\n"
     facts = ctl("inspectp", name, "-o", "table").stdout
-    assert re.search(r"IP Addresses: 10\.89\.\d+\.\d+\n", facts)
+    assert re.search(r"IP Addresses: 10\.91\.\d+\.\d+\n", facts)
     assert "made: by-ctl" in facts
     assert ctl("rm", name, code=1).stderr == f"crinoid: container {container} runs; stop it first, or use --force\n"
     assert ctl("stop", container[:10]).stdout.split() == [container]

@@ -11,8 +11,10 @@ import pytest
 
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.linux.namespaces import call_in
-from integration.conftest import RUNTIMES, Node
+from integration.conftest import RUNTIMES, Node, write_conflist
+from integration.own_nodes import own_node
 from integration.pods import QUICK, Pod, refused, until
+from support.subnets import third_octet
 
 
 def resolver(node: Node, **config: Any) -> str:
@@ -290,9 +292,15 @@ def test_version_and_status(node: Node) -> None:
     assert node.call("RuntimeConfig")["linux"]["cgroup_driver"] == "CGROUPFS"
 
 
-def test_network_ready_follows_the_configuration(node: Node) -> None:
+def test_network_ready_follows_the_configuration(tmp_path: Path) -> None:
     """Without any CNI configuration the node says why it is not ready, and is again once there is one."""
-    (conflist,) = (node.daemon.directory.parent / "net.d").iterdir()
+    write_conflist(tmp_path / "net.d", f"crt{secrets.token_hex(3)}", f"10.89.{third_octet()}.0/24", tmp_path / "ipam")
+    network = f"driver = 'cni'\noptions = {{ conf_dir = '{tmp_path / 'net.d'}' }}"
+    with own_node(tmp_path, network=network) as node:
+        _follow_configuration(node, tmp_path / "net.d/10-test.conflist")
+
+
+def _follow_configuration(node: Node, conflist: Path) -> None:
     text = conflist.read_text()
 
     def network() -> dict[str, Any]:
