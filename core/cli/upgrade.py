@@ -41,14 +41,18 @@ def upgrade(paths: ConfigPaths, timeout_s: float) -> None:
     command = [sys.executable, "-m", "crinoid", "serve", "--takeover", *chosen]
     environment = {**os.environ, **watchdog_of(before)}
     pid = start_orphan(command, environment)
-    end = os.pidfd_open(pid)  # a daemon that has ended already is init's to reap
+    has_ended = ConfigurationError(
+        f"the new daemon, process {pid}, has ended, see its log; process {before} serves on if it has not been "
+        f"taken over"
+    )
+    try:
+        end = os.pidfd_open(pid)
+    except ProcessLookupError:  # init, whose child it is, was quick to reap it
+        raise has_ended from None
     deadline_s = time.monotonic() + timeout_s
     while asyncio.run(serving_pid(config)) != pid:
         if select.select([end], [], [], _PAUSE_S)[0]:
-            raise ConfigurationError(
-                f"the new daemon, process {pid}, has ended, see its log; process {before} serves on if it has not been "
-                f"taken over"
-            )
+            raise has_ended
         if time.monotonic() > deadline_s:
             raise DeadlineExceeded(f"process {pid} does not serve after {timeout_s:g} s: see its log")
     click.echo(f"process {pid} has taken over from {before}")

@@ -59,10 +59,11 @@ async def test_a_daemon_that_has_much_to_do_is_taken_over(tmp_path: Path, monkey
         writer.write(b"1\n")
         writer.close()
 
-    def start(*_: object) -> int:
-        return subprocess.Popen(["true"]).pid
-
-    monkeypatch.setattr(upgrading, "start_orphan", start)
-    async with await asyncio.start_unix_server(answer, config.run / TAKEOVER_SOCKET):
-        found = await asyncio.to_thread(CliRunner().invoke, upgrading.upgrade, ["--config", str(file)])
+    with subprocess.Popen(["true"]) as successor:
+        monkeypatch.setattr(upgrading, "start_orphan", lambda *_: successor.pid)
+        async with await asyncio.start_unix_server(answer, config.run / TAKEOVER_SOCKET):
+            found = await asyncio.to_thread(CliRunner().invoke, upgrading.upgrade, ["--config", str(file)])
+            successor.wait()
+            reaped = await asyncio.to_thread(CliRunner().invoke, upgrading.upgrade, ["--config", str(file)])
     assert "has ended, see its log; process 1 serves on" in str(found.exception)
+    assert str(reaped.exception) == str(found.exception)
