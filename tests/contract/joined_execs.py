@@ -106,7 +106,7 @@ _ARGUMENT = {"index": 0, "value": 0x20000, "valueTwo": 8, "op": "SCMP_CMP_MASKED
 FILTERS: dict[str, dict[str, Any]] = {
     "default": {},
     "of a few rules": {**_ALLOWED, "syscalls": [_REFUSED, {**_REFUSED, "names": ["clone"], "args": [_ARGUMENT]}]},
-    "that kills": {**_ALLOWED, "syscalls": [{**_REFUSED, "action": "SCMP_ACT_KILL_PROCESS"}]},
+    "that kills": {**_ALLOWED, "syscalls": [{"names": _REFUSED["names"], "action": "SCMP_ACT_KILL_PROCESS"}]},
 }
 
 
