@@ -147,6 +147,8 @@ class TestNoop(ExtensionContract):
 
 
 class TestFake(ExtensionContract):
+    test_it_keeps_nothing_of_what_has_gone = None  # type: ignore[assignment]  # it is there to tell what it was told
+
     def make_driver(self, host: Host) -> object:
         driver = FakeExtension(NoOptions(), host)
         driver.adjustment = ContainerAdjustment(args=("other",))

@@ -17,6 +17,7 @@ that refuses or fails by its configuration or its clients.
 import asyncio
 import contextlib
 import copy
+import gc
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -97,6 +98,9 @@ def _check_error(hook: str, error: CrinoidError) -> None:
     assert hook not in _ENDS, f"{hook} raised {error!r}: an end can't be prevented"
     assert hook in _MAY_REFUSE or not isinstance(error, Refused), f"{hook} can't refuse, and raised {error!r}"
     assert str(error), f"{hook} raised {type(error).__name__} without a word"
+
+
+_LIVES = 20
 
 
 class Life:
@@ -372,6 +376,16 @@ class ExtensionContract(Contract):
             await life.remove()
             await life.remove_pod()
         await Life(extension, kernel, "after").run()
+
+    async def test_it_keeps_nothing_of_what_has_gone(self, extension: BoundExtension, kernel: FakeKernel) -> None:
+        """Else the daemon grows with each container that its node has ever had."""
+        for number in range(_LIVES):
+            await Life(extension, kernel, f"gone{number}").run()
+        gc.collect()
+        kept = {
+            one.pod.pod_id for one in gc.get_objects() if type(one) is ContainerView and one.pod.pod_id[:4] == "gone"
+        }
+        assert len(kept) < _LIVES / 2, f"after {_LIVES} pods it holds on to containers of {len(kept)} of them"
 
     async def test_a_kernel_that_can_do_nothing(self, host: Host) -> None:
         kernel = UnwillingKernel()

@@ -350,6 +350,16 @@ class Global(Good):
         await super().close()
 
 
+@caught_by("test_it_keeps_nothing_of_what_has_gone", "after 20 pods it holds on to containers of 20 of them")
+class KeepsContainers(Good):
+    """It notes every container, and strikes none out."""
+
+    @hookimpl
+    async def adjust_container(self, container: ContainerView) -> ContainerAdjustment | None:
+        vars(self).setdefault("seen", []).append(container)
+        return await super().adjust_container(container)
+
+
 @caught_by("test_closing_leaves_nothing_and_is_idempotent", "tasks that go on")
 class LeavesATask(Good):
     """A task of its goes on when it is closed."""
