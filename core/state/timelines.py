@@ -28,7 +28,7 @@ AFTERWARDS = " (afterwards)"
 _FIRST_LOOK_S, _LOOK_FACTOR = 1.0, 4.0
 _MOST_KINDS = 1024
 _MOST_OF_TOO_MANY = 60
-_SHORT_ID = 8
+SHORT_ID = 8
 _ID, _WHOLE_ID = re.compile(r"[0-9a-f]+"), re.compile(r"[0-9a-f]{64}")
 
 JsonObject = dict[str, Any]
@@ -68,7 +68,7 @@ class RecordedAct:
 
     def is_about(self, name: str) -> bool:
         """Return whether it is about an id, the beginning of one that is long enough, or a name."""
-        is_id = len(name) >= _SHORT_ID and _ID.fullmatch(name) is not None
+        is_id = len(name) >= SHORT_ID and _ID.fullmatch(name) is not None
         names = [one.removeprefix(IMAGE) for one in self.about]
         return any(one == name or (is_id and one.removeprefix("sha256:").startswith(name)) for one in names)
 

@@ -76,7 +76,8 @@ def read_mapping(path: Path, text: str) -> Json:
     """Read JSON or YAML that must hold a mapping. Raises InvalidArgument with file and line."""
     value = _parse(path, text)
     if not isinstance(value, dict):
-        raise InvalidArgument(f"{path}: must hold a mapping, not {type(value).__name__}")
+        what = "is empty" if value is None else f"must hold a mapping, not {type(value).__name__}"
+        raise InvalidArgument(f"{path}: {what}")
     return value
 
 

@@ -176,6 +176,11 @@ def read_form(path: Path) -> PodForm:
 
 def make_form(table: dict[str, Any], origins: Origins, source: str) -> PodForm:
     """Check a table; ``source`` is told of a mistake that has no place of its own."""
+    if "kind" in table and table.keys() & {"apiVersion", "metadata", "spec"}:
+        raise InvalidArgument(
+            f"{source}: this is a manifest of Kubernetes ({str(table['kind'])[:100]}), which only a kubelet can make "
+            "a pod of; the form that is read here is in docs/ctl.md"
+        )
     form = validate(PodForm, table, origins)
     if isinstance(form, list):
         problems = sorted(form, key=lambda problem: problem.origin.line if problem.origin else 0)

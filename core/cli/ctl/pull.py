@@ -105,6 +105,8 @@ async def explain_pull(session: Session, image: str, since_ns: int) -> None:
     from crinoid.core.cli.explain.timeline_view import print_act
     from crinoid.core.state.timelines import parse_act
 
+    if not image:  # refused before there was anything to tell of
+        return
     try:
         answer = await session.ask_crinoid("ReadTimeline", 30.0, about=[image], since_ns=since_ns)
     except CrinoidError as error:  # the pull's own outcome is what counts

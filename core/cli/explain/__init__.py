@@ -75,6 +75,7 @@ def explain(
 async def _explain(session: Session, subject: str, asked: Asked, as_json: bool, paths: ConfigPaths) -> None:
     from crinoid.core.cli.explain.story import find_story
     from crinoid.core.cli.explain.timeline_view import print_story
+    from crinoid.core.state.timelines import SHORT_ID
 
     async def read(about: tuple[str, ...], since_ns: int) -> list[str]:
         try:
@@ -87,7 +88,8 @@ async def _explain(session: Session, subject: str, asked: Asked, as_json: bool, 
 
     story = await find_story(subject, read)
     if story is None:
-        raise NotFound(f"nothing is known of {subject!r}: it was never here, or others took its place since")
+        advice = f"; of an id the first {SHORT_ID} characters are wanted" if 0 < len(subject) < SHORT_ID else ""
+        raise NotFound(f"nothing is known of {subject!r}: it was never here, or others took its place since{advice}")
     if as_json:
         click.echo(json.dumps([json.loads(line) for line in story.lines], indent=2))
     else:

@@ -157,7 +157,13 @@ def test_every_mistake_is_told_in_the_order_of_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [1\nb", r"pod.yaml:2: this is no YAML"), ("- a", "must hold a mapping"), ("name: x", "this key is missing")],
+    [
+        ("a: [1\nb", r"pod.yaml:2: this is no YAML"),
+        ("- a", "must hold a mapping"),
+        ("name: x", "this key is missing"),
+        ("", "pod.yaml: is empty"),
+        ("apiVersion: v1\nkind: Pod\nspec: {}", r"pod.yaml: this is a manifest of Kubernetes \(Pod\)"),
+    ],
 )
 def test_what_is_no_form_at_all_is_told(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):

@@ -187,3 +187,8 @@ async def test_an_explained_pull_shows_the_last_that_was_recorded(capsys: pytest
 async def test_a_pull_that_was_not_recorded_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     await explain_pull(Explaining(off=True), "app", 7)
     assert "timeline.size_bytes is 0" in capsys.readouterr().err
+
+
+async def test_a_pull_of_nothing_leaves_nothing_to_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    await explain_pull(Explaining(), "", 7)
+    assert capsys.readouterr() == ("", "")

@@ -49,6 +49,8 @@ def test_what_is_not_known_is_said(config: Path) -> None:
     done = run("nobody", "--config", config)
     assert done.exit_code == 1
     assert "nothing is known of 'nobody'" in done.output
+    assert "of an id the first 8 characters are wanted" in done.output
+    assert "are wanted" not in run("somebody", "--config", config).output
 
 
 def test_without_files_the_daemon_is_what_is_missing(config: Path, tmp_path: Path) -> None:
