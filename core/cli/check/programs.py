@@ -15,7 +15,9 @@ _AREA = Area("programs")
 _TIMEOUT_S = 5.0
 _CNI_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 _CNI_PLUGINS = ("loopback", "bridge", "host-local", "portmap")
-_NETFILTER_ADVICE = "host ports and masquerading of bridge networks need it: apt-get install"
+_NETFILTER_ADVICE = (
+    "CNI plugins call it for host ports and masquerading; crinoid's own bridge does not: apt-get install"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,27 @@ def _list_programs(config: Config) -> list[Program]:
     plain = {slot.driver for slot in slots if "binary" not in slot.options}
     own = any("conmon" not in str(slot.options) for slot in slots if slot.driver in ("runc", "crun"))
     init = config.pods.init_binary or "catatonit"
+    is_cni = "cni" in {config.network.driver, *(slot.driver for slot in config.networks.values())}
+    netfilter = [
+        Program(name, False, f"{_NETFILTER_ADVICE} {package}")
+        for name, package in (("nft", "nftables"), ("iptables", "iptables"))
+        if is_cni or _find(name)
+    ]
     return [
         Program("runc", "runc" in plain, "apt-get install runc"),
         Program("crun", "crun" in plain, "apt-get install crun"),
         Program("conmon", own, "apt-get install conmon"),
         Program(init, False, f"pods with a shared PID namespace use {config.pods.pause_image}: apt-get install {init}"),
-        Program("nft", False, f"{_NETFILTER_ADVICE} nftables"),
-        Program("iptables", False, f"{_NETFILTER_ADVICE} iptables"),
+        *netfilter,
     ]
 
 
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+
+
 async def _examine(program: Program) -> Finding:
-    path = shutil.which(program.name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    path = _find(program.name)
     if path is None:
         finding = _AREA.failure if program.needed else _AREA.warning
         return finding(program.name, "not installed", program.advice)

@@ -468,7 +468,7 @@ class _Containerd:
             entry.lose("config_path is set, and containerd takes no mirrors beside it")
             return
         registry = self.draft.hosts.registry(name)
-        for url in entry.value:
+        for url in entry.items:
             host = url.rpartition("://")[2].rstrip("/")
             if host == name and url.startswith("http://"):
                 registry.server = url.rstrip("/")  # itself, by http
@@ -509,6 +509,8 @@ def carry_host_directory(node: Node, directory: Path, draft: Draft) -> bool:
         found, faults = read_certificates(node, directory)
         for fault in faults:
             draft.tell(Outcome.LOST, str(directory), name, fault)
+        for path in node.list(directory, "*.toml"):
+            draft.tell(Outcome.LOST, str(path), name, "containerd does not read it either: its name must be hosts.toml")
         if found:
             draft.hosts.add_tls(name, **found)
         return bool(found)
@@ -592,7 +594,7 @@ def _carry_root(entry: Entry) -> None:
 
 
 def _judge_disabled(entry: Entry) -> None:
-    if any("cri" in str(name).split(".") for name in entry.value):
+    if any("cri" in str(name).split(".") for name in entry.items):
         entry.lose("the CRI plugin is disabled: this containerd serves no kubelet")
     else:
         entry.skip(_OWN)

@@ -361,7 +361,7 @@ class _Crio:
         entry.carried("registries.distribution.options.docker_configs")
 
     def _carry_insecure(self, entry: Entry) -> None:
-        for name in entry.value:
+        for name in entry.items:
             self.draft.hosts.allow_insecure(name)
         if entry.value:
             entry.carried("certs.d: https with any certificate, then http; newer CRI-O takes no notice of this key")
@@ -369,7 +369,7 @@ class _Crio:
             entry.skip("empty: nothing is set")
 
     def _judge_hooks(self, entry: Entry) -> None:
-        found = [str(path) for directory in entry.value for path in self.node.list(directory, "*.json")]
+        found = [str(path) for directory in entry.items for path in self.node.list(directory, "*.json")]
         if found:
             entry.lose(
                 f"OCI hooks by directory are not run ({', '.join(found)}): an extension or an NRI plugin can add hooks"
@@ -396,13 +396,13 @@ def _judge_monitor_cgroup(entry: Entry) -> None:
 
 
 def _carry_capabilities(entry: Entry) -> None:
-    entry.carry(("pods", "default_capabilities"), [values.capability(name) for name in entry.value])
+    entry.carry(("pods", "default_capabilities"), [values.capability(name) for name in entry.items])
 
 
 def _carry_pins(entry: Entry) -> None:
     held: list[str] = []
     unheld: list[str] = []
-    for pattern in entry.value:
+    for pattern in entry.items:
         (unheld if "*" in pattern.removesuffix("*") else held).append(pattern)
     entry.draft.set(("images", "pinned"), [*entry.draft.get("images", "pinned", default=[]), *held], entry.place)
     if unheld:

@@ -45,24 +45,24 @@ def _rules(node: Node) -> dict[str, Act]:
 
 
 def _carry_mirrors(entry: Entry) -> None:
-    registry = entry.draft.hosts.registry("docker.io")
-    registry.mirrors += [Mirror(str(url).rstrip("/")) for url in entry.value]
+    mirrors = [Mirror(str(url).rstrip("/")) for url in entry.items]
+    entry.draft.hosts.registry("docker.io").mirrors += mirrors
     entry.carried("certs.d/docker.io/hosts.toml")
 
 
 def _carry_insecure(entry: Entry) -> None:
-    ranges = [name for name in entry.value if "/" in name]
-    for name in entry.value:
+    ranges = [name for name in entry.items if "/" in name]
+    for name in entry.items:
         if name not in ranges:
             entry.draft.hosts.allow_insecure(name)
     if ranges:
         entry.lose(f"a range of addresses names no registry: {', '.join(ranges)}; name each in certs.d")
-    if len(ranges) < len(entry.value):
+    if len(ranges) < len(entry.items):
         entry.carried("certs.d: https with any certificate, then http")
 
 
 def _carry_exec_options(entry: Entry) -> None:
-    for name, value in values.pairs(entry.value).items():
+    for name, value in values.pairs(entry.items).items():
         if name == "native.cgroupdriver":
             entry.carry(("pods", "cgroup_driver"), value)
         else:

@@ -139,7 +139,7 @@ def _mirror(location: str, settings: dict[str, Any], by_digest: bool = False) ->
 def _carry_old(entry: Entry) -> None:
     """Version 1: ``[registries.insecure]`` and ``[registries.block]``."""
     kind = str(entry.key[1])
-    for name in entry.value:
+    for name in entry.items:
         if kind == "insecure":
             entry.draft.hosts.allow_insecure(name)
         else:

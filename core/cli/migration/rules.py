@@ -10,7 +10,7 @@ from typing import Any
 
 from crinoid.core.cli.migration.draft import Draft, Outcome
 from crinoid.core.cli.migration.sources import Source, leaves
-from crinoid.core.config.origins import name_key
+from crinoid.core.config.origins import name_key, suggest
 from crinoid.core.config.positions import KeyPath
 
 
@@ -28,6 +28,13 @@ class Entry:
     def place(self) -> str:
         """The file and the line."""
         return str(self.source.origin(self.key))
+
+    @property
+    def items(self) -> list[Any]:
+        """The value where a list is due. Raises ValueError for a text, which would be taken letter by letter."""
+        if not isinstance(self.value, list):
+            raise ValueError(f"{self.value!r} is no list")
+        return self.value
 
     def carry(self, target: KeyPath, value: Any) -> None:
         """Set a key of the new configuration. Raises ValueError for one that another line has set to something else."""
@@ -91,7 +98,8 @@ def apply(source: Source, rules: Rules, draft: Draft, peer: str) -> None:
         if act is None:
             if value == {} and any(_begins(pattern, key) for pattern, _ in compiled):
                 continue
-            Entry(source, key, value, (), draft).lose(f"crinoid does not know this key of {peer}: nothing came of it")
+            why = f"crinoid does not know this key of {peer}: nothing came of it{_suggest(compiled, key)}"
+            Entry(source, key, value, (), draft).lose(why)
             continue
         if pattern[-1] == "**":
             key = key[: len(pattern) - 1]
@@ -110,6 +118,14 @@ def _value_at(table: Any, key: KeyPath) -> Any:
     for part in key:
         table = table[part]
     return table
+
+
+def _suggest(compiled: list[tuple[tuple[str, ...], Act]], key: KeyPath) -> str:
+    """Name the nearest key of the same table."""
+    length = len(key) - 1
+    names = {pattern[-1] for pattern, _ in compiled if len(pattern) == len(key) and _begins(pattern[:length], key[:-1])}
+    near = suggest(str(key[-1]), names - {"*", "**"})
+    return near if near.startswith("; did you mean") else ""
 
 
 def _find(compiled: list[tuple[tuple[str, ...], Act]], key: KeyPath) -> tuple[tuple[str, ...], Act | None]:

@@ -52,6 +52,8 @@ def _examine(draft: Draft) -> tuple[list[Problem], list[str]]:
         of_start, notes = find_problems(loaded, slots)
         in_use = [problem for problem in of_start if _IN_USE in problem.message]
         notes += [f"{name_key(one.key)}: {one.message} now: by the runtime that is to go?" for one in in_use]
+        # Keys of a hosts.toml that nothing reads were told with the file that they came from.
+        notes = [note for note in notes if name not in note]
         return [problem for problem in of_start if problem not in in_use], notes
 
 
@@ -64,7 +66,12 @@ def _withdraw(draft: Draft, problem: Problem) -> None:
             draft.hosts.copies.pop(name, None)
             draft.hosts.registries.pop(name, None)
             draft.hosts.tls.pop(name, None)
-        draft.tell(Outcome.LOST, "certs.d", ", ".join(sorted(named)), f"it can't be used as it is: {message}")
+        draft.tell(
+            Outcome.LOST,
+            "certs.d",
+            ", ".join(sorted(named)),
+            f"it can't be used as it is: {message[message.index('/certs.d/') + 1 :]}",
+        )
         return
     if key[:1] == ("runtimes",) and len(key) > 1 and key[2:] in ((), ("driver",), ("options",)):
         name = str(key[1])

@@ -80,8 +80,8 @@ class DistributionRegistry:
             named = [
                 path
                 for option in ("config_paths", "docker_configs")
-                if option in self._config.model_fields_set  # defaults are where something may be
                 for path in getattr(self._config, option)
+                if path not in type(self._config).model_fields[option].default  # those are where something may be
             ]
             passed_over = [*notes, *(f"{path} is not there" for path in named if not path.expanduser().exists())]
             problem = NodeCredentials(self._config.docker_configs, tell=passed_over.append).check()

@@ -209,6 +209,10 @@ async def test_programs_are_asked_for_their_versions(tmp_path: Path, monkeypatch
     assert found["runc"].verdict is Verdict.FAILURE, "a slot needs it"
     assert found["crun"].verdict is Verdict.WARNING, "no slot needs it"
     assert found["conmon"].advice == "apt-get install conmon"
+    assert not found.keys() & {"nft", "iptables"}, "crinoid's own bridge calls neither"
+    config = Config.model_validate({"network": {"driver": "cni"}})
+    found = {finding.name: finding async for finding in examine_programs(config)}
+    assert [found[name].verdict for name in ("nft", "iptables")] == [Verdict.WARNING] * 2
 
 
 def test_cni_plugins_may_lie_in_several_directories(tmp_path: Path) -> None:

@@ -493,6 +493,38 @@ def test_what_can_t_be_read_is_said(node: Node, files: dict[str, str], arguments
     assert not node.to.exists()
 
 
+@pytest.mark.usefixtures("without_drivers")
+def test_slips_in_the_other_runtime_s_file_are_told_with_what_was_meant(node: Node) -> None:
+    """A text where a list is due was taken letter by letter."""
+    given = {"registry-mirror": [], "registry-mirrors": "https://m.example", "insecure-registries": "r.example:5000"}
+    node.put({"/etc/docker/daemon.json": json.dumps(given | {"exec-opts": "native.cgroupdriver=systemd"})})
+    assert "registries" not in node.config("--from", "docker")
+    assert (
+        'registry-mirror: crinoid does not know this key of docker: nothing came of it; did you mean "reg'
+        in node.lost()
+    )
+    for words in (
+        "'https://m.example' is no list",
+        "'r.example:5000' is no list",
+        "'native.cgroupdriver=systemd' is no l",
+    ):
+        assert words in node.lost()
+
+
+def test_directories_below_certs_d_that_say_nothing_are_told(node: Node) -> None:
+    config = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"\n'
+    certs = "/etc/containerd/certs.d"
+    files = {f"{certs}/a.example/host.toml": "", f"{certs}/b.example/hosts.toml": 'capabilities = ["pul"]\n'}
+    typo = {f"{certs}/c.example/hosts.toml": '[host."https://m.example"]\nskip_verfy = true\n'}
+    node.put(containerd(config) | files | typo)
+    node.run()
+    report = (node.to / "imported.txt").read_text()
+    assert f"{certs}/a.example/host.toml: a.example: containerd does not read it either: its name must be" in report
+    assert "b.example: it can't be used as it is: certs.d/b.example/hosts.toml: capabilities.0: Input should" in report
+    assert 'c.example/hosts.toml:1: host."https://m.example".skip_verfy: crinoid does not know this key' in report
+    assert "crinoid-import-" not in report + node.run("--force").output
+
+
 def test_files_that_are_there_are_kept(node: Node) -> None:
     node.put(containerd(KUBEADM))
     node.run()
