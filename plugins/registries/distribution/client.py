@@ -53,6 +53,7 @@ from crinoid.plugins.registries.distribution.unknown_keys import Teller
 _ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 _MAX_ASKS = 4
 _EXPIRED = frozenset({400, 403})
+_GIVEN = frozenset({200, 203, 206})  # 203: what a proxy has passed on, maybe changed; the digest tells
 """What object stores say of a presigned URL whose time is over."""
 _MAX_PIECE_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20
@@ -230,7 +231,7 @@ class RegistryClient:
         may_have_expired = True
         for attempt in range(_MAX_ASKS):
             response = await self._transport.send(Exchange("GET", url, endpoint, headers, authorization))
-            if response.status in (200, 206):
+            if response.status in _GIVEN:
                 return response
             fault = await refusal(response)
             if isinstance(fault.error, Unauthenticated):  # registries don't tell whether a private repository exists
@@ -260,7 +261,7 @@ class RegistryClient:
         for url in (url for url in blob.urls[:4] if url.startswith(("https://", endpoint.url.partition("//")[0]))):
             try:
                 response = await self._transport.send(Exchange("GET", url, bare, headers))
-                if response.status in (200, 206):
+                if response.status in _GIVEN:
                     return response
                 raise await refusal(response)
             except HostFault as fault:
@@ -363,7 +364,7 @@ class BlobStream:
                 length = None if self._decoder is not None else response.content_length
                 if self.is_ranged:
                     self._skip = 0
-                    wrong = _range_fault(response.headers.get("Content-Range", ""), length, self._position, size)
+                    wrong = _range_fault(response.headers.get("Content-Range", ""), length, part, size)
                 else:
                     self._skip = self._position
                     wrong = "" if length in (None, size) else f"the blob has {length} bytes there, not {size}"
@@ -406,12 +407,18 @@ class BlobStream:
         return b""
 
 
-def _range_fault(header: str, length: int | None, position: int, size: int) -> str:
-    """Check ``Content-Range: bytes FIRST-LAST/TOTAL`` (RFC 9110, section 14.4); it may be less than was asked for."""
+def _range_fault(header: str, length: int | None, part: Part, size: int) -> str:
+    """Check ``Content-Range: bytes FIRST-LAST/TOTAL`` (RFC 9110, section 14.4); it may be less than was asked for.
+
+    Without it, the length says what it is: some hosts and caches leave it out.
+    """
+    position = part.start
+    if not header and length == part.end - position:
+        return ""
     unit, _, rest = header.partition(" ")
     span, _, total = rest.partition("/")
     first, _, last = span.partition("-")
-    is_it = unit == "bytes" and first == str(position) and total in ("*", str(size))
+    is_it = unit.lower() == "bytes" and first == str(position) and total in ("*", str(size))
     end = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 20 else 0
     if is_it and position < end <= size and length in (None, end - position):
         return ""

@@ -155,7 +155,7 @@ class Authorizer:
         try:
             with stage(f"ask token server {realm.scheme}://{realm.netloc.rpartition('@')[2]}"):
                 async with await self._transport.send(exchange) as response:
-                    if response.status != 200:
+                    if response.status not in (200, 201, 203):
                         raise await refusal(response)
                     content = await read_answer(response, _MAX_ANSWER_BYTES)
                     answer = _read_answer(content, response.headers.get("Content-Type", ""))

@@ -221,7 +221,7 @@ class ContentDecoder:
 def decoder_of(response: ClientResponse, media_type: str) -> ContentDecoder | None:
     """Return what undoes the answer's Content-Encoding; ``None`` where there is none, or a part was asked for."""
     encoded = response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip")
-    return ContentDecoder(media_type) if encoded and response.status == 200 else None
+    return ContentDecoder(media_type) if encoded and response.status in (200, 203) else None
 
 
 async def _read_at_most(response: ClientResponse, max_bytes: int) -> bytes:

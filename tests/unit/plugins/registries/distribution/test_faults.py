@@ -32,6 +32,7 @@ from support.faults import (
     FaultRegistry,
     index_of,
     manifest_of,
+    range_of,
     redirect,
     refuse,
     send,
@@ -339,6 +340,30 @@ class TestStreams:
         server.on_blob(BLOB_DIGEST, stream(BLOB, cut_at=1_000_000), wrong)
         with pytest.raises(CorruptContent, match="it sent 'bytes 0-"):
             await make_registry().read(request_blob(server))
+
+    @pytest.mark.parametrize("unit", [None, "Bytes", "BYTES"])
+    async def test_a_range_that_is_told_oddly_or_by_its_length_alone(
+        self, make_registry: MakeRegistry, server: FaultRegistry, unit: str | None
+    ) -> None:
+        """As a cache and some storage hosts answer; containerd takes it, too."""
+
+        async def rest(request: web.Request) -> web.StreamResponse:
+            first, end = range_of(request, len(BLOB))
+            headers = {"Content-Range": f"{unit} {first}-{end - 1}/{len(BLOB)}"} if unit else {}
+            return web.Response(status=206, body=BLOB[first:end], headers=headers)
+
+        server.on_blob(BLOB_DIGEST, stream(BLOB, cut_at=1_000_000), rest)
+        assert await make_registry().read(request_blob(server)) == BLOB
+
+    @pytest.mark.parametrize("status", [203, 206])
+    async def test_success_of_another_number(
+        self, make_registry: MakeRegistry, server: FaultRegistry, status: int
+    ) -> None:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=status, body=BLOB)
+
+        server.on_blob(BLOB_DIGEST, answer)
+        assert await make_registry().read(request_blob(server)) == BLOB
 
     async def test_a_stall_is_a_cut(self, make_registry: MakeRegistry, server: FaultRegistry) -> None:
         server.on_blob(BLOB_DIGEST, stream(BLOB, stall_at=500_000), stream(BLOB))
