@@ -278,6 +278,24 @@ class JoinedExecs:
             assert b"exec format error" in output.stderr.lower()
         assert len(starts) == 1
 
+    @pytest.mark.parametrize("may_trace", [False, True])
+    async def test_no_container_of_the_pod_can_look_into_a_child_before_it_is_inside(
+        self, bench: Workbench, starts: list[object], may_trace: bool
+    ) -> None:
+        """A child is in the PID namespace first, and in the host's mounts still; a debug container may share it."""
+        request = await bench.start("sleep", "1000")
+        (pid,) = cgroups.processes(request.handle.cgroup)
+        capabilities = {"bounding": ["CAP_SYS_PTRACE"] if may_trace else []}
+        beside = bench.request("sleep", "2000", process=minimal_process("sleep", "2000", capabilities=capabilities))
+        linux = dict(beside.spec["linux"])
+        others = [one for one in linux["namespaces"] if one["type"] != "pid"]
+        linux["namespaces"] = [*others, {"type": "pid", "path": f"/proc/{pid}/ns/pid"}]
+        beside = dataclasses.replace(beside, spec={**beside.spec, "linux": linux})
+        await bench.runtime.create(beside)
+        await bench.runtime.start(beside.handle)
+        assert (await bench.execute(request, "true")).exit_code == 0
+        assert bool(starts) != may_trace
+
     async def test_it_leads_a_session_of_its_own(self, bench: Workbench, starts: Starts) -> None:
         request = await bench.start("sleep", "1000")
         output = await bench.execute(request, "sh", "-c", "echo $$; /bin/busybox cut -d ' ' -f 5,6 /proc/$$/stat")

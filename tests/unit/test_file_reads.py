@@ -42,7 +42,7 @@ ALLOWED = {
     "core/lifecycle/strays/strays.py": KERNEL,
     "core/slots/isolation/plugin_process.py": f"{KERNEL}, or a pipe, in a thread of its own",
     "core/state/content.py": OWN,
-    "plugins/runtimes/joining/joined_execs.py": OWN,
+    "plugins/runtimes/joining/joined_execs.py": BOTH,
     "plugins/runtimes/joining/joining_process.py": OWN,
     "core/state/salvage.py": OWN,
     "core/state/transfer.py": OWN,

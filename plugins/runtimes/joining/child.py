@@ -4,8 +4,9 @@ The order is the kernel's: files of the host (cgroups, oom_score_adj) while they
 filter before the capabilities go unless no_new_privs is set, as only then it can be loaded without them; the working
 directory after all descriptors but one are closed, so that none of them can be it (CVE-2024-21626), and before the
 capabilities go, as it may be open to root alone. Before it executes, nobody in the container can look into the process
-but with CAP_SYS_PTRACE and no user namespace (PR_SET_DUMPABLE; as with runc and crun), and ``/proc/self/exe`` is a file
-on a mount that can't be written through (CVE-2019-5736); ``helper`` and ``joining_process`` see to that.
+but with CAP_SYS_PTRACE and no user namespace (PR_SET_DUMPABLE; ``joined_execs`` leaves those to the binary), and
+``/proc/self/exe`` is a file on a mount that can't be written through (CVE-2019-5736); ``helper`` and
+``joining_process`` see to that.
 
 Sources: OCI runtime-spec, config.md, "POSIX process"; capabilities(7), "Transformation of capabilities during
 execve()"; setns(2); seccomp(2).

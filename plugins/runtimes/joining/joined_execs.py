@@ -25,6 +25,7 @@ from crinoid.core.api.linux.cgroup_names import below_mount, is_scope
 from crinoid.core.api.linux.cgroup_warmup import CgroupWarmup
 from crinoid.core.api.linux.descriptors import readable
 from crinoid.core.api.linux.oom import clamp_oom_score_adj
+from crinoid.core.api.linux.procfs import read_lines
 from crinoid.core.api.values.runtime import ContainerHandle, ExecOutput, ExecRequest
 from crinoid.plugins.runtimes.binaries.bundle import Bundle, Processes
 from crinoid.plugins.runtimes.binaries.runtime_errors import as_error
@@ -41,6 +42,7 @@ LOG = logging.getLogger(__name__)
 _STARTING_S = 0.05
 _FAILURE_BYTES = 8192
 _KEPT = 512
+_LOOKED_AT = 64
 _UMASK = 0o022
 _NAMESPACES = {
     "cgroup": 0x02000000,
@@ -306,8 +308,43 @@ def _place(handle: ContainerHandle, pid: int, cgroup: ExecCgroup) -> dict[str, o
             raise CantJoinError(f"the container's first process is in cgroup {place} of {root}")
         is_own = Path(root + path) == above
         files.append(f"{own if is_own else root + path}/cgroup.procs")
+    if "pid" in namespaces and "user" not in namespaces:
+        try:
+            tracer = _tracer_beside(above, pid)
+        except OSError as error:
+            raise CantJoinError("the pod's cgroups come and go") from error
+        if tracer:
+            raise CantJoinError(f"process {tracer} of its pod is in its PID namespace and could look into the child")
     kinds = sum(flag for name, flag in _NAMESPACES.items() if name in namespaces)
     return {"cgroups": files, "namespaces": kinds, "joins_pids": "pid" in namespaces}
+
+
+def _tracer_beside(cgroup: Path | None, pid: int) -> int:
+    """Return a process of another container of the pod that is in the PID namespace of ``pid`` (a shared one, or that
+    of a debug container's target) and may have CAP_SYS_PTRACE, or the first of too many to look at; 0: there is none.
+
+    ``child`` is in that namespace before it is in the container's mounts. A container's first process is there long
+    before it executes anything of the container's.
+    """
+    if cgroup is None:
+        return 0
+    own, looked_at = os.readlink(f"/proc/{pid}/ns/pid"), 0  # noqa: PTH115
+    for file in cgroup.parent.glob("*/**/cgroup.procs"):
+        if file.is_relative_to(cgroup):
+            continue
+        for one in file.read_text().split():
+            looked_at += 1
+            with contextlib.suppress(OSError):  # it has ended
+                if os.readlink(f"/proc/{one}/ns/pid") == own and _may_trace(one):  # noqa: PTH115
+                    return int(one)
+            if looked_at > _LOOKED_AT:
+                return int(one)
+    return 0
+
+
+def _may_trace(pid: str) -> bool:
+    (bounding,) = (line.split()[1] for line in read_lines(f"/proc/{pid}/status") if line.startswith("CapBnd:"))
+    return bool(int(bounding, 16) >> capabilities.NAMES.index("CAP_SYS_PTRACE") & 1)
 
 
 def _other_namespaces(pid: int) -> set[str]:
