@@ -20,7 +20,7 @@ from crinoid.plugins.runtimes.monitor.monitor import Monitor
 from crinoid.plugins.runtimes.oci.criu import explain
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
-from crinoid.plugins.runtimes.oci.scopes import set_unit_limits
+from crinoid.plugins.runtimes.oci.scopes import ends_as_a_whole, set_unit_limits
 from crinoid.plugins.runtimes.oci.seccomp import SeccompFilters, require_execve
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
@@ -79,7 +79,8 @@ class Creation:
                         raise explained from error
                     raise
                 if has_scope and is_unified() and not self._traits.sets_scope_properties:
-                    await set_unit_limits(handle.cgroup, timeout_s)
+                    kills_all = await ends_as_a_whole(handle.cgroup)
+                    await set_unit_limits(handle.cgroup, timeout_s, kills_all=kills_all)
             # A plain container needs the binary for neither its start nor its end: it has made nothing but the cgroup
             # and its state directory. The fifo shows that it keeps its state there as runc and crun do.
             state = self._binary.state_directory(handle.container_id)

@@ -52,7 +52,7 @@ from crinoid.plugins.runtimes.oci.criu import Criu
 from crinoid.plugins.runtimes.oci.deletion import Deletion
 from crinoid.plugins.runtimes.oci.known_containers import KnownContainers
 from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources
-from crinoid.plugins.runtimes.oci.scopes import set_unit_limits
+from crinoid.plugins.runtimes.oci.scopes import KILLS_ALL, ends_as_a_whole, set_unit_limits
 from crinoid.plugins.runtimes.oci.starting import FIFO
 from crinoid.plugins.runtimes.oci.traits import BinaryTraits
 from crinoid.plugins.runtimes.processes import pidfds
@@ -220,6 +220,8 @@ class OciRuntime(CheckpointHooks):
         cgroup = self._known.cgroup(handle)
         if resources.unified:  # before anything is changed
             await asyncio.to_thread(cgroups.check_settings, cgroup, resources.unified)
+        told = is_scope(handle.cgroup) and is_unified()
+        kills_all = told and resources.unified.get(KILLS_ALL, str(int(await ends_as_a_whole(handle.cgroup)))) == "1"
         changed, lifted = self._traits.split_update(resources)
         if limits := oci_resources(changed):
             command = ("update", "--resources", "-", handle.container_id)
@@ -228,8 +230,8 @@ class OciRuntime(CheckpointHooks):
         for rest in (beyond_update(changed), lifted if lifted != LinuxResources() else None):
             if rest is not None:
                 await asyncio.to_thread(cgroups.write_resources, cgroup, rest)
-        if is_scope(handle.cgroup) and is_unified():
-            await set_unit_limits(handle.cgroup, self._deadlines.update_s)
+        if told:
+            await set_unit_limits(handle.cgroup, self._deadlines.update_s, kills_all=kills_all)
         if changed.oom_score_adj:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 Path(f"/proc/{pid}/oom_score_adj").write_text(str(clamp_oom_score_adj(changed.oom_score_adj)))  # noqa: ASYNC240

@@ -2,6 +2,9 @@
 
 import pytest
 
+from crinoid.core.api.linux import cgroups
+from crinoid.core.api.values.pod import LinuxResources
+from crinoid.plugins.runtimes.oci import scopes
 from crinoid.plugins.runtimes.oci.scopes import scope_properties
 
 
@@ -23,3 +26,18 @@ from crinoid.plugins.runtimes.oci.scopes import scope_properties
 )
 def test_settings_and_properties(name: str, value: str, properties: list[str]) -> None:
     assert list(scope_properties({name: value}.get)) == properties
+
+
+@pytest.mark.parametrize("kills_all", [True, False])
+async def test_what_systemd_undoes_is_written_again(monkeypatch: pytest.MonkeyPatch, kills_all: bool) -> None:
+    done: list[object] = []
+
+    async def run(command: tuple[str, ...], **_: object) -> None:
+        done.append(command[1])
+
+    monkeypatch.setattr(scopes, "run_checked", run)
+    monkeypatch.setattr(scopes, "find_program", lambda *_: "systemctl")
+    monkeypatch.setattr(cgroups, "read_file", lambda *_: None)
+    monkeypatch.setattr(cgroups, "write_resources", lambda _, resources: done.append(resources))
+    await scopes.tell_systemd("a.slice:crinoid:abc", 1, kills_all=kills_all)
+    assert done == ["set-property", LinuxResources(unified={"memory.oom.group": "1"})][: 1 + kills_all]
