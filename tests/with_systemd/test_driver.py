@@ -128,7 +128,6 @@ def test_swap_as_a_kubelet_limits_it(pod: Pod, parent: str) -> None:
     container = pod.start("sleep", "1000", linux=confined(kubelets))
     names = ("memory.max", "memory.swap.max", "memory.oom.group")
     assert files(parent, container, *names) == [str(64 * MIB), str(3 * MIB), "1"]
-    systemctl("daemon-reload")
     update(pod, container, cpu_shares=600)
     assert files(parent, container, *names) == [str(64 * MIB), str(3 * MIB), "1"]
 
