@@ -1,4 +1,4 @@
-"""Add-ons that clusters have, on two nodes without a network: each test needs what the one before brought.
+"""Add-ons that clusters have, on two nodes that start without a network.
 
 The network comes as a DaemonSet brings it, long after the runtime's start.
 """
