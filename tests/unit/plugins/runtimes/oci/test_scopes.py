@@ -39,5 +39,5 @@ async def test_what_systemd_undoes_is_written_again(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scopes, "find_program", lambda *_: "systemctl")
     monkeypatch.setattr(cgroups, "read_file", lambda *_: None)
     monkeypatch.setattr(cgroups, "write_resources", lambda _, resources: done.append(resources))
-    await scopes.tell_systemd("a.slice:crinoid:abc", 1, kills_all=kills_all)
+    await scopes.set_unit_limits("a.slice:crinoid:abc", 1, kills_all=kills_all)
     assert done == ["set-property", LinuxResources(unified={"memory.oom.group": "1"})][: 1 + kills_all]
