@@ -174,7 +174,7 @@ def wrap(points: Failpoints) -> None:
 
     _wrap_libc(points, libc)
     _wrap(points, spawning, "posix_spawnp", lambda arguments: " ".join(map(str, _telling(arguments[1]))))
-    _wrap(points, netlink.Channel, "tell", lambda arguments: ", ".join(m.title for m in arguments[1]))
+    _wrap(points, netlink.Channel, "execute", lambda arguments: ", ".join(m.title for m in arguments[1]))
     _wrap(points, netlink.Channel, "try_each", lambda arguments: ", ".join(m.title for m in arguments[1]))
     _wrap(points, netlink.Channel, "send_batch", lambda _arguments: _caller())
     _wrap(points, nftables.Interpreter, "run", lambda _arguments: _caller())

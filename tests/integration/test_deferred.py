@@ -44,6 +44,7 @@ def test_an_immutable_file_of_a_removed_container_harms_nobody(tmp_path: Path) -
                 node.call("RemovePodSandbox", pod_sandbox_id=again)
                 node.daemon.restart()
             until(lambda: told(node, container))
+            until(lambda: unremoved(node))  # this daemon's own trial
             (one,) = unremoved(node)
             assert (one["role"], one["slot"], container in one["what"]) == ("snapshotter", "default", True)
             assert "stays" in one["reason"]

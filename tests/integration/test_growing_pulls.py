@@ -144,7 +144,8 @@ def nothing_half_made(daemon: Daemon) -> bool:
 
 
 def layers_below(daemon: Daemon) -> list[Path]:
-    return [path for path in daemon.root.glob("plugins/snapshotter/**/srv/file7") if "unfinished" not in path.parts]
+    """Return it of each layer that is committed."""
+    return list(daemon.root.glob("plugins/snapshotter/*/snapshots/layers/**/srv/file7"))
 
 
 def test_a_layer_is_unpacked_while_it_comes_and_progress_is_told(daemon: Daemon, source: Source) -> None:

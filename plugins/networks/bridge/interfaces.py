@@ -1,6 +1,6 @@
 """The few rtnetlink messages of the driver: links, addresses, routes, neighbours (rtnetlink(7)).
 
-Functions that return a message do nothing; ``Channel.tell`` sends any number of them in one go. The others ask.
+Functions that return a message do nothing; ``Channel.execute`` sends any number of them in one go. The others ask.
 """
 
 import ctypes
