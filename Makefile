@@ -51,7 +51,7 @@ test-site: setup
 
 test-peers: setup
 	$(BIN)/pytest tests/conformance --cri-peer containerd
-	$(BIN)/pytest tests/integration/test_layers_of_containerd.py
+	$(BIN)/pytest tests/peers
 
 test-vm: setup
 	$(BIN)/python tests/vm/suite.py tests/integration tests/conformance tests/contract
