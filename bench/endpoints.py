@@ -67,16 +67,33 @@ class Endpoint:
 
     def restart(self) -> None:
         """End the daemon as a service manager does, and start it again; returns as soon as it was started."""
+        self.end()
+        self.launch()
+
+    def end(self) -> None:
+        """End the daemon, as a service manager does."""
         assert self.engine is not None
         assert self.engine.process is not None
         if self.engine.process.poll() is None:
             os.kill(self.engine.process.pid, signal.SIGTERM)
             self.engine.process.wait(60)
         self.client.close()
+
+    def launch(self) -> None:
+        """Start the daemon, and don't wait for it."""
+        assert self.engine is not None
         self.engine.launch()
         assert self.engine.process is not None
         self.daemon = self.engine.process.pid
         self.client = Client(self.socket)
+
+    def wait_for_socket(self, timeout_s: float = 60) -> None:
+        """Wait until a connection is taken."""
+        deadline = time.monotonic() + timeout_s
+        while not self._listens():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} takes no connection after {timeout_s:g} s")
+            time.sleep(0.001)
 
     def wait_for_list(self, count: int = 0, timeout_s: float = 60) -> int:
         """Wait until a list of at least so many containers is answered; return its length."""

@@ -47,12 +47,18 @@ FIGURES = (
     ),
     Figure("exec", "ExecSync", "ExecSync(true)", "ms", (0.45, 0.90)),
     Figure(
+        "execs", "eight execs at once", "ExecSync(true), eight at once, until the last one's answer", "ms", (0.5, 0.5)
+    ),
+    Figure("remove-container", "RemoveContainer", "RemoveContainer of one that has ended", "ms", (1.0, 1.0)),
+    Figure(
         "lists",
         "lists and ContainerStatus",
         "ListContainers, ListPodSandbox, ContainerStatus at {pods} pods",
         "ms",
         (1.0, 1.0),
     ),
+    Figure("container-status", "ContainerStatus", "ContainerStatus at {pods} pods", "ms", (1.0, 1.0)),
+    Figure("pod-status", "PodSandboxStatus", "PodSandboxStatus at {pods} pods", "ms", (1.0, 1.0)),
     Figure("container-stats", "ListContainerStats", "ListContainerStats at {pods} pods", "ms", (0.25, 0.25)),
     Figure("pod-stats", "ListPodSandboxStats", "ListPodSandboxStats at {pods} pods", "ms", (0.25, 0.25)),
     Figure("memory", "memory", "memory of daemon and monitors of {pods} pods", "MiB", (0.22, 0.22)),
@@ -91,6 +97,14 @@ FIGURES = (
     ),
     Figure("longest-wait", "Version during removals", "Version, the longest wait while those are removed", "ms"),
     Figure("restart", "restart", "restart with {pods} pods until the first full list", "ms", (0.60, 0.60)),
+    Figure(
+        "accepting",
+        "start",
+        "start with {pods} pods until the socket takes a connection",
+        "ms",
+        (200.0, 200.0),
+        absolute=True,
+    ),
     Figure("removal", "removal of all pods", "remove {pods} pods, four at a time", "s", (0.15, 0.50)),
     Figure("pss", "PSS", "PSS of the same processes beside all the others of the run", "MiB"),
     Figure("version", "Version", "Version, which asks for next to nothing: what any call costs", "ms"),

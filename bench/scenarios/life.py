@@ -19,7 +19,7 @@ def turns(bench: Bench) -> Iterator[Any]:
 
 
 def live(bench: Bench, endpoint: Endpoint, warming: bool = False) -> None:
-    """Run, create and start, exec, stop and remove."""
+    """Run, create and start, exec, remove a container that has ended, stop and remove."""
     results, name = bench.results, endpoint.name
     request = bench.request(endpoint)
     with results.ignored(warming):
@@ -32,6 +32,13 @@ def live(bench: Bench, endpoint: Endpoint, warming: bool = False) -> None:
         with results.timed("exec", name):
             answer = endpoint.client.call("ExecSync", execution)
         assert answer.exit_code == 0, f"exec ended with {answer.exit_code}"
+        with ThreadPoolExecutor(8) as threads, results.timed("execs", name):
+            answers = list(threads.map(lambda _: endpoint.client.call("ExecSync", execution), range(8)))
+        assert all(one.exit_code == 0 for one in answers)
+        other = bench.container(endpoint, pod, name="other")
+        endpoint.client.call("StopContainer", cri.StopContainerRequest(container_id=other, timeout=5))
+        with results.timed("remove-container", name):
+            endpoint.client.call("RemoveContainer", cri.RemoveContainerRequest(container_id=other))
         with results.timed("stop", name):
             bench.remove(endpoint, pod)
     forget_pod(request)

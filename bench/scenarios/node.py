@@ -60,10 +60,10 @@ class Bench:
         """Run a pod; return its id and request."""
         return self.run(endpoint, self.request(endpoint))
 
-    def container(self, endpoint: Endpoint, pod: Pod, *command: str, image: str = "") -> str:
+    def container(self, endpoint: Endpoint, pod: Pod, *command: str, image: str = "", name: str = "app") -> str:
         """Create and start a container; return its id."""
         words = command or ("sh", "-c", _SERVICE)
-        request = container_request(pod[0], pod[1], image or self.images["busybox"], *words)
+        request = container_request(pod[0], pod[1], image or self.images["busybox"], *words, name=name)
         container: str = endpoint.client.call("CreateContainer", request).container_id
         endpoint.client.call("StartContainer", cri.StartContainerRequest(container_id=container))
         return container

@@ -40,7 +40,10 @@ def stand(bench: Bench, endpoint: Endpoint, count: int, effort: Effort) -> None:
             _watch(bench, endpoint, effort.seconds)
         for _ in range(effort.restarts if endpoint.engine is not None else 0):
             with bench.results.timed("restart", endpoint.name):
-                endpoint.restart()
+                endpoint.end()
+                with bench.results.timed("accepting", endpoint.name):
+                    endpoint.launch()
+                    endpoint.wait_for_socket()
                 found = endpoint.wait_for_list(count)
             assert found == count, f"{found} of {count} containers after the restart"
         with bench.results.timed("removal", endpoint.name):
@@ -52,13 +55,17 @@ def standing_questions(endpoint: Endpoint) -> Mapping[str, list[Question]]:
     """Return what a kubelet asks, by figure."""
     client = endpoint.client
     containers = client.call("ListContainers", cri.ListContainersRequest()).containers
+    container_status = cri.ContainerStatusRequest(container_id=containers[0].id)
+    pod_status = cri.PodSandboxStatusRequest(pod_sandbox_id=containers[0].pod_sandbox_id)
     return {
         "version": [client.prepare("Version", cri.VersionRequest())],
         "lists": [
             client.prepare("ListContainers", cri.ListContainersRequest()),
             client.prepare("ListPodSandbox", cri.ListPodSandboxRequest()),
-            client.prepare("ContainerStatus", cri.ContainerStatusRequest(container_id=containers[0].id)),
+            client.prepare("ContainerStatus", container_status),
         ],
+        "container-status": [client.prepare("ContainerStatus", container_status)],
+        "pod-status": [client.prepare("PodSandboxStatus", pod_status)],
         "container-stats": [client.prepare("ListContainerStats", cri.ListContainerStatsRequest())],
         "pod-stats": [client.prepare("ListPodSandboxStats", cri.ListPodSandboxStatsRequest())],
     }
