@@ -484,7 +484,10 @@ class Channel:
             self._schedule()
 
     def _send(self, message: dict[str, Json], out: Outgoing | None) -> None:
-        """Send a frame, or as much as goes, and the rest later. Raises DriverError for what can't be written."""
+        """Send a frame, or as much as goes, and the rest later.
+
+        Raises DriverError for what can't be written, and Unavailable for a call where much waits to be sent already.
+        """
         pieces, descriptors = (out.pieces, out.descriptors) if out else ([], [])
         if descriptors:
             message["descriptors"] = len(descriptors)
@@ -500,7 +503,11 @@ class Channel:
             if values > most:
                 raise DriverError(f"is too large: {values} values, where at most {most} are taken")
         if self._unsent_bytes > _MAX_BACKLOG_BYTES:
-            raise Unavailable(f"it has not taken {self._unsent_bytes} bytes that were sent before")
+            why = f"it has not taken {self._unsent_bytes} bytes that were sent before"
+            if "method" in message:
+                raise Unavailable(why)
+            self._end_soon(why)  # without an answer, or the word of a cancellation, the other side would wait for ever
+            return
         content = b"".join((_HEAD.pack(len(text), beside_bytes), text, *pieces))
         # Duplicates: whoever owns the descriptors may close them before the socket has room.
         self._unsent.append(_Unsent(memoryview(content), [os.dup(one) for one in descriptors]))
@@ -529,12 +536,9 @@ class Channel:
                     self._loop.add_writer(self._socket, self._flush)
                 return
             except OSError as error:
-                # The reader hears of the end, with what came before it.
-                if self._loop is None:
-                    self.end(f"the connection broke: {error.strerror}")
-                else:
+                if self._loop is not None:
                     self._loop.remove_writer(self._socket)
-                    self._loop.call_soon(self.end, f"the connection broke: {error.strerror}")
+                self._end_soon(f"the connection broke: {error.strerror}")
                 return
             for descriptor in first.descriptors:
                 os.close(descriptor)
@@ -545,6 +549,13 @@ class Channel:
                 self._unsent.popleft()
         if self._loop is not None and self.ended is None:
             self._loop.remove_writer(self._socket)
+
+    def _end_soon(self, why: str) -> None:
+        """Not within a write, nor in a finalizer: the reader hears of the end, with what came before it."""
+        if self._loop is None:
+            self.end(why)
+        else:
+            self._loop.call_soon(self.end, why)
 
 
 async def _close(answer: Any) -> None:

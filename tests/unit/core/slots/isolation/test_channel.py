@@ -29,6 +29,7 @@ from crinoid.core.api.values.network import Attachment, NetworkRequest
 from crinoid.core.api.values.pod import PodConfig, PodMetadata
 from crinoid.core.api.values.runtime import PodSandbox
 from crinoid.core.api.values.snapshot import LayerStream
+from crinoid.core.slots.isolation import channel as channels
 from crinoid.core.slots.isolation.channel import Channel, ConnectionLostError
 from crinoid.core.slots.isolation.handshake import HOST, plugin_interface
 from crinoid.core.slots.isolation.interfaces import Exported
@@ -123,6 +124,14 @@ def start(tmp_path: Path) -> Iterator[Any]:
     yield start
     for process in made:
         process.end_now()
+
+
+def frame(message: Any) -> bytes:
+    text = json.dumps(message).encode()
+    return struct.pack("!II", len(text), 0) + text
+
+
+LINE = {"object": 0, "method": "log", "arguments": {"logger": "", "level": 1, "message": "made"}}
 
 
 REQUEST = NetworkRequest(pod_id="p", metadata=PodMetadata("n", "ns", "u"), netns=None)
@@ -477,3 +486,26 @@ async def test_more_than_a_driver_may_say_ends_the_connection(message: Any, word
             await asyncio.sleep(0.01)
     assert f"it does not speak the protocol: {words}" in ended[0]
     theirs.close()
+
+
+async def test_a_driver_that_takes_no_answers_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each further call would be a traceback in the daemon's log, as fast as the driver can send."""
+    monkeypatch.setattr(channels, "_MAX_BACKLOG_BYTES", 1 << 20)
+    ended: list[str] = []
+    uncaught: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: uncaught.append(context))
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), ended.append)
+    channel.attach()
+    theirs.settimeout(patient(20))
+    asked = frame({"call": 1, "object": 0, "method": "x" * 60, "arguments": {}}) * 100
+
+    def flood() -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while not uncaught:
+                theirs.sendall(asked)
+
+    await asyncio.to_thread(flood)
+    theirs.close()
+    assert not uncaught
+    assert "it has not taken" in ended[0]
