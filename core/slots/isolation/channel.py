@@ -12,7 +12,6 @@ import contextlib
 import contextvars
 import itertools
 import json
-import math
 import os
 import select
 import socket
@@ -45,7 +44,9 @@ _TURN_S = 0.005
 """How long frames of one socket are taken before others have their turn."""
 _MAX_CALL_VALUES, _MAX_VALUES = 20_000, 250_000
 """How many values a driver's frame may have: a call, which is read in the loop's turn, and an answer."""
-_MAX_PUT_OFF = 1000
+_MAX_PUT_OFF_BYTES, _MESSAGE_BYTES = 4 << 20, 512
+"""What may come before an answer that a thread waits for, such as the log of a driver that is made; and what each
+message costs there beside its bytes."""
 
 
 class ConnectionLostError(Unavailable):
@@ -103,7 +104,7 @@ class Channel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._now = 0
-        self._put_off: list[tuple[Json, Incoming]] = []
+        self._put_off: deque[tuple[Json, Incoming]] = deque()
         self._is_scheduled = False
         self._reading: asyncio.Task[None] | None = None
         """Reads a frame that is too large for the loop's turn; those after it wait."""
@@ -131,6 +132,7 @@ class Channel:
             os.close(descriptor)
         for _, incoming in self._put_off:
             incoming.close()
+        self._put_off.clear()
         self._descriptors.clear()
         self._unsent.clear()
         for call in self._calls.values():
@@ -177,7 +179,7 @@ class Channel:
         """As ``call_now``; raises DriverError when there is no answer in time."""
         self._check_up()
         self._now = self._request(number, name, method, arguments, None)
-        deadline_s = time.monotonic() + limit_s
+        deadline_s, put_off_bytes = time.monotonic() + limit_s, 0
         try:
             while True:
                 self._flush()
@@ -186,8 +188,8 @@ class Channel:
                         with _closing(incoming):
                             return _open(message, incoming, method)
                     self._put_off.append((message, incoming))
-                    if len(self._put_off) > _MAX_PUT_OFF:
-                        raise _ProtocolError(f"more than {_MAX_PUT_OFF} messages before its answer")
+                    if (put_off_bytes := put_off_bytes + incoming.size + _MESSAGE_BYTES) > _MAX_PUT_OFF_BYTES:
+                        raise _ProtocolError(f"more than {_MAX_PUT_OFF_BYTES} bytes of messages before its answer")
                 if (left_s := deadline_s - time.monotonic()) <= 0:
                     raise DriverError(f"no answer to {name} within {limit_s:g} s")
                 wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
@@ -363,22 +365,27 @@ class Channel:
             self._send(message | ({"steps": _write_steps(steps)} if steps else {}), out)
 
     def _take_put_off(self) -> None:
-        put_off, self._put_off = self._put_off, []
-        self._take_all(itertools.chain(put_off, self._frames()))
+        self._take_all(time.monotonic() + _TURN_S)
+
+    def _due(self) -> Iterator[tuple[Json, Incoming]]:
+        """What is to be taken, in the order in which it came. Raises _ProtocolError."""
+        while self._put_off:  # one by one, so that ``end`` finds those that nobody has taken
+            yield self._put_off.popleft()
+        yield from self._frames()
 
     # Frames
 
     def _readable(self) -> None:
         """Take what has come, for a moment; others have their turn before the rest."""
         until_s = time.monotonic() + _TURN_S
-        while self.ended is None and self._take_all(self._frames(), until_s) and time.monotonic() < until_s:
+        while self.ended is None and self._take_all(until_s) and time.monotonic() < until_s:
             if not self._receive():
                 return
 
-    def _take_all(self, frames: Iterator[tuple[Json, Incoming]], until_s: float = math.inf) -> bool:
-        """Take whole frames; return whether there are no more, or put the rest off to the loop's next turn."""
+    def _take_all(self, until_s: float) -> bool:
+        """Take what is due; return whether there is no more, or leave the rest to a later turn."""
         try:
-            for message, incoming in frames:
+            for message, incoming in self._due():
                 self._take(message, incoming)
                 if self.ended is not None:
                     return False
@@ -450,14 +457,14 @@ class Channel:
                     reading, name="read a large frame", context=contextvars.Context()
                 )
                 return
-            yield message, self._beside(message, beside)
+            yield message, self._beside(message, beside, len(text))
 
-    def _beside(self, message: Json, beside: bytes) -> Incoming:
+    def _beside(self, message: Json, beside: bytes, text_bytes: int) -> Incoming:
         count = message.get("descriptors", 0)
         if not isinstance(count, int) or not 0 <= count <= len(self._descriptors):
             raise _ProtocolError("a frame without the descriptors that it tells of")
         descriptors = [self._descriptors.popleft() for _ in range(count)]
-        return Incoming(self._objects, memoryview(beside), descriptors)
+        return Incoming(self._objects, memoryview(beside), descriptors, text_bytes + len(beside))
 
     async def _read_large(self, text: bytes, values: int, beside: bytes) -> None:
         """Read a frame in a thread, and go on with those after it."""
@@ -465,7 +472,7 @@ class Channel:
             message = await asyncio.to_thread(_parse, text, values)
             if self.ended is not None:
                 return
-            incoming = self._beside(message, beside)
+            incoming = self._beside(message, beside, len(text))
             call = self._calls.get(key) if isinstance(key := message.get("answer"), int) else None
             if call is not None:
                 await asyncio.to_thread(_open_ahead, message, incoming, call.method)

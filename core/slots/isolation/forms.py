@@ -56,8 +56,10 @@ class Outgoing:
 class Incoming:
     """What came beside the JSON of one message. Descriptors that nobody takes are closed with it."""
 
-    def __init__(self, exports: Exports, content: memoryview, descriptors: Sequence[int]) -> None:
+    def __init__(self, exports: Exports, content: memoryview, descriptors: Sequence[int], size: int = 0) -> None:
+        """``size``: of the whole message, in bytes."""
         self.exports = exports
+        self.size = size
         self._content = content
         self._descriptors: list[int | None] = [*descriptors]
         self._lent: list[int] = []

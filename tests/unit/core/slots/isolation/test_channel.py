@@ -132,6 +132,8 @@ def frame(message: Any) -> bytes:
 
 
 LINE = {"object": 0, "method": "log", "arguments": {"logger": "", "level": 1, "message": "made"}}
+ANSWER = {"answer": 1, "value": None}
+PING = plugin_interface({}).method("ping")
 
 
 REQUEST = NetworkRequest(pod_id="p", metadata=PodMetadata("n", "ns", "u"), netns=None)
@@ -488,6 +490,10 @@ async def test_more_than_a_driver_may_say_ends_the_connection(message: Any, word
     theirs.close()
 
 
+async def ask_in_thread(channel: Channel) -> None:
+    await asyncio.to_thread(channel.call_within, patient(20), 0, "ping", PING, {"log_level": 1})
+
+
 async def test_a_driver_that_takes_no_answers_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each further call would be a traceback in the daemon's log, as fast as the driver can send."""
     monkeypatch.setattr(channels, "_MAX_BACKLOG_BYTES", 1 << 20)
@@ -509,3 +515,80 @@ async def test_a_driver_that_takes_no_answers_is_hung_up_on(monkeypatch: pytest.
     theirs.close()
     assert not uncaught
     assert "it has not taken" in ended[0]
+
+
+async def test_what_was_put_off_is_closed_with_the_connection() -> None:
+    """A driver's process could take all descriptors that the daemon may have, some at each of its starts."""
+    ended: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), ended.append)
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    theirs.sendall(frame({"hello": 1}))
+    socket.send_fds(theirs, [frame({**LINE, "descriptors": 1})], [writer])
+    theirs.sendall(frame(ANSWER))
+    os.close(writer)
+    await ask_in_thread(channel)
+    channel.attach()
+    assert "a message of no known kind" in ended[0]
+    assert os.read(reader, 1) == b"", "nobody has the other end"
+    os.close(reader)
+    theirs.close()
+
+
+async def test_a_driver_may_log_much_while_it_is_made() -> None:
+    heard: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, arguments: heard.append(arguments["message"])), heard.append)
+    sending = threading.Thread(target=theirs.sendall, args=(frame(LINE) * 3000 + frame(ANSWER),), daemon=True)
+    sending.start()
+    await ask_in_thread(channel)
+    sending.join()
+    channel.attach()
+    async with asyncio.timeout(patient(20)):
+        while len(heard) < 3000:  # noqa: ASYNC110  # nothing else tells of it
+            await asyncio.sleep(0.001)
+    assert heard == ["made"] * 3000
+    channel.end("the end of the test")
+    theirs.close()
+
+
+async def test_what_came_before_an_answer_is_taken_before_what_came_after_it() -> None:
+    """Else a cancellation may come before its call, and is lost."""
+    heard: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, arguments: heard.append(arguments["message"])), heard.append)
+    channel.attach()
+    lines = [frame({**LINE, "arguments": {"logger": "", "level": 1, "message": f"{number}"}}) for number in range(2)]
+
+    def call() -> None:
+        theirs.sendall(lines[0] + frame(ANSWER))
+        channel.call_now(0, "ping", PING, {"log_level": 1})
+        theirs.sendall(lines[1])
+
+    theirs.sendall(frame({"release": 1}))  # so that the loop reads right after the call, in the same turn
+    asyncio.get_running_loop().call_soon(call)
+    async with asyncio.timeout(patient(20)):
+        while len(heard) < 2:  # noqa: ASYNC110  # nothing else tells of it
+            await asyncio.sleep(0.001)
+    assert heard == ["0", "1"]
+    channel.end("the end of the test")
+    theirs.close()
+
+
+async def test_what_comes_before_an_answer_is_bounded_by_its_bytes() -> None:
+    """The daemon keeps it: a thousand messages of 64 MiB each would be all of the node's memory."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), lambda _why: None)
+    text = json.dumps(LINE).encode()
+    large = struct.pack("!II", len(text), 3 << 20) + text + bytes(3 << 20)
+
+    def send() -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            theirs.sendall(large * 2 + frame(ANSWER))
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    with pytest.raises(ConnectionLostError, match="bytes of messages before its answer"):
+        await ask_in_thread(channel)
+    sending.join()
+    theirs.close()
