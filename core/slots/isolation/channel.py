@@ -41,7 +41,7 @@ _PIECE_BYTES, _MOST_PIECE_BYTES = 64 << 10, 1 << 20  # malloc(3) gives larger pi
 _MAX_DESCRIPTORS = 16
 _MAX_TASKS = 4096
 _TURN_S = 0.005
-"""How long frames of one socket are taken before others have their turn."""
+"""How long frames of one socket are taken before others have their turn, and for how long they have it."""
 _MAX_CALL_VALUES, _MAX_VALUES = 20_000, 250_000
 """How many values a driver's frame may have: a call, which is read in the loop's turn, and an answer."""
 _MAX_PUT_OFF_BYTES, _MESSAGE_BYTES = 4 << 20, 512
@@ -105,7 +105,7 @@ class Channel:
         self._thread = 0
         self._now = 0
         self._put_off: deque[tuple[Json, Incoming]] = deque()
-        self._is_scheduled = False
+        self._is_paused = False
         self._reading: asyncio.Task[None] | None = None
         """Reads a frame that is too large for the loop's turn; those after it wait."""
         self.ended: str | None = None
@@ -114,6 +114,7 @@ class Channel:
     def attach(self) -> None:
         """Be served by the running loop from now on."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._is_paused = False
         self._loop.add_reader(self._socket, self._readable)
         self._flush()
         self._take_put_off()
@@ -378,7 +379,10 @@ class Channel:
     def _readable(self) -> None:
         """Take what has come, for a moment; others have their turn before the rest."""
         until_s = time.monotonic() + _TURN_S
-        while self.ended is None and self._take_all(until_s) and time.monotonic() < until_s:
+        while self.ended is None and self._take_all(until_s):
+            if time.monotonic() >= until_s:
+                self._pause()
+                return
             if not self._receive():
                 return
 
@@ -390,20 +394,24 @@ class Channel:
                 if self.ended is not None:
                     return False
                 if time.monotonic() >= until_s:
-                    self._schedule()
+                    self._pause()
                     return False
         except _ProtocolError as error:
             self.end(f"it does not speak the protocol: {error}")
         return self._reading is None
 
-    def _schedule(self) -> None:
-        if not self._is_scheduled and self._loop is not None:
-            self._is_scheduled = True
-            self._loop.call_soon(self._go_on)
+    def _pause(self) -> None:
+        """Leave the loop to others for a while: one more turn of it would be a small part of what they need."""
+        if not self._is_paused and self._loop is not None:
+            self._is_paused = True
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(_TURN_S, self._go_on)
 
     def _go_on(self) -> None:
-        self._is_scheduled = False
-        self._readable()
+        self._is_paused = False
+        if self.ended is None and self._reading is None and self._loop is not None:
+            self._loop.add_reader(self._socket, self._readable)
+            self._readable()
 
     def _receive(self) -> int:
         """Receive some bytes; return how many, 0 where there are none now or any more."""
@@ -486,9 +494,8 @@ class Channel:
             self.end(f"it does not speak the protocol: {error}")
         finally:
             self._reading = None
-        if self.ended is None and self._loop is not None:
-            self._loop.add_reader(self._socket, self._readable)
-            self._schedule()
+        if self.ended is None:
+            self._pause()
 
     def _send(self, message: dict[str, Json], out: Outgoing | None) -> None:
         """Send a frame, or as much as goes, and the rest later.

@@ -469,6 +469,37 @@ async def test_a_flood_of_messages_does_not_hold_the_loop() -> None:
     theirs.close()
 
 
+async def test_a_flood_of_messages_leaves_the_loop_to_others() -> None:
+    """What others do takes many turns of the loop: it is as slow as each of them is long."""
+    heard, is_over = [0], threading.Event()
+
+    def count(_name: str, _arguments: Any) -> None:
+        heard[0] += 1
+
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, count), lambda _why: None)
+    channel.attach()
+    lines = frame(LINE) * 1000
+
+    def flood() -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while not is_over.is_set():
+                theirs.sendall(lines)
+
+    sending = threading.Thread(target=flood, daemon=True)
+    sending.start()
+    while heard[0] < 1000:  # noqa: ASYNC110  # nothing else tells of it
+        await asyncio.sleep(0)
+    before = heard[0]
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert heard[0] - before < 40_000
+    is_over.set()
+    channel.end("the end of the test")
+    sending.join()
+    theirs.close()
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
