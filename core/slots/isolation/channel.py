@@ -482,8 +482,12 @@ class Channel:
                 return
             incoming = self._beside(message, beside, len(text))
             call = self._calls.get(key) if isinstance(key := message.get("answer"), int) else None
-            if call is not None:
-                await asyncio.to_thread(_open_ahead, message, incoming, call.method)
+            try:
+                if call is not None:
+                    await asyncio.to_thread(_open_ahead, message, incoming, call.method)
+            except BaseException:
+                incoming.close()
+                raise
             if self.ended is not None or call is None:
                 incoming.close()
             else:
@@ -492,6 +496,8 @@ class Channel:
                 raise _ProtocolError(f"a call of {values} values")
         except _ProtocolError as error:
             self.end(f"it does not speak the protocol: {error}")
+        except (CrinoidError, RuntimeError) as error:  # no thread is to be had, and whose answer it is can't be told
+            self.end(f"a frame of {values} values can't be read: {error}")
         finally:
             self._reading = None
         if self.ended is None:
@@ -599,7 +605,7 @@ def _parse(text: bytes, values: int = 0) -> dict[str, Json]:
 
 def _open_ahead(message: Json, incoming: Incoming, method: Method) -> None:
     """Read an answer before whoever waits for it does; an error is found again, and raised, there."""
-    with contextlib.suppress(CrinoidError):
+    with contextlib.suppress(Exception):
         if "error" not in message:
             incoming.answer, incoming.is_read = _open(message, incoming, method), True
 

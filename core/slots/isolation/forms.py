@@ -161,7 +161,10 @@ def _scalar(kind: type, accepted: tuple[type, ...]) -> Form:
     def read(value: Json, _: Incoming) -> Any:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise _wrong(value, kind)
-        return value if kind is str else kind(value)
+        try:
+            return value if kind is str else kind(value)
+        except OverflowError:  # an integer that no float holds
+            raise _wrong(value, kind) from None
 
     return Form(write, read)
 

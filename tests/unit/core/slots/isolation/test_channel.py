@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from crinoid.core.api.config import NoOptions
-from crinoid.core.api.errors import DriverError, NotFound, Unavailable
+from crinoid.core.api.errors import DriverError, NotFound, ResourceExhausted, Unavailable
 from crinoid.core.api.hooks import hookimpl
+from crinoid.core.api.hooks.conformance import hooks_of
 from crinoid.core.api.hooks.extension import Kernel, PodView
 from crinoid.core.api.host import Host
 from crinoid.core.api.linux.bulkheads import current_behalf, on_behalf_of
@@ -622,4 +623,45 @@ async def test_what_comes_before_an_answer_is_bounded_by_its_bytes() -> None:
     with pytest.raises(ConnectionLostError, match="bytes of messages before its answer"):
         await ask_in_thread(channel)
     sending.join()
+    theirs.close()
+
+
+async def test_a_large_answer_for_which_there_is_no_thread_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing more would be heard of the driver."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), lambda _why: None)
+    channel.attach()
+
+    async def refuse(*_: object) -> None:
+        raise ResourceExhausted("no thread can be started: can't start new thread")
+
+    monkeypatch.setattr(asyncio, "to_thread", refuse)
+    asking = asyncio.create_task(channel.call(0, "ping", PING, {"log_level": 1}))
+    sending = threading.Thread(target=theirs.sendall, args=(frame({"answer": 1, "value": [0] * 30_000}),), daemon=True)
+    sending.start()
+    with pytest.raises(ConnectionLostError, match="can't be read: no thread can be started"):
+        await asyncio.wait_for(asking, patient(20))
+    sending.join()
+    theirs.close()
+
+
+async def test_a_number_that_is_none_in_a_large_answer_fails_its_call_alone() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), lambda _why: None)
+    channel.attach()
+    stats = plugin_interface(hooks_of(ROLES["runtime"].specification)).method("stats_many")
+    line = {"total_us": 0, "avg10": 10**400, "avg60": 0, "avg300": 0}
+    usage = {"timestamp_ns": 0, "cpu_pressure": {"full": line, "some": line}}
+    asking = asyncio.create_task(channel.call(0, "stats_many", stats, {"handles": ()}))
+    sending = threading.Thread(
+        target=theirs.sendall, args=(frame({"answer": 1, "value": [usage] * 4000}),), daemon=True
+    )
+    sending.start()
+    with pytest.raises(DriverError, match="avg10: returned int where float is due"):
+        await asyncio.wait_for(asking, patient(20))
+    sending.join()
+    pinging = asyncio.create_task(channel.call(0, "ping", PING, {"log_level": 1}))
+    theirs.sendall(frame({"answer": 2, "value": None}))
+    await asyncio.wait_for(pinging, patient(20))
+    channel.end("the end of the test")
     theirs.close()
