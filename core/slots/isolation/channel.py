@@ -28,7 +28,7 @@ from crinoid.core.api.errors import CrinoidError, DriverError, ResourceExhausted
 from crinoid.core.api.finishing import finish
 from crinoid.core.api.linux.bulkheads import current_behalf, on_behalf_of
 from crinoid.core.api.sessions import Session
-from crinoid.core.api.timeline import Act, Step, acting, graft
+from crinoid.core.api.timeline import MAX_STEPS, Act, Step, acting, graft
 from crinoid.core.slots.calls import translate
 from crinoid.core.slots.isolation.forms import Incoming, Json, Outgoing, plain
 from crinoid.core.slots.isolation.interfaces import Exported, LiveObjects, Method
@@ -44,6 +44,8 @@ _TURN_S = 0.005
 """How long frames of one socket are taken before others have their turn, and for how long they have it."""
 _MAX_CALL_VALUES, _MAX_VALUES = 20_000, 250_000
 """How many values a driver's frame may have: a call, which is read in the loop's turn, and an answer."""
+_LONG_S, _MOST_WORDS, _ID_CHARACTERS = 1e9, 16, 100
+"""What a stage of a driver's may last, and of how many notes and ids, and how long ones, it may tell."""
 _MAX_PUT_OFF_BYTES, _MESSAGE_BYTES = 4 << 20, 512
 """What may come before an answer that a thread waits for, such as the log of a driver that is made; and what each
 message costs there beside its bytes."""
@@ -645,13 +647,16 @@ def _write_steps(steps: "list[Step] | tuple[()]") -> Json:
 
 
 def _read_steps(told: Json) -> list[Step]:
-    """Stages that the other side has told of; what makes no sense is left out."""
+    """Stages that the other side has told of, in the loop's turn; what makes no sense is left out, or is too much."""
     steps = []
-    for one in told if isinstance(told, list) else ():
+    for one in told[:MAX_STEPS] if isinstance(told, list) else ():
         match one:
             case [str(name), float() | int() as began_s, float() | int() as seconds, int(parent), str(outcome),
                   [*subjects], [*notes]]:  # fmt: skip
-                steps.append(
-                    Step(name, began_s, parent, tuple(map(str, subjects)), seconds, outcome, [str(n) for n in notes])
+                ids = tuple(
+                    id_ for id_ in subjects[:_MOST_WORDS] if isinstance(id_, str) and len(id_) <= _ID_CHARACTERS
                 )
+                said = [text for text in notes[:_MOST_WORDS] if isinstance(text, str)]
+                if abs(began_s) < _LONG_S and abs(seconds) < _LONG_S and parent < MAX_STEPS:
+                    steps.append(Step(name, began_s, parent, ids, seconds, outcome, said))
     return steps

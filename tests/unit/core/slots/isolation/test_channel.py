@@ -199,6 +199,27 @@ async def test_on_whose_behalf_and_the_drivers_stages(start: Any) -> None:
     assert act.steps[1].began_s >= act.steps[0].began_s
 
 
+async def test_stages_that_make_no_sense_are_left_out_and_too_many() -> None:
+    """They are read in the loop's turn, and kept; an hour of 400 digits failed the call."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), lambda _why: None)
+    channel.attach()
+    act = Act("RunPodSandbox", lambda _act, _step: None)
+    good = ["good", 0.5, 1, -1, "ok", ["c" * 64, "x" * 1000, 7], ["a note", [7]] + ["more"] * 20]
+    odd = [["odd", *other, "ok", [], []] for other in ([10**400, 0, -1], [0, float("nan"), -1], [0, 0, 10**400])]
+    answer = frame({"answer": 1, "value": None, "steps": [*odd, good, *odd, *[good] * 500]})
+    sending = asyncio.ensure_future(asyncio.to_thread(theirs.sendall, answer))
+    with acting(act):
+        await asyncio.wait_for(channel.call(0, "ping", PING, {"log_level": 1}), patient(20))
+    await sending
+    assert {step.name for step in act.steps} == {"good"}
+    assert len(act.steps) <= 400
+    assert (act.steps[0].subjects, act.steps[0].notes[:2]) == (("c" * 64,), ["a note", "more"])
+    assert len(act.steps[0].notes) <= 16
+    channel.end("the end of the test")
+    theirs.close()
+
+
 async def test_a_process_that_ends_fails_what_is_under_way_and_what_comes(start: Any) -> None:
     network = start("network", Network)
     waiting = asyncio.create_task(attach(network, do="wait"))
