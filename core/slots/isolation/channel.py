@@ -161,6 +161,10 @@ class Channel:
         key = self._request(number, name, method, arguments, call)
         try:
             was_cancelled = await self._answered(key, call.answered, is_patient=number == 0)
+        except asyncio.CancelledError:
+            if call.answered.done() and call.answered.exception() is None:  # it has come in the same turn
+                call.answered.result()[1].close()
+            raise
         finally:
             self._calls.pop(key, None)
         message, incoming = call.answered.result()

@@ -588,6 +588,26 @@ async def test_what_was_put_off_is_closed_with_the_connection() -> None:
     theirs.close()
 
 
+async def test_an_answer_that_crosses_its_cancellation_is_closed() -> None:
+    """What comes with an answer, such as a session's piece, is a driver's to choose: descriptors, too."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, Exported(HOST, lambda _name, _arguments: None), lambda _why: None)
+    channel.attach()
+    asking = asyncio.create_task(channel.call(7, "ping", PING, {"log_level": 1}))
+    await asyncio.sleep(0)
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    socket.send_fds(theirs, [frame({**ANSWER, "descriptors": 1})], [writer])
+    os.close(writer)
+    channel._readable()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert os.read(reader, 1) == b"", "nobody has the other end"
+    os.close(reader)
+    channel.end("the end of the test")
+    theirs.close()
+
+
 async def test_a_driver_may_log_much_while_it_is_made() -> None:
     heard: list[str] = []
     ours, theirs = socket.socketpair()
