@@ -75,6 +75,8 @@ _MAX_LINE_BYTES, _LOG_BYTES_PER_S = 4096, 64 << 10
 _LOG_BURST_BYTES, _LOG_LINE_BYTES = 1 << 20, 100
 """Of what its driver logs: what may come at once, and what each message costs beside its text."""
 _MAX_UNREMOVED, _MAX_WORDS = 1000, 1000
+_NO_ERRORS_OF_OURS = (asyncio.CancelledError, BrokenPipeError)
+"""What a driver may answer a call with besides: see ``wire_errors``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,22 @@ class _Child(HostControl):
     def _ask(self, name: str, request: object) -> Any:
         try:
             return self.channel.call_within(START_S, 0, name, self.interface.method(name), {"request": request})
-        except (ConnectionLostError, DriverError) as error:
+        except (ConnectionLostError, DriverError, *_NO_ERRORS_OF_OURS) as error:
             how = self.end()
             self._listening.join(1.0)
             words = f"; it said: {' | '.join(self._last_words)}" if self._last_words else ""
-            raise UnusableDriverError(f"{self._wanted.label}: {name}: {error}: {how}{words}") from error
+            told = translate(error).message
+            raise UnusableDriverError(f"{self._wanted.label}: {name}: {told}: {how}{words}") from error
+
+    async def ask(self, name: str, arguments: Mapping[str, object]) -> None:
+        """Call a method on nobody's behalf but the daemon's. Raises CrinoidError, whatever its driver raises."""
+        try:
+            await self.channel.call(0, name, self.interface.method(name), arguments)
+        except _NO_ERRORS_OF_OURS as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise translate(error) from error
 
     def end(self) -> str:
         """Hang up, kill and reap it; return how it has ended. Idempotent, and for any thread."""
@@ -591,17 +604,17 @@ class PluginProcess:
         for name in [name for name in told if name in self._hooks]:
             try:
                 async with asyncio.timeout(_REPLAY_S):
-                    await child.channel.call(0, name, child.interface.method(name), told[name])
+                    await child.ask(name, told[name])
             except (CrinoidError, TimeoutError) as error:
                 LOG.error("%s: %s, after the process was started again: %s", self._wanted.label, name, error)
 
     async def _watch(self, child: _Child) -> None:
         """End a process whose thread of hooks does not answer: each of its calls would wait for its deadline."""
-        ping, limit_s = child.interface.method("ping"), self.isolation.unresponsive_s
+        limit_s = self.isolation.unresponsive_s
         while child.channel.ended is None:
             await asyncio.sleep(limit_s / 3)
             level = logging.getLogger().getEffectiveLevel()
-            asking = asyncio.create_task(child.channel.call(0, "ping", ping, {"log_level": level}))
+            asking = asyncio.create_task(child.ask("ping", {"log_level": level}))
             await asyncio.wait({asking}, timeout=limit_s)
             if not asking.done():
                 await asyncio.wait({asking}, timeout=min(1.0, limit_s))  # if it was this loop that stood still

@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent, indent
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,10 +48,14 @@ def process(tmp_path: Path) -> Iterator[PluginProcess]:
     proxy.process.end_now()
 
 
-async def until_restarted(process: PluginProcess) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(patient(30)):
-        while process.problem or not process.restarts:  # noqa: ASYNC110  # nothing tells of it
+        while not holds():  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0.02)
+
+
+async def until_restarted(process: PluginProcess) -> None:
+    await until(lambda: process.restarts > 0 and not process.problem)
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("no new thread")])
@@ -175,3 +181,81 @@ def test_what_a_driver_logs_is_bounded(caplog: pytest.LogCaptureFixture, monkeyp
     assert len(child.unremoved) == 1000
     assert max(map(len, child.unremoved.values())) == 1000
     loaded.end()
+
+
+@contextmanager
+def started(directory: Path, case: str, hooks: str = "", **isolation: Any) -> Iterator[PluginProcess]:
+    """The process of a plain driver with another case in its answers; ``fail`` answers with no error of ours."""
+    text = Path(PLAIN[1]).read_text().replace('"ping" | "detach"', '"detach"').replace('"status"]', f'"status"{hooks}]')
+    text = text.replace("    match method:\n", f"    match method:\n{indent(dedent(case), ' ' * 8)}")
+    program = directory / "odd_driver.py"
+    program.write_text(f"{_ODD}\n{text}")
+    chosen = IsolationConfig(program=(sys.executable, str(program)), **isolation)
+    proxy = LoadedProcess(Wanted(ROLES["network"], "default", "plain", {}, chosen)).make(
+        {}, fake_host(directory, "default")
+    )
+    assert isinstance(proxy.process, PluginProcess)
+    try:
+        yield proxy.process
+    finally:
+        proxy.process.end_now()
+
+
+_ODD = """
+import time
+from pathlib import Path
+
+PLACE = Path(__file__).parent
+
+
+def fail(reason):
+    send({"answer": message["call"], "error": {"reason": reason, "message": "it says"}})  # that it returns comes late
+"""
+
+
+@pytest.mark.parametrize("reason", ["Cancelled", "BrokenPipe"])
+async def test_a_driver_that_fails_a_ping_is_watched_on(tmp_path: Path, reason: str) -> None:
+    """Those are no errors of ours, and must end nothing of the daemon's that waits for the answer."""
+    case = f"""
+        case "ping" if (PLACE / "hold").exists():
+            (PLACE / "hold").unlink()
+            time.sleep(1000)
+        case "ping":
+            (PLACE / "pinged").touch()
+            return fail({reason!r})
+    """
+    with started(tmp_path, case, unresponsive_s=0.5) as process:
+        await process.call_hook("status", {})
+        await until((tmp_path / "pinged").exists)
+        (tmp_path / "hold").touch()
+        await until(lambda: not (tmp_path / "hold").exists())
+        restarts = process.restarts
+        await until(lambda: process.restarts > restarts)
+
+
+@pytest.mark.parametrize("reason", ["Cancelled", "BrokenPipe"])
+async def test_a_driver_that_fails_what_it_is_told_again_is_up(tmp_path: Path, reason: str) -> None:
+    """As one whose own connection has broken: it was never called again."""
+    case = f"""
+        case "ping":
+            return None
+        case "set_pod_cidrs" if (PLACE / "told").exists():
+            return fail({reason!r})
+        case "set_pod_cidrs":
+            return (PLACE / "told").touch()
+    """
+    with started(tmp_path, case, ', "set_pod_cidrs"') as process:
+        await process.call_hook("set_pod_cidrs", {"cidrs": ()})
+        os.kill(process.pid, signal.SIGKILL)
+        await until_restarted(process)
+        assert await process.call_hook("status", {})
+
+
+@pytest.mark.parametrize("reason", ["Cancelled", "BrokenPipe"])
+def test_a_driver_that_fails_to_load_with_no_error_is_told_with_its_slot(tmp_path: Path, reason: str) -> None:
+    """A cancellation would end the start without a word."""
+    with (
+        pytest.raises(UnusableDriverError, match='network "default": load: '),
+        started(tmp_path, f'case "load":\n    return fail({reason!r})\n'),
+    ):
+        pass
