@@ -478,12 +478,9 @@ class PluginProcess:
     def end_now(self) -> None:
         """As ``end``, where no loop runs; blocks."""
         self._end_tasks()
-        self._end_child()
-        self._child = None
-
-    def _end_child(self) -> None:
         if self._child is not None:
             self._child.end()
+        self._child = None
 
     def _end_tasks(self) -> None:
         self._is_ended = True
@@ -575,7 +572,7 @@ class PluginProcess:
 
     async def _start_again(self, child: _Child, why: str) -> None:
         self._tries = 0 if time.monotonic() - self._up_since_s > _STABLE_S else self._tries
-        reason = f"{await asyncio.to_thread(child.end)} ({why})"
+        reason = f"{await _reaped(child)} ({why})"
         while True:
             wait_s = min(_FIRST_S * 2.0**self._tries, _MOST_S)
             self._tries += 1
@@ -586,7 +583,8 @@ class PluginProcess:
                 self._take(await asyncio.to_thread(self._start))
             except Exception as error:  # noqa: BLE001  # whatever it is, such as a want of descriptors, may pass
                 reason = f"process can't be started: {translate(error).message}"
-                await asyncio.to_thread(self._end_child)
+                if self._child is not None:
+                    await _reaped(self._child)
                 continue
             child = self._child  # type: ignore[assignment]  # _start has set it
             self._loop = None
@@ -595,7 +593,7 @@ class PluginProcess:
             await self._tell_again(child)
             if (ended := child.channel.ended) is None:
                 break
-            reason = f"{await asyncio.to_thread(child.end)} ({ended})"
+            reason = f"{await _reaped(child)} ({ended})"
         self._note("")
         LOG.warning("%s: its process was started again, as %d", self._wanted.label, child.process.pid)
 
@@ -622,6 +620,15 @@ class PluginProcess:
                 child.channel.end(f"it has not answered for {limit_s:g} s: something holds its event loop")
             with contextlib.suppress(CrinoidError):
                 await asking
+
+
+async def _reaped(child: _Child) -> str:
+    """End a process; return how it has ended. Where no thread is to be had now, later."""
+    while True:
+        try:
+            return await asyncio.to_thread(child.end)
+        except CrinoidError:
+            await asyncio.sleep(_SHORT_S)
 
 
 _NOBODY = Exported(HOST, lambda _name, _arguments: None)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from crinoid.core.api.errors import ResourceExhausted
 from crinoid.core.api.linux import cgroups
 from crinoid.core.api.testing.fakes import fake_host
 from crinoid.core.config.models import IsolationConfig
@@ -74,6 +75,25 @@ async def test_any_fault_of_a_start_is_followed_by_another_one(
     os.kill(process.pid, signal.SIGKILL)
     await until_restarted(process)
     assert not faults
+    assert await process.call_hook("status", {})
+
+
+async def test_a_want_of_threads_is_followed_by_another_start(
+    process: PluginProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to be had for the end of the former process, for a start, and for the end of what that left."""
+    to_thread, refused = asyncio.to_thread, [True, False, True, True, False]
+
+    async def refuse(function: Any, *arguments: Any) -> Any:
+        if refused and refused.pop(0):
+            raise ResourceExhausted("no thread can be started: can't start new thread")
+        return await to_thread(function, *arguments)
+
+    await process.call_hook("status", {})
+    monkeypatch.setattr(asyncio, "to_thread", refuse)
+    os.kill(process.pid, signal.SIGKILL)
+    await until_restarted(process)
+    assert not refused
     assert await process.call_hook("status", {})
 
 
