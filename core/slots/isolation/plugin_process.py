@@ -215,7 +215,7 @@ class _Child(HostControl):
         room = min(_LOG_BURST_BYTES, self._log_room + (now_s - self._log_s) * _LOG_BYTES_PER_S)
         cost = min(len(message), MAX_LOGGED) + _LOG_LINE_BYTES
         self._log_room, self._log_s = room, now_s
-        if cost > room:
+        if room < (max(cost, _LOG_BYTES_PER_S) if self._dropped else cost):  # a word of a flood once a second
             self._dropped += 1
             return
         self._log_room -= cost

@@ -195,6 +195,12 @@ def test_what_a_driver_logs_is_bounded(caplog: pytest.LogCaptureFixture, monkeyp
         told, last = caplog.records[-2:]
         assert told.getMessage() == f"{50_000 - kept + 1} messages of its driver were dropped: they came too fast"
         assert last.name == "crinoid.plugins.network.default.after"
+        caplog.clear()
+        for _ in range(100_000):
+            now_s += 0.0001
+            child.log("flood", logging.INFO, "flood")
+        told_of = [record for record in caplog.records if "were dropped" in record.getMessage()]
+        assert 0 < len(told_of) <= 10
     assert len(logging.root.manager.loggerDict) == loggers
     for number in range(5000):
         child.note_unremoved(f"{number}", "x" * 5000)
