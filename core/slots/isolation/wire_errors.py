@@ -1,6 +1,7 @@
 """Errors as they travel: class by its reason, text, and what else a class has to say."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,8 @@ from crinoid.core.api import errors
 from crinoid.core.api.errors import CommandFailed, CrinoidError, DriverError
 
 CANCELLED, BROKEN_PIPE = "Cancelled", "BrokenPipe"
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+"""It becomes metadata of a gRPC answer, which fails as a whole with other characters, and a label of metrics."""
 
 
 def _classes(of: type[CrinoidError] = CrinoidError) -> Iterator[type[CrinoidError]]:
@@ -52,7 +55,7 @@ def read_error(told: Any) -> BaseException:
             known = KNOWN.get(reason) or KNOWN.get(told.get("is"), DriverError)
             if known is CommandFailed:
                 known = DriverError
-            if known.reason == reason:
+            if known.reason == reason or not _REASON.fullmatch(reason):
                 return known(message)
             of_its_own: type[CrinoidError] = type(known.__name__, (known,), {"reason": reason})
             return of_its_own(message)

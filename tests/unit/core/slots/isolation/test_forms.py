@@ -160,6 +160,13 @@ def test_an_error_of_a_drivers_own_counts_as_what_it_is_made_of() -> None:
     assert (back.reason, back.grpc_status, back.message) == ("Lost", "NOT_FOUND", "a sentence")
 
 
+@pytest.mark.parametrize("reason", ["", "two lines\n", "Größe", "x" * 65, "-"])
+def test_a_reason_that_no_answer_of_grpc_could_have_is_that_of_the_class(reason: str) -> None:
+    """The client got INTERNAL, "Invalid metadata", and neither the status nor the message."""
+    back = read_error({"reason": reason, "message": "a sentence", "is": "NotFound"})
+    assert (type(back), str(back)) == (NotFound, "a sentence")
+
+
 @pytest.mark.parametrize("told", [None, 5, {}, {"reason": 5, "message": "x"}, {"reason": "NotFound"}])
 def test_what_is_no_error_is_one_of_the_driver(told: Any) -> None:
     assert type(read_error(told)) is DriverError
