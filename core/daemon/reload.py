@@ -80,11 +80,8 @@ class Reload:
             new = loaded.config
             made = (await asyncio.to_thread(self._prepare, loaded))()
             before = self._slots.extensions.slots
-            renewed = [
-                slot
-                for slot, old in zip(made.extensions, before, strict=True)
-                if slot.binding.hooks is not old.binding.hooks
-            ]
+            rebound = [(slot, old) for slot, old in zip(made.extensions, before, strict=True) if slot is not old]
+            renewed = [slot for slot, old in rebound if slot.binding.hooks is not old.binding.hooks]
             try:
                 for slot in renewed:
                     await slot.call("connect", nothing, kernel=self._kernel)
@@ -92,7 +89,7 @@ class Reload:
                 self._close_later(made.registries, renewed)
                 raise
             changed = list(_differences(self.loaded.config.model_dump(), new.model_dump()))
-            at_once = (*_AT_ONCE, *_of_extensions(made.extensions, {slot.name for slot in renewed}))
+            at_once = (*_AT_ONCE, *_of_extensions((slot for slot, _ in rebound), {slot.name for slot in renewed}))
             kept = [key for key in changed if not any(key[: len(one)] == one for one in at_once)]
             logs.set_up(new.log)
             self.loaded = replace(loaded, config=_merge(self.loaded.config, new, made.extensions))
@@ -135,7 +132,7 @@ class Reload:
 
 
 def _of_extensions(extensions: Iterable[ExtensionSlot], renewed: Collection[str]) -> Iterator[KeyPath]:
-    """Return the keys of extensions that have changed with them."""
+    """Return the keys of extensions that have changed with them; those of another driver now, or none, have not."""
     for slot in extensions:
         yield from (("extensions", slot.name, key) for key in sorted(_OF_EXTENSIONS))
         if slot.name in renewed:

@@ -1,4 +1,4 @@
-"""A reload that fails when all is made: what is made then is closed. The rest is in ``integration/test_reload.py``."""
+"""A reload that fails when all is made, and what one that does not says. The rest: ``integration/test_reload.py``."""
 
 import asyncio
 from pathlib import Path
@@ -11,6 +11,7 @@ from crinoid.core.api.errors import Refused
 from crinoid.core.config.loader import Loaded
 from crinoid.core.config.models import Config
 from crinoid.core.config.origins import NO_ORIGINS
+from crinoid.core.daemon import logs
 from crinoid.core.daemon.reload import NewSlots, Reload
 from support.patience import patient
 
@@ -52,3 +53,29 @@ async def test_what_was_made_for_a_reload_that_fails_is_closed(tmp_path: Path) -
     assert slots.registries == {}
     assert slots.extensions.slots == (former,)
     assert reload.loaded is loaded
+
+
+@pytest.mark.parametrize("other", [{"driver": "another"}, {"enabled": False}])
+async def test_a_deadline_of_an_extension_that_stays_as_it_is_has_not_changed(
+    tmp_path: Path, other: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said to be changed, at each reload again."""
+    monkeypatch.setattr(logs, "set_up", lambda _: None)
+
+    def loaded(**keys: object) -> Loaded:
+        extensions = {"audit": {"driver": "audit", "deadline_s": 1.0, **keys}}
+        places = {"root": tmp_path / "root", "run": tmp_path / "run"}
+        return Loaded(Config.model_validate({**places, "extensions": extensions}), NO_ORIGINS, ())
+
+    former: Any = Made("audit", [])
+    former.config, new = loaded().config.extensions["audit"], loaded(deadline_s=2.0, **other)
+    extensions: Any = SimpleNamespace(slots=(former,))
+    slots: Any = SimpleNamespace(extensions=extensions, registries={}, change_deadlines=lambda _: None)
+    made: Any = NewSlots({}, (former,))  # type: ignore[arg-type]
+    images: Any = SimpleNamespace(settle_pulls=lambda: asyncio.sleep(0), reconfigure=lambda _: None)
+    kernel: Any = object()
+    reload = Reload(loaded(), lambda: new, images, slots, lambda _: lambda: made, kernel)
+    for _ in range(2):
+        said, _, kept = await reload.apply()
+        assert said == "nothing has changed that can change at once"
+        assert {*kept.rpartition(": ")[2].split(", ")} == {f"extensions.audit.{key}" for key in ("deadline_s", *other)}
