@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from crinoid.core.api.errors import CrinoidError
+from crinoid.core.api.errors import CrinoidError, Unavailable
 from crinoid.core.api.hooks.extension import Kernel
 from crinoid.core.config.loader import Loaded
 from crinoid.core.config.models import Config, ExtensionSlotConfig
@@ -66,6 +66,7 @@ class Reload:
         self._prepare = prepare
         self._kernel = kernel
         self._turn = asyncio.Lock()
+        self._is_over = False
         self._closing: set[asyncio.Task[None]] = set()
 
     async def apply(self) -> tuple[str, ...]:
@@ -73,9 +74,11 @@ class Reload:
 
         Image sources are made anew each time, as credentials and certificates lie in files of their own, and so are
         extensions that can be, as ``policy`` with its keys; what is under way ends with the former ones. Raises
-        ConfigurationError where anything is wrong, and what such an extension raises; nothing has changed then.
+        ConfigurationError where anything is wrong, Unavailable once the daemon ends, and what such an extension raises;
+        nothing has changed then.
         """
         async with self._turn:
+            self._require_time()
             loaded = await asyncio.to_thread(self._read)  # models take a tenth of a second
             new = loaded.config
             made = (await asyncio.to_thread(self._prepare, loaded))()
@@ -83,6 +86,7 @@ class Reload:
             rebound = [(slot, old) for slot, old in zip(made.extensions, before, strict=True) if slot is not old]
             renewed = [slot for slot, old in rebound if slot.binding.hooks is not old.binding.hooks]
             try:
+                self._require_time()  # what was made meanwhile would outlive all that the daemon closes
                 for slot in renewed:
                     await slot.call("connect", nothing, kernel=self._kernel)
             except BaseException:
@@ -109,6 +113,18 @@ class Reload:
             lines += (f"not changed, as it takes a takeover (crinoid upgrade) or a restart: {names}",)
         LOG.info("reloaded: %s", "; ".join(lines))
         return lines
+
+    async def close(self) -> None:
+        """Apply no more; wait for what is under way, which comes to nothing. Idempotent."""
+        self._is_over = True
+        async with self._turn:
+            pass
+
+    def _require_time(self) -> None:
+        if self._is_over:
+            raise Unavailable(
+                "nothing is reloaded: the daemon ends, or another takes over, which has read its files itself"
+            )
 
     def _close_later(self, registries: Mapping[str, RegistrySlot], extensions: Iterable[ExtensionSlot]) -> None:
         """Close what is not in use any more, or never came to it."""

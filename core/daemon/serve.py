@@ -171,6 +171,7 @@ async def _serve(start: Start, taken: Taken, succession: Succession | None, *, i
             await _first_of(stopping, handover.requested)
         watchdog.phase = "stopping"
         _do_not_reload()
+        await _close("a reload", reload.close())
         await _close("the trace that is recorded", recordings.stop("the daemon ends"))
         if handover.requested.is_set():
             LOG.info("another daemon takes over")

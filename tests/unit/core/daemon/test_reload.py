@@ -1,13 +1,14 @@
 """A reload that fails when all is made, and what one that does not says. The rest: ``integration/test_reload.py``."""
 
 import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from crinoid.core.api.errors import Refused
+from crinoid.core.api.errors import Refused, Unavailable
 from crinoid.core.config.loader import Loaded
 from crinoid.core.config.models import Config
 from crinoid.core.config.origins import NO_ORIGINS
@@ -79,3 +80,37 @@ async def test_a_deadline_of_an_extension_that_stays_as_it_is_has_not_changed(
         said, _, kept = await reload.apply()
         assert said == "nothing has changed that can change at once"
         assert {*kept.rpartition(": ")[2].split(", ")} == {f"extensions.audit.{key}" for key in ("deadline_s", *other)}
+
+
+async def test_a_reload_that_the_daemons_end_overtakes_comes_to_nothing(tmp_path: Path) -> None:
+    """What it makes would be closed by nobody: drivers' processes, in directories that are another daemon's by then."""
+    told: list[str] = []
+    former, source, extension = Made("former", told), Made("source", told), Made("extension", told)
+    loaded = Loaded(Config(root=tmp_path / "root", run=tmp_path / "run"), NO_ORIGINS, ())
+    slots: Any = SimpleNamespace(extensions=SimpleNamespace(slots=(former,)), registries={})
+    new: Any = NewSlots({"source": source}, (extension,))  # type: ignore[arg-type,dict-item]
+    images: Any = SimpleNamespace(settle_pulls=lambda: asyncio.sleep(0))
+    kernel: Any = object()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepare(_: Loaded) -> Any:
+        begun.set()
+        go_on.wait(patient(20))
+        return lambda: new
+
+    reload = Reload(loaded, lambda: loaded, images, slots, prepare, kernel)
+    applying = asyncio.create_task(reload.apply())
+    await asyncio.to_thread(begun.wait, patient(20))
+    closing = asyncio.create_task(reload.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait_for(closing, patient(20))
+    with pytest.raises(Unavailable, match="another takes over"):
+        await applying
+    async with asyncio.timeout(patient(20)):
+        while "extension end" not in told:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+    assert told == ["source close", "extension close", "source end", "extension end"]
+    assert slots.extensions.slots == (former,)
+    with pytest.raises(Unavailable):
+        await reload.apply()
