@@ -6,7 +6,7 @@ cgroup above, the pod's, has those of all below it, and stays. Used by ``oci_run
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from crinoid.plugins.runtimes.processes.cgroup_places import cgroup_directory, is_unified, oom_kills
 
@@ -19,6 +19,11 @@ class OomWatch:
         self.waiting = 0
         self._above = above
         self._found: bool | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was asked."""
+        return self._found is not None
 
     def has_killed(self) -> bool:
         """Tell whether the kernel has; to be asked once the container has ended. The first answer holds."""
@@ -35,13 +40,22 @@ class _Above:
     def __init__(self, path: str) -> None:
         self._path = path
         self._known = oom_kills(path)
+        self._counted = dict(_kills_below(path)) if is_unified() else {}
+        """What of the known is that of cgroups that are not watched."""
         self.watches: dict[str, OomWatch] = {}
 
     def add(self, cgroup: str) -> OomWatch:
         """Begin to watch a container's cgroup, whose kills so far have no owner yet."""
         watch = self.watches[cgroup] = OomWatch(cgroup, self)
-        self._known -= oom_kills(cgroup)
+        self._known -= self._counted.pop(cgroup, 0)
         return watch
+
+    def remove(self, watch: OomWatch) -> None:
+        """Watch a container's cgroup no more; the kills of one whose end nobody has waited for are no other's."""
+        del self.watches[watch.cgroup]
+        if not watch.is_known and (kills := oom_kills(watch.cgroup)):
+            self._counted[watch.cgroup] = kills
+            self._known += kills
 
     def attribute(self, ended: OomWatch, kills: int | None) -> int:
         """Note how many were an ended container's, and return it; ``None``: those that are nobody else's."""
@@ -50,6 +64,14 @@ class _Above:
             kills = max(0, oom_kills(self._path) - self._known - others)
         self._known += kills
         return kills
+
+
+def _kills_below(path: str) -> Iterator[tuple[str, int]]:
+    directory = cgroup_directory("memory", path)
+    with suppress(OSError):  # it has gone, or comes later
+        for one in directory.iterdir() if directory is not None else ():
+            if kills := oom_kills(f"{path}/{one.name}"):
+                yield f"{path}/{one.name}", kills
 
 
 class OomKills:
@@ -71,6 +93,6 @@ class OomKills:
         finally:
             watch.waiting -= 1
             if not watch.waiting:
-                del above.watches[cgroup]
+                above.remove(watch)
             if not above.watches:
                 self._above.pop(path, None)

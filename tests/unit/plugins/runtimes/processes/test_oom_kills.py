@@ -73,6 +73,33 @@ def test_kills_of_those_that_live_on_or_have_ended_well_are_theirs(pod: Pod) -> 
             assert not a.has_killed()
 
 
+def test_kills_of_one_that_is_watched_no_more_are_not_anothers(pod: Pod) -> None:
+    """As where the wait for its end was cancelled."""
+    kills = OomKills()
+    with kills.watched(pod.make("other")) as other:
+        living = pod.make("living")
+        with pytest.raises(TimeoutError), kills.watched(living):
+            pod.kill("living", 2)
+            raise TimeoutError
+        with kills.watched(pod.make("first")) as first:
+            pod.remove("first")
+            assert not first.has_killed()
+        with pytest.raises(TimeoutError), kills.watched(living):
+            raise TimeoutError
+        pod.remove("other")
+        assert not other.has_killed()
+
+
+def test_kills_of_one_that_is_watched_late_are_its_own(pod: Pod) -> None:
+    kills = OomKills()
+    with kills.watched(pod.make("other")) as other, kills.watched(pod.make("late", 2)) as late:
+        pod.remove("other")
+        assert not other.has_killed()
+        pod.kill("late")
+        pod.remove("late")
+        assert late.has_killed()
+
+
 def test_a_daemon_that_starts_under_living_containers(pod: Pod) -> None:
     earlier, later = pod.make("earlier", 2), pod.make("later", 1)
     kills = OomKills()
