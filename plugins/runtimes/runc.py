@@ -4,8 +4,9 @@ import contextlib
 from pathlib import Path
 from typing import ClassVar
 
-from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.errors import ResourceExhausted, Unsupported
 from crinoid.core.api.linux import rights
+from crinoid.core.api.linux.files import unfinished_write
 from crinoid.core.api.values.runtime import RuntimeFeatures
 from crinoid.plugins.runtimes.binaries.bundle import Processes
 from crinoid.plugins.runtimes.binaries.options import OciOptions
@@ -34,9 +35,12 @@ class RuncTraits(BinaryTraits):
     async def learn(self, state: Path, processes: Processes, seccomp: Filter | None) -> None:
         """Keep the program that the container's first process has loaded by now, before it waits to be started."""
         if seccomp and self.options.shortcuts and self.options.joined_execs:
-            with contextlib.suppress(OSError):  # execs go by the binary, then
+            with contextlib.suppress(OSError, ResourceExhausted):  # execs go by the binary, then
                 if program := await read_filter(processes.pid, processes.pid_start):
-                    rights.write_file(state / SECCOMP_PROGRAM, program)
+                    kept = state / SECCOMP_PROGRAM
+                    with unfinished_write(kept) as temporary:  # on a full disk no part of a filter is kept
+                        rights.write_file(temporary, program)
+                        temporary.rename(kept)
 
     async def start_by_fifo(self, fifo: Path, processes: Processes) -> bool:
         """See the base."""

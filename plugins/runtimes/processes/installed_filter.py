@@ -24,7 +24,8 @@ async def read_filter(pid: int, started: int) -> bytes | None:
     """Return the one filter of the process with this id and start time; ``None``: it has none, or more than one.
 
     Raises OSError where the process is gone, or can't be traced: it is already, a security module forbids it, or this
-    process has a filter itself. The thread that traces ends at once, and with it the tracing, whatever went wrong.
+    process has a filter itself; and ResourceExhausted where no thread can be had. The thread that traces ends at once,
+    and with it the tracing, whatever went wrong.
     """
     return await threads.run_in_fresh_thread(lambda: _read(pid, started))
 

@@ -1,19 +1,24 @@
 """Limits, versions, scratch directories and options."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
 
-from crinoid.core.api.errors import Unsupported
+from crinoid.core.api.errors import ResourceExhausted, Unsupported
+from crinoid.core.api.linux import rights
 from crinoid.core.api.values.pod import LinuxResources
+from crinoid.plugins.runtimes import runc
 from crinoid.plugins.runtimes.binaries.binary import Binary
+from crinoid.plugins.runtimes.binaries.bundle import Processes
 from crinoid.plugins.runtimes.binaries.scratch import Scratch
 from crinoid.plugins.runtimes.binaries.versions import numbers, read_features, read_version
 from crinoid.plugins.runtimes.crun import CrunOptions, CrunTraits
 from crinoid.plugins.runtimes.oci.limits import beyond_update, oci_resources, split_lifted
-from crinoid.plugins.runtimes.runc import RuncOptions
+from crinoid.plugins.runtimes.runc import RuncOptions, RuncTraits
 
 
 def test_only_limits_that_are_given_are_changed() -> None:
@@ -91,3 +96,31 @@ def test_crun_makes_no_cgroup_below_a_scope(tmp_path: Path) -> None:
     """By default it would, on cgroup v2: limits, statistics and execs would miss where the container lies."""
     traits = CrunTraits(Binary("crun", "crun", tmp_path, Scratch(tmp_path)), CrunOptions())
     assert traits.added_annotations(None) == {"run.oci.systemd.subgroup": ""}
+
+
+async def test_a_filter_that_cant_be_kept_whole_is_not_kept_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Execs go by runc, then."""
+    traits = RuncTraits(cast(Any, None), RuncOptions())
+    seccomp, processes, whole = {"defaultAction": "SCMP_ACT_ERRNO"}, Processes(1, 1, 1, 1, plain=True), bytes(80)
+    write_file, failures = rights.write_file, [ResourceExhausted("no thread can be started"), None, None]
+
+    async def read_filter(_pid: int, _started: int) -> bytes:
+        if (failure := failures.pop(0)) is not None:
+            raise failure
+        return whole
+
+    def write_some(path: Path, content: bytes) -> None:
+        write_file(path, content[:40])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runc, "read_filter", read_filter)
+    await traits.learn(tmp_path, processes, seccomp)
+    with monkeypatch.context() as full:
+        full.setattr(rights, "write_file", write_some)
+        await traits.learn(tmp_path, processes, seccomp)
+    assert [*tmp_path.iterdir()] == []
+    assert traits.seccomp_program(tmp_path, seccomp) is None
+    await traits.learn(tmp_path, processes, seccomp)
+    assert traits.seccomp_program(tmp_path, seccomp) == whole
