@@ -59,7 +59,7 @@ def upgrade(paths: ConfigPaths, timeout_s: float) -> None:
 
 
 def start_orphan(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Start a program as a child of init, and return its process id.
+    """Start a program as a child of init, and return its process id. Raises ConfigurationError.
 
     systemd looks at who the parent is when a service names another main process: of one that is no child of its own, as
     that of a control process that has not ended, it thinks that its end would not be seen. So it would wait for none,
@@ -72,9 +72,14 @@ def start_orphan(command: Sequence[str], environment: Mapping[str, str]) -> int:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
             )
             os.write(writing, str(started.pid).encode())
+        except OSError as error:
+            os.write(writing, f"{command[0]}: {error.strerror}".encode())
         finally:
             os._exit(0)
     os.close(writing)
     os.waitpid(between, 0)  # only now is what it has started init's
     with open(reading) as pipe:
-        return int(pipe.read())
+        told = pipe.read()
+    if not told.isdigit():
+        raise ConfigurationError(f"the new daemon can't be started: {told}")
+    return int(told)

@@ -67,3 +67,10 @@ async def test_a_daemon_that_has_much_to_do_is_taken_over(tmp_path: Path, monkey
             reaped = await asyncio.to_thread(CliRunner().invoke, upgrading.upgrade, ["--config", str(file)])
     assert "has ended, see its log; process 1 serves on" in str(found.exception)
     assert str(reaped.exception) == str(found.exception)
+
+
+def test_a_daemon_that_cant_be_started_is_told_with_its_program(tmp_path: Path) -> None:
+    """As where a new environment has taken the place of the one that upgrades; it was a ValueError about ''."""
+    program = str(tmp_path / "python")
+    with pytest.raises(ConfigurationError, match=f"the new daemon can't be started: {program}: No such file"):
+        upgrading.start_orphan([program, "-m", "crinoid"], {})
