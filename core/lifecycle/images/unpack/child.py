@@ -94,7 +94,7 @@ class _Job:
         if writer is not None and parts:
             return self._write_file(writer, os.fsencode(parts))
         if self._form == DELETED:
-            self._do(Deletion(Tree(TARGET_FD, False, self._reader), read_list(self._blob, self._max_bytes or 0)))
+            self._do(Deletion(TARGET_FD, read_list(self._blob, self._max_bytes or 0)))
             return Unpacked("", 0, 0, ())
         tree = writer(TARGET_FD, self._reader) if writer else Tree(TARGET_FD, self._form == "overlay", self._reader)
         self._stream.start()

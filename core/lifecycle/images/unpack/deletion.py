@@ -4,9 +4,13 @@ Here and not in the daemon, since the list is a stranger's too: JSON of any shap
 which may lead through links.
 """
 
-from crinoid.core.api.archives import Corrupt, TooLarge, show, split
+import errno
+import os
+
+from crinoid.core.api.archives import Corrupt, TooLarge, parse, show, split
 from crinoid.core.lifecycle.images.unpack.blob import Blob
-from crinoid.core.lifecycle.images.unpack.tree import Tree
+from crinoid.core.lifecycle.images.unpack.removal import remove, times_kept
+from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
 _LONGEST_PATH = 4096  # PATH_MAX
 
@@ -33,10 +37,10 @@ def read_list(blob: Blob, max_bytes: int) -> list[bytes]:
 
 
 class Deletion:
-    """Removes each of ``paths`` beneath the root of ``tree``, with all below it. ``current`` is the one at hand."""
+    """Removes each of ``paths`` beneath the root, by way of links that are there. ``current`` is the one at hand."""
 
-    def __init__(self, tree: Tree, paths: list[bytes]) -> None:
-        self._tree = tree
+    def __init__(self, root_fd: int, paths: list[bytes]) -> None:
+        self._root_fd = root_fd
         self._paths = paths
         self.current = b""
 
@@ -47,6 +51,18 @@ class Deletion:
             parent, base = split(path)
             if not base or b"\0" in path or len(path) > _LONGEST_PATH:
                 raise Corrupt(f"{show(path)} can't be deleted")
-            self._tree.hide(parent, base)
+            self._remove(parent, base)
         self.current = b""
-        self._tree.finish()
+
+    def _remove(self, parent: bytes, name: bytes) -> None:
+        try:
+            fd = open_directory_in_root(self._root_fd, b"/".join(parse(parent)) or b".")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return
+            raise
+        try:
+            with times_kept(fd):
+                remove(fd, name)
+        finally:
+            os.close(fd)

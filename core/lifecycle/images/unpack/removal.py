@@ -1,8 +1,9 @@
 """Removes what stands in the way of a layer, or what its whiteouts name. Never follows a link."""
 
+import contextlib
 import os
 import stat
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -42,6 +43,14 @@ def empty(directory_fd: int, kept: Kept = _NOTHING) -> bool:
 def list_names(directory_fd: int) -> list[bytes]:
     """Return the names in an open directory."""
     return [os.fsencode(name) for name in os.listdir(directory_fd)]
+
+
+@contextlib.contextmanager
+def times_kept(fd: int) -> Iterator[None]:
+    """Let an open directory have the times afterwards that it has now."""
+    before = os.fstat(fd)
+    yield
+    os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _empty_below(directory_fd: int, name: bytes, kept: Kept) -> bool:

@@ -5,11 +5,10 @@ a directory that is there already keeps its content. Metadata of directories wai
 made in a directory touches its times.
 """
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from crinoid.core.api.archives import (
     BLOCK_DEVICE,
@@ -24,7 +23,7 @@ from crinoid.core.api.archives import (
     split,
 )
 from crinoid.core.lifecycle.images.unpack.open_directories import Directory, DirectoryCache, list_attributes
-from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove
+from crinoid.core.lifecycle.images.unpack.removal import empty, list_names, remove, times_kept
 from crinoid.core.lifecycle.images.unpack.stream import ByteReader
 from crinoid.core.lifecycle.images.unpack.syscalls import open_directory_in_root
 
@@ -200,7 +199,7 @@ class Tree(LayerWriter):
         if directory is None:
             return
         if not self._overlay:
-            with _times_kept(directory.fd):
+            with times_kept(directory.fd):
                 self._remove_lower(directory, name)
             return
         present = _status(directory, name)
@@ -223,7 +222,7 @@ class Tree(LayerWriter):
         if self._overlay:
             os.setxattr(directory.fd, _OPAQUE, b"y")
             return
-        with _times_kept(directory.fd):
+        with times_kept(directory.fd):
             empty(directory.fd, self._made)
             self._renew_below(directory.fd)
         self._directories.forget()
@@ -466,13 +465,6 @@ class Tree(LayerWriter):
     def _note(self, directory: Directory, name: bytes) -> None:
         if not self._overlay:  # there, all that is in the target is of this layer
             self._made.setdefault(directory.inode, set()).add(name)
-
-
-@contextlib.contextmanager
-def _times_kept(fd: int) -> Iterator[None]:
-    before = os.fstat(fd)
-    yield
-    os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _status(directory: Directory, name: bytes) -> os.stat_result | None:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import stat
@@ -443,3 +444,21 @@ def test_tarfile_round_trip(tmp_path_factory, files: dict[str, tuple[bytes, int,
 def parents(path: str) -> list[str]:
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+async def test_a_list_of_what_was_deleted_makes_nothing(request_for, target: Path) -> None:
+    """It is of a container's files, not of a layer's: links are followed, and what is not there stays so."""
+    (target / "usr/lib").mkdir(parents=True)
+    for name in ("usr/lib/gone", "usr/lib/kept", "file"):
+        (target / name).touch()
+    (target / "lib").symlink_to("/usr/lib")
+    (target / "own").symlink_to("own")
+    os.utime(target / "usr/lib", (7, 7))
+    paths = ["/lib/gone", "/absent/x", "/usr/lib/no/x", "/file/x", "/own/x", "/usr/lib/kept/../kept2"]
+    request = request_for(json.dumps(paths).encode(), form="deleted", whiteouts=WhiteoutForm.DELETE, max_bytes=1 << 20)
+    await unpack_alone(request)
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == [
+        *("file", "lib", "own", "usr", "usr/lib", "usr/lib/kept")
+    ]
+    assert (target / "lib").is_symlink()
+    assert (target / "usr/lib").stat().st_mtime == 7
