@@ -11,6 +11,7 @@ from crinoid.core.slots.selection import examine as examine_slots
 
 _ROUNDS = 30
 _IN_USE = "Address already in use"
+_CREDENTIALS = "docker configuration "
 
 
 def make_startable(draft: Draft) -> list[str]:
@@ -50,28 +51,37 @@ def _examine(draft: Draft) -> tuple[list[Problem], list[str]]:
         if problems:
             return problems, []
         of_start, notes = find_problems(loaded, slots)
-        in_use = [problem for problem in of_start if _IN_USE in problem.message]
-        notes += [f"{name_key(one.key)}: {one.message} now: by the runtime that is to go?" for one in in_use]
         # Keys of a hosts.toml that nothing reads were told with the file that they came from.
         notes = [note for note in notes if name not in note]
-        return [problem for problem in of_start if problem not in in_use], notes
+        in_use = [problem for problem in of_start if _IN_USE in problem.message]
+        notes += [f"{name_key(one.key)}: {one.message} now: by the runtime that is to go?" for one in in_use]
+        # The importer's own file is read beside those of the draft.
+        home = f"{_CREDENTIALS}{Path('~/.docker/config.json').expanduser()}: "
+        of_home = [one for one in of_start if home in one.message and not _named(draft, one)]
+        notes += [one.message for one in of_home]
+        return [one for one in of_start if one not in (*in_use, *of_home)], notes
+
+
+def _named(draft: Draft, problem: Problem) -> list[str]:
+    """Return the registries of the draft whose directory a problem is about."""
+    if problem.key[:2] != ("registries", "distribution"):
+        return []
+    directories = {name.partition("/")[0] for name in draft.hosts.files()}
+    return sorted(one for one in directories if f"/certs.d/{one}/" in problem.message)
 
 
 def _withdraw(draft: Draft, problem: Problem) -> None:
     """Take out what a problem is about: a registry's directory, a runtime, or the key alone."""
     key, message = problem.key, problem.message
-    directories = {name.partition("/")[0] for name in draft.hosts.files()}
-    if key[:2] == ("registries", "distribution") and (named := [one for one in directories if f"/{one}/" in message]):
+    if named := _named(draft, problem):
         for name in named:
             draft.hosts.copies.pop(name, None)
             draft.hosts.registries.pop(name, None)
             draft.hosts.tls.pop(name, None)
-        draft.tell(
-            Outcome.LOST,
-            "certs.d",
-            ", ".join(sorted(named)),
-            f"it can't be used as it is: {message[message.index('/certs.d/') + 1 :]}",
-        )
+        why = f"it can't be used as it is: {message[message.index('/certs.d/') + 1 :]}"
+        draft.tell(Outcome.LOST, "certs.d", ", ".join(named), why)
+        return
+    if _withdraw_credentials(draft, message):
         return
     if key[:1] == ("runtimes",) and len(key) > 1 and key[2:] in ((), ("driver",), ("options",)):
         name = str(key[1])
@@ -98,3 +108,20 @@ def _withdraw(draft: Draft, problem: Problem) -> None:
     if not place:
         refuse([problem])
     draft.tell(Outcome.LOST, place, name_key(key), message)
+
+
+def _withdraw_credentials(draft: Draft, message: str) -> bool:
+    """Take out a file of credentials that can't be read, or an entry of the draft's own; return whether it was that."""
+    _, form, said = message.partition(_CREDENTIALS)
+    for path in draft.docker_configs:
+        if said.startswith(f"{path}: "):
+            draft.docker_configs.remove(path)
+            draft.tell(Outcome.LOST, path, "credentials", f"the file can't be used as it is: {form}{said}")
+            return True
+    for name in draft.auths:
+        _, entry, said = message.partition(f"/registry/config.json: auths.{name}: ")
+        if entry:
+            del draft.auths[name]
+            draft.tell(Outcome.LOST, "registry/config.json", name, f"its credentials can't be used: {said}")
+            return True
+    return False

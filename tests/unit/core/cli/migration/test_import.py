@@ -555,3 +555,33 @@ def test_a_port_in_use_is_a_note_as_the_other_runtime_may_have_it(node: Node, mo
         result = node.run()
     assert f"note: streaming.port: 127.0.0.1 port {port} can't be had: Address already in use" in result.output
     assert tomllib.loads((node.to / "config.toml").read_text())["streaming"]["port"] == port
+
+
+@pytest.mark.parametrize("content", ['{"auths": {"r.example": {"auth": "%"}, "s.example": {"auth": "dTpw"}}}', "{"])
+def test_credentials_that_can_t_be_read_hinder_no_import(node: Node, tmp_path: Path, content: str) -> None:
+    """Nor do they hinder the start. Their file may lie in a directory with a registry's name."""
+    (tmp_path / "docker.io").mkdir()
+    auths = tmp_path / "docker.io/auth.json"
+    auths.write_text(content)
+    node.put({"/etc/crio/crio.conf": f'[crio.image]\nglobal_auth_file = "{auths}"\n'})
+    node.put({"/etc/containers/registries.conf": REGISTRIES})
+    assert "docker_configs" not in node.config()["registries"]["distribution"]["options"]
+    assert f"{auths}: credentials: the file can't be used as it is: docker configuration {auths}: " in node.lost()
+    assert "mirror.example" in "".join(node.endpoints("docker.io"))
+
+
+def test_an_entry_of_credentials_that_can_t_be_read_goes_alone(node: Node) -> None:
+    section = '[plugins."io.containerd.grpc.v1.cri".registry.configs."{}".auth]\nauth = "{}"\n'
+    node.put(containerd("version = 2\n" + section.format("r.example", "%") + section.format("s.example", "dTpw")))
+    assert node.config()["registries"]["distribution"]["options"]["docker_configs"]
+    assert json.loads((node.to / "registry/config.json").read_text())["auths"].keys() == {"s.example"}
+    assert "r.example: its credentials can't be used: auth is not the base64 form of user:password" in node.lost()
+
+
+def test_a_mistake_in_the_importer_s_own_credentials_is_told(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    node.put({"/.docker/config.json": "{", "/auth.json": "{}"})
+    node.put({"/etc/crio/crio.conf": f'[crio.image]\nglobal_auth_file = "{tmp_path}/auth.json"\n'})
+    assert f"docker configuration {tmp_path}/.docker/config.json: Invalid JSON" in node.run().output
