@@ -52,8 +52,8 @@ from crinoid.plugins.registries.distribution.unknown_keys import Teller
 
 _ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 _MAX_ASKS = 4
-_EXPIRED = frozenset({400, 403})
 _GIVEN = frozenset({200, 203, 206})  # 203: what a proxy has passed on, maybe changed; the digest tells
+_EXPIRED = frozenset({400, 403})
 """What object stores say of a presigned URL whose time is over."""
 _MAX_PIECE_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20

@@ -144,6 +144,11 @@ def _as_seconds(value: Any) -> Any:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
+def _in_small_letters(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+_Capability = Annotated[Literal["pull", "resolve", "push", "referrers"], BeforeValidator(_in_small_letters)]
 _Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
@@ -153,7 +158,7 @@ class _HostTable(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
-    capabilities: tuple[Literal["pull", "resolve", "push", "referrers"], ...] = ()
+    capabilities: tuple[_Capability, ...] = ()
     ca: _Strings = ()
     client: Annotated[tuple[str | tuple[str, str], ...], BeforeValidator(_as_list)] = ()
     skip_verify: bool = False

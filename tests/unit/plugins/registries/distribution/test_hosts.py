@@ -215,3 +215,9 @@ def test_a_file_of_another_name_is_told(tmp_path: Path) -> None:
     assert find_endpoints("example.com", (tmp_path,), (), told.append) == (Endpoint("https://example.com/v2"),)
     assert told == [f"{tmp_path}/example.com/host.toml is not read: the file's name must be hosts.toml"]
     assert check_hosts((tmp_path,)) == ((), tuple(told))
+
+
+def test_capabilities_are_in_letters_of_any_size(tmp_path: Path) -> None:
+    """As for containerd."""
+    write(tmp_path, "example.com", '[host."m.test"]\ncapabilities = ["Pull", "RESOLVE"]')
+    assert find_endpoints("example.com", (tmp_path,), ())[0].capabilities == {"pull", "resolve"}
