@@ -72,7 +72,7 @@ async def test_a_deadline_of_an_extension_that_stays_as_it_is_has_not_changed(
     former.config, new = loaded().config.extensions["audit"], loaded(deadline_s=2.0, **other)
     extensions: Any = SimpleNamespace(slots=(former,))
     slots: Any = SimpleNamespace(extensions=extensions, registries={}, change_deadlines=lambda _: None)
-    made: Any = NewSlots({}, (former,))  # type: ignore[arg-type]
+    made: Any = NewSlots({}, (former,))
     images: Any = SimpleNamespace(settle_pulls=lambda: asyncio.sleep(0), reconfigure=lambda _: None)
     kernel: Any = object()
     reload = Reload(loaded(), lambda: new, images, slots, lambda _: lambda: made, kernel)
