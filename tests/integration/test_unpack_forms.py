@@ -122,6 +122,27 @@ def test_whiteouts_imply_directories_where_nothing_is_hidden(tmp_path: Path, upp
     compare(tmp_path, [_BELOW, upper])
 
 
+@pytest.mark.parametrize(
+    "upper",
+    [
+        [_link("own", "new"), _hidden("own/never"), _file("own")],
+        [_link("own", "new"), _hidden("own/never"), _private("own"), _file("own/made")],
+        [_link("own", "new"), _private("own/made"), _file("own")],
+        [_link("own", "new"), _private("own/made"), _link("own", "file")],
+        [_hidden("own/lib/gone"), _link("own", "usr"), _private("usr/lib"), _hidden("usr/lib/gone")],
+    ],
+    ids=str,
+)
+def test_what_is_named_by_a_link_that_goes_later(tmp_path: Path, upper: list[Entry]) -> None:
+    compare(tmp_path, [_BELOW, [_private("new"), *upper]])
+
+
+def test_a_directory_takes_nothing_over_from_one_that_is_gone(tmp_path: Path) -> None:
+    """It has the inode of the one that was hidden and replaced, as ext4 gives it."""
+    upper = [_file("a/b/new"), _hidden("a/b"), _file("a"), _file("below/new")]
+    compare(tmp_path, [[_private("below"), _file("below/file"), _file("a/b/below")], upper])
+
+
 def _below(kind: str) -> ArchiveBuilder:
     lower = ArchiveBuilder()
     lower.add("usr", tarfile.DIRTYPE, mode=0o711, uid=7, gid=8, mtime=70)

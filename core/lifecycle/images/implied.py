@@ -105,7 +105,7 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
         # each of them is settled.
         roots = Replayed(stack.enter_context(_opened(os.open(lower, _DIRECTORY))) for lower in lowers)
         if unpacked.hiding:
-            for directory in dict.fromkeys((*_without_links(root, unpacked.hiding), *unpacked.implied)):
+            for directory in dict.fromkeys((*unpacked.hiding, *unpacked.implied)):
                 with _passed_over():
                     _remove_idle_whiteouts(roots, root, directory)
         # Last, for what was done above has changed the times of directories.
@@ -119,14 +119,6 @@ def settle_tree(lowers: Sequence[Path], target: Path, unpacked: UnpackResult) ->
 def _passed_over() -> AbstractContextManager[None]:
     """A directory of the target that a later entry has replaced is left alone."""
     return contextlib.suppress(FileNotFoundError, NotADirectoryError, _LinkError)
-
-
-def _without_links(root: int, directories: Iterable[str]) -> Iterator[str]:
-    """Say where in the target directories are that entries may have named by way of links."""
-    top = Path(f"/proc/self/fd/{root}").readlink()
-    for directory in directories:
-        with contextlib.suppress(OSError), _opened(open_in_root(root, directory, _DIRECTORY & ~os.O_NOFOLLOW)) as found:
-            yield os.path.relpath(Path(f"/proc/self/fd/{found}").readlink(), top)
 
 
 def _remove_idle_whiteouts(lowers: Iterable[int], root: int, directory: str) -> None:

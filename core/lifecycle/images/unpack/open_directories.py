@@ -23,13 +23,15 @@ _ACCESS_LISTS = "system.posix_acl_default"
 class Directory:
     """An open directory. The descriptor is closed with the last reference.
 
-    ``inherits``: what is made in it gets its group or access list, unless told otherwise.
+    ``path``: where it is, without links, as ``find_or_make`` has it; "." is the root. ``inherits``: what is made in it
+    gets its group or access list, unless told otherwise.
     """
 
-    __slots__ = ("fd", "inherits", "inode", "mtime_ns")
+    __slots__ = ("fd", "inherits", "inode", "mtime_ns", "path")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: bytes = b".") -> None:
         self.fd = fd
+        self.path = path
         status = os.fstat(fd)
         self.inode = status.st_ino
         self.mtime_ns = status.st_mtime_ns
@@ -73,18 +75,14 @@ class DirectoryCache:
         directory = self._open.pop(name, None)
         if directory is None:
             parts = parse(name)
-            directory = self._try_open(parts, follow=not self._has_lower)
-            directory = directory or self._make(parts, make_missing or self._make_missing)
+            directory = self._try_open(parts) or self._make(parts, make_missing or self._make_missing)
         return self._remember(name, directory)
 
     def find(self, name: bytes) -> Directory | None:
         """Return the directory of that name, by way of anybody's links, or None where there is none."""
         if name == self._last_name:
             return self._last
-        directory = self._open.get(name) or self._try_open(parse(name), follow=True)
-        if directory is None or self._has_lower:  # what is remembered is found by way of this layer's links alone
-            return directory
-        return self._remember(name, directory)
+        return self._open.get(name) or self._try_open(parse(name), follow=True)
 
     def forget(self) -> None:
         """Drop all that is open: a directory or a link to one was replaced, and names may mean something else now."""
@@ -98,12 +96,12 @@ class DirectoryCache:
         self._last_name, self._last = name, directory
         return directory
 
-    def _try_open(self, parts: list[bytes], follow: bool, parent: Directory | None = None) -> Directory | None:
+    def _try_open(self, parts: list[bytes], parent: Directory | None = None, follow: bool = False) -> Directory | None:
         """``parent``: what ``parts`` without the last are, if that is open. The path may be too long for one call."""
         path = b"/".join(parts) or b"."
         start, way = (self._root_fd, path) if parent is None else (parent.fd, parts[-1])
         try:
-            directory = Directory(open_directory_in_root(start, way, follow))
+            directory = Directory(open_directory_in_root(start, way, follow), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -124,9 +122,9 @@ class DirectoryCache:
             part = todo.pop()
             if part == b"..":  # no link is left in what is done
                 done = done[:-1]
-                parent = self._try_open(done, follow=False) or self.root
+                parent = self._try_open(done) or self.root
                 continue
-            directory = self._try_open([*done, part], follow=False, parent=parent)
+            directory = self._try_open([*done, part], parent)
             if directory is None:
                 link = make_missing(parent, part)
                 if link is not None:
@@ -137,10 +135,9 @@ class DirectoryCache:
                     if link.startswith(b"/"):
                         done, parent = [], self.root
                     continue
-                directory = Directory(open_directory_in_root(parent.fd, part))
-                path = b"/".join([*done, part])
-                if len(path) < _PATH_MAX:  # nobody could open it by its path, to give it looks
-                    self.implied[directory.inode] = path
+                directory = Directory(open_directory_in_root(parent.fd, part), b"/".join([*done, part]))
+                if len(directory.path) < _PATH_MAX:  # nobody could open it by its path, to give it looks
+                    self.implied[directory.inode] = directory.path
             done.append(part)
             parent = directory
         return parent

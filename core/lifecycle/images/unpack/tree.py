@@ -62,7 +62,7 @@ class Tree(LayerWriter):
         self._hidden: dict[int, set[bytes]] = {}
         self._renewed: set[int] = set()
         self._over_links: set[int] = set()
-        self._hiding: dict[bytes, None] = {}
+        self._hiding: dict[int, bytes] = {}
         self.used_bytes = 0
         self.inodes = 0
 
@@ -82,8 +82,8 @@ class Tree(LayerWriter):
 
     @property
     def hiding(self) -> list[bytes]:
-        """Paths, as entries write them, of directories in which whiteouts may be. Only where ``overlay``."""
-        return list(self._hiding)
+        """Paths of directories in which whiteouts may be. Only where ``overlay``."""
+        return list(self._hiding.values())
 
     def add_file(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a regular file, with the next ``entry.size`` bytes of the reader."""
@@ -120,16 +120,15 @@ class Tree(LayerWriter):
         """Make a directory, or give the one that is there its new metadata."""
         directory = self._directories.find_or_make(parent)
         is_new = self._make_directory(directory, name, entry.mode)
-        path = b"%b/%b" % (parent, name) if parent else name
-        child = self._directories.find_or_make(path)
+        child = self._directories.find_or_make(b"%b/%b" % (parent, name) if parent else name)
         if not is_new:
             _drop_attributes(child.fd)
-        self._describe(child, path, entry, is_new)
+        self._describe(child, entry, is_new)
         self._note(directory, name)
 
     def describe_root(self, entry: Entry) -> None:
         """Give the target directory itself the metadata of the entry ``./``."""
-        self._describe(self._directories.root, b"", entry, is_new=False)
+        self._describe(self._directories.root, entry, is_new=False)
 
     def add_symlink(self, parent: bytes, name: bytes, entry: Entry) -> None:
         """Make a symbolic link. What it says is nobody's business here: nothing follows it out of the tree."""
@@ -230,51 +229,39 @@ class Tree(LayerWriter):
     def finish(self) -> None:
         """Give the directories their modes, attributes and times."""
         self._directories.forget()
-        for path in self._hiding:
-            self._remove_idle_whiteouts(path)
+        for inode, path in list(self._hiding.items()):
+            if (directory := self._open_again(inode, path)) is not None:
+                self._remove_idle_whiteouts(directory)
+            else:
+                del self._hiding[inode]
         for inode, metadata in self._pending.items():
-            try:
-                fd = open_directory_in_root(self._root_fd, metadata.path)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    continue  # replaced by a later entry, which may be a link to itself
-                raise
-            try:
-                if os.fstat(fd).st_ino == inode:
-                    for name, value in metadata.xattrs.items():
-                        _set_attribute(fd, name, value)
-                    os.fchmod(fd, metadata.mode)
-                    os.utime(fd, ns=(metadata.mtime_ns, metadata.mtime_ns))
-            finally:
-                os.close(fd)
+            if (directory := self._open_again(inode, metadata.path)) is not None:
+                for name, value in metadata.xattrs.items():
+                    _set_attribute(directory.fd, name, value)
+                os.fchmod(directory.fd, metadata.mode)
+                os.utime(directory.fd, ns=(metadata.mtime_ns, metadata.mtime_ns))
         self._restore_times()
         # What was replaced later is implied no more, even where there is a directory of that name again.
         implied = self._directories.implied
-        self._directories.implied = {inode: path for inode, path in implied.items() if self._is_at(inode, path)}
+        self._directories.implied = {inode: path for inode, path in implied.items() if self._open_again(inode, path)}
 
     def _restore_times(self) -> None:
         """Give lower directories of which this layer says nothing the time that they had."""
         for inode, (path, mtime_ns) in self._directories.found.items():
             if inode in self._pending or (inode in self._directories.implied and path != b"."):
                 continue
-            directory = self._open_again(path)
-            if directory is not None and directory.inode == inode:
+            if (directory := self._open_again(inode, path)) is not None:
                 os.utime(directory.fd, ns=(mtime_ns, mtime_ns))
 
-    def _is_at(self, inode: int, path: bytes) -> bool:
-        directory = self._open_again(path)
-        return directory is not None and directory.inode == inode
-
-    def _open_again(self, path: bytes) -> Directory | None:
+    def _open_again(self, inode: int, path: bytes) -> Directory | None:
         """Open a directory by its path without links, unless a later entry has replaced it."""
         try:
-            return Directory(open_directory_in_root(self._root_fd, path, follow=False))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            directory = Directory(open_directory_in_root(self._root_fd, path, follow=False), path)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
                 return None
             raise
+        return directory if directory.inode == inode else None
 
     def _make(self, directory: Directory, name: bytes, make: Callable[[], None]) -> None:
         try:
@@ -310,6 +297,7 @@ class Tree(LayerWriter):
         inode = os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_ino
         self._hidden.pop(inode, None)
         self._pending.pop(inode, None)
+        self._renewed.discard(inode)
         self._over_links.discard(inode)
         self._directories.found.pop(inode, None)
         if replaces:
@@ -318,12 +306,11 @@ class Tree(LayerWriter):
         self.used_bytes += _BLOCK_BYTES
         return True
 
-    def _describe(self, directory: Directory, path: bytes, entry: Entry, is_new: bool) -> None:
+    def _describe(self, directory: Directory, entry: Entry, is_new: bool) -> None:
         if entry.uid or entry.gid or directory.inherits or not is_new:
             os.fchown(directory.fd, entry.uid, entry.gid)
         self._directories.implied.pop(directory.inode, None)
-        path = b"/".join(parse(path)) or b"."
-        self._pending[directory.inode] = _DirectoryMetadata(path, entry)
+        self._pending[directory.inode] = _DirectoryMetadata(directory.path, entry)
 
     def _make_missing(self, directory: Directory, name: bytes) -> bytes | None:
         """Make a directory that entries take for granted, or return where the link in its place points.
@@ -363,7 +350,6 @@ class Tree(LayerWriter):
         if present is None:
             return
         remove(directory.fd, name)
-        self._renewed.discard(present.st_ino)
         if stat.S_ISDIR(present.st_mode) or stat.S_ISLNK(present.st_mode):
             self._directories.forget()
 
@@ -378,29 +364,21 @@ class Tree(LayerWriter):
         except NotADirectory:
             return None
         if self._overlay:
-            self._hiding[path or b"."] = None
+            self._hiding[directory.inode] = directory.path
         else:
             self._note_way(directory)
         return directory
 
     def _note_way(self, directory: Directory) -> None:
         """Note that this layer has a directory, with those that lead to it, which may have been there."""
-        known = self._directories
-        path, _ = known.found.get(directory.inode) or (known.implied[directory.inode], 0)
-        above = known.root
-        for part in parse(path):
+        above = self._directories.root
+        for part in parse(directory.path):
             self._note(above, part)
             above = Directory(open_directory_in_root(above.fd, part))
 
-    def _remove_idle_whiteouts(self, path: bytes) -> None:
+    def _remove_idle_whiteouts(self, directory: Directory) -> None:
         """Remove whiteouts in an opaque directory: overlayfs would list them, as it merges nothing there."""
-        try:
-            directory = self._directories.find(path)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-                return  # a later entry is a link to itself
-            raise
-        if directory is None or _OPAQUE not in list_attributes(directory.fd):
+        if _OPAQUE not in list_attributes(directory.fd):
             return
         for name in list_names(directory.fd):
             present = _status(directory, name)
