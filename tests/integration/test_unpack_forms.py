@@ -137,6 +137,20 @@ def test_what_is_named_by_a_link_that_goes_later(tmp_path: Path, upper: list[Ent
     compare(tmp_path, [_BELOW, [_private("new"), *upper]])
 
 
+@pytest.mark.parametrize(
+    "upper",
+    [
+        [_file("own/file"), ("hard link", ["own"], "", ["own", "file"])],
+        [_file("new/file"), _link("own/way", "../new"), ("hard link", ["own"], "", ["own", "way", "file"])],
+        [_file("new/file"), ("hard link", ["own", "x"], "", ["new", "file"]), ("hard link", ["own"], "", ["own", "x"])],
+    ],
+    ids=str,
+)
+def test_a_hard_link_that_takes_the_place_of_the_way_to_its_file(tmp_path: Path, upper: list[Entry]) -> None:
+    """containerd removes what is there, and finds no file then."""
+    compare(tmp_path, [_BELOW, upper])
+
+
 def test_a_directory_takes_nothing_over_from_one_that_is_gone(tmp_path: Path) -> None:
     """It has the inode of the one that was hidden and replaced, as ext4 gives it."""
     upper = [_file("a/b/new"), _hidden("a/b"), _file("a"), _file("below/new")]
@@ -179,16 +193,31 @@ def test_an_image_by_way_of_a_loop_device(tmp_path: Path) -> None:
 def compare(base: Path, layers: list[list[Entry]]) -> None:
     """Compare what all forms show with what the model says."""
     model = Stack()
-    try:
-        for number, entries in enumerate(layers):
+    archives = [build(entries, number) for number, entries in enumerate(layers)]
+    for number, entries in enumerate(layers):
+        try:
             model.put(modelled(entries, number))
-    except Refused as refusal:
-        with pytest.raises((ArchiveFault, OSError)):
-            stack(base, [build(entries, number) for number, entries in enumerate(layers)])
-        assert not isinstance(refusal, LowerHardLink) or not (base / f"i{len(layers) - 1}" / IMAGE_FILE).exists()
-        return
-    for form in stack(base, [build(entries, number) for number, entries in enumerate(layers)]):
+        except Refused as refusal:
+            check_refused(base, archives[: number + 1], is_of_lower=isinstance(refusal, LowerHardLink))
+            return
+    for form in stack(base, archives):
         assert form == shown_by(model.root)
+
+
+def check_refused(base: Path, layers: list[bytes], is_of_lower: bool) -> None:
+    """Check that each form refuses the last layer; ``is_of_lower``: copies may have what it needs."""
+    alone, image, copy = base / "alone", base / "image", base / "copy"
+    for directory in (alone, image, copy):
+        directory.mkdir()
+    with pytest.raises((ArchiveFault, OSError)):
+        unpack(layers[-1], alone, overlay=True)
+    with pytest.raises((ArchiveFault, OSError)):
+        write_image(layers[-1], image)
+    if not is_of_lower:
+        for layer in layers[:-1]:
+            unpack(layer, copy, overlay=False)
+        with pytest.raises((ArchiveFault, OSError)):
+            unpack(layers[-1], copy, overlay=False)
 
 
 def stack(base: Path, layers: list[bytes]) -> tuple[dict[str, object], ...]:

@@ -177,10 +177,11 @@ class Tree(LayerWriter):
         present = _status(directory, name)
         if present is None or not os.path.samestat(present, before):
             self._replace(directory, name)
-            try:
-                os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
-            except FileNotFoundError as error:
-                raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of") from error
+            if present is not None and stat.S_ISDIR(present.st_mode):  # the way to the file may have been through it
+                again = self._directories.find(source_parent)
+                if again is None or again.inode != source_directory.inode:
+                    raise Corrupt(f"it is a hard link to {show(entry.link)}, which it takes the place of")
+            os.link(source, name, src_dir_fd=source_directory.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
         self._renew_looks(directory, name, before, entry)
 
     def _renew_looks(self, directory: Directory, name: bytes, before: os.stat_result, entry: Entry) -> None:
