@@ -32,6 +32,7 @@ _SPECIAL_BITS = 0o7000
 _IMPLIED_MODE = 0o755
 _BLOCK_BYTES = 4096
 _OPAQUE = "trusted.overlay.opaque"
+_CAPABILITY = "security.capability"
 _NODE_TYPES = {CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
 _LARGEST_MAJOR, _LARGEST_MINOR = 0xFFF, 0xFFFFF
 
@@ -186,10 +187,16 @@ class Tree(LayerWriter):
 
     def _renew_looks(self, directory: Directory, name: bytes, before: os.stat_result, entry: Entry) -> None:
         mode = stat.S_IMODE(before.st_mode)
-        if (mode, before.st_uid, before.st_gid) != (entry.mode, entry.uid, entry.gid):
-            os.chown(name, entry.uid, entry.gid, dir_fd=directory.fd, follow_symlinks=False)
-            if not stat.S_ISLNK(before.st_mode):
-                os.chmod(name, entry.mode, dir_fd=directory.fd)  # after chown, which clears set-user-id
+        if (before.st_uid, before.st_gid) != (entry.uid, entry.gid):
+            os.fchdir(directory.fd)  # for attributes there is no call that takes a directory and a name
+            capability = _read_capability(name)
+            os.chown(name, entry.uid, entry.gid, follow_symlinks=False)
+            if capability:
+                os.setxattr(name, _CAPABILITY, capability)
+            os.fchdir(self._root_fd)
+            mode = -1  # chown(2) clears set-user-id, as it does capabilities
+        if mode != entry.mode and not stat.S_ISLNK(before.st_mode):
+            os.chmod(name, entry.mode, dir_fd=directory.fd)
         if before.st_mtime_ns != entry.mtime_ns:
             os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory.fd, follow_symlinks=False)
 
@@ -451,6 +458,15 @@ def _status(directory: Directory, name: bytes) -> os.stat_result | None:
         return os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _read_capability(name: bytes) -> bytes:
+    try:
+        return os.getxattr(name, _CAPABILITY, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return b""
+        raise
 
 
 def _drop_attributes(fd: int) -> None:

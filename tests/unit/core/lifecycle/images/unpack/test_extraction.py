@@ -147,6 +147,21 @@ def test_extended_attributes(extract, target: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize("looks", [{"mode": b"711"}, {"mode": b"755", "uid": b"1750"}])
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_hard_link_s_looks_take_no_capability_away(
+    extract, target: Path, looks: dict[str, bytes], overlay: bool
+) -> None:
+    """chown(2) does, even where it changes nothing; GNU tar writes attributes with a file's first name alone."""
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    archive = pax(b"p", {"SCHILY.xattr.security.capability": capability}) + header(b"f", mode=b"755")
+    extract(archive + header(b"h", b"1", link=b"f", **looks) + END, overlay)
+    found = (target / "f").stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (int(looks["mode"], 8), int(looks.get("uid", b"0"), 8))
+    assert os.getxattr(target / "h", "security.capability") == capability
+
+
+@needs_root
 def test_trusted_attributes_in_an_archive_come_to_nothing(extract, target: Path) -> None:
     """overlayfs keeps its state there, other file systems theirs."""
     records = {"SCHILY.xattr.trusted.overlay.redirect": b"/etc", "SCHILY.xattr.trusted.overlay.opaque": b"y"}
