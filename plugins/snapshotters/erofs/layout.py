@@ -20,7 +20,6 @@ ROOT_NID = BLOCK_BYTES // SLOT_BYTES
 """The superblock has 16 bits for it."""
 WHITEOUT_NID = 2048 // SLOT_BYTES
 """The inode of all whiteouts, character devices 0:0, in block 0 behind the superblock."""
-LINKS_OFFSET = 44
 MOST_BLOCKS = 0xFFFF_FFFF
 
 # magic, checksum, compatible features, block bits, extension slots, root nid, inodes, epoch, nanoseconds, blocks,

@@ -130,7 +130,7 @@ class ImageWriter(LayerWriter):
         self._last_name, self._last = b"", self._root
         self._found: dict[bytes, Directory] = {}
         self._targets: dict[int, bytes] = {}
-        self._linked: dict[int, Entry] = {}
+        self._linked: dict[int, tuple[int, int, int, int]] = {}  # what the last entry says: mode, owner, group, time
         self.used_bytes = 0
         self.inodes = 0
 
@@ -223,7 +223,7 @@ class ImageWriter(LayerWriter):
             )
         if isinstance(inode, Directory):
             raise Corrupt(f"it is a hard link to the directory {show(entry.link)}")
-        self._linked[inode] = entry
+        self._linked[inode] = (entry.mode, entry.uid, entry.gid, entry.mtime_ns)
         present = directory.names.get(name)
         if present != inode:
             self._put(directory.names, name, inode)
@@ -287,11 +287,11 @@ class ImageWriter(LayerWriter):
 
     def _write_links(self, inode: int, count: int) -> None:
         """Give an inode its number of names, and the looks of the last one's entry."""
-        offset, entry = (inode >> 3) * SLOT_BYTES, self._linked[inode]
+        offset, (mode, uid, gid, mtime_ns) = (inode >> 3) * SLOT_BYTES, self._linked[inode]
         facts = list(INODE.unpack(os.pread(self._fd, INODE_BYTES, offset)))
         if inode & 7 != layout.SYMLINK:
-            facts[2] = facts[2] & ~0o7777 | entry.mode
-        facts[7:] = entry.uid, entry.gid, *divmod(entry.mtime_ns, 1_000_000_000), count
+            facts[2] = facts[2] & ~0o7777 | mode
+        facts[7:] = uid, gid, *divmod(mtime_ns, 1_000_000_000), count
         write_at(self._fd, INODE.pack(*facts), offset)
 
     def _count_links(self, tree: list[tuple[Directory, int, bytes]]) -> dict[int, int]:
