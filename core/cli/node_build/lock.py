@@ -21,8 +21,8 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+) --hash=sha256:(
 _PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
 _GLIBC = (36, 34, 28, 27, 26, 24, 17, 12, 5)
 """manylinux tags that Debian 12's C library (2.36) fulfils, and that wheels are made for."""
-_OTHER_SOURCES = ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX", "CONSTRAINT", "PRE", "PREFER_BINARY")
-"""Of pip's settings, those that say which wheels are taken."""
+_CONNECTION = ("CERT", "CLIENT_CERT", "PROXY", "TRUSTED_HOST", "KEYRING_PROVIDER", "RETRIES", "TIMEOUT", "CACHE_DIR")
+"""Of pip's settings, those that say nothing of which wheels are taken, as nearly all others do, and ever more."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,12 +76,12 @@ def target_options(site: Site) -> list[str]:
 def run_pip(arguments: Sequence[str], site: Site) -> None:
     """Run pip; what it says on failure is the error. Raises ConfigurationError.
 
-    Where the site says where its wheels are, the builder's own pip.conf and PIP_FIND_LINKS must not add to it.
+    Where the site says where its wheels are, nothing that the builder's own pip is told may change it.
     """
     environment = dict(os.environ)
     if not site.wheels.asks_as_pip_does:
-        for name in _OTHER_SOURCES:
-            environment.pop(f"PIP_{name}", None)
+        kept = {f"PIP_{name}" for name in _CONNECTION}
+        environment = {name: value for name, value in os.environ.items() if name[:4] != "PIP_" or name in kept}
         environment["PIP_CONFIG_FILE"] = os.devnull
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

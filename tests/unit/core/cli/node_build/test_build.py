@@ -155,7 +155,7 @@ def test_the_lock_names_each_wheel_by_its_hash(built: Built) -> None:
     assert [line.split(" ")[0] for line in lines[2:]] == ["tiny-dep==2.0", "tiny-plugin==1.0"]
 
 
-@pytest.mark.parametrize("way", ["environment", "file"])
+@pytest.mark.parametrize("way", ["environment", "requirement", "file"])
 def test_a_site_s_directory_is_all_whatever_the_builder_s_pip_is_told(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -166,6 +166,8 @@ def test_a_site_s_directory_is_all_whatever_the_builder_s_pip_is_told(
     if way == "environment":
         monkeypatch.setenv("PIP_FIND_LINKS", str(more))
         monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "pins"))
+    elif way == "requirement":
+        monkeypatch.setenv("PIP_REQUIREMENT", str(tmp_path / "pins"))
     else:
         (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {more}\nconstraint = {tmp_path}/pins\n")
         monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
