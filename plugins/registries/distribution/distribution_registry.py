@@ -6,11 +6,13 @@ streams. Hosts come from ``hosts``, faults are walked around by ``attempts``, th
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crinoid.core.api.errors import CorruptContent
 from crinoid.core.api.hooks import hookimpl
 from crinoid.core.api.host import Host
+from crinoid.core.api.linux.bulkheads import touching
 from crinoid.core.api.manifests import INDEX_TYPES, choose, read_index, read_manifest
 from crinoid.core.api.values.image import (
     BlobRequest,
@@ -83,7 +85,7 @@ class DistributionRegistry:
                 for path in getattr(self._config, option)
                 if path not in type(self._config).model_fields[option].default  # those are where something may be
             ]
-            passed_over = [*notes, *(f"{path} is not there" for path in named if not path.expanduser().exists())]
+            passed_over = [*notes, *(f"{path} is not there" for path in named if not _is_there(path))]
             problem = NodeCredentials(self._config.docker_configs, tell=passed_over.append).check()
             return SourceStatus(True, "; ".join([*problems, *([problem] if problem else [])]), tuple(passed_over))
 
@@ -106,3 +108,13 @@ class DistributionRegistry:
             kind = await asyncio.to_thread(load)  # a fifth of a second, in which the loop serves others
             self._client = self._client or kind(self._config, self._host)
         return self._client
+
+
+def _is_there(path: Path) -> bool:
+    touching(path)
+    try:
+        return path.expanduser().exists()
+    except RuntimeError:  # there is no such home
+        return False
+    except OSError:  # whoever reads it says why that can't be done
+        return True

@@ -448,6 +448,10 @@ class TestNodeCredentials:
         )
         assert await BoundRegistry(driver).status() == SourceStatus(ready=True), "defaults may be missing"
 
+    async def test_a_file_of_a_user_that_is_not_there_is_told(self, make_registry: MakeRegistry) -> None:
+        status = await make_registry(docker_configs=("~nobody-of-this-name/config.json",)).status()
+        assert status == SourceStatus(ready=True, notes=("~nobody-of-this-name/config.json is not there",))
+
     async def test_docker_s_other_settings_are_no_news(self, make_registry: MakeRegistry, tmp_path: Path) -> None:
         others = ["HttpHeaders", "aliases", "cliPluginsExtraDirs", "currentContext", "experimental", "features"]
         others += ["detachKeys", "imagesFormat", "plugins", "proxies", "psFormat", "stackOrchestrator", "pruneFilters"]
