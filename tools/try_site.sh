@@ -174,7 +174,7 @@ build_with_plugins() {
     (cd "$work/site-index" && exec "$python3" -u -m http.server --bind 127.0.0.1 0) >"$work/index.log" 2>&1 &
     server=$!
     trap 'kill $server' EXIT
-    until port=$(sed -n 's/.* port \([0-9]*\) .*/\1/p' "$work/index.log") && [ "$port" ]; do sleep 0.1; done
+    until port=$(sed -n 's/.* port \([0-9]*\) .*/\1/p' "$work/index.log") && [ "$port" ]; do kill -0 $server; sleep 0.1; done
 
     for copy in directory index locked; do
         say "node build with plugins: $copy"
