@@ -512,7 +512,7 @@ async def test_a_flood_of_messages_leaves_the_loop_to_others() -> None:
     channel = Channel(ours, Exported(HOST, count), lambda _why: None)
     channel.attach()
     with subprocess.Popen(
-        [sys.executable, "-c", FLOOD, frame(LINE).hex()], stdin=theirs, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", FLOOD, frame(LINE).hex()], stdin=theirs.fileno(), stderr=subprocess.DEVNULL
     ) as flooding:
         theirs.close()
         while heard[0] < 1000:  # noqa: ASYNC110  # nothing else tells of it
