@@ -182,7 +182,9 @@ class Hierarchies:
         for root in self.all:
             if _read_mark(root + path):
                 try:
-                    os.rmdir(root + path)  # noqa: PTH106
+                    if _is_used(root + path):
+                        return False
+                    _remove_directory(root + path)
                 except OSError:
                     return False
             elif os.path.isdir(root + path):  # noqa: PTH112
@@ -643,6 +645,13 @@ def _tree(directory: str) -> Iterator[str]:
     yield directory
     for child in below:
         yield from _tree(child)
+
+
+def _is_used(directory: str) -> bool:
+    """Return whether a process is in a cgroup, or another cgroup below it."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(Path(directory, "cgroup.procs").read_text()) or any(one.is_dir() for one in os.scandir(directory))
+    return False
 
 
 def _remove_directory(directory: str) -> None:

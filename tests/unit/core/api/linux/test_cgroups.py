@@ -483,6 +483,24 @@ def test_what_is_made_above_goes_once_it_is_not_used(path: str) -> None:
 
 
 @needs_root
+def test_a_made_cgroup_goes_also_where_the_kernel_is_not_done_with_its_processes(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As right after the last one ended: nothing lists any, and rmdir(2) has EBUSY for a moment."""
+    cgroups.make_new(path, "me")
+    rmdir, busy = os.rmdir, [errno.EBUSY] * 3
+
+    def remove(directory: str | Path, **given: int | None) -> None:
+        if busy:
+            raise OSError(busy.pop(), "busy")
+        rmdir(directory, **given)
+
+    monkeypatch.setattr(os, "rmdir", remove)
+    assert cgroups.remove_marked(path)
+    assert not cgroups.exists(path)
+
+
+@needs_root
 def test_a_new_cgroup_has_its_stated_mode_whatever_the_umask(path: str) -> None:
     roots = cgroups._host().all
     own = os.umask(0o077)
