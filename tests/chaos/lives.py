@@ -88,7 +88,7 @@ class Kubelet:
         """Start a daemon that is dead, without a plan unless that was not reached yet."""
         if self.reached:
             (self.points / "plan").unlink(missing_ok=True)
-        self.node.daemon._forget_client()
+        self.node.daemon.forget_client()
         self.starts += 1
         try:
             self.node.daemon.start()

@@ -38,6 +38,7 @@ CREATED, STARTED, STOPPED, DELETED = (
 def node(tmp_path: Path) -> Iterator[Node]:
     with own_node(tmp_path, f"[server]\ngraceful_stop_s = {patient(10)}\n") as node:
         yield node
+        node.daemon.forget_client()  # a test may just have ended the daemon that it is connected to
 
 
 @dataclass

@@ -94,7 +94,7 @@ class Daemon:
                 try:
                     self.cri.call("Version", timeout_s=2)
                 except Exception:  # noqa: BLE001  # not yet
-                    self._forget_client()
+                    self.forget_client()
                 else:
                     return self
             time.sleep(patient(0.02))
@@ -238,12 +238,13 @@ class Daemon:
 
     def _end(self, number: int) -> int:
         assert self.process is not None
-        self._forget_client()
+        self.forget_client()
         if self.process.poll() is None:
             os.kill(self.process.pid, number)
         return self.process.wait(patient(60))
 
-    def _forget_client(self) -> None:
+    def forget_client(self) -> None:
+        """Have the next call connect anew: a call that crosses the end of a daemon's process fails."""
         if self._cri is not None:
             self._cri.close()
             self._cri = None

@@ -92,7 +92,7 @@ def test_a_mistake_in_the_configuration(unit: UnitDaemon, lives: Living) -> None
         systemctl("reload", unit.unit, fails=True)
         assert (unit.main_pid, unit.state) == (before, "active")
         assert unit.cri.call("Version", timeout_s=1)
-        unit._forget_client()
+        unit.forget_client()
         systemctl("restart", unit.unit, fails=True)
         told = show(unit.unit, "ActiveState", "SubState", "ExecMainStatus", "NRestarts")
         assert told == {"ActiveState": "failed", "SubState": "failed", "ExecMainStatus": "78", "NRestarts": "0"}

@@ -93,18 +93,18 @@ class UnitDaemon(Daemon):
 
     def stop(self) -> int:
         """Stop; pods run on."""
-        self._forget_client()
+        self.forget_client()
         systemctl("stop", self.unit)
         return 0
 
     def restart(self) -> None:
         """Restart by one command, as an update of a package does."""
-        self._forget_client()
+        self.forget_client()
         systemctl("restart", self.unit)
 
     def kill(self) -> int:
         """Kill the main process; systemd starts another."""
-        self._forget_client()
+        self.forget_client()
         before = self.main_pid
         os.kill(before, signal.SIGKILL)
         until(lambda: self.main_pid not in (0, before) and self.state == "active", 180)
